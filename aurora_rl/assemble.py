@@ -1,0 +1,95 @@
+"""From arguments to objects: the model, its encoder and the splits, put together the same way by every recipe."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate.utils import is_peft_model
+from peft import LoraConfig, PeftConfig
+
+from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.data.media import load_clip
+from aurora_rl.data.ref_avs import load_ref_avs
+from aurora_rl.data.sample import AVClip, AVSample
+from aurora_rl.models.batch import PromptOptions, SampleEncoder
+from aurora_rl.models.embedding_cache import EmbeddingCache
+from aurora_rl.models.loading import LoadedModel, freeze, load_model
+from aurora_rl.models.segmenters import build_frame_encoder
+
+logger = logging.getLogger(__name__)
+
+
+def assemble_model(args: ModelArguments, *, is_trainable: bool = True) -> LoadedModel:
+    """Load the model and freeze what the arguments name."""
+    loaded = load_model(
+        args.model,
+        segmenter=args.segmenter,
+        dtype=args.dtype,
+        attn_implementation=args.attn_implementation,
+        is_trainable=is_trainable,
+    )
+    if is_trainable and args.freeze:
+        freeze(loaded.model, args.freeze)
+    return loaded
+
+
+def peft_config(args: ModelArguments, loaded: LoadedModel) -> PeftConfig | None:
+    """LoRA on the decoder's projections; None where the whole model is trained or an adapter is loaded already."""
+    if not args.use_peft or is_peft_model(loaded.model):
+        return None
+    return LoraConfig(
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=loaded.family.lora_target_modules,
+        modules_to_save=args.lora_modules_to_save,
+        task_type="CAUSAL_LM",
+    )
+
+
+def load_split(args: DataArguments, split: str) -> list[AVSample]:
+    """The samples of one split, with their chains of thought where the arguments name a file of them."""
+    chains = None if args.chains is None else Path(args.data_root) / args.chains
+    return load_ref_avs(args.data_root, split, fps=args.fps, num_frames=args.num_frames, chains=chains)
+
+
+def assemble_encoder(
+    args: DataArguments,
+    loaded: LoadedModel,
+    samples: list[AVSample],
+    *,
+    load: Callable[[AVSample], AVClip] = load_clip,
+    device: torch.device | str = "cpu",
+) -> SampleEncoder:
+    """The encoder of samples; with a `sam` mask decoder, first makes the embeddings of `samples` that are missing.
+
+    Args:
+        args: how clips are put to the model.
+        loaded: the model whose processor and mask decoder are fed.
+        samples: all samples that will be encoded.
+        load: reads a sample's media.
+        device: where the frozen image encoder runs.
+
+    Raises:
+        ValueError: if the mask decoder needs an embedding cache and the arguments name none.
+    """
+    frame_encoder = build_frame_encoder(loaded.segmenter_config)
+    if frame_encoder.cacheable:
+        if args.embedding_cache is None:
+            raise ValueError("this mask decoder reads cached image embeddings: set `embedding_cache` to a folder")
+        frame_encoder.to(device)
+        cache = EmbeddingCache(Path(args.embedding_cache), frame_encoder)
+        cache.ensure(samples, lambda sample: load(sample).frames)
+
+        def frame_inputs(sample: AVSample, clip: AVClip) -> torch.Tensor:
+            return cache.get(sample.media_id, lambda: clip.frames)
+    else:
+
+        def frame_inputs(sample: AVSample, clip: AVClip) -> torch.Tensor:
+            return frame_encoder.encode(clip.frames)
+
+    options = PromptOptions(args.instruction, args.system_prompt, args.min_pixels, args.max_pixels)
+    return SampleEncoder(loaded.family, loaded.processor, frame_inputs, options=options, load=load)

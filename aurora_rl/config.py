@@ -1,0 +1,73 @@
+"""The arguments that recipes read from YAML and the command line, beside the trainers' own."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from aurora_rl.prompts import DEFAULT_INSTRUCTION
+
+
+@dataclasses.dataclass
+class ModelArguments:
+    """Which model is trained, and how much of it.
+
+    Attributes:
+        model: hub name or directory of an MLLM, of a model trained here, or of a LoRA adapter.
+        segmenter: config of the mask decoder that a plain MLLM starts with, such as
+            `{type: sam, checkpoint: facebook/sam-vit-huge, image_size: 1024}`.
+        dtype: dtype of the weights.
+        attn_implementation: as in transformers.
+        freeze: names of sub-modules that are not trained, such as `[visual, audio_tower]`.
+        use_peft: train LoRA on the language model (and the modules to save) instead of everything.
+        lora_r: rank.
+        lora_alpha: scale.
+        lora_dropout: dropout of the adapters.
+        lora_modules_to_save: trained and saved whole beside the adapters.
+    """
+
+    model: str = dataclasses.field(metadata={"help": "Hub name or directory of the model to start from."})
+    segmenter: dict | None = dataclasses.field(default=None, metadata={"help": "Config of a new mask decoder."})
+    dtype: str = dataclasses.field(default="auto", metadata={"help": "float32, bfloat16 or auto."})
+    attn_implementation: str | None = dataclasses.field(default=None, metadata={"help": "As in transformers."})
+    freeze: list[str] = dataclasses.field(default_factory=list, metadata={"help": "Sub-modules not trained."})
+    use_peft: bool = dataclasses.field(default=False, metadata={"help": "Train LoRA adapters."})
+    lora_r: int = dataclasses.field(default=8, metadata={"help": "LoRA rank."})
+    lora_alpha: int = dataclasses.field(default=16, metadata={"help": "LoRA scale."})
+    lora_dropout: float = dataclasses.field(default=0.05, metadata={"help": "LoRA dropout."})
+    lora_modules_to_save: list[str] = dataclasses.field(
+        default_factory=lambda: ["seg_head", "lm_head", "embed_tokens"],
+        metadata={"help": "Trained and saved whole beside the adapters."},
+    )
+
+
+@dataclasses.dataclass
+class DataArguments:
+    """Which benchmark is read, and how a clip is put to the model.
+
+    Attributes:
+        data_root: folder with metadata.csv, media/ and gt_mask/.
+        train_split: split to train on.
+        eval_split: split for evaluation during training; None for none.
+        max_eval_samples: first so many rows of the eval split; None for all.
+        chains: JSONL with chains of thought, keyed by uid and row; relative to `data_root`.
+        fps: frames a second of the stored frames.
+        num_frames: frames a clip must have; None for any number.
+        instruction: user text with a `{reference}` field.
+        system_prompt: optional system message.
+        min_pixels: lower limit of a frame's area for the vision tower.
+        max_pixels: upper limit of a frame's area for the vision tower.
+        embedding_cache: folder for the frozen image encoder's embeddings; needed by the `sam` mask decoder only.
+    """
+
+    data_root: str = dataclasses.field(metadata={"help": "Folder with metadata.csv, media/ and gt_mask/."})
+    train_split: str = dataclasses.field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str | None = dataclasses.field(default=None, metadata={"help": "Split to evaluate on in training."})
+    max_eval_samples: int | None = dataclasses.field(default=None, metadata={"help": "First rows of the eval split."})
+    chains: str | None = dataclasses.field(default=None, metadata={"help": "JSONL with chains of thought."})
+    fps: float = dataclasses.field(default=1.0, metadata={"help": "Frames a second of the stored frames."})
+    num_frames: int | None = dataclasses.field(default=10, metadata={"help": "Frames a clip must have."})
+    instruction: str = dataclasses.field(default=DEFAULT_INSTRUCTION, metadata={"help": "With a {reference} field."})
+    system_prompt: str | None = dataclasses.field(default=None, metadata={"help": "Optional system message."})
+    min_pixels: int | None = dataclasses.field(default=None, metadata={"help": "Lower limit of a frame's area."})
+    max_pixels: int | None = dataclasses.field(default=None, metadata={"help": "Upper limit of a frame's area."})
+    embedding_cache: str | None = dataclasses.field(default=None, metadata={"help": "Folder for SAM embeddings."})

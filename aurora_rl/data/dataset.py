@@ -1,0 +1,54 @@
+"""Samples as a `datasets.Dataset`, the form in which TRL's trainers take, shuffle and log them.
+
+A row holds the sample's fields plus `prompt`. Media stay on disk: the collator and the trainers read them with
+`media.load_clip(AVSample.from_row(row))`.
+"""
+
+from collections.abc import Iterable
+
+from datasets import Dataset, Features, List, Value
+
+from aurora_rl.data.sample import AVSample
+from aurora_rl.prompts import DEFAULT_INSTRUCTION, build_messages
+
+# Written out, because a column that is None in every row (such as `chain`) would otherwise get the type null, and
+# two splits could not be concatenated.
+FEATURES = Features(
+    {
+        "uid": Value("string"),
+        "row": Value("int64"),
+        "split": Value("string"),
+        "media_id": Value("string"),
+        "category": Value("string"),
+        "reference": Value("string"),
+        "fps": Value("float64"),
+        "frame_paths": List(Value("string")),
+        "audio_path": Value("string"),
+        "mask_paths": List(Value("string")),
+        "reference_type": Value("string"),
+        "chain": Value("string"),
+        "seen": List(Value("string")),
+        "heard": List(Value("string")),
+        "prompt": List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}),
+    }
+)
+
+
+def to_dataset(samples: Iterable[AVSample], *, instruction: str = DEFAULT_INSTRUCTION) -> Dataset:
+    """Build the dataset of a list of samples; `AVSample.from_row` gives each sample back.
+
+    Args:
+        samples: rows of a benchmark.
+        instruction: user text with a `{reference}` field.
+
+    Returns:
+        One row a sample, in order: the fields of `AVSample` and `prompt`, the text-only chat message that TRL logs
+        and hands to rewards.
+
+    Raises:
+        ValueError: if the instruction has no `{reference}` field.
+    """
+    rows = [
+        {**sample.to_row(), "prompt": build_messages(sample.reference, instruction=instruction)} for sample in samples
+    ]
+    return Dataset.from_list(rows, features=FEATURES)

@@ -1,0 +1,87 @@
+"""The two forms a benchmark row takes before it reaches the model: paths (`AVSample`), then arrays (`AVClip`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from aurora_rl.prompts import NULL_CATEGORY
+
+
+@dataclasses.dataclass(frozen=True)
+class AVSample:
+    """One row of a benchmark: where its media lie and what is asked. Holds paths, never pixels.
+
+    For example the first row of Ref-AVSBench's metadata.csv:
+    `AVSample(uid="--KCIeTv6PM_14000_24000_cat_1", row=0, split="val", media_id="--KCIeTv6PM_14000_24000",
+    category="cat", reference="The object having white and gray fur.", fps=1.0, ...)`
+
+    Attributes:
+        uid: the benchmark's id of the row; not unique across the file, so results are keyed by `uid` and `row`.
+        row: 0-based index of the row in metadata.csv, header not counted.
+        split: name of the benchmark's split.
+        media_id: folder of the clip's media and key of the embedding caches.
+        category: what the reference points at, `"null"` where it points at nothing.
+        reference: the referring sentence.
+        fps: frames a second.
+        frame_paths: F image files in time order.
+        audio_path: one audio file.
+        mask_paths: F mask files; empty for a null reference that ships none.
+        reference_type: kind of reference where the benchmark tells ("space", "audio order", ...).
+        chain: gold completion text (`prompts.render_chain`), where there is one.
+        seen: true categories in view, where known.
+        heard: true categories that sound, in order of onset, where known.
+    """
+
+    uid: str
+    row: int
+    split: str
+    media_id: str
+    category: str
+    reference: str
+    fps: float
+    frame_paths: tuple[str, ...]
+    audio_path: str
+    mask_paths: tuple[str, ...]
+    reference_type: str | None = None
+    chain: str | None = None
+    seen: tuple[str, ...] | None = None
+    heard: tuple[str, ...] | None = None
+
+    @property
+    def is_null(self) -> bool:
+        """Whether the reference points at nothing, so that the true masks are empty."""
+        return self.category == NULL_CATEGORY
+
+    @property
+    def key(self) -> str:
+        """`uid` and `row`, unique across the file."""
+        return f"{self.uid}#{self.row}"
+
+    def to_row(self) -> dict[str, Any]:
+        """This sample as a flat row of a `datasets.Dataset`."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> AVSample:
+        """The sample of a dataset row; further columns are ignored."""
+        values = {field.name: row[field.name] for field in dataclasses.fields(cls)}
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class AVClip:
+    """A sample's media in memory.
+
+    Attributes:
+        frames: (F, H, W, 3) uint8, RGB.
+        waveform: (N,) float32 in [-1, 1], mono, 16 kHz.
+        gt_masks: (F, H, W) bool.
+    """
+
+    frames: np.ndarray
+    waveform: np.ndarray
+    gt_masks: np.ndarray

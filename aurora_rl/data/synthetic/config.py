@@ -1,0 +1,57 @@
+"""How large a synthetic benchmark is, and which categories its splits know."""
+
+import dataclasses
+
+#: Categories of every split.
+TRAINED_CATEGORIES = ("bell", "drum", "flute", "emergency-car", "engine", "dog", "bird", "piano")
+#: Categories that only test_u shows, lets sound and asks for.
+UNSEEN_CATEGORIES = ("guitar", "clock", "cat")
+
+#: The splits of Ref-AVSBench, in the order of metadata.csv.
+SPLITS = ("train", "val", "test_s", "test_u", "test_n")
+
+
+def _option(default: int | float, help_text: str) -> dataclasses.Field:
+    return dataclasses.field(default=default, metadata={"help": help_text})
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticConfig:
+    """Size of a synthetic benchmark; the fields are also the command line of `data_prep/make_synthetic.py`.
+
+    A clip depends on its split, its index and the options of media only: a benchmark with more clips begins
+    with the clips of a smaller one.
+
+    Raises:
+        ValueError: if an option is out of range.
+    """
+
+    train: int = _option(600, "clips of the train split, without the null clips added to it")
+    val: int = _option(60, "clips of the val split, without the null clips added to it")
+    test_s: int = _option(100, "clips of test_s (seen categories)")
+    test_u: int = _option(100, "clips of test_u (categories never trained)")
+    test_n: int = _option(60, "clips of test_n (null references)")
+    rows_per_clip: int = _option(3, "references of each train clip, all different (the other splits have one)")
+    frames: int = _option(4, "frames of a clip")
+    size: int = _option(64, "height and width of a frame in pixels")
+    seconds: float = _option(2.0, "length of a clip; frames / seconds is the loader's fps")
+    sampling_rate: int = _option(16_000, "audio sampling rate in Hz")
+    seed: int = _option(0, "seed of the whole benchmark")
+
+    def __post_init__(self) -> None:
+        # Below 16 px an object falls under the visibility threshold; below 16 kHz the bird's song would alias;
+        # below one second two onsets cannot be told apart.
+        least = {"frames": 1, "rows_per_clip": 1, "size": 32, "seconds": 1.0, "sampling_rate": 16_000}
+        for name, value in vars(self).items():
+            if value < least.get(name, 0):
+                raise ValueError(f"{name}={value} is too small: give at least {least.get(name, 0)}")
+
+    @property
+    def fps(self) -> float:
+        """Frames a second."""
+        return self.frames / self.seconds
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of a clip's audio."""
+        return round(self.seconds * self.sampling_rate)

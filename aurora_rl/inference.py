@@ -1,0 +1,130 @@
+"""From samples to completions and masks with a trained model: the rollout half of evaluation and of `segment`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from accelerate.utils import is_peft_model
+from transformers import GenerationConfig, PreTrainedModel
+from trl.trainer.utils import pad
+
+from aurora_rl.data.sample import AVSample
+from aurora_rl.models.batch import EncodedSample, SampleEncoder, collate_frames
+from aurora_rl.models.seg_tokens import find_seg
+from aurora_rl.models.segmentation import install_mask_forward, row_mask_logits
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What the model answers to one sample.
+
+    Attributes:
+        text: the completion, special tokens skipped.
+        mask_probs: (F, H, W) float32 probabilities at the frames' own size; None without a `[SEG]`.
+    """
+
+    text: str
+    mask_probs: torch.Tensor | None
+
+
+class Predictor:
+    """Generates completions and decodes their masks.
+
+    Args:
+        model: from `models.loading.load_model`.
+        encode: turns a sample into tensors.
+        seg_token_id: id of `[SEG]`.
+        max_completion_length: tokens a completion may have.
+        batch_size: sequences generated at once.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        encode: SampleEncoder,
+        seg_token_id: int,
+        *,
+        max_completion_length: int = 512,
+        batch_size: int = 8,
+    ) -> None:
+        self.model = model.eval()
+        self.encode = encode
+        self.seg_token_id = seg_token_id
+        self.max_completion_length = max_completion_length
+        self.batch_size = batch_size
+        install_mask_forward(model.get_base_model() if is_peft_model(model) else model)
+
+    def predict(
+        self, samples: Iterable[AVSample], *, num_samples: int | None = None, temperature: float = 1.0
+    ) -> Iterator[tuple[EncodedSample, list[Completion]]]:
+        """Yield each sample, encoded, with its completions, in order.
+
+        Args:
+            samples: what to answer.
+            num_samples: completions a sample, drawn from the model's distribution; None for one, decoded greedily.
+            temperature: of the sampling.
+        """
+        copies = num_samples or 1
+        per_batch = max(1, self.batch_size // copies)
+        samples = list(samples)
+        for start in range(0, len(samples), per_batch):
+            encoded = [self.encode(sample) for sample in samples[start : start + per_batch]]
+            rows = [item for item in encoded for _ in range(copies)]
+            completions = self._complete(rows, do_sample=num_samples is not None, temperature=temperature)
+            for index, item in enumerate(encoded):
+                yield item, completions[index * copies : (index + 1) * copies]
+
+    @torch.inference_mode()
+    def _complete(self, rows: Sequence[EncodedSample], *, do_sample: bool, temperature: float) -> list[Completion]:
+        inputs = self._inputs(rows)
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if do_sample else {}
+        tokenizer = self.encode.tokenizer
+        config = GenerationConfig(
+            max_new_tokens=self.max_completion_length,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **({"do_sample": False} | sampling),
+        )
+        sequences = self.model.generate(**inputs, generation_config=config)
+        completion_ids = sequences[:, inputs["input_ids"].size(1) :]
+        # Everything up to the first end-of-turn token is real.
+        is_eos = completion_ids == tokenizer.eos_token_id
+        completion_mask = (is_eos.cumsum(1) - is_eos.long() == 0).long()
+        texts = tokenizer.batch_decode(
+            [ids[mask.bool()] for ids, mask in zip(completion_ids, completion_mask, strict=True)],
+            skip_special_tokens=True,
+        )
+        attention_mask = torch.cat([inputs.pop("attention_mask"), completion_mask], dim=1)
+        inputs.pop("input_ids")
+        masks = self._masks(rows, sequences, attention_mask, completion_ids.size(1), inputs)
+        return [Completion(text, probs) for text, probs in zip(texts, masks, strict=True)]
+
+    def _inputs(self, rows: Sequence[EncodedSample]) -> dict[str, torch.Tensor]:
+        ids = [torch.tensor(row.prompt.prompt_ids) for row in rows]
+        batch = {
+            "input_ids": pad(ids, padding_value=self.encode.tokenizer.pad_token_id, padding_side="left"),
+            "attention_mask": pad([torch.ones_like(x) for x in ids], padding_value=0, padding_side="left"),
+            **self.encode.family.collate_features([row.prompt.features for row in rows]),
+        }
+        return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+
+    def _masks(
+        self,
+        rows: Sequence[EncodedSample],
+        sequences: torch.Tensor,
+        attention_mask: torch.Tensor,
+        num_completion_tokens: int,
+        media: dict[str, torch.Tensor],
+    ) -> list[torch.Tensor | None]:
+        seg_index, has_seg = find_seg(
+            sequences, attention_mask, self.seg_token_id, num_completion_tokens=num_completion_tokens
+        )
+        frames = {name: tensor.to(sequences.device) for name, tensor in collate_frames(rows).items()}
+        outputs = self.model(
+            input_ids=sequences, attention_mask=attention_mask, **media, seg_index=seg_index, **frames
+        )
+        counts = frames["seg_frame_counts"][frames["seg_clip_index"]]
+        logits = row_mask_logits(self.model, outputs.mask_logits, counts, [row.gt_masks for row in rows])
+        return [row.sigmoid().cpu() if seg else None for row, seg in zip(logits, has_seg.tolist(), strict=True)]

@@ -1,0 +1,191 @@
+"""The losses beside the language model's own: masks (BCE, Dice) and feature distillation. Pure functions.
+
+SFT adds 2.0·BCE + 0.5·Dice and λ·distillation to the cross-entropy; GRPO adds the mask loss of chosen
+completions to the policy loss. Everything is computed in float32 whatever the model's dtype.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+#: Masks of B rows: one (B, F, H, W) tensor, or B tensors (F, H, W) whose F, H and W may differ.
+Masks = Tensor | Sequence[Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskLosses:
+    """The mask loss and its parts.
+
+    Attributes:
+        bce: scalar, weighted mean over rows, before `bce_weight`.
+        dice: scalar, weighted mean over rows, before `dice_weight`.
+        total: scalar, `bce_weight * bce + dice_weight * dice`.
+        per_row: (B,) detached, each row's total whatever its row weight.
+    """
+
+    bce: Tensor
+    dice: Tensor
+    total: Tensor
+    per_row: Tensor
+
+
+def mask_bce_loss(mask_logits: Masks, gt_masks: Masks) -> Tensor:
+    """Binary cross-entropy of each row: mean over pixels, then frames.
+
+    BCE = -mean[g·log σ(x) + (1 - g)·log(1 - σ(x))]  (paper, mask loss)
+
+    Args:
+        mask_logits: B rows of (F, H, W) float, logits.
+        gt_masks: B rows of (F, H, W) bool.
+
+    Returns:
+        (B,) float32.
+
+    Raises:
+        ValueError: if a row's shapes differ.
+    """
+    return _per_row(_clip_bce, mask_logits, gt_masks)
+
+
+def dice_loss(mask_logits: Masks, gt_masks: Masks, *, variant: str = "aurora") -> Tensor:
+    """Dice loss of each row, p = σ(logits), sums over the pixels of a frame.
+
+    - `"aurora"`: mean over the frames with a truth of 1 - (2·Σpg + 1) / (Σp + Σg + 1), and 0 if there is none. A frame
+      with empty truth is left to the BCE: its Dice stays near 1 until the last pixel is gone and says little.
+    - `"lisa"` (the authors' release, after LISA, Lai et al. 2023): mean over all frames of
+      1 - (2·Σpg/1000 + 1e-6) / (Σp/1000 + Σg/1000 + 1e-6).
+
+    Args:
+        mask_logits: B rows of (F, H, W) float, logits.
+        gt_masks: B rows of (F, H, W) bool.
+        variant: `"aurora"` or `"lisa"`.
+
+    Returns:
+        (B,) float32 in [0, 1].
+
+    Raises:
+        ValueError: if a row's shapes differ or the variant is unknown.
+    """
+    if variant not in _DICE_VARIANTS:
+        raise ValueError(f"dice variant {variant!r} is unknown: choose one of {sorted(_DICE_VARIANTS)}")
+    return _per_row(_DICE_VARIANTS[variant], mask_logits, gt_masks)
+
+
+def mask_loss(
+    mask_logits: Masks,
+    gt_masks: Masks,
+    *,
+    row_weights: Tensor | None = None,
+    bce_weight: float = 2.0,
+    dice_weight: float = 0.5,
+    dice_variant: str = "aurora",
+) -> MaskLosses:
+    """Mask loss of a batch: Σ w_b·(2·BCE_b + 0.5·Dice_b) / max(Σ w_b, 1)  (paper, segmentation loss).
+
+    Args:
+        mask_logits: B rows of (F, H, W) float, logits.
+        gt_masks: B rows of (F, H, W) bool.
+        row_weights: (B,) weights, 0 for a row without `[SEG]`; all 1 by default. A zero-weighted row keeps its place
+            in the graph with a gradient of exactly 0, so that every process runs the same backward collectives.
+        bce_weight: weight of the BCE.
+        dice_weight: weight of the Dice loss.
+        dice_variant: see `dice_loss`.
+
+    Returns:
+        The loss and its parts.
+
+    Raises:
+        ValueError: if a row's shapes differ, or the numbers of rows do.
+    """
+    bce = mask_bce_loss(mask_logits, gt_masks)  # (B,)
+    dice = dice_loss(mask_logits, gt_masks, variant=dice_variant)  # (B,)
+    mean_bce = _weighted_mean(bce, row_weights)
+    mean_dice = _weighted_mean(dice, row_weights)
+    return MaskLosses(
+        bce=mean_bce,
+        dice=mean_dice,
+        total=bce_weight * mean_bce + dice_weight * mean_dice,
+        per_row=(bce_weight * bce + dice_weight * dice).detach(),
+    )
+
+
+def feature_distillation_loss(
+    student_features: Tensor, teacher_features: Tensor, *, row_weights: Tensor | None = None
+) -> Tensor:
+    """Pull the student's prompt embedding to the teacher's: mean_C (e_student - stopgrad e_teacher)², mean over rows.
+
+    Segmentation-feature distillation of the paper: the teacher answers without a chain of thought, so its `[SEG]`
+    embedding shows what the mask decoder needs after the chain as well.
+
+    Args:
+        student_features: (B, C) projected `[SEG]` states.
+        teacher_features: (B, C) of the frozen teacher.
+        row_weights: (B,) weights as in `mask_loss`.
+
+    Returns:
+        Scalar float32.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if student_features.shape != teacher_features.shape or student_features.ndim != 2:
+        raise ValueError(
+            f"student features {tuple(student_features.shape)} and teacher features {tuple(teacher_features.shape)} "
+            "must both be (B, C): was the teacher trained with another projector width?"
+        )
+    squared_error = (student_features.float() - teacher_features.detach().float()).square()  # (B, C)
+    return _weighted_mean(squared_error.mean(1), row_weights)
+
+
+def _clip_bce(mask_logits: Tensor, gt_masks: Tensor) -> Tensor:
+    # Frames of one clip are of one size, so the mean over everything is the mean over pixels, then frames.
+    return functional.binary_cross_entropy_with_logits(mask_logits, gt_masks.float())
+
+
+def _clip_dice(mask_logits: Tensor, gt_masks: Tensor) -> Tensor:
+    dice = _frame_dice(mask_logits, gt_masks, scale=1.0, smooth=1.0)  # (F,)
+    has_truth = gt_masks.flatten(1).any(1).float()  # (F,)
+    return (dice * has_truth).sum() / has_truth.sum().clamp(min=1)
+
+
+def _clip_lisa_dice(mask_logits: Tensor, gt_masks: Tensor) -> Tensor:
+    return _frame_dice(mask_logits, gt_masks, scale=1000.0, smooth=1e-6).mean()
+
+
+def _frame_dice(mask_logits: Tensor, gt_masks: Tensor, *, scale: float, smooth: float) -> Tensor:
+    """(F,) 1 - (2·Σpg/scale + smooth) / (Σp/scale + Σg/scale + smooth)."""
+    probs, truth = mask_logits.sigmoid().flatten(1) / scale, gt_masks.float().flatten(1)  # (F, HW)
+    overlap = 2 * (probs * truth).sum(1)
+    return 1 - (overlap + smooth) / (probs.sum(1) + (truth / scale).sum(1) + smooth)
+
+
+_DICE_VARIANTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"aurora": _clip_dice, "lisa": _clip_lisa_dice}
+
+
+def _per_row(clip_loss: Callable[[Tensor, Tensor], Tensor], mask_logits: Masks, gt_masks: Masks) -> Tensor:
+    """(B,) loss of each row, in float32."""
+    if len(mask_logits) != len(gt_masks):
+        raise ValueError(f"{len(mask_logits)} rows of mask_logits for {len(gt_masks)} rows of gt_masks")
+    losses = []
+    for row, (logits, truth) in enumerate(zip(mask_logits, gt_masks, strict=True)):
+        if logits.shape != truth.shape or logits.ndim != 3:
+            raise ValueError(
+                f"row {row}: mask_logits {tuple(logits.shape)} and gt_masks {tuple(truth.shape)} must be the same "
+                "(F, H, W): bring the logits to the frames' size (Segmenter.postprocess)"
+            )
+        losses.append(clip_loss(logits.float(), truth))
+    return torch.stack(losses)
+
+
+def _weighted_mean(per_row: Tensor, row_weights: Tensor | None) -> Tensor:
+    if row_weights is None:
+        return per_row.mean()
+    if row_weights.shape != per_row.shape:
+        raise ValueError(f"row_weights has shape {tuple(row_weights.shape)}, expected {tuple(per_row.shape)}")
+    weights = row_weights.to(per_row)
+    return (per_row * weights).sum() / weights.sum().clamp(min=1)

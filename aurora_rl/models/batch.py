@@ -1,0 +1,167 @@
+"""From samples to tensors: media -> `EncodedSample` (one row, any order) -> batches for SFT and for rollouts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from aurora_rl.data.media import load_clip, loudness_dbfs
+from aurora_rl.data.sample import AVClip, AVSample
+from aurora_rl.models.mllm import EncodedPrompt, MLLMFamily
+from aurora_rl.models.seg_tokens import find_seg
+from aurora_rl.prompts import DEFAULT_INSTRUCTION, build_messages
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedSample:
+    """A sample as the model reads it, with the truth it is scored against.
+
+    Attributes:
+        sample: the row it comes from.
+        prompt: token ids and media tensors.
+        frame_inputs: (F, ...) what the mask decoder sees of each frame.
+        gt_masks: (F, H, W) bool.
+        loudness_dbfs: RMS of the clip's loudest 100 ms.
+    """
+
+    sample: AVSample
+    prompt: EncodedPrompt
+    frame_inputs: torch.Tensor
+    gt_masks: torch.Tensor
+    loudness_dbfs: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptOptions:
+    """How a sample is put to the model; the same for training, rollouts and evaluation.
+
+    Attributes:
+        instruction: user text with a `{reference}` field.
+        system_prompt: optional system message.
+        min_pixels: lower limit of a frame's area for the vision tower, in pixels.
+        max_pixels: upper limit of a frame's area for the vision tower, in pixels.
+    """
+
+    instruction: str = DEFAULT_INSTRUCTION
+    system_prompt: str | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+
+class SampleEncoder:
+    """Reads a sample's media and runs the family's processor on it.
+
+    Args:
+        family: the model's family.
+        processor: the checkpoint's processor.
+        frame_inputs: maps (sample, clip) to the mask decoder's inputs (F, ...): a frame encoder, or its cache.
+        options: how the sample is put to the model.
+        load: reads the media; replaced by ablations that mute or blank a clip.
+    """
+
+    def __init__(
+        self,
+        family: MLLMFamily,
+        processor: ProcessorMixin,
+        frame_inputs: Callable[[AVSample, AVClip], torch.Tensor],
+        *,
+        options: PromptOptions | None = None,
+        load: Callable[[AVSample], AVClip] = load_clip,
+    ) -> None:
+        self.family = family
+        self.processor = processor
+        self.frame_inputs = frame_inputs
+        self.options = options or PromptOptions()
+        self.load = load
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.processor.tokenizer
+
+    def __call__(self, sample: AVSample) -> EncodedSample:
+        clip = self.load(sample)
+        limits = {"min_pixels": self.options.min_pixels, "max_pixels": self.options.max_pixels}
+        messages = build_messages(
+            sample.reference,
+            frames=[Image.fromarray(frame) for frame in clip.frames],
+            instruction=self.options.instruction,
+            system_prompt=self.options.system_prompt,
+            video_options={"sample_fps": sample.fps} | {k: v for k, v in limits.items() if v is not None},
+        )
+        return EncodedSample(
+            sample=sample,
+            prompt=self.family.encode(self.processor, messages, waveform=clip.waveform, fps=sample.fps),
+            frame_inputs=self.frame_inputs(sample, clip),
+            gt_masks=torch.from_numpy(clip.gt_masks),
+            loudness_dbfs=loudness_dbfs(clip.waveform),
+        )
+
+
+class SFTCollator:
+    """Rows of the dataset -> one right-padded batch with labels on the completion only.
+
+    Args:
+        encode: turns a sample into tensors.
+        seg_token_id: id of `[SEG]`.
+        completion: the text a sample is trained to give.
+    """
+
+    def __init__(self, encode: SampleEncoder, seg_token_id: int, completion: Callable[[AVSample], str]) -> None:
+        self.encode = encode
+        self.seg_token_id = seg_token_id
+        self.completion = completion
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        encoded = [self.encode(AVSample.from_row(row)) for row in rows]
+        completion_ids = [self._completion_ids(item.sample) for item in encoded]
+        batch = right_pad(
+            [item.prompt.prompt_ids for item in encoded], completion_ids, self.encode.tokenizer.pad_token_id
+        )
+        seg_index, has_seg = find_seg(
+            batch["input_ids"],
+            batch["attention_mask"] * (batch["labels"] != -100),
+            self.seg_token_id,
+            num_completion_tokens=batch["input_ids"].size(1),
+        )
+        return {
+            **batch,
+            **self.encode.family.collate_features([item.prompt.features for item in encoded]),
+            **collate_frames(encoded),
+            "seg_index": seg_index,
+            "seg_weights": has_seg.float(),
+            "gt_masks": [item.gt_masks for item in encoded],
+        }
+
+    def _completion_ids(self, sample: AVSample) -> list[int]:
+        tokenizer = self.encode.tokenizer
+        return tokenizer(self.completion(sample), add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+
+
+def right_pad(prompts: list[list[int]], completions: list[list[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """`input_ids`, `attention_mask` and `labels`, each (B, L), of prompts joined to completions."""
+    length = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
+    input_ids = torch.full((len(prompts), length), pad_token_id)
+    attention_mask = torch.zeros_like(input_ids)
+    labels = torch.full_like(input_ids, -100)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        end = len(prompt) + len(completion)
+        input_ids[row, :end] = torch.tensor(prompt + completion)
+        attention_mask[row, :end] = 1
+        labels[row, len(prompt) : end] = torch.tensor(completion)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def collate_frames(encoded: Sequence[EncodedSample]) -> dict[str, torch.Tensor]:
+    """The mask decoder's part of a batch: each distinct clip's frames once, and which clip each row watches."""
+    clips = {item.sample.media_id: item.frame_inputs for item in encoded}
+    order = {media_id: index for index, media_id in enumerate(clips)}
+    return {
+        "seg_frames": torch.cat(list(clips.values())),
+        "seg_frame_counts": torch.tensor([len(frames) for frames in clips.values()]),
+        "seg_clip_index": torch.tensor([order[item.sample.media_id] for item in encoded]),
+    }

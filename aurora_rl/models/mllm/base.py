@@ -1,0 +1,66 @@
+"""What Aurora-RL needs to know of a family of omni-modal LLMs. One subclass a family, one file a subclass."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedPrompt:
+    """One prompt as the model reads it.
+
+    Attributes:
+        prompt_ids: token ids with media placeholders expanded, ending where the assistant begins to speak.
+        features: the family's media tensors for this one row (batch dimension of 1, or flattened patches).
+    """
+
+    prompt_ids: list[int]
+    features: dict[str, torch.Tensor]
+
+
+class MLLMFamily(abc.ABC):
+    """How one family of models is loaded, fed and adapted."""
+
+    #: The family's generation class with `SegmentationMixin` in front.
+    model_class: ClassVar[type[PreTrainedModel]]
+    #: Names of the sub-modules that stay frozen in fine-tuning (method: vision and audio towers).
+    tower_names: ClassVar[tuple[str, ...]]
+    #: Regular expression of the decoder's projections that LoRA adapts.
+    lora_target_modules: ClassVar[str]
+
+    @abc.abstractmethod
+    def config_from(self, config: PretrainedConfig) -> PretrainedConfig:
+        """The part of a hub checkpoint's config that `model_class` is built from."""
+
+    @abc.abstractmethod
+    def multimodal_token_ids(self, config: PretrainedConfig) -> list[int]:
+        """Ids of placeholder and delimiter tokens that a completion must never hold."""
+
+    @abc.abstractmethod
+    def encode(
+        self,
+        processor: ProcessorMixin,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        waveform: np.ndarray | None,
+        fps: float,
+    ) -> EncodedPrompt:
+        """Run the family's processor on one conversation.
+
+        Args:
+            processor: the checkpoint's own processor.
+            messages: from `prompts.build_messages`, the video part holding the frames.
+            waveform: (N,) float32 at the processor's sampling rate, or None for a prompt without sound.
+            fps: frames a second, which decides how video and audio are aligned in time.
+        """
+
+    @abc.abstractmethod
+    def collate_features(self, features: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Join the media tensors of several rows into one batch, in row order."""

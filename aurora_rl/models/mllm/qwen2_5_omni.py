@@ -1,0 +1,105 @@
+"""Qwen2.5-Omni: the thinker (vision tower, audio tower, language model) with a segmentation head.
+
+The talker, which speaks, is never loaded.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from qwen_vl_utils import process_vision_info
+from transformers import PretrainedConfig, ProcessorMixin, Qwen2_5OmniThinkerForConditionalGeneration
+
+from aurora_rl.models.mllm.base import EncodedPrompt, MLLMFamily
+from aurora_rl.models.segmentation import BackboneView, SegmentationMixin
+
+
+class AuroraQwen2_5Omni(SegmentationMixin, Qwen2_5OmniThinkerForConditionalGeneration):
+    """Qwen2.5-Omni's thinker with `[SEG]` -> masks."""
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        super().__init__(config)
+        self.init_segmentation()
+
+    # `generate` checks its keyword arguments against this signature, so it must stay the family's own.
+    @functools.wraps(Qwen2_5OmniThinkerForConditionalGeneration.forward)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward_with_masks(super().forward, *args, **kwargs)
+
+    @property
+    def base_model(self) -> Any:
+        """Multimodal merge + decoder without `lm_head`; the thinker's own `base_model` is the thinker itself."""
+        return BackboneView(self, Qwen2_5OmniThinkerForConditionalGeneration.forward)
+
+
+class Qwen2_5OmniFamily(MLLMFamily):
+    """Frames as a video, the sound as a separate audio part."""
+
+    model_class = AuroraQwen2_5Omni
+    tower_names = ("visual", "audio_tower")
+    lora_target_modules = r"model\.layers\.\d+\.self_attn\.(q_proj|v_proj)"
+
+    def config_from(self, config: PretrainedConfig) -> PretrainedConfig:
+        return getattr(config, "thinker_config", config)
+
+    def multimodal_token_ids(self, config: PretrainedConfig) -> list[int]:
+        names = ("audio", "image", "video", "audio_start", "audio_end", "vision_start", "vision_end")
+        ids = {getattr(config, f"{name}_token_id", None) for name in names}
+        return sorted(token_id for token_id in ids if token_id is not None)
+
+    def encode(
+        self,
+        processor: ProcessorMixin,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        waveform: np.ndarray | None,
+        fps: float,
+    ) -> EncodedPrompt:
+        video_processor = processor.video_processor
+        images, videos = process_vision_info(list(messages), image_patch_size=video_processor.patch_size)
+        text = processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        inputs = processor(
+            text=[text],
+            images=images,
+            videos=videos,
+            audio=None if waveform is None else [waveform],
+            # process_vision_info has sized the frames already; sampling them again would drop some.
+            videos_kwargs={"do_resize": False, "do_sample_frames": False, "fps": fps},
+            audio_kwargs={"max_length": _padded_length(waveform, processor.feature_extractor)},
+            return_tensors="pt",
+        )
+        features = {k: torch.as_tensor(v) for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
+        return EncodedPrompt(inputs["input_ids"][0].tolist(), _trim_audio(features))
+
+    def collate_features(self, features: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        names = dict.fromkeys(name for row in features for name in row)
+        batch = {}
+        for name in names:
+            tensors = [row[name] for row in features if name in row]
+            if name in ("input_features", "feature_attention_mask"):
+                longest = max(t.size(-1) for t in tensors)
+                tensors = [torch.nn.functional.pad(t, (0, longest - t.size(-1))) for t in tensors]
+            batch[name] = torch.cat(tensors)
+        return batch
+
+
+def _padded_length(waveform: np.ndarray | None, feature_extractor: Any) -> int | None:
+    """Samples to pad the sound to: one analysis window past its end gives the same frames as 300 s of padding."""
+    if waveform is None:
+        return None
+    hop = feature_extractor.hop_length
+    return math.ceil((len(waveform) + feature_extractor.n_fft) / hop) * hop
+
+
+def _trim_audio(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Cut the spectrogram's padding off: (1, mels, padded) -> (1, mels, T)."""
+    if "feature_attention_mask" in features:
+        length = int(features["feature_attention_mask"].sum())
+        for name in ("input_features", "feature_attention_mask"):
+            features[name] = features[name][..., :length]
+    return features

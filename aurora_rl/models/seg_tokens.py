@@ -1,0 +1,91 @@
+"""Where `[SEG]` is in a sequence, and which tokens a completion may never hold."""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import AddedToken
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from aurora_rl.prompts import SEG_TOKEN
+
+# Far enough below every real logit to leave no probability, near enough to be finite in bf16.
+SUPPRESSED_LOGIT = -1e4
+
+
+def ensure_seg_token(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int:
+    """Add `[SEG]` to the tokenizer, if it is not there yet, and return its id.
+
+    It is added as an ordinary token: completions are decoded with `skip_special_tokens=True`, and a special `[SEG]`
+    would vanish from the text that rewards read.
+
+    Args:
+        tokenizer: changed in place.
+        vocab_size: rows of the model's embedding matrix, padding included.
+
+    Raises:
+        ValueError: if the id lies outside the embedding matrix. It is never resized, because vLLM would not load it.
+    """
+    if SEG_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_tokens([AddedToken(SEG_TOKEN, special=False, normalized=False)])
+    seg_token_id = tokenizer.convert_tokens_to_ids(SEG_TOKEN)
+    if seg_token_id in tokenizer.all_special_ids:
+        raise ValueError(f"{SEG_TOKEN} is a special token of this tokenizer: it would be skipped when decoding")
+    if seg_token_id >= vocab_size:
+        raise ValueError(
+            f"{SEG_TOKEN} got id {seg_token_id}, but the embedding matrix has {vocab_size} rows: use a checkpoint whose "
+            "vocabulary is padded"
+        )
+    return seg_token_id
+
+
+@torch.no_grad()
+def init_seg_embedding(model: PreTrainedModel, seg_token_id: int, *, num_tokens: int) -> None:
+    """Start `[SEG]` at the mean of the first `num_tokens` rows; a padding row may be all zeros."""
+    layers = {id(layer.weight): layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+    for weight in layers.values():
+        weight[seg_token_id] = weight[:num_tokens].float().mean(0).to(weight.dtype)
+
+
+def suppress_tokens(lm_head: nn.Linear, token_ids: list[int]) -> None:
+    """Give `token_ids` no probability anywhere: sampling, log-probabilities, entropy and KL all see the same logits.
+
+    The bias is a buffer, so it is neither trained nor saved nor synced to vLLM. A sampled `<|audio_bos|>` would crash
+    the next forward pass, since no audio goes with it.
+
+    Raises:
+        ValueError: if the head has a trained bias.
+    """
+    if isinstance(getattr(lm_head, "bias", None), nn.Parameter):
+        raise ValueError("lm_head has a bias of its own: suppressing tokens through it is not supported")
+    bias = torch.zeros(lm_head.weight.size(0), device=lm_head.weight.device, dtype=lm_head.weight.dtype)
+    bias[token_ids] = SUPPRESSED_LOGIT
+    if "bias" in lm_head._parameters:
+        del lm_head._parameters["bias"]
+    lm_head.register_buffer("bias", bias, persistent=False)
+
+
+def find_seg(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, seg_token_id: int, *, num_completion_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Position of the last `[SEG]` among the completion tokens of each row.
+
+    A row without one gets the position of its last real token, so that every rank runs the same modules; its masks
+    are to be weighted by 0.
+
+    Args:
+        input_ids: (B, L) prompt, left-padded, then completion, right-padded.
+        attention_mask: (B, L).
+        seg_token_id: id of `[SEG]`.
+        num_completion_tokens: how many of the last positions are completion; a `[SEG]` in the prompt is no answer.
+
+    Returns:
+        seg_index (B,) long, has_seg (B,) bool.
+    """
+    positions = torch.arange(input_ids.size(1), device=input_ids.device).expand_as(input_ids)
+    real = attention_mask.bool()
+    hit = (input_ids == seg_token_id) & real & (positions >= input_ids.size(1) - num_completion_tokens)
+    has_seg = hit.any(1)
+    last_seg = (positions * hit).amax(1)
+    last_real = (positions * real).amax(1)
+    return torch.where(has_seg, last_seg, last_real), has_seg

@@ -1,0 +1,47 @@
+"""Mask decoders by name, and how they are rebuilt from the plain config that a checkpoint carries."""
+
+from typing import Any
+
+import torch
+
+from aurora_rl.models.segmenters.base import FrameEncoder, Segmenter
+from aurora_rl.models.segmenters.dot import DotFrameEncoder, DotSegmenter
+from aurora_rl.models.segmenters.sam import SamFrameEncoder, SamSegmenter
+
+SEGMENTERS: dict[str, type[Segmenter]] = {"dot": DotSegmenter, "sam": SamSegmenter}
+FRAME_ENCODERS: dict[str, type[FrameEncoder]] = {"dot": DotFrameEncoder, "sam": SamFrameEncoder}
+
+
+def build_segmenter(config: dict[str, Any]) -> Segmenter:
+    """An untrained segmenter, for example of `{"type": "dot", "image_size": 64, "width": 32}`.
+
+    Raises:
+        ValueError: if the type is unknown.
+    """
+    return SEGMENTERS[_segmenter_type(config)](config)
+
+
+def build_frame_encoder(
+    config: dict[str, Any], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> FrameEncoder:
+    """The frozen frame encoder that goes with the segmenter of this config.
+
+    Args:
+        config: the segmenter's config.
+        device: where frames are encoded and where their inputs come out.
+        dtype: in which they are encoded and come out.
+
+    Raises:
+        ValueError: if the type is unknown.
+    """
+    return FRAME_ENCODERS[_segmenter_type(config)](config, device=device, dtype=dtype)
+
+
+def _segmenter_type(config: dict[str, Any]) -> str:
+    name = config.get("type")
+    if name not in SEGMENTERS:
+        raise ValueError(f"unknown segmenter type {name!r}: choose one of {sorted(SEGMENTERS)}")
+    return name
+
+
+__all__ = ["FRAME_ENCODERS", "SEGMENTERS", "FrameEncoder", "Segmenter", "build_frame_encoder", "build_segmenter"]

@@ -1,0 +1,179 @@
+"""What every mask decoder offers: a trained `Segmenter` and the frozen `FrameEncoder` that feeds it.
+
+Flow: frames -> `FrameEncoder.encode` -> frame inputs (cached or computed on the fly) -> `Segmenter.forward`, with a
+prompt that the projector made of the hidden state at `[SEG]` -> low-resolution mask logits -> `Segmenter.postprocess`
+-> logits at the frame's own size.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+
+class Segmenter(nn.Module, abc.ABC):
+    """A trained mask decoder: G prompts on each of N frames become N x G masks.
+
+    `config` is plain JSON: `build_segmenter(segmenter.config)` makes the same module with untrained weights, so that
+    a model which holds the segmenter can be rebuilt from its `config.json` before its state dict is loaded.
+
+    Attributes:
+        config: everything needed to rebuild the module, `"type"` included.
+        prompt_dim: C, the width of a prompt.
+        frame_shape: shape of one frame's input, as `FrameEncoder.encode` returns it.
+        max_masks_per_chunk: how many masks (frames x prompts) are decoded in one call, None for all; at least one
+            frame with all its prompts. Where gradients are recorded each chunk is checkpointed, so that this bounds
+            the activations in memory. Ranks that run collectives inside the forward (ZeRO-3) must see equal N and G.
+    """
+
+    prompt_dim: int
+    frame_shape: tuple[int, ...]
+    max_masks_per_chunk: int | None = None
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config
+
+    @abc.abstractmethod
+    def decode(self, frame_inputs: Tensor, prompts: Tensor) -> Tensor:
+        """Mask logits of all frames and prompts in one call; shapes as in `forward`, any floating dtype."""
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew, each layer by PyTorch's own initialisation.
+
+        For owners that materialise modules without running their `__init__`, or that apply an initialisation of their
+        own to every submodule, as transformers' `PreTrainedModel` does.
+        """
+        for module in self.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if module is not self and callable(reset):
+                reset()
+
+    def forward(self, frame_inputs: Tensor, prompts: Tensor) -> Tensor:
+        """Decode G prompts on each of N frames.
+
+        Args:
+            frame_inputs: (N, ...) of any floating dtype, from the matching `FrameEncoder`.
+            prompts: (N, G, C) of any floating dtype.
+
+        Returns:
+            Mask logits (N, G, h, w) float32 at the decoder's own resolution, see `postprocess`.
+
+        Raises:
+            ValueError: if the number of frames, their shape or the width of the prompts does not match.
+        """
+        self._check_shapes(frame_inputs, prompts)
+        dtype = next(self.parameters()).dtype
+        frame_inputs, prompts = frame_inputs.to(dtype), prompts.to(dtype)
+        chunk_frames = self._frames_per_chunk(*prompts.shape[:2])
+        if len(prompts) <= chunk_frames:
+            return self.decode(frame_inputs, prompts).float()
+        chunks = zip(frame_inputs.split(chunk_frames), prompts.split(chunk_frames), strict=True)
+        return torch.cat([self._decode_chunk(*chunk).float() for chunk in chunks])
+
+    def postprocess(self, mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Bring mask logits to the frame's own size, undoing the encoder's resizing of the frame.
+
+        Args:
+            mask_logits: (..., h, w) from `forward`.
+            size: (H, W) of the frame in pixels.
+
+        Returns:
+            Mask logits (..., H, W) float32.
+        """
+        return resize_masks(mask_logits.float(), size)
+
+    def _check_shapes(self, frame_inputs: Tensor, prompts: Tensor) -> None:
+        if prompts.ndim != 3 or prompts.shape[-1] != self.prompt_dim:
+            raise ValueError(f"prompts are {tuple(prompts.shape)}, expected (N, G, {self.prompt_dim})")
+        if tuple(frame_inputs.shape[1:]) != self.frame_shape:
+            raise ValueError(
+                f"frame inputs are {tuple(frame_inputs.shape)}, expected (N, {', '.join(map(str, self.frame_shape))}): "
+                "encode the frames by the segmenter's own `build_frame_encoder(segmenter.config)`"
+            )
+        if len(frame_inputs) != len(prompts):
+            raise ValueError(
+                f"{len(frame_inputs)} frame inputs for prompts of {len(prompts)} frames: "
+                "give each frame its own row of prompts (expand one prompt over the F frames of a clip)"
+            )
+
+    def _frames_per_chunk(self, num_frames: int, num_prompts: int) -> int:
+        if self.max_masks_per_chunk is None:
+            return max(1, num_frames)
+        return max(1, self.max_masks_per_chunk // max(1, num_prompts))
+
+    def _decode_chunk(self, frame_inputs: Tensor, prompts: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return self.decode(frame_inputs, prompts)
+        return checkpoint(self.decode, frame_inputs, prompts, use_reentrant=False)
+
+
+class FrameEncoder(abc.ABC):
+    """The frozen half of a segmenter: turns a clip's frames into the static inputs of the mask decoder.
+
+    A plain object, not a module: it stays out of the trained model, its state dict and its optimizer.
+
+    Args:
+        config: config of the segmenter that it feeds.
+        device: where frames are encoded and where their inputs come out.
+        dtype: in which they are encoded and come out.
+
+    Attributes:
+        kind: the segmenter type that it belongs to.
+        cacheable: whether encoding is dear enough to be worth an `EmbeddingCache`.
+        image_size: S, the side in pixels of the square that a frame is brought to.
+    """
+
+    kind: ClassVar[str]
+    cacheable: ClassVar[bool]
+
+    def __init__(
+        self, config: dict[str, Any], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.config = config
+        self.image_size: int = config["image_size"]
+        self.device = torch.device(device)
+        self.dtype = dtype
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of all that the encoding depends on except the frames: kind, size, dtype, weights."""
+
+    @property
+    @abc.abstractmethod
+    def frame_shape(self) -> tuple[int, ...]:
+        """Shape of one frame's input to the mask decoder."""
+
+    @abc.abstractmethod
+    def encode(self, frames: np.ndarray) -> Tensor:
+        """Encode the frames of one clip.
+
+        Args:
+            frames: (F, H, W, 3) uint8, RGB.
+
+        Returns:
+            Frame inputs (F, *frame_shape), detached.
+
+        Raises:
+            ValueError: if the frames are not (F, H, W, 3) uint8.
+        """
+
+
+def check_frames(frames: np.ndarray) -> None:
+    """Raise a ValueError unless the frames are (F, H, W, 3) uint8 with F > 0."""
+    if frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) == 0 or frames.dtype != np.uint8:
+        raise ValueError(f"frames are {frames.shape} {frames.dtype}, expected (F, H, W, 3) uint8 with F > 0")
+
+
+def resize_masks(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (..., h, w) to (..., H, W), bilinear, corners not aligned."""
+    leading = mask_logits.shape[:-2]
+    flat = mask_logits.reshape(-1, 1, *mask_logits.shape[-2:])  # (N, 1, h, w)
+    return F.interpolate(flat, size=size, mode="bilinear", align_corners=False).reshape(*leading, *size)

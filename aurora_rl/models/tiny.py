@@ -1,0 +1,198 @@
+"""A Qwen2.5-Omni of a few hundred thousand weights, random, with the real processor classes and file layout.
+
+For tests and for the demo, which trains it from scratch on a CPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    GenerationConfig,
+    Qwen2_5OmniProcessor,
+    Qwen2_5OmniThinkerConfig,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+    WhisperFeatureExtractor,
+)
+
+from aurora_rl.models.mllm.qwen2_5_omni import AuroraQwen2_5Omni, Qwen2_5OmniFamily
+from aurora_rl.models.seg_tokens import ensure_seg_token, suppress_tokens
+
+# Attribute of the tokenizer -> token, as in Qwen2.5-Omni's own tokenizer.
+MULTIMODAL_TOKENS = {
+    "image_token": "<|IMAGE|>",
+    "audio_token": "<|AUDIO|>",
+    "video_token": "<|VIDEO|>",
+    "vision_bos_token": "<|vision_bos|>",
+    "vision_eos_token": "<|vision_eos|>",
+    "audio_bos_token": "<|audio_bos|>",
+    "audio_eos_token": "<|audio_eos|>",
+}
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'video' %}<|vision_bos|><|VIDEO|><|vision_eos|>"
+    "{% elif part['type'] == 'image' %}<|vision_bos|><|IMAGE|><|vision_eos|>"
+    "{% elif part['type'] == 'audio' %}<|audio_bos|><|AUDIO|><|audio_eos|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyOmniConfig:
+    """Sizes of a tiny Qwen2.5-Omni.
+
+    Attributes:
+        hidden_size: width of the language model.
+        num_layers: depth of the language model.
+        num_heads: attention heads of the language model.
+        tower_size: width of the vision and audio towers.
+        tower_layers: depth of each tower.
+        patch_size: pixels on a side of a vision patch.
+        num_mel_bins: rows of the spectrogram.
+        hop_length: samples between spectrogram columns; 4 columns make one audio token.
+        rope_theta: base of the rotary frequencies. On tiny grids the published 1e6 leaves the width axis with
+            frequencies too low to tell left from right.
+        max_vocab_size: upper limit of the byte-pair vocabulary before added tokens.
+        audio_window: half the spectrogram columns that attend to each other in the audio tower.
+        seed: of the random weights.
+    """
+
+    hidden_size: int = 64
+    num_layers: int = 4
+    num_heads: int = 4
+    tower_size: int = 48
+    tower_layers: int = 1
+    patch_size: int = 8
+    num_mel_bins: int = 32
+    hop_length: int = 320
+    rope_theta: float = 10.0
+    max_vocab_size: int = 2000
+    audio_window: int = 50
+    seed: int = 0
+
+
+def build_tiny_omni(
+    texts: Iterable[str], segmenter: dict[str, object], config: TinyOmniConfig | None = None
+) -> tuple[AuroraQwen2_5Omni, Qwen2_5OmniProcessor]:
+    """Make a random model and its processor.
+
+    Args:
+        texts: what the byte-pair vocabulary is trained on; frequent words become single tokens.
+        segmenter: the mask decoder's config, see `aurora_rl.models.segmenters`.
+        config: sizes.
+    """
+    config = config or TinyOmniConfig()
+    processor = build_tiny_processor(texts, config)
+    torch.manual_seed(config.seed)
+    thinker_config = _thinker_config(processor.tokenizer, config)
+    thinker_config.segmenter = segmenter
+    model = AuroraQwen2_5Omni(thinker_config)
+    ensure_seg_token(processor.tokenizer, thinker_config.text_config.vocab_size)
+    tokenizer = processor.tokenizer
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    suppress_tokens(model.lm_head, Qwen2_5OmniFamily().multimodal_token_ids(thinker_config))
+    return model, processor
+
+
+def build_tiny_processor(texts: Iterable[str], config: TinyOmniConfig) -> Qwen2_5OmniProcessor:
+    """The real processor over a small vocabulary; frames may be any size from one patch pair up."""
+    factor = 2 * config.patch_size
+    size = {"shortest_edge": factor**2, "longest_edge": 768 * factor**2}
+    vision = {"patch_size": config.patch_size, "size": size}
+    return Qwen2_5OmniProcessor(
+        image_processor=Qwen2VLImageProcessor(**vision),
+        video_processor=Qwen2VLVideoProcessor(**vision),
+        feature_extractor=WhisperFeatureExtractor(
+            feature_size=config.num_mel_bins, hop_length=config.hop_length, chunk_length=30, return_attention_mask=True
+        ),
+        tokenizer=_train_tokenizer(texts, config.max_vocab_size),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def _train_tokenizer(texts: Iterable[str], max_vocab_size: int) -> Qwen2Tokenizer:
+    blank = Qwen2Tokenizer(vocab={}, merges=[])
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = blank.backend_tokenizer.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=max_vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    bpe.train_from_iterator([*texts, "user assistant system"], trainer)
+    state = json.loads(bpe.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=state["vocab"],
+        merges=[tuple(merge) for merge in state["merges"]],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=MULTIMODAL_TOKENS,
+        model_max_length=32768,
+    )
+    tokenizer.add_tokens(["<|im_start|>"], special_tokens=True)
+    ensure_seg_token(tokenizer, vocab_size=len(tokenizer) + 1)
+    return tokenizer
+
+
+def _thinker_config(tokenizer: Qwen2Tokenizer, config: TinyOmniConfig) -> Qwen2_5OmniThinkerConfig:
+    token_id = tokenizer.convert_tokens_to_ids
+    head_dim = config.hidden_size // config.num_heads
+    spatial = 3 * head_dim // 16
+    heads = {"num_attention_heads": config.num_heads, "num_key_value_heads": config.num_heads}
+    return Qwen2_5OmniThinkerConfig(
+        text_config={
+            "vocab_size": (len(tokenizer) + 63) // 64 * 64,
+            "hidden_size": config.hidden_size,
+            "intermediate_size": 3 * config.hidden_size,
+            "num_hidden_layers": config.num_layers,
+            **heads,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": config.rope_theta,
+                "mrope_section": [head_dim // 2 - 2 * spatial, spatial, spatial],
+            },
+            "max_position_embeddings": 32768,
+            "tie_word_embeddings": False,
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config={
+            "depth": config.tower_layers,
+            "hidden_size": config.tower_size,
+            "intermediate_size": 2 * config.tower_size,
+            "num_heads": config.num_heads,
+            "out_hidden_size": config.hidden_size,
+            "fullatt_block_indexes": list(range(config.tower_layers)),
+            "patch_size": config.patch_size,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "window_size": 8 * config.patch_size,
+        },
+        audio_config={
+            "num_mel_bins": config.num_mel_bins,
+            "encoder_layers": config.tower_layers,
+            "encoder_attention_heads": config.num_heads,
+            "encoder_ffn_dim": 2 * config.tower_size,
+            "d_model": config.tower_size,
+            "output_dim": config.hidden_size,
+            "n_window": config.audio_window,
+            "max_source_positions": 1500,
+        },
+        audio_token_index=token_id("<|AUDIO|>"),
+        image_token_index=token_id("<|IMAGE|>"),
+        video_token_index=token_id("<|VIDEO|>"),
+        audio_start_token_id=token_id("<|audio_bos|>"),
+        audio_end_token_id=token_id("<|audio_eos|>"),
+        vision_start_token_id=token_id("<|vision_bos|>"),
+        vision_end_token_id=token_id("<|vision_eos|>"),
+        user_token_id=token_id("user"),
+    )

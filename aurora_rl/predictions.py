@@ -1,0 +1,189 @@
+"""What an evaluation leaves behind: one `SampleResult` a row of the benchmark, kept as a line of a JSONL file.
+
+Evaluation writes these files; summaries, gains with their intervals and the report are made from the files alone.
+The saved masks can be scored again, under another preset or beside another system's, without a model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from aurora_rl.prompts import NULL_CATEGORY
+
+
+class MaskRle(TypedDict):
+    """One frame's mask as COCO's compressed run lengths: `size` is (height, width), `counts` ASCII."""
+
+    size: list[int]
+    counts: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipScore:
+    """How well one clip's predicted masks cover its truth, under a preset of `evaluation.PRESETS`.
+
+    Attributes:
+        J: region similarity, mean over frames.
+        F: maximum of `f_curve`.
+        f_curve: F at each of the 255 thresholds, mean over the frames whose truth is not empty; empty where nobody
+            asked for it to be kept.
+        S: sqrt(predicted pixels / all pixels) of the clip; the measure of null references.
+        S_frames: mean over frames of each frame's S, the other way to pool.
+        iou: the mask-IoU reward, masks at p > 0.5 and at the frames' own size; 0 where there is no prediction.
+        is_missing: whether the model gave no masks (no `[SEG]`), so that an empty mask was scored.
+    """
+
+    J: float
+    F: float
+    f_curve: tuple[float, ...]
+    S: float
+    S_frames: float
+    iou: float
+    is_missing: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class CompletionScore:
+    """A greedy completion and all that is measured on it. None means that a measure does not apply.
+
+    Attributes:
+        text: the completion as generated.
+        category: the category it answers, normalised; None if it answers none.
+        format: 1 if the four steps are there and "It is [SEG]." ends the text, its only `[SEG]`; otherwise 0.
+        category_correct: 1 if `category` is the truth, otherwise 0.
+        see: 1 if exactly the true objects are named as seen, each once; None where the truth is unknown.
+        hear: 1 if exactly the true sounds are named, in order; None where the truth is unknown.
+        clip: scores of the masks.
+        pred_masks: F masks at p > 0.5 and at the frames' own size.
+        preset_masks: F masks at the preset's resolution and J threshold, from which J can be computed again.
+    """
+
+    text: str
+    category: str | None
+    format: float
+    category_correct: float
+    see: float | None
+    hear: float | None
+    clip: ClipScore
+    pred_masks: tuple[MaskRle, ...]
+    preset_masks: tuple[MaskRle, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutScore:
+    """Rewards of one sampled completion, each in [0, 1]."""
+
+    format: float
+    category: float
+    iou: float
+
+    @property
+    def total(self) -> float:
+        """Sum of the three, of 3."""
+        return self.format + self.category + self.iou
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleResult:
+    """One row of the benchmark with what the model made of it.
+
+    Attributes:
+        uid: as in `AVSample`; not unique across a file.
+        row: as in `AVSample`; `uid` and `row` together are unique.
+        split: as in `AVSample`.
+        media_id: the clip, shared by all rows that ask about it.
+        category: the true category, `"null"` where the reference points at nothing.
+        reference: the referring sentence.
+        reference_type: kind of reference, where the benchmark tells.
+        preset: name of the evaluation preset the scores were computed under.
+        greedy: the greedy completion.
+        sampled: completions drawn at the training temperature, where they were asked for.
+    """
+
+    uid: str
+    row: int
+    split: str
+    media_id: str
+    category: str
+    reference: str
+    reference_type: str | None
+    preset: str
+    greedy: CompletionScore
+    sampled: tuple[RolloutScore, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """`uid` and `row`, as `AVSample.key`."""
+        return f"{self.uid}#{self.row}"
+
+    @property
+    def is_null(self) -> bool:
+        """Whether the reference points at nothing."""
+        return self.category == NULL_CATEGORY
+
+
+def encode_masks(masks: np.ndarray) -> tuple[MaskRle, ...]:
+    """Masks as COCO run lengths, one a frame.
+
+    Args:
+        masks: (F, H, W) bool.
+    """
+    if masks.ndim != 3 or masks.dtype != np.bool_:
+        raise ValueError(f"masks are {masks.dtype} of shape {masks.shape}: expected bool (F, H, W)")
+    return tuple(_encode_mask(mask) for mask in masks)
+
+
+def decode_masks(rles: Sequence[MaskRle]) -> np.ndarray:
+    """The masks (F, H, W) bool that `encode_masks` wrote down."""
+    frames = [coco_mask.decode({"size": rle["size"], "counts": rle["counts"].encode("ascii")}) for rle in rles]
+    return np.stack(frames).astype(bool)
+
+
+def _encode_mask(mask: np.ndarray) -> MaskRle:
+    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    counts = rle["counts"]  # bytes from this version of pycocotools, text from others
+    return {"size": list(rle["size"]), "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
+
+
+def write_results(path: str | Path, results: Iterable[SampleResult]) -> None:
+    """Write results as JSONL, one row a line, making the folder if need be."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for result in results:
+            file.write(json.dumps(dataclasses.asdict(result), ensure_ascii=False) + "\n")
+
+
+def read_results(path: str | Path) -> list[SampleResult]:
+    """Read what `write_results` wrote.
+
+    Raises:
+        ValueError: if a line is no result, or a row is there twice; the message names the line.
+    """
+    results: dict[str, SampleResult] = {}
+    with Path(path).open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                result = _result_from_record(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{path}:{number} is no evaluation result ({error}): evaluate again") from error
+            if result.key in results:
+                raise ValueError(f"{path}:{number} holds row {result.key!r} a second time: evaluate into a fresh file")
+            results[result.key] = result
+    return list(results.values())
+
+
+def _result_from_record(record: Mapping[str, Any]) -> SampleResult:
+    greedy = dict(record["greedy"])
+    clip = dict(greedy["clip"])
+    greedy["clip"] = ClipScore(**{**clip, "f_curve": tuple(clip["f_curve"])})
+    masks = {name: tuple(greedy[name]) for name in ("pred_masks", "preset_masks")}
+    sampled = tuple(RolloutScore(**rollout) for rollout in record["sampled"])
+    return SampleResult(**{**record, "greedy": CompletionScore(**{**greedy, **masks}), "sampled": sampled})

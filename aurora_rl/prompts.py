@@ -1,0 +1,88 @@
+"""What the model is told and how a chain of thought is written down.
+
+First room of the flow: a sample's reference becomes a chat message here, and a gold chain (steps + answer)
+becomes the completion text that SFT trains on and that `completions.parse_completion` reads back.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+SEG_TOKEN = "[SEG]"
+NULL_CATEGORY = "null"
+
+#: The steps before the answer, in the order they must appear (paper, figure of the reasoning pipeline).
+REASONING_STEPS = ("look", "listen", "read")
+#: How each step's paragraph opens in the text.
+STEP_LABELS = {"look": "Look:", "listen": "Listen:", "read": "Read:", "answer": "Answer:"}
+
+DEFAULT_INSTRUCTION = (
+    "Watch the frames, listen to the sound and find what this refers to: {reference}\n"
+    "Reason in four short paragraphs.\n"
+    "Look: what you see in the frames.\n"
+    "Listen: what you hear, in order.\n"
+    "Read: what the reference asks for.\n"
+    "Answer: end with 'the target is the <category>. It is [SEG].', "
+    "or with 'there is no such target. It is [SEG].'"
+)
+
+
+def answer_for(category: str) -> str:
+    """The final sentence pair of a completion, `NULL_CATEGORY` meaning that nothing is referred to."""
+    if category == NULL_CATEGORY:
+        return f"there is no such target. It is {SEG_TOKEN}."
+    return f"the target is the {category}. It is {SEG_TOKEN}."
+
+
+def render_chain(steps: Mapping[str, str], answer: str) -> str:
+    """Join the reasoning steps and the answer into completion text, one labelled paragraph a line.
+
+    Args:
+        steps: text of each of `REASONING_STEPS`, without labels.
+        answer: the final sentences, see `answer_for`.
+
+    Returns:
+        For example `"Look: I see a drum.\\nListen: I hear a drum.\\nRead: ...\\nAnswer: the target is the drum.
+        It is [SEG]."`.
+
+    Raises:
+        ValueError: if a step is missing.
+    """
+    missing = [step for step in REASONING_STEPS if not steps.get(step)]
+    if missing:
+        raise ValueError(f"the chain of thought lacks the step(s) {missing}: give all of {list(REASONING_STEPS)}")
+    paragraphs = [f"{STEP_LABELS[step]} {steps[step].strip()}" for step in REASONING_STEPS]
+    return "\n".join([*paragraphs, f"{STEP_LABELS['answer']} {answer.strip()}"])
+
+
+def build_messages(
+    reference: str,
+    *,
+    frames: Sequence[Any] | None = None,
+    has_audio: bool = True,
+    instruction: str = DEFAULT_INSTRUCTION,
+    system_prompt: str | None = None,
+    video_options: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Chat messages for one clip: frames as a video, then the audio, then the instruction.
+
+    Args:
+        reference: the referring sentence.
+        frames: the clip's frames (PIL images), or None for the text-only message stored in a dataset row.
+        has_audio: whether an audio part follows the video.
+        instruction: user text with a `{reference}` field.
+        system_prompt: optional system message.
+        video_options: extra keys of the video part, such as `max_pixels` and `sample_fps` (qwen-vl-utils).
+
+    Raises:
+        ValueError: if the instruction has no `{reference}` field.
+    """
+    if "{reference}" not in instruction:
+        raise ValueError(f"the instruction has no '{{reference}}' field, so no clip's question would be asked: {instruction!r}")
+    content: list[dict[str, Any]] = []
+    if frames is not None:
+        content.append({"type": "video", "video": list(frames), **(video_options or {})})
+    if frames is not None and has_audio:
+        content.append({"type": "audio"})
+    content.append({"type": "text", "text": instruction.replace("{reference}", reference)})
+    system = [{"role": "system", "content": [{"type": "text", "text": system_prompt}]}] if system_prompt else []
+    return [*system, {"role": "user", "content": content}]

@@ -1,0 +1,242 @@
+"""From a name in a recipe to a reward function that TRL can call, guarded so that a bad reward stops the run.
+
+A reward function is a plain TRL callable; `reward_fns/README.md` shows how to write one. The trainer loads each with
+`load_reward_func` and wraps it with `guard_reward_func`: a NaN or a row too few would otherwise spoil the advantages
+of a whole group in silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import importlib.util
+import inspect
+import math
+import numbers
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import torch
+
+_MAX_NAMED_SAMPLES = 4
+
+
+class RewardError(RuntimeError):
+    """A reward function could not be loaded, or what it answered cannot be used."""
+
+
+class RewardFunc(Protocol):
+    """A reward function as TRL calls it: `f(prompts=..., completions=..., **columns)`.
+
+    Called once per batch of R completions with keyword arguments only, each a list of R entries: `prompts`,
+    `completions` (text or chat messages), `completion_ids`, every column of the dataset row (`uid`, `row`, `category`,
+    `reference`, ...) and what the trainer adds: `pred_masks`, `mask_probs`, `gt_masks`, `loudness_dbfs`, `sample`; and
+    TRL's `trainer_state`, `log_metric`, `log_extra`.
+
+    Returns:
+        R numbers; None where the reward does not apply to a row. An async function returns an awaitable of them.
+    """
+
+    def __call__(self, *args: Any, **columns: Any) -> Sequence[float | None] | Awaitable[Sequence[float | None]]:
+        """Score a batch of completions."""
+
+
+def load_reward_func(spec: str | Callable[..., Any]) -> Callable[..., Any]:
+    """The reward function that a recipe names.
+
+    Args:
+        spec: `"package.module:function"`, `"path/to/file.py:function"`, or a callable, which is returned as it is. An
+            instance of a callable class takes the name under which the module holds it, so that TRL logs
+            `rewards/<that name>/mean`.
+
+    Returns:
+        The callable.
+
+    Raises:
+        RewardError: if the module or file is not found, lacks the attribute, or the attribute is not callable.
+    """
+    if callable(spec):
+        return spec
+    module_name, colon, attribute = str(spec).rpartition(":")
+    if not (colon and module_name and attribute):
+        raise RewardError(
+            f"{spec!r} names no reward function: write 'package.module:function' or 'path/to/file.py:function'"
+        )
+    module = _load_file(Path(module_name)) if module_name.endswith(".py") else _load_module(module_name)
+    if not hasattr(module, attribute):
+        raise RewardError(f"{module_name} has no {attribute!r} (asked for by {spec!r}); it has {_public_names(module)}")
+    func = getattr(module, attribute)
+    if inspect.isclass(func) or not callable(func):
+        raise RewardError(f"{spec!r} is a {type(func).__name__}, expected a function or a callable instance")
+    return func if hasattr(func, "__name__") else _forward(func, name=attribute)
+
+
+def guard_reward_func(func: Callable[..., Any], *, timeout_s: float = 60.0) -> Callable[..., Any]:
+    """Wrap a reward function so that a failure names the function and the sample instead of spoiling the advantages.
+
+    Args:
+        func: a reward function, sync or async.
+        timeout_s: seconds an async function may take for one batch. A sync function is not timed.
+
+    Returns:
+        A function of the same kind (sync or async) and `__name__` that answers a list of float or None. A
+        `torch.nn.Module` (a reward model) is returned as it is, since TRL runs those itself.
+
+    Raises:
+        RewardError: from the wrapped function, if it raises, takes too long, answers another number of rewards than
+            there are completions, or anything but finite numbers and None.
+    """
+    if isinstance(func, torch.nn.Module):
+        return func
+    name = _name(func)
+
+    def guarded(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
+        try:
+            rewards = func(prompts=prompts, completions=completions, **columns)
+        except Exception as error:
+            raise _failure(name, error, columns, len(completions)) from error
+        return _checked(name, rewards, columns, len(completions))
+
+    async def guarded_async(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
+        limit = asyncio.timeout(timeout_s)
+        try:
+            async with limit:
+                rewards = await func(prompts=prompts, completions=completions, **columns)
+        except Exception as error:
+            # The function's own TimeoutError (an HTTP client's, say) is a failure like any other.
+            late = TimeoutError(f"no answer within {timeout_s:g} s; make it faster or raise timeout_s")
+            raise _failure(name, late if limit.expired() else error, columns, len(completions)) from error
+        return _checked(name, rewards, columns, len(completions))
+
+    wrapper: Callable[..., Any] = guarded_async if _is_async(func) else guarded
+    wrapper.__name__ = wrapper.__qualname__ = name
+    wrapper.__doc__ = func.__doc__
+    return wrapper
+
+
+def _load_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # A module missing *inside* the reward's module is another problem and keeps its own traceback.
+        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+            raise
+        raise RewardError(
+            f"no module named {error.name!r} for the reward {name!r}: install it, or name the file 'path/to/file.py'"
+        ) from error
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise RewardError(f"the reward file {str(path)!r} does not exist (looked in {str(Path.cwd())!r})")
+    # Keyed by the full path: two functions of one file share its state, and two files of one name do not collide.
+    name = f"reward_file:{path.resolve()}"
+    if name in sys.modules:
+        return sys.modules[name]
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    assert module_spec is not None and module_spec.loader is not None  # holds for every *.py path
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module  # before execution: dataclasses look their module up
+    try:
+        module_spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _public_names(module: ModuleType) -> list[str]:
+    return [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+
+
+def _forward(func: Callable[..., Any], *, name: str) -> Callable[..., Any]:
+    """`func` as a function that has a name, and is async if `func` is."""
+    if _is_async(func):
+
+        async def named_async(*args: Any, **columns: Any) -> Any:
+            return await func(*args, **columns)
+
+        wrapper: Callable[..., Any] = named_async
+    else:
+
+        def named(*args: Any, **columns: Any) -> Any:
+            return func(*args, **columns)
+
+        wrapper = named
+    wrapper.__name__ = wrapper.__qualname__ = name
+    wrapper.__doc__ = func.__doc__
+    return wrapper
+
+
+def _unwrap(func: Callable[..., Any]) -> Callable[..., Any]:
+    while isinstance(func, functools.partial):
+        func = func.func
+    return func
+
+
+def _name(func: Callable[..., Any]) -> str:
+    """The name TRL logs a callable under (trl.trainer.utils.get_callable_name)."""
+    unwrapped = _unwrap(func)
+    return getattr(unwrapped, "__name__", type(unwrapped).__name__)
+
+
+def _is_async(func: Callable[..., Any]) -> bool:
+    """Whether TRL awaits a callable (trl.trainer.utils.is_async_callable)."""
+    unwrapped = _unwrap(func)
+    return inspect.iscoroutinefunction(unwrapped) or inspect.iscoroutinefunction(type(unwrapped).__call__)
+
+
+def _checked(name: str, rewards: Any, columns: Mapping[str, Any], num_completions: int) -> list[float | None]:
+    if hasattr(rewards, "tolist"):  # a tensor or an array
+        rewards = rewards.tolist()
+    if not isinstance(rewards, (list, tuple)):
+        raise RewardError(
+            f"reward function '{name}' returned a {type(rewards).__name__}, expected a list of "
+            f"{num_completions} numbers for {_samples(columns, num_completions)}"
+        )
+    if len(rewards) != num_completions:
+        raise RewardError(
+            f"reward function '{name}' returned {len(rewards)} rewards for {num_completions} completions of "
+            f"{_samples(columns, num_completions)}: return exactly one per completion, None where it does not apply"
+        )
+    return [_checked_reward(name, reward, columns, index) for index, reward in enumerate(rewards)]
+
+
+def _checked_reward(name: str, reward: Any, columns: Mapping[str, Any], index: int) -> float | None:
+    if reward is None:
+        return None
+    if isinstance(reward, torch.Tensor) and reward.numel() == 1:
+        reward = reward.item()
+    if isinstance(reward, numbers.Real) and math.isfinite(reward):
+        return float(reward)
+    raise RewardError(
+        f"reward function '{name}' returned {reward!r} for {_sample(columns, index)}: expected a finite number, "
+        "or None where the reward does not apply"
+    )
+
+
+def _failure(name: str, error: Exception, columns: Mapping[str, Any], num_completions: int) -> RewardError:
+    return RewardError(
+        f"reward function '{name}' raised {type(error).__name__}: {error} (for {_samples(columns, num_completions)})"
+    )
+
+
+def _sample(columns: Mapping[str, Any], index: int) -> str:
+    """`sample 'uid#row'`, or the completion's place in the batch where the columns do not tell."""
+    uids, rows = columns.get("uid"), columns.get("row")
+    if uids is None or index >= len(uids):
+        return f"completion {index}"
+    key = uids[index] if rows is None else f"{uids[index]}#{rows[index]}"
+    return f"sample '{key}' (completion {index})"
+
+
+def _samples(columns: Mapping[str, Any], num_completions: int) -> str:
+    """The samples of a batch, each once, shortened."""
+    names = [_sample(columns, index).split(" (")[0] for index in range(num_completions)]
+    distinct = list(dict.fromkeys(names))
+    more = len(distinct) - _MAX_NAMED_SAMPLES
+    return ", ".join(distinct[:_MAX_NAMED_SAMPLES]) + (f" and {more} more" if more > 0 else "")

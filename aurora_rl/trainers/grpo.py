@@ -1,0 +1,357 @@
+"""GRPO with frames, sound and masks: TRL's GRPOTrainer with its seams taken where media and masks come in.
+
+A generation batch, in TRL's order (method names are TRL's):
+
+    _generate_and_score_completions   rows -> EncodedSample, one for each distinct row
+      _tokenize_prompts               prompt ids and media tensors
+      _generate_single_turn           rollouts, in eval mode
+      _get_per_token_logps...         old and reference log-probabilities, where TRL wants them
+      _calculate_rewards              masks of every completion -> columns of the reward functions
+    _compute_loss                     one forward: log-probabilities and masks -> policy loss + mask loss
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+from trl import GRPOTrainer
+from trl.models.utils import prepare_deepspeed, prepare_fsdp
+from trl.trainer.callbacks import SyncRefModelCallback
+from trl.trainer.utils import add_fused_lm_head, pad
+
+from aurora_rl.completions import ParsedCompletion, completion_text, normalise_category, parse_completion
+from aurora_rl.data.sample import AVSample
+from aurora_rl.losses import mask_loss
+from aurora_rl.metrics import mask_iou
+from aurora_rl.models.batch import EncodedSample, SampleEncoder, collate_frames
+from aurora_rl.models.seg_tokens import find_seg
+from aurora_rl.models.segmentation import install_mask_forward, row_mask_logits
+from aurora_rl.rewards import guard_reward_func, load_reward_func
+from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
+from aurora_rl.trainers.health import RolloutHealthCallback
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodedMasks:
+    """Masks of some rows, as the forward pass gave them.
+
+    Attributes:
+        mask_logits: per row (F, H, W) logits at the frames' own size.
+        has_seg: (B,) bool; the masks of a row without `[SEG]` mean nothing.
+    """
+
+    mask_logits: list[torch.Tensor]
+    has_seg: torch.Tensor
+
+
+class AuroraGRPOTrainer(GRPOTrainer):
+    """TRL's GRPOTrainer for omni-modal models with a segmentation head.
+
+    Args:
+        model: from `models.loading.load_model`, with or without PEFT.
+        reward_funcs: names (`"reward_fns.mask_iou:mask_iou_reward"`, `"path/to/mine.py:my_reward"`) or callables.
+        args: the configuration.
+        encode: turns a sample into tensors.
+        seg_token_id: id of `[SEG]`.
+        **kwargs: TRL's: `train_dataset` (rows of `data.dataset.to_dataset`), `eval_dataset`, `processing_class`,
+            `peft_config`, `callbacks`, `optimizers`.
+    """
+
+    args: AuroraGRPOConfig
+    _name = "Aurora GRPO"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        reward_funcs: str | Callable[..., Any] | Sequence[str | Callable[..., Any]],
+        args: AuroraGRPOConfig,
+        *,
+        encode: SampleEncoder,
+        seg_token_id: int,
+        **kwargs: Any,
+    ) -> None:
+        self.encode = encode
+        self.seg_token_id = seg_token_id
+        # Rows that the sequences at hand belong to, and where the masks of the next forward passes are wanted.
+        self._rows: list[EncodedSample] = []
+        self._mask_sink: list[DecodedMasks] | None = None
+
+        specs = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
+        guarded = [guard_reward_func(load_reward_func(spec), timeout_s=args.reward_timeout_s) for spec in specs]
+        needs_copy = args.beta != 0.0 and not is_peft_model(model) and kwargs.get("peft_config") is None
+        reference = _frozen_copy(model) if needs_copy else None
+        with _without_reference(args, enabled=needs_copy):
+            super().__init__(model=model, reward_funcs=guarded, args=args, **kwargs)
+        self.beta = args.beta
+        if reference is not None:
+            self._install_reference(reference)
+        # After super(), which has put its fused LM head in place of `forward`.
+        policy = self.model.get_base_model() if is_peft_model(self.model) else self.model
+        install_mask_forward(policy)
+        if args.mask_loss_on == "off":
+            policy.seg_head.requires_grad_(False)
+        self.add_callback(RolloutHealthCallback())
+
+    # ---- rollouts -----------------------------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._rows = self._encode_rows(inputs)
+        self._rollout_masks: list[DecodedMasks] = []
+        self._mask_sink = self._rollout_masks if self._old_logps_are_computed else None
+        output = super()._generate_and_score_completions(inputs)
+        # Lists survive TRL's whitelist, shuffling and splitting.
+        output["encoded_rows"] = self._rows
+        output["answer_is_correct"] = self._answer_is_correct
+        return output
+
+    def _encode_rows(self, inputs: list[dict[str, Any]]) -> list[EncodedSample]:
+        """Each distinct row is read once; its G copies share the tensors."""
+        encoded: dict[str, EncodedSample] = {}
+        samples = [AVSample.from_row(row) for row in inputs]
+        for sample in samples:
+            if sample.key not in encoded:
+                encoded[sample.key] = self.encode(sample)
+        return [encoded[sample.key] for sample in samples]
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict[str, torch.Tensor]]:
+        """The prompts' media are in `self._rows`; TRL would know images only (huggingface/trl#6294)."""
+        if len(prompts) != len(self._rows):
+            raise RuntimeError(f"{len(prompts)} prompts for {len(self._rows)} encoded rows: TRL's order has changed")
+        return [row.prompt.prompt_ids for row in self._rows], None, self._media(self._rows)
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        # TRL samples in train mode, with LoRA's dropout on.
+        with _eval_mode(self.model):
+            return super()._generate_single_turn(*args, **kwargs)
+
+    def _media(self, rows: Sequence[EncodedSample]) -> dict[str, torch.Tensor]:
+        media = self.encode.family.collate_features([row.prompt.features for row in rows])
+        return {name: tensor.to(self.accelerator.device) for name, tensor in media.items()}
+
+    @property
+    def _old_logps_are_computed(self) -> bool:
+        """Whether TRL scores the rollouts before the rewards; then the masks come from that forward pass."""
+        generate_every = self.args.steps_per_generation * self.num_iterations
+        return self.args.gradient_accumulation_steps % generate_every != 0
+
+    # ---- one forward: log-probabilities and masks ---------------------------------------------------------------
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **_: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """As TRL's, with each chunk's media, and with masks where `_mask_sink` asks for them."""
+        sink, self._mask_sink = self._mask_sink, None
+        all_logps, all_entropies, all_aux_losses = [], [], []
+        batch_size = batch_size or len(input_ids)
+        with contextlib.nullcontext() if torch.is_grad_enabled() else _eval_mode(model):
+            for start in range(0, len(input_ids), batch_size):
+                chunk = slice(start, start + batch_size)
+                outputs = self._forward_chunk(
+                    model, input_ids[chunk], attention_mask[chunk], self._rows[chunk], logits_to_keep, sink,
+                    output_router_logits=compute_aux_loss,
+                )  # fmt: skip
+                all_logps.append(outputs.log_probs[:, -logits_to_keep:])
+                all_entropies.append(outputs.entropy[:, -logits_to_keep:] if compute_entropy else None)
+                all_aux_losses.append(outputs.aux_loss)
+        return (
+            torch.cat(all_logps),
+            torch.cat(all_entropies) if compute_entropy else None,
+            torch.stack(all_aux_losses).mean() if compute_aux_loss else None,
+        )
+
+    def _forward_chunk(
+        self,
+        model: nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        rows: list[EncodedSample],
+        logits_to_keep: int,
+        sink: list[DecodedMasks] | None,
+        *,
+        output_router_logits: bool,
+    ) -> Any:
+        labels = input_ids.masked_fill(attention_mask == 0, -100)
+        labels[:, :-logits_to_keep] = -100
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **self._media(rows)}
+        if output_router_logits:
+            inputs["output_router_logits"] = True
+        if sink is not None:
+            seg_index, has_seg = find_seg(
+                input_ids, attention_mask, self.seg_token_id, num_completion_tokens=logits_to_keep
+            )
+            frames = {name: t.to(input_ids.device) for name, t in collate_frames(rows).items()}
+            inputs |= {"seg_index": seg_index, **frames}
+        with self.accelerator.autocast():
+            outputs = model(**inputs, labels=labels, fused_lm_head=True)
+        if sink is not None:
+            frame_counts = frames["seg_frame_counts"][frames["seg_clip_index"]]
+            truths = [row.gt_masks for row in rows]
+            sink.append(DecodedMasks(row_mask_logits(model, outputs.mask_logits, frame_counts, truths), has_seg))
+        return outputs
+
+    # ---- rewards ------------------------------------------------------------------------------------------------
+
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
+    ) -> torch.Tensor:
+        if not self._rollout_masks:
+            self._decode_rollouts(completion_ids_list)
+        mask_logits = [row.float().cpu() for decoded in self._rollout_masks for row in decoded.mask_logits]
+        has_seg = [bool(x) for decoded in self._rollout_masks for x in decoded.has_seg]
+        mask_probs = [row.sigmoid() if seg else None for row, seg in zip(mask_logits, has_seg, strict=True)]
+        rows = [
+            {**row, "sample": encoded.sample, "gt_masks": encoded.gt_masks, "loudness_dbfs": encoded.loudness_dbfs}
+            | {"mask_probs": probs, "pred_masks": None if probs is None else probs > 0.5}
+            for row, encoded, probs in zip(inputs, self._rows, mask_probs, strict=True)
+        ]
+        parsed = [parse_completion(completion_text(completion)) for completion in completions]
+        self._answer_is_correct = [
+            p.category == normalise_category(row.sample.category) for p, row in zip(parsed, self._rows, strict=True)
+        ]
+        self._log_rollouts(rows, parsed)
+        rewards_per_func = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
+        self._log_rewards_by_type(rewards_per_func)
+        return rewards_per_func
+
+    @torch.no_grad()
+    def _decode_rollouts(self, completion_ids_list: list[list[int]]) -> None:
+        """Masks of the finished completions; `generate` never yields the last token's state."""
+        device, pad_token_id = self.accelerator.device, self._tokenizer.pad_token_id
+        prompt_ids = [torch.tensor(row.prompt.prompt_ids, device=device) for row in self._rows]
+        completion_ids = [torch.tensor(ids, device=device) for ids in completion_ids_list]
+
+        def joined(prompt_side: list[torch.Tensor], completion_side: list[torch.Tensor], value: int) -> torch.Tensor:
+            left = pad(prompt_side, padding_value=value, padding_side="left")
+            return torch.cat([left, pad(completion_side, padding_value=value, padding_side="right")], dim=1)
+
+        input_ids = joined(prompt_ids, completion_ids, pad_token_id)
+        attention_mask = joined([torch.ones_like(x) for x in prompt_ids], [torch.ones_like(x) for x in completion_ids], 0)
+        is_train = self.model.training
+        self._mask_sink = self._rollout_masks
+        self._get_per_token_logps_and_entropies(
+            self.model,
+            input_ids,
+            attention_mask,
+            max(len(ids) for ids in completion_ids_list),
+            batch_size=self.args.per_device_train_batch_size if is_train else self.args.per_device_eval_batch_size,
+        )
+
+    def _log_rollouts(self, rows: list[dict[str, Any]], parsed: list[ParsedCompletion]) -> None:
+        """What the completions table and the curves show beside TRL's own."""
+        iou = [0.0 if row["pred_masks"] is None else mask_iou(row["pred_masks"], row["gt_masks"]) for row in rows]
+        samples = [row["sample"] for row in rows]
+        for column, values in {
+            "uid": [sample.uid for sample in samples],
+            "reference": [sample.reference for sample in samples],
+            "category": [sample.category for sample in samples],
+            "mask_iou": iou,
+        }.items():
+            self._log_completion_extra(column, values)
+        for sample, p, value, correct in zip(samples, parsed, iou, self._answer_is_correct, strict=True):
+            kind = sample.reference_type or ("null" if sample.is_null else "all")
+            self._log_metric(f"iou/{kind}", value)
+            self._log_metric(f"category/{kind}", float(correct))
+            if sample.seen is not None:
+                seen = {normalise_category(name) for name in sample.seen}
+                self._log_metric("chain/see", float(p.seen is not None and sorted(p.seen) == sorted(seen)))
+            if sample.heard is not None:
+                heard = tuple(normalise_category(name) for name in sample.heard)
+                self._log_metric("chain/hear", float(p.heard == heard))
+
+    def _log_rewards_by_type(self, rewards_per_func: torch.Tensor) -> None:
+        start = self.accelerator.process_index * len(self._rows)
+        local = rewards_per_func[start : start + len(self._rows)]
+        totals = (local * self.reward_weights.to(local.device)).nansum(1).tolist()
+        for row, total in zip(self._rows, totals, strict=True):
+            kind = row.sample.reference_type or ("null" if row.sample.is_null else "all")
+            self._log_metric(f"reward/{kind}", total)
+
+    # ---- loss ---------------------------------------------------------------------------------------------------
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        self._rows = inputs["encoded_rows"]
+        if self.args.mask_loss_on == "off":
+            return super()._compute_loss(model, inputs)
+        decoded: list[DecodedMasks] = []
+        self._mask_sink = decoded
+        policy_loss = super()._compute_loss(model, inputs)
+        return policy_loss + self._mask_loss(decoded[0], inputs["answer_is_correct"])
+
+    def _mask_loss(self, decoded: DecodedMasks, answer_is_correct: Sequence[bool]) -> torch.Tensor:
+        """The mask loss at its weight, scaled like TRL's policy loss for gradient accumulation."""
+        row_weights = decoded.has_seg.float()
+        if self.args.mask_loss_on == "correct_only":
+            row_weights = row_weights * torch.tensor(answer_is_correct, device=row_weights.device)
+        device = row_weights.device
+        losses = mask_loss(
+            decoded.mask_logits,
+            [row.gt_masks.to(device) for row in self._rows],
+            row_weights=row_weights,
+            bce_weight=self.args.mask_bce_weight,
+            dice_weight=self.args.mask_dice_weight,
+            dice_variant=self.args.dice_variant,
+        )
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["mask_loss"].append(self.accelerator.gather(losses.total.detach()).mean().item())
+        steps = self.current_gradient_accumulation_steps if mode == "train" else 1
+        return self.args.mask_loss_weight * losses.total / steps
+
+    # ---- reference model ----------------------------------------------------------------------------------------
+
+    def _install_reference(self, reference: PreTrainedModel) -> None:
+        """What TRL does with a reference it has built itself."""
+        add_fused_lm_head(
+            reference, temperature=self.temperature, cast_lm_head_to_fp32=self.args.cast_lm_head_to_fp32
+        )
+        if self.is_deepspeed_enabled:
+            self.ref_model = prepare_deepspeed(reference, self.accelerator)
+        elif self.is_fsdp_enabled:
+            self.ref_model = prepare_fsdp(reference, self.accelerator)
+        else:
+            self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+        if self.args.sync_ref_model:
+            self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
+
+
+def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The policy before its first step. TRL would rebuild it from its class name, which transformers does not know."""
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+@contextlib.contextmanager
+def _without_reference(args: AuroraGRPOConfig, *, enabled: bool) -> Iterator[None]:
+    """Let TRL's constructor believe that no reference model is needed."""
+    wanted: Mapping[str, Any] = {"beta": args.beta, "sync_ref_model": args.sync_ref_model}
+    if enabled:
+        args.beta, args.sync_ref_model = 0.0, False
+    try:
+        yield
+    finally:
+        args.beta, args.sync_ref_model = wanted["beta"], wanted["sync_ref_model"]
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off for a while."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,97 @@
+"""Warnings about a GRPO run that goes wrong quietly: no variance, cut completions, a chain that rots."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+#: Metrics that say how good the chain is, whatever the final answer; those that a run logs are watched.
+CHAIN_METRICS = ("chain/see", "chain/hear", "rewards/reasoning_consistency_reward/mean")
+
+
+class RolloutHealthCallback(TrainerCallback):
+    """Reads the training log and warns, once for each trouble until it has passed.
+
+    Rewards on the final answer alone let the chain of thought rot while the score rises, so the chain's metrics of
+    the last `window` logs are compared with those of the first.
+
+    Args:
+        max_zero_std: share of groups without reward variance above which GRPO has little to learn from.
+        max_clipped: share of completions cut at the length limit above which the answers are lost.
+        chain_drop: fall of a chain metric that is worth a warning while the reward rises.
+        window: number of logs averaged at either end.
+    """
+
+    def __init__(
+        self, *, max_zero_std: float = 0.8, max_clipped: float = 0.2, chain_drop: float = 0.1, window: int = 5
+    ) -> None:
+        self.max_zero_std = max_zero_std
+        self.max_clipped = max_clipped
+        self.chain_drop = chain_drop
+        self.window = window
+        self._first: dict[str, list[float]] = {}
+        self._last: dict[str, deque[float]] = {}
+        self._warned: set[str] = set()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs or "reward" not in logs:
+            return
+        self._check(
+            "variance",
+            (logs.get("frac_reward_zero_std") or 0.0) > self.max_zero_std,
+            f"{_percent(logs, 'frac_reward_zero_std')} of the groups have no reward variance and teach nothing: mix "
+            "harder or easier prompts, raise the temperature or num_generations",
+        )
+        self._check(
+            "clipped",
+            (logs.get("completions/clipped_ratio") or 0.0) > self.max_clipped,
+            f"{_percent(logs, 'completions/clipped_ratio')} of the completions are cut at max_completion_length="
+            f"{getattr(args, 'max_completion_length', None)}, before their [SEG]: raise it",
+        )
+        self._check_chain(logs)
+
+    def _check_chain(self, logs: Mapping[str, Any]) -> None:
+        for name in ("reward", *CHAIN_METRICS):
+            if isinstance(value := logs.get(name), float):
+                if len(self._first.setdefault(name, [])) < self.window:
+                    self._first[name].append(value)
+                self._last.setdefault(name, deque(maxlen=self.window)).append(value)
+        for name in CHAIN_METRICS:
+            change = self._change(name)
+            self._check(
+                name,
+                change < -self.chain_drop and self._change("reward") > 0,
+                f"{name} fell by {-change:.2f} while the reward rose by {self._change('reward'):.2f}: the chain of "
+                "thought is getting worse behind a better answer. Weight the reasoning-consistency reward, or raise "
+                "beta",
+            )
+
+    def _change(self, name: str) -> float:
+        first, last = self._first.get(name, []), self._last.get(name, ())
+        if len(first) < self.window:
+            return 0.0
+        return sum(last) / len(last) - sum(first) / len(first)
+
+    def _check(self, trouble: str, is_bad: bool, message: str) -> None:
+        if is_bad and trouble not in self._warned:
+            logger.warning(message)
+            self._warned.add(trouble)
+        elif not is_bad:
+            self._warned.discard(trouble)
+
+
+def _percent(logs: Mapping[str, Any], name: str) -> str:
+    return f"{100 * (logs.get(name) or 0.0):.0f} %"

@@ -1,0 +1,82 @@
+"""Supervised fine-tuning: cross-entropy on the chain of thought, and masks from its `[SEG]`.
+
+L = CE + 2.0 BCE + 0.5 Dice (paper, stage 1), all from one forward pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import nn
+from trl import SFTTrainer
+
+from aurora_rl.losses import mask_loss
+from aurora_rl.metrics import mask_iou
+from aurora_rl.models.segmentation import install_mask_forward, row_mask_logits
+from aurora_rl.trainers.sft_config import AuroraSFTConfig
+
+
+class AuroraSFTTrainer(SFTTrainer):
+    """TRL's SFTTrainer with a mask loss; takes the batches of `models.batch.SFTCollator`."""
+
+    args: AuroraSFTConfig
+    _name = "Aurora SFT"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # After super(), which has put its fused LM head in place of `forward`.
+        install_mask_forward(self.model.get_base_model() if is_peft_model(self.model) else self.model)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        gt_masks, seg_weights = inputs.pop("gt_masks"), inputs.pop("seg_weights")
+        frame_counts = inputs["seg_frame_counts"][inputs["seg_clip_index"]]
+        recorder = _OutputRecorder(model)
+        loss = super().compute_loss(recorder, inputs, return_outputs, num_items_in_batch)
+        ce_loss, outputs = loss if return_outputs else (loss, None)
+
+        mask_logits = row_mask_logits(model, recorder.outputs.mask_logits, frame_counts, gt_masks)
+        losses = mask_loss(
+            mask_logits,
+            gt_masks,
+            row_weights=seg_weights,
+            bce_weight=self.args.mask_bce_weight,
+            dice_weight=self.args.mask_dice_weight,
+            dice_variant=self.args.dice_variant,
+        )
+        self._log_masks(losses.bce, losses.dice, mask_logits, gt_masks)
+        # The cross-entropy is already a share of all the tokens of the accumulated batch; the mask loss is not.
+        is_share = self.model.training and num_items_in_batch is not None
+        steps = self.current_gradient_accumulation_steps if is_share else 1
+        total = self.args.ce_weight * ce_loss + losses.total / steps
+        return (total, outputs) if return_outputs else total
+
+    @torch.no_grad()
+    def _log_masks(
+        self, bce: torch.Tensor, dice: torch.Tensor, mask_logits: list[torch.Tensor], gt_masks: list[torch.Tensor]
+    ) -> None:
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics["mask_bce"].append(self.accelerator.gather(bce.detach()).mean().item())
+        metrics["mask_dice"].append(self.accelerator.gather(dice.detach()).mean().item())
+        iou = [mask_iou(logits > 0, truth) for logits, truth in zip(mask_logits, gt_masks, strict=True)]
+        mean_iou = torch.tensor(sum(iou) / len(iou), device=self.accelerator.device)
+        metrics["teacher_forced_iou"].append(self.accelerator.gather(mean_iou).mean().item())
+
+
+class _OutputRecorder:
+    """Stands in for the model in TRL's `compute_loss`, which returns the loss but not the outputs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.outputs: Any = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.outputs = self.model(*args, **kwargs)
+        return self.outputs

@@ -1,0 +1,28 @@
+"""Arguments of `AuroraSFTTrainer` beside TRL's own."""
+
+import dataclasses
+
+from trl import SFTConfig
+
+
+@dataclasses.dataclass
+class AuroraSFTConfig(SFTConfig):
+    """TRL's `SFTConfig` plus the weights of the mask loss.
+
+    Attributes:
+        ce_weight: weight of the cross-entropy over completion tokens.
+        mask_bce_weight: weight of the masks' binary cross-entropy.
+        mask_dice_weight: weight of the masks' Dice loss.
+        dice_variant: see `losses.dice_loss`.
+    """
+
+    ce_weight: float = dataclasses.field(default=1.0, metadata={"help": "Weight of the cross-entropy."})
+    mask_bce_weight: float = dataclasses.field(default=2.0, metadata={"help": "Weight of the masks' BCE."})
+    mask_dice_weight: float = dataclasses.field(default=0.5, metadata={"help": "Weight of the masks' Dice loss."})
+    dice_variant: str = dataclasses.field(default="aurora", metadata={"help": "'aurora' or 'lisa'."})
+
+    def __post_init__(self) -> None:
+        # The collator reads media by the columns that TRL would drop, and makes labels by itself.
+        self.remove_unused_columns = False
+        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        super().__post_init__()

@@ -1,0 +1,58 @@
+"""Stage 3: GRPO with mask rewards.
+
+accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py --config recipes/synthetic/grpo.yaml
+"""
+
+import dataclasses
+
+from trl import TrlParser
+
+from aurora_rl.assemble import assemble_encoder, assemble_model, load_split, peft_config
+from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.data.dataset import to_dataset
+from aurora_rl.trainers.grpo import AuroraGRPOTrainer
+from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
+
+
+@dataclasses.dataclass
+class RewardArguments:
+    """Which rewards the policy is trained on; their weights are TRL's `reward_weights`."""
+
+    reward_funcs: list[str] = dataclasses.field(
+        default_factory=lambda: [
+            "reward_fns.format:format_reward",
+            "reward_fns.mask_iou:mask_iou_reward",
+            "reward_fns.category:category_reward",
+            "reward_fns.reasoning_consistency:reasoning_consistency_reward",
+        ],
+        metadata={"help": "'package.module:function' or 'path/to/file.py:function'."},
+    )
+
+
+def main(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    reward_args: RewardArguments,
+    training_args: AuroraGRPOConfig,
+) -> None:
+    train_samples = load_split(data_args, data_args.train_split)
+    eval_samples = load_split(data_args, data_args.eval_split)[: data_args.max_eval_samples] if data_args.eval_split else []
+    loaded = assemble_model(model_args)
+    encode = assemble_encoder(data_args, loaded, [*train_samples, *eval_samples], device=training_args.device)
+    trainer = AuroraGRPOTrainer(
+        model=loaded.model,
+        reward_funcs=reward_args.reward_funcs,
+        args=training_args,
+        encode=encode,
+        seg_token_id=loaded.seg_token_id,
+        train_dataset=to_dataset(train_samples, instruction=data_args.instruction),
+        eval_dataset=to_dataset(eval_samples, instruction=data_args.instruction) if eval_samples else None,
+        processing_class=loaded.processor,
+        peft_config=peft_config(model_args, loaded),
+    )
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model(training_args.output_dir)
+
+
+if __name__ == "__main__":
+    main(*TrlParser((ModelArguments, DataArguments, RewardArguments, AuroraGRPOConfig)).parse_args_and_config())

@@ -1,0 +1,43 @@
+"""Stage 1: supervised fine-tuning on gold chains of thought.
+
+accelerate launch --config_file accelerate_configs/cpu.yaml recipes/sft.py --config recipes/synthetic/sft.yaml
+"""
+
+from trl import TrlParser
+
+from aurora_rl.assemble import assemble_encoder, assemble_model, load_split, peft_config
+from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.data.dataset import to_dataset
+from aurora_rl.data.sample import AVSample
+from aurora_rl.models.batch import SFTCollator
+from aurora_rl.trainers.sft import AuroraSFTTrainer
+from aurora_rl.trainers.sft_config import AuroraSFTConfig
+
+
+def gold_chain(sample: AVSample) -> str:
+    """The completion that a sample is trained to give."""
+    if sample.chain is None:
+        raise ValueError(f"sample {sample.key} has no chain of thought: name a file that holds it with `chains`")
+    return sample.chain
+
+
+def main(model_args: ModelArguments, data_args: DataArguments, training_args: AuroraSFTConfig) -> None:
+    train_samples = load_split(data_args, data_args.train_split)
+    eval_samples = load_split(data_args, data_args.eval_split)[: data_args.max_eval_samples] if data_args.eval_split else []
+    loaded = assemble_model(model_args)
+    encode = assemble_encoder(data_args, loaded, [*train_samples, *eval_samples], device=training_args.device)
+    trainer = AuroraSFTTrainer(
+        model=loaded.model,
+        args=training_args,
+        data_collator=SFTCollator(encode, loaded.seg_token_id, gold_chain),
+        train_dataset=to_dataset(train_samples, instruction=data_args.instruction),
+        eval_dataset=to_dataset(eval_samples, instruction=data_args.instruction) if eval_samples else None,
+        processing_class=loaded.processor,
+        peft_config=peft_config(model_args, loaded),
+    )
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model(training_args.output_dir)
+
+
+if __name__ == "__main__":
+    main(*TrlParser((ModelArguments, DataArguments, AuroraSFTConfig)).parse_args_and_config())

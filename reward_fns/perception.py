@@ -1,0 +1,80 @@
+"""Perception reward, optional: the chain names exactly what is in view and what sounds.
+
+Needs the true lists, which the synthetic benchmark has. It keeps the look and listen steps honest where rewards on the
+final answer alone let them decay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from aurora_rl.completions import completion_text, normalise_category, parse_completion
+
+
+def perception_reward(
+    prompts: list[Any],
+    completions: list[Any],
+    *,
+    seen: list[Sequence[str] | None],
+    heard: list[Sequence[str] | None],
+    **columns: Any,
+) -> list[float | None]:
+    """Mean of two F1 scores: categories claimed seen, and categories claimed heard in the order of their onset.
+
+    Example: a drum and a bell are in view and only the drum sounds; "I see a drum. I hear a drum." earns
+    (2/3 + 1) / 2 = 0.833.
+
+    >>> rewards = perception_reward(
+    ...     [None], ["Look: I see a drum.\\nListen: I hear a drum."], seen=[["drum", "bell"]], heard=[["drum"]]
+    ... )
+    >>> [round(reward, 3) for reward in rewards]
+    [0.833]
+
+    Args:
+        prompts: not read.
+        completions: text or chat messages.
+        seen: the true categories in view of each row, None where unknown.
+        heard: the true categories that sound, in order, None where unknown.
+        **columns: not read.
+
+    Returns:
+        Per completion a number in [0, 1]; None where the truth is unknown. A claim left out counts 0.
+    """
+    return [
+        _score(completion_text(completion), true_seen, true_heard)
+        for completion, true_seen, true_heard in zip(completions, seen, heard, strict=True)
+    ]
+
+
+def _score(text: str, true_seen: Sequence[str] | None, true_heard: Sequence[str] | None) -> float | None:
+    if true_seen is None or true_heard is None:
+        return None
+    parsed = parse_completion(text)
+    return (
+        _list_f1(_sorted(parsed.seen), sorted(map(normalise_category, true_seen)))
+        + _list_f1(parsed.heard, list(map(normalise_category, true_heard)))
+    ) / 2
+
+
+def _sorted(claims: Sequence[str] | None) -> Sequence[str] | None:
+    return None if claims is None else sorted(claims)
+
+
+def _list_f1(claims: Sequence[str] | None, truth: Sequence[str]) -> float:
+    """F1 of two sequences by their longest common subsequence; 1 if both are empty."""
+    if claims is None:
+        return 0.0
+    if not claims and not truth:
+        return 1.0
+    return 2 * _common_length(claims, truth) / (len(claims) + len(truth))
+
+
+def _common_length(left: Sequence[str], right: Sequence[str]) -> int:
+    """Length of the longest common subsequence."""
+    lengths = [0] * (len(right) + 1)
+    for item in left:
+        above = lengths.copy()
+        for column, other in enumerate(right):
+            lengths[column + 1] = above[column] + 1 if item == other else max(above[column + 1], lengths[column])
+    return lengths[-1]
