@@ -45,9 +45,8 @@ def line_chart(series: Sequence[Series], *, title: str, is_share: bool = False) 
     """
     if not 0 < len(series) <= _MAX_LINES:
         raise ValueError(f"the chart {title!r} has {len(series)} series: give 1 to {_MAX_LINES}")
-    style: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": title, "text.parse_math": False, "font.size": 9}
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(4.0, 2.3), layout="constrained")
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "text.parse_math": False, "font.size": 9}):
+        figure = Figure(figsize=(4.0, 2.2), layout="constrained")
         axes = figure.add_subplot()
         for colour, line in zip(_LINES, series, strict=False):
             _draw_line(axes, line, colour)
@@ -82,9 +81,9 @@ def _style_axes(axes: Axes, *, is_share: bool) -> None:
     axes.margins(x=0.01)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.set_xlabel("step", color=_INK, loc="right")
     if is_share:
         axes.set_ylim(-0.03, 1.03)
+        axes.set_yticks([0.0, 0.5, 1.0])
 
 
 def _draw_legend(figure: Figure, axes: Axes) -> None:

@@ -34,7 +34,8 @@ _WAVEFORM_BINS = 240
 
 # Colours that the three common kinds of colour blindness keep apart. Each region has a fill and an outline.
 _REGION_COLOURS = {"hit": (20, 200, 170), "extra": (255, 128, 0), "missed": (215, 70, 239)}
-_FILL_ALPHA = 105
+_FILL_ALPHA = 90
+_VEIL_ALPHA = 120  # of the black over everything else, so that a mask stands out on an object of its own colour
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,26 +223,29 @@ def mask_overlay(pred_masks: np.ndarray, gt_masks: np.ndarray) -> str:
         _strip_masks(masks) for masks in (pred_masks & gt_masks, pred_masks & ~gt_masks, gt_masks & ~pred_masks)
     )
     outline = _outline(hit | extra) | (_outline(hit | missed) & missed)
-    palette_index = np.zeros(hit.shape, dtype=np.uint8)  # 0 is transparent
-    for number, region in enumerate((hit, extra, missed)):
-        palette_index[region] = 1 + 2 * number
-        palette_index[region & outline] = 2 + 2 * number
-    image = Image.fromarray(palette_index, mode="P")
-    image.putpalette([0, 0, 0, *itertools.chain.from_iterable(colour * 2 for colour in _REGION_COLOURS.values())])
-    return _image_uri(image, "PNG", optimize=True, transparency=bytes([0, *(_FILL_ALPHA, 255) * len(_REGION_COLOURS)]))
+    palette_index = _strip_masks(np.ones_like(pred_masks)).astype(np.uint8)  # 0 between the frames, 1 on them
+    for number, region in enumerate((hit, extra, missed), start=1):
+        palette_index[region] = 2 * number
+        palette_index[region & outline] = 2 * number + 1
+    image = Image.fromarray(palette_index)
+    image.putpalette([0] * 6 + [part for colour in _REGION_COLOURS.values() for part in colour * 2])
+    alpha = bytes([0, _VEIL_ALPHA, *(_FILL_ALPHA, 255) * len(_REGION_COLOURS)])
+    return _image_uri(image, "PNG", optimize=True, transparency=alpha)
 
 
 def waveform_path(waveform: np.ndarray) -> str:
-    """SVG path of a waveform's envelope at full scale, in a box 240 wide and 40 high.
+    """SVG path of a waveform's envelope, in a box 240 wide and 40 high.
+
+    The height is the square root of the peak: quiet sounds can be seen, and silence is a flat line.
 
     Args:
         waveform: (N,) float in [-1, 1].
     """
     bins = np.array_split(waveform, min(_WAVEFORM_BINS, len(waveform)))
-    peaks = [max(float(np.abs(part).max()), 0.02) for part in bins]  # a thin line where there is silence
+    heights = [max(float(np.abs(part).max()) ** 0.5, 0.02) for part in bins]
     step = _WAVEFORM_BINS / len(bins)
-    upper = [f"{(at + 0.5) * step:.1f} {20 - 19 * peak:.1f}" for at, peak in enumerate(peaks)]
-    lower = [f"{(at + 0.5) * step:.1f} {20 + 19 * peak:.1f}" for at, peak in enumerate(peaks)]
+    upper = [f"{(at + 0.5) * step:.1f} {20 - 19 * height:.1f}" for at, height in enumerate(heights)]
+    lower = [f"{(at + 0.5) * step:.1f} {20 + 19 * height:.1f}" for at, height in enumerate(heights)]
     return f"M{'L'.join([*upper, *reversed(lower)])}Z"
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from accelerate.utils import is_peft_model
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from trl.trainer.utils import pad
 
 from aurora_rl.data.sample import AVSample
-from aurora_rl.models.batch import EncodedSample, SampleEncoder, collate_frames
+from aurora_rl.models.batch import EncodedSample, SampleEncoder, collate_frames, distinct_media
 from aurora_rl.models.seg_tokens import find_seg
-from aurora_rl.models.segmentation import install_mask_forward, row_mask_logits
+from aurora_rl.models.segmentation import install_mask_forward, row_mask_logits, shared_media
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,27 @@ class Completion:
 
     text: str
     mask_probs: torch.Tensor | None
+
+
+class SeededSampling(LogitsProcessor):
+    """Sampling by greedy decoding of noisy logits: argmax(logits / T + Gumbel noise) is a draw from softmax(logits / T).
+
+    Every sequence has its own generator, so its draws depend neither on the batch nor on the number of processes.
+
+    Args:
+        draws: one name a sequence; equal names draw equal noise.
+        temperature: T.
+    """
+
+    def __init__(self, draws: Sequence[str], *, temperature: float) -> None:
+        seeds = [int.from_bytes(hashlib.sha256(draw.encode()).digest()[:8], "big", signed=True) for draw in draws]
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.temperature = temperature
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        size = scores.size(-1)
+        exponential = torch.stack([torch.empty(size).exponential_(generator=g) for g in self.generators])
+        return scores.float() / self.temperature - exponential.log().to(scores.device)  # -log Exp(1) is Gumbel(0, 1)
 
 
 class Predictor:
@@ -57,7 +79,7 @@ class Predictor:
         install_mask_forward(model.get_base_model() if is_peft_model(model) else model)
 
     def predict(
-        self, samples: Iterable[AVSample], *, num_samples: int | None = None, temperature: float = 1.0
+        self, samples: Iterable[AVSample], *, num_samples: int | None = None, temperature: float = 1.0, seed: int = 0
     ) -> Iterator[tuple[EncodedSample, list[Completion]]]:
         """Yield each sample, encoded, with its completions, in order.
 
@@ -65,6 +87,7 @@ class Predictor:
             samples: what to answer.
             num_samples: completions a sample, drawn from the model's distribution; None for one, decoded greedily.
             temperature: of the sampling.
+            seed: of the sampling, together with each sample's key, so that batches and processes change no draw.
         """
         copies = num_samples or 1
         per_batch = max(1, self.batch_size // copies)
@@ -72,22 +95,26 @@ class Predictor:
         for start in range(0, len(samples), per_batch):
             encoded = [self.encode(sample) for sample in samples[start : start + per_batch]]
             rows = [item for item in encoded for _ in range(copies)]
-            completions = self._complete(rows, do_sample=num_samples is not None, temperature=temperature)
+            draws = [f"{seed}/{row.sample.key}/{index % copies}" for index, row in enumerate(rows)]
+            noise = None if num_samples is None else SeededSampling(draws, temperature=temperature)
+            completions = self._complete(rows, noise)
             for index, item in enumerate(encoded):
                 yield item, completions[index * copies : (index + 1) * copies]
 
     @torch.inference_mode()
-    def _complete(self, rows: Sequence[EncodedSample], *, do_sample: bool, temperature: float) -> list[Completion]:
-        inputs = self._inputs(rows)
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if do_sample else {}
+    def _complete(self, rows: Sequence[EncodedSample], noise: SeededSampling | None) -> list[Completion]:
+        features, media_index = distinct_media(rows)
+        inputs = self._inputs(rows, self.encode.family.collate_features(features, media_index))
         tokenizer = self.encode.tokenizer
         config = GenerationConfig(
             max_new_tokens=self.max_completion_length,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            **({"do_sample": False} | sampling),
+            do_sample=False,
         )
-        sequences = self.model.generate(**inputs, generation_config=config)
+        processors = LogitsProcessorList([] if noise is None else [noise])
+        with shared_media(self.model, media_index):
+            sequences = self.model.generate(**inputs, generation_config=config, logits_processor=processors)
         completion_ids = sequences[:, inputs["input_ids"].size(1) :]
         # Everything up to the first end-of-turn token is real.
         is_eos = completion_ids == tokenizer.eos_token_id
@@ -98,15 +125,16 @@ class Predictor:
         )
         attention_mask = torch.cat([inputs.pop("attention_mask"), completion_mask], dim=1)
         inputs.pop("input_ids")
-        masks = self._masks(rows, sequences, attention_mask, completion_ids.size(1), inputs)
+        with shared_media(self.model, media_index):
+            masks = self._masks(rows, sequences, attention_mask, completion_ids.size(1), inputs)
         return [Completion(text, probs) for text, probs in zip(texts, masks, strict=True)]
 
-    def _inputs(self, rows: Sequence[EncodedSample]) -> dict[str, torch.Tensor]:
+    def _inputs(self, rows: Sequence[EncodedSample], media: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         ids = [torch.tensor(row.prompt.prompt_ids) for row in rows]
         batch = {
             "input_ids": pad(ids, padding_value=self.encode.tokenizer.pad_token_id, padding_side="left"),
             "attention_mask": pad([torch.ones_like(x) for x in ids], padding_value=0, padding_side="left"),
-            **self.encode.family.collate_features([row.prompt.features for row in rows]),
+            **media,
         }
         return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
 

@@ -3,6 +3,8 @@
 Definitions follow the official Ref-AVS script (Wang et al., ECCV 2024) unless a docstring says otherwise.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -29,7 +31,7 @@ def region_similarity(pred_masks: Tensor, gt_masks: Tensor) -> Tensor:
     _check_masks(pred_masks, gt_masks)
     intersection = (pred_masks & gt_masks).sum((1, 2)).double()  # (F,)
     union = (pred_masks | gt_masks).sum((1, 2)).double()  # (F,)
-    background_share = (~pred_masks).double().mean((1, 2))  # (F,)
+    background_share = (~pred_masks).sum((1, 2)).double() / pred_masks[0].numel()  # (F,)
     return torch.where(gt_masks.any(2).any(1), intersection / (union + _UNION_EPS), background_share)
 
 
@@ -43,7 +45,7 @@ def null_s(pred_masks: Tensor) -> float:
         S in [0, 1]; a false alarm of 2 % of the pixels gives 0.141.
     """
     _check_mask("pred_masks", pred_masks)
-    return float(pred_masks.double().mean().sqrt())
+    return math.sqrt(int(pred_masks.sum()) / pred_masks.numel())
 
 
 def mask_iou(pred_masks: Tensor, gt_masks: Tensor) -> float:

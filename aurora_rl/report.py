@@ -181,7 +181,9 @@ PANELS = (
     Panel("Loss", r"loss"),
     Panel("Reward", r"reward"),
     Panel("Rewards by function", r"rewards/(?P<name>.+)/mean", is_share=True),
-    Panel("Chain of thought", r"(?:chain|health)[/_](?P<name>.+)"),
+    Panel("Chain of thought, share right", r"chain/(?P<name>.+)", is_share=True),
+    Panel("Mask IoU by reference type", r"iou/(?P<name>.+)", is_share=True),
+    Panel("Category by reference type, share right", r"category/(?P<name>.+)", is_share=True),
     Panel("KL from the reference model, nats a token", r"kl"),
     Panel("Entropy, nats a token", r"entropy"),
     Panel("Completion length, tokens", r"completions/mean_length"),
@@ -192,12 +194,16 @@ PANELS = (
 _KEY_LABELS = {
     "frac_reward_zero_std": "groups without signal",
     "completions/clipped_ratio": "completions cut off",
+    "see": "sees right",
+    "hear": "hears right",
     "teacher_forced_iou": "mask IoU",
     "mean_token_accuracy": "tokens right",
+    "mask_iou_reward": "mask IoU",
     "bce": "BCE",
     "dice": "Dice",
 }
 _MAX_SERIES = 6
+_MIN_REACH = 0.02  # of the picture of gains to both sides of 0
 
 
 def write_report(
@@ -227,15 +233,17 @@ def write_report(
         MediaError: if a shown clip's media cannot be read.
     """
     before, after = read_results(results.before), read_results(results.after)
-    summaries = summarise(before), summarise(after)
+    summaries, differences = (summarise(before), summarise(after)), compare(before, after)
+    gains = _gain_rows(summaries, differences, _GAINS)
     page = _environment().get_template("report.html.j2")
     html = page.render(
         title=title,
         before_name=results.before_name,
         after_name=results.after_name,
         summary=summaries[1],
-        headlines=_gain_rows(summaries, compare(before, after), _HEADLINES),
-        gains=_gain_rows(summaries, compare(before, after), _GAINS),
+        headlines=_gain_rows(summaries, differences, _HEADLINES),
+        gains=gains,
+        gain_range=_gain_range(gains),
         guards=_guard_table(results, before, after),
         ablations=_ablation_table(results, after),
         reference_types=_group_rows([summary.reference_types for summary in summaries], _GROUPS),
@@ -285,8 +293,15 @@ def _gain_rows(
     ]
 
 
+def _gain_range(rows: Sequence[GainRow]) -> tuple[float, float]:
+    """Least and greatest gain to draw, as shares of each measure's scale; holds 0."""
+    lows = [row.gain.low / row.text.scale for row in rows]
+    highs = [row.gain.high / row.text.scale for row in rows]
+    return min(-_MIN_REACH, *lows), max(_MIN_REACH, *highs)
+
+
 def _group_rows(tables: Sequence[Mapping[str, Table]], names: Sequence[str]) -> list[GroupRow]:
-    """Groups that both runs have, without the measures that apply to no group."""
+    """Groups that both runs have, null ones last, without the measures that apply to no group."""
     before, after = tables
     rows = [
         GroupRow(
@@ -294,7 +309,7 @@ def _group_rows(tables: Sequence[Mapping[str, Table]], names: Sequence[str]) -> 
             _as_int(after[name].get("num_rows")),
             tuple(Cell(MEASURE_TEXTS[key], before[name].get(key), after[name].get(key)) for key in names),
         )
-        for name in after
+        for name in sorted(after, key=lambda name: after[name].get("J") is None)
         if name in before
     ]
     applies = [any(row.cells[column].after is not None for row in rows) for column in range(len(names))]

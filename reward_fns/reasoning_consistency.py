@@ -150,8 +150,7 @@ def _check_place(parsed: ParsedCompletion, reference: str, pred_masks: Tensor | 
 
 
 def _check_sound(parsed: ParsedCompletion, loudness: float) -> float:
-    claim = _claims_sound(parsed)
-    return 0.0 if claim is None else float(claim == (loudness >= SILENCE_DBFS))
+    return float(_claims_sound(parsed) == (loudness >= SILENCE_DBFS))  # None, nothing said, equals neither
 
 
 def _check_one_target(parsed: ParsedCompletion) -> float:

@@ -51,4 +51,4 @@ def to_dataset(samples: Iterable[AVSample], *, instruction: str = DEFAULT_INSTRU
     rows = [
         {**sample.to_row(), "prompt": build_messages(sample.reference, instruction=instruction)} for sample in samples
     ]
-    return Dataset.from_list(rows, features=FEATURES)
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)

@@ -345,10 +345,19 @@ def _row_of_chain(record: Mapping[str, Any], rows: Sequence[_Row]) -> int:
 
 
 def _chain_fields(record: Mapping[str, Any]) -> dict[str, Any]:
-    seen, heard = record.get("seen"), record.get("heard")
     return {
         "chain": render_chain(record["steps"], record["answer"]),
         "reference_type": record.get("reference_type"),
-        "seen": None if seen is None else tuple(seen),
-        "heard": None if heard is None else tuple(heard),
+        "seen": _categories(record, "seen"),
+        "heard": _categories(record, "heard"),
     }
+
+
+def _categories(record: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
+    """A list of categories; None where it is not known, which is not the same as none."""
+    value = record.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, list):  # a string would be taken apart into letters
+        raise DatasetError(f"{name} is {value!r}: expected a list of categories or null")
+    return tuple(value)

@@ -130,7 +130,7 @@ class SFTCollator:
         )
         return {
             **batch,
-            **self.encode.family.collate_features([item.prompt.features for item in encoded]),
+            **self.encode.family.collate_features([item.prompt.features for item in encoded], range(len(encoded))),
             **collate_frames(encoded),
             "seg_index": seg_index,
             "seg_weights": has_seg.float(),
@@ -154,6 +154,13 @@ def right_pad(prompts: list[list[int]], completions: list[list[int]], pad_token_
         attention_mask[row, :end] = 1
         labels[row, len(prompt) : end] = torch.tensor(completion)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def distinct_media(encoded: Sequence[EncodedSample]) -> tuple[list[Mapping[str, torch.Tensor]], list[int]]:
+    """Media tensors of the distinct samples of a batch, in order of first appearance, and which each row has."""
+    first = {id(item.prompt): item.prompt.features for item in encoded}
+    order = {key: index for index, key in enumerate(first)}
+    return list(first.values()), [order[id(item.prompt)] for item in encoded]
 
 
 def collate_frames(encoded: Sequence[EncodedSample]) -> dict[str, torch.Tensor]:

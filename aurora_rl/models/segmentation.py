@@ -76,6 +76,13 @@ class SegmentationMixin(PreTrainedModel):
     """Put in front of a Hugging Face MLLM class; call `init_segmentation` at the end of `__init__`."""
 
     seg_head: nn.Module
+    #: Which distinct clip each row of the batch has, while `shared_media` is on; None where every row brings its own.
+    media_index: list[int] | None = None
+
+    def of_distinct_media(self, per_row: torch.Tensor) -> torch.Tensor:
+        """(B, ...) values of the rows -> (U, ...) values of the distinct clips, in the clips' order."""
+        first_rows = [self.media_index.index(clip) for clip in range(max(self.media_index) + 1)]
+        return per_row[first_rows]
 
     def init_segmentation(self) -> None:
         """Build the head that `config.segmenter` describes.
@@ -142,6 +149,23 @@ class BackboneView:
         with _decoder_output(model, whole=True) as captured, _without_projection(model.lm_head):
             self.__dict__["_forward"](model, *args, **kwargs)
         return captured["outputs"]
+
+
+@contextlib.contextmanager
+def shared_media(model: nn.Module, media_index: Sequence[int]) -> Iterator[None]:
+    """Run the towers once for each distinct clip of a batch, G rows of a group sharing one.
+
+    Args:
+        model: the model, in whatever it is wrapped.
+        media_index: (B,) which distinct clip each row has, numbered in order of first appearance, as in
+            `MLLMFamily.collate_features`.
+    """
+    inner = next(module for module in model.modules() if isinstance(module, SegmentationMixin))
+    inner.media_index = list(media_index)
+    try:
+        yield
+    finally:
+        inner.media_index = None
 
 
 def install_mask_forward(model: SegmentationMixin) -> None:

@@ -31,9 +31,9 @@ from aurora_rl.completions import ParsedCompletion, completion_text, normalise_c
 from aurora_rl.data.sample import AVSample
 from aurora_rl.losses import mask_loss
 from aurora_rl.metrics import mask_iou
-from aurora_rl.models.batch import EncodedSample, SampleEncoder, collate_frames
+from aurora_rl.models.batch import EncodedSample, SampleEncoder, collate_frames, distinct_media
 from aurora_rl.models.seg_tokens import find_seg
-from aurora_rl.models.segmentation import install_mask_forward, row_mask_logits
+from aurora_rl.models.segmentation import install_mask_forward, row_mask_logits, shared_media
 from aurora_rl.rewards import guard_reward_func, load_reward_func
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.health import RolloutHealthCallback
@@ -125,16 +125,15 @@ class AuroraGRPOTrainer(GRPOTrainer):
         """The prompts' media are in `self._rows`; TRL would know images only (huggingface/trl#6294)."""
         if len(prompts) != len(self._rows):
             raise RuntimeError(f"{len(prompts)} prompts for {len(self._rows)} encoded rows: TRL's order has changed")
-        return [row.prompt.prompt_ids for row in self._rows], None, self._media(self._rows)
+        features, media_index = distinct_media(self._rows)
+        media = self.encode.family.collate_features(features, media_index)
+        return [row.prompt.prompt_ids for row in self._rows], None, media
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        _, media_index = distinct_media(self._rows)
         # TRL samples in train mode, with LoRA's dropout on.
-        with _eval_mode(self.model):
+        with _eval_mode(self.model), shared_media(self.model, media_index):
             return super()._generate_single_turn(*args, **kwargs)
-
-    def _media(self, rows: Sequence[EncodedSample]) -> dict[str, torch.Tensor]:
-        media = self.encode.family.collate_features([row.prompt.features for row in rows])
-        return {name: tensor.to(self.accelerator.device) for name, tensor in media.items()}
 
     @property
     def _old_logps_are_computed(self) -> bool:
@@ -188,7 +187,10 @@ class AuroraGRPOTrainer(GRPOTrainer):
     ) -> Any:
         labels = input_ids.masked_fill(attention_mask == 0, -100)
         labels[:, :-logits_to_keep] = -100
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **self._media(rows)}
+        features, media_index = distinct_media(rows)
+        media = self.encode.family.collate_features(features, media_index)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs |= {name: tensor.to(input_ids.device) for name, tensor in media.items()}
         if output_router_logits:
             inputs["output_router_logits"] = True
         if sink is not None:
@@ -197,7 +199,7 @@ class AuroraGRPOTrainer(GRPOTrainer):
             )
             frames = {name: t.to(input_ids.device) for name, t in collate_frames(rows).items()}
             inputs |= {"seg_index": seg_index, **frames}
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), shared_media(model, media_index):
             outputs = model(**inputs, labels=labels, fused_lm_head=True)
         if sink is not None:
             frame_counts = frames["seg_frame_counts"][frames["seg_clip_index"]]

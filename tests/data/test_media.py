@@ -374,7 +374,7 @@ def write_video(
     with_audio: bool = True,
     seconds: float = 2.0,
 ) -> None:
-    """A white square that moves 6 pixels a frame to the right, shown at `times` / `rate` seconds, and a 440 Hz tone."""
+    """A square that moves 6 pixels a frame to the right, shown at `times` / `rate` seconds, and a 440 Hz tone."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=rate)
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"

@@ -238,6 +238,22 @@ def test_a_crash_while_writing_leaves_nothing_behind(tmp_path, monkeypatch):
     assert cache.get(CLIP, make_frames).eq(7).all()
 
 
+def test_a_file_gets_its_name_when_it_is_whole(tmp_path, monkeypatch):
+    cache = EmbeddingCache(tmp_path, PatchMeans())
+    renamed = []
+
+    def replace(source, target):
+        assert load_file(source)["frame_inputs"].eq(7).all()
+        assert Path(source).parent == Path(target).parent  # a rename is atomic only inside one file system
+        assert not Path(target).exists()
+        renamed.append(Path(target))
+        Path(source).rename(target)
+
+    monkeypatch.setattr(embedding_cache.os, "replace", replace)
+    cache.get(CLIP, make_frames)
+    assert renamed == [cache.path_of(CLIP)]
+
+
 def test_many_readers_and_writers_of_one_clip_see_whole_files(tmp_path):
     caches = [EmbeddingCache(tmp_path, PatchMeans()) for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:

@@ -62,5 +62,13 @@ class MLLMFamily(abc.ABC):
         """
 
     @abc.abstractmethod
-    def collate_features(self, features: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Join the media tensors of several rows into one batch, in row order."""
+    def collate_features(
+        self, features: Sequence[Mapping[str, torch.Tensor]], media_index: Sequence[int]
+    ) -> dict[str, torch.Tensor]:
+        """Join media tensors into one batch.
+
+        Args:
+            features: media tensors of the batch's U distinct clips.
+            media_index: which of them each of the B rows has. What the towers read is joined once a clip, what
+                describes it (grids, lengths) once a row; run the model under `segmentation.shared_media`.
+        """

@@ -19,6 +19,10 @@ from aurora_rl.models.mllm.base import EncodedPrompt, MLLMFamily
 from aurora_rl.models.segmentation import BackboneView, SegmentationMixin
 
 
+#: What the towers read; the other media tensors describe it, and the language model needs them row by row.
+TOWER_INPUTS = ("pixel_values", "pixel_values_videos", "input_features")
+
+
 class AuroraQwen2_5Omni(SegmentationMixin, Qwen2_5OmniThinkerForConditionalGeneration):
     """Qwen2.5-Omni's thinker with `[SEG]` -> masks."""
 
@@ -30,6 +34,33 @@ class AuroraQwen2_5Omni(SegmentationMixin, Qwen2_5OmniThinkerForConditionalGener
     @functools.wraps(Qwen2_5OmniThinkerForConditionalGeneration.forward)
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward_with_masks(super().forward, *args, **kwargs)
+
+    def get_video_features(
+        self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """As the thinker's, each distinct clip read once and its features handed to all of its rows."""
+        if self.media_index is None:
+            return super().get_video_features(pixel_values_videos, video_grid_thw, **kwargs)
+        outputs = super().get_video_features(pixel_values_videos, self.of_distinct_media(video_grid_thw), **kwargs)
+        outputs.pooler_output = [outputs.pooler_output[i] for i in self.media_index]
+        return outputs
+
+    def get_audio_features(
+        self,
+        input_features: torch.Tensor,
+        feature_attention_mask: torch.Tensor | None = None,
+        audio_feature_lengths: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As the thinker's, each distinct clip heard once and its features handed to all of its rows."""
+        if self.media_index is None:
+            return super().get_audio_features(input_features, feature_attention_mask, audio_feature_lengths, **kwargs)
+        mask = self.of_distinct_media(feature_attention_mask)
+        outputs = super().get_audio_features(input_features, mask, audio_feature_lengths, **kwargs)
+        _, lengths = self.audio_tower._get_feat_extract_output_lengths(mask.sum(-1))
+        clips = outputs.last_hidden_state.split(lengths.tolist())
+        outputs.last_hidden_state = torch.cat([clips[i] for i in self.media_index])
+        return outputs
 
     @property
     def base_model(self) -> Any:
@@ -76,15 +107,16 @@ class Qwen2_5OmniFamily(MLLMFamily):
         features = {k: torch.as_tensor(v) for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
         return EncodedPrompt(inputs["input_ids"][0].tolist(), _trim_audio(features))
 
-    def collate_features(self, features: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        names = dict.fromkeys(name for row in features for name in row)
+    def collate_features(
+        self, features: Sequence[Mapping[str, torch.Tensor]], media_index: Sequence[int]
+    ) -> dict[str, torch.Tensor]:
         batch = {}
-        for name in names:
-            tensors = [row[name] for row in features if name in row]
+        for name in dict.fromkeys(name for clip in features for name in clip):
+            tensors = [clip[name] for clip in features]
             if name in ("input_features", "feature_attention_mask"):
                 longest = max(t.size(-1) for t in tensors)
                 tensors = [torch.nn.functional.pad(t, (0, longest - t.size(-1))) for t in tensors]
-            batch[name] = torch.cat(tensors)
+            batch[name] = torch.cat(tensors if name in TOWER_INPUTS else [tensors[i] for i in media_index])
         return batch
 
 

@@ -28,7 +28,7 @@ def seed() -> None:
 
 @pytest.fixture(scope="module")
 def sam() -> SamModel:
-    """SAM in miniature: 8 x 8 patches, one layer with windows of 4 x 4 and one with global attention."""
+    """SAM in miniature: 8 x 8 patches, one layer with windows of 3 x 3 and one with global attention."""
     config = SamConfig(
         vision_config={
             "hidden_size": WIDTH,
@@ -37,7 +37,7 @@ def sam() -> SamModel:
             "num_attention_heads": 2,
             "image_size": SIZE,
             "mlp_dim": 64,
-            "window_size": 4,
+            "window_size": 3,
             "global_attn_indexes": [1],
             "num_pos_feats": WIDTH // 2,
         },
@@ -175,26 +175,50 @@ class Owner(PreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.segmenter = build_segmenter(config.segmenter)
-        self.further = torch.nn.Linear(2, 2)
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if module is self.segmenter:
+        if hasattr(module, "reset_parameters"):
             module.reset_parameters()
 
 
-def test_a_transformers_model_saves_and_loads_its_segmenter(segmenter, tmp_path):
+def save_owner(segmenter, folder, *, without: str = "nothing") -> None:
+    """Save a model that holds the segmenter, leaving out the weights whose name starts with `without`."""
     owner = Owner(PretrainedConfig(segmenter=segmenter.config))
     owner.segmenter.load_state_dict(segmenter.state_dict())
-    owner.save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    del weights["further.weight"]  # so that transformers initialises what is missing, and must spare the rest
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    owner.save_pretrained(folder)
+    weights = {k: v for k, v in load_file(folder / "model.safetensors").items() if not k.startswith(without)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_transformers_model_saves_and_loads_its_segmenter(segmenter, tmp_path):
+    save_owner(segmenter, tmp_path)
     loaded = Owner.from_pretrained(tmp_path).segmenter
     inputs = make_inputs(2, 2)
     assert torch.equal(loaded(*inputs), segmenter(*inputs))
+
+
+def test_what_a_checkpoint_lacks_is_drawn_anew_and_what_it_has_is_spared(segmenter, tmp_path):
+    save_owner(segmenter, tmp_path, without="segmenter.no_mask_embed")
+    loaded = Owner.from_pretrained(tmp_path).segmenter
+    assert loaded.no_mask_embed.eq(0).all()
+    for name, tensor in segmenter.state_dict().items():
+        assert name == "no_mask_embed" or torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_a_segmenter_new_to_a_checkpoint_is_drawn_whole(segmenter, tmp_path):
+    save_owner(segmenter, tmp_path)
+    save_file({"other": torch.zeros(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    torch.manual_seed(1)
+    loaded = Owner.from_pretrained(tmp_path).segmenter
+    # Sines and cosines of one angle, half the channels each.
+    sine, cosine = loaded.image_positional_embeddings.chunk(2, dim=1)
+    torch.testing.assert_close(sine.square() + cosine.square(), torch.ones_like(sine))
+    assert loaded.no_mask_embed.eq(0).all()
+    # PyTorch draws a Linear from U(-1/sqrt(32), 1/sqrt(32)), whose deviation is 0.102; transformers' own is 0.02.
+    assert 0.08 < loaded.mask_decoder.transformer.layers[0].mlp.lin1.weight.std() < 0.12
 
 
 # Geometry
@@ -257,8 +281,11 @@ def test_preprocessing_normalises_and_pads_below(segmenter):
 
 def test_a_frames_embedding_does_not_depend_on_its_neighbours(segmenter):
     encoder = build_frame_encoder(segmenter.config)
+    batches = []
+    encoder.vision_encoder.register_forward_pre_hook(lambda _module, args: batches.append(len(args[0])))
     frames = make_frames(3)
     assert torch.equal(encoder.encode(frames)[1:2], encoder.encode(frames[1:2]))
+    assert batches == [1, 1, 1, 1]
 
 
 def test_encoder_is_frozen_and_outside_the_segmenter(segmenter):
@@ -344,7 +371,7 @@ def test_windowed_layers_keep_their_relative_positions(sam):
     for axis in ("rel_pos_h", "rel_pos_w"):
         windowed, whole = (getattr(layer.attn, axis) for layer in resized.layers)
         assert torch.equal(windowed, getattr(sam.vision_encoder.layers[0].attn, axis))
-        assert windowed.shape == (2 * 4 - 1, 16)
+        assert windowed.shape == (2 * 3 - 1, 16)
         assert whole.shape == (2 * 4 - 1, 16)
     assert resized.config.image_size == 64
     assert sam.vision_encoder.config.image_size == SIZE

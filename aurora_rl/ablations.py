@@ -1,0 +1,56 @@
+"""What a model still answers when a modality is taken away: proof that it watches, listens and reads.
+
+Each ablation changes the input only; scores are taken against the unchanged truth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from aurora_rl.data.media import load_clip
+from aurora_rl.data.sample import AVClip, AVSample
+
+
+def mute(clip: AVClip) -> AVClip:
+    """The clip with digital silence."""
+    return dataclasses.replace(clip, waveform=np.zeros_like(clip.waveform))
+
+
+def blank(clip: AVClip) -> AVClip:
+    """The clip with every frame a uniform mid-grey."""
+    return dataclasses.replace(clip, frames=np.full_like(clip.frames, 128))
+
+
+def shuffle_text(samples: Sequence[AVSample]) -> list[AVSample]:
+    """Each sample asked another's question: references move half the list on, the truth stays."""
+    shift = len(samples) // 2 + 1
+    return [
+        dataclasses.replace(sample, reference=samples[(index + shift) % len(samples)].reference)
+        for index, sample in enumerate(samples)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """A change of the media, of the questions, or of neither.
+
+    Attributes:
+        change_clip: maps a loaded clip to what the model gets.
+        change_samples: maps the samples, in order, to those that are asked.
+    """
+
+    change_clip: Callable[[AVClip], AVClip] = lambda clip: clip
+    change_samples: Callable[[Sequence[AVSample]], Sequence[AVSample]] = lambda samples: samples
+
+    def load(self, sample: AVSample) -> AVClip:
+        return self.change_clip(load_clip(sample))
+
+
+ABLATIONS = {
+    "audio_muted": Ablation(change_clip=mute),
+    "frames_blanked": Ablation(change_clip=blank),
+    "text_shuffled": Ablation(change_samples=shuffle_text),
+}

@@ -1,0 +1,61 @@
+from datasets import concatenate_datasets
+
+from aurora_rl.data.dataset import to_dataset
+from aurora_rl.data.sample import AVSample
+
+BARE = AVSample(
+    uid="abc_cat_1",
+    row=0,
+    split="train",
+    media_id="abc",
+    category="cat",
+    reference="The cat {that} purrs.",
+    fps=1.0,
+    frame_paths=("0.jpg", "1.jpg"),
+    audio_path="audio.wav",
+    mask_paths=("0.png", "1.png"),
+)
+NULL = AVSample(
+    uid="null_m-abc_null_1",
+    row=7,
+    split="train",
+    media_id="null_m-abc",
+    category="null",
+    reference="The loudest object.",
+    fps=2.5,
+    frame_paths=("0.jpg",),
+    audio_path="audio.wav",
+    mask_paths=(),
+    reference_type="loudness",
+    chain="Look: I see a cat.",
+    seen=("cat",),
+    heard=(),
+)
+
+
+def test_samples_come_back_from_their_rows_unchanged() -> None:
+    dataset = to_dataset([BARE, NULL])
+    assert [AVSample.from_row(row) for row in dataset] == [BARE, NULL]
+
+
+def test_nothing_heard_stays_apart_from_not_known() -> None:
+    bare, null = (AVSample.from_row(row) for row in to_dataset([BARE, NULL]))
+    assert bare.heard is None
+    assert null.heard == ()
+
+
+def test_the_prompt_is_one_text_message_with_the_reference() -> None:
+    (row,) = to_dataset([BARE], instruction="Find {reference}")
+    content = [{"type": "text", "text": "Find The cat {that} purrs."}]
+    assert row["prompt"] == [{"role": "user", "content": content}]
+
+
+def test_datasets_with_and_without_chains_can_be_concatenated() -> None:
+    merged = concatenate_datasets([to_dataset([BARE]), to_dataset([NULL])])
+    assert [AVSample.from_row(row) for row in merged] == [BARE, NULL]
+
+
+def test_a_benchmark_without_rows_is_a_dataset_without_rows() -> None:
+    dataset = to_dataset([])
+    assert len(dataset) == 0
+    assert "prompt" in dataset.column_names
