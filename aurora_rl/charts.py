@@ -21,6 +21,7 @@ _CSS_COLOURS = {_INK: "var(--ink-soft)", _GRID: "var(--rule)"} | {
     colour: f"var(--line-{number})" for number, colour in enumerate(_LINES, start=1)
 }
 _MAX_LINES = len(_LINES)
+_MAX_POINTS = 300  # of a line; the points of longer ones are averaged, so that a page of charts stays small
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ def line_chart(series: Sequence[Series], *, title: str, is_share: bool = False) 
         figure = Figure(figsize=(4.0, 2.2), layout="constrained")
         axes = figure.add_subplot()
         for colour, line in zip(_LINES, series, strict=False):
-            _draw_line(axes, line, colour)
+            _draw_line(axes, _thinned(line), colour)
         _style_axes(axes, is_share=is_share)
         if len(series) > 1:
             _draw_legend(figure, axes)
@@ -63,6 +64,14 @@ def _draw_line(axes: Axes, line: Series, colour: str) -> None:
     axes.plot(line.steps, line.values, color=colour, marker="o" if len(line.values) == 1 else None, **style)
     if has_mean:
         axes.plot(line.steps, _running_mean(line.values, window), color=colour, linewidth=1.9, label=line.label)
+
+
+def _thinned(line: Series) -> Series:
+    """At most 300 points, each the mean of a run of neighbours."""
+    if len(line.values) <= _MAX_POINTS:
+        return line
+    steps, values = (np.array_split(np.asarray(part), _MAX_POINTS) for part in (line.steps, line.values))
+    return Series(line.label, tuple(float(part.mean()) for part in steps), tuple(float(part.mean()) for part in values))
 
 
 def _running_mean(values: Sequence[float], window: int) -> np.ndarray:

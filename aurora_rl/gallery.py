@@ -158,8 +158,11 @@ def _rank_by_reason(after: Mapping[str, SampleResult], quality_before: Mapping[s
         keys = [key for key in target if after[key].reference_type == reference_type]
         median = float(np.median([iou[key] for key in keys]))
         ranked[f"typical: {reference_type}"] = sorted(keys, key=lambda key: abs(iou[key] - median))
-    ranked["null, well answered"] = sorted(null, key=lambda key: -iou[key])
-    ranked["null, false alarm"] = sorted((key for key in null if iou[key] < 1), key=lambda key: iou[key])
+    false_alarm = {key: after[key].greedy.clip.S for key in null}
+    ranked["null, well answered"] = sorted(null, key=lambda key: -_quality(after[key]))
+    ranked["null, false alarm"] = sorted(
+        (key for key in null if false_alarm[key] > 0), key=lambda key: -false_alarm[key]
+    )
     return ranked
 
 

@@ -388,16 +388,21 @@ def _charts(log_history: Sequence[Mapping[str, Any]], run: str) -> list[tuple[st
 
 def _series(log_history: Sequence[Mapping[str, Any]], panel: Panel) -> list[Series]:
     """The panel's lines, in the order in which the run first logged them."""
-    pattern = re.compile(panel.key)
-    keys = dict.fromkeys(key for entry in log_history for key in entry if pattern.fullmatch(key))
-    series = []
-    for key in list(keys)[:_MAX_SERIES]:
-        points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
-        steps, values = zip(*points, strict=True)
-        match = pattern.fullmatch(key)
-        label = match.groupdict().get("name", key) if match else key
-        series.append(Series(_KEY_LABELS.get(label, _readable(label)), steps, values))
-    return series
+    keys = dict.fromkeys(key for entry in log_history for key in entry)
+    matches = [match for key in keys if (match := re.fullmatch(panel.key, key))]
+    lines = [_line(log_history, match) for match in matches]
+    return [line for line in lines if line.values][:_MAX_SERIES]
+
+
+def _line(log_history: Sequence[Mapping[str, Any]], match: re.Match[str]) -> Series:
+    """One key's numbers; an entry where it is not a number has no point."""
+    key, label = match[0], match.groupdict().get("name", match[0])
+    points = [(entry["step"], entry[key]) for entry in log_history if isinstance(entry.get(key), int | float)]
+    return Series(
+        label=_KEY_LABELS.get(label, _readable(label)),
+        steps=tuple(step for step, _ in points),
+        values=tuple(value for _, value in points),
+    )
 
 
 def _readable(key: str) -> str:

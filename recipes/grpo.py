@@ -52,6 +52,7 @@ def main(
     )
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model(training_args.output_dir)
+    trainer.save_state()
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Au
     )
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model(training_args.output_dir)
+    trainer.save_state()
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def _segmentation_config(family: MLLMFamily, name_or_path: str, segmenter: dict[
     own = getattr(config, "segmenter", None)
     if own is None and segmenter is None:
         raise ValueError(f"{name_or_path} has no mask decoder yet: give `segmenter`, for example {{'type': 'sam', ...}}")
-    if own is not None and segmenter is not None and own != segmenter:
+    if own is not None and any(own.get(key) != value for key, value in (segmenter or {}).items()):
         raise ValueError(f"{name_or_path} was trained with the mask decoder {own}, but {segmenter} is asked for: drop it")
     config.segmenter = own or segmenter
     return config

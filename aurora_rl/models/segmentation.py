@@ -101,7 +101,9 @@ class SegmentationMixin(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Keep each layer's own initialisation inside the head; the language model's 0.02 starves a small decoder."""
         super()._init_weights(module)
-        if isinstance(module, SegmentationHead):
+        # transformers calls this for the modules that own parameters, never for the head as a whole.
+        head = getattr(self, "seg_head", None)
+        if head is not None and hasattr(module, "reset_parameters") and any(module is part for part in head.modules()):
             module.reset_parameters()
 
     def forward_with_masks(

@@ -63,6 +63,7 @@ class TinyOmniConfig:
         rope_theta: base of the rotary frequencies. On tiny grids the published 1e6 leaves the width axis with
             frequencies too low to tell left from right.
         max_vocab_size: upper limit of the byte-pair vocabulary before added tokens.
+        initializer_range: standard deviation of the random weights. The published 0.02 suits widths of thousands.
         audio_window: half the spectrogram columns that attend to each other in the audio tower.
         seed: of the random weights.
     """
@@ -77,6 +78,7 @@ class TinyOmniConfig:
     hop_length: int = 320
     rope_theta: float = 10.0
     max_vocab_size: int = 2000
+    initializer_range: float = 0.02
     audio_window: int = 50
     seed: int = 0
 
@@ -146,6 +148,7 @@ def _thinker_config(tokenizer: Qwen2Tokenizer, config: TinyOmniConfig) -> Qwen2_
     token_id = tokenizer.convert_tokens_to_ids
     head_dim = config.hidden_size // config.num_heads
     spatial = 3 * head_dim // 16
+    init = {"initializer_range": config.initializer_range}
     heads = {"num_attention_heads": config.num_heads, "num_key_value_heads": config.num_heads}
     return Qwen2_5OmniThinkerConfig(
         text_config={
@@ -154,6 +157,7 @@ def _thinker_config(tokenizer: Qwen2Tokenizer, config: TinyOmniConfig) -> Qwen2_
             "intermediate_size": 3 * config.hidden_size,
             "num_hidden_layers": config.num_layers,
             **heads,
+            **init,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": config.rope_theta,
@@ -166,6 +170,7 @@ def _thinker_config(tokenizer: Qwen2Tokenizer, config: TinyOmniConfig) -> Qwen2_
             "pad_token_id": tokenizer.pad_token_id,
         },
         vision_config={
+            **init,
             "depth": config.tower_layers,
             "hidden_size": config.tower_size,
             "intermediate_size": 2 * config.tower_size,
@@ -178,6 +183,7 @@ def _thinker_config(tokenizer: Qwen2Tokenizer, config: TinyOmniConfig) -> Qwen2_
             "window_size": 8 * config.patch_size,
         },
         audio_config={
+            **init,
             "num_mel_bins": config.num_mel_bins,
             "encoder_layers": config.tower_layers,
             "encoder_attention_heads": config.num_heads,
@@ -195,4 +201,5 @@ def _thinker_config(tokenizer: Qwen2Tokenizer, config: TinyOmniConfig) -> Qwen2_
         vision_start_token_id=token_id("<|vision_bos|>"),
         vision_end_token_id=token_id("<|vision_eos|>"),
         user_token_id=token_id("user"),
+        **init,
     )

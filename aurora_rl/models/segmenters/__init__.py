@@ -21,20 +21,17 @@ def build_segmenter(config: dict[str, Any]) -> Segmenter:
     return SEGMENTERS[_segmenter_type(config)](config)
 
 
-def build_frame_encoder(
-    config: dict[str, Any], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> FrameEncoder:
+def build_frame_encoder(config: dict[str, Any], *, dtype: torch.dtype = torch.float32) -> FrameEncoder:
     """The frozen frame encoder that goes with the segmenter of this config.
 
     Args:
         config: the segmenter's config.
-        device: where frames are encoded and where their inputs come out.
-        dtype: in which they are encoded and come out.
+        dtype: in which frames are encoded and their inputs come out.
 
     Raises:
         ValueError: if the type is unknown.
     """
-    return FRAME_ENCODERS[_segmenter_type(config)](config, device=device, dtype=dtype)
+    return FRAME_ENCODERS[_segmenter_type(config)](config, dtype=dtype)
 
 
 def _segmenter_type(config: dict[str, Any]) -> str:

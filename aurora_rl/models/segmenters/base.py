@@ -8,7 +8,7 @@ prompt that the projector made of the hidden state at `[SEG]` -> low-resolution 
 from __future__ import annotations
 
 import abc
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -121,25 +121,28 @@ class FrameEncoder(abc.ABC):
 
     Args:
         config: config of the segmenter that it feeds.
-        device: where frames are encoded and where their inputs come out.
-        dtype: in which they are encoded and come out.
+        dtype: in which frames are encoded and their inputs come out.
 
     Attributes:
         kind: the segmenter type that it belongs to.
         cacheable: whether encoding is dear enough to be worth an `EmbeddingCache`.
         image_size: S, the side in pixels of the square that a frame is brought to.
+        device: where frames are encoded and their inputs come out, see `to`.
     """
 
     kind: ClassVar[str]
     cacheable: ClassVar[bool]
 
-    def __init__(
-        self, config: dict[str, Any], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, config: dict[str, Any], *, dtype: torch.dtype = torch.float32) -> None:
         self.config = config
         self.image_size: int = config["image_size"]
-        self.device = torch.device(device)
         self.dtype = dtype
+        self.device = torch.device("cpu")
+
+    def to(self, device: torch.device | str) -> Self:
+        """Encode on this device from now on."""
+        self.device = torch.device(device)
+        return self
 
     @property
     @abc.abstractmethod

@@ -11,7 +11,7 @@ import copy
 import functools
 import hashlib
 import json
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -31,10 +31,11 @@ class SamSegmenter(Segmenter):
     over parameters without gradients. All mask tokens stay, since token 0 attends to them.
 
     Args:
-        config: `{"type": "sam", "image_size": S, "checkpoint": name or path, "revision": str or None,
-            "encoder_hash": str, "sam_config": {...}}`, see `from_checkpoint`; `sam_config` holds what differs from
-            `SamConfig`'s defaults. S is a multiple of the patch size. The prompt is C = 256 wide in all published
-            sizes, mask logits are S/4 x S/4.
+        config: `{"type": "sam", "image_size": 1024, "checkpoint": "facebook/sam-vit-huge"}` is enough for a
+            published SAM, whose decoders are all alike: C = 256. Optional are `revision` (branch, tag or commit on
+            the hub), `sam_config` (what differs from `SamConfig`'s defaults) and `encoder_hash` (of the image
+            encoder's weights; `load_pretrained` adds it). The image size S is a multiple of the patch size; mask
+            logits are S/4 x S/4.
 
     Raises:
         ValueError: if S is not a multiple of the patch size.
@@ -60,11 +61,10 @@ class SamSegmenter(Segmenter):
         self._reset_buffers()
 
     @classmethod
-    @torch.no_grad()
     def from_checkpoint(
         cls, checkpoint: str, image_size: int | None = None, *, revision: str | None = None
     ) -> SamSegmenter:
-        """Pretrained decoder, its config naming the encoder that goes with it.
+        """Pretrained decoder of any SAM, its config complete.
 
         Args:
             checkpoint: name on the Hugging Face hub, such as `facebook/sam-vit-huge`, or a folder.
@@ -81,15 +81,37 @@ class SamSegmenter(Segmenter):
                 "image_size": image_size or sam.config.vision_config.image_size,
                 "checkpoint": checkpoint,
                 "revision": revision,
-                "encoder_hash": hash_weights(sam.vision_encoder),
                 "sam_config": _differences_from_default(sam.config),
             }
         )
-        segmenter.mask_decoder.load_state_dict(_single_mask(sam.mask_decoder).state_dict())
-        frequencies = sam.shared_image_embedding.positional_embedding
-        segmenter.image_positional_embeddings.copy_(_positional_embeddings(frequencies, segmenter.frame_shape[-1]))
-        segmenter.no_mask_embed.copy_(sam.prompt_encoder.no_mask_embed.weight[..., None, None])
+        segmenter._copy_weights(sam)
         return segmenter
+
+    def load_pretrained(self) -> None:
+        """Take over the weights of the checkpoint that the config names.
+
+        The hash of its image encoder is noted in `config`: masks learned on one encoder's embeddings are worthless on
+        another's, and with the hash an embedding cache can be read without loading the encoder.
+
+        Raises:
+            ValueError: if the checkpoint is not a whole SAM, or not of the shape that the config describes.
+        """
+        self._copy_weights(_load_sam(self.config["checkpoint"], self.config.get("revision")))
+
+    @torch.no_grad()
+    def _copy_weights(self, sam: SamModel) -> None:
+        config = _differences_from_default(SamConfig(**self.config.get("sam_config", {})))
+        theirs = _differences_from_default(sam.config)
+        if theirs["mask_decoder_config"] != config["mask_decoder_config"]:
+            raise ValueError(
+                f"the mask decoder of checkpoint {self.config['checkpoint']!r} is {theirs['mask_decoder_config']}, not "
+                f"{config['mask_decoder_config']}: set 'sam_config' to SamSegmenter.from_checkpoint(...).config's"
+            )
+        self.mask_decoder.load_state_dict(_single_mask(sam.mask_decoder).state_dict())
+        frequencies = sam.shared_image_embedding.positional_embedding
+        self.image_positional_embeddings.copy_(_positional_embeddings(frequencies, self.frame_shape[-1]))
+        self.no_mask_embed.copy_(sam.prompt_encoder.no_mask_embed.weight[..., None, None])
+        self.config["encoder_hash"] = hash_weights(sam.vision_encoder)
 
     def decode(self, frame_inputs: Tensor, prompts: Tensor) -> Tensor:
         """One pass of SAM's mask decoder over N image embeddings with G prompts each."""
@@ -162,6 +184,11 @@ class SamFrameEncoder(FrameEncoder):
             )
         encoder = resize_vision_encoder(encoder, self.image_size)
         return encoder.to(self.device, self.dtype).eval().requires_grad_(False)
+
+    def to(self, device: torch.device | str) -> Self:
+        if "vision_encoder" in self.__dict__:  # not before it is needed
+            self.vision_encoder.to(device)
+        return super().to(device)
 
     @torch.no_grad()
     def encode(self, frames: np.ndarray) -> Tensor:

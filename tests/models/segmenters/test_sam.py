@@ -313,6 +313,15 @@ def test_encoder_is_loaded_only_when_a_frame_is_encoded(checkpoint, tmp_path):
     moved.encode(make_frames())
 
 
+def test_encoder_moves_before_and_after_it_is_loaded(segmenter):
+    encoder = build_frame_encoder(segmenter.config).to("meta")
+    assert "vision_encoder" not in vars(encoder)
+    assert encoder.vision_encoder.pos_embed.device.type == "meta"
+    encoder = build_frame_encoder(segmenter.config)
+    assert encoder.vision_encoder.pos_embed.device.type == "cpu"
+    assert encoder.to("meta").encode(make_frames()).device.type == "meta"
+
+
 def test_fingerprint_tells_size_dtype_and_weights_apart(segmenter):
     config = segmenter.config
     fingerprints = [
@@ -424,6 +433,21 @@ def test_pickled_weights_are_refused(sam, tmp_path):
     torch.save(sam.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
         SamSegmenter.from_checkpoint(str(tmp_path))
+
+
+def test_load_pretrained_fills_a_segmenter_built_from_its_config(segmenter):
+    config = {k: v for k, v in segmenter.config.items() if k not in ("encoder_hash", "revision")}
+    built = build_segmenter(config).to(torch.bfloat16)  # as a model in bfloat16 holds it
+    built.load_pretrained()
+    assert built.config["encoder_hash"] == segmenter.config["encoder_hash"]
+    for name, tensor in segmenter.state_dict().items():
+        assert torch.equal(built.state_dict()[name], tensor.bfloat16()), name
+
+
+def test_load_pretrained_refuses_a_checkpoint_of_another_shape(checkpoint):
+    segmenter = build_segmenter({"type": "sam", "image_size": SIZE, "checkpoint": checkpoint})
+    with pytest.raises(ValueError, match="'hidden_size': 32.*, not {}: set 'sam_config'"):
+        segmenter.load_pretrained()
 
 
 def test_a_checkpoint_that_is_not_a_whole_sam_is_refused(checkpoint, tmp_path):

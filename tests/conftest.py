@@ -1,0 +1,89 @@
+"""A tiny benchmark on disk and a tiny model on disk, made once a session; what a test changes, it loads for itself.
+
+    tiny_benchmark   folder of a synthetic benchmark: 12 train clips, a few of each other split, 4 frames of 64 px
+    data_args        how its clips are put to the model
+    train_samples    its train split, with chains of thought
+    tiny_checkpoint  folder of a random Qwen2.5-Omni with a `dot` mask decoder, and its processor
+    loaded           that model, fresh for every test
+    encode           the encoder of samples that goes with `loaded`
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from aurora_rl.assemble import assemble_encoder, load_split
+from aurora_rl.config import DataArguments
+from aurora_rl.data.sample import AVSample
+from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
+from aurora_rl.models.batch import SampleEncoder
+from aurora_rl.models.loading import LoadedModel, load_model
+from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
+
+BENCHMARK = SyntheticConfig(train=12, val=4, test_s=3, test_u=3, test_n=3, rows_per_clip=2)
+SEGMENTER = {"type": "dot", "image_size": 32, "width": 8}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny models gain nothing from threads, and workers that each take all cores wait for one another."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Every test starts from the same random state, whichever tests ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of a synthetic benchmark with every split of Ref-AVSBench; read-only."""
+    root = tmp_path_factory.mktemp("benchmark") / "data"
+    write_synthetic_benchmark(root, BENCHMARK)
+    return root
+
+
+@pytest.fixture
+def data_args(tiny_benchmark: Path) -> DataArguments:
+    """Short prompts (the reference alone), chains of thought, frames at their own size of 64 px."""
+    return DataArguments(
+        data_root=str(tiny_benchmark),
+        chains="chains.jsonl",
+        fps=BENCHMARK.fps,
+        num_frames=BENCHMARK.frames,
+        instruction="{reference}",
+        min_pixels=256,
+        max_pixels=65536,
+    )
+
+
+@pytest.fixture
+def train_samples(data_args: DataArguments) -> list[AVSample]:
+    """The train split in the order of metadata.csv: two rows a clip, some of them null references."""
+    return load_split(data_args, "train")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_benchmark: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a model of about 0.2 M random weights and its processor, as `save_pretrained` writes them; read-only."""
+    args = DataArguments(data_root=str(tiny_benchmark), chains="chains.jsonl", fps=BENCHMARK.fps, num_frames=None)
+    texts = [text for sample in load_split(args, "train") for text in (sample.reference, sample.chain or "")]
+    model, processor = build_tiny_omni(texts, SEGMENTER, TinyOmniConfig(num_layers=2))
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def loaded(tiny_checkpoint: str) -> LoadedModel:
+    """The tiny model in eval mode, with its processor; fresh, so that a test may train or change it."""
+    return load_model(tiny_checkpoint)
+
+
+@pytest.fixture
+def encode(data_args: DataArguments, loaded: LoadedModel, train_samples: list[AVSample]) -> SampleEncoder:
+    """Turns samples into the tensors that `loaded` reads."""
+    return assemble_encoder(data_args, loaded, train_samples)
