@@ -26,7 +26,7 @@ def blank(clip: AVClip) -> AVClip:
 
 def shuffle_text(samples: Sequence[AVSample]) -> list[AVSample]:
     """Each sample asked another's question: references move half the list on, the truth stays."""
-    shift = len(samples) // 2 + 1
+    shift = (len(samples) + 1) // 2
     return [
         dataclasses.replace(sample, reference=samples[(index + shift) % len(samples)].reference)
         for index, sample in enumerate(samples)
@@ -40,10 +40,12 @@ class Ablation:
     Attributes:
         change_clip: maps a loaded clip to what the model gets.
         change_samples: maps the samples, in order, to those that are asked.
+        changes_frames: whether `change_clip` changes what is seen, so that no cache of image embeddings holds.
     """
 
     change_clip: Callable[[AVClip], AVClip] = lambda clip: clip
     change_samples: Callable[[Sequence[AVSample]], Sequence[AVSample]] = lambda samples: samples
+    changes_frames: bool = False
 
     def load(self, sample: AVSample) -> AVClip:
         return self.change_clip(load_clip(sample))
@@ -51,6 +53,6 @@ class Ablation:
 
 ABLATIONS = {
     "audio_muted": Ablation(change_clip=mute),
-    "frames_blanked": Ablation(change_clip=blank),
+    "frames_blanked": Ablation(change_clip=blank, changes_frames=True),
     "text_shuffled": Ablation(change_samples=shuffle_text),
 }

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import is_peft_model
-from peft import LoraConfig, PeftConfig
+from peft import PeftConfig
 
 from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.data.media import load_clip
@@ -16,7 +17,7 @@ from aurora_rl.data.ref_avs import load_ref_avs
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.models.batch import PromptOptions, SampleEncoder
 from aurora_rl.models.embedding_cache import EmbeddingCache
-from aurora_rl.models.loading import LoadedModel, freeze, load_model
+from aurora_rl.models.loading import LoadedModel, SegmentationLoraConfig, freeze, load_model
 from aurora_rl.models.segmenters import build_frame_encoder
 
 logger = logging.getLogger(__name__)
@@ -40,13 +41,14 @@ def peft_config(args: ModelArguments, loaded: LoadedModel) -> PeftConfig | None:
     """LoRA on the decoder's projections; None where the whole model is trained or an adapter is loaded already."""
     if not args.use_peft or is_peft_model(loaded.model):
         return None
-    return LoraConfig(
+    return SegmentationLoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
         target_modules=loaded.family.lora_target_modules,
         modules_to_save=args.lora_modules_to_save,
         task_type="CAUSAL_LM",
+        segmenter=loaded.segmenter_config,
     )
 
 
@@ -62,34 +64,47 @@ def assemble_encoder(
     samples: list[AVSample],
     *,
     load: Callable[[AVSample], AVClip] = load_clip,
+    frames_are_changed: bool = False,
     device: torch.device | str = "cpu",
 ) -> SampleEncoder:
     """The encoder of samples; with a `sam` mask decoder, first makes the embeddings of `samples` that are missing.
+
+    The launched processes share that work, so all of them must call this.
 
     Args:
         args: how clips are put to the model.
         loaded: the model whose processor and mask decoder are fed.
         samples: all samples that will be encoded.
         load: reads a sample's media.
+        frames_are_changed: whether `load` gives other frames than those on disk; these are encoded as they come,
+            because the cache, keyed by clip, must neither answer for them nor keep them.
         device: where the frozen image encoder runs.
 
     Raises:
         ValueError: if the mask decoder needs an embedding cache and the arguments name none.
     """
     frame_encoder = build_frame_encoder(loaded.segmenter_config)
-    if frame_encoder.cacheable:
+    if frame_encoder.cacheable:  # the others stay on the CPU, where the workers of a data loader can run them
+        frame_encoder.to(device)
+    if frame_encoder.cacheable and not frames_are_changed:
         if args.embedding_cache is None:
             raise ValueError("this mask decoder reads cached image embeddings: set `embedding_cache` to a folder")
-        frame_encoder.to(device)
         cache = EmbeddingCache(Path(args.embedding_cache), frame_encoder)
-        cache.ensure(samples, lambda sample: load(sample).frames)
+        state = PartialState()
+        cache.ensure(
+            samples,
+            lambda sample: load(sample).frames,
+            process_index=state.process_index,
+            num_processes=state.num_processes,
+        )
+        state.wait_for_everyone()
 
         def frame_inputs(sample: AVSample, clip: AVClip) -> torch.Tensor:
             return cache.get(sample.media_id, lambda: clip.frames)
     else:
 
         def frame_inputs(sample: AVSample, clip: AVClip) -> torch.Tensor:
-            return frame_encoder.encode(clip.frames)
+            return frame_encoder.encode(clip.frames).cpu()
 
     options = PromptOptions(args.instruction, args.system_prompt, args.min_pixels, args.max_pixels)
     return SampleEncoder(loaded.family, loaded.processor, frame_inputs, options=options, load=load)

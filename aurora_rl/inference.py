@@ -31,7 +31,7 @@ class Completion:
 
 
 class SeededSampling(LogitsProcessor):
-    """Sampling by greedy decoding of noisy logits: argmax(logits / T + Gumbel noise) is a draw from softmax(logits / T).
+    """Sampling by greedy decoding of noisy logits: argmax(logits / T + Gumbel noise) draws from softmax(logits / T).
 
     Every sequence has its own generator, so its draws depend neither on the batch nor on the number of processes.
 
@@ -150,9 +150,7 @@ class Predictor:
             sequences, attention_mask, self.seg_token_id, num_completion_tokens=num_completion_tokens
         )
         frames = {name: tensor.to(sequences.device) for name, tensor in collate_frames(rows).items()}
-        outputs = self.model(
-            input_ids=sequences, attention_mask=attention_mask, **media, seg_index=seg_index, **frames
-        )
+        outputs = self.model(input_ids=sequences, attention_mask=attention_mask, **media, seg_index=seg_index, **frames)
         counts = frames["seg_frame_counts"][frames["seg_clip_index"]]
         logits = row_mask_logits(self.model, outputs.mask_logits, counts, [row.gt_masks for row in rows])
         return [row.sigmoid().cpu() if seg else None for row, seg in zip(logits, has_seg.tolist(), strict=True)]

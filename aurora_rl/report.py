@@ -36,7 +36,9 @@ class ReportResults:
         after: of the model that it made.
         before_name: what the page calls the first.
         after_name: what the page calls the second.
-        ablations: further evaluations, by what is different in them.
+        ablations: evaluations of one model with something taken away, by what that is.
+        ablated: of that model with nothing taken away; None where it is the model of `after`.
+        ablated_name: what the page calls it.
         without_chain_guards: of a second run without the consistency reward and without KL, where there was one.
     """
 
@@ -45,6 +47,8 @@ class ReportResults:
     before_name: str = "SFT"
     after_name: str = "GRPO"
     ablations: Mapping[str, FilePath] = dataclasses.field(default_factory=dict)
+    ablated: FilePath | None = None
+    ablated_name: str = "nothing taken away"
     without_chain_guards: FilePath | None = None
 
 
@@ -109,7 +113,7 @@ _GAINS = (
     "chain_hear",
     "format_rate",
 )
-_GUARDED = ("sampled_reward", "category_accuracy", "non_null_iou", "chain_see", "chain_hear", "format_rate")
+_VARIANTS = ("sampled_reward", "category_accuracy", "non_null_iou", "chain_see", "chain_hear", "format_rate")
 _GROUPS = ("category_accuracy", "greedy_iou", "sampled_reward", "chain_see", "chain_hear")
 _BENCHMARK = ("J", "F", "J&F", "F_pooled", "S", "S_frames", "null_accuracy", "false_alarm_rate")
 
@@ -337,14 +341,16 @@ def _guard_table(
         results.after_name: after,
         f"{results.after_name} without consistency reward and KL": read_results(results.without_chain_guards),
     }
-    return _variant_table(results.before_name, before, variants, _GUARDED)
+    return _variant_table(results.before_name, before, variants, _VARIANTS)
 
 
 def _ablation_table(results: ReportResults, after: Sequence[SampleResult]) -> VariantTable | None:
     if not results.ablations:
         return None
     variants = {name: read_results(path) for name, path in results.ablations.items()}
-    return _variant_table(results.after_name, after, variants, _GUARDED)
+    if results.ablated is None:
+        return _variant_table(results.after_name, after, variants, _VARIANTS)
+    return _variant_table(results.ablated_name, read_results(results.ablated), variants, _VARIANTS)
 
 
 def _variant_table(

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from aurora_rl.assemble import load_split
 from aurora_rl.config import DataArguments
 from aurora_rl.predictions import SampleResult, read_results
 from aurora_rl.report import ReportResults, write_report
@@ -166,8 +167,6 @@ def collect(demo: Demo, *, without_chain_guards: bool) -> dict[str, Any]:
 
 def report(demo: Demo, *, without_chain_guards: bool) -> Path:
     """Write the page from the files that the stages left."""
-    from aurora_rl.assemble import load_split
-
     data_args = DataArguments(str(demo.data_root), chains="chains.jsonl", fps=2.0, num_frames=4)
     gallery = [sample for split in ("test_s", "test_u", "test_n") for sample in load_split(data_args, split)]
     bare = demo.results_file("grpo_without_guards") if without_chain_guards else None
@@ -176,8 +175,9 @@ def report(demo: Demo, *, without_chain_guards: bool) -> Path:
         after=demo.results_file("grpo"),
         before_name="early SFT",
         after_name="GRPO",
-        ablations={"full SFT": demo.results_file("sft")}
-        | {f"full SFT, {name.replace('_', ' ')}": demo.results_file("sft", f".{name}") for name in ABLATIONS},
+        ablated=demo.results_file("sft"),
+        ablated_name="full SFT",
+        ablations={name.replace("_", " "): demo.results_file("sft", f".{name}") for name in ABLATIONS},
         without_chain_guards=bare,
     )
     runs = {"SFT": demo.output_dir / "sft", "GRPO": demo.output_dir / "grpo"}

@@ -60,7 +60,14 @@ def evaluate(
     """Score every sample; the work is shared by the launched processes and the results come back in order."""
     state = PartialState()
     ablation = ablation or Ablation()
-    encode = assemble_encoder(data_args, loaded, samples, load=ablation.load, device=state.device)
+    encode = assemble_encoder(
+        data_args,
+        loaded,
+        samples,
+        load=ablation.load,
+        frames_are_changed=ablation.changes_frames,
+        device=state.device,
+    )
     predictor = Predictor(
         loaded.model,
         encode,

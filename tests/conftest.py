@@ -4,14 +4,17 @@
     data_args        how its clips are put to the model
     train_samples    its train split, with chains of thought
     tiny_checkpoint  folder of a random Qwen2.5-Omni with a `dot` mask decoder, and its processor
-    loaded           that model, fresh for every test
+    omni_checkpoint  folder of the same language model as it comes from the hub: whole Qwen2.5-Omni, no mask decoder
+    loaded           the model of `tiny_checkpoint`, fresh for every test
     encode           the encoder of samples that goes with `loaded`
 """
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoProcessor, Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
 
 from aurora_rl.assemble import assemble_encoder, load_split
 from aurora_rl.config import DataArguments
@@ -20,6 +23,7 @@ from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
 from aurora_rl.models.batch import SampleEncoder
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
+from aurora_rl.prompts import SEG_TOKEN
 
 BENCHMARK = SyntheticConfig(train=12, val=4, test_s=3, test_u=3, test_n=3, rows_per_clip=2)
 SEGMENTER = {"type": "dot", "image_size": 32, "width": 8}
@@ -67,13 +71,33 @@ def train_samples(data_args: DataArguments) -> list[AVSample]:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_benchmark: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Folder of a model of about 0.2 M random weights and its processor, as `save_pretrained` writes them; read-only."""
+    """Folder of a model of about 0.3 M random weights and its processor, by `save_pretrained`; read-only."""
     args = DataArguments(data_root=str(tiny_benchmark), chains="chains.jsonl", fps=BENCHMARK.fps, num_frames=None)
     texts = [text for sample in load_split(args, "train") for text in (sample.reference, sample.chain or "")]
     model, processor = build_tiny_omni(texts, SEGMENTER, TinyOmniConfig(num_layers=2))
     folder = tmp_path_factory.mktemp("checkpoint")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def omni_checkpoint(tiny_checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder in the hub's layout: weights under `thinker.`, no `[SEG]` in the vocabulary, no mask decoder; read-only."""
+    thinker = load_model(tiny_checkpoint).model
+    thinker_config = {name: value for name, value in thinker.config.to_dict().items() if name != "segmenter"}
+    omni = Qwen2_5OmniForConditionalGeneration(
+        Qwen2_5OmniConfig(thinker_config=thinker_config, enable_audio_output=False)
+    )
+    weights = {name: weight for name, weight in thinker.state_dict().items() if not name.startswith("seg_head.")}
+    omni.thinker.load_state_dict(weights)
+    folder = tmp_path_factory.mktemp("omni")
+    omni.save_pretrained(folder)
+    AutoProcessor.from_pretrained(tiny_checkpoint).save_pretrained(folder)
+    tokenizer_file = folder / "tokenizer.json"
+    tokenizer = json.loads(tokenizer_file.read_text())
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["content"] != SEG_TOKEN]
+    tokenizer_file.write_text(json.dumps(tokenizer))
     return str(folder)
 
 

@@ -148,6 +148,15 @@ def test_run_without_the_chains_guards_and_ablations_are_compared(results, tmp_p
     assert "sound muted 1.667 ▼ worse −1.333" in page.text  # compared with GRPO
 
 
+def test_ablations_of_another_model_are_compared_with_that_model(results, tmp_path):
+    other = dataclasses.replace(
+        results, ablated=results.before, ablated_name="long SFT", ablations={"muted": results.after}
+    )
+    page = build_page(tmp_path, other)
+    assert "Differences are from long SFT." in page.text
+    assert "muted 3.000 ▲ better +1.333" in page.text
+
+
 def test_results_without_sampled_completions_still_make_a_page(samples, results, tmp_path):
     for path, is_right in ((results.before, False), (results.after, True)):
         write_results(path, [dataclasses.replace(result_of(s, is_right=is_right), sampled=()) for s in samples])

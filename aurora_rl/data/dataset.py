@@ -11,8 +11,8 @@ from datasets import Dataset, Features, List, Value
 from aurora_rl.data.sample import AVSample
 from aurora_rl.prompts import DEFAULT_INSTRUCTION, build_messages
 
-# Written out, because a column that is None in every row (such as `chain`) would otherwise get the type null, and
-# two splits could not be concatenated.
+# Written out, so that a column's type does not depend on the rows: inferred, one that is None in every row (such as
+# `chain`) has the type null.
 FEATURES = Features(
     {
         "uid": Value("string"),

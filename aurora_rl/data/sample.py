@@ -68,8 +68,9 @@ class AVSample:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> AVSample:
         """The sample of a dataset row; further columns are ignored."""
-        values = {field.name: row[field.name] for field in dataclasses.fields(cls)}
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        row_values = {field.name: row[field.name] for field in dataclasses.fields(cls)}
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in row_values.items()}
+        return cls(**values)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from transformers import AutoProcessor, PretrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers.utils.hub import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from aurora_rl.models.mllm import MLLMFamily, get_family
 from aurora_rl.models.seg_tokens import ensure_seg_token, init_seg_embedding, suppress_tokens
@@ -21,8 +23,19 @@ from aurora_rl.prompts import SEG_TOKEN
 
 logger = logging.getLogger(__name__)
 
-#: File by which PEFT marks a directory as an adapter.
-ADAPTER_CONFIG = "adapter_config.json"
+#: File of an adapter's weights; PEFT would also unpickle an `adapter_model.bin`.
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclasses.dataclass
+class SegmentationLoraConfig(LoraConfig):
+    """LoRA that remembers its mask decoder: the config of a plain MLLM beneath it cannot tell what `seg_head` is.
+
+    Attributes:
+        segmenter: config of the mask decoder that was trained beside the adapters.
+    """
+
+    segmenter: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,32 +71,23 @@ def load_model(
 
     Args:
         name_or_path: hub name or directory: a plain MLLM, a model saved by Aurora-RL, or a LoRA adapter of one.
-        segmenter: config of the mask decoder to start with; a checkpoint that has been trained knows its own.
+        segmenter: config of the mask decoder to start with; a checkpoint that has been trained knows its own, and
+            what is given here must agree with it.
         dtype: of the weights.
         attn_implementation: as in transformers.
         is_trainable: whether a LoRA adapter is loaded for further training.
 
     Raises:
         ValueError: if a plain MLLM is loaded without `segmenter`, or a trained one with another than its own.
+        OSError: if the weights are not there as safetensors.
     """
-    if _is_adapter(name_or_path):
-        base = json.loads((Path(name_or_path) / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
-        loaded = load_model(base, segmenter=segmenter, dtype=dtype, attn_implementation=attn_implementation)
-        model = PeftModel.from_pretrained(loaded.model, name_or_path, is_trainable=is_trainable)
-        return dataclasses.replace(loaded, model=model)
-
-    config_dict, _ = PretrainedConfig.get_config_dict(name_or_path)
-    family = get_family(config_dict["model_type"])
-    config = _segmentation_config(family, name_or_path, segmenter)
-    is_new = "segmenter" not in _thinker_dict(config_dict)
-    model = family.model_class.from_pretrained(
-        name_or_path, config=config, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True
-    )
-    processor = AutoProcessor.from_pretrained(name_or_path)
-    seg_token_id = prepare_vocabulary(model, processor, family)
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+    if adapter_config := find_adapter_config_file(name_or_path):
+        return _load_adapter(name_or_path, Path(adapter_config), segmenter, is_trainable=is_trainable, **options)
+    loaded, is_new = _load_whole(name_or_path, segmenter, **options)
     if is_new:
-        _start_from_pretrained_decoder(model)
-    return LoadedModel(model, processor, family, seg_token_id)
+        _start_from_pretrained_decoder(loaded.model)
+    return loaded
 
 
 def prepare_vocabulary(model: PreTrainedModel, processor: ProcessorMixin, family: MLLMFamily) -> int:
@@ -111,27 +115,42 @@ def freeze(model: torch.nn.Module, names: list[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def _is_adapter(name_or_path: str) -> bool:
-    return (Path(name_or_path) / ADAPTER_CONFIG).is_file()
+def _load_adapter(
+    name_or_path: str, config_file: Path, segmenter: dict[str, Any] | None, *, is_trainable: bool, **options: Any
+) -> LoadedModel:
+    fields = json.loads(config_file.read_text())
+    segmenter = _agreed_segmenter(name_or_path, fields.get("segmenter"), segmenter)
+    loaded, is_new = _load_whole(fields["base_model_name_or_path"], segmenter, **options)
+    if is_new and "seg_head" not in (fields.get("modules_to_save") or ()):
+        raise ValueError(f"neither {name_or_path} nor the model beneath it holds the weights of a mask decoder")
+    cached_file(name_or_path, ADAPTER_WEIGHTS)  # an error where it is missing
+    config = SegmentationLoraConfig(**{**fields, "segmenter": loaded.segmenter_config})
+    model = PeftModel.from_pretrained(loaded.model, name_or_path, is_trainable=is_trainable, config=config)
+    return dataclasses.replace(loaded, model=model)
 
 
-def _thinker_dict(config_dict: dict[str, Any]) -> dict[str, Any]:
-    return config_dict.get("thinker_config", config_dict)
-
-
-def _segmentation_config(family: MLLMFamily, name_or_path: str, segmenter: dict[str, Any] | None) -> PretrainedConfig:
-    config = family.config_from(_auto_config(family, name_or_path))
+def _load_whole(name_or_path: str, segmenter: dict[str, Any] | None, **options: Any) -> tuple[LoadedModel, bool]:
+    """A model that is no adapter, and whether its mask decoder is new, that is, random."""
+    config_dict, _ = PretrainedConfig.get_config_dict(name_or_path)
+    family = get_family(config_dict["model_type"])
+    config = family.config_from(family.model_class.config_class.from_pretrained(name_or_path))
     own = getattr(config, "segmenter", None)
-    if own is None and segmenter is None:
-        raise ValueError(f"{name_or_path} has no mask decoder yet: give `segmenter`, for example {{'type': 'sam', ...}}")
-    if own is not None and any(own.get(key) != value for key, value in (segmenter or {}).items()):
-        raise ValueError(f"{name_or_path} was trained with the mask decoder {own}, but {segmenter} is asked for: drop it")
-    config.segmenter = own or segmenter
-    return config
+    config.segmenter = _agreed_segmenter(name_or_path, own, segmenter)
+    if config.segmenter is None:
+        raise ValueError(f"{name_or_path} has no mask decoder yet: give `segmenter`, such as {{'type': 'sam', ...}}")
+    model = family.model_class.from_pretrained(name_or_path, config=config, use_safetensors=True, **options)
+    processor = AutoProcessor.from_pretrained(name_or_path, trust_remote_code=False)
+    seg_token_id = prepare_vocabulary(model, processor, family)
+    return LoadedModel(model, processor, family, seg_token_id), own is None
 
 
-def _auto_config(family: MLLMFamily, name_or_path: str) -> PretrainedConfig:
-    return family.model_class.config_class.from_pretrained(name_or_path)
+def _agreed_segmenter(
+    name_or_path: str, own: dict[str, Any] | None, asked: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """The checkpoint's own mask decoder, which may know more of itself than was asked for; else the one asked for."""
+    if own is not None and any(own.get(key) != value for key, value in (asked or {}).items()):
+        raise ValueError(f"{name_or_path} was trained with the mask decoder {own}, but {asked} is asked for: drop it")
+    return own or asked
 
 
 def _start_from_pretrained_decoder(model: PreTrainedModel) -> None:

@@ -33,8 +33,8 @@ def ensure_seg_token(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int
         raise ValueError(f"{SEG_TOKEN} is a special token of this tokenizer: it would be skipped when decoding")
     if seg_token_id >= vocab_size:
         raise ValueError(
-            f"{SEG_TOKEN} got id {seg_token_id}, but the embedding matrix has {vocab_size} rows: use a checkpoint whose "
-            "vocabulary is padded"
+            f"{SEG_TOKEN} got id {seg_token_id}, but the embedding matrix has {vocab_size} rows: use a checkpoint "
+            "whose vocabulary is padded"
         )
     return seg_token_id
 

@@ -80,7 +80,8 @@ class SegmentationMixin(PreTrainedModel):
     media_index: list[int] | None = None
 
     def of_distinct_media(self, per_row: torch.Tensor) -> torch.Tensor:
-        """(B, ...) values of the rows -> (U, ...) values of the distinct clips, in the clips' order."""
+        """(B, ...) values of the rows -> (U, ...) values of the distinct clips; only while `shared_media` is on."""
+        assert self.media_index is not None
         first_rows = [self.media_index.index(clip) for clip in range(max(self.media_index) + 1)]
         return per_row[first_rows]
 
@@ -102,9 +103,9 @@ class SegmentationMixin(PreTrainedModel):
         """Keep each layer's own initialisation inside the head; the language model's 0.02 starves a small decoder."""
         super()._init_weights(module)
         # transformers calls this for the modules that own parameters, never for the head as a whole.
-        head = getattr(self, "seg_head", None)
-        if head is not None and hasattr(module, "reset_parameters") and any(module is part for part in head.modules()):
-            module.reset_parameters()
+        head, reset = getattr(self, "seg_head", None), getattr(module, "reset_parameters", None)
+        if callable(reset) and head is not None and any(module is part for part in head.modules()):
+            reset()
 
     def forward_with_masks(
         self,
@@ -130,7 +131,7 @@ class SegmentationMixin(PreTrainedModel):
         hidden_states = captured["last_hidden_state"]  # (B, L, D), after the final norm
         rows = torch.arange(len(seg_index), device=hidden_states.device)
         mask_logits = self.seg_head(hidden_states[rows, seg_index], seg_frames, seg_frame_counts, seg_clip_index)
-        return _output_class(type(outputs))(**outputs, mask_logits=mask_logits)
+        return _output_class(outputs.__class__)(**outputs, mask_logits=mask_logits)
 
 
 class BackboneView:
@@ -178,7 +179,7 @@ def install_mask_forward(model: SegmentationMixin) -> None:
     def forward(self: SegmentationMixin, *args: Any, **kwargs: Any) -> Any:
         return self.forward_with_masks(inner_forward, *args, **kwargs)
 
-    model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
+    model.forward = types.MethodType(forward, model)
 
 
 def row_mask_logits(
@@ -203,7 +204,7 @@ def row_mask_logits(
     for row, truth in zip(rows, gt_masks, strict=True):
         if len(row) != len(truth):
             raise ValueError(f"masks were decoded for {len(row)} frames, but the truth has {len(truth)}")
-    sizes = [tuple(truth.shape[-2:]) for truth in gt_masks]
+    sizes: list[tuple[int, int]] = [(truth.size(-2), truth.size(-1)) for truth in gt_masks]
     if len(set(sizes)) == 1:  # one resize for the whole batch
         return list(decoder.postprocess(mask_logits, sizes[0]).split(frame_counts.tolist()))
     return [decoder.postprocess(row, size) for row, size in zip(rows, sizes, strict=True)]

@@ -1,0 +1,1 @@
+"""Trainers: TRL's SFT and GRPO with frames, sound and masks."""

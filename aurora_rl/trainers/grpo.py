@@ -20,7 +20,9 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from datasets import Dataset
 from torch import nn
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
@@ -35,6 +37,7 @@ from aurora_rl.models.batch import EncodedSample, SampleEncoder, collate_frames,
 from aurora_rl.models.seg_tokens import find_seg
 from aurora_rl.models.segmentation import install_mask_forward, row_mask_logits, shared_media
 from aurora_rl.rewards import guard_reward_func, load_reward_func
+from aurora_rl.trainers.epoch_order import EpochOrder
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.health import RolloutHealthCallback
 
@@ -100,13 +103,19 @@ class AuroraGRPOTrainer(GRPOTrainer):
             policy.seg_head.requires_grad_(False)
         self.add_callback(RolloutHealthCallback())
 
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
+        return EpochOrder(super()._get_train_sampler(dataset), lambda: int(self.state.epoch))
+
     # ---- rollouts -----------------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows = self._encode_rows(inputs)
         self._rollout_masks: list[DecodedMasks] = []
-        self._mask_sink = self._rollout_masks if self._old_logps_are_computed else None
+        # Truncated completions that TRL masks are not attended to in its forward pass: their masks are decoded apart.
+        shares_forward = self._old_logps_are_computed and not self.mask_truncated_completions
+        self._mask_sink = self._rollout_masks if shares_forward else None
         output = super()._generate_and_score_completions(inputs)
+        self._rollout_masks = []  # at the frames' own size they take gigabytes
         # Lists survive TRL's whitelist, shuffling and splitting.
         output["encoded_rows"] = self._rows
         output["answer_is_correct"] = self._answer_is_correct
@@ -266,7 +275,7 @@ class AuroraGRPOTrainer(GRPOTrainer):
         }.items():
             self._log_completion_extra(column, values)
         for sample, p, value, correct in zip(samples, parsed, iou, self._answer_is_correct, strict=True):
-            kind = sample.reference_type or ("null" if sample.is_null else "all")
+            kind = _kind(sample)
             self._log_metric(f"iou/{kind}", value)
             self._log_metric(f"category/{kind}", float(correct))
             if sample.seen is not None:
@@ -280,9 +289,10 @@ class AuroraGRPOTrainer(GRPOTrainer):
         start = self.accelerator.process_index * len(self._rows)
         local = rewards_per_func[start : start + len(self._rows)]
         totals = (local * self.reward_weights.to(local.device)).nansum(1).tolist()
-        for row, total in zip(self._rows, totals, strict=True):
-            kind = row.sample.reference_type or ("null" if row.sample.is_null else "all")
-            self._log_metric(f"reward/{kind}", total)
+        is_scored = (~local.isnan()).any(1).tolist()
+        for row, total, scored in zip(self._rows, totals, is_scored, strict=True):
+            if scored:
+                self._log_metric(f"reward/{_kind(row.sample)}", total)
 
     # ---- loss ---------------------------------------------------------------------------------------------------
 
@@ -329,6 +339,11 @@ class AuroraGRPOTrainer(GRPOTrainer):
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
         if self.args.sync_ref_model:
             self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
+
+
+def _kind(sample: AVSample) -> str:
+    """The group of references under which a sample's metrics are logged."""
+    return sample.reference_type or ("null" if sample.is_null else "all")
 
 
 def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:

@@ -50,8 +50,10 @@ def test_the_prompt_is_one_text_message_with_the_reference() -> None:
     assert row["prompt"] == [{"role": "user", "content": content}]
 
 
-def test_datasets_with_and_without_chains_can_be_concatenated() -> None:
-    merged = concatenate_datasets([to_dataset([BARE]), to_dataset([NULL])])
+def test_columns_have_the_same_types_with_and_without_chains() -> None:
+    without, with_chains = to_dataset([BARE]), to_dataset([NULL])
+    assert without.features == with_chains.features
+    merged = concatenate_datasets([without, with_chains])
     assert [AVSample.from_row(row) for row in merged] == [BARE, NULL]
 
 

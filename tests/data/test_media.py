@@ -114,7 +114,7 @@ def test_a_16_bit_frame_is_refused_instead_of_saturated(tmp_path: Path) -> None:
 
 def test_postscript_is_refused_because_reading_it_runs_a_program(tmp_path: Path) -> None:
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "frame.jpg", format="EPS")
-    with pytest.raises(MediaError, match=r"frame\.jpg.*expected JPEG or PNG or WEBP"):
+    with pytest.raises(MediaError, match=r"frame\.jpg: cannot identify image file"):
         read_frames([tmp_path / "frame.jpg"])
 
 

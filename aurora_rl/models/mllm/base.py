@@ -59,6 +59,9 @@ class MLLMFamily(abc.ABC):
             messages: from `prompts.build_messages`, the video part holding the frames.
             waveform: (N,) float32 at the processor's sampling rate, or None for a prompt without sound.
             fps: frames a second, which decides how video and audio are aligned in time.
+
+        Raises:
+            ValueError: if placeholders and media do not match, or the sound is too short to be heard.
         """
 
     @abc.abstractmethod
@@ -71,4 +74,7 @@ class MLLMFamily(abc.ABC):
             features: media tensors of the batch's U distinct clips.
             media_index: which of them each of the B rows has. What the towers read is joined once a clip, what
                 describes it (grids, lengths) once a row; run the model under `segmentation.shared_media`.
+
+        Raises:
+            ValueError: if some clips lack a medium that others have.
         """

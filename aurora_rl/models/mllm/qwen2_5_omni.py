@@ -18,7 +18,6 @@ from transformers import PretrainedConfig, ProcessorMixin, Qwen2_5OmniThinkerFor
 from aurora_rl.models.mllm.base import EncodedPrompt, MLLMFamily
 from aurora_rl.models.segmentation import BackboneView, SegmentationMixin
 
-
 #: What the towers read; the other media tensors describe it, and the language model needs them row by row.
 TOWER_INPUTS = ("pixel_values", "pixel_values_videos", "input_features")
 
@@ -39,7 +38,7 @@ class AuroraQwen2_5Omni(SegmentationMixin, Qwen2_5OmniThinkerForConditionalGener
         self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.Tensor | None = None, **kwargs: Any
     ) -> Any:
         """As the thinker's, each distinct clip read once and its features handed to all of its rows."""
-        if self.media_index is None:
+        if self.media_index is None or video_grid_thw is None:
             return super().get_video_features(pixel_values_videos, video_grid_thw, **kwargs)
         outputs = super().get_video_features(pixel_values_videos, self.of_distinct_media(video_grid_thw), **kwargs)
         outputs.pooler_output = [outputs.pooler_output[i] for i in self.media_index]
@@ -53,7 +52,7 @@ class AuroraQwen2_5Omni(SegmentationMixin, Qwen2_5OmniThinkerForConditionalGener
         **kwargs: Any,
     ) -> Any:
         """As the thinker's, each distinct clip heard once and its features handed to all of its rows."""
-        if self.media_index is None:
+        if self.media_index is None or feature_attention_mask is None:
             return super().get_audio_features(input_features, feature_attention_mask, audio_feature_lengths, **kwargs)
         mask = self.of_distinct_media(feature_attention_mask)
         outputs = super().get_audio_features(input_features, mask, audio_feature_lengths, **kwargs)
@@ -94,13 +93,15 @@ class Qwen2_5OmniFamily(MLLMFamily):
         video_processor = processor.video_processor
         images, videos = process_vision_info(list(messages), image_patch_size=video_processor.patch_size)
         text = processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        _check_placeholders(text, processor, images=images, videos=videos, waveform=waveform)
         inputs = processor(
             text=[text],
             images=images,
             videos=videos,
             audio=None if waveform is None else [waveform],
-            # process_vision_info has sized the frames already; sampling them again would drop some.
-            videos_kwargs={"do_resize": False, "do_sample_frames": False, "fps": fps},
+            # process_vision_info has sized the frames already; sampling them again would drop some. The cap belongs to
+            # resizing, and is given only because transformers warns where it is not.
+            videos_kwargs={"do_resize": False, "do_sample_frames": False, "fps": fps, "cap_pixels_per_frame": False},
             audio_kwargs={"max_length": _padded_length(waveform, processor.feature_extractor)},
             return_tensors="pt",
         )
@@ -110,14 +111,32 @@ class Qwen2_5OmniFamily(MLLMFamily):
     def collate_features(
         self, features: Sequence[Mapping[str, torch.Tensor]], media_index: Sequence[int]
     ) -> dict[str, torch.Tensor]:
+        if len({frozenset(clip) for clip in features}) > 1:
+            raise ValueError(f"clips of one batch must all have the same media: {[sorted(clip) for clip in features]}")
         batch = {}
-        for name in dict.fromkeys(name for clip in features for name in clip):
+        for name in features[0]:
             tensors = [clip[name] for clip in features]
             if name in ("input_features", "feature_attention_mask"):
                 longest = max(t.size(-1) for t in tensors)
                 tensors = [torch.nn.functional.pad(t, (0, longest - t.size(-1))) for t in tensors]
             batch[name] = torch.cat(tensors if name in TOWER_INPUTS else [tensors[i] for i in media_index])
         return batch
+
+
+def _check_placeholders(
+    text: str, processor: ProcessorMixin, *, images: Sequence | None, videos: Sequence | None, waveform: Any
+) -> None:
+    """Raise a ValueError unless each medium has its placeholder; a reference could hold one as text, for example."""
+    shortest = 2 * processor.feature_extractor.hop_length + 1
+    if waveform is not None and len(waveform) < shortest:
+        raise ValueError(f"the sound has {len(waveform)} samples, but the audio tower hears nothing below {shortest}")
+    for token, given in (
+        (processor.image_token, len(images or ())),
+        (processor.video_token, len(videos or ())),
+        (processor.audio_token, int(waveform is not None)),
+    ):
+        if text.count(token) != given:
+            raise ValueError(f"the prompt has {text.count(token)} {token} where {given} are given: {text!r}")
 
 
 def _padded_length(waveform: np.ndarray | None, feature_extractor: Any) -> int | None:
