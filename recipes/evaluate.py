@@ -22,6 +22,7 @@ from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation import sample_result, score_completion, score_rollout
 from aurora_rl.inference import Predictor
+from aurora_rl.logs import setup_logging
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.predictions import SampleResult, write_results
 from aurora_rl.summary import summarise
@@ -105,7 +106,7 @@ def write(results: list[SampleResult], output_dir: Path, train_categories: set[s
 
 def main(model_args: ModelArguments, data_args: DataArguments, args: EvaluationArguments) -> None:
     state = PartialState(cpu=args.use_cpu)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    setup_logging(is_main_process=state.is_main_process)
     if unknown := sorted(set(args.ablations) - set(ABLATIONS)):
         raise ValueError(f"unknown ablations {unknown}: choose from {sorted(ABLATIONS)}")
     loaded = assemble_model(model_args, is_trainable=False)

@@ -10,6 +10,7 @@ from trl import TrlParser
 from aurora_rl.assemble import assemble_encoder, assemble_model, load_split, peft_config
 from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.data.dataset import to_dataset
+from aurora_rl.logs import setup_logging
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 
@@ -35,6 +36,7 @@ def main(
     reward_args: RewardArguments,
     training_args: AuroraGRPOConfig,
 ) -> None:
+    setup_logging(is_main_process=training_args.process_index == 0)
     train_samples = load_split(data_args, data_args.train_split)
     eval_samples = load_split(data_args, data_args.eval_split)[: data_args.max_eval_samples] if data_args.eval_split else []
     loaded = assemble_model(model_args)

@@ -9,6 +9,7 @@ from trl import TrlParser
 
 from aurora_rl.assemble import load_split
 from aurora_rl.config import DataArguments
+from aurora_rl.logs import setup_logging
 from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
 
 
@@ -22,6 +23,7 @@ class InitArguments:
 
 
 def main(data_args: DataArguments, init_args: InitArguments) -> None:
+    setup_logging()
     samples = load_split(data_args, data_args.train_split)
     # Every text several times, so that its words become single tokens even in a small benchmark.
     texts = [text for s in samples for text in (s.reference, s.chain or "", data_args.instruction)]

@@ -9,6 +9,7 @@ from aurora_rl.assemble import assemble_encoder, assemble_model, load_split, pef
 from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.sample import AVSample
+from aurora_rl.logs import setup_logging
 from aurora_rl.models.batch import SFTCollator
 from aurora_rl.trainers.sft import AuroraSFTTrainer
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
@@ -22,6 +23,7 @@ def gold_chain(sample: AVSample) -> str:
 
 
 def main(model_args: ModelArguments, data_args: DataArguments, training_args: AuroraSFTConfig) -> None:
+    setup_logging(is_main_process=training_args.process_index == 0)
     train_samples = load_split(data_args, data_args.train_split)
     eval_samples = load_split(data_args, data_args.eval_split)[: data_args.max_eval_samples] if data_args.eval_split else []
     loaded = assemble_model(model_args)

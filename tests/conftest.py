@@ -5,6 +5,7 @@
     train_samples    its train split, with chains of thought
     tiny_checkpoint  folder of a random Qwen2.5-Omni with a `dot` mask decoder, and its processor
     omni_checkpoint  folder of the same language model as it comes from the hub: whole Qwen2.5-Omni, no mask decoder
+    sam_checkpoint   folder of a random SAM in miniature, 128 pixels
     loaded           the model of `tiny_checkpoint`, fresh for every test
     encode           the encoder of samples that goes with `loaded`
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoProcessor, Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
+from transformers import AutoProcessor, Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration, SamConfig, SamModel
 
 from aurora_rl.assemble import assemble_encoder, load_split
 from aurora_rl.config import DataArguments
@@ -71,10 +72,13 @@ def train_samples(data_args: DataArguments) -> list[AVSample]:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_benchmark: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Folder of a model of about 0.3 M random weights and its processor, by `save_pretrained`; read-only."""
+    """Folder of a model of about 0.3 M random weights and its processor, by `save_pretrained`; read-only.
+
+    The weights are larger than usual, so that a wrong position or a swapped clip shows far above rounding errors.
+    """
     args = DataArguments(data_root=str(tiny_benchmark), chains="chains.jsonl", fps=BENCHMARK.fps, num_frames=None)
     texts = [text for sample in load_split(args, "train") for text in (sample.reference, sample.chain or "")]
-    model, processor = build_tiny_omni(texts, SEGMENTER, TinyOmniConfig(num_layers=2))
+    model, processor = build_tiny_omni(texts, SEGMENTER, TinyOmniConfig(num_layers=2, initializer_range=0.1))
     folder = tmp_path_factory.mktemp("checkpoint")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -98,6 +102,33 @@ def omni_checkpoint(tiny_checkpoint: str, tmp_path_factory: pytest.TempPathFacto
     tokenizer = json.loads(tokenizer_file.read_text())
     tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["content"] != SEG_TOKEN]
     tokenizer_file.write_text(json.dumps(tokenizer))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def sam_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a SAM of width 32 on 8 x 8 patches of 16 pixels; read-only."""
+    config = SamConfig(
+        vision_config={
+            "hidden_size": 32,
+            "output_channels": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 128,
+            "mlp_dim": 64,
+            "window_size": 4,
+            "global_attn_indexes": [0],
+            "num_pos_feats": 16,
+        },
+        prompt_encoder_config={"hidden_size": 32, "image_size": 128},
+        mask_decoder_config={"hidden_size": 32, "mlp_dim": 64, "num_attention_heads": 2, "iou_head_hidden_dim": 32},
+    )
+    torch.manual_seed(0)
+    model = SamModel(config).requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.normal_(std=0.3)  # SAM's own initialisation is so small that all frames look alike
+    folder = tmp_path_factory.mktemp("sam")
+    model.save_pretrained(folder)
     return str(folder)
 
 

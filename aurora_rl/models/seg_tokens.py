@@ -24,12 +24,13 @@ def ensure_seg_token(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int
         vocab_size: rows of the model's embedding matrix, padding included.
 
     Raises:
-        ValueError: if the id lies outside the embedding matrix. It is never resized, because vLLM would not load it.
+        ValueError: if the id lies outside the embedding matrix, which is never resized because vLLM would not load
+            it, or if the tokenizer has `[SEG]` as a special token.
     """
     if SEG_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_tokens([AddedToken(SEG_TOKEN, special=False, normalized=False)])
     seg_token_id = tokenizer.convert_tokens_to_ids(SEG_TOKEN)
-    if seg_token_id in tokenizer.all_special_ids:
+    if SEG_TOKEN not in tokenizer.decode([seg_token_id], skip_special_tokens=True):
         raise ValueError(f"{SEG_TOKEN} is a special token of this tokenizer: it would be skipped when decoding")
     if seg_token_id >= vocab_size:
         raise ValueError(

@@ -252,7 +252,8 @@ class AuroraGRPOTrainer(GRPOTrainer):
             return torch.cat([left, pad(completion_side, padding_value=value, padding_side="right")], dim=1)
 
         input_ids = joined(prompt_ids, completion_ids, pad_token_id)
-        attention_mask = joined([torch.ones_like(x) for x in prompt_ids], [torch.ones_like(x) for x in completion_ids], 0)
+        prompt_mask, completion_mask = ([torch.ones_like(x) for x in ids] for ids in (prompt_ids, completion_ids))
+        attention_mask = joined(prompt_mask, completion_mask, 0)
         is_train = self.model.training
         self._mask_sink = self._rollout_masks
         self._get_per_token_logps_and_entropies(
@@ -328,9 +329,7 @@ class AuroraGRPOTrainer(GRPOTrainer):
 
     def _install_reference(self, reference: PreTrainedModel) -> None:
         """What TRL does with a reference it has built itself."""
-        add_fused_lm_head(
-            reference, temperature=self.temperature, cast_lm_head_to_fp32=self.args.cast_lm_head_to_fp32
-        )
+        add_fused_lm_head(reference, temperature=self.temperature, cast_lm_head_to_fp32=self.args.cast_lm_head_to_fp32)
         if self.is_deepspeed_enabled:
             self.ref_model = prepare_deepspeed(reference, self.accelerator)
         elif self.is_fsdp_enabled:

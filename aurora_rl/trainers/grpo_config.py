@@ -4,6 +4,8 @@ import dataclasses
 
 from trl import GRPOConfig
 
+from aurora_rl.logs import is_terminal
+
 MASK_LOSS_ON = ("all", "correct_only", "off")
 
 
@@ -42,6 +44,8 @@ class AuroraGRPOConfig(GRPOConfig):
     max_completion_length: int = _option(512, "Tokens a completion may have; the authors' 150 cut their own answers.")
 
     def __post_init__(self) -> None:
+        if self.disable_tqdm is None:
+            self.disable_tqdm = not is_terminal()
         # Media are read by the columns that TRL would drop.
         self.remove_unused_columns = False
         super().__post_init__()
@@ -54,9 +58,15 @@ class AuroraGRPOConfig(GRPOConfig):
     def _check_checkpoint_boundary(self) -> None:
         """TRL resumes with an empty generation buffer, so a checkpoint must fall where one ends."""
         steps = self.steps_per_generation * self.num_iterations / self.gradient_accumulation_steps
-        if self.save_strategy == "steps" and self.save_steps >= 1 and self.save_steps % steps:
+        if self.save_strategy == "steps":
+            name, interval = "save_steps", self.save_steps
+        elif self.save_strategy == "best" and self.eval_strategy == "steps":
+            name, interval = "eval_steps", self.eval_steps
+        else:
+            return
+        if 1 % steps and interval % steps:  # where every step ends a batch, a fraction of the run does too
             raise ValueError(
-                f"save_steps={self.save_steps} falls inside a generation batch, which lasts {steps:g} optimiser steps "
+                f"{name}={interval} falls inside a generation batch, which lasts {steps:g} optimiser steps "
                 "(steps_per_generation x num_iterations / gradient_accumulation_steps): a resumed run would differ. "
                 f"Make it a multiple of {steps:g}"
             )

@@ -28,6 +28,10 @@ class RolloutHealthCallback(TrainerCallback):
         window: number of logs averaged at either end.
     """
 
+    _first: dict[str, list[float]]
+    _last: dict[str, deque[float]]
+    _warned: set[str]
+
     def __init__(
         self, *, max_zero_std: float = 0.8, max_clipped: float = 0.2, chain_drop: float = 0.1, window: int = 5
     ) -> None:
@@ -35,9 +39,14 @@ class RolloutHealthCallback(TrainerCallback):
         self.max_clipped = max_clipped
         self.chain_drop = chain_drop
         self.window = window
-        self._first: dict[str, list[float]] = {}
-        self._last: dict[str, deque[float]] = {}
-        self._warned: set[str] = set()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A resumed run is compared with its own beginning, which its state remembers."""
+        self._first, self._last, self._warned = {}, {}, set()
+        for logs in state.log_history:
+            self._remember(logs)
 
     def on_log(
         self,
@@ -61,14 +70,17 @@ class RolloutHealthCallback(TrainerCallback):
             f"{_percent(logs, 'completions/clipped_ratio')} of the completions are cut at max_completion_length="
             f"{getattr(args, 'max_completion_length', None)}, before their [SEG]: raise it",
         )
-        self._check_chain(logs)
+        self._remember(logs)
+        self._check_chain()
 
-    def _check_chain(self, logs: Mapping[str, Any]) -> None:
+    def _remember(self, logs: Mapping[str, Any]) -> None:
         for name in ("reward", *CHAIN_METRICS):
             if isinstance(value := logs.get(name), float):
                 if len(self._first.setdefault(name, [])) < self.window:
                     self._first[name].append(value)
                 self._last.setdefault(name, deque(maxlen=self.window)).append(value)
+
+    def _check_chain(self) -> None:
         for name in CHAIN_METRICS:
             change = self._change(name)
             self._check(

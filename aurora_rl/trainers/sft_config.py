@@ -4,6 +4,8 @@ import dataclasses
 
 from trl import SFTConfig
 
+from aurora_rl.logs import is_terminal
+
 
 @dataclasses.dataclass
 class AuroraSFTConfig(SFTConfig):
@@ -22,6 +24,8 @@ class AuroraSFTConfig(SFTConfig):
     dice_variant: str = dataclasses.field(default="aurora", metadata={"help": "'aurora' or 'lisa'."})
 
     def __post_init__(self) -> None:
+        if self.disable_tqdm is None:
+            self.disable_tqdm = not is_terminal()
         # The collator reads media by the columns that TRL would drop, and makes labels by itself.
         self.remove_unused_columns = False
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}

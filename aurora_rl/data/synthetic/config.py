@@ -1,6 +1,7 @@
 """How large a synthetic benchmark is, and which categories its splits know."""
 
 import dataclasses
+from typing import TypeVar
 
 #: Categories of every split.
 TRAINED_CATEGORIES = ("bell", "drum", "flute", "emergency-car", "engine", "dog", "bird", "piano")
@@ -11,7 +12,10 @@ UNSEEN_CATEGORIES = ("guitar", "clock", "cat")
 SPLITS = ("train", "val", "test_s", "test_u", "test_n")
 
 
-def _option(default: int | float, help_text: str) -> dataclasses.Field:
+Number = TypeVar("Number", int, float)
+
+
+def _option(default: Number, help_text: str) -> Number:
     return dataclasses.field(default=default, metadata={"help": help_text})
 
 
@@ -39,8 +43,8 @@ class SyntheticConfig:
     seed: int = _option(0, "seed of the whole benchmark")
 
     def __post_init__(self) -> None:
-        # Below 16 px an object falls under the visibility threshold; below 16 kHz the bird's song would alias;
-        # below one second two onsets cannot be told apart.
+        # Smaller frames hold objects of too few pixels, shorter clips two onsets too close to tell apart, and at lower
+        # rates the overtones that set two timbres apart are gone.
         least = {"frames": 1, "rows_per_clip": 1, "size": 32, "seconds": 1.0, "sampling_rate": 16_000}
         for name, value in vars(self).items():
             if value < least.get(name, 0):

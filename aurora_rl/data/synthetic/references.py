@@ -160,14 +160,14 @@ def _refer(idea_name: str, category: str, rng: np.random.Generator, *, target: i
 
 def pick_references(references: Sequence[Reference], rng: np.random.Generator, *, count: int) -> list[Reference]:
     """Up to `count` different references: a type by `TYPE_WEIGHTS`, then one of that type."""
-    left, picked = list(references), []
-    while left and len(picked) < count:
-        types = [name for name in [*TYPE_WEIGHTS, NULL_TYPE] if any(ref.reference_type == name for ref in left)]
+    remaining, picked = list(references), list[Reference]()
+    while remaining and len(picked) < count:
+        types = [name for name in [*TYPE_WEIGHTS, NULL_TYPE] if any(ref.reference_type == name for ref in remaining)]
         weights = np.array([TYPE_WEIGHTS.get(name, 1.0) for name in types])
         chosen_type = rng.choice(types, p=weights / weights.sum())
-        candidates = [ref for ref in left if ref.reference_type == chosen_type]
+        candidates = [ref for ref in remaining if ref.reference_type == chosen_type]
         picked.append(candidates[rng.integers(len(candidates))])
-        left.remove(picked[-1])
+        remaining.remove(picked[-1])
     return picked
 
 
@@ -196,6 +196,6 @@ def _with_article(category: str) -> str:
 
 
 def _listing(categories: Sequence[str]) -> str:
-    """ "a drum, a bell and a flute"."""
+    """The categories as a list in words, such as "a drum, a bell and a flute"."""
     *rest, last = map(_with_article, categories)
     return f"{', '.join(rest)} and {last}" if rest else last

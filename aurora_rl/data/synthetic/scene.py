@@ -94,23 +94,23 @@ def draw_scene(rng: np.random.Generator, config: SyntheticConfig, *, categories:
 
 
 def _place_objects(rng: np.random.Generator, categories: Sequence[str], *, num_frames: int) -> tuple[SceneObject, ...]:
-    """Objects moving straight, each within its own slot of the width, so that left and right hold for the whole clip."""
+    """Objects that move straight, each within its own slot of the width: left and right hold for the whole clip."""
     edges = np.linspace(0, EXTENT, len(categories) + 1)
     radii = rng.uniform(7, 10, 3) if len(categories) == 3 else rng.uniform(7.5, 12, 2)
     objects = []
     for category, radius, left, right in zip(categories, radii, edges[:-1], edges[1:], strict=True):
         # Less than a radius from the slot's edge: neighbours may overlap, never swap.
-        x = np.linspace(*rng.uniform(left + 0.6 * radius, right - 0.6 * radius, 2), num_frames)
+        x_start, x_end = rng.uniform(left + 0.6 * radius, right - 0.6 * radius, 2)
         y_start = rng.uniform(radius, EXTENT - radius)
         y_end = np.clip(y_start + rng.uniform(-18, 18), radius, EXTENT - radius)
         rgb = np.array(LOOKS[category].rgb) * rng.uniform(0.85, 1.1) + rng.normal(0, 8, 3)
-        y = np.linspace(y_start, y_end, num_frames)
+        x, y = np.linspace(x_start, x_end, num_frames), np.linspace(y_start, y_end, num_frames)
         objects.append(SceneObject(category, float(radius), rng.uniform(-0.35, 0.35), rgb, x, y))
     return tuple(objects)
 
 
 def _pixel_centres(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """x (1, W) and y (H, 1) of the pixels, in units of length."""
+    """Horizontal (1, W) and vertical (H, 1) position of each pixel's centre, in units of length."""
     centres = ((np.arange(size, dtype=np.float32) + 0.5) * np.float32(EXTENT / size)).astype(np.float32)
     return centres[None, :], centres[:, None]
 
@@ -139,9 +139,7 @@ def _all_in_view(outlines: np.ndarray, masks: np.ndarray) -> bool:
     return bool(((visible > MIN_VISIBLE_PIXELS) & (visible >= MIN_VISIBLE_SHARE * whole)).all())
 
 
-def _draw_sounds(
-    rng: np.random.Generator, in_view: Sequence[str], off_screen: Sequence[str]
-) -> tuple[SoundEvent, ...]:
+def _draw_sounds(rng: np.random.Generator, in_view: Sequence[str], off_screen: Sequence[str]) -> tuple[SoundEvent, ...]:
     plan = rng.choice(list(SOUND_PLANS), p=list(SOUND_PLANS.values()))
     if plan == "silence":
         return ()
@@ -173,7 +171,8 @@ def render_frames(scene: Scene, rng: np.random.Generator, config: SyntheticConfi
     background = rng.uniform(15, 75, 3).astype(np.float32) + light[..., None]
     shape = (config.frames, config.size, config.size, 3)
     pixels = CAMERA_NOISE * rng.standard_normal(shape, dtype=np.float32)
-    pixels += np.where(scene.masks.any(0)[..., None], 0, background)
+    occupied = np.any(scene.masks, axis=0, keepdims=True)[0]  # (F, H, W)
+    pixels += np.where(occupied[..., None], 0, background)
     for obj, mask in zip(scene.objects, scene.masks, strict=True):
         frame, row, column = np.nonzero(mask)
         # Lit from the upper left, so that touching objects keep an edge.

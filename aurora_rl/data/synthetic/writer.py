@@ -1,4 +1,6 @@
-"""The files of a synthetic benchmark, in Ref-AVSBench's layout.
+"""The files of a synthetic benchmark, in Ref-AVSBench's layout and with gold chains of thought.
+
+Last room of the generator: `clips` makes one media id after another in memory, and this module gives each its files.
 
     media/<id>/frames/<f>.jpg, media/<id>/audio.wav
     gt_mask/<id>/fid_<fid>/<0000f>.png       8-bit grey, {0, 255}
@@ -64,6 +66,7 @@ def write_synthetic_benchmark(
 ) -> None:
     """Write a benchmark: the same bytes for the same config, whatever the number of workers.
 
+    (On one kind of machine: numpy's sine and Pillow's jpg may round differently on another, or in another version.)
     The folder appears once everything in it is written, so that a killed run leaves no half benchmark.
 
     Args:
@@ -76,9 +79,10 @@ def write_synthetic_benchmark(
         FileExistsError: if `out` is not empty and `overwrite` is off, or it holds something else than a benchmark.
     """
     tasks = _plan(config)
-    with _appearing_when_done(Path(out), overwrite=overwrite) as folder:
+    with _appearing_when_done(Path(out).resolve(), overwrite=overwrite) as folder:
         clips = _map(partial(_write_clip, folder, config), tasks, num_workers=num_workers)
-        rows = [row for rows_of_clip in tqdm(clips, total=len(tasks), unit="clip", disable=None) for row in rows_of_clip]
+        progress = tqdm(clips, total=len(tasks), unit="clip", disable=None)  # None: shown on a terminal only
+        rows = [row for rows_of_clip in progress for row in rows_of_clip]
         _write_metadata(folder / "metadata.csv", rows)
         _write_chains(folder / "chains.jsonl", rows)
 
@@ -202,14 +206,17 @@ def _appearing_when_done(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """A folder beside `out` to write into, renamed to `out` on success and removed on failure."""
     _check_replaceable(out, overwrite=overwrite)
     folder = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    replaced = out.with_name(f".{out.name}.replaced-{os.getpid()}")
     folder.mkdir(parents=True)
     try:
         yield folder
+        # Renamed before it is removed: a run killed in between must not leave half of the old benchmark either.
         if out.exists():
-            shutil.rmtree(out)
+            out.rename(replaced)
         folder.rename(out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _check_replaceable(out: Path, *, overwrite: bool) -> None:

@@ -1,0 +1,306 @@
+"""The contract of a family, for each in `MLLM_FAMILIES`: a new one adds a tiny checkpoint to `checkpoint` and passes."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+from transformers import WhisperFeatureExtractor
+from trl.trainer.utils import add_fused_lm_head
+
+from aurora_rl.models.batch import right_pad
+from aurora_rl.models.loading import LoadedModel, load_model
+from aurora_rl.models.mllm import MLLM_FAMILIES, EncodedPrompt, get_family
+from aurora_rl.models.mllm.qwen2_5_omni import _padded_length
+from aurora_rl.prompts import build_messages
+
+SEGMENTER = {"type": "dot", "image_size": 32, "width": 8}
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+SECOND = 16_000
+
+
+@pytest.fixture(scope="module", params=sorted(MLLM_FAMILIES))
+def checkpoint(request: pytest.FixtureRequest) -> str:
+    """A tiny checkpoint of each model type, without network."""
+    fixtures = {"qwen2_5_omni": "omni_checkpoint", "qwen2_5_omni_thinker": "tiny_checkpoint"}
+    return request.getfixturevalue(fixtures[request.param])
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint: str) -> LoadedModel:
+    """Read-only."""
+    return load_model(checkpoint, segmenter=SEGMENTER)
+
+
+@pytest.fixture
+def own(checkpoint: str) -> LoadedModel:
+    """For tests that change the model."""
+    return load_model(checkpoint, segmenter=SEGMENTER)
+
+
+def noise(num_samples: int, *, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.1, num_samples).astype(np.float32)
+
+
+def make_messages(
+    *, num_frames: int | None = 4, size: tuple[int, int] = (64, 64), has_audio: bool = True, text: str = "the drum"
+) -> list[dict]:
+    frames = None
+    if num_frames is not None:
+        pixels = np.random.default_rng(0).integers(0, 256, (num_frames, *size, 3), dtype=np.uint8)
+        frames = [Image.fromarray(frame) for frame in pixels]
+    options = {"sample_fps": 2.0, "min_pixels": 256, "max_pixels": 65536}
+    return build_messages(text, frames=frames, has_audio=has_audio, instruction="{reference}", video_options=options)
+
+
+def encode(loaded: LoadedModel, waveform: np.ndarray | None, *, fps: float = 2.0, **kwargs) -> EncodedPrompt:
+    messages = make_messages(has_audio=waveform is not None, **kwargs)
+    return loaded.family.encode(loaded.processor, messages, waveform=waveform, fps=fps)
+
+
+def forward(loaded: LoadedModel, prompts: list[EncodedPrompt]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (B, L, V) of right-padded prompts, and their attention mask."""
+    batch = right_pad([prompt.prompt_ids for prompt in prompts], [[]] * len(prompts), 0)
+    features = [prompt.features for prompt in prompts]
+    media = loaded.family.collate_features(features, range(len(features))) if features[0] else {}
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        return loaded.model(**inputs, **media).logits, batch["attention_mask"].bool()
+
+
+# Encoding
+
+
+def test_every_model_type_is_recognised(checkpoint, loaded):
+    assert isinstance(loaded.model, loaded.family.model_class)
+    assert type(get_family(loaded.model.config.model_type)) is type(loaded.family)  # once saved, too
+
+
+@pytest.mark.parametrize("num_frames", [1, 3, 4])
+@pytest.mark.parametrize("size", [(64, 64), (32, 96)])
+def test_placeholders_are_as_many_as_features(loaded, num_frames, size):
+    prompt = encode(loaded, noise(2 * SECOND), num_frames=num_frames, size=size)
+    model, features = loaded.model, prompt.features
+    ids = torch.tensor([prompt.prompt_ids])
+    with torch.no_grad():
+        video = model.get_video_features(features["pixel_values_videos"], features["video_grid_thw"]).pooler_output
+        audio = model.get_audio_features(features["input_features"], features["feature_attention_mask"])
+    num_pairs = (num_frames + 1) // 2  # two frames make a patch; an odd last one stands twice
+    assert sum(map(len, video)) == num_pairs * (size[0] // 16) * (size[1] // 16)
+    assert (ids == model.config.video_token_id).sum() == sum(map(len, video))
+    assert (ids == model.config.audio_token_id).sum() == len(audio.last_hidden_state) == 25  # 100 columns, 4 a token
+
+
+def test_frames_a_second_reach_the_model(loaded):
+    """Two frames a patch: at 2 frames a second a patch lasts one second, at 1 two."""
+    assert encode(loaded, noise(SECOND), fps=2.0).features["video_second_per_grid"].tolist() == [1.0]
+    assert encode(loaded, noise(SECOND), fps=1.0).features["video_second_per_grid"].tolist() == [2.0]
+    [slow, fast] = (forward(loaded, [encode(loaded, noise(SECOND), fps=fps)])[0] for fps in (1.0, 2.0))
+    assert not torch.allclose(slow, fast, **CLOSE)
+
+
+def test_pixels_and_sound_reach_the_model(loaded):
+    logits, _ = forward(loaded, [encode(loaded, noise(SECOND))])
+    other_sound, _ = forward(loaded, [encode(loaded, noise(SECOND, seed=1))])
+    prompt = encode(loaded, noise(SECOND))
+    prompt.features["pixel_values_videos"].neg_()
+    other_frames, _ = forward(loaded, [prompt])
+    assert not torch.allclose(logits[:, -1], other_sound[:, -1], **CLOSE)
+    assert not torch.allclose(logits[:, -1], other_frames[:, -1], **CLOSE)
+
+
+def test_prompt_without_sound(loaded):
+    prompt = encode(loaded, None)
+    assert "input_features" not in prompt.features
+    assert loaded.model.config.audio_token_id not in prompt.prompt_ids
+    assert forward(loaded, [prompt])[0].isfinite().all()
+
+
+def test_prompt_of_text_alone(loaded):
+    prompt = encode(loaded, None, num_frames=None)
+    assert prompt.features == {}
+    assert loaded.processor.tokenizer.decode(prompt.prompt_ids).count("the drum") == 1
+    assert forward(loaded, [prompt])[0].isfinite().all()
+
+
+@pytest.mark.parametrize(("has_audio", "waveform"), [(True, None), (False, noise(SECOND))])
+def test_sound_without_its_placeholder_and_the_reverse_are_errors(loaded, has_audio, waveform):
+    messages = make_messages(has_audio=has_audio)
+    with pytest.raises(ValueError, match=r"AUDIO\|> where"):
+        loaded.family.encode(loaded.processor, messages, waveform=waveform, fps=2.0)
+
+
+def test_reference_that_holds_a_placeholder_is_an_error(loaded):
+    with pytest.raises(ValueError, match=r"the prompt has 2 <\|VIDEO\|> where 1 are given"):
+        encode(loaded, noise(SECOND), text="the <|VIDEO|> drum")
+
+
+def test_sound_too_short_for_one_token_is_an_error(loaded):
+    """3 columns of 320 samples make the first token: 641 samples."""
+    assert encode(loaded, noise(641)).prompt_ids.count(loaded.model.config.audio_token_id) == 1
+    with pytest.raises(ValueError, match="640 samples, but the audio tower hears nothing below 641"):
+        encode(loaded, noise(640))
+
+
+# Sound
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "chunk_length"),
+    [(641, 30), (SECOND, 30), (SECOND + 1, 30), (2 * SECOND - 1, 30), (2 * SECOND + 399, 30), (SECOND + 1, 300)],
+)
+def test_short_padding_gives_the_spectrogram_of_the_usual_padding(num_samples, chunk_length):
+    """At the published hop and window; Whisper pads to 30 s, Qwen2.5-Omni's processor on the hub to 300 s."""
+    extractor = WhisperFeatureExtractor(feature_size=8, chunk_length=chunk_length, return_attention_mask=True)
+    waveform = noise(num_samples)
+    padded = {
+        max_length: extractor(
+            [waveform], sampling_rate=SECOND, max_length=max_length, return_attention_mask=True, return_tensors="pt"
+        )
+        for max_length in (None, _padded_length(waveform, extractor))
+    }
+    usual, short = padded.values()
+    length = int(usual["attention_mask"].sum())
+    assert int(short["attention_mask"].sum()) == length == -(-num_samples // 160)
+    assert_close(short["input_features"][..., :length], usual["input_features"][..., :length], rtol=0, atol=1e-6)
+
+
+def test_sound_longer_than_the_usual_padding_is_not_cut(loaded):
+    prompt = encode(loaded, noise(31 * SECOND))
+    assert prompt.features["input_features"].shape == (1, 32, 31 * 50)
+
+
+def test_spectrogram_carries_no_padding(loaded):
+    features = encode(loaded, noise(2 * SECOND)).features
+    assert features["input_features"].shape == (1, 32, 100)  # 50 columns a second
+    assert features["feature_attention_mask"].tolist() == [[1] * 100]
+
+
+# Batches
+
+
+def test_sounds_of_different_lengths_share_a_batch(loaded):
+    prompts = [encode(loaded, noise(n, seed=n)) for n in (2 * SECOND, 5000, SECOND)]
+    logits, mask = forward(loaded, prompts)
+    for row, prompt in enumerate(prompts):
+        alone, _ = forward(loaded, [prompt])
+        assert_close(logits[row, mask[row]], alone[0], **CLOSE)
+
+
+def test_clips_of_different_shapes_share_a_batch(loaded):
+    shapes = [(4, (64, 64)), (1, (48, 80)), (3, (32, 32))]
+    prompts = [encode(loaded, noise(SECOND), num_frames=frames, size=size) for frames, size in shapes]
+    logits, mask = forward(loaded, prompts)
+    for row, prompt in enumerate(prompts):
+        alone, _ = forward(loaded, [prompt])
+        assert_close(logits[row, mask[row]], alone[0], **CLOSE)
+
+
+def test_towers_read_each_clip_once_and_the_rest_is_row_by_row(loaded):
+    clips = [encode(loaded, noise(n), num_frames=f).features for n, f in ((SECOND, 2), (2 * SECOND, 4))]
+    batch = loaded.family.collate_features(clips, [0, 1, 0])
+    assert batch["pixel_values_videos"].size(0) == 64 + 128
+    assert batch["input_features"].shape == (2, 32, 100)
+    assert batch["video_grid_thw"].tolist() == [[1, 8, 8], [2, 8, 8], [1, 8, 8]]
+    assert batch["video_second_per_grid"].tolist() == [1.0] * 3
+    assert batch["feature_attention_mask"].sum(1).tolist() == [50, 100, 50]
+
+
+def test_collating_leaves_the_clips_alone(loaded):
+    """The G rows of a group hold the same tensors, batch after batch."""
+    clips = [encode(loaded, noise(n)).features for n in (SECOND, 2 * SECOND)]
+    shapes = {name: tensor.shape for name, tensor in clips[0].items()}
+    loaded.family.collate_features(clips, [0, 1])
+    assert {name: tensor.shape for name, tensor in clips[0].items()} == shapes
+
+
+def test_clips_with_and_without_sound_do_not_mix(loaded):
+    clips = [encode(loaded, waveform).features for waveform in (noise(SECOND), None)]
+    with pytest.raises(ValueError, match="must all have the same media"):
+        loaded.family.collate_features(clips, [0, 1])
+
+
+# Tokens that a completion may never hold
+
+
+def test_all_multimodal_tokens_of_the_tokenizer_are_known(loaded):
+    """Placeholders and delimiters, by the names that the tokenizer itself gives them."""
+    tokenizer = loaded.processor.tokenizer
+    parts = ("image_token", "audio_token", "video_token", "vision_bos_token", "vision_eos_token")
+    names = (*parts, "audio_bos_token", "audio_eos_token")
+    expected = sorted(tokenizer.convert_tokens_to_ids(getattr(tokenizer, name)) for name in names)
+    assert loaded.family.multimodal_token_ids(loaded.model.config) == expected
+    assert not {loaded.seg_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} & set(expected)
+
+
+@torch.no_grad()
+def favour(loaded: LoadedModel, token_ids: list[int]) -> None:
+    """Make these tokens by far the likeliest next ones, whatever came before."""
+    head = loaded.model.lm_head
+    head.weight.zero_()
+    loaded.model.model.norm.weight.zero_()
+    direction = torch.ones(head.weight.size(1))
+    loaded.model.model.norm.register_forward_hook(lambda _module, _args, output: output + direction)
+    head.weight[token_ids] = 1.0  # logits of 64 against 0
+
+
+def test_multimodal_tokens_have_no_probability_in_forward(own):
+    ids = own.family.multimodal_token_ids(own.model.config)
+    favour(own, ids)
+    logits, _ = forward(own, [encode(own, noise(SECOND))])
+    assert (logits.softmax(-1)[..., ids] == 0).all()
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_multimodal_tokens_are_never_generated(own, do_sample):
+    ids = own.family.multimodal_token_ids(own.model.config)
+    favour(own, ids)
+    prompt = encode(own, noise(SECOND))
+    input_ids = torch.tensor([prompt.prompt_ids])
+    sequences = own.model.generate(
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        **prompt.features,
+        max_new_tokens=20,
+        do_sample=do_sample,
+        top_k=0,
+    )
+    completion_ids = sequences[0, input_ids.size(1) :].tolist()
+    assert completion_ids
+    assert not set(completion_ids) & set(ids)
+
+
+def test_multimodal_tokens_have_no_probability_in_trls_fused_log_probs(own):
+    """Even if one were in a completion, and at the sampling temperature."""
+    multimodal = own.family.multimodal_token_ids(own.model.config)
+    favour(own, multimodal)
+    completion = [*multimodal, own.seg_token_id]
+    prompt = encode(own, None, num_frames=None)
+    batch = right_pad([prompt.prompt_ids], [completion], 0)
+    add_fused_lm_head(own.model, temperature=1.0, outputs=("log_probs", "entropy"))
+    # The placeholders would ask for media: their states are taken from the ids of ordinary tokens.
+    input_ids = batch["input_ids"].clone()
+    input_ids[:, -len(completion) :] = own.seg_token_id
+    with torch.no_grad():
+        outputs = own.model(
+            input_ids=input_ids, attention_mask=batch["attention_mask"], labels=batch["labels"], fused_lm_head=True
+        )
+    log_probs = outputs.log_probs[0, -len(completion) :]
+    assert (log_probs[:-1].exp() == 0).all()
+    num_others = own.model.lm_head.weight.size(0) - len(multimodal)
+    assert log_probs[-1].item() == pytest.approx(-np.log(num_others), abs=1e-4)  # the others share all of it
+    assert outputs.entropy[0, -1].item() == pytest.approx(np.log(num_others), abs=1e-4)
+
+
+# What is frozen and what is adapted
+
+
+def test_towers_and_lora_targets_exist(loaded):
+    names = [name for name, _ in loaded.model.named_modules()]
+    for tower in loaded.family.tower_names:
+        assert tower in names
+    adapted = [name for name in names if re.fullmatch(loaded.family.lora_target_modules, name)]
+    assert len(adapted) == 2 * loaded.model.config.get_text_config().num_hidden_layers
+    assert not any(name.startswith(loaded.family.tower_names) for name in adapted)

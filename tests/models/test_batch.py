@@ -1,0 +1,158 @@
+import dataclasses
+
+import pytest
+import torch
+
+from aurora_rl.data.media import load_clip
+from aurora_rl.data.sample import AVSample
+from aurora_rl.models.batch import PromptOptions, SampleEncoder, SFTCollator, collate_frames, distinct_media, right_pad
+
+PAD = 0
+
+
+def on_other_clips(samples: list[AVSample]) -> list[AVSample]:
+    """Two rows on different clips, whose chains differ in length."""
+    return [samples[0], samples[2]]
+
+
+def collate(encode, loaded, samples, completion=lambda sample: sample.chain) -> dict:
+    return SFTCollator(encode, loaded.seg_token_id, completion)([sample.to_row() for sample in samples])
+
+
+# A sample
+
+
+def test_encoded_sample_carries_truth_and_frame_inputs(encode, train_samples):
+    sample = train_samples[0]
+    encoded = encode(sample)
+    clip = load_clip(sample)
+    assert encoded.sample == sample
+    assert torch.equal(encoded.gt_masks, torch.from_numpy(clip.gt_masks))
+    assert encoded.gt_masks.dtype == torch.bool
+    assert encoded.frame_inputs.shape == (4, 3, 32, 32)
+    assert -60 < encoded.loudness_dbfs < 0
+
+
+def test_muted_clip_is_silent(encode, train_samples):
+    muted = next(sample for sample in train_samples if sample.media_id.startswith("null_m-"))
+    assert encode(muted).loudness_dbfs < -60
+
+
+def test_prompt_holds_the_reference_and_ends_where_the_assistant_begins(encode, train_samples):
+    sample = train_samples[0]
+    text = encode.tokenizer.decode(encode(sample).prompt.prompt_ids)
+    assert sample.reference in text
+    assert text.endswith("<|im_start|>assistant\n")
+
+
+def test_system_prompt_and_instruction_are_put_to_the_model(encode, train_samples):
+    options = dataclasses.replace(encode.options, instruction="find {reference} now", system_prompt="be brief")
+    other = SampleEncoder(encode.family, encode.processor, encode.frame_inputs, options=options)
+    text = other.tokenizer.decode(other(train_samples[0]).prompt.prompt_ids)
+    assert text.startswith("<|im_start|>system\nbe brief<|im_end|>")
+    assert f"find {train_samples[0].reference} now" in text
+
+
+def test_pixel_limits_size_the_frames_for_the_vision_tower(encode, train_samples):
+    """64 x 64 pixels are 8 x 8 patches; at 32 x 32 at most they are 4 x 4."""
+    assert encode(train_samples[0]).prompt.features["video_grid_thw"].tolist() == [[2, 8, 8]]
+    encode.options = PromptOptions("{reference}", None, 256, 32 * 32)
+    assert encode(train_samples[0]).prompt.features["video_grid_thw"].tolist() == [[2, 4, 4]]
+
+
+def test_load_replaces_the_media(encode, train_samples):
+    first, other = on_other_clips(train_samples)
+    encode.load = lambda sample: load_clip(other)
+    encoded = encode(first)
+    assert encoded.sample == first
+    assert torch.equal(encoded.gt_masks, torch.from_numpy(load_clip(other).gt_masks))
+
+
+# Right-padded batches
+
+
+def test_right_pad_by_hand():
+    batch = right_pad([[1, 2], [3]], [[4], [5, 6, 7]], PAD)
+    assert batch["input_ids"].tolist() == [[1, 2, 4, PAD], [3, 5, 6, 7]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert batch["labels"].tolist() == [[-100, -100, 4, -100], [-100, 5, 6, 7]]
+
+
+def test_right_pad_keeps_pad_tokens_of_the_text():
+    """A completion may hold the padding token itself; only what was appended is masked."""
+    batch = right_pad([[1], [2]], [[PAD, 3], [4]], PAD)
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batch["labels"].tolist() == [[-100, PAD, 3], [-100, 4, -100]]
+
+
+def test_labels_are_the_completion_and_its_end_of_turn(encode, loaded, train_samples):
+    samples = on_other_clips(train_samples)
+    batch = collate(encode, loaded, samples)
+    tokenizer = encode.tokenizer
+    for row, sample in enumerate(samples):
+        is_label = batch["labels"][row] != -100
+        ids = batch["input_ids"][row]
+        assert torch.equal(batch["labels"][row][is_label], ids[is_label])
+        assert tokenizer.decode(ids[is_label]) == sample.chain + tokenizer.eos_token
+        assert ids[~is_label & batch["attention_mask"][row].bool()].tolist() == encode(sample).prompt.prompt_ids
+
+
+def test_seg_index_is_that_of_the_completion(encode, loaded, train_samples):
+    sample = dataclasses.replace(train_samples[0], reference="what [SEG] means")
+    batch = collate(encode, loaded, [sample])
+    positions = (batch["input_ids"][0] == loaded.seg_token_id).nonzero().flatten().tolist()
+    assert len(positions) == 2  # one in the prompt
+    assert batch["seg_index"].tolist() == positions[1:]
+    assert batch["seg_weights"].tolist() == [1.0]
+
+
+def test_completion_without_seg_weighs_nothing(encode, loaded, train_samples):
+    first, other = on_other_clips(train_samples)
+    chains = {first.key: "I see a drum.", other.key: other.chain}
+    batch = collate(encode, loaded, [first, other], lambda sample: chains[sample.key])
+    assert batch["seg_weights"].tolist() == [0.0, 1.0]
+    last_real = int(batch["attention_mask"][0].sum()) - 1
+    assert batch["seg_index"][0].item() == last_real
+
+
+def test_seg_in_the_prompt_alone_weighs_nothing(encode, loaded, train_samples):
+    sample = dataclasses.replace(train_samples[0], reference="what [SEG] means")
+    batch = collate(encode, loaded, [sample], lambda sample: "I see a drum.")
+    assert batch["seg_weights"].tolist() == [0.0]
+
+
+def test_batch_has_everything_the_loss_needs(encode, loaded, train_samples):
+    samples = on_other_clips(train_samples)
+    batch = collate(encode, loaded, samples)
+    assert [masks.shape for masks in batch["gt_masks"]] == [(4, 64, 64)] * 2
+    assert batch["seg_frame_counts"].tolist() == [4, 4]
+    assert batch["video_grid_thw"].shape == (2, 3)
+    assert batch["input_features"].size(0) == 2
+
+
+# What rows share
+
+
+def test_distinct_media_are_numbered_by_first_appearance(encode, train_samples):
+    a, b = (encode(sample) for sample in on_other_clips(train_samples))
+    features, media_index = distinct_media([b, a, a, b])
+    assert media_index == [0, 1, 1, 0]
+    assert features[0] is b.prompt.features
+    assert features[1] is a.prompt.features
+
+
+def test_frames_are_shared_by_clip_even_between_references(encode, train_samples):
+    first, second, other = (encode(sample) for sample in train_samples[:3])
+    batch = collate_frames([other, first, second])
+    assert batch["seg_clip_index"].tolist() == [0, 1, 1]
+    assert batch["seg_frame_counts"].tolist() == [4, 4]
+    assert torch.equal(batch["seg_frames"], torch.cat([other.frame_inputs, first.frame_inputs]))
+
+
+@pytest.mark.parametrize("num_frames", [1, 3])
+def test_clips_may_differ_in_frames(encode, train_samples, num_frames):
+    a, b = (encode(sample) for sample in on_other_clips(train_samples))
+    short = dataclasses.replace(b, frame_inputs=b.frame_inputs[:num_frames])
+    batch = collate_frames([a, short])
+    assert batch["seg_frame_counts"].tolist() == [4, num_frames]
+    assert len(batch["seg_frames"]) == 4 + num_frames

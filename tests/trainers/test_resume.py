@@ -1,0 +1,98 @@
+"""A run that is killed and resumed from its last checkpoint logs what the unbroken run logs, to the last bit.
+
+On one CPU thread, with the seeds in the configuration, and with a log at every step: a resumed run averages its first
+log over the steps since the checkpoint.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from transformers import Trainer, TrainerCallback
+
+from aurora_rl.data.sample import AVSample
+from aurora_rl.trainers.epoch_order import EpochOrder
+
+#: Logged values that measure the machine, or (TRL's token count in SFT) start anew.
+VOLATILE = {"step_time", "num_tokens"}
+
+
+class Kill(TrainerCallback):
+    """Ends a run the hard way after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def logs_of(trainer: Trainer) -> list[dict[str, Any]]:
+    steps = [log for log in trainer.state.log_history if "loss" in log or "eval_loss" in log]
+    return [
+        {k: v for k, v in log.items() if k not in VOLATILE and "runtime" not in k and "per_sec" not in k}
+        for log in steps
+    ]
+
+
+def assert_resumes_exactly(make: Callable[..., Trainer], *, killed_after: int, **options: Any) -> None:
+    unbroken = make(**options)
+    unbroken.train()
+    with pytest.raises(KeyboardInterrupt):
+        make(callbacks=[Kill(killed_after)], **options, output_dir=f"{unbroken.args.output_dir}_killed").train()
+    resumed = make(**options, output_dir=f"{unbroken.args.output_dir}_killed")
+    resumed.train(resume_from_checkpoint=True)
+    expected, found = logs_of(unbroken), logs_of(resumed)
+    assert len(expected) == len(found)
+    for before, after in zip(expected, found, strict=True):
+        assert before == after, f"step {before['step']}"
+    assert len({log["loss"] for log in expected if "loss" in log}) > 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        # Eight samples in batches of two: four steps an epoch.
+        {"max_steps": 4, "save_steps": 2, "killed_after": 3},
+        {"max_steps": 8, "save_steps": 2, "killed_after": 7, "peft": True, "dropout": 0.3},
+        {"max_steps": 4, "save_steps": 2, "killed_after": 3, "gradient_accumulation_steps": 2, "eval_steps": 1},
+    ],
+    ids=["first epoch", "second epoch, dropout", "accumulated, evaluated"],
+)
+def test_sft(make_sft: Callable[..., Trainer], train_samples: list[AVSample], options: dict) -> None:
+    evaluation = {"eval_strategy": "steps"} if "eval_steps" in options else {}
+    assert_resumes_exactly(make_sft, samples=train_samples[:8], save_strategy="steps", **options, **evaluation)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        # Eight prompts, two a generation batch: four batches an epoch. Rollouts are sampled, so the random state counts.
+        {"max_steps": 4, "save_steps": 2, "killed_after": 3},
+        {"max_steps": 6, "save_steps": 5, "killed_after": 5, "peft": True, "dropout": 0.3},
+        {"max_steps": 5, "save_steps": 4, "killed_after": 4, "peft": True, "eval_steps": 2},
+        {"max_steps": 8, "save_steps": 4, "killed_after": 7, "num_iterations": 2, "steps_per_generation": 2},
+    ],
+    ids=["first epoch", "second epoch, dropout", "end of an epoch, evaluated", "batches used several times"],
+)
+def test_grpo(make_grpo: Callable[..., Trainer], train_samples: list[AVSample], options: dict) -> None:
+    def letters(completions: list, **columns: Any) -> list[float]:
+        return [sum(map(ord, completion[0]["content"])) % 7 / 7 for completion in completions]
+
+    evaluation = {"eval_strategy": "steps", "per_device_eval_batch_size": 4} if "eval_steps" in options else {}
+    make = {"samples": train_samples[:8], "script": None, "rewards": [letters], "save_strategy": "steps"}
+    assert_resumes_exactly(make_grpo, **make, **options, **evaluation)
+
+
+def test_every_epoch_has_an_order_of_its_own_whatever_went_before(make_grpo: Callable[..., Trainer]) -> None:
+    sampler = make_grpo()._get_train_sampler()
+    assert isinstance(sampler, EpochOrder)
+    epochs = []
+    for epoch in (0, 1, 2):
+        sampler.epoch = lambda epoch=epoch: epoch
+        epochs.append(list(sampler))
+    assert list(sampler) == epochs[2]
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert all(len(order) == len(sampler) and sorted(order) == sorted(epochs[0]) for order in epochs)
+    assert all(first == second for first, second in zip(epochs[1][::2], epochs[1][1::2], strict=True)), "groups of two"
