@@ -2,7 +2,7 @@
 
     python data_prep/make_synthetic.py --out data/synthetic --num_workers 2
 
-1 CPU core writes about 100 clips a second at the default 4 frames of 64 px.
+On one CPU core: 4 ms a clip of the default 4 frames of 64 px, 60 ms a clip of 10 frames of 224 px (measured).
 """
 
 import argparse

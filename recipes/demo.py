@@ -9,6 +9,7 @@ Every stage is the command that a user would type; this file only runs them in o
 import argparse
 import dataclasses
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -59,15 +60,15 @@ class Sizes:
 
 
 DEMO = Sizes(
-    clips="--train 8000 --rows_per_clip 2 --val 60 --test_s 150 --test_u 60 --test_n 30".split(),
+    clips=shlex.split("--train 8000 --rows_per_clip 2 --val 60 --test_s 150 --test_u 60 --test_n 30"),
     sft_early=600,
 )
 SMOKE = Sizes(
-    clips="--train 40 --rows_per_clip 2 --val 6 --test_s 5 --test_u 5 --test_n 1".split(),
+    clips=shlex.split("--train 40 --rows_per_clip 2 --val 6 --test_s 5 --test_u 5 --test_n 1"),
     sft_early=2,
-    sft="--max_steps 4 --save_steps 2 --eval_steps 2 --warmup_steps 1 --logging_steps 1".split(),
-    grpo="--max_steps 2 --eval_steps 2 --per_device_train_batch_size 16 --per_device_eval_batch_size 16".split(),
-    evaluate="--num_samples 2".split(),
+    sft=shlex.split("--max_steps 4 --save_steps 2 --eval_steps 2 --warmup_steps 1 --logging_steps 1"),
+    grpo=shlex.split("--max_steps 2 --eval_steps 2 --per_device_train_batch_size 16 --per_device_eval_batch_size 16"),
+    evaluate=shlex.split("--num_samples 2"),
 )
 
 
@@ -95,9 +96,14 @@ class Demo:
 
     def launch(self, stage: str, recipe: str, config: str, *options: str | Path) -> None:
         """Run a recipe as `accelerate launch` does."""
-        launcher = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
-        data = ["--data_root", self.data_root]
-        self.run(stage, [*launcher, f"recipes/{recipe}.py", "--config", CONFIGS / config, *data, *options])
+        launcher: list[str | Path] = [
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            "accelerate_configs/cpu.yaml",
+        ]
+        arguments: list[str | Path] = ["--config", CONFIGS / config, "--data_root", self.data_root, *options]
+        self.run(stage, [*launcher, f"recipes/{recipe}.py", *arguments])
 
     def evaluate(self, name: str, model: Path, *options: str) -> None:
         where = self.output_dir / "eval" / name
@@ -117,13 +123,10 @@ def train_and_evaluate(demo: Demo, *, without_chain_guards: bool) -> None:
     """All stages, from an empty folder to the evaluations."""
     out, sizes = demo.output_dir, demo.sizes
     early, sft, grpo = out / "sft" / f"checkpoint-{sizes.sft_early}", out / "sft", out / "grpo"
-    clips = [*sizes.clips, "--num_workers", "2", "--overwrite", "--out", demo.data_root]
+    clips: list[str | Path] = [*sizes.clips, "--num_workers", "2", "--overwrite", "--out", demo.data_root]
     demo.run("data", ["data_prep/make_synthetic.py", *clips])
-    demo.run(
-        "init",
-        ["recipes/init_tiny.py", "--config", CONFIGS / "init.yaml", "--data_root", demo.data_root]
-        + ["--output_dir", out / "init"],
-    )
+    init: list[str | Path] = ["--config", CONFIGS / "init.yaml", "--data_root", demo.data_root]
+    demo.run("init", ["recipes/init_tiny.py", *init, "--output_dir", out / "init"])
     demo.launch("sft", "sft", "sft.yaml", "--model", out / "init", "--output_dir", sft, *sizes.sft)
     demo.evaluate("sft", sft, "--ablations", *ABLATIONS)
     demo.evaluate("sft_early", early)
@@ -197,7 +200,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output_dir", type=Path, help="default outputs/demo, or outputs/smoke")
     args = parser.parse_args(argv)
-    demo = Demo(args.output_dir or Path("outputs/smoke" if args.smoke else "outputs/demo"), SMOKE if args.smoke else DEMO)
+    folder, sizes = ("outputs/smoke", SMOKE) if args.smoke else ("outputs/demo", DEMO)
+    demo = Demo(args.output_dir or Path(folder), sizes)
 
     train_and_evaluate(demo, without_chain_guards=args.without_chain_guards)
     start = time.perf_counter()

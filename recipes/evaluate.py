@@ -76,7 +76,9 @@ def evaluate(
         max_completion_length=args.max_completion_length,
         batch_size=args.batch_size,
     )
-    asked = list(zip(samples, ablation.change_samples(samples), strict=True))[state.process_index :: state.num_processes]
+    asked = list(zip(samples, ablation.change_samples(samples), strict=True))[
+        state.process_index :: state.num_processes
+    ]
     questions = [question for _, question in asked]
     progress = tqdm(total=len(asked), desc=name, disable=None if state.is_main_process else True)
     greedy = predictor.predict(questions)
@@ -84,9 +86,7 @@ def evaluate(
     results = []
     for sample, (encoded, [completion]) in zip((s for s, _ in asked), greedy, strict=True):
         rollouts = next(sampled)[1] if num_samples else []
-        score = score_completion(
-            completion.text, completion.mask_probs, encoded.gt_masks, sample, preset=args.preset
-        )
+        score = score_completion(completion.text, completion.mask_probs, encoded.gt_masks, sample, preset=args.preset)
         scores = [score_rollout(r.text, r.mask_probs, encoded.gt_masks, sample) for r in rollouts]
         results.append(sample_result(sample, score, sampled=scores, preset=args.preset))
         progress.update()

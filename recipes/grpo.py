@@ -38,7 +38,9 @@ def main(
 ) -> None:
     setup_logging(is_main_process=training_args.process_index == 0)
     train_samples = load_split(data_args, data_args.train_split)
-    eval_samples = load_split(data_args, data_args.eval_split)[: data_args.max_eval_samples] if data_args.eval_split else []
+    eval_samples = (
+        load_split(data_args, data_args.eval_split)[: data_args.max_eval_samples] if data_args.eval_split else []
+    )
     loaded = assemble_model(model_args)
     encode = assemble_encoder(data_args, loaded, [*train_samples, *eval_samples], device=training_args.device)
     trainer = AuroraGRPOTrainer(

@@ -28,7 +28,9 @@ def main(data_args: DataArguments, init_args: InitArguments) -> None:
     # Every text several times, so that its words become single tokens even in a small benchmark.
     texts = [text for s in samples for text in (s.reference, s.chain or "", data_args.instruction)]
     model, processor = build_tiny_omni(
-        texts, init_args.segmenter or {"type": "dot", "image_size": 64, "width": 32}, TinyOmniConfig(**(init_args.tiny or {}))
+        texts,
+        init_args.segmenter or {"type": "dot", "image_size": 64, "width": 32},
+        TinyOmniConfig(**(init_args.tiny or {})),
     )
     model.save_pretrained(init_args.output_dir)
     processor.save_pretrained(init_args.output_dir)

@@ -1,13 +1,13 @@
 """A tiny benchmark on disk and a tiny model on disk, made once a session; what a test changes, it loads for itself.
 
-    tiny_benchmark   folder of a synthetic benchmark: 12 train clips, a few of each other split, 4 frames of 64 px
-    data_args        how its clips are put to the model
-    train_samples    its train split, with chains of thought
-    tiny_checkpoint  folder of a random Qwen2.5-Omni with a `dot` mask decoder, and its processor
-    omni_checkpoint  folder of the same language model as it comes from the hub: whole Qwen2.5-Omni, no mask decoder
-    sam_checkpoint   folder of a random SAM in miniature, 128 pixels
-    loaded           the model of `tiny_checkpoint`, fresh for every test
-    encode           the encoder of samples that goes with `loaded`
+tiny_benchmark   folder of a synthetic benchmark: 12 train clips, a few of each other split, 4 frames of 64 px
+data_args        how its clips are put to the model
+train_samples    its train split, with chains of thought
+tiny_checkpoint  folder of a random Qwen2.5-Omni with a `dot` mask decoder, and its processor
+omni_checkpoint  folder of the same language model as it comes from the hub: whole Qwen2.5-Omni, no mask decoder
+sam_checkpoint   folder of a random SAM in miniature, 128 pixels
+loaded           the model of `tiny_checkpoint`, fresh for every test
+encode           the encoder of samples that goes with `loaded`
 """
 
 import json
@@ -87,7 +87,7 @@ def tiny_checkpoint(tiny_benchmark: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="session")
 def omni_checkpoint(tiny_checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Folder in the hub's layout: weights under `thinker.`, no `[SEG]` in the vocabulary, no mask decoder; read-only."""
+    """Folder in the hub's layout: weights under `thinker.`, neither `[SEG]` nor a mask decoder; read-only."""
     thinker = load_model(tiny_checkpoint).model
     thinker_config = {name: value for name, value in thinker.config.to_dict().items() if name != "segmenter"}
     omni = Qwen2_5OmniForConditionalGeneration(

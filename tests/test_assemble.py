@@ -68,9 +68,7 @@ def test_sam_without_a_cache_folder_is_an_error(sam_loaded, data_args, train_sam
         assemble_encoder(data_args, sam_loaded, train_samples[:1])
 
 
-def test_changed_frames_are_neither_read_from_the_cache_nor_kept_in_it(
-    sam_loaded, data_args, train_samples, tmp_path
-):
+def test_changed_frames_are_neither_read_from_the_cache_nor_kept_in_it(sam_loaded, data_args, train_samples, tmp_path):
     """Blanked frames must not be answered by the clip's cached embeddings, nor stand for the clip in later runs."""
     sample, other = train_samples[0], train_samples[2]
     data_args.embedding_cache = str(tmp_path)

@@ -11,19 +11,27 @@ from aurora_rl.config import ModelArguments
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.sample import AVClip
 from aurora_rl.inference import Completion, Predictor, SeededSampling
-from aurora_rl.models.batch import collate_frames
+from aurora_rl.models.batch import SFTCollator, collate_frames
 from aurora_rl.models.segmentation import row_mask_logits
 
 NUM_TOKENS = 10
 
 
 @pytest.fixture
-def predictor(loaded, encode) -> Predictor:
-    """Of a random model that knows six words: `[SEG]` and the end of the turn are among them."""
-    words = encode.tokenizer(" drum bell dog bird[SEG]").input_ids
-    assert len(words) == 5
+def predictor(loaded, encode, train_samples) -> Predictor:
+    """Of a random model that knows six words, `[SEG]` and the end of the turn among them.
+
+    Their mean logits are levelled, so that what is said depends on the prompt instead of being one word for ever.
+    """
+    words = [*encode.tokenizer(" drum bell dog bird[SEG]").input_ids, encode.tokenizer.eos_token_id]
+    assert len(words) == 6
+    collate = SFTCollator(encode, loaded.seg_token_id, lambda sample: " drum bell dog bird[SEG]")
+    batch = collate([sample.to_row() for sample in train_samples[:4]])
+    with torch.no_grad():
+        logits = loaded.model(**{k: v for k, v in batch.items() if not k.startswith(("seg_", "gt_"))}).logits
+    means = logits[batch["labels"] != -100].mean(0)
     loaded.model.lm_head.bias.fill_(-1e4)
-    loaded.model.lm_head.bias[[*words, encode.tokenizer.eos_token_id]] = 0.0
+    loaded.model.lm_head.bias[words] = -means[words]
     return Predictor(loaded.model, encode, loaded.seg_token_id, max_completion_length=NUM_TOKENS, batch_size=4)
 
 

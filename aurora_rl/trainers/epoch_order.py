@@ -10,8 +10,8 @@ class EpochOrder(Sampler):
     """TRL's sampler with an order that depends on the epoch alone.
 
     TRL draws the orders of all epochs from one generator, which a resumed run starts anew: resumed in a later epoch it
-    would go on in the order of the first one. A sampler's `set_epoch` would not do, since it is not called on every
-    process of a resumed run.
+    would go on in the order of the first one. The epoch is asked for and not set, so that it reaches the sampler
+    through whatever accelerate wraps around it.
 
     Args:
         sampler: TRL's.

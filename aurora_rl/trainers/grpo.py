@@ -175,8 +175,10 @@ class AuroraGRPOTrainer(GRPOTrainer):
                     output_router_logits=compute_aux_loss,
                 )  # fmt: skip
                 all_logps.append(outputs.log_probs[:, -logits_to_keep:])
-                all_entropies.append(outputs.entropy[:, -logits_to_keep:] if compute_entropy else None)
-                all_aux_losses.append(outputs.aux_loss)
+                if compute_entropy:
+                    all_entropies.append(outputs.entropy[:, -logits_to_keep:])
+                if compute_aux_loss:
+                    all_aux_losses.append(outputs.aux_loss)
         return (
             torch.cat(all_logps),
             torch.cat(all_entropies) if compute_entropy else None,
@@ -198,7 +200,7 @@ class AuroraGRPOTrainer(GRPOTrainer):
         labels[:, :-logits_to_keep] = -100
         features, media_index = distinct_media(rows)
         media = self.encode.family.collate_features(features, media_index)
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
         inputs |= {name: tensor.to(input_ids.device) for name, tensor in media.items()}
         if output_router_logits:
             inputs["output_router_logits"] = True

@@ -1,6 +1,7 @@
 """Arguments of `AuroraGRPOTrainer` beside TRL's own, and the method's defaults for TRL's."""
 
 import dataclasses
+from typing import Any
 
 from trl import GRPOConfig
 
@@ -9,7 +10,7 @@ from aurora_rl.logs import is_terminal
 MASK_LOSS_ON = ("all", "correct_only", "off")
 
 
-def _option(default: float | str | bool | None, help_text: str) -> dataclasses.Field:
+def _option(default: float | str | bool | None, help_text: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help_text})
 
 
@@ -44,7 +45,7 @@ class AuroraGRPOConfig(GRPOConfig):
     max_completion_length: int = _option(512, "Tokens a completion may have; the authors' 150 cut their own answers.")
 
     def __post_init__(self) -> None:
-        if self.disable_tqdm is None:
+        if self.disable_tqdm is None:  # type: ignore[has-type]
             self.disable_tqdm = not is_terminal()
         # Media are read by the columns that TRL would drop.
         self.remove_unused_columns = False

@@ -24,9 +24,10 @@ class AuroraSFTConfig(SFTConfig):
     dice_variant: str = dataclasses.field(default="aurora", metadata={"help": "'aurora' or 'lisa'."})
 
     def __post_init__(self) -> None:
-        if self.disable_tqdm is None:
+        if self.disable_tqdm is None:  # type: ignore[has-type]
             self.disable_tqdm = not is_terminal()
         # The collator reads media by the columns that TRL would drop, and makes labels by itself.
         self.remove_unused_columns = False
-        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        given = self.dataset_kwargs or {}  # type: ignore[has-type]
+        self.dataset_kwargs = {**given, "skip_prepare_dataset": True}
         super().__post_init__()

@@ -246,12 +246,12 @@ def visible_shares_of_bells(num_scenes: int) -> list[float]:
 def test_objects_occlude_each_other_and_the_hidden_part_is_no_mask():
     shares = visible_shares_of_bells(60)
     assert np.median(shares) == pytest.approx(1, abs=0.03)
-    assert 0.2 < np.min(shares) < 0.9
+    assert 0.2 < np.min(shares) < 0.95
 
 
 def test_scenes_that_hide_too_much_of_an_object_are_drawn_again(monkeypatch):
     monkeypatch.setattr(scene_module, "MIN_VISIBLE_SHARE", 1.0)
-    assert np.min(visible_shares_of_bells(60)) > 0.95
+    assert np.min(visible_shares_of_bells(60)) > 0.97  # 0.935 without drawing again
     monkeypatch.setattr(scene_module, "MIN_VISIBLE_PIXELS", 260)
     scenes = [draw_scene(np.random.default_rng(seed), CONFIG, categories=TRAINED_CATEGORIES) for seed in range(5)]
     assert min(scene.masks.sum((2, 3)).min() for scene in scenes) > 260

@@ -1,4 +1,4 @@
-"""One forward pass gives log-probabilities and masks; the masks belong to the state at `[SEG]` and to their own clip."""
+"""One forward pass gives log-probabilities and masks; masks belong to the state at `[SEG]` and to their own clip."""
 
 import contextlib
 import dataclasses
@@ -226,18 +226,12 @@ def test_truth_of_another_number_of_frames_is_an_error(loaded):
 # One clip for a whole group
 
 
-def group_of(encode: SampleEncoder, samples: list[AVSample], *, own_copies: bool) -> list[EncodedSample]:
-    """Two generations of the first sample around one of the second: rows 0 and 2 have the same prompt."""
-    a, b = (encode(sample) for sample in samples)
-    again = encode(samples[0]) if own_copies else a
-    return [a, b, again]
-
-
 def test_shared_media_gives_what_own_copies_give(loaded, encode, train_samples):
     samples = on_distinct_clips(train_samples, 2)
     results, patches_read = [], []
     for own_copies in (True, False):
-        batch, media_index = rollout_batch(loaded, encode, group_of(encode, samples, own_copies=own_copies))
+        a, b = (encode(sample) for sample in samples)
+        batch, media_index = rollout_batch(loaded, encode, [a, b, encode(samples[0]) if own_copies else a])
         assert media_index == ([0, 1, 2] if own_copies else [0, 1, 0])
         loaded.model.zero_grad()
         with calls_of(loaded.model.visual.patch_embed) as calls, shared_media(loaded.model, media_index):
@@ -264,15 +258,18 @@ def test_shared_media_ends_with_its_block_even_after_an_error(loaded):
     assert loaded.model.media_index is None
 
 
-def test_shared_media_keeps_each_clips_sound_with_its_rows(loaded, encode, train_samples):
-    """Clips whose sounds have different lengths, so that a wrong split would shift every feature after it."""
+def test_shared_media_keeps_each_clip_with_its_rows(loaded, encode, train_samples):
+    """Clips of different sizes and lengths of sound, so that a wrong split would shift every feature after it."""
     samples = on_distinct_clips(train_samples, 2)
     clips = clips_of_two_shapes(samples)
     encode.load = lambda sample: clips[sample.key]
-    batch, media_index = rollout_batch(loaded, encode, group_of(encode, samples[::-1], own_copies=False))
+    short, long = encode(samples[1]), encode(samples[0])
+    rows = [short, short, long, short]  # as TRL has them: the copies of a prompt side by side
+    batch, media_index = rollout_batch(loaded, encode, rows)
+    assert media_index == [0, 0, 1, 0]
     with shared_media(loaded.model, media_index):
         outputs = loaded.model(**batch)
-    for row, sample in enumerate([samples[1], samples[0], samples[1]]):
+    for row, sample in enumerate([item.sample for item in rows]):
         alone_batch, _ = rollout_batch(loaded, encode, [encode(sample)])
         alone = loaded.model(**alone_batch)
         assert_close(outputs.logits[row, batch["attention_mask"][row].bool()], alone.logits[0], **CLOSE)

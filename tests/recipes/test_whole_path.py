@@ -77,9 +77,14 @@ def test_a_sam_mask_decoder_trains_through_both_stages_from_cached_embeddings(
     assert not any("vision_encoder" in key for key in started)  # the frozen encoder is no part of the model
 
 
-def test_unknown_reward_is_an_error_before_training(tiny_checkpoint: str, data_args: DataArguments, tmp_path: Path) -> None:
+def test_unknown_reward_is_an_error_before_training(
+    tiny_checkpoint: str, data_args: DataArguments, tmp_path: Path
+) -> None:
     args = AuroraGRPOConfig(str(tmp_path), per_device_train_batch_size=2, num_generations=2, **QUIET)
     with pytest.raises(Exception, match="no_such_reward"):
         grpo.main(
-            ModelArguments(model=tiny_checkpoint), data_args, grpo.RewardArguments(["reward_fns.format:no_such_reward"]), args
+            ModelArguments(model=tiny_checkpoint),
+            data_args,
+            grpo.RewardArguments(["reward_fns.format:no_such_reward"]),
+            args,
         )

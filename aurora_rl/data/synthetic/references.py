@@ -15,7 +15,7 @@ from aurora_rl.data.synthetic.scene import Scene
 from aurora_rl.prompts import NULL_CATEGORY, answer_for
 
 #: Types of references that point at an object, as Ref-AVSBench's authors name them, and how often train asks each.
-TYPE_WEIGHTS = {"name": 1.0, "space": 1.0, "audio": 2.5, "audio + space": 2.0, "audio order": 2.0}
+TYPE_WEIGHTS = {"name": 1.0, "space": 1.5, "audio": 2.5, "audio + space": 3.0, "audio order": 3.0}
 NULL_TYPE = "null"
 
 

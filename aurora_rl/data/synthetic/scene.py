@@ -19,7 +19,7 @@ EXTENT = 64.0
 #: An object is in view with at least this share of its outline and more than this many pixels.
 MIN_VISIBLE_SHARE, MIN_VISIBLE_PIXELS = 0.2, 12
 #: Chances that nothing, one object, two objects one after the other, or one thing off screen sounds.
-SOUND_PLANS = {"silence": 0.12, "one": 0.36, "two": 0.42, "off screen": 0.10}
+SOUND_PLANS = {"silence": 0.10, "one": 0.34, "two": 0.48, "off screen": 0.08}
 #: Standard deviation of a room's noise, -68 dBFS: below the -60 dBFS at which a clip counts as silent.
 ROOM_NOISE = 4e-4
 #: Standard deviation of a muted recording's noise, -80 dBFS.
@@ -100,7 +100,7 @@ def _place_objects(rng: np.random.Generator, categories: Sequence[str], *, num_f
     objects = []
     for category, radius, left, right in zip(categories, radii, edges[:-1], edges[1:], strict=True):
         # Less than a radius from the slot's edge: neighbours may overlap, never swap.
-        x_start, x_end = rng.uniform(left + 0.6 * radius, right - 0.6 * radius, 2)
+        x_start, x_end = rng.uniform(left + 0.15 * radius, right - 0.15 * radius, 2)
         y_start = rng.uniform(radius, EXTENT - radius)
         y_end = np.clip(y_start + rng.uniform(-18, 18), radius, EXTENT - radius)
         rgb = np.array(LOOKS[category].rgb) * rng.uniform(0.85, 1.1) + rng.normal(0, 8, 3)

@@ -1,4 +1,4 @@
-"""The contract of a family, for each in `MLLM_FAMILIES`: a new one adds a tiny checkpoint to `checkpoint` and passes."""
+"""The contract of a family, for each of `MLLM_FAMILIES`: a new one adds a tiny checkpoint to `checkpoint` below."""
 
 import re
 
