@@ -96,12 +96,7 @@ class Demo:
 
     def launch(self, stage: str, recipe: str, config: str, *options: str | Path) -> None:
         """Run a recipe as `accelerate launch` does."""
-        launcher: list[str | Path] = [
-            "-m",
-            "accelerate.commands.launch",
-            "--config_file",
-            "accelerate_configs/cpu.yaml",
-        ]
+        launcher = shlex.split("-m accelerate.commands.launch --config_file accelerate_configs/cpu.yaml")
         arguments: list[str | Path] = ["--config", CONFIGS / config, "--data_root", self.data_root, *options]
         self.run(stage, [*launcher, f"recipes/{recipe}.py", *arguments])
 

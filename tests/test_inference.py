@@ -89,6 +89,13 @@ def test_completion_has_at_most_the_tokens_asked_for(predictor, loaded, encode, 
     assert 0 < len(encode.tokenizer(completion.text).input_ids) <= 3
 
 
+def test_end_of_turn_ends_the_completion_and_is_not_part_of_its_text(predictor, encode, train_samples):
+    texts = [row.text for completions in predict(predictor, train_samples[:4], num_samples=4) for row in completions]
+    lengths = {len(encode.tokenizer(text).input_ids) for text in texts}
+    assert len(lengths) > 3  # they ended at different places, in one batch
+    assert not any("<|" in text for text in texts)
+
+
 # Sampling
 
 

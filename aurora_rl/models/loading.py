@@ -19,6 +19,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from aurora_rl.models.mllm import MLLMFamily, get_family
 from aurora_rl.models.seg_tokens import ensure_seg_token, init_seg_embedding, suppress_tokens
+from aurora_rl.models.segmenters import complete_segmenter_config
 from aurora_rl.prompts import SEG_TOKEN
 
 logger = logging.getLogger(__name__)
@@ -138,6 +139,8 @@ def _load_whole(name_or_path: str, segmenter: dict[str, Any] | None, **options: 
     config.segmenter = _agreed_segmenter(name_or_path, own, segmenter)
     if config.segmenter is None:
         raise ValueError(f"{name_or_path} has no mask decoder yet: give `segmenter`, such as {{'type': 'sam', ...}}")
+    if own is None:
+        config.segmenter = complete_segmenter_config(config.segmenter)
     model = family.model_class.from_pretrained(name_or_path, config=config, use_safetensors=True, **options)
     processor = AutoProcessor.from_pretrained(name_or_path, trust_remote_code=False)
     seg_token_id = prepare_vocabulary(model, processor, family)

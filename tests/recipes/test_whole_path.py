@@ -10,7 +10,6 @@ from recipes import grpo, sft
 from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
 from aurora_rl.models.loading import load_model
-from aurora_rl.models.segmenters.sam import SamSegmenter
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 
@@ -66,7 +65,7 @@ def test_a_sam_mask_decoder_trains_through_both_stages_from_cached_embeddings(
 ) -> None:
     data_args.embedding_cache = str(tmp_path / "embeddings")
     # Half of SAM's own size, so that its positional embeddings are interpolated.
-    segmenter = SamSegmenter.from_checkpoint(sam_checkpoint, image_size=64).config
+    segmenter = {"type": "sam", "checkpoint": sam_checkpoint, "image_size": 64}
     sft_log, _ = train_both(ModelArguments(model=omni_checkpoint, segmenter=segmenter), data_args, tmp_path)
     assert sft_log["mask_bce"] > 0
     clips = {row.split(",")[0] for row in (Path(data_args.data_root) / "metadata.csv").read_text().splitlines()[1:]}

@@ -21,6 +21,15 @@ def build_segmenter(config: dict[str, Any]) -> Segmenter:
     return SEGMENTERS[_segmenter_type(config)](config)
 
 
+def complete_segmenter_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a new segmenter, with what can be looked up in the checkpoint that it names.
+
+    Raises:
+        ValueError: if the type is unknown.
+    """
+    return SEGMENTERS[_segmenter_type(config)].complete_config(config)
+
+
 def build_frame_encoder(config: dict[str, Any], *, dtype: torch.dtype = torch.float32) -> FrameEncoder:
     """The frozen frame encoder that goes with the segmenter of this config.
 
@@ -41,4 +50,12 @@ def _segmenter_type(config: dict[str, Any]) -> str:
     return name
 
 
-__all__ = ["FRAME_ENCODERS", "SEGMENTERS", "FrameEncoder", "Segmenter", "build_frame_encoder", "build_segmenter"]
+__all__ = [
+    "FRAME_ENCODERS",
+    "SEGMENTERS",
+    "FrameEncoder",
+    "Segmenter",
+    "build_frame_encoder",
+    "build_segmenter",
+    "complete_segmenter_config",
+]

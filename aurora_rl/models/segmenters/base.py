@@ -40,6 +40,11 @@ class Segmenter(nn.Module, abc.ABC):
         super().__init__()
         self.config = config
 
+    @classmethod
+    def complete_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """The config of a new segmenter, with what can be looked up in the checkpoint that it names."""
+        return config
+
     @abc.abstractmethod
     def decode(self, frame_inputs: Tensor, prompts: Tensor) -> Tensor:
         """Mask logits of all frames and prompts in one call; shapes as in `forward`, any floating dtype."""

@@ -61,6 +61,14 @@ class SamSegmenter(Segmenter):
         self._reset_buffers()
 
     @classmethod
+    def complete_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """The config with the shapes of the SAM that it names as `checkpoint`, unless it states them."""
+        if "checkpoint" not in config or "sam_config" in config:
+            return config
+        sam_config = SamConfig.from_pretrained(config["checkpoint"], revision=config.get("revision") or "main")
+        return {**config, "sam_config": _differences_from_default(sam_config)}
+
+    @classmethod
     def from_checkpoint(
         cls, checkpoint: str, image_size: int | None = None, *, revision: str | None = None
     ) -> SamSegmenter:
