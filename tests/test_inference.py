@@ -256,6 +256,16 @@ def test_second_predictor_on_one_model_gives_the_same(predictor, loaded, encode,
     assert_same(predict(again, train_samples[:2]), expected)
 
 
+def test_model_can_be_trained_after_it_has_answered(predictor, loaded, encode, train_samples):
+    """What inference mode leaves behind in the model must not end up in a graph."""
+    predict(predictor, train_samples[:1])
+    batch = SFTCollator(encode, loaded.seg_token_id, lambda sample: sample.chain)([train_samples[2].to_row()])
+    inputs = {name: value for name, value in batch.items() if name not in ("gt_masks", "seg_weights")}
+    outputs = loaded.model(**inputs)
+    (outputs.loss + outputs.mask_logits.mean()).backward()
+    assert loaded.model.model.layers[0].self_attn.v_proj.weight.grad.abs().max() > 0
+
+
 def test_masks_of_silent_clips_are_answered_too(predictor, encode, train_samples):
     encode.load = lambda sample: AVClip(
         load_clip(sample).frames, np.zeros(32000, np.float32), load_clip(sample).gt_masks

@@ -66,8 +66,9 @@ class AuroraSFTTrainer(SFTTrainer):
         metrics["mask_bce"].append(self.accelerator.gather(bce.detach()).mean().item())
         metrics["mask_dice"].append(self.accelerator.gather(dice.detach()).mean().item())
         iou = [mask_iou(logits > 0, truth) for logits, truth in zip(mask_logits, gt_masks, strict=True)]
-        mean_iou = torch.tensor(sum(iou) / len(iou), device=self.accelerator.device)
-        metrics["teacher_forced_iou"].append(self.accelerator.gather(mean_iou).mean().item())
+        # Row by row, without those that fill up the last batch: checkpoints are chosen by an evaluation's mean.
+        gather = self.accelerator.gather if self.model.training else self.accelerator.gather_for_metrics
+        metrics["teacher_forced_iou"].extend(gather(torch.tensor(iou, device=self.accelerator.device)).tolist())
 
 
 class _OutputRecorder:

@@ -251,6 +251,24 @@ def test_shared_media_gives_what_own_copies_give(loaded, encode, train_samples):
         assert_close(shared_gradients[name], gradient, rtol=1e-3, atol=1e-6)
 
 
+def test_gradient_checkpointing_changes_nothing(loaded, encode, train_samples):
+    a, b = (encode(sample) for sample in on_distinct_clips(train_samples, 2))
+    batch, media_index = rollout_batch(loaded, encode, [a, a, b])
+    loaded.model.train()
+    gradients = []
+    for _ in range(2):
+        loaded.model.zero_grad()
+        with shared_media(loaded.model, media_index):
+            outputs = loaded.model(**batch)
+        outputs.mask_logits.square().mean().backward()  # as a trainer, outside `shared_media`
+        gradients.append({name: p.grad.clone() for name, p in loaded.model.named_parameters() if p.grad is not None})
+        loaded.model.gradient_checkpointing_enable()
+    assert loaded.model.is_gradient_checkpointing
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-6)
+
+
 def test_shared_media_ends_with_its_block_even_after_an_error(loaded):
     with pytest.raises(RuntimeError), shared_media(loaded.model, [0, 0]):
         assert loaded.model.media_index == [0, 0]

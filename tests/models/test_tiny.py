@@ -70,6 +70,13 @@ def test_multimodal_tokens_are_single_and_known_to_the_config(tiny):
     assert ids["vision_bos_token"] == config.vision_start_token_id
 
 
+def test_new_model_never_says_multimodal_tokens(tiny):
+    model, processor = tiny
+    ids = processor.tokenizer.convert_tokens_to_ids(list(MULTIMODAL_TOKENS.values()))
+    logits = model.lm_head(torch.randn(2, 64))
+    assert (logits.softmax(-1)[:, ids] == 0).all()
+
+
 def test_chat_template_by_hand(tiny):
     _, processor = tiny
     messages = build_messages("the drum", frames=[0], instruction="find {reference}", system_prompt="be brief")
