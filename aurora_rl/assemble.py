@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import is_peft_model
+from accelerate.utils import DistributedType, is_peft_model
 from peft import PeftConfig
 
 from aurora_rl.config import DataArguments, ModelArguments
@@ -41,6 +41,7 @@ def peft_config(args: ModelArguments, loaded: LoadedModel) -> PeftConfig | None:
     """LoRA on the decoder's projections; None where the whole model is trained or an adapter is loaded already."""
     if not args.use_peft or is_peft_model(loaded.model):
         return None
+    _warn_of_rounded_updates(args, loaded)
     return SegmentationLoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
@@ -50,6 +51,19 @@ def peft_config(args: ModelArguments, loaded: LoadedModel) -> PeftConfig | None:
         task_type="CAUSAL_LM",
         segmenter=loaded.segmenter_config,
     )
+
+
+def _warn_of_rounded_updates(args: ModelArguments, loaded: LoadedModel) -> None:
+    """PEFT keeps adapters in float32, and DeepSpeed copies of all that is trained; the rest stays as it was loaded."""
+    rounded = sorted(set(args.lora_modules_to_save) - {"seg_head"})
+    is_half = loaded.model.dtype in (torch.bfloat16, torch.float16)
+    if rounded and is_half and PartialState().distributed_type != DistributedType.DEEPSPEED:
+        logger.warning(
+            "%s are trained in %s without DeepSpeed's float32 copies: small updates are rounded away. Launch with "
+            "accelerate_configs/zero2.yaml, or set dtype to float32",
+            " and ".join(rounded),
+            loaded.model.dtype,
+        )
 
 
 def load_split(args: DataArguments, split: str) -> list[AVSample]:

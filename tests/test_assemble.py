@@ -40,6 +40,14 @@ def test_lora_options_are_the_arguments(loaded):
     assert config.segmenter == loaded.segmenter_config
 
 
+def test_half_precision_modules_trained_whole_are_warned_of(tiny_checkpoint, caplog):
+    args = ModelArguments(model=tiny_checkpoint, use_peft=True)
+    peft_config(args, load_model(tiny_checkpoint))
+    assert not caplog.records
+    peft_config(args, load_model(tiny_checkpoint, dtype=torch.bfloat16))
+    assert "embed_tokens and lm_head are trained in torch.bfloat16" in caplog.text
+
+
 def test_no_lora_where_none_is_asked_for(loaded):
     assert peft_config(ModelArguments(model=""), loaded) is None
 

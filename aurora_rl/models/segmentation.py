@@ -61,7 +61,7 @@ class SegmentationHead(nn.Module):
         Returns:
             (sum over rows of F_b, h, w) mask logits, row after row.
         """
-        prompts = self.projector(hidden_states)  # (B, C)
+        prompts = self.projector(hidden_states.to(self.projector[0].weight.dtype))  # (B, C)
         slots = _slots_within_clip(clip_index)
         grouped = prompts.new_zeros(len(frame_counts), int(slots.max()) + 1, prompts.size(-1))
         grouped = grouped.index_put((clip_index, slots), prompts)  # (U, G, C)
@@ -76,6 +76,8 @@ class SegmentationMixin(PreTrainedModel):
     """Put in front of a Hugging Face MLLM class; call `init_segmentation` at the end of `__init__`."""
 
     seg_head: nn.Module
+    # In bf16 the small updates of a learning rate of 1e-5 would be rounded away.
+    _keep_in_fp32_modules_strict = ("seg_head",)
     #: Which distinct clip each row of the batch has, while `shared_media` is on; None where every row brings its own.
     media_index: list[int] | None = None
 

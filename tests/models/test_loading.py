@@ -15,6 +15,7 @@ from transformers import AutoProcessor, Qwen2_5OmniThinkerForConditionalGenerati
 from aurora_rl.assemble import peft_config
 from aurora_rl.config import ModelArguments
 from aurora_rl.models.batch import SFTCollator
+from aurora_rl.inference import Predictor
 from aurora_rl.models.loading import LoadedModel, freeze, load_model
 from aurora_rl.models.segmenters.sam import SamSegmenter
 
@@ -84,6 +85,15 @@ def test_saved_bfloat16_model_comes_back_in_bfloat16(loaded, tmp_path):
     assert again.model.dtype == torch.bfloat16
     assert_same_weights(loaded.model, again.model)
     assert load_model(str(tmp_path), dtype="float32").model.dtype == torch.float32
+
+
+def test_head_stays_in_float32_when_the_model_is_loaded_in_bfloat16(tiny_checkpoint, encode, train_samples):
+    loaded = load_model(tiny_checkpoint, dtype=torch.bfloat16)
+    assert {weight.dtype for weight in loaded.model.seg_head.parameters()} == {torch.float32}
+    assert loaded.model.lm_head.weight.dtype == torch.bfloat16
+    predictor = Predictor(loaded.model, encode, loaded.seg_token_id, max_completion_length=2)
+    [(_, [completion])] = predictor.predict(train_samples[:1])  # the states at [SEG] are bfloat16
+    assert completion.mask_probs is None or completion.mask_probs.dtype == torch.float32
 
 
 def test_loaded_model_is_in_eval_mode(loaded):
