@@ -77,7 +77,9 @@ def build_messages(
         ValueError: if the instruction has no `{reference}` field.
     """
     if "{reference}" not in instruction:
-        raise ValueError(f"the instruction has no '{{reference}}' field, so no clip's question would be asked: {instruction!r}")
+        raise ValueError(
+            f"the instruction has no '{{reference}}' field, so no clip's question would be asked: {instruction!r}"
+        )
     content: list[dict[str, Any]] = []
     if frames is not None:
         content.append({"type": "video", "video": list(frames), **(video_options or {})})

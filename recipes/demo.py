@@ -60,8 +60,8 @@ class Sizes:
 
 
 DEMO = Sizes(
-    clips=shlex.split("--train 8000 --rows_per_clip 2 --val 60 --test_s 150 --test_u 60 --test_n 30"),
-    sft_early=600,
+    clips=shlex.split("--train 12000 --rows_per_clip 1 --val 60 --test_s 150 --test_u 60 --test_n 30"),
+    sft_early=500,
 )
 SMOKE = Sizes(
     clips=shlex.split("--train 40 --rows_per_clip 2 --val 6 --test_s 5 --test_u 5 --test_n 1"),
@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--without_chain_guards",
         action="store_true",
-        help="also run GRPO without the consistency reward and KL, to show what they prevent",
+        help="also run GRPO without the rewards on the chain and without KL, to show what they prevent",
     )
     parser.add_argument("--output_dir", type=Path, help="default outputs/demo, or outputs/smoke")
     args = parser.parse_args(argv)
