@@ -61,7 +61,7 @@ class SegmentationHead(nn.Module):
         Returns:
             (sum over rows of F_b, h, w) mask logits, row after row.
         """
-        prompts = self.projector(hidden_states.to(self.projector[0].weight.dtype))  # (B, C)
+        prompts = self.projector(hidden_states.to(next(self.projector.parameters()).dtype))  # (B, C)
         slots = _slots_within_clip(clip_index)
         grouped = prompts.new_zeros(len(frame_counts), int(slots.max()) + 1, prompts.size(-1))
         grouped = grouped.index_put((clip_index, slots), prompts)  # (U, G, C)

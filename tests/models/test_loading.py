@@ -14,8 +14,8 @@ from transformers import AutoProcessor, Qwen2_5OmniThinkerForConditionalGenerati
 
 from aurora_rl.assemble import peft_config
 from aurora_rl.config import ModelArguments
-from aurora_rl.models.batch import SFTCollator
 from aurora_rl.inference import Predictor
+from aurora_rl.models.batch import SFTCollator
 from aurora_rl.models.loading import LoadedModel, freeze, load_model
 from aurora_rl.models.segmenters.sam import SamSegmenter
 

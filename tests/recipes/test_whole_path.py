@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from recipes import grpo, sft
 
 from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
 from aurora_rl.models.loading import load_model
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
+from recipes import grpo, sft
 
 QUIET = {"report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "logging_steps": 1}
 
