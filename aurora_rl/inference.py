@@ -14,7 +14,16 @@ from trl.trainer.utils import pad
 from aurora_rl.data.sample import AVSample
 from aurora_rl.models.batch import EncodedSample, SampleEncoder, collate_frames, distinct_media
 from aurora_rl.models.seg_tokens import find_seg
-from aurora_rl.models.segmentation import install_mask_forward, row_mask_logits, shared_media
+from aurora_rl.models.segmentation import (
+    install_mask_forward,
+    row_mask_logits,
+    shared_media,
+    without_projection,
+)
+from aurora_rl.prompts import SEG_TOKEN
+
+#: What `append_seg` closes a completion with.
+FINAL_SENTENCE = f" It is {SEG_TOKEN}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +31,7 @@ class Completion:
     """What the model answers to one sample.
 
     Attributes:
-        text: the completion, special tokens skipped.
+        text: the completion as generated, special tokens skipped.
         mask_probs: (F, H, W) float32 probabilities at the frames' own size; None without a `[SEG]`.
     """
 
@@ -60,6 +69,8 @@ class Predictor:
         seg_token_id: id of `[SEG]`.
         max_completion_length: tokens a completion may have.
         batch_size: sequences generated at once.
+        append_seg: whether a completion without `[SEG]` is read as if " It is [SEG]." followed, so that it has masks
+            too. Its text stays what was generated.
     """
 
     def __init__(
@@ -70,12 +81,14 @@ class Predictor:
         *,
         max_completion_length: int = 512,
         batch_size: int = 8,
+        append_seg: bool = False,
     ) -> None:
         self.model = model.eval()
         self.encode = encode
         self.seg_token_id = seg_token_id
         self.max_completion_length = max_completion_length
         self.batch_size = batch_size
+        self.append_seg = append_seg
         install_mask_forward(model.get_base_model() if is_peft_model(model) else model)
 
     def predict(
@@ -115,19 +128,28 @@ class Predictor:
         processors = LogitsProcessorList([] if noise is None else [noise])
         with shared_media(self.model, media_index):
             sequences = self.model.generate(**inputs, generation_config=config, logits_processor=processors)
-        completion_ids = sequences[:, inputs["input_ids"].size(1) :]
-        # Everything up to the first end-of-turn token is real.
-        is_eos = completion_ids == tokenizer.eos_token_id
-        completion_mask = (is_eos.cumsum(1) - is_eos.long() == 0).long()
-        texts = tokenizer.batch_decode(
-            [ids[mask.bool()] for ids, mask in zip(completion_ids, completion_mask, strict=True)],
-            skip_special_tokens=True,
-        )
-        attention_mask = torch.cat([inputs.pop("attention_mask"), completion_mask], dim=1)
-        inputs.pop("input_ids")
+        completion_ids = self._until_end_of_turn(sequences[:, inputs["input_ids"].size(1) :])
+        texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
         with shared_media(self.model, media_index):
-            masks = self._masks(rows, sequences, attention_mask, completion_ids.size(1), inputs)
+            masks = self._masks(rows, inputs, self._with_seg(completion_ids))
         return [Completion(text, probs) for text, probs in zip(texts, masks, strict=True)]
+
+    def _until_end_of_turn(self, completion_ids: torch.Tensor) -> list[torch.Tensor]:
+        """What each sequence really said: everything up to its first end-of-turn token."""
+        is_eos = completion_ids == self.encode.tokenizer.eos_token_id
+        said = is_eos.cumsum(1) - is_eos.long() == 0
+        return [ids[mask] for ids, mask in zip(completion_ids, said, strict=True)]
+
+    def _with_seg(self, completion_ids: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The completions, those without `[SEG]` closed by the answer's last sentence if `append_seg` asks for it."""
+        if not self.append_seg:
+            return completion_ids
+        tokenizer = self.encode.tokenizer
+        closing = torch.tensor(tokenizer(FINAL_SENTENCE, add_special_tokens=False).input_ids, device=self.model.device)
+        return [
+            ids if (ids == self.seg_token_id).any() else torch.cat([ids[ids != tokenizer.eos_token_id], closing])
+            for ids in completion_ids
+        ]
 
     def _inputs(self, rows: Sequence[EncodedSample], media: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         ids = [torch.tensor(row.prompt.prompt_ids) for row in rows]
@@ -139,18 +161,19 @@ class Predictor:
         return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
 
     def _masks(
-        self,
-        rows: Sequence[EncodedSample],
-        sequences: torch.Tensor,
-        attention_mask: torch.Tensor,
-        num_completion_tokens: int,
-        media: dict[str, torch.Tensor],
+        self, rows: Sequence[EncodedSample], inputs: dict[str, torch.Tensor], completion_ids: list[torch.Tensor]
     ) -> list[torch.Tensor | None]:
-        seg_index, has_seg = find_seg(
-            sequences, attention_mask, self.seg_token_id, num_completion_tokens=num_completion_tokens
-        )
-        frames = {name: tensor.to(sequences.device) for name, tensor in collate_frames(rows).items()}
-        outputs = self.model(input_ids=sequences, attention_mask=attention_mask, **media, seg_index=seg_index, **frames)
+        """Masks of the finished completions; `generate` never yields the last token's state."""
+        prompt_ids, prompt_mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
+        ids = pad(completion_ids, padding_value=self.encode.tokenizer.pad_token_id, padding_side="right")
+        said = pad([torch.ones_like(x) for x in completion_ids], padding_value=0, padding_side="right")
+        input_ids, attention_mask = torch.cat([prompt_ids, ids], dim=1), torch.cat([prompt_mask, said], dim=1)
+        seg_index, has_seg = find_seg(input_ids, attention_mask, self.seg_token_id, num_completion_tokens=ids.size(1))
+        frames = {name: tensor.to(input_ids.device) for name, tensor in collate_frames(rows).items()}
+        with without_projection(self.model.get_output_embeddings()):
+            outputs = self.model(
+                input_ids=input_ids, attention_mask=attention_mask, **inputs, seg_index=seg_index, **frames
+            )
         counts = frames["seg_frame_counts"][frames["seg_clip_index"]]
         logits = row_mask_logits(self.model, outputs.mask_logits, counts, [row.gt_masks for row in rows])
         return [row.sigmoid().cpu() if seg else None for row, seg in zip(logits, has_seg.tolist(), strict=True)]

@@ -44,6 +44,9 @@ class EvaluationArguments:
     ablations: list[str] = dataclasses.field(default_factory=list, metadata={"help": f"Of {sorted(ABLATIONS)}."})
     max_completion_length: int = dataclasses.field(default=512, metadata={"help": "Tokens of a completion."})
     batch_size: int = dataclasses.field(default=8, metadata={"help": "Sequences generated at once."})
+    append_seg: bool = dataclasses.field(
+        default=False, metadata={"help": "Close completions without [SEG] by 'It is [SEG].', so that they have masks."}
+    )
     seed: int = dataclasses.field(default=0, metadata={"help": "Of the sampled completions."})
     use_cpu: bool = dataclasses.field(default=False, metadata={"help": "Stay on the CPU."})
 
@@ -75,6 +78,7 @@ def evaluate(
         loaded.seg_token_id,
         max_completion_length=args.max_completion_length,
         batch_size=args.batch_size,
+        append_seg=args.append_seg,
     )
     asked = list(zip(samples, ablation.change_samples(samples), strict=True))[
         state.process_index :: state.num_processes

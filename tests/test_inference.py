@@ -271,3 +271,27 @@ def test_masks_of_silent_clips_are_answered_too(predictor, encode, train_samples
         load_clip(sample).frames, np.zeros(32000, np.float32), load_clip(sample).gt_masks
     )
     assert len(predict(predictor, train_samples[:2])) == 2
+
+
+# No [SEG]
+
+
+def test_appended_seg_gives_masks_and_leaves_the_text(predictor, train_samples):
+    without = predict(predictor, train_samples[:7])
+    predictor.append_seg = True
+    appended = predict(predictor, train_samples[:7])
+    assert [c.text for [c] in appended] == [c.text for [c] in without]
+    assert {c.mask_probs is None for [c] in without} == {True, False}
+    for [before], [after] in zip(without, appended, strict=True):
+        assert after.mask_probs is not None
+        if before.mask_probs is not None:
+            assert_close(after.mask_probs, before.mask_probs, rtol=1e-3, atol=1e-4)
+
+
+def test_appended_seg_reads_the_state_at_the_seg_that_was_appended(predictor, loaded, encode, train_samples):
+    closing = encode.tokenizer(" It is [SEG].").input_ids
+    predictor.append_seg = True
+    [ids] = predictor._with_seg([torch.tensor([5, 6, encode.tokenizer.eos_token_id])])
+    assert ids.tolist() == [5, 6, *closing]
+    [ids] = predictor._with_seg([torch.tensor([5, loaded.seg_token_id, 7])])
+    assert ids.tolist() == [5, loaded.seg_token_id, 7]

@@ -151,7 +151,7 @@ class BackboneView:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         model = self.__dict__["_model"]
-        with _decoder_output(model, whole=True) as captured, _without_projection(model.lm_head):
+        with _decoder_output(model, whole=True) as captured, without_projection(model.lm_head):
             self.__dict__["_forward"](model, *args, **kwargs)
         return captured["outputs"]
 
@@ -171,6 +171,19 @@ def shared_media(model: nn.Module, media_index: Sequence[int]) -> Iterator[None]
         yield
     finally:
         inner.media_index = None
+
+
+@contextlib.contextmanager
+def without_projection(lm_head: nn.Module) -> Iterator[None]:
+    """Make `lm_head` return (B, L, 0), for a forward pass whose logits nobody reads: (B, L, V) is large."""
+    patched = lm_head.__dict__.get("forward")  # TRL's cast_lm_head_to_fp32 sets one
+    lm_head.__dict__["forward"] = lambda hidden_states: hidden_states[..., :0]
+    try:
+        yield
+    finally:
+        lm_head.__dict__.pop("forward")
+        if patched is not None:
+            lm_head.__dict__["forward"] = patched
 
 
 def install_mask_forward(model: SegmentationMixin) -> None:
@@ -243,16 +256,3 @@ def _decoder_output(model: SegmentationMixin, *, whole: bool = False) -> Iterato
         yield captured
     finally:
         handle.remove()
-
-
-@contextlib.contextmanager
-def _without_projection(lm_head: nn.Module) -> Iterator[None]:
-    """Make `lm_head` return (B, L, 0): the fused head has its own way to the log-probabilities."""
-    patched = lm_head.__dict__.get("forward")  # TRL's cast_lm_head_to_fp32 sets one
-    lm_head.__dict__["forward"] = lambda hidden_states: hidden_states[..., :0]
-    try:
-        yield
-    finally:
-        lm_head.__dict__.pop("forward")
-        if patched is not None:
-            lm_head.__dict__["forward"] = patched
