@@ -72,6 +72,18 @@ def load_split(args: DataArguments, split: str) -> list[AVSample]:
     return load_ref_avs(args.data_root, split, fps=args.fps, num_frames=args.num_frames, chains=chains)
 
 
+def load_training_splits(args: DataArguments) -> tuple[list[AVSample], list[AVSample]]:
+    """The samples to train on, and those to evaluate on while training: none where the arguments name no split."""
+    train_samples = load_split(args, args.train_split)
+    eval_samples = load_split(args, args.eval_split) if args.eval_split else []
+    return train_samples, eval_samples[: args.max_eval_samples]
+
+
+def resume_point(resume_from_checkpoint: str | None) -> str | bool | None:
+    """What `Trainer.train` takes: a checkpoint's folder as it is, `true` for the last one in `output_dir`."""
+    return True if (resume_from_checkpoint or "").lower() == "true" else resume_from_checkpoint
+
+
 def assemble_encoder(
     args: DataArguments,
     loaded: LoadedModel,

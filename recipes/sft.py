@@ -5,7 +5,7 @@ accelerate launch --config_file accelerate_configs/cpu.yaml recipes/sft.py --con
 
 from trl import TrlParser
 
-from aurora_rl.assemble import assemble_encoder, assemble_model, load_split, peft_config
+from aurora_rl.assemble import assemble_encoder, assemble_model, load_training_splits, peft_config, resume_point
 from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.sample import AVSample
@@ -24,10 +24,7 @@ def gold_chain(sample: AVSample) -> str:
 
 def main(model_args: ModelArguments, data_args: DataArguments, training_args: AuroraSFTConfig) -> None:
     setup_logging(is_main_process=training_args.process_index == 0)
-    train_samples = load_split(data_args, data_args.train_split)
-    eval_samples = (
-        load_split(data_args, data_args.eval_split)[: data_args.max_eval_samples] if data_args.eval_split else []
-    )
+    train_samples, eval_samples = load_training_splits(data_args)
     loaded = assemble_model(model_args)
     encode = assemble_encoder(data_args, loaded, [*train_samples, *eval_samples], device=training_args.device)
     trainer = AuroraSFTTrainer(
@@ -39,7 +36,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Au
         processing_class=loaded.processor,
         peft_config=peft_config(model_args, loaded),
     )
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=resume_point(training_args.resume_from_checkpoint))
     trainer.save_model(training_args.output_dir)
     trainer.save_state()
 

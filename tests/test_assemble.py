@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from aurora_rl.ablations import ABLATIONS
-from aurora_rl.assemble import assemble_encoder, assemble_model, load_split, peft_config
+from aurora_rl.assemble import (
+    assemble_encoder,
+    assemble_model,
+    load_split,
+    load_training_splits,
+    peft_config,
+    resume_point,
+)
 from aurora_rl.config import ModelArguments
 from aurora_rl.models.loading import SegmentationLoraConfig, load_model
 from aurora_rl.models.segmenters import build_frame_encoder
@@ -59,6 +66,19 @@ def test_split_has_its_chains_only_if_they_are_named(data_args):
 
 
 # The encoder of a `sam` model
+
+
+def test_training_splits_are_cut_and_optional(data_args):
+    train_samples, eval_samples = load_training_splits(data_args)
+    assert train_samples == load_split(data_args, "train") and eval_samples == []
+    data_args.eval_split, data_args.max_eval_samples = "val", 2
+    assert load_training_splits(data_args)[1] == load_split(data_args, "val")[:2]
+
+
+def test_resuming_takes_a_folder_or_the_last_checkpoint():
+    assert resume_point("outputs/sft/checkpoint-5") == "outputs/sft/checkpoint-5"
+    assert resume_point("true") is True and resume_point("True") is True
+    assert resume_point(None) is None
 
 
 def test_embeddings_of_all_samples_are_made_beforehand_and_read(sam_loaded, data_args, train_samples, tmp_path):
