@@ -39,7 +39,7 @@ class ReportResults:
         ablations: evaluations of one model with something taken away, by what that is.
         ablated: of that model with nothing taken away; None where it is the model of `after`.
         ablated_name: what the page calls it.
-        without_chain_guards: of a second run without the consistency reward and without KL, where there was one.
+        without_chain_guards: of a second run without rewards on the chain and without KL, where there was one.
     """
 
     before: FilePath
@@ -339,7 +339,7 @@ def _guard_table(
         return None
     variants = {
         results.after_name: after,
-        f"{results.after_name} without consistency reward and KL": read_results(results.without_chain_guards),
+        f"{results.after_name} without the chain's guards": read_results(results.without_chain_guards),
     }
     return _variant_table(results.before_name, before, variants, _VARIANTS)
 

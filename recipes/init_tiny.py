@@ -1,4 +1,4 @@
-"""Stage 0 of the demo: a random Qwen2.5-Omni of about 0.45 M weights, its vocabulary trained on the benchmark's texts.
+"""Stage 0 of the demo: a random Qwen2.5-Omni of about 0.47 M weights, its vocabulary trained on the benchmark's texts.
 
 python recipes/init_tiny.py --config recipes/synthetic/init.yaml
 """

@@ -144,7 +144,7 @@ def test_sections_without_results_are_left_out(results, tmp_path):
 def test_run_without_the_chains_guards_and_ablations_are_compared(results, tmp_path):
     full = dataclasses.replace(results, without_chain_guards=results.before, ablations={"sound muted": results.before})
     page = build_page(tmp_path, full)
-    assert "GRPO without consistency reward and KL 1.667 ○ unclear 0.000" in page.text  # compared with SFT
+    assert "GRPO without the chain's guards 1.667 ○ unclear 0.000" in page.text  # compared with SFT
     assert "sound muted 1.667 ▼ worse −1.333" in page.text  # compared with GRPO
 
 

@@ -33,7 +33,7 @@ class RolloutHealthCallback(TrainerCallback):
     _warned: set[str]
 
     def __init__(
-        self, *, max_zero_std: float = 0.8, max_clipped: float = 0.2, chain_drop: float = 0.1, window: int = 5
+        self, *, max_zero_std: float = 0.8, max_clipped: float = 0.2, chain_drop: float = 0.1, window: int = 10
     ) -> None:
         self.max_zero_std = max_zero_std
         self.max_clipped = max_clipped
