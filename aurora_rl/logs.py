@@ -4,7 +4,10 @@ import logging
 import sys
 
 import datasets
+from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
+
+logger = logging.getLogger(__name__)
 
 
 def setup_logging(*, is_main_process: bool = True) -> None:
@@ -18,6 +21,13 @@ def setup_logging(*, is_main_process: bool = True) -> None:
     if not is_terminal():
         transformers_logging.disable_progress_bar()
         datasets.disable_progress_bars()
+
+
+def log_launch(args: TrainingArguments) -> None:
+    """Say how the run is spread: a `use_cpu` too many switches DeepSpeed off without a word."""
+    state, plugin = args.distributed_state, args.deepspeed_plugin
+    stage = "" if plugin is None else f", ZeRO stage: {plugin.zero_stage}"
+    logger.info("distributed: %s, processes: %d%s", state.distributed_type.value, state.num_processes, stage)
 
 
 def is_terminal() -> bool:

@@ -105,7 +105,11 @@ def write(results: list[SampleResult], output_dir: Path, train_categories: set[s
         write_results(output_dir / f"results{suffix}.jsonl", results)
         summary = summarise(results, train_categories=train_categories).to_dict()
         (output_dir / f"summary{suffix}.json").write_text(json.dumps(summary, indent=2) + "\n")
-        logger.info("%s: %s", output_dir / f"results{suffix}.jsonl", {k: v for k, v in summary["overall"].items() if v is not None})
+        logger.info(
+            "%s: %s",
+            output_dir / f"results{suffix}.jsonl",
+            {k: v for k, v in summary["overall"].items() if v is not None},
+        )
 
 
 def main(model_args: ModelArguments, data_args: DataArguments, args: EvaluationArguments) -> None:

@@ -10,7 +10,7 @@ from trl import TrlParser
 from aurora_rl.assemble import assemble_encoder, assemble_model, load_training_splits, peft_config, resume_point
 from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.data.dataset import to_dataset
-from aurora_rl.logs import setup_logging
+from aurora_rl.logs import log_launch, setup_logging
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 
@@ -37,6 +37,7 @@ def main(
     training_args: AuroraGRPOConfig,
 ) -> None:
     setup_logging(is_main_process=training_args.process_index == 0)
+    log_launch(training_args)
     train_samples, eval_samples = load_training_splits(data_args)
     loaded = assemble_model(model_args)
     encode = assemble_encoder(data_args, loaded, [*train_samples, *eval_samples], device=training_args.device)

@@ -95,7 +95,7 @@ def prepare_vocabulary(model: PreTrainedModel, processor: ProcessorMixin, family
     """Make `[SEG]` part of the tokenizer and multimodal tokens impossible to sample; returns the id of `[SEG]`."""
     tokenizer = processor.tokenizer
     is_new, num_tokens = SEG_TOKEN not in tokenizer.get_vocab(), len(tokenizer)
-    seg_token_id = ensure_seg_token(tokenizer, model.get_input_embeddings().weight.size(0))
+    seg_token_id = ensure_seg_token(tokenizer, model.get_input_embeddings().num_embeddings)
     if is_new:
         init_seg_embedding(model, seg_token_id, num_tokens=num_tokens)
     suppress_tokens(model.get_output_embeddings(), family.multimodal_token_ids(model.config))

@@ -6,7 +6,9 @@ import torch
 from tokenizers import AddedToken
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from aurora_rl.models.sharding import gathered
 from aurora_rl.prompts import SEG_TOKEN
 
 # Far enough below every real logit to leave no probability, near enough to be finite in bf16.
@@ -44,26 +46,43 @@ def ensure_seg_token(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int
 def init_seg_embedding(model: PreTrainedModel, seg_token_id: int, *, num_tokens: int) -> None:
     """Start `[SEG]` at the mean of the first `num_tokens` rows; a padding row may be all zeros."""
     layers = {id(layer.weight): layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
-    for weight in layers.values():
-        weight[seg_token_id] = weight[:num_tokens].float().mean(0).to(weight.dtype)
+    with gathered(layers.values()):
+        for weight in layers.values():
+            weight[seg_token_id] = weight[:num_tokens].float().mean(0).to(weight.dtype)
+
+
+class SuppressingHead(nn.Linear):
+    """An `lm_head` that adds a constant to its logits; `suppress_tokens` makes one of a plain head."""
+
+    suppressed_logits: torch.Tensor
+
+    @property
+    def bias(self) -> torch.Tensor:  # type: ignore[override]
+        """(V,) 0, or `SUPPRESSED_LOGIT` where a token is suppressed."""
+        if is_deepspeed_zero3_enabled():
+            # TRL's fused head asks every weight that it reads whether it has to be gathered.
+            from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+            setattr(self.suppressed_logits, "ds_status", ZeroParamStatus.AVAILABLE)  # noqa: B010
+        return self.suppressed_logits
 
 
 def suppress_tokens(lm_head: nn.Linear, token_ids: list[int]) -> None:
     """Give `token_ids` no probability anywhere: sampling, log-probabilities, entropy and KL all see the same logits.
 
-    The bias is a buffer, so it is neither trained nor saved nor synced to vLLM. A sampled `<|audio_bos|>` would crash
-    the next forward pass, since no audio goes with it.
+    They do so through the head's bias, which is a buffer: neither trained nor saved nor synced to vLLM. A sampled
+    `<|audio_bos|>` would crash the next forward pass, since no audio goes with it.
 
     Raises:
         ValueError: if the head has a trained bias.
     """
     if isinstance(getattr(lm_head, "bias", None), nn.Parameter):
         raise ValueError("lm_head has a bias of its own: suppressing tokens through it is not supported")
-    bias = torch.zeros(lm_head.weight.size(0), device=lm_head.weight.device, dtype=lm_head.weight.dtype)
-    bias[token_ids] = SUPPRESSED_LOGIT
-    if "bias" in lm_head._parameters:
-        del lm_head._parameters["bias"]
-    lm_head.register_buffer("bias", bias, persistent=False)
+    logits = torch.zeros(lm_head.out_features, device=lm_head.weight.device, dtype=lm_head.weight.dtype)
+    logits[token_ids] = SUPPRESSED_LOGIT
+    lm_head._parameters.pop("bias", None)
+    lm_head.register_buffer("suppressed_logits", logits, persistent=False)
+    lm_head.__class__ = SuppressingHead
 
 
 def find_seg(

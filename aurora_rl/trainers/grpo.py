@@ -24,6 +24,7 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.callbacks import SyncRefModelCallback
@@ -34,6 +35,7 @@ from aurora_rl.data.sample import AVSample
 from aurora_rl.losses import mask_loss
 from aurora_rl.metrics import mask_iou
 from aurora_rl.models.batch import EncodedSample, SampleEncoder, collate_frames, distinct_media
+from aurora_rl.models.loading import load_model
 from aurora_rl.models.seg_tokens import find_seg
 from aurora_rl.models.segmentation import install_mask_forward, row_mask_logits, shared_media
 from aurora_rl.rewards import guard_reward_func, load_reward_func
@@ -349,7 +351,12 @@ def _kind(sample: AVSample) -> str:
 
 def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     """The policy before its first step. TRL would rebuild it from its class name, which transformers does not know."""
-    return copy.deepcopy(model).requires_grad_(False).eval()
+    if is_deepspeed_zero3_enabled():  # the weights are spread over the processes: there is nothing whole to copy
+        origin = model.config._name_or_path
+        reference = load_model(origin, segmenter=model.config.segmenter, dtype=model.dtype).model
+    else:
+        reference = copy.deepcopy(model)
+    return reference.requires_grad_(False).eval()
 
 
 @contextlib.contextmanager
