@@ -20,6 +20,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from aurora_rl.models.mllm import MLLMFamily, get_family
 from aurora_rl.models.seg_tokens import ensure_seg_token, init_seg_embedding, suppress_tokens
 from aurora_rl.models.segmenters import complete_segmenter_config
+from aurora_rl.models.sharding import gathered
 from aurora_rl.prompts import SEG_TOKEN
 
 logger = logging.getLogger(__name__)
@@ -160,4 +161,5 @@ def _start_from_pretrained_decoder(model: PreTrainedModel) -> None:
     """Load the pretrained mask decoder that the segmenter's config names, if it names one."""
     decoder = model.seg_head.mask_decoder
     if hasattr(decoder, "load_pretrained"):
-        decoder.load_pretrained()
+        with gathered(decoder.parameters()):
+            decoder.load_pretrained()

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 from torch import nn
+from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 
@@ -20,3 +21,17 @@ def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
     with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0):
         yield
+
+
+@contextlib.contextmanager
+def loading_whole() -> Iterator[None]:
+    """Models loaded in here stay whole on every process: frozen ones that no engine will ever wrap."""
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    config = hf_deepspeed._hf_deepspeed_config_weak_ref()
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        hf_deepspeed.set_hf_deepspeed_config(config)

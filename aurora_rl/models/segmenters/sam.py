@@ -22,6 +22,7 @@ from transformers import initialization as init
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamVisionEncoder
 
 from aurora_rl.models.segmenters.base import FrameEncoder, Segmenter, check_frames, resize_masks
+from aurora_rl.models.sharding import loading_whole
 
 
 class SamSegmenter(Segmenter):
@@ -269,14 +270,15 @@ def hash_weights(module: nn.Module) -> str:
 
 def _load_sam(checkpoint: str, revision: str | None) -> SamModel:
     """The whole of SAM in float32, from safetensors only: a pickled checkpoint could run code."""
-    sam, loading = SamModel.from_pretrained(
-        checkpoint,
-        revision=revision,
-        use_safetensors=True,
-        dtype=torch.float32,
-        attn_implementation="sdpa",
-        output_loading_info=True,
-    )
+    with loading_whole():
+        sam, loading = SamModel.from_pretrained(
+            checkpoint,
+            revision=revision,
+            use_safetensors=True,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+        )
     absent = sorted([*loading["missing_keys"], *loading["mismatched_keys"]])
     if absent:
         raise ValueError(
