@@ -12,7 +12,9 @@ from accelerate.utils import DistributedType, is_peft_model
 from peft import PeftConfig
 
 from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.data.avsbench import load_avsbench_avss, load_avsbench_ms3, load_avsbench_s4
 from aurora_rl.data.media import load_clip
+from aurora_rl.data.omni_avs import load_omni_avs
 from aurora_rl.data.ref_avs import load_ref_avs
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.models.batch import PromptOptions, SampleEncoder
@@ -67,9 +69,34 @@ def _warn_of_rounded_updates(args: ModelArguments, loaded: LoadedModel) -> None:
 
 
 def load_split(args: DataArguments, split: str) -> list[AVSample]:
-    """The samples of one split, with their chains of thought where the arguments name a file of them."""
+    """The samples of one split, with their chains of thought where the arguments name a file of them.
+
+    Raises:
+        ValueError: if the benchmark is unknown, or `mask_cache` is missing where it needs one.
+    """
+    if args.benchmark not in LOADERS:
+        raise ValueError(f"unknown benchmark {args.benchmark!r}: choose from {', '.join(LOADERS)}")
     chains = None if args.chains is None else Path(args.data_root) / args.chains
+    return LOADERS[args.benchmark](args, split, chains)
+
+
+def _load_ref_avs(args: DataArguments, split: str, chains: Path | None) -> list[AVSample]:
     return load_ref_avs(args.data_root, split, fps=args.fps, num_frames=args.num_frames, chains=chains)
+
+
+def _load_omni_avs(args: DataArguments, split: str, chains: Path | None) -> list[AVSample]:
+    if args.mask_cache is None:
+        raise ValueError("OmniAVS keeps its masks as run lengths: set `mask_cache` to a folder for them as PNG files")
+    return load_omni_avs(args.data_root, split, mask_cache=args.mask_cache, num_frames=args.num_frames, chains=chains)
+
+
+LOADERS: dict[str, Callable[[DataArguments, str, Path | None], list[AVSample]]] = {
+    "ref_avs": _load_ref_avs,
+    "avsbench_s4": lambda args, split, chains: load_avsbench_s4(args.data_root, split, chains=chains),
+    "avsbench_ms3": lambda args, split, chains: load_avsbench_ms3(args.data_root, split, chains=chains),
+    "avsbench_avss": lambda args, split, chains: load_avsbench_avss(args.data_root, split, chains=chains),
+    "omni_avs": _load_omni_avs,
+}
 
 
 def load_training_splits(args: DataArguments) -> tuple[list[AVSample], list[AVSample]]:

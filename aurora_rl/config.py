@@ -45,13 +45,16 @@ class DataArguments:
     """Which benchmark is read, and how a clip is put to the model.
 
     Attributes:
-        data_root: folder with metadata.csv, media/ and gt_mask/.
+        data_root: folder of the benchmark, for Ref-AVSBench the one with metadata.csv, media/ and gt_mask/.
+        benchmark: which one it is, a key of `assemble.LOADERS`.
         train_split: split to train on.
         eval_split: split for evaluation during training; None for none.
         max_eval_samples: first so many rows of the eval split; None for all.
         chains: JSONL with chains of thought, keyed by uid and row; relative to `data_root`.
-        fps: frames a second of the stored frames.
-        num_frames: frames a clip must have; None for any number.
+        fps: frames a second of the stored frames; of Ref-AVSBench only, the other benchmarks fix or tell it.
+        num_frames: of Ref-AVSBench, frames a clip must have, None for any number; of OmniAVS, at most so many evenly
+            spaced frames, None for all; AVSBench fixes it.
+        mask_cache: folder for OmniAVS's masks as PNG files.
         instruction: user text with a `{reference}` field.
         system_prompt: optional system message.
         min_pixels: lower limit of a frame's area for the vision tower.
@@ -59,13 +62,18 @@ class DataArguments:
         embedding_cache: folder for the frozen image encoder's embeddings; needed by the `sam` mask decoder only.
     """
 
-    data_root: str = dataclasses.field(metadata={"help": "Folder with metadata.csv, media/ and gt_mask/."})
+    data_root: str = dataclasses.field(metadata={"help": "Folder of the benchmark."})
+    benchmark: str = dataclasses.field(
+        default="ref_avs",
+        metadata={"help": "ref_avs, avsbench_s4, avsbench_ms3, avsbench_avss or omni_avs."},
+    )
     train_split: str = dataclasses.field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = dataclasses.field(default=None, metadata={"help": "Split to evaluate on in training."})
     max_eval_samples: int | None = dataclasses.field(default=None, metadata={"help": "First rows of the eval split."})
     chains: str | None = dataclasses.field(default=None, metadata={"help": "JSONL with chains of thought."})
     fps: float = dataclasses.field(default=1.0, metadata={"help": "Frames a second of the stored frames."})
     num_frames: int | None = dataclasses.field(default=10, metadata={"help": "Frames a clip must have."})
+    mask_cache: str | None = dataclasses.field(default=None, metadata={"help": "Folder for OmniAVS's masks."})
     instruction: str = dataclasses.field(default=DEFAULT_INSTRUCTION, metadata={"help": "With a {reference} field."})
     system_prompt: str | None = dataclasses.field(default=None, metadata={"help": "Optional system message."})
     min_pixels: int | None = dataclasses.field(default=None, metadata={"help": "Lower limit of a frame's area."})

@@ -3,6 +3,8 @@
 accelerate launch --config_file accelerate_configs/cpu.yaml recipes/sft.py --config recipes/synthetic/sft.yaml
 """
 
+from collections.abc import Callable
+
 from trl import TrlParser
 
 from aurora_rl.assemble import assemble_encoder, assemble_model, load_training_splits, peft_config, resume_point
@@ -11,6 +13,7 @@ from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.sample import AVSample
 from aurora_rl.logs import log_launch, setup_logging
 from aurora_rl.models.batch import SFTCollator
+from aurora_rl.prompts import answer_for
 from aurora_rl.trainers.sft import AuroraSFTTrainer
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 
@@ -22,6 +25,18 @@ def gold_chain(sample: AVSample) -> str:
     return sample.chain
 
 
+def answer_only(sample: AVSample) -> str:
+    """The completion where a benchmark has no chains of thought: its answer alone."""
+    return answer_for(sample.category)
+
+
+def completion_for(data_args: DataArguments) -> Callable[[AVSample], str]:
+    """Which of the two a run trains on."""
+    # Nobody publishes chains for AVSBench and OmniAVS; of Ref-AVSBench, forgetting them is a mistake.
+    has_no_chains = data_args.chains is None and data_args.benchmark != "ref_avs"
+    return answer_only if has_no_chains else gold_chain
+
+
 def main(model_args: ModelArguments, data_args: DataArguments, training_args: AuroraSFTConfig) -> None:
     setup_logging(is_main_process=training_args.process_index == 0)
     log_launch(training_args)
@@ -31,7 +46,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Au
     trainer = AuroraSFTTrainer(
         model=loaded.model,
         args=training_args,
-        data_collator=SFTCollator(encode, loaded.seg_token_id, gold_chain),
+        data_collator=SFTCollator(encode, loaded.seg_token_id, completion_for(data_args)),
         train_dataset=to_dataset(train_samples, instruction=data_args.instruction),
         eval_dataset=to_dataset(eval_samples, instruction=data_args.instruction) if eval_samples else None,
         processing_class=loaded.processor,

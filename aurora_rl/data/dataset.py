@@ -29,6 +29,7 @@ FEATURES = Features(
         "chain": Value("string"),
         "seen": List(Value("string")),
         "heard": List(Value("string")),
+        "origin": Value("string"),
         "prompt": List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}),
     }
 )

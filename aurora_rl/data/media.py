@@ -189,8 +189,8 @@ def loudness_dbfs(waveform: np.ndarray, *, sampling_rate: int = SAMPLING_RATE) -
 
 
 def _name(sample: AVSample) -> str:
-    # Line 1 of the file is the header, so row 0 stands in line 2.
-    return f"clip {sample.uid!r} (row {sample.row}, metadata.csv:{sample.row + 2})"
+    place = f", {sample.origin}" if sample.origin else ""
+    return f"clip {sample.uid!r} (row {sample.row}{place})"
 
 
 def _check_mask_count(sample: AVSample) -> None:

@@ -21,7 +21,7 @@ class AVSample:
 
     Attributes:
         uid: the benchmark's id of the row; not unique across the file, so results are keyed by `uid` and `row`.
-        row: 0-based index of the row in metadata.csv, header not counted.
+        row: 0-based index of the row in the benchmark's table, header not counted.
         split: name of the benchmark's split.
         media_id: folder of the clip's media and key of the embedding caches.
         category: what the reference points at, `"null"` where it points at nothing.
@@ -34,6 +34,7 @@ class AVSample:
         chain: gold completion text (`prompts.render_chain`), where there is one.
         seen: true categories in view, where known.
         heard: true categories that sound, in order of onset, where known.
+        origin: file and line of the row ("metadata.csv:17"), for errors; empty where it comes from no file.
     """
 
     uid: str
@@ -50,6 +51,7 @@ class AVSample:
     chain: str | None = None
     seen: tuple[str, ...] | None = None
     heard: tuple[str, ...] | None = None
+    origin: str = ""
 
     @property
     def is_null(self) -> bool:

@@ -64,6 +64,7 @@ def sample(tmp_path: Path) -> AVSample:
         frame_paths=tuple(map(str, frame_paths)),
         audio_path=str(tmp_path / "audio.wav"),
         mask_paths=tuple(map(str, mask_paths)),
+        origin="metadata.csv:17",
     )
 
 

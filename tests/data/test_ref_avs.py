@@ -10,8 +10,9 @@ import pytest
 import soundfile
 from PIL import Image
 
+from aurora_rl.data.files import DatasetError
 from aurora_rl.data.media import load_clip, loudness_dbfs
-from aurora_rl.data.ref_avs import DatasetError, load_ref_avs
+from aurora_rl.data.ref_avs import load_ref_avs
 
 WIDTH, HEIGHT, NUM_FRAMES = 16, 12, 3
 DRUM = "9aB-_x_1000_11000_drum_1"  # ids of the real set hold hyphens and underscores

@@ -99,7 +99,7 @@ def test_grpo_goes_on_from_what_sft_left(sft_folder: Path, tiny_benchmark: Path)
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.parent.name}/{config.stem}")
 def test_every_config_is_read_by_its_recipe(config: Path) -> None:
     arguments = parse(recipe_of(config), "--config", str(config))
-    assert arguments["data_args"].data_root.endswith(("data", "data/ref_avs"))
+    assert arguments["data_args"].data_root.endswith(("data", "data/ref_avs", "data/avsbench_s4"))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.parent.name}/{config.stem}")

@@ -1,0 +1,275 @@
+"""AVSBench (S4, MS3 and AVSS) as a list of samples: all that sounds is to be segmented, and no sentence says what.
+
+So that these clips train and evaluate by the code of referring segmentation, each is asked for `SOUNDING_REFERENCE`.
+A row of each table, and where its files lie:
+
+    s4_meta_data.csv   name,start,category,split               --0PQM4-hqg,30000,race_car,train
+        visual_frames/<split>/<category>/<name>/<name>_{1..5}.png    audio_wav/<split>/<category>/<name>.wav
+        gt_masks/<split>/<category>/<name>/<name>_{1..5}.png         bits
+    ms3_meta_data.csv  the name in column 0, and split
+        visual_frames/<name>/<name>.mp4_{1..5}.png                   audio_wav/<split>/<name>.wav
+        gt_masks/<split>/<name>/<name>_{1..5}.png                    palette indices
+    metadata.csv       vid,uid,s_min,s_sec,a_obj,split,label
+        <label>/<uid>/frames/{0..}.jpg, audio.wav, labels_semantic/{0..}.png or labels_rgb/{0..}.png
+
+One frame a second. Whatever is not 0 in a mask is object, as `media.read_masks` has it: AVSS marks class 45 by the
+index 45, so a test for 255 would find nothing.
+
+The single-source clips of the train split (S4, and v1s of AVSS) are annotated in their first frame only. Such a clip
+becomes a sample of that one frame and the whole sound. A known simplification: the model does not see the four frames
+without a truth. Showing them would need a notion of frames without truth in every loss, reward, metric and picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aurora_rl.data.chains import add_chains
+from aurora_rl.data.files import (
+    AnyRow,
+    BenchmarkFiles,
+    DatasetError,
+    OnMissing,
+    Row,
+    collect_samples,
+    list_images,
+    read_table,
+    rows_of_split,
+)
+from aurora_rl.data.sample import AVSample
+
+SOUNDING_REFERENCE = "the sounding objects"  # what every clip is asked for
+SOUNDING_CATEGORY = "sounding objects"  # of MS3, whose table names no categories
+
+S4_TABLE, MS3_TABLE, AVSS_TABLE = "s4_meta_data.csv", "ms3_meta_data.csv", "metadata.csv"
+FPS = 1.0
+NUM_FRAMES = {"v1s": 5, "v1m": 5, "v2": 10}  # by label: S4's clips, MS3's clips, and the longer ones of AVSS
+TRAIN_SPLIT = "train"
+AVSS_MASK_FOLDERS = ("labels_semantic", "labels_rgb")  # the first that is there: both mark the same pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row(Row):
+    """One line of a table; `label` is AVSS's name of the subset, v1s for S4 and v1m for MS3."""
+
+    label: str
+
+    @property
+    def may_have_first_mask_only(self) -> bool:
+        return self.label == "v1s" and self.split == TRAIN_SPLIT
+
+
+def load_avsbench_s4(
+    root: str | os.PathLike[str],
+    split: str,
+    *,
+    chains: str | os.PathLike[str] | None = None,
+    on_missing: OnMissing = "error",
+) -> list[AVSample]:
+    """List the samples of a split of S4, one sounding object a clip; of train, the first frame of each clip.
+
+    Args:
+        root: folder with s4_meta_data.csv, and visual_frames/, audio_wav/ and gt_masks/ beside it or in s4_data/.
+        split: train, val or test.
+        chains: JSON-lines file of chains of thought keyed by uid and row.
+        on_missing: "error", or "drop" to leave rows with missing files out and log how many.
+
+    Returns:
+        The samples in the table's order: 5 frames and masks each, of train 1 where only the first mask is there.
+
+    Raises:
+        DatasetError: if the table is malformed or lacks the split, if files are missing or lie outside the root, or if
+            a chain of thought fits no row.
+    """
+    path = Path(root) / S4_TABLE
+    table = read_table(
+        path,
+        ("name", "category", "split"),
+        header="name,start,category,split",
+        layout=f"{S4_TABLE} and visual_frames/, audio_wav/, gt_masks/",
+    )
+    rows = [
+        _row(fields, number, path, uid=fields["name"], category=fields["category"], label="v1s")
+        for number, fields in enumerate(table)
+    ]
+    find = functools.partial(_build_s4_sample, media=_media_folder(path.parent, "s4_data"))
+    return _load(path, rows, split, find, chains=chains, on_missing=on_missing)
+
+
+def load_avsbench_ms3(
+    root: str | os.PathLike[str],
+    split: str,
+    *,
+    chains: str | os.PathLike[str] | None = None,
+    on_missing: OnMissing = "error",
+) -> list[AVSample]:
+    """List the samples of a split of MS3, several sounding objects a clip; 5 frames and 5 masks each.
+
+    Args:
+        root: folder that holds ms3_meta_data.csv, and the folders of `load_avsbench_s4` beside it or in ms3_data/.
+        split: train, val or test.
+        chains: as in `load_avsbench_s4`.
+        on_missing: as in `load_avsbench_s4`.
+
+    Returns:
+        The samples in the table's order, all of the category `SOUNDING_CATEGORY`.
+
+    Raises:
+        DatasetError: as in `load_avsbench_s4`.
+    """
+    path = Path(root) / MS3_TABLE
+    table = read_table(
+        path,
+        ("split",),
+        header="<name>,split",
+        layout=f"{MS3_TABLE} and visual_frames/, audio_wav/, gt_masks/",
+    )
+    rows = []
+    for number, fields in enumerate(table):
+        name = next(iter(fields.values()))  # the first column has had several titles
+        if not name:
+            raise DatasetError(f"{path}:{number + 2} has no name in its first column: fix or drop the row")
+        rows.append(_row(fields, number, path, uid=name, category=SOUNDING_CATEGORY, label="v1m"))
+    find = functools.partial(_build_ms3_sample, media=_media_folder(path.parent, "ms3_data"))
+    return _load(path, rows, split, find, chains=chains, on_missing=on_missing)
+
+
+def load_avsbench_avss(
+    root: str | os.PathLike[str],
+    split: str,
+    *,
+    chains: str | os.PathLike[str] | None = None,
+    on_missing: OnMissing = "error",
+) -> list[AVSample]:
+    """List the samples of a split of AVSS; its 71 classes become one mask of all that sounds.
+
+    Args:
+        root: folder that holds metadata.csv, v1s/, v1m/ and v2/.
+        split: train, val or test.
+        chains: as in `load_avsbench_s4`.
+        on_missing: as in `load_avsbench_s4`.
+
+    Returns:
+        The samples in the table's order: 5 frames of v1s and v1m, 10 of v2; of v1s in train 1 where only the first mask
+        is there.
+
+    Raises:
+        DatasetError: as in `load_avsbench_s4`, or if a label is unknown.
+    """
+    path = Path(root) / AVSS_TABLE
+    table = read_table(
+        path,
+        ("uid", "a_obj", "split", "label"),
+        header="vid,uid,s_min,s_sec,a_obj,split,label",
+        layout=f"{AVSS_TABLE}, v1s/, v1m/ and v2/",
+    )
+    rows = []
+    for number, fields in enumerate(table):
+        if fields["label"] not in NUM_FRAMES:
+            raise DatasetError(
+                f"{path}:{number + 2} (uid {fields['uid']!r}) has the label {fields['label']!r}: expected one of "
+                f"{sorted(NUM_FRAMES)}, fix or drop the row"
+            )
+        rows.append(_row(fields, number, path, uid=fields["uid"], category=fields["a_obj"], label=fields["label"]))
+    return _load(path, rows, split, _build_avss_sample, chains=chains, on_missing=on_missing)
+
+
+def _row(fields: dict[str, Any], number: int, path: Path, *, uid: str, category: str, label: str) -> _Row:
+    return _Row(
+        uid=uid,
+        row=number,
+        split=fields["split"],
+        category=category,
+        reference=SOUNDING_REFERENCE,
+        origin=f"{path.name}:{number + 2}",  # line 1 of the file is the header
+        label=label,
+    )
+
+
+def _load(
+    path: Path,
+    rows: list[AnyRow],
+    split: str,
+    build: Callable[[BenchmarkFiles, AnyRow], AVSample],
+    *,
+    chains: str | os.PathLike[str] | None,
+    on_missing: OnMissing,
+) -> list[AVSample]:
+    build_one = functools.partial(build, BenchmarkFiles(path.parent))
+    samples = collect_samples(rows_of_split(rows, split, path=path), build_one, split=split, on_missing=on_missing)
+    return add_chains(samples, chains, rows)
+
+
+def _media_folder(root: Path, name: str) -> tuple[str, ...]:
+    """The owners unpack the media into a folder of their own beside the table; mirrors often put them next to it."""
+    return (name,) if (root / name).is_dir() else ()
+
+
+def _build_s4_sample(files: BenchmarkFiles, row: _Row, *, media: tuple[str, ...]) -> AVSample:
+    clip = (row.split, row.category, row.uid)
+    return _build_sample(
+        files,
+        row,
+        frames=files.path(row, *media, "visual_frames", *clip),
+        masks=files.path(row, *media, "gt_masks", *clip),
+        audio=(*media, "audio_wav", row.split, row.category, f"{row.uid}.wav"),
+        frame_prefix=f"{row.uid}_",
+        mask_prefix=f"{row.uid}_",
+        first=1,
+    )
+
+
+def _build_ms3_sample(files: BenchmarkFiles, row: _Row, *, media: tuple[str, ...]) -> AVSample:
+    return _build_sample(
+        files,
+        row,
+        frames=files.path(row, *media, "visual_frames", row.uid),
+        masks=files.path(row, *media, "gt_masks", row.split, row.uid),
+        audio=(*media, "audio_wav", row.split, f"{row.uid}.wav"),
+        frame_prefix=f"{row.uid}.mp4_",
+        mask_prefix=f"{row.uid}_",
+        first=1,
+    )
+
+
+def _build_avss_sample(files: BenchmarkFiles, row: _Row) -> AVSample:
+    folders = [files.path(row, row.label, row.uid, name) for name in AVSS_MASK_FOLDERS]
+    return _build_sample(
+        files,
+        row,
+        frames=files.path(row, row.label, row.uid, "frames"),
+        masks=next((folder for folder in folders if folder.is_dir()), folders[-1]),
+        audio=(row.label, row.uid, "audio.wav"),
+        first=0,
+    )
+
+
+def _build_sample(
+    files: BenchmarkFiles,
+    row: _Row,
+    *,
+    frames: Path,
+    masks: Path,
+    audio: tuple[str, ...],
+    first: int,
+    frame_prefix: str = "",
+    mask_prefix: str = "",
+) -> AVSample:
+    """The sample of the folders' files, cut to its first frame where only that one has a mask."""
+    num_frames = NUM_FRAMES[row.label]
+    num_masks = 1 if row.may_have_first_mask_only and len(list_images(masks, "masks")) == 1 else num_frames
+    find = functools.partial(files.numbered, row, first=first)
+    frame_paths = find(frames, kind="frames", num_expected=num_frames, prefix=frame_prefix)
+    mask_paths = find(masks, kind="masks", num_expected=num_masks, prefix=mask_prefix)
+    return row.to_sample(
+        media_id=row.uid,
+        fps=FPS,
+        frame_paths=frame_paths[:num_masks],
+        audio_path=files.audio(row, *audio),
+        mask_paths=mask_paths,
+    )
