@@ -71,17 +71,8 @@ def test_sft_has_the_same_losses_under_ddp_zero2_and_zero3(tiny_benchmark, tiny_
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_grpo_trains_with_a_reference_model(launcher, tiny_benchmark, tiny_checkpoint, tmp_path):
-    options = [
-        "--per_device_train_batch_size",
-        "4",
-        "--num_generations",
-        "2",
-        "--max_completion_length",
-        "6",
-        "--beta",
-        "0.1",
-    ]
-    log = train(launcher, "grpo", tiny_checkpoint, tiny_benchmark, tmp_path, *shlex.split(options))
+    options = shlex.split("--per_device_train_batch_size 4 --num_generations 2 --max_completion_length 6 --beta 0.1")
+    log = train(launcher, "grpo", tiny_checkpoint, tiny_benchmark, tmp_path, *options)
     assert [line["step"] for line in log] == [1, 2]
     assert log[0]["kl"] == pytest.approx(0.0, abs=1e-5)  # the reference is the policy before its first step
     assert all(0 <= line["rewards/mask_iou_reward/mean"] <= 1 for line in log)
