@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 MASK_SUFFIXES = (".png",)
+MAX_TABLE_BYTES = 256 * 2**20  # 100 times that of Ref-AVSBench; a table is read whole
+MAX_NAME_BYTES = 255  # of a file name, on every common file system
 NUM_PROBLEMS_SHOWN = 5
 
 FileKind = Literal["frames", "masks"]
@@ -30,8 +33,16 @@ class DatasetError(ValueError):
     """Rows of a benchmark that cannot be loaded as they are."""
 
 
+class UnsafePathError(DatasetError):
+    """A row names a folder that is no plain name, or its files lie outside the root; such files are never opened."""
+
+
 class MissingFilesError(Exception):
     """A row's files are missing; the text names the files but not the row, so that rows with one trouble group."""
+
+
+class NoFilesError(MissingFilesError):
+    """Not one of the files is there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +89,9 @@ class Row:
 AnyRow = TypeVar("AnyRow", bound=Row)
 
 
-def read_table(path: Path, columns: Sequence[str], *, header: str, layout: str) -> list[dict[str, Any]]:
+def read_table(
+    path: Path, columns: Sequence[str], *, header: str, layout: str, malformed: dict[int, str] | None = None
+) -> list[dict[str, Any]]:
     """Read a CSV file with a header line.
 
     Args:
@@ -86,15 +99,19 @@ def read_table(path: Path, columns: Sequence[str], *, header: str, layout: str) 
         columns: columns that must be there, each with a value in every row.
         header: the file's expected first line, for the error.
         layout: what the root must hold, for the error.
+        malformed: takes the trouble of each row that lacks a value or has too many, by the row's number; None makes the
+            first such row an error.
 
     Returns:
-        One dict a row, by column.
+        One dict a row, malformed ones included, by column.
 
     Raises:
-        DatasetError: if the file cannot be read, lacks a column, or a row lacks a value or has too many.
+        DatasetError: if the file is too large, cannot be read, lacks a column, or has a malformed row.
     """
     if not path.is_file():
         raise DatasetError(f"there is no {path}: root must be the folder that holds {layout}")
+    if path.stat().st_size > MAX_TABLE_BYTES:
+        raise DatasetError(f"{path} has {path.stat().st_size} bytes: the limit is {MAX_TABLE_BYTES}, is it the table?")
     try:
         # utf-8-sig: a spreadsheet program may have put a byte-order mark before the header.
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -106,7 +123,12 @@ def read_table(path: Path, columns: Sequence[str], *, header: str, layout: str) 
     except (csv.Error, UnicodeDecodeError) as error:
         raise DatasetError(f"cannot read {path}: {error}; expected a CSV file in UTF-8") from error
     for number, fields in enumerate(rows):
-        _check_fields(fields, columns, place=f"{path}:{number + 2}")
+        try:
+            _check_fields(fields, columns, place=f"{path}:{number + 2}")
+        except DatasetError as error:
+            if malformed is None:
+                raise
+            malformed[number] = str(error)
     return rows
 
 
@@ -156,6 +178,24 @@ def collect_samples(
     return samples
 
 
+def check_plain_names(row: Row, *parts: str) -> None:
+    """Check that each part is one plain file name, which cannot lead out of its folder.
+
+    Raises:
+        UnsafePathError: naming the row and the part.
+    """
+    for part in parts:
+        if part in ("", ".", "..") or any(character in part for character in "/\\\0"):
+            raise UnsafePathError(
+                f"{row} names the folder {part!r}, which is no plain name: fix the row's uid, fid, name or category"
+            )
+        if len(os.fsencode(part)) > MAX_NAME_BYTES:
+            raise UnsafePathError(
+                f"row {row.row} ({row.origin}) names a folder of {len(part)} characters ({part[:40]!r}...): "
+                f"the limit is {MAX_NAME_BYTES} bytes, fix the row's uid, fid, name or category"
+            )
+
+
 class BenchmarkFiles:
     """Finds the files of a row under the root; looks each folder up once, because a clip has many rows.
 
@@ -170,21 +210,17 @@ class BenchmarkFiles:
         self._numbered: dict[tuple[Path, str], tuple[str, ...]] = {}  # folder and prefix -> its files in order
 
     def path(self, row: Row, *parts: str) -> Path:
-        """The path of the parts under the root, refused (`DatasetError`) where a part or a link leads elsewhere."""
-        for part in parts:
-            if part in ("", ".", "..") or any(character in part for character in "/\\\0"):
-                raise DatasetError(
-                    f"{row} names the folder {part!r}, which is no plain name: fix the row's uid, fid, name or category"
-                )
+        """The path of the parts under the root, refused (`UnsafePathError`) where a part or a link leads elsewhere."""
+        check_plain_names(row, *parts)
         path = self.root.joinpath(*parts)
         self._check_inside_root(row, path)
         return path
 
     def audio(self, row: Row, *parts: str) -> str:
-        """The audio file of the parts under the root; a `MissingFilesError` where there is none."""
+        """The audio file of the parts under the root; a `NoFilesError` where there is none."""
         path = self.path(row, *parts)
         if not path.is_file():
-            raise MissingFilesError(f"the audio {path} is missing: add it or drop the row")
+            raise NoFilesError(f"the audio {path} is missing: add it or drop the row")
         return str(path)
 
     def numbered(
@@ -208,8 +244,8 @@ class BenchmarkFiles:
             first: the first number; None for 0 or 1, whichever is there.
 
         Raises:
-            MissingFilesError: if a file is missing, surplus, or has another name.
-            DatasetError: if a file is a link out of the root.
+            MissingFilesError: if a file is missing, surplus, or has another name; `NoFilesError` if there is none.
+            UnsafePathError: if a file is a link out of the root.
         """
         if (folder, prefix) not in self._numbered:
             paths = list_images(folder, kind)
@@ -227,7 +263,7 @@ class BenchmarkFiles:
             return
         real_path = path.resolve()
         if not real_path.is_relative_to(self._real_root):
-            raise DatasetError(
+            raise UnsafePathError(
                 f"{row} has {path}, a link to {real_path} outside {self._real_root}: copy the files in, or give the "
                 "folder that really holds them as root"
             )
@@ -246,7 +282,7 @@ def list_images(folder: Path, kind: FileKind) -> list[Path]:
 def _by_number(paths: Sequence[Path], *, folder: Path, kind: str, prefix: str) -> dict[int, Path]:
     """Paths by the number that is their name, or follows the prefix ("3.jpg", "00003.png", "abc_3.png")."""
     if not paths:
-        raise MissingFilesError(f"{folder} holds no {kind}: add them or drop the row")
+        raise NoFilesError(f"{folder} holds no {kind}: add them or drop the row")
     numbered: dict[int, Path] = {}
     for path in paths:
         digits = path.stem.removeprefix(prefix)

@@ -8,6 +8,7 @@ plain image, audio and video formats are opened (no format that runs a program o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -84,6 +85,26 @@ def read_frames(paths: Sequence[FilePath]) -> np.ndarray:
     return _read_images(paths, formats=FRAME_FORMATS, modes=FRAME_MODES, convert_to="RGB")
 
 
+def read_frame_size(path: FilePath) -> tuple[int, int]:
+    """Width and height of a frame in pixels, from its header; nothing is decoded.
+
+    Raises:
+        MediaError: if the header cannot be read, or the image has too many pixels or another format than a frame.
+    """
+    with _open_image(path, formats=FRAME_FORMATS, modes=FRAME_MODES) as image:
+        return image.size
+
+
+def read_mask_size(path: FilePath) -> tuple[int, int]:
+    """Width and height of a mask in pixels, from its header; nothing is decoded.
+
+    Raises:
+        MediaError: if the header cannot be read, or the image has too many pixels or another format than a mask.
+    """
+    with _open_image(path, formats=MASK_FORMATS, modes=MASK_MODES) as image:
+        return image.size
+
+
 def read_masks(paths: Sequence[FilePath]) -> np.ndarray:
     """Read a clip's masks: what is not 0 is object, be it a grey level (255), a bit or a palette index.
 
@@ -112,20 +133,28 @@ def read_waveform(path: FilePath, *, sampling_rate: int = SAMPLING_RATE) -> np.n
     Raises:
         MediaError: if the file cannot be read, is empty, too long, cut off, or holds values that are not finite.
     """
-    _check_is_file(path)
-    try:
-        with soundfile.SoundFile(os.fspath(path)) as file:
-            if file.format not in AUDIO_FORMATS:
-                raise MediaError(f"the audio {path} is {file.format}: expected {', '.join(AUDIO_FORMATS)}, convert it")
-            _check_sampling_rate(file.samplerate, path)
-            _check_length(file.frames / file.samplerate, path)
-            _check_not_cut_off(file, path)
-            source_rate = file.samplerate
-            blocks = [block.mean(axis=1) for block in file.blocks(AUDIO_BLOCK, dtype="float32", always_2d=True)]
-    except soundfile.SoundFileError as error:
-        raise MediaError(f"cannot read the audio {path}: {error}; replace the file or drop the row") from error
+    with _open_audio(path) as file:
+        source_rate = file.samplerate
+        blocks = list(_mono_blocks(file))
     mono = np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
     return _finish_waveform(mono, path, source_rate=source_rate, sampling_rate=sampling_rate)
+
+
+def check_audio(path: FilePath) -> None:
+    """Decode an audio file block by block and drop it: refuses what `read_waveform` refuses, in little memory.
+
+    Raises:
+        MediaError: as `read_waveform`.
+    """
+    num_samples = 0
+    first = np.zeros(0, dtype=np.float32)
+    with _open_audio(path) as file:
+        for block in _mono_blocks(file):
+            _check_values(block, path)
+            first = block if num_samples == 0 else first
+            num_samples += block.size
+        if num_samples <= AUDIO_BLOCK:  # so short that it may be empty, or be resampled to nothing
+            _finish_waveform(first, path, source_rate=file.samplerate, sampling_rate=SAMPLING_RATE)
 
 
 def read_video(path: FilePath, *, fps: float, require_audio: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
@@ -232,7 +261,7 @@ def _read_images(
                 f"{paths[0]} has {_size_text(images[0])} pixels but {path} has {_size_text(images[-1])}: "
                 "give all images of a clip one size"
             )
-        _check_clip_pixels(len(paths) * images[0].shape[0] * images[0].shape[1], path)
+        check_clip_pixels(len(paths) * images[0].shape[0] * images[0].shape[1], path)
     return np.stack(images)
 
 
@@ -240,11 +269,18 @@ def _read_image(
     path: FilePath, *, formats: tuple[str, ...], modes: tuple[str, ...], convert_to: str | None
 ) -> np.ndarray:
     """Read one image into (H, W) or (H, W, 3); nothing is decoded before the header was checked."""
+    with _open_image(path, formats=formats, modes=modes) as image:
+        return np.asarray(image.convert(convert_to) if convert_to else image)
+
+
+@contextlib.contextmanager
+def _open_image(path: FilePath, *, formats: tuple[str, ...], modes: tuple[str, ...]) -> Iterator[Image.Image]:
+    """An image whose header was checked; damage that shows while it is decoded is a `MediaError`, too."""
     _check_is_file(path)
     try:
         with Image.open(path, formats=formats) as image:
             _check_image_header(image, path, modes=modes)
-            return np.asarray(image.convert(convert_to) if convert_to else image)
+            yield image
     except MediaError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -263,6 +299,28 @@ def _check_image_header(image: Image.Image, path: FilePath, *, modes: tuple[str,
         )
     if image.mode not in modes:
         raise MediaError(f"the image {path} has mode {image.mode}: expected one of {', '.join(modes)}, convert it")
+
+
+@contextlib.contextmanager
+def _open_audio(path: FilePath) -> Iterator[soundfile.SoundFile]:
+    """An audio file whose header was checked; damage that shows while it is decoded is a `MediaError`, too."""
+    _check_is_file(path)
+    try:
+        with soundfile.SoundFile(os.fspath(path)) as file:
+            if file.format not in AUDIO_FORMATS:
+                raise MediaError(f"the audio {path} is {file.format}: expected {', '.join(AUDIO_FORMATS)}, convert it")
+            _check_sampling_rate(file.samplerate, path)
+            _check_length(file.frames / file.samplerate, path)
+            _check_not_cut_off(file, path)
+            yield file
+    except soundfile.SoundFileError as error:
+        raise MediaError(f"cannot read the audio {path}: {error}; replace the file or drop the row") from error
+
+
+def _mono_blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    """The mean of the channels, (n,) float32 at a time."""
+    for block in file.blocks(AUDIO_BLOCK, dtype="float32", always_2d=True):
+        yield block.mean(axis=1)
 
 
 def _check_sampling_rate(sampling_rate: int, path: FilePath) -> None:
@@ -287,7 +345,8 @@ def _check_length(seconds: float, path: FilePath) -> None:
         raise MediaError(f"{path} is {seconds:.0f} s long: the limit is {MAX_SECONDS} s, cut it into clips")
 
 
-def _check_clip_pixels(num_pixels: int, path: FilePath) -> None:
+def check_clip_pixels(num_pixels: int, path: FilePath) -> None:
+    """Refuse a clip whose frames up to `path` hold more than `MAX_CLIP_PIXELS` pixels together."""
     if num_pixels > MAX_CLIP_PIXELS:
         raise MediaError(
             f"the frames up to {path} have {num_pixels} pixels together: the limit is {MAX_CLIP_PIXELS}, "
@@ -304,15 +363,20 @@ def _finish_waveform(mono: np.ndarray, path: FilePath, *, source_rate: int, samp
     """Check a decoded mono waveform (N,) and bring it to `sampling_rate`."""
     if mono.size == 0:
         raise MediaError(f"the audio of {path} is empty: replace the file or drop the row")
+    _check_values(mono, path)
+    waveform = soxr.resample(mono, source_rate, sampling_rate, quality="HQ")
+    if waveform.size == 0:
+        raise MediaError(f"the audio of {path} is shorter than one sample at {sampling_rate} Hz: replace the file")
+    return np.clip(waveform, -1.0, 1.0).astype(np.float32, copy=False)
+
+
+def _check_values(mono: np.ndarray, path: FilePath) -> None:
+    """Refuse a decoded mono waveform (N,), N > 0, whose values are no audio."""
     if not np.isfinite(mono).all():
         raise MediaError(f"the audio of {path} holds values that are not finite: replace the file or drop the row")
     peak = float(np.abs(mono).max())
     if peak > MAX_PEAK:
         raise MediaError(f"the audio of {path} has a peak of {peak:g}: expected values in [-1, 1], scale it")
-    waveform = soxr.resample(mono, source_rate, sampling_rate, quality="HQ")
-    if waveform.size == 0:
-        raise MediaError(f"the audio of {path} is shorter than one sample at {sampling_rate} Hz: replace the file")
-    return np.clip(waveform, -1.0, 1.0).astype(np.float32, copy=False)
 
 
 def _open_video(path: FilePath) -> av.container.InputContainer:
@@ -332,7 +396,7 @@ def _decode_frames(container: av.container.InputContainer, path: FilePath, *, fp
         if frames and picture.shape != frames[0].shape:
             raise MediaError(f"the video {path} changes its size: re-encode it to one size")
         frames.append(picture)
-        _check_clip_pixels(len(frames) * picture.shape[0] * picture.shape[1], path)
+        check_clip_pixels(len(frames) * picture.shape[0] * picture.shape[1], path)
     if not frames:
         raise MediaError(f"the video {path} has no frames: replace the file")
     return np.stack(frames)

@@ -43,10 +43,11 @@ METADATA_FILE = "metadata.csv"
 METADATA_COLUMNS = ("uid", "split", "fid", "exp")
 UNFINISHED_SPLIT = "TODO"  # 25 rows of the official file that its authors never assigned
 CROSSED_AUDIO_PREFIX = "null_c-"
+NULL_PREFIXES = (CROSSED_AUDIO_PREFIX, "null_m-")  # crossed and muted audio
 
 
 @dataclasses.dataclass(frozen=True)
-class _Row(Row):
+class MetadataRow(Row):
     """One line of metadata.csv."""
 
     fid: str
@@ -55,6 +56,11 @@ class _Row(Row):
     def media_id(self) -> str:
         """The uid without category and number, null prefix kept."""
         return self.uid.rsplit("_", 2)[0]
+
+    @property
+    def is_null(self) -> bool:
+        """Whether the reference points at nothing, so that the true masks are empty."""
+        return self.category == NULL_CATEGORY
 
 
 def load_ref_avs(
@@ -87,7 +93,7 @@ def load_ref_avs(
     if num_frames is not None and num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}: expected a positive number, or None for any")
     path = Path(root) / METADATA_FILE
-    rows = _read_metadata(path)
+    rows = read_metadata(path)
     build = functools.partial(_build_sample, BenchmarkFiles(Path(root)), fps=fps, num_frames=num_frames)
     samples = collect_samples(
         rows_of_split(_drop_unfinished(rows, path), split, path=path), build, split=split, on_missing=on_missing
@@ -95,21 +101,44 @@ def load_ref_avs(
     return add_chains(samples, chains, rows)
 
 
-def _read_metadata(path: Path) -> list[_Row]:
-    """All rows of metadata.csv, those of unfinished splits included, so that `row` counts the file's own rows."""
+def read_metadata(path: Path, *, malformed: dict[int, str] | None = None) -> list[MetadataRow]:
+    """All rows of metadata.csv, those of unfinished splits included, so that `row` counts the file's own rows.
+
+    Args:
+        path: the CSV file.
+        malformed: takes the trouble of each row that cannot be parsed, by the row's number, and the row is left out;
+            None makes the first such row an error.
+
+    Raises:
+        DatasetError: as `read_table`, or if a uid has another form than <id>_<category>_<number>.
+    """
     table = read_table(
-        path, METADATA_COLUMNS, header="vid,uid,split,fid,exp", layout=f"{METADATA_FILE}, media/ and gt_mask/"
+        path,
+        METADATA_COLUMNS,
+        header="vid,uid,split,fid,exp",
+        layout=f"{METADATA_FILE}, media/ and gt_mask/",
+        malformed=malformed,
     )
-    return [_parse_row(fields, row=row, path=path) for row, fields in enumerate(table)]
+    rows: list[MetadataRow] = []
+    for row, fields in enumerate(table):
+        if malformed is not None and row in malformed:
+            continue
+        try:
+            rows.append(_parse_row(fields, row=row, path=path))
+        except DatasetError as error:
+            if malformed is None:
+                raise
+            malformed[row] = str(error)
+    return rows
 
 
-def _parse_row(fields: Mapping[str, Any], *, row: int, path: Path) -> _Row:
+def _parse_row(fields: Mapping[str, Any], *, row: int, path: Path) -> MetadataRow:
     uid = fields["uid"]
     line = row + 2  # line 1 of the file is the header
     parts = uid.rsplit("_", 2)
     if len(parts) != 3 or not all(parts):
         raise DatasetError(f"{path}:{line} has the uid {uid!r}: expected <id>_<category>_<number>")
-    return _Row(
+    return MetadataRow(
         uid=uid,
         row=row,
         split=fields["split"],
@@ -120,34 +149,40 @@ def _parse_row(fields: Mapping[str, Any], *, row: int, path: Path) -> _Row:
     )
 
 
-def _drop_unfinished(rows: Sequence[_Row], path: Path) -> list[_Row]:
+def _drop_unfinished(rows: Sequence[MetadataRow], path: Path) -> list[MetadataRow]:
     finished = [row for row in rows if row.split != UNFINISHED_SPLIT]
     if len(finished) < len(rows):
         logger.warning("%s: dropped %d row(s) of split %r", path, len(rows) - len(finished), UNFINISHED_SPLIT)
     return finished
 
 
-def _build_sample(files: BenchmarkFiles, row: _Row, *, fps: float, num_frames: int | None) -> AVSample:
-    folder = files.path(row, "media", row.media_id, "frames")
-    frame_paths = files.numbered(row, folder, kind="frames", num_expected=num_frames)
+def _build_sample(files: BenchmarkFiles, row: MetadataRow, *, fps: float, num_frames: int | None) -> AVSample:
+    frame_paths = find_frames(files, row, num_frames=num_frames)
     return row.to_sample(
         media_id=row.media_id,
         fps=fps,
         frame_paths=frame_paths,
-        audio_path=_audio_path(files, row),
-        mask_paths=_mask_paths(files, row, num_frames=len(frame_paths)),
+        audio_path=find_audio(files, row),
+        mask_paths=find_masks(files, row, num_frames=len(frame_paths)),
     )
 
 
-def _mask_paths(files: BenchmarkFiles, row: _Row, *, num_frames: int) -> tuple[str, ...]:
-    """Masks in time order; none for a null row that ships none."""
+def find_frames(files: BenchmarkFiles, row: MetadataRow, *, num_frames: int | None) -> tuple[str, ...]:
+    """The row's frames in time order, `num_frames` of them (None: any number); raises as `BenchmarkFiles.numbered`."""
+    folder = files.path(row, "media", row.media_id, "frames")
+    return files.numbered(row, folder, kind="frames", num_expected=num_frames)
+
+
+def find_masks(files: BenchmarkFiles, row: MetadataRow, *, num_frames: int | None) -> tuple[str, ...]:
+    """As `find_frames`, the masks; none for a null row that ships none."""
     folder = files.path(row, "gt_mask", row.media_id, f"fid_{row.fid}")
-    if row.category == NULL_CATEGORY and not list_images(folder, "masks"):
+    if row.is_null and not list_images(folder, "masks"):
         return ()
     return files.numbered(row, folder, kind="masks", num_expected=num_frames)
 
 
-def _audio_path(files: BenchmarkFiles, row: _Row) -> str:
+def find_audio(files: BenchmarkFiles, row: MetadataRow) -> str:
+    """The clip's audio file; raises as `BenchmarkFiles.audio`."""
     # Where both files exist, the one in media_cross is the crossed audio that makes the reference null.
     is_crossed = row.media_id.startswith(CROSSED_AUDIO_PREFIX)
     if is_crossed and files.path(row, "media_cross", row.media_id, "audio.wav").is_file():

@@ -12,9 +12,12 @@ from PIL import Image
 from aurora_rl.data import media
 from aurora_rl.data.media import (
     MediaError,
+    check_audio,
     load_clip,
     loudness_dbfs,
+    read_frame_size,
     read_frames,
+    read_mask_size,
     read_masks,
     read_video,
     read_waveform,
@@ -248,6 +251,38 @@ def test_audio_longer_than_an_hour_is_refused_by_its_header(tmp_path: Path) -> N
 
 
 # Loudness
+
+
+@pytest.mark.parametrize(
+    ("values", "rate"),
+    [
+        (np.zeros(0), 16_000),
+        (np.zeros(1), 192_000),  # resampled to nothing
+        (np.full(media.AUDIO_BLOCK + 1, np.inf), 16_000),
+        (np.append(np.zeros(media.AUDIO_BLOCK), 5.0), 16_000),  # too loud in its second block
+    ],
+)
+def test_audio_is_checked_for_all_that_reading_it_refuses(tmp_path: Path, values: np.ndarray, rate: int) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, values, rate, "FLOAT")
+    with pytest.raises(MediaError) as read_error:
+        read_waveform(path)
+    with pytest.raises(MediaError) as check_error:
+        check_audio(path)
+    assert str(check_error.value) == str(read_error.value)
+
+
+@pytest.mark.parametrize("num_samples", [1, media.AUDIO_BLOCK, media.AUDIO_BLOCK + 1])
+def test_audio_that_can_be_read_passes_the_check(tmp_path: Path, num_samples: int) -> None:
+    soundfile.write(tmp_path / "a.wav", np.full((num_samples, 2), 0.5), 16_000)
+    assert read_waveform(tmp_path / "a.wav").size == num_samples
+    check_audio(tmp_path / "a.wav")
+
+
+def test_sizes_come_from_headers_and_are_width_and_height(tmp_path: Path) -> None:
+    write_png_header(tmp_path / "a.png", width=40, height=30)  # its pixels could not be decoded
+    assert read_frame_size(tmp_path / "a.png") == (40, 30)
+    assert read_mask_size(tmp_path / "a.png") == (40, 30)
 
 
 def test_a_full_scale_sine_is_3_01_dbfs_below_a_square_wave() -> None:
