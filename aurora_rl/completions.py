@@ -11,9 +11,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from aurora_rl.prompts import NULL_CATEGORY, SEG_TOKEN, STEP_LABELS
+from aurora_rl.prompts import FINAL_SENTENCE, NULL_CATEGORY, SEG_TOKEN, STEP_LABELS
 
-_FINAL_SENTENCE = f"It is {SEG_TOKEN}."
 _STEP_OF_LABEL = {label: step for step, label in STEP_LABELS.items()}
 _LABEL = re.compile(rf"^[ \t]*({'|'.join(map(re.escape, STEP_LABELS.values()))})", re.MULTILINE)
 # A sentence cut off by the length limit is no claim: "the target is the man" may have become "the mandolin".
@@ -99,7 +98,7 @@ def parse_completion(text: str) -> ParsedCompletion:
         category=targets[-1] if targets else None,
         targets=targets,
         num_seg=text.count(SEG_TOKEN),
-        ends_with_seg=text.rstrip().endswith(_FINAL_SENTENCE),
+        ends_with_seg=text.rstrip().endswith(FINAL_SENTENCE),
         seen=_perceived(steps.get("look", ""), verb="see"),
         heard=_perceived(steps.get("listen", ""), verb="hear"),
     )

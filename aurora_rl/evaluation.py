@@ -106,8 +106,8 @@ def score_completion(
         category=parsed.category,
         format=_format_score(parsed),
         category_correct=_category_score(parsed, sample),
-        see=_see_score(parsed, sample),
-        hear=_hear_score(parsed, sample),
+        see=see_score(parsed, sample),
+        hear=hear_score(parsed, sample),
         clip=score_clip(mask_probs, gt_masks, preset=preset),
         pred_masks=encode_masks((own_probs > MASK_THRESHOLD).cpu().numpy()),
         preset_masks=encode_masks((preset_probs > PRESETS[preset].j_threshold).cpu().numpy()),
@@ -183,7 +183,8 @@ def _category_score(parsed: ParsedCompletion, sample: AVSample) -> float:
     return float(parsed.category == normalise_category(sample.category))
 
 
-def _see_score(parsed: ParsedCompletion, sample: AVSample) -> float | None:
+def see_score(parsed: ParsedCompletion, sample: AVSample) -> float | None:
+    """1 if the chain names exactly the objects in view, each once, otherwise 0; None where the truth is unknown."""
     if sample.seen is None:
         return None
     named = parsed.seen
@@ -192,7 +193,8 @@ def _see_score(parsed: ParsedCompletion, sample: AVSample) -> float | None:
     return float(set(named) == set(map(normalise_category, sample.seen)))
 
 
-def _hear_score(parsed: ParsedCompletion, sample: AVSample) -> float | None:
+def hear_score(parsed: ParsedCompletion, sample: AVSample) -> float | None:
+    """1 if the chain names exactly the sounds, in order of onset, otherwise 0; None where the truth is unknown."""
     if sample.heard is None:
         return None
     return float(parsed.heard == tuple(map(normalise_category, sample.heard)))

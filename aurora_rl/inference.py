@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from accelerate.utils import is_peft_model
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from trl.trainer.utils import pad
 
@@ -15,15 +14,11 @@ from aurora_rl.data.sample import AVSample
 from aurora_rl.models.batch import EncodedSample, SampleEncoder, collate_frames, distinct_media
 from aurora_rl.models.seg_tokens import find_seg
 from aurora_rl.models.segmentation import (
-    install_mask_forward,
     row_mask_logits,
     shared_media,
     without_projection,
 )
-from aurora_rl.prompts import SEG_TOKEN
-
-#: What `append_seg` closes a completion with.
-FINAL_SENTENCE = f" It is {SEG_TOKEN}."
+from aurora_rl.prompts import FINAL_SENTENCE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +84,6 @@ class Predictor:
         self.max_completion_length = max_completion_length
         self.batch_size = batch_size
         self.append_seg = append_seg
-        install_mask_forward(model.get_base_model() if is_peft_model(model) else model)
 
     def predict(
         self, samples: Iterable[AVSample], *, num_samples: int | None = None, temperature: float = 1.0, seed: int = 0
@@ -145,7 +139,9 @@ class Predictor:
         if not self.append_seg:
             return completion_ids
         tokenizer = self.encode.tokenizer
-        closing = torch.tensor(tokenizer(FINAL_SENTENCE, add_special_tokens=False).input_ids, device=self.model.device)
+        closing = torch.tensor(
+            tokenizer(f" {FINAL_SENTENCE}", add_special_tokens=False).input_ids, device=self.model.device
+        )
         return [
             ids if (ids == self.seg_token_id).any() else torch.cat([ids[ids != tokenizer.eos_token_id], closing])
             for ids in completion_ids

@@ -9,6 +9,8 @@ from typing import Any
 
 SEG_TOKEN = "[SEG]"
 NULL_CATEGORY = "null"
+#: How every answer ends.
+FINAL_SENTENCE = f"It is {SEG_TOKEN}."
 
 #: The steps before the answer, in the order they must appear (paper, figure of the reasoning pipeline).
 REASONING_STEPS = ("look", "listen", "read")
@@ -29,8 +31,8 @@ DEFAULT_INSTRUCTION = (
 def answer_for(category: str) -> str:
     """The final sentence pair of a completion, `NULL_CATEGORY` meaning that nothing is referred to."""
     if category == NULL_CATEGORY:
-        return f"there is no such target. It is {SEG_TOKEN}."
-    return f"the target is the {category}. It is {SEG_TOKEN}."
+        return f"there is no such target. {FINAL_SENTENCE}"
+    return f"the target is the {category}. {FINAL_SENTENCE}"
 
 
 def render_chain(steps: Mapping[str, str], answer: str) -> str:

@@ -32,6 +32,7 @@ from trl.trainer.utils import add_fused_lm_head, pad
 
 from aurora_rl.completions import ParsedCompletion, completion_text, normalise_category, parse_completion
 from aurora_rl.data.sample import AVSample
+from aurora_rl.evaluation import hear_score, see_score
 from aurora_rl.losses import mask_loss
 from aurora_rl.metrics import mask_iou
 from aurora_rl.models.batch import EncodedSample, SampleEncoder, collate_frames, distinct_media
@@ -283,12 +284,10 @@ class AuroraGRPOTrainer(GRPOTrainer):
             kind = _kind(sample)
             self._log_metric(f"iou/{kind}", value)
             self._log_metric(f"category/{kind}", float(correct))
-            if sample.seen is not None:
-                seen = {normalise_category(name) for name in sample.seen}
-                self._log_metric("chain/see", float(p.seen is not None and sorted(p.seen) == sorted(seen)))
-            if sample.heard is not None:
-                heard = tuple(normalise_category(name) for name in sample.heard)
-                self._log_metric("chain/hear", float(p.heard == heard))
+            if (see := see_score(p, sample)) is not None:
+                self._log_metric("chain/see", see)
+            if (hear := hear_score(p, sample)) is not None:
+                self._log_metric("chain/hear", hear)
 
     def _log_rewards_by_type(self, rewards_per_func: torch.Tensor) -> None:
         start = self.accelerator.process_index * len(self._rows)
