@@ -110,7 +110,7 @@ def test_a_missing_function_is_named_with_those_there_are():
 
 
 @pytest.mark.parametrize(
-    ("attribute", "kind"), [("_FINAL_SENTENCE", "str"), ("ParsedCompletion", "type")], ids=["value", "class"]
+    ("attribute", "kind"), [("FINAL_SENTENCE", "str"), ("ParsedCompletion", "type")], ids=["value", "class"]
 )
 def test_what_is_no_function_is_refused(attribute, kind):
     with pytest.raises(RewardError, match=f"is a {kind}, expected a function"):
