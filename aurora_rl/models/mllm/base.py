@@ -54,10 +54,18 @@ class MLLMFamily(abc.ABC):
     tower_names: ClassVar[tuple[str, ...]]
     #: Regular expression of the decoder's projections that LoRA adapts.
     lora_target_modules: ClassVar[str]
+    #: What stands before a weight's name in the layout that vLLM loads.
+    engine_prefix: ClassVar[str]
+    #: Our model class inside vLLM, see `rollout.plugin`.
+    engine_architecture: ClassVar[str]
 
     @abc.abstractmethod
     def config_from(self, config: PretrainedConfig) -> PretrainedConfig:
         """The part of a hub checkpoint's config that `model_class` is built from."""
+
+    @abc.abstractmethod
+    def engine_config(self, config: PretrainedConfig) -> PretrainedConfig:
+        """The config of the full checkpoint that vLLM loads, from that of `model_class`."""
 
     @abc.abstractmethod
     def multimodal_token_ids(self, config: PretrainedConfig) -> list[int]:

@@ -13,7 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from qwen_vl_utils import process_vision_info
-from transformers import PretrainedConfig, ProcessorMixin, Qwen2_5OmniThinkerForConditionalGeneration
+from transformers import (
+    PretrainedConfig,
+    ProcessorMixin,
+    Qwen2_5OmniConfig,
+    Qwen2_5OmniThinkerForConditionalGeneration,
+)
 
 from aurora_rl.models.mllm.base import EncodedPrompt, EnginePrompt, MLLMFamily
 from aurora_rl.models.segmentation import BackboneView, SegmentationMixin
@@ -73,9 +78,17 @@ class Qwen2_5OmniFamily(MLLMFamily):
     model_class = AuroraQwen2_5Omni
     tower_names = ("visual", "audio_tower")
     lora_target_modules = r"model\.layers\.\d+\.self_attn\.(q_proj|v_proj)"
+    engine_prefix = "thinker."
+    engine_architecture = "AuroraQwen2_5OmniForConditionalGeneration"
 
     def config_from(self, config: PretrainedConfig) -> PretrainedConfig:
         return getattr(config, "thinker_config", config)
+
+    def engine_config(self, config: PretrainedConfig) -> PretrainedConfig:
+        thinker_config = {name: value for name, value in config.to_dict().items() if name != "segmenter"}
+        full = Qwen2_5OmniConfig(thinker_config=thinker_config, enable_audio_output=False)
+        full.architectures = ["Qwen2_5OmniForConditionalGeneration"]
+        return full
 
     def multimodal_token_ids(self, config: PretrainedConfig) -> list[int]:
         names = ("audio", "image", "video", "audio_start", "audio_end", "vision_start", "vision_end")
