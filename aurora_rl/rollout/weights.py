@@ -70,10 +70,10 @@ def _layers(module: nn.Module, prefix: str, skipped: set[str], gather: Gather) -
     if isinstance(module, BaseTunerLayer):
         yield from _merged(module, prefix, gather)
         return
-    parameters = dict(module.named_parameters(recurse=False))
-    with gather(list(parameters.values())):
-        for name, parameter in parameters.items():
-            yield prefix + name, _whole(parameter)
+    if parameters := dict(module.named_parameters(recurse=False)):
+        with gather(list(parameters.values())):
+            for name, parameter in parameters.items():
+                yield prefix + name, _whole(parameter)
     for name, child in module.named_children():
         if name not in skipped:
             # torch's activation checkpointing puts a wrapper of that name around a layer

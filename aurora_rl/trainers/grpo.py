@@ -75,6 +75,7 @@ class AuroraGRPOTrainer(GRPOTrainer):
 
     args: AuroraGRPOConfig
     _name = "Aurora GRPO"
+    _last_loaded_step: int  # the step whose weights vLLM has
 
     def __init__(
         self,
@@ -375,7 +376,7 @@ class AuroraGRPOTrainer(GRPOTrainer):
         args = self.args
         self.vllm_generation = AuroraVLLMGeneration(
             LoadedModel(self.model, self.encode.processor, self.encode.family, self.seg_token_id),
-            engine_kwargs=args.vllm_engine_kwargs,
+            engine_kwargs=args.engine_kwargs,
             request_timeout_s=args.vllm_request_timeout_s,
             accelerator=self.accelerator,
             processing_class=self.processing_class,
@@ -400,7 +401,7 @@ class AuroraGRPOTrainer(GRPOTrainer):
             logprobs=0,
             generation_kwargs=args.generation_kwargs,
         )
-        self._last_loaded_step: int = -1  # the step whose weights vLLM has
+        self._last_loaded_step = -1
         self._turns: dict[bool, tuple[int, int]] = {}
 
     def _install_reference(self, reference: PreTrainedModel) -> None:

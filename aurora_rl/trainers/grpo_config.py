@@ -56,13 +56,17 @@ class AuroraGRPOConfig(GRPOConfig):
         # Media are read by the columns that TRL would drop.
         self.remove_unused_columns = False
         super().__post_init__()
-        if isinstance(self.vllm_engine_kwargs, str):
-            self.vllm_engine_kwargs = json.loads(self.vllm_engine_kwargs)
         if self.mask_loss_on not in MASK_LOSS_ON:
             raise ValueError(f"mask_loss_on={self.mask_loss_on!r}: choose one of {MASK_LOSS_ON}")
         if self.use_vllm:
             self._check_vllm()
         self._check_checkpoint_boundary()
+
+    @property
+    def engine_kwargs(self) -> dict[str, Any]:
+        """`vllm_engine_kwargs` as a dictionary; the command line gives JSON."""
+        given = self.vllm_engine_kwargs
+        return json.loads(given) if isinstance(given, str) else given or {}
 
     def _check_vllm(self) -> None:
         if self.vllm_model_impl != "vllm":

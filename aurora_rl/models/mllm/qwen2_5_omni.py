@@ -66,6 +66,56 @@ class AuroraQwen2_5Omni(SegmentationMixin, Qwen2_5OmniThinkerForConditionalGener
         outputs.last_hidden_state = torch.cat([clips[i] for i in self.media_index])
         return outputs
 
+    def get_rope_index(
+        self,
+        input_ids: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        use_audio_in_video: bool = False,
+        audio_seqlens: torch.Tensor | None = None,
+        second_per_grids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the thinker's, which is told by the ids whose sound lies between the frames.
+
+        Args:
+            use_audio_in_video: not read; a flag for the whole batch could contradict its rows in silence.
+        """
+        if input_ids is None or video_grid_thw is None:
+            return super().get_rope_index(
+                input_ids, image_grid_thw, video_grid_thw, attention_mask, False, audio_seqlens, second_per_grids
+            )
+        starts = input_ids[:, :-1] == self.config.vision_start_token_id
+        followed_by = {
+            name: (starts & (input_ids[:, 1:] == getattr(self.config, f"{name}_token_id"))).sum(1).tolist()
+            for name in ("image", "video", "audio_start")
+        }
+        interleaved = [count > 0 for count in followed_by["audio_start"]]
+        num_videos = [sum(counts) for counts in zip(followed_by["video"], followed_by["audio_start"], strict=True)]
+        num_audios = (input_ids == self.config.audio_start_token_id).sum(1).tolist()
+        if len(set(interleaved)) == 1:
+            return super().get_rope_index(
+                input_ids,
+                image_grid_thw,
+                video_grid_thw,
+                attention_mask,
+                interleaved[0],
+                audio_seqlens,
+                second_per_grids,
+            )
+        rows = zip(
+            input_ids.split(1),
+            _split_rows(image_grid_thw, followed_by["image"]),
+            _split_rows(video_grid_thw, num_videos),
+            [None] * len(input_ids) if attention_mask is None else attention_mask.split(1),
+            interleaved,
+            _split_rows(audio_seqlens, num_audios),
+            _split_rows(second_per_grids, num_videos),
+            strict=True,
+        )
+        position_ids, deltas = zip(*(super(AuroraQwen2_5Omni, self).get_rope_index(*row) for row in rows), strict=True)
+        return torch.cat(position_ids, dim=1), torch.cat(deltas)
+
     @property
     def base_model(self) -> Any:
         """Multimodal merge + decoder without `lm_head`; the thinker's own `base_model` is the thinker itself."""
@@ -151,6 +201,11 @@ class Qwen2_5OmniFamily(MLLMFamily):
                 tensors = [torch.nn.functional.pad(t, (0, longest - t.size(-1))) for t in tensors]
             batch[name] = torch.cat(tensors if name in TOWER_INPUTS else [tensors[i] for i in media_index])
         return batch
+
+
+def _split_rows(values: torch.Tensor | None, counts: list[int]) -> Sequence[torch.Tensor | None]:
+    """The media's values of a batch, as many for each row as it has media."""
+    return [None] * len(counts) if values is None else values.split(counts)
 
 
 def _engine_media(
