@@ -36,6 +36,7 @@ from aurora_rl.trainers.sft_config import AuroraSFTConfig
 
 BENCHMARK = SyntheticConfig(train=8, val=1, test_s=1, test_u=0, test_n=1, rows_per_clip=1)
 SIZE = TinyOmniConfig(hidden_size=256, num_layers=8, num_heads=8, tower_size=64)
+BATCH_SIZE = 8
 SEGMENTER = {"type": "dot", "image_size": 64, "width": 32}
 FROZEN_TOWERS = {"freeze": ["visual", "audio_tower"]}
 
@@ -72,7 +73,7 @@ def measure(setting: str, model: Path, data_args: DataArguments) -> tuple[Measur
     """Estimate and measurement of one setting."""
     model_options, options = SETTINGS[setting]
     model_args = ModelArguments(model=str(model), lora_dropout=0.0, **model_options)
-    samples = load_split(data_args, data_args.train_split)
+    samples = load_split(data_args, data_args.train_split)[:BATCH_SIZE]
     trainer = build_trainer(model_args, data_args, samples, model, **options)
     watch = StepWatch(trainer)
     trainer.add_callback(watch)
@@ -91,7 +92,7 @@ def build_trainer(
     """As recipes/sft.py does, for two steps."""
     loaded = assemble_model(model_args)
     common = {"max_steps": 2, "save_strategy": "no", "report_to": "none", "use_cpu": True, "bf16": False}
-    batch = {"per_device_train_batch_size": 8, "gradient_checkpointing": False, "disable_tqdm": True}
+    batch = {"per_device_train_batch_size": BATCH_SIZE, "gradient_checkpointing": False, "disable_tqdm": True}
     args = AuroraSFTConfig(output_dir=str(folder / "out"), **{**common, **batch, **options})
     encode = assemble_encoder(data_args, loaded, samples)
     return AuroraSFTTrainer(

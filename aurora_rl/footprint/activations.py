@@ -27,7 +27,7 @@ from aurora_rl.models.segmenters import Segmenter
 #: Bytes that a tower's layer of half precision keeps for each token and unit of width (Korthikanti et al. 2022, eq. 1).
 TOWER_LAYER_BYTES = 34
 #: Float32 copies of a tile of logits that TRL's LM head has alive at once where it runs without Triton.
-FOLDED_TILES = 7
+FOLDED_TILES = 7.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _lm_head_bytes(meta: MetaModel, work: Workload, dtype: torch.dtype, *, is_gp
     tokens = work.rows * (work.completion_tokens if is_gpu else work.length)
     rows = min(tokens, TOKEN_CHUNK_SIZE)
     tile = rows * _CHUNKED_LOGPROB_CHUNK_SIZE * dtype.itemsize
-    copies = 0 if is_gpu else FOLDED_TILES * rows * min(vocab_size, _CHUNKED_LOGPROB_CHUNK_SIZE)
+    copies = 0 if is_gpu else round(FOLDED_TILES * rows * min(vocab_size, _CHUNKED_LOGPROB_CHUNK_SIZE))
     gradients = tokens * width + is_trained * vocab_size * width
     return tile + (copies + gradients) * torch.float32.itemsize
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from aurora_rl.footprint.launch import Launch
 from aurora_rl.models.loading import SegmentationLoraConfig, freeze, read_model_config
 from aurora_rl.models.mllm import MLLMFamily
 from aurora_rl.models.quantization import is_quantized
+from aurora_rl.models.segmenters import complete_segmenter_config
 from aurora_rl.models.sharding import loading_whole
 
 TOWERS, LANGUAGE_MODEL, LORA, HEAD = "towers", "language model", "LoRA", "mask head"
@@ -89,9 +91,12 @@ def build_meta_model(args: ModelArguments, launch: Launch, *, half: torch.dtype 
     """
     adapter_file = find_adapter_config_file(args.model)
     adapter = json.loads(Path(adapter_file).read_text()) if adapter_file else {}
-    family, config, _ = read_model_config(
+    family, config, is_new = read_model_config(
         adapter.get("base_model_name_or_path", args.model), adapter.get("segmenter") or args.segmenter
     )
+    if is_new:
+        with contextlib.suppress(OSError):  # out of reach; the decoders of all published SAMs are alike
+            config.segmenter = complete_segmenter_config(config.segmenter)
     # As a plain constructor call would do under ZeRO-3; nothing here has content that could be spread.
     with loading_whole(), torch.device("meta"):
         model = family.model_class(config).to(_dtype_of(args, config.dtype))
@@ -117,7 +122,9 @@ def _with_adapter(
 ) -> PreTrainedModel | PeftModel:
     """LoRA as PEFT and TRL add it: in float32, except that TRL keeps the model's dtype under ZeRO-3."""
     if adapter:
-        return get_peft_model(model, SegmentationLoraConfig(**adapter))
+        return get_peft_model(
+            model, SegmentationLoraConfig(**{**adapter, "inference_mode": False, "base_model_name_or_path": None})
+        )
     if not args.use_peft:
         return model
     config = lora_config(args, family, model.config.segmenter)
