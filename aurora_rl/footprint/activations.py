@@ -160,7 +160,8 @@ def _lm_head_bytes(meta: MetaModel, work: Workload, dtype: torch.dtype, *, is_gp
 
 
 def _mask_bytes(meta: MetaModel, work: Workload) -> int:
-    decoder: Segmenter = meta.base.seg_head.mask_decoder
+    decoder: Segmenter = copy.deepcopy(meta.base.seg_head.mask_decoder)
+    decoder.to(next(decoder.parameters()).dtype)  # buffers, too; autocast would see to them
     frames, prompts = work.clips * work.frames, -(-work.rows // work.clips)
     inputs = frames * torch.Size(decoder.frame_shape).numel() * torch.float32.itemsize
     chunk = decoder._frames_per_chunk(frames, prompts)
@@ -171,7 +172,6 @@ def _mask_bytes(meta: MetaModel, work: Workload) -> int:
 
 def _run_mask_decoder(decoder: Segmenter, frames: int, prompts: int) -> tuple[int, int]:
     dtype = next(decoder.parameters()).dtype
-    decoder = copy.deepcopy(decoder)
     _give_gradients(decoder)
     with torch.device("meta"):
         frame_inputs = torch.empty(frames, *decoder.frame_shape, dtype=dtype)

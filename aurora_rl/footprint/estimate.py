@@ -11,7 +11,7 @@ from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.footprint.activations import estimate_activations, estimate_sampling
 from aurora_rl.footprint.flops import StepFlops, estimate_flops
 from aurora_rl.footprint.launch import Launch
-from aurora_rl.footprint.parameters import MetaModel, build_meta_model
+from aurora_rl.footprint.parameters import MetaModel, build_meta_model, total
 from aurora_rl.footprint.workload import Clips, Workload, build_workload
 from aurora_rl.models.segmenters import build_frame_encoder
 
@@ -102,7 +102,7 @@ def estimate_footprint(
         Part("activations: decoder", activations.decoder, TRAINING),
         Part("activations: towers", activations.towers, TRAINING),
         Part(f"activations: {largest}, at its peak", temporary[largest], TRAINING),
-        *_rollout_parts(meta, work, training_args, half, device_memory),
+        *_rollout_parts(meta, work, training_args, launch, half, device_memory),
     ]
     shares = {part for part in parts if launch.offloads_optimizer and part.name == "optimiser state"}
     shares |= {part for part in parts if launch.offloads_parameters and part.name.startswith("weights: ")}
@@ -140,7 +140,7 @@ def _reference_parts(meta: MetaModel, args: Any, launch: Launch) -> list[Part]:
     if not getattr(args, "beta", 0.0):
         return []
     if meta.model is meta.base:
-        return [Part("reference model", _shard(sum(part.num_bytes for part in meta.parts), launch, 3))]
+        return [Part("reference model", _shard(total(meta.parts).num_bytes, launch, 3))]
     return [Part("reference adapter", _shard(meta.trained.trained_bytes, launch, 3) * meta.has_loaded_adapter)]
 
 
@@ -166,17 +166,20 @@ def _gradient_parts(meta: MetaModel, launch: Launch) -> list[Part]:
 
 
 def _rollout_parts(
-    meta: MetaModel, work: Workload, args: Any, half: torch.dtype | None, device_memory: int | None
+    meta: MetaModel, work: Workload, args: Any, launch: Launch, half: torch.dtype | None, device_memory: int | None
 ) -> list[Part]:
     if not work.generated_rows:
         return []
     if not args.use_vllm:
         cache, prefill = estimate_sampling(meta, work, half=half)
-        return [Part("key-value cache", cache, ROLLOUTS), Part("prefill", prefill, ROLLOUTS)]
+        # TRL puts sharded weights together to sample from them, unless it is told to do so layer by layer.
+        gathered = total(meta.parts).num_bytes if launch.zero_stage == 3 and args.ds3_gather_for_generation else 0
+        sizes = {"weights gathered for sampling": gathered, "key-value cache": cache, "prefill": prefill}
+        return [Part(name, num_bytes, ROLLOUTS) for name, num_bytes in sizes.items()]
     if args.vllm_mode != "colocate":
         return []
     when = ROLLOUTS if args.vllm_enable_sleep_mode else ALWAYS
-    weights = sum(part.num_bytes for part in meta.parts) // args.vllm_tensor_parallel_size
+    weights = total(meta.parts).num_bytes // args.vllm_tensor_parallel_size
     share = round(args.vllm_gpu_memory_utilization * device_memory) if device_memory else weights
     return [Part("vLLM: its own weights and key-value cache", share, when)]
 

@@ -122,9 +122,8 @@ def _with_adapter(
 ) -> PreTrainedModel | PeftModel:
     """LoRA as PEFT and TRL add it: in float32, except that TRL keeps the model's dtype under ZeRO-3."""
     if adapter:
-        return get_peft_model(
-            model, SegmentationLoraConfig(**{**adapter, "inference_mode": False, "base_model_name_or_path": None})
-        )
+        as_trained = {**adapter, "inference_mode": False, "base_model_name_or_path": None}
+        return get_peft_model(model, SegmentationLoraConfig(**as_trained))
     if not args.use_peft:
         return model
     config = lora_config(args, family, model.config.segmenter)

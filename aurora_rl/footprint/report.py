@@ -20,7 +20,9 @@ logger = logging.getLogger(__name__)
 
 #: What makes a part smaller, by how its name begins.
 ADVICE = {
-    "weights": "load_in_4bit, ZeRO-3",
+    "weights: language model": "load_in_4bit: true with use_peft: true, or ZeRO-3",
+    "weights: ": "ZeRO-3",
+    "weights gathered": "rollouts by vLLM (use_vllm: true)",
     "half-precision": "dtype: bfloat16 with DeepSpeed",
     "reference": "LoRA (use_peft: true), or beta: 0",
     "optimiser": "LoRA (use_peft: true), ZeRO-2 on more processes, optimiser offload",
@@ -94,7 +96,7 @@ def complaint(footprint: Footprint, limit: int) -> str:
     return "\n".join(
         [
             f"this run is estimated at {_gb(footprint.peak)} for each process, and there are {_gb(limit)}. "
-            "Its largest parts, and what makes them smaller:",
+            "Its largest parts, and what makes them smaller where it is not on already:",
             *lines,
             "`aurora-rl footprint` estimates without running. If you know better: memory_limit_gb says what there is, "
             "ignore_memory_estimate: true goes on regardless.",
@@ -118,7 +120,9 @@ def render(
         lines += ["in host memory, for each process:", *_rows(footprint.host)]
     if footprint.disk:
         lines += ["on disk:", *_rows(footprint.disk)]
-    lines.append(f"estimated operations of a step, each process: {footprint.flops.total / 1e12:,.3g} TFLOP")
+    teraflop = footprint.flops.total / 1e12
+    amount = f"{teraflop:,.0f}" if teraflop >= 10 else f"{teraflop:.2g}"
+    lines.append(f"estimated operations of a step, each process: {amount} TFLOP")
     if tflops:
         seconds = footprint.flops.seconds(tflops, utilisation)
         lines[-1] += f", at least {seconds:,.2g} s at {utilisation:.0%} of {tflops:g} TFLOP/s"

@@ -49,6 +49,14 @@ def test_zero_divides_state_then_gradients_then_weights(estimate) -> None:
     assert state == 3 * gradients / 4
 
 
+def test_zero_3_puts_the_weights_together_to_sample(estimate) -> None:
+    launch = Launch(num_processes=4, zero_stage=3, is_deepspeed=True)
+    footprint = estimate(AuroraGRPOConfig, num_generations=2, launch=launch)
+    assert part(footprint, "weights gathered for sampling") == pytest.approx(4 * part(footprint, "weights: "), abs=10)
+    by_layer = estimate(AuroraGRPOConfig, num_generations=2, launch=launch, ds3_gather_for_generation=False)
+    assert part(by_layer, "weights gathered for sampling") == 0
+
+
 def test_without_deepspeed_the_state_is_two_moments_and_a_count(estimate) -> None:
     footprint = estimate()
     moments = part(footprint, "optimiser state") - 2 * part(footprint, "gradients")

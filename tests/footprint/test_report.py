@@ -40,7 +40,7 @@ def test_what_cannot_fit_stops_and_says_what_to_change(check, caplog: pytest.Log
     with pytest.raises(DoesNotFitError, match="this run is estimated at .* and there are 1.00 MB") as stop:
         check(memory_limit_gb=0.001)
     text = str(stop.value)
-    assert "gradient_checkpointing: true" in text
+    assert "a smaller per_device_train_batch_size" in text
     assert "memory_limit_gb" in text and "ignore_memory_estimate" in text
 
 
