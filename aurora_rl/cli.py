@@ -41,6 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: with code 2, from argparse, if the arguments make no sense.
     """
+    args = parse_arguments(argv)
+    return args.run(args)
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; what is not the command's own, but a recipe's, is in `options`.
+
+    Raises:
+        SystemExit: with code 2, if the arguments make no sense.
+    """
     parser = argparse.ArgumentParser(prog="aurora-rl", description="Tools of Aurora-RL.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_doctor(commands.add_parser("doctor", help="check a dataset", description=DOCTOR_HELP, formatter_class=_Help))
@@ -56,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, options = parser.parse_known_args(argv)
     if options and "options" not in args:
         parser.error(f"unrecognized arguments: {' '.join(options)}")
-    return args.run(argparse.Namespace(**{**vars(args), "options": options}))
+    args.options = options
+    return args
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

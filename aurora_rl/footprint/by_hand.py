@@ -9,7 +9,7 @@ from typing import Any
 from trl import TrlParser
 
 from aurora_rl.config import DataArguments, ModelArguments, RewardArguments
-from aurora_rl.footprint.estimate import estimate_footprint
+from aurora_rl.footprint.estimate import Footprint, estimate_footprint
 from aurora_rl.footprint.launch import Launch
 from aurora_rl.footprint.report import complaint, render
 from aurora_rl.footprint.workload import Clips
@@ -24,7 +24,16 @@ RECIPES: dict[str, tuple[Any, ...]] = {
 
 
 def estimate_recipe(args: argparse.Namespace) -> tuple[str, bool]:
-    """What there is to print, and whether it fits in `memory_limit_gb` where that is given.
+    """What there is to print, and whether it fits in `memory_limit_gb` where that is given; raises as `estimate`."""
+    footprint, limit = estimate(args)
+    text = render(footprint, limit=limit, tflops=args.tflops, utilisation=args.utilisation)
+    if limit is None or footprint.peak <= limit:
+        return text, True
+    return f"{text}\n\n{complaint(footprint, limit)}", False
+
+
+def estimate(args: argparse.Namespace) -> tuple[Footprint, int | None]:
+    """The estimate for the command's arguments, and the limit in bytes that they give.
 
     Raises:
         ValueError: for an unknown option, or arguments that make no sense.
@@ -42,10 +51,7 @@ def estimate_recipe(args: argparse.Namespace) -> tuple[str, bool]:
         clips=_clips(args, data_args),
         device_memory=limit,
     )
-    text = render(footprint, limit=limit, tflops=args.tflops, utilisation=args.utilisation)
-    if limit is None or footprint.peak <= limit:
-        return text, True
-    return f"{text}\n\n{complaint(footprint, limit)}", False
+    return footprint, limit
 
 
 def _launch(args: argparse.Namespace) -> Launch:

@@ -180,7 +180,10 @@ def _rollout_parts(
         return []
     when = ROLLOUTS if args.vllm_enable_sleep_mode else ALWAYS
     weights = total(meta.parts).num_bytes // args.vllm_tensor_parallel_size
-    share = round(args.vllm_gpu_memory_utilization * device_memory) if device_memory else weights
+    if cache := args.engine_kwargs.get("kv_cache_memory_bytes"):
+        share = weights + int(cache)
+    else:
+        share = round(args.vllm_gpu_memory_utilization * device_memory) if device_memory else weights
     return [Part("vLLM: its own weights and key-value cache", share, when)]
 
 

@@ -99,19 +99,16 @@ def test_the_peak_is_training_or_sampling_never_both(estimate) -> None:
 
 
 def test_vllm_takes_its_share_always_or_while_it_is_awake(estimate) -> None:
-    # `use_vllm` is set afterwards: the config's own checks may refuse it
     def run(**options) -> Footprint:
-        class WithVLLM(AuroraGRPOConfig):
-            def __post_init__(self) -> None:
-                super().__post_init__()
-                self.use_vllm = True
-
-        return estimate(WithVLLM, num_generations=2, vllm_gpu_memory_utilization=0.25, **options)
+        options = {"num_generations": 2, "use_vllm": True, "vllm_gpu_memory_utilization": 0.25, **options}
+        return estimate(AuroraGRPOConfig, **options)
 
     (engine,) = [p for p in run(vllm_mode="colocate").device if p.name.startswith("vLLM")]
     assert (engine.num_bytes, engine.when) == (250_000_000, "always")
     (engine,) = [p for p in run(vllm_mode="colocate", vllm_enable_sleep_mode=True).device if p.name.startswith("vLLM")]
     assert engine.when == "rollouts"
+    sized = run(vllm_mode="colocate", vllm_engine_kwargs={"kv_cache_memory_bytes": 1000})
+    assert part(sized, "vLLM") == part(sized, "weights: ") + 1000
     server = run(vllm_mode="server")
     assert part(server, "vLLM") == part(server, "key-value") == server.flops.sampling == 0
 
