@@ -2,7 +2,7 @@
 
 python tools/measure_footprint.py
 
-A model of 10 M weights, large enough to outweigh what else a step allocates, is trained for two steps in each setting.
+A model of 7 M weights, large enough to outweigh what else a step allocates, is trained for two steps in each setting.
 Weights, gradients and optimiser state are counted from the tensors themselves; the peak is that of PyTorch's CPU
 allocator during the second step, from its profiler. Takes about a minute.
 """
