@@ -128,7 +128,8 @@ def _weight_parts(meta: MetaModel, launch: Launch, half: torch.dtype | None) -> 
         layer = sum(p.numel() * p.element_size() for p in meta.base.get_decoder().layers[0].parameters())
         embeddings = meta.base.get_input_embeddings().weight
         gathered = max(layer, embeddings.numel() * embeddings.element_size())
-        parts.append(Part("weights gathered for one layer", gathered + PREFETCHED * embeddings.element_size()))
+        gathered = min(gathered + PREFETCHED * embeddings.element_size(), total(meta.parts).num_bytes)
+        parts.append(Part("weights gathered for one layer", gathered))
     if half is not None and not launch.is_deepspeed:  # autocast keeps what it has cast until the pass ends
         cast = sum(p.numel() * half.itemsize for p in matrices if p.dtype == torch.float32)
         parts.append(Part("half-precision copies of float32 weights", cast, TRAINING))
