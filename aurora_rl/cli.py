@@ -34,6 +34,10 @@ FOOTPRINT_HELP = """Estimate memory and operations of a recipe's run from its co
 Options of the recipe may follow, such as --model DIR for a folder with a config.json. Exit code 0: printed, and it
 fits where --memory_limit_gb is given, 1: it does not fit, 2: unusable arguments."""
 
+EXPORT_HELP = """Write a model as vLLM loads it: the full layout, LoRA merged, [SEG] in the tokenizer, no mask decoder.
+
+`vllm serve` starts from this folder for GRPO in server mode; see docs/vllm.md."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command and return its exit code.
@@ -63,6 +67,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
             allow_abbrev=False,  # the recipe's own options must not be taken for this command's
         )
     )
+    _add_export(
+        commands.add_parser("export", help="write a model for vLLM", description=EXPORT_HELP, formatter_class=_Help)
+    )
     args, options = parser.parse_known_args(argv)
     if options and "options" not in args:
         parser.error(f"unrecognized arguments: {' '.join(options)}")
@@ -83,6 +90,14 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strict", action="store_true", help="exit with 1 on notes, too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.set_defaults(run=run_doctor)
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="hub name or folder: a plain MLLM, a trained model or a LoRA adapter")
+    parser.add_argument("--output_dir", "-o", type=Path, required=True, help="folder that is written")
+    parser.add_argument("--to", choices=("vllm",), default="vllm", help="who reads it")
+    parser.add_argument("--dtype", default="auto", help="of the weights, such as bfloat16")
+    parser.set_defaults(run=run_export)
 
 
 def _add_footprint(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +136,19 @@ def run_doctor(args: argparse.Namespace) -> int:
     else:
         _print_report(report, args)
     return PROBLEMS if report.has_errors or (args.strict and report.problems) else CLEAN
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Write the directory that vLLM loads and return the exit code."""
+    from aurora_rl.rollout.export import export_checkpoint
+
+    try:
+        folder = export_checkpoint(args.model, args.output_dir, dtype=args.dtype)
+    except (OSError, ValueError) as error:
+        print(f"aurora-rl export: {_printable(str(error))}", file=sys.stderr)
+        return UNUSABLE
+    print(folder)
+    return CLEAN
 
 
 def run_footprint(args: argparse.Namespace) -> int:

@@ -112,6 +112,11 @@ def read_model_config(name_or_path: str, segmenter: dict[str, Any] | None) -> tu
     return family, config, own is None
 
 
+def has_segmenter(name_or_path: str) -> bool:
+    """Whether a checkpoint that is no adapter was saved with a mask decoder."""
+    return bool(PretrainedConfig.get_config_dict(name_or_path)[0].get("segmenter"))
+
+
 def prepare_vocabulary(model: PreTrainedModel, processor: ProcessorMixin, family: MLLMFamily) -> int:
     """Make `[SEG]` part of the tokenizer and multimodal tokens impossible to sample; returns the id of `[SEG]`."""
     tokenizer = processor.tokenizer
