@@ -13,6 +13,7 @@ from aurora_rl.assemble import peft_config
 from aurora_rl.config import ModelArguments
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.rollout.weights import engine_weights
+from benchmarks.vllm_parity import compare, measure, report
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -51,6 +52,27 @@ def test_all_kinds_of_prompts_give_the_policys_log_probabilities(generation, gen
     rollouts = generate(rows)
     assert [len(ids) for ids in rollouts.completion_ids] == [len(logps) for logps in rollouts.logprobs]
     assert difference(generation.model, generation.loaded, rows, rollouts) < SAME
+
+
+def test_greedy_decoding_gives_the_tokens_of_transformers(generation, make_prompts):
+    kinds = ("separate", "interleaved", "text", "separate")
+    prompts = [make_prompts(generation.loaded, kind=kinds[i % 4], seed=i, seconds=1 + i % 3) for i in range(64)]
+    agreements = measure(generation.loaded, prompts, generation, max_tokens=24)
+    parted = [agreement for agreement in agreements if not agreement.is_same]
+    assert all(abs(agreement.margin) < 1e-4 for agreement in parted)  # where rounding decides
+    assert len(parted) < 4
+    assert max(agreement.max_difference for agreement in agreements) < SAME
+
+
+def test_where_two_completions_part_is_told_with_its_margin(generation, generate, rows):
+    loaded, row = generation.loaded, rows[2]
+    rollouts = generate([row])
+    ids, logprobs = rollouts.completion_ids[0], rollouts.logprobs[0]
+    other = [*ids[:3], (ids[3] + 1) % 200, *ids[4:]]
+    agreement = compare(loaded.model, loaded, row, ids, other, logprobs)
+    assert (agreement.num_same, agreement.num_tokens) == (3, len(ids))
+    assert agreement.margin > 0
+    assert f"clip 0 parts at token 3 of {len(ids)}: a margin of" in report([agreement])
 
 
 def test_vllms_own_positions_of_interleaved_prompts_are_others(generation, generate, rows, difference, monkeypatch):
