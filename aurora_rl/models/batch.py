@@ -89,6 +89,7 @@ class SampleEncoder:
         messages = build_messages(
             sample.reference,
             frames=[Image.fromarray(frame) for frame in clip.frames],
+            has_audio=clip.waveform is not None,
             instruction=self.options.instruction,
             system_prompt=self.options.system_prompt,
             video_options={"sample_fps": sample.fps} | {k: v for k, v in limits.items() if v is not None},

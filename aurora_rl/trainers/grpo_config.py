@@ -6,6 +6,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from aurora_rl.logs import is_terminal
+from aurora_rl.trainers.interruption import STOP_GRACE_HELP, STOP_GRACE_S
 
 MASK_LOSS_ON = ("all", "correct_only", "off")
 
@@ -27,6 +28,7 @@ class AuroraGRPOConfig(GRPOConfig):
         mask_dice_weight: weight of the masks' Dice loss within the mask loss.
         dice_variant: see `losses.dice_loss`.
         reward_timeout_s: seconds an async reward function may take for one batch.
+        stop_grace_s: see `AuroraSFTConfig`.
 
     Raises:
         ValueError: for an unknown `mask_loss_on`, `use_vllm`, or checkpoints that would cut a generation batch.
@@ -38,6 +40,8 @@ class AuroraGRPOConfig(GRPOConfig):
     mask_dice_weight: float = _option(0.5, "Weight of the masks' Dice loss.")
     dice_variant: str = _option("aurora", "'aurora' or 'lisa'.")
     reward_timeout_s: float = _option(60.0, "Seconds an async reward function may take.")
+
+    stop_grace_s: float = _option(STOP_GRACE_S, STOP_GRACE_HELP)
 
     loss_type: str = _option("grpo", "Loss formulation, see TRL.")
     beta: float = _option(0.04, "KL coefficient.")
@@ -56,8 +60,12 @@ class AuroraGRPOConfig(GRPOConfig):
             raise ValueError("use_vllm is not supported yet for audio + video prompts: set use_vllm to false")
         self._check_checkpoint_boundary()
 
+    def ends_generation_batch(self, step: int) -> bool:
+        """Whether so many optimiser steps use up a generation batch: TRL resumes with an empty buffer."""
+        return step * self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) == 0
+
     def _check_checkpoint_boundary(self) -> None:
-        """TRL resumes with an empty generation buffer, so a checkpoint must fall where one ends."""
+        """A checkpoint must fall where a generation batch ends."""
         steps = self.steps_per_generation * self.num_iterations / self.gradient_accumulation_steps
         if self.save_strategy == "steps":
             name, interval = "save_steps", self.save_steps

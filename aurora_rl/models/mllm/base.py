@@ -60,6 +60,9 @@ class MLLMFamily(abc.ABC):
             waveform: (N,) float32 at the processor's sampling rate, or None for a prompt without sound.
             fps: frames a second, which decides how video and audio are aligned in time.
 
+        A prompt without sound still brings something for the audio tower, which the prompt does not mention: the
+        processes of a sharded model must all run the same modules, whatever clips they have.
+
         Raises:
             ValueError: if placeholders and media do not match, or the sound is too short to be heard.
         """

@@ -20,6 +20,8 @@ from aurora_rl.models.segmentation import BackboneView, SegmentationMixin
 
 #: What the towers read; the other media tensors describe it, and the language model needs them row by row.
 TOWER_INPUTS = ("pixel_values", "pixel_values_videos", "input_features")
+#: Frames of a spectrogram, of which the audio tower's strides leave one feature.
+SHORTEST_SPECTROGRAM = 3
 
 
 class AuroraQwen2_5Omni(SegmentationMixin, Qwen2_5OmniThinkerForConditionalGeneration):
@@ -51,15 +53,42 @@ class AuroraQwen2_5Omni(SegmentationMixin, Qwen2_5OmniThinkerForConditionalGener
         audio_feature_lengths: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As the thinker's, each distinct clip heard once and its features handed to all of its rows."""
-        if self.media_index is None or feature_attention_mask is None:
+        """As the thinker's, each distinct clip heard once and its features handed to all of its rows that have sound.
+
+        Args:
+            input_features: (U, mels, T) of the distinct clips.
+            feature_attention_mask: (B, T), zeros for a row without sound.
+        """
+        if feature_attention_mask is None:
             return super().get_audio_features(input_features, feature_attention_mask, audio_feature_lengths, **kwargs)
-        mask = self.of_distinct_media(feature_attention_mask)
-        outputs = super().get_audio_features(input_features, mask, audio_feature_lengths, **kwargs)
-        _, lengths = self.audio_tower._get_feat_extract_output_lengths(mask.sum(-1))
-        clips = outputs.last_hidden_state.split(lengths.tolist())
-        outputs.last_hidden_state = torch.cat([clips[i] for i in self.media_index])
+        mask = feature_attention_mask if self.media_index is None else self.of_distinct_media(feature_attention_mask)
+        heard = mask.any(-1)  # (U,)
+        if not heard.any():
+            # The tower runs all the same, forward and backward: under ZeRO-3 the other ranks wait for its weights.
+            # No placeholder takes what it says, so its gradient is zero.
+            return super().get_audio_features(input_features[:1], torch.ones_like(mask[:1]), None, **kwargs)
+        outputs = super().get_audio_features(input_features[heard], mask[heard], audio_feature_lengths, **kwargs)
+        if self.media_index is not None:
+            _, lengths = self.audio_tower._get_feat_extract_output_lengths(mask[heard].sum(-1))
+            clips = dict(zip(heard.nonzero().flatten().tolist(), outputs.last_hidden_state.split(lengths.tolist())))
+            outputs.last_hidden_state = torch.cat([clips[i] for i in self.media_index if i in clips])
         return outputs
+
+    def get_rope_index(
+        self,
+        input_ids: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        use_audio_in_video: bool = False,
+        audio_seqlens: torch.Tensor | None = None,
+        second_per_grids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the thinker's, which expects a length for each sound in the prompts, and none for a row without."""
+        sounds = None if audio_seqlens is None else audio_seqlens[audio_seqlens > 0]
+        return super().get_rope_index(
+            input_ids, image_grid_thw, video_grid_thw, attention_mask, use_audio_in_video, sounds, second_per_grids
+        )
 
     @property
     def base_model(self) -> Any:
@@ -106,7 +135,11 @@ class Qwen2_5OmniFamily(MLLMFamily):
             return_tensors="pt",
         )
         features = {k: torch.as_tensor(v) for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
-        return EncodedPrompt(inputs["input_ids"][0].tolist(), _trim_audio(features))
+        if waveform is not None:
+            features |= _trimmed_audio(features)
+        elif features:  # a prompt of text alone runs no tower
+            features |= _nothing_to_hear(processor.feature_extractor)
+        return EncodedPrompt(inputs["input_ids"][0].tolist(), features)
 
     def collate_features(
         self, features: Sequence[Mapping[str, torch.Tensor]], media_index: Sequence[int]
@@ -147,10 +180,15 @@ def _padded_length(waveform: np.ndarray | None, feature_extractor: Any) -> int |
     return math.ceil((len(waveform) + feature_extractor.n_fft) / hop) * hop
 
 
-def _trim_audio(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Cut the spectrogram's padding off: (1, mels, padded) -> (1, mels, T)."""
-    if "feature_attention_mask" in features:
-        length = int(features["feature_attention_mask"].sum())
-        for name in ("input_features", "feature_attention_mask"):
-            features[name] = features[name][..., :length]
-    return features
+def _trimmed_audio(features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The spectrogram without its padding: (1, mels, padded) -> (1, mels, T)."""
+    length = int(features["feature_attention_mask"].sum())
+    return {name: features[name][..., :length] for name in ("input_features", "feature_attention_mask")}
+
+
+def _nothing_to_hear(feature_extractor: Any) -> dict[str, torch.Tensor]:
+    """What a clip without sound gives the audio tower: the shortest spectrogram it takes, all of it masked."""
+    return {
+        "input_features": torch.zeros(1, feature_extractor.feature_size, SHORTEST_SPECTROGRAM),
+        "feature_attention_mask": torch.zeros(1, SHORTEST_SPECTROGRAM, dtype=torch.int32),
+    }
