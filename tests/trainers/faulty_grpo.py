@@ -53,13 +53,29 @@ class OddRank(ScriptedTrainer):
         return [row for row in rows[:num_prompts] for _ in range(self.num_generations)]
 
 
-class Terminated(AuroraGRPOTrainer):
+class RankTerminated(AuroraGRPOTrainer):
     """Rank 1 gets a SIGTERM, and then another, in the second step."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == 1 and self.accelerator.process_index == 1:
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
+            self._wait_for_signal()
+        return super().training_step(*args, **kwargs)
+
+    def _wait_for_signal(self) -> None:
+        while not self._termination.is_received:
+            time.sleep(0.01)
+
+
+class LauncherTerminated(RankTerminated):
+    """The launcher gets a SIGTERM in the fifth step, and passes it on."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 4:
+            if self.accelerator.process_index == 1:
+                os.kill(os.getppid(), signal.SIGTERM)
+            self._wait_for_signal()
         return super().training_step(*args, **kwargs)
 
 
@@ -76,7 +92,8 @@ class StuckInWriting(AuroraGRPOTrainer):
 FAULTS = {
     "none": AuroraGRPOTrainer,
     "odd_rank": OddRank,
-    "terminated": Terminated,
+    "rank_terminated": RankTerminated,
+    "launcher_terminated": LauncherTerminated,
     "stuck_in_writing": StuckInWriting,
 }
 

@@ -57,6 +57,13 @@ def finish(process: subprocess.Popen, *, timeout: float = 240) -> str:
     return stderr
 
 
+def fail(process: subprocess.Popen, *, timeout: float = 240) -> str:
+    """What a run that must not succeed wrote to stderr."""
+    stderr = wait(process, timeout=timeout)
+    assert process.returncode != 0, stderr[-20000:]
+    return stderr
+
+
 def wait(process: subprocess.Popen, *, timeout: float) -> str:
     try:
         return process.communicate(timeout=timeout)[1]
@@ -85,18 +92,15 @@ def test_no_rank_waits_for_another_whose_rows_are_of_another_kind(start, tmp_pat
     log = log_of(tmp_path / "odd")
     assert [line["step"] for line in log] == [1, 2, 3, 4, 5]
     assert all(0 < line["grad_norm"] < float("inf") for line in log)
-    # Rank 1's script cuts one of its four completions, and in the fifth step all four.
-    assert [line["completions/clipped_ratio"] for line in log] == [0.0, 0.0, 0.0, 0.0, 0.5]
+    assert [line["completions/clipped_ratio"] for line in log] == [0.0, 0.0, 0.0, 0.0, 0.5]  # all of rank 1
 
 
 @pytest.mark.multiprocess
 @pytest.mark.timeout(300)
 def test_a_reward_that_raises_on_one_rank_ends_all_within_a_minute(start, tmp_path):
     reward = "--reward_funcs tests/trainers/faulty_grpo.py:raising_reward"
-    process = start("none", tmp_path / "raising", *shlex.split(reward))
-    stderr = wait(process, timeout=240)
+    stderr = fail(start("none", tmp_path / "raising", *shlex.split(reward)))
     ended = time.time()
-    assert process.returncode != 0
     assert "[rank1]: aurora_rl.rewards.RewardError: reward function 'raising_reward' raised ConnectionError: the " in stderr
     assert ended - float(re.search(r"raised at (\S+)", stderr)[1]) < 60
     pids = [int(path.name) for path in (tmp_path / "raising/pids").iterdir()]
@@ -105,31 +109,37 @@ def test_a_reward_that_raises_on_one_rank_ends_all_within_a_minute(start, tmp_pa
 
 
 @pytest.mark.multiprocess
-@pytest.mark.timeout(600)
-def test_a_run_that_is_terminated_and_then_killed_in_writing_ends_as_an_unbroken_one(start, tmp_path):
+@pytest.mark.timeout(900)
+def test_a_run_that_is_terminated_and_killed_in_writing_ends_as_an_unbroken_one(start, tmp_path):
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    finish(start("none", unbroken))
+    saving = shlex.split("--save_strategy steps --save_steps 4 --save_total_limit 1")
+    resuming = [*saving, "--resume_from_checkpoint", "true"]
+    finish(start("none", unbroken, *saving))
 
-    terminated = start("terminated", broken)
-    stderr = wait(terminated, timeout=240)
-    assert terminated.returncode != 0
+    stderr = fail(start("rank_terminated", broken, *saving))
     assert f"checkpoint-2 is written to {broken}" in stderr
     assert re.search(r"exitcode\s*: 143", stderr)
     assert not (broken / "model.safetensors").exists()
 
-    resume = shlex.split("--resume_from_checkpoint true --save_strategy steps --save_steps 4 --save_total_limit 1")
-    killed = start("stuck_in_writing", broken, *resume)
-    kill_in_writing(killed, broken)
-    assert [path.name for path in broken.glob("**/checkpoint-*")] == ["checkpoint-2", "checkpoint-4"]
+    kill_in_writing(start("stuck_in_writing", broken, *resuming), broken)
+    assert checkpoints(broken) == ["checkpoint-2", "incomplete/checkpoint-4"]
     assert (broken / "incomplete/checkpoint-4/trainer_state.json").exists()
 
-    stderr = finish(start("none", broken, *resume))
+    stderr = fail(start("launcher_terminated", broken, *resuming))
     assert "incomplete is removed" in stderr
-    assert [path.name for path in broken.glob("**/checkpoint-*")] == ["checkpoint-6"]
+    assert f"checkpoint-5 is written to {broken}" in stderr
+    assert checkpoints(broken) == ["checkpoint-5"]
+
+    finish(start("none", broken, *resuming))
+    assert checkpoints(broken) == ["checkpoint-6"]
     assert log_of(broken) == log_of(unbroken)
     assert len({line["loss"] for line in log_of(unbroken)}) > 1
     expected, found = (load_file(folder / "model.safetensors") for folder in (unbroken, broken))
     assert all(found[name].equal(expected[name]) for name in expected)
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.glob("**/checkpoint-*"))
 
 
 def kill_in_writing(process: subprocess.Popen, folder: Path) -> None:
