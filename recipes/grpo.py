@@ -5,6 +5,7 @@ accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py --co
 
 import dataclasses
 
+from torch.distributed.elastic.multiprocessing.errors import record
 from trl import TrlParser
 
 from aurora_rl.assemble import assemble_encoder, assemble_model, load_training_splits, peft_config, resume_point
@@ -30,6 +31,7 @@ class RewardArguments:
     )
 
 
+@record  # the launcher's last words are the error of the process that failed first
 def main(
     model_args: ModelArguments,
     data_args: DataArguments,

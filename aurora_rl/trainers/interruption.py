@@ -136,9 +136,7 @@ class InterruptionCallback(TrainerCallback):
         self.may_resume_after = may_resume_after
         self._is_stopping = False
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not self._is_received_anywhere(args):
             return
         is_last = state.global_step >= state.max_steps

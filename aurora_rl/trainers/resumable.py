@@ -90,7 +90,7 @@ class ResumableTrainer(Trainer):
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        # With save_strategy "best" the answer replaces `should_save`, and the checkpoint that SIGTERM asked for is lost.
+        # With save_strategy "best" the answer replaces `should_save`, losing the checkpoint that SIGTERM asked for.
         return super()._determine_best_metric(metrics, trial) or self.control.should_save
 
 

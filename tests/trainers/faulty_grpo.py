@@ -1,4 +1,4 @@
-"""recipes/grpo.py with something going wrong; test_faults launches it as `faulty_grpo.py <fault> <recipe's options>`."""
+"""recipes/grpo.py with something going wrong; test_faults launches `faulty_grpo.py <fault> <recipe's options>`."""
 
 import os
 import signal

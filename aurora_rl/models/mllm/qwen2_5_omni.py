@@ -70,8 +70,9 @@ class AuroraQwen2_5Omni(SegmentationMixin, Qwen2_5OmniThinkerForConditionalGener
         outputs = super().get_audio_features(input_features[heard], mask[heard], audio_feature_lengths, **kwargs)
         if self.media_index is not None:
             _, lengths = self.audio_tower._get_feat_extract_output_lengths(mask[heard].sum(-1))
-            clips = dict(zip(heard.nonzero().flatten().tolist(), outputs.last_hidden_state.split(lengths.tolist())))
-            outputs.last_hidden_state = torch.cat([clips[i] for i in self.media_index if i in clips])
+            clips = outputs.last_hidden_state.split(lengths.tolist())
+            sounds = dict(zip(heard.nonzero().flatten().tolist(), clips, strict=True))
+            outputs.last_hidden_state = torch.cat([sounds[i] for i in self.media_index if i in sounds])
         return outputs
 
     def get_rope_index(
