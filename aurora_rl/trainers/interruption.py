@@ -137,11 +137,11 @@ class InterruptionCallback(TrainerCallback):
         self._is_stopping = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if not self._is_received_anywhere(args):
-            return
+        is_asked = self._is_received_anywhere(args)
         is_last = state.global_step >= state.max_steps
-        self._is_stopping = not is_last and self.may_resume_after(state.global_step)
-        self.termination.go_on(None if is_last or self._is_stopping else self.termination.grace_s)
+        self._is_stopping = is_asked and not is_last and self.may_resume_after(state.global_step)
+        if is_asked:
+            self.termination.go_on(None if is_last or self._is_stopping else self.termination.grace_s)
         if self._is_stopping:
             control.should_save = True
             args.save_only_model = False  # a run cannot go on from weights alone
