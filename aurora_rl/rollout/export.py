@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from huggingface_hub import save_torch_state_dict
 from transformers import PretrainedConfig
+from transformers.utils.peft_utils import find_adapter_config_file
 
-from aurora_rl.models.loading import LoadedModel
+from aurora_rl.models.loading import LoadedModel, has_segmenter, load_model
 from aurora_rl.rollout.weights import engine_weights
 
 
@@ -37,6 +38,19 @@ def export_for_vllm(loaded: LoadedModel, folder: str | Path, *, weights: bool = 
         }
         save_torch_state_dict(state, folder, safe_serialization=True)
     return folder
+
+
+def export_checkpoint(name_or_path: str, folder: str | Path, *, dtype: str = "auto") -> Path:
+    """Load a checkpoint of any kind and write it as vLLM loads it.
+
+    Raises:
+        OSError: if there is no such checkpoint, or its weights are not there as safetensors.
+        ValueError: for a family that is not known.
+    """
+    needs_head = find_adapter_config_file(name_or_path) is None and not has_segmenter(name_or_path)
+    # A plain MLLM gets a mask decoder to be loaded at all; it stays behind, so the smallest will do.
+    segmenter = {"type": "dot", "image_size": 32, "width": 8} if needs_head else None
+    return export_for_vllm(load_model(name_or_path, segmenter=segmenter, dtype=dtype, is_trainable=False), folder)
 
 
 def engine_config(loaded: LoadedModel) -> PretrainedConfig:

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from transformers import AutoConfig, AutoTokenizer
 
 from aurora_rl.assemble import peft_config
+from aurora_rl.cli import main
 from aurora_rl.config import ModelArguments
 from aurora_rl.models.loading import load_model
 from aurora_rl.prompts import SEG_TOKEN
@@ -67,6 +68,18 @@ def test_an_adapter_is_merged(loaded, tiny_checkpoint, tmp_path):
     assert found.keys() == {f"thinker.{name}" for name in merged if not name.startswith("seg_head.")}
     for name, weight in found.items():
         assert_close(weight, merged[name.removeprefix("thinker.")])
+
+
+@pytest.mark.parametrize("kind", ["tiny_checkpoint", "omni_checkpoint"])
+def test_the_command_exports_any_checkpoint(kind, request, tmp_path, capsys):
+    assert main(["export", request.getfixturevalue(kind), "--output_dir", str(tmp_path / "engine")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "engine")
+    assert "thinker.lm_head.weight" in weights(tmp_path / "engine")
+
+
+def test_the_command_says_what_is_missing(tmp_path, capsys):
+    assert main(["export", str(tmp_path / "nowhere"), "--output_dir", str(tmp_path / "engine")]) == 2
+    assert "nowhere" in capsys.readouterr().err
 
 
 def test_weights_may_stay_out(loaded, tmp_path):

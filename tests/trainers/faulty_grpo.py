@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import PartialState
 from trl import TrlParser
 
-from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.config import DataArguments, ModelArguments, RewardArguments
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from recipes import grpo
@@ -99,7 +99,7 @@ FAULTS = {
 
 if __name__ == "__main__":
     grpo.AuroraGRPOTrainer = FAULTS[sys.argv[1]]
-    parser = TrlParser((ModelArguments, DataArguments, grpo.RewardArguments, AuroraGRPOConfig))
+    parser = TrlParser((ModelArguments, DataArguments, RewardArguments, AuroraGRPOConfig))
     model_args, data_args, reward_args, training_args = parser.parse_args_and_config(sys.argv[2:])
     pids = Path(training_args.output_dir, "pids")
     pids.mkdir(parents=True, exist_ok=True)
