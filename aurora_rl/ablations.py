@@ -15,8 +15,8 @@ from aurora_rl.data.sample import AVClip, AVSample
 
 
 def mute(clip: AVClip) -> AVClip:
-    """The clip with digital silence."""
-    return dataclasses.replace(clip, waveform=np.zeros_like(clip.waveform))
+    """The clip with digital silence; one without sound stays as it is."""
+    return clip if clip.waveform is None else dataclasses.replace(clip, waveform=np.zeros_like(clip.waveform))
 
 
 def blank(clip: AVClip) -> AVClip:

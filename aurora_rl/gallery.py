@@ -196,6 +196,7 @@ def render_clip(
     """
     clip = load(sample)
     num_frames, height, width = clip.gt_masks.shape
+    waveform = silence_of(sample) if clip.waveform is None else clip.waveform
     shown = _shown_frames(num_frames, aspect=width / height)
     gt_masks = clip.gt_masks[shown]
     strip = _frame_strip(clip.frames[shown])
@@ -207,12 +208,17 @@ def render_clip(
         shown=tuple(index + 1 for index in shown),
         num_frames=num_frames,
         truth=mask_overlay(gt_masks, gt_masks),
-        audio=_audio_uri(clip.waveform),
-        waveform=waveform_path(clip.waveform),
-        seconds=len(clip.waveform) / SAMPLING_RATE,
+        audio=_audio_uri(waveform),
+        waveform=waveform_path(waveform),
+        seconds=len(waveform) / SAMPLING_RATE,
         loudness=loudness_dbfs(clip.waveform),
         attempts=tuple(_attempt(name, result, gt_masks, shown) for name, result in results.items()),
     )
+
+
+def silence_of(sample: AVSample) -> np.ndarray:
+    """What the page plays beside a clip without sound: (N,) zeros as long as its frames."""
+    return np.zeros(math.ceil(len(sample.frame_paths) / sample.fps * SAMPLING_RATE), dtype=np.float32)
 
 
 def mask_overlay(pred_masks: np.ndarray, gt_masks: np.ndarray) -> str:

@@ -3,6 +3,7 @@
 accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py --config recipes/synthetic/grpo.yaml
 """
 
+from torch.distributed.elastic.multiprocessing.errors import record
 from trl import TrlParser
 
 from aurora_rl.assemble import assemble_encoder, assemble_model, load_training_splits, peft_config, resume_point
@@ -14,6 +15,7 @@ from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 
 
+@record  # the launcher's last words are the error of the process that failed first
 def main(
     model_args: ModelArguments,
     data_args: DataArguments,

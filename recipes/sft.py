@@ -5,6 +5,7 @@ accelerate launch --config_file accelerate_configs/cpu.yaml recipes/sft.py --con
 
 from collections.abc import Callable
 
+from torch.distributed.elastic.multiprocessing.errors import record
 from trl import TrlParser
 
 from aurora_rl.assemble import assemble_encoder, assemble_model, load_training_splits, peft_config, resume_point
@@ -38,6 +39,7 @@ def completion_for(data_args: DataArguments) -> Callable[[AVSample], str]:
     return answer_only if has_no_chains else gold_chain
 
 
+@record  # the launcher's last words are the error of the process that failed first
 def main(model_args: ModelArguments, data_args: DataArguments, training_args: AuroraSFTConfig) -> None:
     setup_logging(is_main_process=training_args.process_index == 0)
     log_launch(training_args)

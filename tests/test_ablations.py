@@ -18,6 +18,12 @@ def test_muted_clip_is_silent_and_otherwise_the_same(train_samples):
     assert np.array_equal(muted.gt_masks, clip.gt_masks)
 
 
+def test_clip_without_sound_is_not_muted(train_samples):
+    clip = load_clip(dataclasses.replace(train_samples[0], audio_path=None))
+    assert mute(clip) is clip
+    assert clip.waveform is None
+
+
 def test_blank_clip_shows_one_grey_and_otherwise_the_same(train_samples):
     clip = load_clip(train_samples[0])
     blanked = blank(clip)

@@ -114,6 +114,13 @@ def test_clip_is_rendered_from_its_files(sample: AVSample):
     assert clip.attempts[1].overlay == clip.truth != clip.attempts[0].overlay
 
 
+def test_clip_without_sound_plays_silence_as_long_as_its_frames(sample: AVSample):
+    silent = dataclasses.replace(sample, audio_path=None)
+    clip = render_clip(silent, {"GRPO": answered(silent)}, reason="best")
+    assert clip.is_silent
+    assert clip.seconds == len(sample.frame_paths) / sample.fps
+
+
 def test_long_large_clip_stays_small(sample: AVSample):
     rng = np.random.default_rng(0)
     frames = np.repeat(rng.integers(0, 255, (1, 720, 1280, 3), dtype=np.uint8), 10, axis=0)

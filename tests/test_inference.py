@@ -1,5 +1,7 @@
 """What a model answers depends on the sample and on the seed, never on the company it is computed in."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,18 @@ def test_greedy_answers_do_not_depend_on_the_batch(predictor, train_samples, bat
     assert {completions[0].mask_probs is None for completions in expected} == {True, False}
     predictor.batch_size = batch_size
     assert_same(predict(predictor, samples), expected)
+
+
+def test_clips_with_and_without_sound_answer_together_as_they_do_alone(predictor, train_samples):
+    """In generation, too, where positions are counted by another path than in training."""
+    samples = [dataclasses.replace(s, audio_path=None) if i % 2 else s for i, s in enumerate(train_samples[:5])]
+    predictor.batch_size = 5
+    together = predict(predictor, samples)
+    predictor.batch_size = 1
+    assert_same(together, predict(predictor, samples))
+    with_sound = predict(predictor, train_samples[:5])
+    assert [a[0].text == b[0].text for a, b in zip(together, with_sound, strict=True)][::2] == [True] * 3
+    assert not all(a[0].text == b[0].text for a, b in zip(together[1::2], with_sound[1::2], strict=True))
 
 
 def test_samples_come_back_in_order_and_encoded(predictor, train_samples):

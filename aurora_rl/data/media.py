@@ -62,7 +62,7 @@ def load_clip(sample: AVSample) -> AVClip:
     _check_mask_count(sample)
     try:
         frames = read_frames(sample.frame_paths)  # (F, H, W, 3)
-        waveform = read_waveform(sample.audio_path)  # (N,)
+        waveform = None if sample.audio_path is None else read_waveform(sample.audio_path)  # (N,)
         gt_masks = read_masks(sample.mask_paths) if sample.mask_paths else np.zeros(frames.shape[:3], dtype=bool)
     except MediaError as error:
         raise MediaError(f"{_name(sample)}: {error}") from error
@@ -195,20 +195,22 @@ def read_video(path: FilePath, *, fps: float, require_audio: bool = True) -> tup
         raise MediaError(f"cannot read the video {path}: {error}; replace or re-encode it") from error
 
 
-def loudness_dbfs(waveform: np.ndarray, *, sampling_rate: int = SAMPLING_RATE) -> float:
+def loudness_dbfs(waveform: np.ndarray | None, *, sampling_rate: int = SAMPLING_RATE) -> float:
     """RMS level of the loudest 100 ms of a waveform, over all windows.
 
     Args:
-        waveform: (N,) float in [-1, 1]; one shorter than the window is taken whole.
+        waveform: (N,) float in [-1, 1]; one shorter than the window is taken whole. None where there is no sound.
         sampling_rate: in Hz.
 
     Returns:
         Level in dB relative to full scale: 0 for a full-scale square wave, -3.01 for a full-scale sine, `-inf` for
-        digital silence.
+        digital silence and for no sound.
 
     Raises:
         ValueError: if the waveform is not (N,) with N > 0.
     """
+    if waveform is None:
+        return float("-inf")
     if waveform.ndim != 1 or waveform.size == 0:
         raise ValueError(f"a waveform has shape {waveform.shape}: expected (N,) with N > 0")
     window = min(max(round(LOUDNESS_WINDOW * sampling_rate), 1), waveform.size)

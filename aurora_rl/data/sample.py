@@ -28,7 +28,7 @@ class AVSample:
         reference: the referring sentence.
         fps: frames a second.
         frame_paths: F image files in time order.
-        audio_path: one audio file.
+        audio_path: one audio file; None for a clip without sound.
         mask_paths: F mask files; empty for a null reference that ships none.
         reference_type: kind of reference where the benchmark tells ("space", "audio order", ...).
         chain: gold completion text (`prompts.render_chain`), where there is one.
@@ -47,7 +47,7 @@ class AVSample:
     reference: str
     fps: float
     frame_paths: tuple[str, ...]
-    audio_path: str
+    audio_path: str | None
     mask_paths: tuple[str, ...]
     reference_type: str | None = None
     chain: str | None = None
@@ -84,10 +84,10 @@ class AVClip:
 
     Attributes:
         frames: (F, H, W, 3) uint8, RGB.
-        waveform: (N,) float32 in [-1, 1], mono, 16 kHz.
+        waveform: (N,) float32 in [-1, 1], mono, 16 kHz; None for a clip without sound.
         gt_masks: (F, H, W) bool.
     """
 
     frames: np.ndarray
-    waveform: np.ndarray
+    waveform: np.ndarray | None
     gt_masks: np.ndarray

@@ -89,7 +89,7 @@ class SampleEncoder:
         messages = build_messages(
             sample.reference,
             frames=[Image.fromarray(frame) for frame in clip.frames],
-            has_audio=not sample.use_audio_in_video,
+            has_audio=clip.waveform is not None and not sample.use_audio_in_video,
             instruction=self.options.instruction,
             system_prompt=self.options.system_prompt,
             video_options={"sample_fps": sample.fps} | {k: v for k, v in limits.items() if v is not None},

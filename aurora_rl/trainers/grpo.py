@@ -45,6 +45,7 @@ from aurora_rl.rewards import guard_reward_func, load_reward_func
 from aurora_rl.trainers.epoch_order import EpochOrder
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.health import RolloutHealthCallback
+from aurora_rl.trainers.resumable import ResumableTrainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ class DecodedMasks:
     has_seg: torch.Tensor
 
 
-class AuroraGRPOTrainer(GRPOTrainer):
+class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
     """TRL's GRPOTrainer for omni-modal models with a segmentation head.
 
     Args:
@@ -115,6 +116,9 @@ class AuroraGRPOTrainer(GRPOTrainer):
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         return EpochOrder(super()._get_train_sampler(dataset), lambda: int(self.state.epoch))
+
+    def _may_resume_after(self, step: int) -> bool:
+        return self.args.ends_generation_batch(step)
 
     # ---- rollouts -----------------------------------------------------------------------------------------------
 

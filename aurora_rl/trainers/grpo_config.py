@@ -7,6 +7,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from aurora_rl.logs import is_terminal
+from aurora_rl.trainers.interruption import STOP_GRACE_HELP, STOP_GRACE_S
 
 MASK_LOSS_ON = ("all", "correct_only", "off")
 
@@ -30,6 +31,7 @@ class AuroraGRPOConfig(GRPOConfig):
         reward_timeout_s: seconds an async reward function may take for one batch.
         vllm_engine_kwargs: more arguments of `vllm.LLM` in colocate mode, such as `{"kv_cache_memory_bytes": 2e9}`.
         vllm_request_timeout_s: seconds the vLLM server may take for one request.
+        stop_grace_s: see `AuroraSFTConfig`.
 
     Raises:
         ValueError: for an unknown `mask_loss_on`, a combination of vLLM's options that does not work, or checkpoints
@@ -44,6 +46,7 @@ class AuroraGRPOConfig(GRPOConfig):
     reward_timeout_s: float = _option(60.0, "Seconds an async reward function may take.")
     vllm_engine_kwargs: dict[str, Any] | str | None = _option(None, "More arguments of vllm.LLM, as JSON.")
     vllm_request_timeout_s: float = _option(600.0, "Seconds the vLLM server may take for one request.")
+    stop_grace_s: float = _option(STOP_GRACE_S, STOP_GRACE_HELP)
 
     loss_type: str = _option("grpo", "Loss formulation, see TRL.")
     beta: float = _option(0.04, "KL coefficient.")
@@ -62,6 +65,10 @@ class AuroraGRPOConfig(GRPOConfig):
             self._check_vllm()
         self._check_checkpoint_boundary()
 
+    def ends_generation_batch(self, step: int) -> bool:
+        """Whether so many optimiser steps use up a generation batch: TRL resumes with an empty buffer."""
+        return step * self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) == 0
+
     @property
     def engine_kwargs(self) -> dict[str, Any]:
         """`vllm_engine_kwargs` as a dictionary; the command line gives JSON."""
@@ -77,7 +84,7 @@ class AuroraGRPOConfig(GRPOConfig):
             raise ValueError(f"loss_type 'vespo' needs vllm_importance_sampling_mode in {token_modes}, not {mode!r}")
 
     def _check_checkpoint_boundary(self) -> None:
-        """TRL resumes with an empty generation buffer, so a checkpoint must fall where one ends."""
+        """A checkpoint must fall where a generation batch ends."""
         steps = self.steps_per_generation * self.num_iterations / self.gradient_accumulation_steps
         if self.save_strategy == "steps":
             name, interval = "save_steps", self.save_steps

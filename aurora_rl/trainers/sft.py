@@ -15,10 +15,11 @@ from trl import SFTTrainer
 from aurora_rl.losses import mask_loss
 from aurora_rl.metrics import mask_iou
 from aurora_rl.models.segmentation import install_mask_forward, row_mask_logits
+from aurora_rl.trainers.resumable import ResumableTrainer
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 
 
-class AuroraSFTTrainer(SFTTrainer):
+class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
     """TRL's SFTTrainer with a mask loss; takes the batches of `models.batch.SFTCollator`."""
 
     args: AuroraSFTConfig

@@ -5,6 +5,7 @@ import dataclasses
 from trl import SFTConfig
 
 from aurora_rl.logs import is_terminal
+from aurora_rl.trainers.interruption import STOP_GRACE_HELP, STOP_GRACE_S
 
 
 @dataclasses.dataclass
@@ -16,12 +17,15 @@ class AuroraSFTConfig(SFTConfig):
         mask_bce_weight: weight of the masks' binary cross-entropy.
         mask_dice_weight: weight of the masks' Dice loss.
         dice_variant: see `losses.dice_loss`.
+        stop_grace_s: seconds that a rank may take from SIGTERM to the end of its step. Then it ends without a
+            checkpoint, because another rank may have failed and would be waited for without end.
     """
 
     ce_weight: float = dataclasses.field(default=1.0, metadata={"help": "Weight of the cross-entropy."})
     mask_bce_weight: float = dataclasses.field(default=2.0, metadata={"help": "Weight of the masks' BCE."})
     mask_dice_weight: float = dataclasses.field(default=0.5, metadata={"help": "Weight of the masks' Dice loss."})
     dice_variant: str = dataclasses.field(default="aurora", metadata={"help": "'aurora' or 'lisa'."})
+    stop_grace_s: float = dataclasses.field(default=STOP_GRACE_S, metadata={"help": STOP_GRACE_HELP})
 
     def __post_init__(self) -> None:
         if self.disable_tqdm is None:  # type: ignore[has-type]

@@ -33,6 +33,13 @@ def test_encoded_sample_carries_truth_and_frame_inputs(encode, train_samples):
     assert -60 < encoded.loudness_dbfs < 0
 
 
+def test_clip_without_sound_is_silent_and_has_no_placeholder_for_it(encode, train_samples):
+    encoded = encode(dataclasses.replace(train_samples[0], audio_path=None))
+    assert encoded.loudness_dbfs == float("-inf")
+    assert encode.tokenizer.convert_tokens_to_ids("<|AUDIO|>") not in encoded.prompt.prompt_ids
+    assert encode.tokenizer.convert_tokens_to_ids("<|VIDEO|>") in encoded.prompt.prompt_ids
+
+
 def test_muted_clip_is_silent(encode, train_samples):
     muted = next(sample for sample in train_samples if sample.media_id.startswith("null_m-"))
     assert encode(muted).loudness_dbfs < -60

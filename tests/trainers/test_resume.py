@@ -1,10 +1,14 @@
-"""A run that is killed and resumed from its last checkpoint logs what the unbroken run logs, to the last bit.
+"""A run that is killed or terminated and resumed logs and learns what the unbroken run does, to the last bit.
 
 On one CPU thread, with the seeds in the configuration, and with a log at every step: a resumed run averages its first
 log over the steps since the checkpoint.
 """
 
+import os
+import signal
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +16,7 @@ from transformers import Trainer, TrainerCallback
 
 from aurora_rl.data.sample import AVSample
 from aurora_rl.trainers.epoch_order import EpochOrder
+from aurora_rl.trainers.interruption import TrainingInterrupted
 
 #: Logged values that measure the machine, or (TRL's token count in SFT) start anew.
 VOLATILE = ("step_time", "num_tokens", "runtime", "per_second")
@@ -28,6 +33,25 @@ class Kill(TrainerCallback):
             raise KeyboardInterrupt
 
 
+class Terminate(TrainerCallback):
+    """Sends SIGTERM during a step, as a scheduler does that wants the machine back."""
+
+    def __init__(self, trainer: Trainer, step: int) -> None:
+        self.trainer = trainer
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not self.trainer._termination.is_received:  # by another thread
+                time.sleep(0.01)
+
+
+def letters(completions: list, **columns: Any) -> list[float]:
+    """Differs between sampled completions, even of a random model."""
+    return [sum(map(ord, completion[0]["content"])) % 7 / 7 for completion in completions]
+
+
 def logs_of(trainer: Trainer) -> list[dict[str, Any]]:
     logs = [log for log in trainer.state.log_history if "loss" in log or "eval_loss" in log]
     return [{name: value for name, value in log.items() if not name.endswith(VOLATILE)} for log in logs]
@@ -40,11 +64,35 @@ def assert_resumes_exactly(make: Callable[..., Trainer], *, killed_after: int, *
         make(callbacks=[Kill(killed_after)], **options, output_dir=f"{unbroken.args.output_dir}_killed").train()
     resumed = make(**options, output_dir=f"{unbroken.args.output_dir}_killed")
     resumed.train(resume_from_checkpoint=True)
+    assert_same(unbroken, resumed)
+
+
+def assert_goes_on_exactly(make: Callable[..., Trainer], *, sigterm_in: int, saved_after: int, **options: Any) -> None:
+    """Without checkpoints but the one that SIGTERM asks for."""
+    unbroken = make(**options)
+    unbroken.train()
+    options["output_dir"] = f"{unbroken.args.output_dir}_terminated"
+    terminated = make(**options)
+    terminated.add_callback(Terminate(terminated, sigterm_in))
+    with pytest.raises(TrainingInterrupted) as ended:
+        terminated.train()
+    assert ended.value.code == 143
+    assert [path.name for path in Path(terminated.args.output_dir).glob("checkpoint-*")] == [
+        f"checkpoint-{saved_after}"
+    ]
+    resumed = make(**options)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same(unbroken, resumed)
+
+
+def assert_same(unbroken: Trainer, resumed: Trainer) -> None:
     expected, found = logs_of(unbroken), logs_of(resumed)
     assert len(expected) == len(found)
     for before, after in zip(expected, found, strict=True):
         assert before == after, f"step {before['step']}"
     assert len({log["loss"] for log in expected if "loss" in log}) > 1
+    parameters = dict(resumed.model.named_parameters())
+    assert all(parameters[name].equal(parameter) for name, parameter in unbroken.model.named_parameters())
 
 
 @pytest.mark.parametrize(
@@ -74,12 +122,45 @@ def test_sft(make_sft: Callable[..., Trainer], train_samples: list[AVSample], op
     ids=["first epoch", "second epoch, dropout", "end of an epoch, evaluated", "batches used several times"],
 )
 def test_grpo(make_grpo: Callable[..., Trainer], train_samples: list[AVSample], options: dict) -> None:
-    def letters(completions: list, **columns: Any) -> list[float]:
-        return [sum(map(ord, completion[0]["content"])) % 7 / 7 for completion in completions]
-
     evaluation = {"eval_strategy": "steps", "per_device_eval_batch_size": 4} if "eval_steps" in options else {}
     make = {"samples": train_samples[:8], "script": None, "rewards": [letters], "save_strategy": "steps"}
     assert_resumes_exactly(make_grpo, **make, **options, **evaluation)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_steps": 6, "sigterm_in": 5, "saved_after": 5, "peft": True, "dropout": 0.3, "save_only_model": True},
+        {"max_steps": 4, "sigterm_in": 2, "saved_after": 2, "gradient_accumulation_steps": 2, "eval_steps": 1},
+    ],
+    ids=["second epoch, dropout, weights alone are saved", "accumulated, evaluated"],
+)
+def test_sft_after_sigterm(make_sft: Callable[..., Trainer], train_samples: list[AVSample], options: dict) -> None:
+    evaluation = {"eval_strategy": "steps"} if "eval_steps" in options else {}
+    assert_goes_on_exactly(make_sft, samples=train_samples[:8], **options, **evaluation)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_steps": 6, "sigterm_in": 5, "saved_after": 5, "peft": True, "dropout": 0.3},
+        {"max_steps": 4, "sigterm_in": 2, "saved_after": 2, "eval_steps": 2, "per_device_eval_batch_size": 4},
+        # A generation batch lasts four steps: the checkpoint waits for its end.
+        {"max_steps": 8, "sigterm_in": 2, "saved_after": 4, "num_iterations": 2, "steps_per_generation": 2},
+    ],
+    ids=["second epoch, dropout", "evaluated", "batches used several times"],
+)
+def test_grpo_after_sigterm(make_grpo: Callable[..., Trainer], train_samples: list[AVSample], options: dict) -> None:
+    evaluation = {"eval_strategy": "steps"} if "eval_steps" in options else {}
+    make = {"samples": train_samples[:8], "script": None, "rewards": [letters]}
+    assert_goes_on_exactly(make_grpo, **make, **options, **evaluation)
+
+
+def test_sigterm_in_the_last_step_changes_nothing(make_sft: Callable[..., Trainer]) -> None:
+    trainer = make_sft()
+    trainer.add_callback(Terminate(trainer, 2))
+    assert trainer.train().global_step == 2
+    assert trainer._termination._countdown is None
 
 
 def test_every_epoch_has_an_order_of_its_own_whatever_went_before(make_grpo: Callable[..., Trainer]) -> None:

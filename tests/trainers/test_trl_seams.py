@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 import trl
+from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOTrainer, SFTTrainer
 from trl.models import utils as model_utils
 from trl.trainer import callbacks
 from trl.trainer import utils as trainer_utils
 
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
+from aurora_rl.trainers.resumable import ResumableTrainer
 from aurora_rl.trainers.sft import AuroraSFTTrainer
 
 #: What each overridden method must take, `self` left out.
@@ -30,6 +33,13 @@ GRPO_OVERRIDES = {
     "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
     "_compute_loss": ["model", "inputs"],
 }  # fmt: skip
+RESUMABLE_OVERRIDES = {
+    "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+    "_get_output_dir": ["trial"],
+    "_save_checkpoint": ["model", "trial"],
+    "_push_from_checkpoint": ["checkpoint_folder"],
+    "_determine_best_metric": ["metrics", "trial"],
+}
 SFT_OVERRIDES = {"compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"]}
 
 #: Functions and constructors that are called, and the parameters that are given to them.
@@ -47,6 +57,10 @@ CALLED = {
     "trl.models.utils.prepare_fsdp": (model_utils.prepare_fsdp, ["model", "accelerator"]),
     "trl.trainer.callbacks.SyncRefModelCallback": (callbacks.SyncRefModelCallback, ["ref_model", "accelerator"]),
     "GRPOTrainer._log_completion_extra": (GRPOTrainer._log_completion_extra, ["self", "column", "values"]),
+    "transformers.trainer_utils.rotate_checkpoints": (
+        rotate_checkpoints,
+        ["output_dir", "save_total_limit", "best_model_checkpoint", "use_mtime", "checkpoint_prefix"],
+    ),
     "GRPOTrainer._log_metric": (GRPOTrainer._log_metric, ["self", "name", "value"]),
 }
 
@@ -66,8 +80,12 @@ def test_the_seams_are_those_of_the_pinned_release() -> None:
 
 @pytest.mark.parametrize(
     "ours, theirs, table",
-    [(AuroraGRPOTrainer, GRPOTrainer, GRPO_OVERRIDES), (AuroraSFTTrainer, SFTTrainer, SFT_OVERRIDES)],
-    ids=["grpo", "sft"],
+    [
+        (AuroraGRPOTrainer, GRPOTrainer, GRPO_OVERRIDES),
+        (AuroraSFTTrainer, SFTTrainer, SFT_OVERRIDES),
+        (ResumableTrainer, Trainer, RESUMABLE_OVERRIDES),
+    ],
+    ids=["grpo", "sft", "resumable"],
 )
 def test_every_override_is_listed_here_and_takes_what_trl_gives(ours: type, theirs: type, table: dict) -> None:
     assert overridden(ours, theirs) == set(table), f"{ours.__name__} overrides other methods than this file lists"

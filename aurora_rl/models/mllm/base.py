@@ -91,6 +91,9 @@ class MLLMFamily(abc.ABC):
             use_audio_in_video: whether the sound is interleaved with the frames, chunk by chunk; the messages then have
                 no audio part of their own.
 
+        A prompt without sound still brings something for the audio tower, which the prompt does not mention: the
+        processes of a sharded model must all run the same modules, whatever clips they have.
+
         Raises:
             ValueError: if placeholders and media do not match, or the sound is too short to be heard.
         """

@@ -25,6 +25,8 @@ from aurora_rl.models.segmentation import BackboneView, SegmentationMixin
 
 #: What the towers read; the other media tensors describe it, and the language model needs them row by row.
 TOWER_INPUTS = ("pixel_values", "pixel_values_videos", "input_features")
+#: Frames of a spectrogram, of which the audio tower's strides leave one feature.
+SHORTEST_SPECTROGRAM = 3
 
 
 class AuroraQwen2_5Omni(SegmentationMixin, Qwen2_5OmniThinkerForConditionalGeneration):
@@ -56,14 +58,26 @@ class AuroraQwen2_5Omni(SegmentationMixin, Qwen2_5OmniThinkerForConditionalGener
         audio_feature_lengths: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As the thinker's, each distinct clip heard once and its features handed to all of its rows."""
-        if self.media_index is None or feature_attention_mask is None:
+        """As the thinker's, each distinct clip heard once and its features handed to all of its rows that have sound.
+
+        Args:
+            input_features: (U, mels, T) of the distinct clips.
+            feature_attention_mask: (B, T), zeros for a row without sound.
+        """
+        if feature_attention_mask is None:
             return super().get_audio_features(input_features, feature_attention_mask, audio_feature_lengths, **kwargs)
-        mask = self.of_distinct_media(feature_attention_mask)
-        outputs = super().get_audio_features(input_features, mask, audio_feature_lengths, **kwargs)
-        _, lengths = self.audio_tower._get_feat_extract_output_lengths(mask.sum(-1))
-        clips = outputs.last_hidden_state.split(lengths.tolist())
-        outputs.last_hidden_state = torch.cat([clips[i] for i in self.media_index])
+        mask = feature_attention_mask if self.media_index is None else self.of_distinct_media(feature_attention_mask)
+        heard = mask.any(-1)  # (U,)
+        if not heard.any():
+            # The tower runs all the same, forward and backward: under ZeRO-3 the other ranks wait for its weights.
+            # No placeholder takes what it says, so its gradient is zero.
+            return super().get_audio_features(input_features[:1], torch.ones_like(mask[:1]), None, **kwargs)
+        outputs = super().get_audio_features(input_features[heard], mask[heard], audio_feature_lengths, **kwargs)
+        if self.media_index is not None:
+            _, lengths = self.audio_tower._get_feat_extract_output_lengths(mask[heard].sum(-1))
+            clips = outputs.last_hidden_state.split(lengths.tolist())
+            sounds = dict(zip(heard.nonzero().flatten().tolist(), clips, strict=True))
+            outputs.last_hidden_state = torch.cat([sounds[i] for i in self.media_index if i in sounds])
         return outputs
 
     def get_rope_index(
@@ -80,7 +94,10 @@ class AuroraQwen2_5Omni(SegmentationMixin, Qwen2_5OmniThinkerForConditionalGener
 
         Args:
             use_audio_in_video: not read; a flag for the whole batch could contradict its rows in silence.
+            audio_seqlens: (B,) lengths of the spectrograms, 0 for a row without sound.
         """
+        if audio_seqlens is not None:
+            audio_seqlens = audio_seqlens[audio_seqlens > 0]  # the thinker counts off one for each sound
         if input_ids is None or video_grid_thw is None:
             return super().get_rope_index(
                 input_ids, image_grid_thw, video_grid_thw, attention_mask, False, audio_seqlens, second_per_grids
@@ -180,13 +197,17 @@ class Qwen2_5OmniFamily(MLLMFamily):
             return_tensors="pt",
         )
         features = {k: torch.as_tensor(v) for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
+        if waveform is not None:
+            features |= _trimmed_audio(features)
+        elif features:  # a prompt of text alone runs no tower
+            features |= _nothing_to_hear(processor.feature_extractor)
         engine = EnginePrompt(
             prompt_ids=processor.tokenizer(text, add_special_tokens=False).input_ids,
             messages=_without_media(messages),
             media=_engine_media(images, videos, waveform, fps=fps, processor=processor),
             processor_options=_engine_options(processor, fps=fps, use_audio_in_video=use_audio_in_video),
         )
-        return EncodedPrompt(inputs["input_ids"][0].tolist(), _trim_audio(features), engine)
+        return EncodedPrompt(inputs["input_ids"][0].tolist(), features, engine)
 
     def collate_features(
         self, features: Sequence[Mapping[str, torch.Tensor]], media_index: Sequence[int]
@@ -273,10 +294,15 @@ def _padded_length(waveform: np.ndarray | None, feature_extractor: Any) -> int |
     return math.ceil((len(waveform) + feature_extractor.n_fft) / hop) * hop
 
 
-def _trim_audio(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Cut the spectrogram's padding off: (1, mels, padded) -> (1, mels, T)."""
-    if "feature_attention_mask" in features:
-        length = int(features["feature_attention_mask"].sum())
-        for name in ("input_features", "feature_attention_mask"):
-            features[name] = features[name][..., :length]
-    return features
+def _trimmed_audio(features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The spectrogram without its padding: (1, mels, padded) -> (1, mels, T)."""
+    length = int(features["feature_attention_mask"].sum())
+    return {name: features[name][..., :length] for name in ("input_features", "feature_attention_mask")}
+
+
+def _nothing_to_hear(feature_extractor: Any) -> dict[str, torch.Tensor]:
+    """What a clip without sound gives the audio tower: the shortest spectrogram it takes, all of it masked."""
+    return {
+        "input_features": torch.zeros(1, feature_extractor.feature_size, SHORTEST_SPECTROGRAM),
+        "feature_attention_mask": torch.zeros(1, SHORTEST_SPECTROGRAM, dtype=torch.int32),
+    }

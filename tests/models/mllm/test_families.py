@@ -15,6 +15,7 @@ from aurora_rl.models.batch import right_pad
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.mllm import MLLM_FAMILIES, EncodedPrompt, get_family
 from aurora_rl.models.mllm.qwen2_5_omni import _padded_length
+from aurora_rl.models.segmentation import shared_media
 from aurora_rl.prompts import build_messages
 
 SEGMENTER = {"type": "dot", "image_size": 32, "width": 8}
@@ -63,11 +64,17 @@ def encode(
     return loaded.family.encode(loaded.processor, messages, waveform=waveform, fps=fps, use_audio_in_video=interleaved)
 
 
-def forward(loaded: LoadedModel, prompts: list[EncodedPrompt]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (B, L, V) of right-padded prompts, and their attention mask."""
+def forward(
+    loaded: LoadedModel,
+    prompts: list[EncodedPrompt],
+    *,
+    clips: list[EncodedPrompt] | None = None,
+    media_index: list[int] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (B, L, V) of right-padded prompts, and their attention mask; of shared media, the distinct `clips`."""
     batch = right_pad([prompt.prompt_ids for prompt in prompts], [[]] * len(prompts), 0)
-    features = [prompt.features for prompt in prompts]
-    media = loaded.family.collate_features(features, range(len(features))) if features[0] else {}
+    features = [prompt.features for prompt in clips or prompts]
+    media = loaded.family.collate_features(features, media_index or range(len(features))) if features[0] else {}
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         return loaded.model(**inputs, **media).logits, batch["attention_mask"].bool()
@@ -116,8 +123,8 @@ def test_pixels_and_sound_reach_the_model(loaded):
 
 def test_prompt_without_sound(loaded):
     prompt = encode(loaded, None)
-    assert "input_features" not in prompt.features
     assert loaded.model.config.audio_token_id not in prompt.prompt_ids
+    assert not prompt.features["feature_attention_mask"].any()
     assert forward(loaded, [prompt])[0].isfinite().all()
 
 
@@ -278,10 +285,36 @@ def test_collating_leaves_the_clips_alone(loaded):
     assert {name: tensor.shape for name, tensor in clips[0].items()} == shapes
 
 
-def test_clips_with_and_without_sound_do_not_mix(loaded):
-    clips = [encode(loaded, waveform).features for waveform in (noise(SECOND), None)]
-    with pytest.raises(ValueError, match="must all have the same media"):
-        loaded.family.collate_features(clips, [0, 1])
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0]])
+def test_clips_with_and_without_sound_share_a_batch(loaded, order):
+    """Each answers as it does alone, whether the towers read a clip once a row or once for all of its rows."""
+    sounds = [None, noise(SECOND), None, noise(2 * SECOND, seed=1)]
+    prompts = [encode(loaded, sounds[i], num_frames=i + 1) for i in order]
+    alone = [forward(loaded, [prompt])[0][0] for prompt in prompts]
+    logits, mask = forward(loaded, prompts)
+    twice = [prompt for prompt in prompts for _ in range(2)]
+    media_index = [i // 2 for i in range(8)]
+    with shared_media(loaded.model, media_index):
+        shared, shared_mask = forward(loaded, twice, clips=prompts, media_index=media_index)
+    for row, expected in enumerate(alone):
+        assert_close(logits[row, mask[row]], expected, **CLOSE)
+        assert_close(shared[2 * row, shared_mask[2 * row]], expected, **CLOSE)
+        assert_close(shared[2 * row + 1, shared_mask[2 * row + 1]], expected, **CLOSE)
+
+
+def test_a_batch_without_sound_runs_the_audio_tower_for_nothing(own):
+    """Under ZeRO-3 a rank that skips a module, forward or backward, leaves the others waiting for its weights."""
+    prompt = encode(own, None)
+    runs = []
+    first = next(module for module in own.model.audio_tower.modules() if isinstance(module, torch.nn.Linear))
+    first.register_forward_hook(lambda *_: runs.append("forward"))
+    first.register_full_backward_hook(lambda *_: runs.append("backward"))
+    ids = torch.tensor([prompt.prompt_ids])
+    own.model(input_ids=ids, attention_mask=torch.ones_like(ids), **prompt.features).logits.square().sum().backward()
+    assert runs == ["forward", "backward"]
+    grads = [p.grad for p in own.model.audio_tower.parameters() if p.grad is not None]
+    assert grads and all(grad.eq(0).all() for grad in grads)
+    assert own.model.lm_head.weight.grad.ne(0).any()
 
 
 # Tokens that a completion may never hold
