@@ -37,7 +37,6 @@ def main(
     training_args: AuroraGRPOConfig,
 ) -> None:
     setup_logging(is_main_process=training_args.process_index == 0)
-    log_launch(training_args)
     train_samples, eval_samples = load_training_splits(data_args)
     loaded = assemble_model(model_args)
     encode = assemble_encoder(data_args, loaded, [*train_samples, *eval_samples], device=training_args.device)
@@ -52,6 +51,7 @@ def main(
         processing_class=loaded.processor,
         peft_config=peft_config(model_args, loaded),
     )
+    log_launch(trainer.accelerator)
     trainer.train(resume_from_checkpoint=resume_point(training_args.resume_from_checkpoint))
     trainer.save_model(training_args.output_dir)
     trainer.save_state()
