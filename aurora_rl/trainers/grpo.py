@@ -24,6 +24,7 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel
+from transformers.distributed.fsdp import is_fsdp_enabled
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
@@ -371,6 +372,11 @@ def _kind(sample: AVSample) -> str:
 
 def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     """The policy before its first step. TRL would rebuild it from its class name, which transformers does not know."""
+    if is_fsdp_enabled():  # so does transformers call FSDP where the first process alone has loaded weights
+        raise ValueError(
+            "fsdp_cpu_ram_efficient_loading is true, but GRPO's reference model is a copy of the weights that each "
+            "process has loaded: set it to false, as accelerate_configs/fsdp2.yaml does"
+        )
     if is_deepspeed_zero3_enabled():  # the weights are spread over the processes: there is nothing whole to copy
         origin = model.config._name_or_path
         reference = load_model(origin, segmenter=model.config.segmenter, dtype=model.dtype).model

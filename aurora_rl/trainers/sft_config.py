@@ -5,10 +5,11 @@ import dataclasses
 from trl import SFTConfig
 
 from aurora_rl.logs import is_terminal
+from aurora_rl.trainers.cpu_device import CPUDeviceMixin
 
 
 @dataclasses.dataclass
-class AuroraSFTConfig(SFTConfig):
+class AuroraSFTConfig(CPUDeviceMixin, SFTConfig):
     """TRL's `SFTConfig` plus the weights of the mask loss.
 
     Attributes:

@@ -1,16 +1,21 @@
-"""A recipe as `accelerate launch` starts it, with rollouts that are known beforehand; run by test_processes.py.
+"""What `accelerate launch` starts for test_processes.py: recipes one after the other, on rollouts known beforehand.
 
-python tests/trainers/parity_run.py (sft|grpo) [options of the recipe] [--fault local_masks]
+python tests/trainers/parity_run.py jobs.json
 
-A random model never writes a `[SEG]`, and two processes would sample other completions than one.
+jobs.json lists jobs [recipe, options, port].
+
+A random model never writes a `[SEG]`, and two processes would sample other completions than one, so GRPO's completions
+are replayed. Each job has a process of its own, forked where everything is imported: most of a short run is imports.
 """
 
 import dataclasses
 import importlib
+import json
 import os
 import re
 import sys
 import typing
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -80,11 +85,12 @@ def pretend_to_have_gpus() -> None:
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-def main(name: str, argv: list[str]) -> None:
+def run(name: str, options: list[str]) -> None:
+    """Run one recipe with the trainer that `--fault` asks for."""
     recipe = importlib.import_module(f"recipes.{name}")
     types = typing.get_type_hints(recipe.main)
     types.pop("return")
-    *arguments, faults = TrlParser((*types.values(), FaultArguments)).parse_args_and_config(argv)
+    *arguments, faults = TrlParser((*types.values(), FaultArguments)).parse_args_and_config(options)
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         pretend_to_have_gpus()
     trainer = TRAINERS[name, faults.fault]
@@ -92,5 +98,17 @@ def main(name: str, argv: list[str]) -> None:
     recipe.main(*arguments)
 
 
+def main(jobs: list[tuple[str, list[str], int]]) -> None:
+    for name, options, port in jobs:
+        if (child := os.fork()) == 0:
+            # torchrun's own meeting point serves one group of processes only.
+            os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(port)}
+            run(name, options)
+            return
+        _, status = os.waitpid(child, 0)
+        if status != 0:
+            sys.exit(f"the job {name} {options} failed")
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(json.loads(Path(sys.argv[1]).read_text()))
