@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -77,7 +78,10 @@ def load_split(args: DataArguments, split: str) -> list[AVSample]:
     if args.benchmark not in LOADERS:
         raise ValueError(f"unknown benchmark {args.benchmark!r}: choose from {', '.join(LOADERS)}")
     chains = None if args.chains is None else Path(args.data_root) / args.chains
-    return LOADERS[args.benchmark](args, split, chains)
+    samples = LOADERS[args.benchmark](args, split, chains)
+    if args.use_audio_in_video:
+        samples = [dataclasses.replace(sample, use_audio_in_video=True) for sample in samples]
+    return samples
 
 
 def _load_ref_avs(args: DataArguments, split: str, chains: Path | None) -> list[AVSample]:

@@ -59,6 +59,8 @@ class DataArguments:
         system_prompt: optional system message.
         min_pixels: lower limit of a frame's area for the vision tower.
         max_pixels: upper limit of a frame's area for the vision tower.
+        use_audio_in_video: whether the sound is put between the frames, chunk by chunk, instead of after them; rows of
+            a data set of one's own may each choose, by `AVSample.use_audio_in_video`.
         embedding_cache: folder for the frozen image encoder's embeddings; needed by the `sam` mask decoder only.
     """
 
@@ -78,4 +80,5 @@ class DataArguments:
     system_prompt: str | None = dataclasses.field(default=None, metadata={"help": "Optional system message."})
     min_pixels: int | None = dataclasses.field(default=None, metadata={"help": "Lower limit of a frame's area."})
     max_pixels: int | None = dataclasses.field(default=None, metadata={"help": "Upper limit of a frame's area."})
+    use_audio_in_video: bool = dataclasses.field(default=False, metadata={"help": "Put sound between the frames."})
     embedding_cache: str | None = dataclasses.field(default=None, metadata={"help": "Folder for SAM embeddings."})
