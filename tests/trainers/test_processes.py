@@ -198,8 +198,8 @@ def largest_difference(run: Run, expected: Run) -> float:
 def assert_same_logs(run: Run, expected: Run) -> None:
     assert [line["step"] for line in run.logs] == [1, 2, 3]
     for line, other in zip(run.logs, expected.logs, strict=True):
-        for name in COMPARED_LOGS:
-            assert line.get(name) == pytest.approx(other.get(name), rel=LOG_TOLERANCE), (line["step"], name)
+        values, others = ({name: log[name] for name in COMPARED_LOGS if name in log} for log in (line, other))
+        assert values == pytest.approx(others, rel=LOG_TOLERANCE)
 
 
 @pytest.mark.parametrize(("config", "job"), PARITY)
