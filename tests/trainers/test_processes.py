@@ -80,13 +80,13 @@ JOBS: Mapping[str, Mapping[str, list[str]]] = {
         "grpo_lora_resumed": HALVES + LORA,
     },
     "zero3_offload": {"sft": HALVES, "grpo": HALVES},
-    "fsdp2": {"sft": HALVES + SAVE, "grpo": HALVES, "grpo_lora": HALVES + LORA, "sft_resumed": HALVES},
+    "fsdp2": {"sft": HALVES, "grpo": HALVES + SAVE, "grpo_lora": HALVES + LORA, "grpo_resumed": HALVES},
     "multi_node": {"sft": HALVES, "grpo": HALVES},
 }
 PARITY = [(config, job) for config in JOBS if config != "cpu" for job in JOBS[config] if job in JOBS["cpu"]]
 RESUMED = [(config, job) for config in JOBS for job in JOBS[config] if job.endswith("_resumed")]
 
-#: Weights move by 2e-3 in three steps; two sums of the same numbers in another order differed by 2e-6 at most.
+#: Weights move by 2e-3 in three steps; sums of the same numbers in another order differed by 5e-6 at most.
 WEIGHT_TOLERANCE = 1e-5
 LOG_TOLERANCE = 1e-4
 COMPARED_LOGS = ("loss", "grad_norm", "mask_loss", "mask_bce", "mask_dice", "reward")
@@ -198,8 +198,8 @@ def largest_difference(run: Run, expected: Run) -> float:
 def assert_same_logs(run: Run, expected: Run) -> None:
     assert [line["step"] for line in run.logs] == [1, 2, 3]
     for line, other in zip(run.logs, expected.logs, strict=True):
-        for name in COMPARED_LOGS:
-            assert line.get(name) == pytest.approx(other.get(name), rel=LOG_TOLERANCE), (line["step"], name)
+        values, others = ({name: log[name] for name in COMPARED_LOGS if name in log} for log in (line, other))
+        assert values == pytest.approx(others, rel=LOG_TOLERANCE)
 
 
 @pytest.mark.parametrize(("config", "job"), PARITY)
