@@ -4,7 +4,7 @@ import logging
 import sys
 
 import datasets
-from transformers import TrainingArguments
+from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
 logger = logging.getLogger(__name__)
@@ -23,11 +23,20 @@ def setup_logging(*, is_main_process: bool = True) -> None:
         datasets.disable_progress_bars()
 
 
-def log_launch(args: TrainingArguments) -> None:
-    """Say how the run is spread: a `use_cpu` too many switches DeepSpeed off without a word."""
-    state, plugin = args.distributed_state, args.deepspeed_plugin
-    stage = "" if plugin is None else f", ZeRO stage: {plugin.zero_stage}"
-    logger.info("distributed: %s, processes: %d%s", state.distributed_type.value, state.num_processes, stage)
+def log_launch(accelerator: Accelerator) -> None:
+    """Say how the run is spread: a `use_cpu` too many switches DeepSpeed off without a word.
+
+    Args:
+        accelerator: the trainer's; before a trainer is made, nobody knows of FSDP.
+    """
+    words = [f"distributed: {accelerator.distributed_type.value}", f"processes: {accelerator.num_processes}"]
+    if zero := accelerator.state.deepspeed_plugin:
+        words.append(f"ZeRO stage: {zero.zero_stage}")
+        devices = {"optimiser": zero.offload_optimizer_device, "parameters": zero.offload_param_device}
+        words += [f"{part} on: {device}" for part, device in devices.items() if device not in (None, "none")]
+    if fsdp := getattr(accelerator.state, "fsdp_plugin", None):
+        words.append(f"FSDP version: {fsdp.fsdp_version}")
+    logger.info(", ".join(words))
 
 
 def is_terminal() -> bool:

@@ -81,17 +81,20 @@ def mask_loss(
     gt_masks: Masks,
     *,
     row_weights: Tensor | None = None,
+    normalizer: Tensor | None = None,
     bce_weight: float = 2.0,
     dice_weight: float = 0.5,
     dice_variant: str = "aurora",
 ) -> MaskLosses:
-    """Mask loss of a batch: Σ w_b·(2·BCE_b + 0.5·Dice_b) / max(Σ w_b, 1)  (paper, segmentation loss).
+    """Mask loss of a batch: Σ w_b·(2·BCE_b + 0.5·Dice_b) / n, n = max(Σ w_b, 1)  (paper, segmentation loss).
 
     Args:
         mask_logits: B rows of (F, H, W) float, logits.
         gt_masks: B rows of (F, H, W) bool.
         row_weights: (B,) weights, 0 for a row without `[SEG]`; all 1 by default. A zero-weighted row keeps its place
             in the graph with a gradient of exactly 0, so that every process runs the same backward collectives.
+        normalizer: n, where these rows are only a part of the batch: Σ w_b over the whole batch, divided by the number
+            of its parts. The mean of the parts' losses is then the loss of the whole.
         bce_weight: weight of the BCE.
         dice_weight: weight of the Dice loss.
         dice_variant: see `dice_loss`.
@@ -104,8 +107,8 @@ def mask_loss(
     """
     bce = mask_bce_loss(mask_logits, gt_masks)  # (B,)
     dice = dice_loss(mask_logits, gt_masks, variant=dice_variant)  # (B,)
-    mean_bce = _weighted_mean(bce, row_weights)
-    mean_dice = _weighted_mean(dice, row_weights)
+    mean_bce = _weighted_mean(bce, row_weights, normalizer)
+    mean_dice = _weighted_mean(dice, row_weights, normalizer)
     return MaskLosses(
         bce=mean_bce,
         dice=mean_dice,
@@ -182,10 +185,8 @@ def _per_row(clip_loss: Callable[[Tensor, Tensor], Tensor], mask_logits: Masks, 
     return torch.stack(losses)
 
 
-def _weighted_mean(per_row: Tensor, row_weights: Tensor | None) -> Tensor:
-    if row_weights is None:
-        return per_row.mean()
-    if row_weights.shape != per_row.shape:
-        raise ValueError(f"row_weights has shape {tuple(row_weights.shape)}, expected {tuple(per_row.shape)}")
-    weights = row_weights.to(per_row)
-    return (per_row * weights).sum() / weights.sum().clamp(min=1)
+def _weighted_mean(per_row: Tensor, row_weights: Tensor | None, normalizer: Tensor | None = None) -> Tensor:
+    weights = torch.ones_like(per_row) if row_weights is None else row_weights.to(per_row)
+    if weights.shape != per_row.shape:
+        raise ValueError(f"row_weights has shape {tuple(weights.shape)}, expected {tuple(per_row.shape)}")
+    return (per_row * weights).sum() / (weights.sum().clamp(min=1) if normalizer is None else normalizer)

@@ -23,7 +23,6 @@ def main(
     training_args: AuroraGRPOConfig,
 ) -> None:
     setup_logging(is_main_process=training_args.process_index == 0)
-    log_launch(training_args)
     train_samples, eval_samples = load_training_splits(data_args)
     check_footprint(model_args, data_args, training_args, [*train_samples, *eval_samples])
     loaded = assemble_model(model_args)
@@ -39,6 +38,7 @@ def main(
         processing_class=loaded.processor,
         peft_config=peft_config(model_args, loaded),
     )
+    log_launch(trainer.accelerator)
     trainer.train(resume_from_checkpoint=resume_point(training_args.resume_from_checkpoint))
     trainer.save_model(training_args.output_dir)
     trainer.save_state()

@@ -42,7 +42,6 @@ def completion_for(data_args: DataArguments) -> Callable[[AVSample], str]:
 @record  # the launcher's last words are the error of the process that failed first
 def main(model_args: ModelArguments, data_args: DataArguments, training_args: AuroraSFTConfig) -> None:
     setup_logging(is_main_process=training_args.process_index == 0)
-    log_launch(training_args)
     train_samples, eval_samples = load_training_splits(data_args)
     check_footprint(model_args, data_args, training_args, [*train_samples, *eval_samples])
     loaded = assemble_model(model_args)
@@ -56,6 +55,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Au
         processing_class=loaded.processor,
         peft_config=peft_config(model_args, loaded),
     )
+    log_launch(trainer.accelerator)
     trainer.train(resume_from_checkpoint=resume_point(training_args.resume_from_checkpoint))
     trainer.save_model(training_args.output_dir)
     trainer.save_state()

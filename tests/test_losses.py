@@ -103,6 +103,13 @@ def test_weights_of_less_than_one_in_all_are_not_blown_up():
     assert losses.bce.item() == pytest.approx(0.25 * WRONG)
 
 
+def test_the_mean_of_unequal_parts_is_the_loss_of_the_whole():
+    share = torch.tensor(3 / 2)  # three rows in two parts
+    two = mask_loss([_clip([2.0])] * 2, [_clip([True])] * 2, normalizer=share)
+    one = mask_loss([_clip([2.0])], [_clip([False])], normalizer=share)
+    assert (two.bce + one.bce).item() / 2 == pytest.approx((2 * RIGHT + WRONG) / 3)
+
+
 def test_losses_are_float32_whatever_the_logits_are():
     mask_logits = torch.full((1, 1, 100, 100), 2.0, dtype=torch.bfloat16)
     losses = mask_loss(mask_logits, torch.ones(1, 1, 100, 100, dtype=torch.bool))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 
 import aurora_rl
 
@@ -74,13 +74,23 @@ def test_built_wheel_holds_exactly_the_two_packages(tmp_path: Path) -> None:
         ("multi_gpu", "MULTI_GPU"),
         ("zero2", "DEEPSPEED"),
         ("zero3", "DEEPSPEED"),
+        ("zero3_offload", "DEEPSPEED"),
         ("fsdp2", "FSDP"),
+        ("multi_node", "DEEPSPEED"),
     ],
 )
 def test_accelerate_config_says_when_to_use_it_and_keeps_its_kind(name: str, distributed_type: str) -> None:
-    text = (ROOT / "accelerate_configs" / f"{name}.yaml").read_text()
-    config = yaml.safe_load(text)
-    assert text.startswith("# ")
-    assert config["distributed_type"] == distributed_type
+    file = ROOT / "accelerate_configs" / f"{name}.yaml"
+    assert file.read_text().startswith("# When: ")
+    config = load_config_from_file(str(file))  # refuses unknown keys
+    assert config.distributed_type == distributed_type
     # accelerate drops DeepSpeed without a word where use_cpu is true
-    assert config["use_cpu"] is (name == "cpu")
+    assert config.use_cpu is (name == "cpu")
+
+
+def test_the_readme_names_every_accelerate_config() -> None:
+    (line,) = (
+        line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("accelerate_configs/ ")
+    )
+    named = set(line.removeprefix("accelerate_configs/").replace(" ", "").split(","))
+    assert named == {file.stem for file in (ROOT / "accelerate_configs").glob("*.yaml")}

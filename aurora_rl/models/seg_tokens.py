@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from tokenizers import AddedToken
 from torch import nn
+from torch.distributed.tensor import DTensor, Replicate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -64,6 +65,10 @@ class SuppressingHead(nn.Linear):
             from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
             setattr(self.suppressed_logits, "ds_status", ZeroParamStatus.AVAILABLE)  # noqa: B010
+        if isinstance(self.weight, DTensor):
+            # Sharded by FSDP2, which leaves buffers as they are; TRL's fused head gathers both or none.
+            mesh = self.weight.device_mesh
+            return DTensor.from_local(self.suppressed_logits, mesh, [Replicate()] * mesh.ndim, run_check=False)
         return self.suppressed_logits
 
 

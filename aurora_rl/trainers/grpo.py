@@ -25,6 +25,7 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel
+from transformers.distributed.fsdp import is_fsdp_enabled
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
@@ -132,8 +133,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         self._rollout_masks = []  # at the frames' own size they take gigabytes
         # Lists survive TRL's whitelist, shuffling and splitting.
         output["encoded_rows"] = self._rows
-        output["answer_is_correct"] = self._answer_is_correct
-        return output
+        return output | self._mask_weights(output["completion_ids"], output["completion_mask"])
 
     def _encode_rows(self, inputs: list[dict[str, Any]]) -> list[EncodedSample]:
         """Each distinct row is read once; its G copies share the tensors."""
@@ -350,18 +350,40 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         decoded: list[DecodedMasks] = []
         self._mask_sink = decoded
         policy_loss = super()._compute_loss(model, inputs)
-        return policy_loss + self._mask_loss(decoded[0], inputs["answer_is_correct"])
+        return policy_loss + self._mask_loss(decoded[0], inputs["mask_weights"], inputs["masks_per_forward"])
 
-    def _mask_loss(self, decoded: DecodedMasks, answer_is_correct: Sequence[bool]) -> torch.Tensor:
-        """The mask loss at its weight, scaled like TRL's policy loss for gradient accumulation."""
-        row_weights = decoded.has_seg.float()
+    def _mask_weights(self, completion_ids: torch.Tensor, completion_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Which completions teach masks, and how many of them a micro-batch has on average.
+
+        The average is over all processes and over the micro-batches of the generation batch, so that how the batch is
+        spread does not change the loss; TRL's `num_items_in_batch` does the same for tokens.
+
+        Returns:
+            `mask_weights` (B,) 0 or 1, `masks_per_forward` scalar.
+        """
+        _, weights = find_seg(
+            completion_ids, completion_mask, self.seg_token_id, num_completion_tokens=completion_ids.size(1)
+        )
         if self.args.mask_loss_on == "correct_only":
-            row_weights = row_weights * torch.tensor(answer_is_correct, device=row_weights.device)
+            weights &= torch.tensor(self._answer_is_correct, device=weights.device)
+        micro_batches = self.args.steps_per_generation if self.model.training else 1
+        num_masks = self.accelerator.gather(weights.sum()).sum().clamp(min=1)
+        masks_per_forward = num_masks / (self.accelerator.num_processes * micro_batches)
+        return {"mask_weights": weights.float(), "masks_per_forward": masks_per_forward}
+
+    def _mask_loss(
+        self, decoded: DecodedMasks, row_weights: torch.Tensor, masks_per_forward: torch.Tensor
+    ) -> torch.Tensor:
+        """The mask loss at its weight: the mean over the generation batch's masks, scaled like TRL's policy loss.
+
+        A share of that mean: the mean of all micro-batches' shares, on all processes, is the whole.
+        """
         device = row_weights.device
         losses = mask_loss(
             decoded.mask_logits,
             [row.gt_masks.to(device) for row in self._rows],
             row_weights=row_weights,
+            normalizer=masks_per_forward,
             bce_weight=self.args.mask_bce_weight,
             dice_weight=self.args.mask_dice_weight,
             dice_variant=self.args.dice_variant,
@@ -428,6 +450,11 @@ def _kind(sample: AVSample) -> str:
 
 def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     """The policy before its first step. TRL would rebuild it from its class name, which transformers does not know."""
+    if is_fsdp_enabled():  # so does transformers call FSDP where the first process alone has loaded weights
+        raise ValueError(
+            "fsdp_cpu_ram_efficient_loading is true, but GRPO's reference model is a copy of the weights that each "
+            "process has loaded: set it to false, as accelerate_configs/fsdp2.yaml does"
+        )
     if is_deepspeed_zero3_enabled():  # the weights are spread over the processes: there is nothing whole to copy
         origin = model.config._name_or_path
         reference = load_model(origin, segmenter=model.config.segmenter, dtype=model.dtype).model

@@ -7,6 +7,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from aurora_rl.logs import is_terminal
+from aurora_rl.trainers.cpu_device import CPUDeviceMixin
 from aurora_rl.trainers.interruption import STOP_GRACE_HELP, STOP_GRACE_S
 
 MASK_LOSS_ON = ("all", "correct_only", "off")
@@ -17,7 +18,7 @@ def _option(default: float | str | bool | None, help_text: str) -> Any:
 
 
 @dataclasses.dataclass
-class AuroraGRPOConfig(GRPOConfig):
+class AuroraGRPOConfig(CPUDeviceMixin, GRPOConfig):
     """TRL's `GRPOConfig` plus the mask loss, with the method's values for what the paper's stage 3 sets.
 
     Attributes:

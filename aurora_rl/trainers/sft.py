@@ -5,6 +5,7 @@ L = CE + 2.0 BCE + 0.5 Dice (paper, stage 1), all from one forward pass.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,11 +25,23 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
 
     args: AuroraSFTConfig
     _name = "Aurora SFT"
+    #: Rows with `[SEG]` that a micro-batch has on average, over the accumulated batch and all processes.
+    _masks_per_forward: torch.Tensor | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # After super(), which has put its fused LM head in place of `forward`.
         install_mask_forward(self.model.get_base_model() if is_peft_model(self.model) else self.model)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
+        """As transformers', which counts the tokens of the accumulated batch here, and its masks."""
+        batch_samples, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
+        weights = [batch["seg_weights"].sum() for batch in batch_samples]
+        num_masks = self.accelerator.gather(torch.tensor(weights, device=device).sum()).sum().clamp(min=1)
+        self._masks_per_forward = num_masks / (self.accelerator.num_processes * max(len(batch_samples), 1))
+        return batch_samples, num_items_in_batch
 
     def compute_loss(
         self,
@@ -48,12 +61,13 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
             mask_logits,
             gt_masks,
             row_weights=seg_weights,
+            normalizer=self._masks_per_forward if self.model.training else None,
             bce_weight=self.args.mask_bce_weight,
             dice_weight=self.args.mask_dice_weight,
             dice_variant=self.args.dice_variant,
         )
         self._log_masks(losses.bce, losses.dice, mask_logits, gt_masks)
-        # The cross-entropy is already a share of all the tokens of the accumulated batch; the mask loss is not.
+        # The mean of the micro-batches' mask losses is that of the accumulated batch; cross-entropies are to be summed.
         is_share = self.model.training and num_items_in_batch is not None
         steps = self.current_gradient_accumulation_steps if is_share else 1
         total = self.args.ce_weight * ce_loss + losses.total / steps

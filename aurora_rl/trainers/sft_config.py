@@ -5,11 +5,12 @@ import dataclasses
 from trl import SFTConfig
 
 from aurora_rl.logs import is_terminal
+from aurora_rl.trainers.cpu_device import CPUDeviceMixin
 from aurora_rl.trainers.interruption import STOP_GRACE_HELP, STOP_GRACE_S
 
 
 @dataclasses.dataclass
-class AuroraSFTConfig(SFTConfig):
+class AuroraSFTConfig(CPUDeviceMixin, SFTConfig):
     """TRL's `SFTConfig` plus the weights of the mask loss.
 
     Attributes:

@@ -1,7 +1,11 @@
 import pytest
 import torch
 from tokenizers import AddedToken
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn import functional
 from transformers import AutoTokenizer
 
 from aurora_rl.models.seg_tokens import ensure_seg_token, find_seg, init_seg_embedding, suppress_tokens
@@ -93,6 +97,28 @@ def test_suppression_may_be_repeated():
     suppress_tokens(head, [1])
     suppress_tokens(head, [2])
     assert (head.bias < 0).nonzero().flatten().tolist() == [2]
+
+
+@pytest.fixture
+def process_group():
+    """A group of this process alone."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def test_the_suppression_of_a_head_that_fsdp2_has_sharded_is_gathered_beside_its_weight(process_group):
+    head = nn.Linear(4, 6, bias=False)
+    suppress_tokens(head, [1])
+    states, suppressed = torch.randn(8, 4), head.bias.clone()
+    before = head(states)
+    fully_shard(head, mesh=init_device_mesh("cpu", (1,)))
+    assert isinstance(head.weight, DTensor)
+    # What TRL's fused head computes from the two.
+    gathered = functional.linear(states, head.weight.full_tensor(), head.bias.full_tensor())
+    assert torch.equal(gathered, before)
+    assert torch.equal(head.bias.full_tensor(), suppressed)
+    assert torch.equal(head(states), before)
 
 
 def test_head_with_a_trained_bias_is_an_error():

@@ -57,8 +57,9 @@ def only_row(inputs: dict[str, Any], index: int) -> dict[str, Any]:
         for kind in ("ids", "mask")
     }
     row["ref_per_token_logps"] = inputs["ref_per_token_logps"][index, masks["completion"]][None]
-    for name in ("advantages", "encoded_rows", "answer_is_correct"):
+    for name in ("advantages", "encoded_rows", "mask_weights"):
         row[name] = inputs[name][index : index + 1]
+    row["masks_per_forward"] = inputs["masks_per_forward"] / len(inputs["encoded_rows"])
     return {**row, "num_items_in_batch": inputs["num_items_in_batch"]}
 
 
@@ -367,14 +368,16 @@ def test_the_mask_loss_reaches_the_language_model_through_the_projector(make_grp
 
 
 def test_two_accumulated_half_batches_take_the_step_of_one_batch(make_grpo: MakeGRPO) -> None:
+    """Three of the four completions teach masks, so that the two halves have not the same number of them."""
     after = []
     for options in (
         {"per_device_train_batch_size": 4},
         {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
     ):
         trainer = make_grpo(
-            script="gold",
+            script="mixed",
             rewards=[constant_reward],
+            mask_loss_on="all",
             beta=0.0,
             max_steps=1,
             optim="sgd",

@@ -93,6 +93,15 @@ def test_gradient_checkpointing_changes_no_number(make_grpo: Callable[..., Auror
         assert checkpointed["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4)
 
 
+def test_weights_in_the_first_process_alone_are_refused_where_the_reference_is_copied_from_them(
+    make_grpo: Callable[..., AuroraGRPOTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aurora_rl.trainers.grpo.is_fsdp_enabled", lambda: True)
+    with pytest.raises(ValueError, match="fsdp_cpu_ram_efficient_loading is true"):
+        make_grpo()
+    make_grpo(peft=True)  # the reference is the policy without its adapters
+
+
 def test_an_unknown_mask_loss_is_refused(make_grpo: Callable[..., AuroraGRPOTrainer]) -> None:
     with pytest.raises(ValueError, match="mask_loss_on='some'"):
         make_grpo(mask_loss_on="some")

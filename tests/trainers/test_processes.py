@@ -1,95 +1,249 @@
-"""Two processes, each under the shipped accelerate configs: sharding changes where numbers lie, not what they are."""
+"""Several processes under the shipped accelerate configs: how a run is spread changes nothing of what it computes.
 
+`accelerate launch` starts the recipes for three optimiser steps on rollouts that are known beforehand (parity_run.py).
+What they leave is held against the same recipes in one process with the same global batch.
+
+DDP and FSDP2 run on CPUs by `--use_cpu true`. DeepSpeed runs on CPUs only if accelerate is not told that there is one,
+because `use_cpu` switches it off in silence.
+"""
+
+import contextlib
+import dataclasses
 import json
 import os
-import re
 import shlex
+import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from aurora_rl.models.loading import load_model
 from aurora_rl.models.segmenters.sam import SamSegmenter
 
+pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(1500)]
+
 ROOT = Path(__file__).resolve().parents[2]
-OPTIONS = shlex.split(
-    "--max_steps 2 --logging_steps 1 --learning_rate 1e-3 --eval_strategy no --save_strategy no --seed 1 "
-    "--ddp_backend gloo --bf16 false --dataloader_num_workers 0 --dataloader_persistent_workers false"
-)
-# DeepSpeed runs on a CPU only if accelerate is not told that there is one: `use_cpu` would switch it off in silence.
-LAUNCHERS = {
-    "ddp": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"],
-    "zero2": ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/zero2.yaml"],
-    "zero3": ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/zero3.yaml"],
+#: What the recipes say of themselves under each config of accelerate_configs/.
+SPREAD = {
+    "cpu": "distributed: NO, processes: 1",
+    "multi_gpu": "distributed: MULTI_CPU, processes: 2",
+    "zero2": "distributed: DEEPSPEED, processes: 2, ZeRO stage: 2",
+    "zero3": "distributed: DEEPSPEED, processes: 2, ZeRO stage: 3",
+    "zero3_offload": "distributed: DEEPSPEED, processes: 2, ZeRO stage: 3, optimiser on: cpu, parameters on: cpu",
+    "fsdp2": "distributed: FSDP, processes: 2, FSDP version: 2",
+    "multi_node": "distributed: DEEPSPEED, processes: 2, ZeRO stage: 2",
 }
-ACCELERATE_OPTIONS = shlex.split("--num_processes 2 --mixed_precision no --main_process_port 0")
+LAUNCH = shlex.split("--num_processes 2 --mixed_precision no")
+# Adam takes full steps along gradients that are 0 but for rounding (a bias before a normalisation), unless its epsilon
+# is far above rounding. Clipping and a schedule are on: both must be those of the whole batch.
+TRAINING = shlex.split(
+    "--max_steps 3 --logging_steps 1 --learning_rate 1e-3 --lr_scheduler_type linear --warmup_steps 0 "
+    "--adam_epsilon 1e-5 --max_grad_norm 1.0 --eval_strategy no --save_strategy no --seed 2 --bf16 false "
+    "--dataloader_num_workers 0 --dataloader_persistent_workers false"
+)
+# Rewards of the text alone: masks are cut off at a probability of 0.5, where rounding tips pixels over.
+GRPO = shlex.split(
+    "--num_generations 4 --max_completion_length 64 --beta 0.1 --reward_weights 1 1 "
+    "--reward_funcs reward_fns.format:format_reward reward_fns.category:category_reward"
+)
+WHOLE = shlex.split("--per_device_train_batch_size 8")
+HALVES = shlex.split("--per_device_train_batch_size 4")
+QUARTERS = shlex.split("--per_device_train_batch_size 2 --gradient_accumulation_steps 2")
+LORA = shlex.split("--use_peft --lora_r 4 --lora_dropout 0 --gradient_checkpointing true")
+SAVE = shlex.split("--save_strategy steps --save_steps 2 --save_only_model false")
+FAULT = shlex.split("--fault local_masks")
+#: Recipes and their options under each config. `x_resumed` does step 3 of `x` once more, from its checkpoint.
+JOBS: Mapping[str, Mapping[str, list[str]]] = {
+    "cpu": {"sft": WHOLE, "grpo": WHOLE, "sft_lora": WHOLE + LORA, "grpo_lora": WHOLE + LORA},
+    "multi_gpu": {
+        "sft": QUARTERS + SAVE,
+        "grpo": QUARTERS + SAVE,
+        "sft_resumed": QUARTERS,
+        "grpo_resumed": QUARTERS,
+        "sft_fault": HALVES + FAULT,
+        "grpo_fault": HALVES + FAULT,
+    },
+    "zero2": {"sft": QUARTERS, "grpo": QUARTERS},
+    "zero3": {
+        "sft": HALVES,
+        "grpo": HALVES,
+        "sft_lora": HALVES + LORA + SAVE,
+        "grpo_lora": HALVES + LORA + SAVE,
+        "sft_lora_resumed": HALVES + LORA,
+        "grpo_lora_resumed": HALVES + LORA,
+    },
+    "zero3_offload": {"sft": HALVES, "grpo": HALVES},
+    "fsdp2": {"sft": HALVES, "grpo": HALVES + SAVE, "grpo_lora": HALVES + LORA, "grpo_resumed": HALVES},
+    "multi_node": {"sft": HALVES, "grpo": HALVES},
+}
+PARITY = [(config, job) for config in JOBS if config != "cpu" for job in JOBS[config] if job in JOBS["cpu"]]
+RESUMED = [(config, job) for config in JOBS for job in JOBS[config] if job.endswith("_resumed")]
+
+#: Weights move by 2e-3 in three steps; sums of the same numbers in another order differed by 5e-6 at most.
+WEIGHT_TOLERANCE = 1e-5
+LOG_TOLERANCE = 1e-4
+COMPARED_LOGS = ("loss", "grad_norm", "mask_loss", "mask_bce", "mask_dice", "reward")
 
 
-def train(
-    launcher: str,
-    recipe: str,
-    model: str,
-    data_root: Path,
-    output_dir: Path,
-    *options: str,
-    config: Path | None = None,
-) -> list[dict]:
-    """Run a recipe on two processes; its log history without the last line."""
-    command = [sys.executable, *LAUNCHERS[launcher]]
-    command += [] if launcher == "ddp" else ACCELERATE_OPTIONS
-    command += [f"recipes/{recipe}.py", "--config", str(config or f"recipes/synthetic/{recipe}.yaml")]
-    command += [*OPTIONS, *options]
-    command += ["--model", model, "--data_root", str(data_root), "--output_dir", str(output_dir)]
-    command += ["--use_cpu", "true" if launcher == "ddp" else "false"]
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-20000:]
-    asked = {"ddp": "MULTI_CPU", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}[launcher]
-    assert f"distributed: {asked}, processes: 2" in result.stderr
-    if launcher != "ddp":
-        assert re.search(rf"ZeRO stage: {launcher[-1]}\b", result.stderr)
-    return json.loads((output_dir / "trainer_state.json").read_text())["log_history"][:-1]
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run left: weights, and a line of logs for each step."""
+
+    weights: dict[str, torch.Tensor]
+    logs: list[dict[str, Any]]
 
 
-@pytest.mark.multiprocess
-@pytest.mark.timeout(900)
-def test_sft_has_the_same_losses_under_ddp_zero2_and_zero3(tiny_benchmark, tiny_checkpoint, tmp_path):
-    logs = {
-        launcher: train(launcher, "sft", tiny_checkpoint, tiny_benchmark, tmp_path / launcher) for launcher in LAUNCHERS
-    }
-    assert [line["step"] for line in logs["ddp"]] == [1, 2]
-    for launcher in ("zero2", "zero3"):
-        for line, expected in zip(logs[launcher], logs["ddp"], strict=True):
-            for name in ("loss", "mask_bce", "mask_dice", "teacher_forced_iou"):
-                assert line[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-4), (launcher, name)
+Runs = Callable[[str], Mapping[str, Run]]
 
 
-@pytest.mark.multiprocess
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_grpo_trains_with_a_reference_model(launcher, tiny_benchmark, tiny_checkpoint, tmp_path):
-    options = shlex.split("--per_device_train_batch_size 4 --num_generations 2 --max_completion_length 6 --beta 0.1")
-    log = train(launcher, "grpo", tiny_checkpoint, tiny_benchmark, tmp_path, *options)
-    assert [line["step"] for line in log] == [1, 2]
-    assert log[0]["kl"] == pytest.approx(0.0, abs=1e-5)  # the reference is the policy before its first step
-    assert all(0 <= line["rewards/mask_iou_reward/mean"] <= 1 for line in log)
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
-@pytest.mark.multiprocess
-@pytest.mark.timeout(900)
+def commands(config: str) -> list[list[str]]:
+    """`accelerate launch` as a user would type it, one command a machine."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{config}.yaml"]
+    if config == "cpu":
+        return [launch]
+    if config != "multi_node":
+        return [[*launch, *LAUNCH, "--main_process_port", "0"]]
+    address = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
+    return [[*launch, *LAUNCH, *address, "--machine_rank", rank] for rank in ("0", "1")]
+
+
+def launch(config: str, script: list[str]) -> str:
+    """Run a script under a config to its end; what its first machine said."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment["DS_ACCELERATOR"] = "cpu"
+    with contextlib.ExitStack() as stack:
+        machines = []
+        for command in commands(config):
+            log = stack.enter_context(tempfile.TemporaryFile("w+"))
+            machine = subprocess.Popen([*command, *script], cwd=ROOT, env=environment, stdout=log, stderr=log)
+            stack.callback(machine.kill)
+            machines.append((machine, log))
+        said = []
+        for machine, log in machines:
+            machine.wait(timeout=1200)
+            log.seek(0)
+            said.append(log.read())
+            assert machine.returncode == 0, said[-1][-20000:]
+    return said[0]
+
+
+def device_options(config: str) -> list[str]:
+    if config == "cpu":
+        return ["--use_cpu", "true"]
+    return ["--ddp_backend", "gloo", "--use_cpu", "false" if "DEEPSPEED" in SPREAD[config] else "true"]
+
+
+def read_run(folder: Path) -> Run:
+    (weights,) = folder.glob("*model.safetensors")
+    logs = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return Run(load_file(weights), [line for line in logs if "loss" in line])
+
+
+@pytest.fixture(scope="module")
+def chains(tiny_benchmark: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The gold chains, every third of them without `[SEG]`: processes then differ in how many masks they teach."""
+    records = [json.loads(line) for line in (tiny_benchmark / "chains.jsonl").read_text().splitlines()]
+    for record in records[::3]:
+        record["answer"] = record["answer"].replace("[SEG]", "hidden")
+    path = tmp_path_factory.mktemp("chains") / "chains.jsonl"
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_benchmark: Path, tiny_checkpoint: str, chains: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """All jobs of a config, by one launch the first time that it is asked for."""
+    made: dict[str, dict[str, Run]] = {}
+    common = ["--model", tiny_checkpoint, "--data_root", str(tiny_benchmark), *TRAINING]
+
+    def options_of(config: str, job: str, folder: Path) -> list[str]:
+        recipe = job.split("_")[0]
+        options = ["--config", f"recipes/synthetic/{recipe}.yaml", "--output_dir", str(folder / job), *common]
+        options += GRPO if recipe == "grpo" else ["--chains", str(chains)]
+        options += device_options(config)
+        if job.endswith("_resumed"):
+            options += ["--resume_from_checkpoint", str(folder / job.removesuffix("_resumed") / "checkpoint-2")]
+        return [*options, *JOBS[config][job]]
+
+    def run(config: str) -> Mapping[str, Run]:
+        if config not in made:
+            folder = tmp_path_factory.mktemp(config)
+            jobs = [(job.split("_")[0], options_of(config, job, folder), free_port()) for job in JOBS[config]]
+            (folder / "jobs.json").write_text(json.dumps(jobs))
+            said = launch(config, ["tests/trainers/parity_run.py", str(folder / "jobs.json")])
+            assert said.count(f"{SPREAD[config]}\n") == len(jobs)
+            made[config] = {job: read_run(folder / job) for job in JOBS[config]}
+        return made[config]
+
+    return run
+
+
+def largest_difference(run: Run, expected: Run) -> float:
+    assert run.weights.keys() == expected.weights.keys()
+    return max((run.weights[name] - weight).abs().max().item() for name, weight in expected.weights.items())
+
+
+def assert_same_logs(run: Run, expected: Run) -> None:
+    assert [line["step"] for line in run.logs] == [1, 2, 3]
+    for line, other in zip(run.logs, expected.logs, strict=True):
+        values, others = ({name: log[name] for name in COMPARED_LOGS if name in log} for log in (line, other))
+        assert values == pytest.approx(others, rel=LOG_TOLERANCE)
+
+
+@pytest.mark.parametrize(("config", "job"), PARITY)
+def test_two_processes_take_the_steps_of_one(config: str, job: str, runs: Runs) -> None:
+    run, expected = runs(config)[job], runs("cpu")[job]
+    assert_same_logs(run, expected)
+    assert largest_difference(run, expected) < WEIGHT_TOLERANCE
+
+
+@pytest.mark.parametrize("job", ["sft", "grpo"])
+def test_a_mask_loss_over_the_masks_of_one_process_would_be_seen(job: str, runs: Runs) -> None:
+    broken, expected = runs("multi_gpu")[f"{job}_fault"], runs("cpu")[job]
+    assert largest_difference(broken, expected) > 10 * WEIGHT_TOLERANCE
+    with pytest.raises(AssertionError):
+        assert_same_logs(broken, expected)
+
+
+@pytest.mark.parametrize("config", [config for config, job in PARITY if job == "grpo"])
+def test_the_reference_model_is_the_policy_before_its_first_step(config: str, runs: Runs) -> None:
+    logs = runs(config)["grpo"].logs
+    assert logs[0]["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert logs[2]["kl"] == pytest.approx(runs("cpu")["grpo"].logs[2]["kl"], rel=1e-2)
+    assert logs[2]["kl"] > 0.01
+
+
+@pytest.mark.parametrize(("config", "job"), RESUMED)
+def test_a_resumed_run_ends_where_the_unbroken_one_does(config: str, job: str, runs: Runs) -> None:
+    resumed, unbroken = runs(config)[job], runs(config)[job.removesuffix("_resumed")]
+    assert [line["loss"] for line in resumed.logs] == [line["loss"] for line in unbroken.logs]
+    assert resumed.logs[2]["grad_norm"] == unbroken.logs[2]["grad_norm"]
+    assert largest_difference(resumed, unbroken) == 0.0
+
+
 def test_a_plain_model_gets_a_pretrained_sam_decoder_under_zero3(
-    omni_checkpoint, sam_checkpoint, tiny_benchmark, tmp_path
-):
+    omni_checkpoint: str, sam_checkpoint: str, tiny_benchmark: Path, tmp_path: Path
+) -> None:
     recipe = (ROOT / "recipes/synthetic/sft.yaml").read_text()
     segmenter = f"segmenter: {{type: sam, checkpoint: {sam_checkpoint}, image_size: 64}}"
     config = tmp_path / "sft.yaml"
     config.write_text(f"{recipe}\n{segmenter}\nembedding_cache: {tmp_path / 'embeddings'}\n")
-    options = ["--learning_rate", "0", "--per_device_train_batch_size", "2"]
-    log = train("zero3", "sft", omni_checkpoint, tiny_benchmark, tmp_path / "sft", *options, config=config)
-    assert all(0 < line["mask_bce"] < 5 for line in log)
+    paths = ["--model", omni_checkpoint, "--data_root", str(tiny_benchmark), "--output_dir", str(tmp_path / "sft")]
+    options = shlex.split("--learning_rate 0 --per_device_train_batch_size 2 --max_steps 1")
+    launch("zero3", ["recipes/sft.py", "--config", str(config), *TRAINING, *options, *paths, *device_options("zero3")])
+    assert all(0 < line["mask_bce"] < 5 for line in read_run(tmp_path / "sft").logs)
     trained = load_model(str(tmp_path / "sft")).model.seg_head.mask_decoder.state_dict()
     pretrained = SamSegmenter.from_checkpoint(sam_checkpoint, image_size=64).state_dict()
     assert trained.keys() == pretrained.keys()

@@ -40,7 +40,10 @@ RESUMABLE_OVERRIDES = {
     "_push_from_checkpoint": ["checkpoint_folder"],
     "_determine_best_metric": ["metrics", "trial"],
 }
-SFT_OVERRIDES = {"compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"]}
+SFT_OVERRIDES = {
+    "get_batch_samples": ["epoch_iterator", "num_batches", "device"],
+    "compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"],
+}
 
 #: Functions and constructors that are called, and the parameters that are given to them.
 CALLED = {
@@ -164,6 +167,6 @@ def test_a_generation_batch_has_the_keys_that_the_loss_reads(
 ) -> None:
     expected = {
         "prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", "num_items_in_batch",
-        "ref_per_token_logps", "encoded_rows", "answer_is_correct",
+        "ref_per_token_logps", "encoded_rows", "mask_weights", "masks_per_forward",
     }  # fmt: skip
     assert set(rollout(make_grpo())) == expected, "seam GRPOTrainer._generate_and_score_completions gives other keys"

@@ -1,0 +1,114 @@
+"""What `accelerate launch` starts for test_processes.py: recipes one after the other, on rollouts known beforehand.
+
+python tests/trainers/parity_run.py jobs.json
+
+jobs.json lists jobs [recipe, options, port].
+
+A random model never writes a `[SEG]`, and two processes would sample other completions than one, so GRPO's completions
+are replayed. Each job has a process of its own, forked where everything is imported: most of a short run is imports.
+"""
+
+import dataclasses
+import importlib
+import json
+import os
+import re
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from trl import TrlParser
+
+from aurora_rl.data.sample import AVSample
+from aurora_rl.trainers.grpo import AuroraGRPOTrainer
+from aurora_rl.trainers.sft import AuroraSFTTrainer
+
+
+@dataclasses.dataclass
+class FaultArguments:
+    """What to break, so that a test can show that it would be seen: `local_masks` or nothing."""
+
+    fault: str = "none"
+
+
+def replayed_completion(sample: AVSample, index: int) -> str:
+    """Right for the first one to three completions of a group, depending on its sample; the others wrong."""
+    if index <= sample.row % 3:
+        return sample.chain
+    if index % 2:
+        return re.sub(r"Answer: .*(?= It is)", "Answer: the target is the zebra.", sample.chain)
+    return sample.chain.replace("[SEG]", "hidden")
+
+
+class ReplayedGRPOTrainer(AuroraGRPOTrainer):
+    """Rolls out `replayed_completion`, whichever process a row has come to."""
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[list[list[int]], None]:
+        first = self.accelerator.process_index * len(self._rows)
+        texts = [
+            replayed_completion(row.sample, index % self.num_generations)
+            for index, row in enumerate(self._rows, start=first)
+        ]
+        return [[*self._tokenizer(text).input_ids, self._tokenizer.eos_token_id] for text in texts], None
+
+
+class LocalMasksGRPOTrainer(ReplayedGRPOTrainer):
+    """Divides the mask loss by the masks of this process alone."""
+
+    def _mask_weights(self, *args: Any) -> dict[str, Any]:
+        weights = super()._mask_weights(*args)
+        return {**weights, "masks_per_forward": weights["mask_weights"].sum().clamp(min=1)}
+
+
+class LocalMasksSFTTrainer(AuroraSFTTrainer):
+    """Divides the mask loss by the masks of this micro-batch alone."""
+
+    def get_batch_samples(self, *args: Any) -> Any:
+        result = super().get_batch_samples(*args)
+        self._masks_per_forward = None
+        return result
+
+
+TRAINERS = {
+    ("sft", "none"): AuroraSFTTrainer,
+    ("sft", "local_masks"): LocalMasksSFTTrainer,
+    ("grpo", "none"): ReplayedGRPOTrainer,
+    ("grpo", "local_masks"): LocalMasksGRPOTrainer,
+}
+
+
+def pretend_to_have_gpus() -> None:
+    """accelerate turns FSDP on for accelerators only, though PyTorch's runs on CPUs as well."""
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def run(name: str, options: list[str]) -> None:
+    """Run one recipe with the trainer that `--fault` asks for."""
+    recipe = importlib.import_module(f"recipes.{name}")
+    types = typing.get_type_hints(recipe.main)
+    types.pop("return")
+    *arguments, faults = TrlParser((*types.values(), FaultArguments)).parse_args_and_config(options)
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        pretend_to_have_gpus()
+    trainer = TRAINERS[name, faults.fault]
+    setattr(recipe, {"sft": "AuroraSFTTrainer", "grpo": "AuroraGRPOTrainer"}[name], trainer)
+    recipe.main(*arguments)
+
+
+def main(jobs: list[tuple[str, list[str], int]]) -> None:
+    for name, options, port in jobs:
+        if (child := os.fork()) == 0:
+            # torchrun's own meeting point serves one group of processes only.
+            os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(port)}
+            run(name, options)
+            return
+        _, status = os.waitpid(child, 0)
+        if status != 0:
+            sys.exit(f"the job {name} {options} failed")
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))
