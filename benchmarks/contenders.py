@@ -1,0 +1,174 @@
+"""The two trainers, and where a step's parts are in them: `stock` is TRL's GRPOTrainer, `aurora` ours.
+
+Both sample the same number of tokens: the end of a completion is held off until its last token, and its last two are
+overwritten by `[SEG]` and a full stop, because a random model never points at anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from typing import Any
+
+import torch
+from trl import GRPOConfig, GRPOTrainer
+
+from aurora_rl.trainers import grpo
+from aurora_rl.trainers.grpo import AuroraGRPOTrainer
+from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
+from benchmarks.timing import Seconds, Stopwatch
+from benchmarks.workload import ImageEncoder, Policy, Workload, aurora_dataset, stock_dataset
+
+#: Parts of a step, as the table shows them.
+PARTS = ("prompts", "generation", "scoring", "reward", "forward", "backward", "optimizer", "sync", "rest")
+#: Parts that a step has for its masks alone. `mask decode` holds the head, resizing and the mask loss.
+MASK_PARTS = ("mask decode", "mask backward", "mask reward")
+
+
+def length_reward(completions: list, **columns: Any) -> list[float]:
+    """A reward that costs nothing: characters of the completion."""
+    return [float(len(completion[0]["content"])) for completion in completions]
+
+
+class _EndsInSeg:
+    """Mixin for a trainer whose every completion ends in `[SEG]` and a full stop."""
+
+    ending: tuple[int, int]
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        completion_ids, logprobs = super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
+        return [[*ids[:-2], *self.ending] for ids in completion_ids], logprobs
+
+
+class StockTrainer(_EndsInSeg, GRPOTrainer):
+    """TRL's trainer as it is."""
+
+
+class AuroraTrainer(_EndsInSeg, AuroraGRPOTrainer):
+    """Aurora-RL's trainer as it is."""
+
+
+@dataclasses.dataclass
+class Contender:
+    """A trainer that is ready to step, and the stopwatch inside it."""
+
+    trainer: GRPOTrainer
+    stopwatch: Stopwatch
+
+    def step(self) -> dict[str, Seconds]:
+        """Roll out one group and train on it; the seconds of each part.
+
+        A group is trained on as often as the trainer's `num_iterations` says.
+        """
+        trainer = self.trainer
+        rows = [trainer.train_dataset[0]] * trainer.num_generations
+        with self.stopwatch.run():
+            for _ in range(trainer.num_iterations):
+                trainer.model.train()
+                trainer.training_step(trainer.model_wrapped, rows, None)
+                with self.stopwatch.part("optimizer"):
+                    trainer.optimizer.step()
+                    trainer.optimizer.zero_grad()
+        return dict(self.stopwatch.parts)
+
+
+def make_stock(policy: Policy, workload: Workload, stopwatch: Stopwatch, *, num_iterations: int = 1) -> Contender:
+    """TRL's trainer with the reward that costs nothing."""
+    trainer = StockTrainer(
+        model=policy.copy(),
+        reward_funcs=[length_reward],
+        args=GRPOConfig(**_options(workload, num_iterations)),
+        train_dataset=stock_dataset(workload),
+        processing_class=policy.processor,
+    )
+    return _ready(trainer, policy, stopwatch)
+
+
+def make_aurora(policy: Policy, workload: Workload, stopwatch: Stopwatch, *, num_iterations: int = 1) -> Contender:
+    """Ours with that reward and the IoU, and the mask loss on all completions."""
+    trainer = AuroraTrainer(
+        model=policy.copy(),
+        reward_funcs=[length_reward, "reward_fns.mask_iou:mask_iou_reward"],
+        args=AuroraGRPOConfig(mask_loss_on="all", **_options(workload, num_iterations)),
+        encode=ImageEncoder(policy, workload),
+        seg_token_id=policy.seg_token_id,
+        train_dataset=aurora_dataset(),
+        processing_class=policy.processor,
+    )
+    return _ready(trainer, policy, stopwatch)
+
+
+def _options(workload: Workload, num_iterations: int) -> dict[str, Any]:
+    return {
+        "output_dir": tempfile.gettempdir(),
+        "max_steps": 1,
+        "per_device_train_batch_size": workload.num_generations,
+        "num_generations": workload.num_generations,
+        "num_iterations": num_iterations,
+        "max_completion_length": workload.completion_length,
+        "generation_kwargs": {"min_new_tokens": workload.completion_length},
+        "beta": 0.0,
+        "lr_scheduler_type": "constant",
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def _ready(trainer: Any, policy: Policy, stopwatch: Stopwatch) -> Contender:
+    """Train one step, which makes the optimiser and warms up, then put the stopwatch in."""
+    full_stop = policy.processor.tokenizer.convert_tokens_to_ids(".")
+    trainer.ending = (policy.seg_token_id, full_stop)
+    trainer.train()
+    trainer._step = 0  # the next step rolls out
+    _watch_parts(trainer, stopwatch)
+    if isinstance(trainer, AuroraGRPOTrainer):
+        _watch_mask_parts(trainer, stopwatch)
+    return Contender(trainer, stopwatch)
+
+
+def _watch_parts(trainer: Any, stopwatch: Stopwatch) -> None:
+    """What both trainers do; `scoring` is every forward pass without gradient."""
+    has_masks = isinstance(trainer, AuroraGRPOTrainer)
+    stopwatch.watch(trainer, "_generate_and_score_completions", "prompts")
+    stopwatch.watch(trainer, "_generate_single_turn", "generation")
+    stopwatch.watch(trainer, "_calculate_rewards", "reward")
+    stopwatch.watch(
+        trainer, "_get_per_token_logps_and_entropies", lambda: "forward" if torch.is_grad_enabled() else "scoring"
+    )
+    stopwatch.watch(trainer, "_compute_loss", "forward")
+    stopwatch.watch(trainer.accelerator, "backward", "mask backward" if has_masks else "backward")
+    stopwatch.watch(trainer.accelerator, "gather", "sync")
+    if trainer.use_vllm:
+        stopwatch.watch(trainer.vllm_generation, "sync_weights", "sync")
+
+
+def _watch_mask_parts(trainer: AuroraGRPOTrainer, stopwatch: Stopwatch) -> None:
+    """What ours does for masks alone."""
+    head = trainer.accelerator.unwrap_model(trainer.model).seg_head
+    _mark_end_of_mask_backward(head, stopwatch)
+    stopwatch.watch(head, "forward", "mask decode")
+    stopwatch.watch(trainer, "_mask_loss", "mask decode")
+    stopwatch.watch(trainer, "_with_masks", "mask reward")
+    trainer.reward_funcs[1] = stopwatch.watched(trainer.reward_funcs[1], "mask reward")
+
+
+def watch_mask_functions(stopwatch: Stopwatch) -> None:
+    """What our trainer calls by name for masks alone; once a process, for all trainers."""
+    stopwatch.watch(grpo, "row_mask_logits", "mask decode")
+    stopwatch.watch(grpo, "collate_frames", "mask decode")
+    stopwatch.watch(grpo, "mask_iou", "mask reward")
+
+
+def _mark_end_of_mask_backward(head: torch.nn.Module, stopwatch: Stopwatch) -> None:
+    """Autograd runs what was recorded last first, so the masks' part of a backward pass ends at the head's input."""
+
+    def mark(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if torch.is_grad_enabled():
+            args[0].register_hook(lambda _gradient: stopwatch.switch("backward"))
+
+    head.register_forward_pre_hook(mark)
