@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 from aurora_rl.trainers import grpo
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
+from benchmarks.memory import peak_memory
 from benchmarks.timing import Seconds, Stopwatch
 from benchmarks.workload import ImageEncoder, Policy, Workload, aurora_dataset, stock_dataset
 
@@ -48,28 +50,49 @@ class AuroraTrainer(_EndsInSeg, AuroraGRPOTrainer):
     """Aurora-RL's trainer as it is."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What one step took.
+
+    Attributes:
+        parts: seconds of each part.
+        peak_gb: memory above what was in use before the step, in GB.
+        num_forwards: forward passes of the language model on whole sequences.
+    """
+
+    parts: dict[str, Seconds]
+    peak_gb: float
+    num_forwards: int
+
+    def seconds(self, parts: Sequence[str], clock: str) -> float:
+        """Of some parts together."""
+        return sum(self.parts.get(part, Seconds()).on(clock) for part in parts)
+
+
 @dataclasses.dataclass
 class Contender:
     """A trainer that is ready to step, and the stopwatch inside it."""
 
     trainer: GRPOTrainer
     stopwatch: Stopwatch
+    num_forwards: int = 0
 
-    def step(self) -> dict[str, Seconds]:
-        """Roll out one group and train on it; the seconds of each part.
-
-        A group is trained on as often as the trainer's `num_iterations` says.
-        """
-        trainer = self.trainer
+    def step(self) -> Step:
+        """Roll out one group and train on it, as often as the trainer's `num_iterations` says."""
+        trainer, self.num_forwards = self.trainer, 0
         rows = [trainer.train_dataset[0]] * trainer.num_generations
-        with self.stopwatch.run():
+        with peak_memory() as peak, self.stopwatch.run():
             for _ in range(trainer.num_iterations):
                 trainer.model.train()
                 trainer.training_step(trainer.model_wrapped, rows, None)
                 with self.stopwatch.part("optimizer"):
                     trainer.optimizer.step()
                     trainer.optimizer.zero_grad()
-        return dict(self.stopwatch.parts)
+        return Step(dict(self.stopwatch.parts), peak.gigabytes, self.num_forwards)
+
+    def count_forward(self, *_: Any) -> None:
+        """A hook of the language model; the passes that `generate` makes are not counted."""
+        self.num_forwards += self.stopwatch.running in ("scoring", "forward")
 
 
 def make_stock(policy: Policy, workload: Workload, stopwatch: Stopwatch, *, num_iterations: int = 1) -> Contender:
@@ -128,7 +151,9 @@ def _ready(trainer: Any, policy: Policy, stopwatch: Stopwatch) -> Contender:
     _watch_parts(trainer, stopwatch)
     if isinstance(trainer, AuroraGRPOTrainer):
         _watch_mask_parts(trainer, stopwatch)
-    return Contender(trainer, stopwatch)
+    contender = Contender(trainer, stopwatch)
+    trainer.accelerator.unwrap_model(trainer.model).get_decoder().register_forward_pre_hook(contender.count_forward)
+    return contender
 
 
 def _watch_parts(trainer: Any, stopwatch: Stopwatch) -> None:

@@ -6,7 +6,9 @@ the same way: at most eight masks a chunk, whose activations are computed again 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -15,9 +17,6 @@ from torch.utils.checkpoint import checkpoint
 from aurora_rl.models.segmenters.sam import SamSegmenter
 from benchmarks.memory import peak_memory
 from benchmarks.timing import Seconds, now
-
-#: Of a SAM, at 1024 pixels; a tenth of it for tests.
-REAL_SIZE, TOY_SIZE = 1024, 128
 
 Decode = Callable[[SamSegmenter, Tensor, Tensor], Tensor]
 
@@ -47,35 +46,53 @@ def decode_in_stock_loop(segmenter: SamSegmenter, frames: Tensor, prompts: Tenso
 
     size = segmenter.max_masks_per_chunk
     masks = [
-        torch.cat([checkpoint(decode, f, p, use_reentrant=False) for f, p in zip(frames.split(size), prompt.split(size))])
+        checkpoint(decode, frame_chunk, prompt_chunk, use_reentrant=False)
         for prompt in prompts.split(1, dim=1)
+        for frame_chunk, prompt_chunk in zip(frames.split(size), prompt.split(size), strict=True)
     ]
-    return torch.cat(masks, dim=1)
+    return torch.cat(masks).view(prompts.size(1), len(frames), *masks[0].shape[-2:]).transpose(0, 1)
 
 
+TOGETHER, LOOP = "all together", "one by one, transformers' decoder"
 WAYS: dict[str, Decode] = {
-    "together": decode_together,
-    "loop over completions, transformers' decoder": decode_in_stock_loop,
-    "loop over completions, our decoder": decode_in_loop,
+    TOGETHER: decode_together,
+    LOOP: decode_in_stock_loop,
+    "one by one, our decoder": decode_in_loop,
 }
 
 
+@dataclasses.dataclass
+class Decoding:
+    """What one way of decoding took.
+
+    Attributes:
+        seconds: of each repeat, forward and backward.
+        peak_gb: the highest of all repeats, weights and inputs not counted.
+    """
+
+    seconds: list[Seconds] = dataclasses.field(default_factory=list)
+    peak_gb: float = 0.0
+
+    def median(self, clock: str) -> float:
+        """Median seconds."""
+        return median(span.on(clock) for span in self.seconds)
+
+
 def measure_decoding(
-    *, num_generations: int = 8, num_frames: int = 10, image_size: int = REAL_SIZE, repeats: int = 5
-) -> dict[str, tuple[list[Seconds], float]]:
-    """Seconds of each repeat, forward and backward, and the peak in GB, of each way; they take turns."""
+    *, num_generations: int = 8, num_frames: int = 10, image_size: int = 1024, repeats: int = 5
+) -> dict[str, Decoding]:
+    """Decode G completions on F frames in each of `WAYS`, which take turns."""
     torch.manual_seed(0)
     segmenter = SamSegmenter({"type": "sam", "image_size": image_size})
     frames = torch.randn(num_frames, *segmenter.frame_shape)
     prompts = torch.randn(num_frames, num_generations, segmenter.prompt_dim)
-    seconds: dict[str, list[Seconds]] = {name: [] for name in WAYS}
-    peaks = dict.fromkeys(WAYS, 0.0)
+    decoding = {name: Decoding() for name in WAYS}
     for _ in range(repeats):
         for name, decode in WAYS.items():
             with peak_memory() as peak:
-                seconds[name].append(_forward_and_backward(segmenter, decode, frames, prompts))
-            peaks[name] = max(peaks[name], peak.gigabytes)
-    return {name: (seconds[name], peaks[name]) for name in WAYS}
+                decoding[name].seconds.append(_forward_and_backward(segmenter, decode, frames, prompts))
+            decoding[name].peak_gb = max(decoding[name].peak_gb, peak.gigabytes)
+    return decoding
 
 
 def _forward_and_backward(segmenter: SamSegmenter, decode: Decode, frames: Tensor, prompts: Tensor) -> Seconds:

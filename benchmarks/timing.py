@@ -32,6 +32,10 @@ class Seconds:
     def __sub__(self, other: Seconds) -> Seconds:
         return Seconds(self.wall - other.wall, self.cpu - other.cpu)
 
+    def on(self, clock: str) -> float:
+        """Seconds on the clock `"wall"` or `"cpu"`."""
+        return {"wall": self.wall, "cpu": self.cpu}[clock]
+
 
 def now() -> Seconds:
     """Both clocks, once the GPU has done what it was asked, if there is one."""
@@ -100,9 +104,10 @@ class Stopwatch:
         """Put `watched` in the place of `owner.attribute`."""
         setattr(owner, attribute, self.watched(getattr(owner, attribute), part))
 
-    def total(self) -> Seconds:
-        """All parts together."""
-        return sum(self.parts.values(), Seconds())
+    @property
+    def running(self) -> str | None:
+        """The part that counts now."""
+        return self._running[-1] if self._running else None
 
     def _charge(self) -> None:
         moment = now()
