@@ -104,7 +104,7 @@ def make_stock(policy: Policy, workload: Workload, stopwatch: Stopwatch, *, num_
         train_dataset=stock_dataset(workload),
         processing_class=policy.processor,
     )
-    return _ready(trainer, policy, stopwatch)
+    return ready(trainer, _ending(policy), stopwatch)
 
 
 def make_aurora(policy: Policy, workload: Workload, stopwatch: Stopwatch, *, num_iterations: int = 1) -> Contender:
@@ -118,7 +118,7 @@ def make_aurora(policy: Policy, workload: Workload, stopwatch: Stopwatch, *, num
         train_dataset=aurora_dataset(),
         processing_class=policy.processor,
     )
-    return _ready(trainer, policy, stopwatch)
+    return ready(trainer, _ending(policy), stopwatch)
 
 
 def _options(workload: Workload, num_iterations: int) -> dict[str, Any]:
@@ -142,10 +142,19 @@ def _options(workload: Workload, num_iterations: int) -> dict[str, Any]:
     }
 
 
-def _ready(trainer: Any, policy: Policy, stopwatch: Stopwatch) -> Contender:
-    """Train one step, which makes the optimiser and warms up, then put the stopwatch in."""
-    full_stop = policy.processor.tokenizer.convert_tokens_to_ids(".")
-    trainer.ending = (policy.seg_token_id, full_stop)
+def _ending(policy: Policy) -> tuple[int, int]:
+    return policy.seg_token_id, policy.processor.tokenizer.convert_tokens_to_ids(".")
+
+
+def ready(trainer: Any, ending: tuple[int, int], stopwatch: Stopwatch) -> Contender:
+    """Train one step, which makes the optimiser and warms up, then put the stopwatch in.
+
+    Args:
+        trainer: `StockTrainer` or `AuroraTrainer`.
+        ending: ids of `[SEG]` and of the full stop.
+        stopwatch: counts its parts.
+    """
+    trainer.ending = ending
     trainer.train()
     trainer._step = 0  # the next step rolls out
     _watch_parts(trainer, stopwatch)

@@ -1,7 +1,7 @@
 """Mask decoding at SAM's real shape, 64 x 64 x 256, random weights: one frame for all completions, or one by one.
 
 The loop runs transformers' own `SamMaskDecoder` once for each completion. Both record gradients and may save memory in
-the same way: at most eight masks a chunk, whose activations are computed again in the backward pass.
+the same way: at most four masks a chunk, whose activations are computed again in the backward pass.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ class SamSegmenter(Segmenter):
         ValueError: if S is not a multiple of the patch size.
     """
 
-    #: About 0.1 GB of activations a mask at S = 1024, so about 0.8 GB a chunk.
-    max_masks_per_chunk = 8
+    #: At S = 1024 the activations of four masks take some 0.4 GB, and larger tensors are slower on a CPU.
+    max_masks_per_chunk = 4
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)

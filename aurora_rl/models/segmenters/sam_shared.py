@@ -8,7 +8,7 @@ the modules that own them, never read: under ZeRO-3 and FSDP they are elsewhere 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.sam.modeling_sam import SamAttention, SamMaskDecoder, SamTwoWayAttentionBlock
 
@@ -60,9 +60,27 @@ def _two_way(
 
 
 def _tokens_to_image(attention: SamAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Tokens (N, G, T, C) attend to the image; where it is one for all prompts, all tokens are one batch of queries."""
-    folded = query.flatten(1, 2)[:, None] if key.size(1) == 1 else query
-    return attention(folded, key, value)[0].view_as(query)
+    """Tokens (N, G, T, C) attend to the image (N, 1 or G, L, C)."""
+    if key.size(1) == 1:  # one image for all prompts: all their tokens are one batch of queries
+        return attention(query.flatten(1, 2)[:, None], key, value)[0].view_as(query)
+    # An image a prompt: projecting a handful of tokens costs a fraction of projecting thousands of pixels.
+    heads = attention.num_attention_heads
+    to_key, _ = _weight_and_bias(attention.k_proj)  # its bias adds the same to a token's scores at all pixels
+    to_value, value_bias = _weight_and_bias(attention.v_proj)
+    to_key, to_value = to_key.unflatten(1, (heads, -1)), to_value.unflatten(1, (heads, -1))  # (C, heads, D)
+    queries = attention.q_proj(query).unflatten(-1, (heads, -1)) * attention.scaling
+    queries = torch.einsum("ngthd,chd->ngthc", queries, to_key).flatten(2, 3)  # (N, G, T heads, C)
+    probs = (queries @ key.transpose(-1, -2)).softmax(-1, dtype=torch.float32).to(value.dtype)
+    seen = (probs @ value).unflatten(2, (-1, heads))  # (N, G, T, heads, C)
+    attended = torch.einsum("ngthc,chd->ngthd", seen, to_value).flatten(3) + value_bias
+    return attention.out_proj(attended)
+
+
+def _weight_and_bias(projection: nn.Linear) -> tuple[Tensor, Tensor]:
+    """(C, D) and (D,) such that `projection(x) = x @ weight + bias`."""
+    width, device = projection.in_features, projection.weight.device
+    answers = projection(torch.eye(width + 1, width, device=device, dtype=projection.weight.dtype))
+    return answers[:-1] - answers[-1], answers[-1]
 
 
 def _image_to_tokens(attention: SamAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
