@@ -6,12 +6,14 @@ overwritten by `[SEG]` and a full stop, because a random model never points at a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from aurora_rl.trainers import grpo
@@ -155,6 +157,7 @@ def ready(trainer: Any, ending: tuple[int, int], stopwatch: Stopwatch) -> Conten
         stopwatch: counts its parts.
     """
     trainer.ending = ending
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer._step = 0  # the next step rolls out
     _watch_parts(trainer, stopwatch)
@@ -191,11 +194,18 @@ def _watch_mask_parts(trainer: AuroraGRPOTrainer, stopwatch: Stopwatch) -> None:
     trainer.reward_funcs[1] = stopwatch.watched(trainer.reward_funcs[1], "mask reward")
 
 
-def watch_mask_functions(stopwatch: Stopwatch) -> None:
-    """What our trainer calls by name for masks alone; once a process, for all trainers."""
-    stopwatch.watch(grpo, "row_mask_logits", "mask decode")
-    stopwatch.watch(grpo, "collate_frames", "mask decode")
-    stopwatch.watch(grpo, "mask_iou", "mask reward")
+@contextlib.contextmanager
+def mask_functions_watched(stopwatch: Stopwatch) -> Iterator[None]:
+    """Count what our trainers call by name for masks alone."""
+    parts = {"row_mask_logits": "mask decode", "collate_frames": "mask decode", "mask_iou": "mask reward"}
+    unwatched = {name: getattr(grpo, name) for name in parts}
+    try:
+        for name, part in parts.items():
+            stopwatch.watch(grpo, name, part)
+        yield
+    finally:
+        for name, function in unwatched.items():
+            setattr(grpo, name, function)
 
 
 def _mark_end_of_mask_backward(head: torch.nn.Module, stopwatch: Stopwatch) -> None:

@@ -12,6 +12,7 @@ from aurora_rl.models.embedding_cache import EmbeddingCache
 from aurora_rl.models.segmenters.sam import SamFrameEncoder, SamSegmenter
 from benchmarks.timing import Seconds, now
 
+
 def measure_embeddings(vision_config: dict, *, num_frames: int, repeats: int) -> tuple[list[Seconds], list[Seconds]]:
     """Seconds of each repeat that the frames of one clip take, encoded and read; random weights.
 

@@ -40,8 +40,8 @@ from benchmarks.contenders import (
     Contender,
     Step,
     length_reward,
+    mask_functions_watched,
     ready,
-    watch_mask_functions,
 )
 from benchmarks.timing import Stopwatch
 from benchmarks.workload import REFERENCE, VOCABULARY
@@ -90,17 +90,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.size != "toy" and not torch.cuda.is_available():
         parser.error(f"--size {args.size} needs a GPU, and torch sees none; --size toy runs on a CPU")
-    logging.getLogger("aurora_rl").setLevel(logging.ERROR)
-    transformers_logging.set_verbosity_error()
-    shape = SHAPES[args.size]
-    contender = build(shape)
-    numbers = summarise(contender, shape, [contender.step() for _ in range(args.repeats)])
+    shape, stopwatch = SHAPES[args.size], Stopwatch()
+    with mask_functions_watched(stopwatch):
+        contender = build(shape, stopwatch)
+        numbers = summarise(contender, shape, [contender.step() for _ in range(args.repeats)])
     print("\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value:.4g} |" for name, value in numbers.items())]))
     if args.json:
         args.json.write_text(json.dumps(numbers, indent=2) + "\n")
 
 
-def build(shape: Shape) -> Contender:
+def build(shape: Shape, stopwatch: Stopwatch) -> Contender:
     """The trainer, ready to step."""
     model, processor = build_model(shape)
     seg_token_id = prepare_vocabulary(model, processor, Qwen2_5OmniFamily())
@@ -113,11 +112,12 @@ def build(shape: Shape) -> Contender:
         train_dataset=to_dataset([_sample()]),
         processing_class=processor,
         peft_config=LoraConfig(
-            r=16, target_modules=Qwen2_5OmniFamily.lora_target_modules, modules_to_save=["seg_head"], task_type="CAUSAL_LM"
+            r=16,
+            target_modules=Qwen2_5OmniFamily.lora_target_modules,
+            modules_to_save=["seg_head"],
+            task_type="CAUSAL_LM",
         ),
-    )  # fmt: skip
-    stopwatch = Stopwatch()
-    watch_mask_functions(stopwatch)
+    )
     return ready(trainer, (seg_token_id, processor.tokenizer.convert_tokens_to_ids(".")), stopwatch)
 
 
@@ -224,4 +224,6 @@ def _arguments(shape: Shape) -> AuroraGRPOConfig:
 
 
 if __name__ == "__main__":
+    logging.getLogger("aurora_rl").setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
     main()

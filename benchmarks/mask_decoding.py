@@ -32,7 +32,7 @@ def decode_in_loop(segmenter: SamSegmenter, frames: Tensor, prompts: Tensor) -> 
 
 
 def decode_in_stock_loop(segmenter: SamSegmenter, frames: Tensor, prompts: Tensor) -> Tensor:
-    """transformers' decoder, one completion after the other."""
+    """Transformers' decoder, one completion after the other."""
 
     def decode(frame_chunk: Tensor, prompt_chunk: Tensor) -> Tensor:
         mask_logits, _ = segmenter.mask_decoder(

@@ -64,7 +64,7 @@ def _status_bytes(name: str) -> float:
 
 
 def _return_freed_memory() -> None:
-    """glibc keeps freed blocks; a span that reused them would seem to take nothing."""
+    """Glibc keeps freed blocks; a span that reused them would seem to take nothing."""
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):  # another libc
             ctypes.CDLL("libc.so.6").malloc_trim(0)

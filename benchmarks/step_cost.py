@@ -1,6 +1,6 @@
 """What a GRPO step costs with masks, against TRL's own GRPOTrainer on the same model, prompts and completions.
 
-    python benchmarks/step_cost.py --json out.json     (on 2 cores: not measured)
+    python benchmarks/step_cost.py --json out.json     (2 CPU cores)
     python benchmarks/step_cost.py --quick             (`make bench`: one repeat)
 
 The two trainers take turns in one process. All numbers are medians over the repeats, ratios those of a pair of turns.
@@ -19,7 +19,7 @@ from statistics import median
 import torch
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.contenders import make_aurora, make_stock, watch_mask_functions
+from benchmarks.contenders import make_aurora, make_stock, mask_functions_watched
 from benchmarks.embeddings import measure_embeddings
 from benchmarks.mask_decoding import LOOP, TOGETHER, measure_decoding
 from benchmarks.tables import Comparison, decoding_table, embedding_table, step_table, sweep_table
@@ -94,17 +94,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--size", choices=PLANS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    _be_quiet()
     torch.set_num_threads(args.num_threads)
-    medians = measure(PLANS[args.size or ("quick" if args.quick else "full")], args.clock)
+    stopwatch = Stopwatch()
+    with mask_functions_watched(stopwatch):
+        medians = measure(PLANS[args.size or ("quick" if args.quick else "full")], stopwatch, args.clock)
     if args.json:
         args.json.write_text(json.dumps(medians, indent=2) + "\n")
 
 
-def measure(plan: Plan, clock: str) -> dict[str, float]:
+def measure(plan: Plan, stopwatch: Stopwatch, clock: str) -> dict[str, float]:
     """Print each table as soon as it is there; the numbers that have a target."""
-    stopwatch = Stopwatch()
-    watch_mask_functions(stopwatch)
     once, twice = (compare(plan.workload, stopwatch, plan.repeats, num_iterations=n) for n in (1, 2))
     _show(f"One step, {plan.workload}", step_table(once, clock))
     _show("The same, rollouts trained on twice, so that TRL scores old log-probabilities", step_table(twice, clock))
@@ -115,11 +114,12 @@ def measure(plan: Plan, clock: str) -> dict[str, float]:
     comparisons = [(workload, compare(workload, stopwatch, plan.repeats)) for workload in plan.sweep]
     _show("Cost of a step against G, F and completion length", sweep_table(comparisons, clock))
     together, loop = decoding[TOGETHER], decoding[LOOP]
+    turns = zip(together.seconds, loop.seconds, strict=True)
     return {
         "ratio_without_masks": once.ratio_without_masks(clock),
         "ratio_dot": once.ratio(clock),
         "decode_peak_gb": together.peak_gb,
-        "decode_vs_loop": median(a.on(clock) / b.on(clock) for a, b in zip(together.seconds, loop.seconds, strict=True)),
+        "decode_vs_loop": median(ours.on(clock) / theirs.on(clock) for ours, theirs in turns),
     }
 
 
@@ -137,11 +137,12 @@ def _show(title: str, table: str) -> None:
 
 
 def _be_quiet() -> None:
-    """The tables are all that is to be seen: a step that is measured logs nothing."""
+    """The tables are all that is to be seen."""
     logging.getLogger("aurora_rl").setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
 
 if __name__ == "__main__":
+    _be_quiet()
     main()

@@ -14,6 +14,7 @@ from aurora_rl.models.batch import right_pad
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.mllm import MLLM_FAMILIES, EncodedPrompt, get_family
 from aurora_rl.models.mllm.qwen2_5_omni import _padded_length
+from aurora_rl.models.segmentation import shared_media
 from aurora_rl.prompts import build_messages
 
 SEGMENTER = {"type": "dot", "image_size": 32, "width": 8}
@@ -206,6 +207,26 @@ def test_towers_read_each_clip_once_and_the_rest_is_row_by_row(loaded):
     assert batch["video_grid_thw"].tolist() == [[1, 8, 8], [2, 8, 8], [1, 8, 8]]
     assert batch["video_second_per_grid"].tolist() == [1.0] * 3
     assert batch["feature_attention_mask"].sum(1).tolist() == [50, 100, 50]
+
+
+def test_rows_that_share_images_read_what_they_would_read_alone(loaded):
+    """Two images a row, the first and the last row of the same clip."""
+    prompts = []
+    for seed in (0, 1):
+        pixels = np.random.default_rng(seed).integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
+        images = [{"type": "image", "image": Image.fromarray(image)} for image in pixels]
+        messages = [{"role": "user", "content": [*images, {"type": "text", "text": "the drum"}]}]
+        prompts.append(loaded.family.encode(loaded.processor, messages, waveform=None, fps=1.0))
+    batch = right_pad([prompts[i].prompt_ids for i in (0, 1, 0)], [[]] * 3, 0)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    media = loaded.family.collate_features([prompt.features for prompt in prompts], [0, 1, 0])
+    assert len(media["pixel_values"]) == sum(len(prompt.features["pixel_values"]) for prompt in prompts)
+    with torch.no_grad(), shared_media(loaded.model, [0, 1, 0]):
+        shared = loaded.model(**inputs, **media).logits
+    for row, clip in enumerate((0, 1, 0)):
+        alone, _ = forward(loaded, [prompts[clip]])
+        assert_close(shared[row, : alone.size(1)], alone[0], **CLOSE)
+    assert (shared[0] - shared[1]).abs().max() > 0.01
 
 
 def test_collating_leaves_the_clips_alone(loaded):
