@@ -25,8 +25,9 @@ from benchmarks.workload import ImageEncoder, Policy, Workload, aurora_dataset, 
 
 #: Parts of a step, as the table shows them.
 PARTS = ("prompts", "generation", "scoring", "reward", "forward", "backward", "optimizer", "sync", "rest")
-#: Parts that a step has for its masks alone. `mask decode` holds the head, resizing and the mask loss.
-MASK_PARTS = ("mask decode", "mask backward", "mask reward")
+#: Parts that a step has for its masks alone. `mask states` is the language model's forward pass that our trainer adds
+#: where TRL scores no old log-probabilities; `mask decode` holds the head, resizing and the mask loss.
+MASK_PARTS = ("mask states", "mask decode", "mask backward", "mask reward")
 
 
 def length_reward(completions: list, **columns: Any) -> list[float]:
@@ -94,7 +95,7 @@ class Contender:
 
     def count_forward(self, *_: Any) -> None:
         """A hook of the language model; the passes that `generate` makes are not counted."""
-        self.num_forwards += self.stopwatch.running in ("scoring", "forward")
+        self.num_forwards += self.stopwatch.running in ("scoring", "mask states", "forward")
 
 
 def make_stock(policy: Policy, workload: Workload, stopwatch: Stopwatch, *, num_iterations: int = 1) -> Contender:
@@ -169,14 +170,18 @@ def ready(trainer: Any, ending: tuple[int, int], stopwatch: Stopwatch) -> Conten
 
 
 def _watch_parts(trainer: Any, stopwatch: Stopwatch) -> None:
-    """What both trainers do; `scoring` is every forward pass without gradient."""
+    """What both trainers do; `scoring` is TRL's forward passes without gradient."""
+
+    def forward_part() -> str:
+        if torch.is_grad_enabled():
+            return "forward"
+        return "mask states" if stopwatch.running == "mask states" else "scoring"
+
     has_masks = isinstance(trainer, AuroraGRPOTrainer)
     stopwatch.watch(trainer, "_generate_and_score_completions", "prompts")
     stopwatch.watch(trainer, "_generate_single_turn", "generation")
     stopwatch.watch(trainer, "_calculate_rewards", "reward")
-    stopwatch.watch(
-        trainer, "_get_per_token_logps_and_entropies", lambda: "forward" if torch.is_grad_enabled() else "scoring"
-    )
+    stopwatch.watch(trainer, "_get_per_token_logps_and_entropies", forward_part)
     stopwatch.watch(trainer, "_compute_loss", "forward")
     stopwatch.watch(trainer.accelerator, "backward", "mask backward" if has_masks else "backward")
     stopwatch.watch(trainer.accelerator, "gather", "sync")
@@ -188,6 +193,7 @@ def _watch_mask_parts(trainer: AuroraGRPOTrainer, stopwatch: Stopwatch) -> None:
     """What ours does for masks alone."""
     head = trainer.accelerator.unwrap_model(trainer.model).seg_head
     _mark_end_of_mask_backward(head, stopwatch)
+    stopwatch.watch(trainer, "_decode_rollouts", "mask states")
     stopwatch.watch(head, "forward", "mask decode")
     stopwatch.watch(trainer, "_mask_loss", "mask decode")
     stopwatch.watch(trainer, "_with_masks", "mask reward")

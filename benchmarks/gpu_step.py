@@ -31,6 +31,7 @@ from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.models.batch import PromptOptions, SampleEncoder
 from aurora_rl.models.loading import prepare_vocabulary
 from aurora_rl.models.mllm.qwen2_5_omni import AuroraQwen2_5Omni, Qwen2_5OmniFamily
+from aurora_rl.models.segmenters import build_frame_encoder
 from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from benchmarks.contenders import (
@@ -107,7 +108,7 @@ def build(shape: Shape, stopwatch: Stopwatch) -> Contender:
         model=model,
         reward_funcs=[length_reward, "reward_fns.mask_iou:mask_iou_reward"],
         args=_arguments(shape),
-        encode=_encoder(shape, model, processor),
+        encode=_encoder(shape, processor),
         seg_token_id=seg_token_id,
         train_dataset=to_dataset([_sample()]),
         processing_class=processor,
@@ -178,14 +179,14 @@ def _peak_flops() -> float | None:
     return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
 
 
-def _encoder(shape: Shape, model: AuroraQwen2_5Omni, processor: ProcessorMixin) -> SampleEncoder:
+def _encoder(shape: Shape, processor: ProcessorMixin) -> SampleEncoder:
     """Noise for frames, sound and embeddings: none of a step's parts depends on what is seen or heard."""
     generator = np.random.default_rng(0)
     frames = generator.integers(0, 256, (shape.num_frames, *shape.frame_size, 3), dtype=np.uint8)
     waveform = generator.uniform(-0.1, 0.1, int(16_000 * shape.seconds)).astype(np.float32)
     truth = np.zeros(frames.shape[:3], dtype=bool)
     truth[:, : shape.frame_size[0] // 2] = True
-    embeddings = torch.randn(shape.num_frames, *model.seg_head.mask_decoder.frame_shape).half()  # as the cache has them
+    embeddings = torch.randn(shape.num_frames, *build_frame_encoder(shape.segmenter).frame_shape).half()  # as the cache has them
     return SampleEncoder(
         Qwen2_5OmniFamily(),
         processor,

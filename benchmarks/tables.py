@@ -41,7 +41,7 @@ class Comparison:
 
 def step_table(comparison: Comparison, clock: str) -> str:
     """A step by part."""
-    rows = [(part, *_cells(comparison, [part], clock)) for part in PARTS]
+    rows: list[tuple[str, ...]] = [(part, *_cells(comparison, [part], clock)) for part in PARTS]
     rows.append(
         ("**without masks**", *_cells(comparison, PARTS, clock)[:2], f"{comparison.ratio_without_masks(clock):.3f}")
     )

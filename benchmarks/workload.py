@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from aurora_rl.data.dataset import to_dataset
-from aurora_rl.data.sample import AVSample
+from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.models.batch import EncodedSample, SampleEncoder
 from aurora_rl.models.loading import freeze
 from aurora_rl.models.mllm.qwen2_5_omni import AuroraQwen2_5Omni, Qwen2_5OmniFamily
@@ -106,21 +106,19 @@ class ImageEncoder(SampleEncoder):
 
     def __init__(self, policy: Policy, workload: Workload) -> None:
         frame_encoder = build_frame_encoder(policy.model.config.segmenter)
-        super().__init__(
-            Qwen2_5OmniFamily(), policy.processor, lambda sample, clip: frame_encoder.encode(self.frames).cpu()
-        )
-        self.frames = draw_frames(workload)
-        size = workload.frame_size
-        self.gt_masks = torch.zeros(workload.num_frames, size, size, dtype=torch.bool)
-        self.gt_masks[:, : size // 2] = True
+        super().__init__(Qwen2_5OmniFamily(), policy.processor, lambda sample, clip: frame_encoder.encode(clip.frames))
+        frames = draw_frames(workload)
+        truth = np.zeros(frames.shape[:3], dtype=bool)
+        truth[:, : workload.frame_size // 2] = True
+        self.clip = AVClip(frames, np.zeros(0, np.float32), truth)
 
     def __call__(self, sample: AVSample) -> EncodedSample:
-        parts: list[dict[str, Any]] = [{"type": "image", "image": Image.fromarray(frame)} for frame in self.frames]
+        parts: list[dict[str, Any]] = [{"type": "image", "image": Image.fromarray(frame)} for frame in self.clip.frames]
         messages = [{"role": "user", "content": [*parts, {"type": "text", "text": sample.reference}]}]
         return EncodedSample(
             sample=sample,
             prompt=self.family.encode(self.processor, messages, waveform=None, fps=sample.fps),
-            frame_inputs=self.frame_inputs(sample, None),
-            gt_masks=self.gt_masks,
+            frame_inputs=self.frame_inputs(sample, self.clip),
+            gt_masks=torch.from_numpy(self.clip.gt_masks),
             loudness_dbfs=0.0,
         )
