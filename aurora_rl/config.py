@@ -23,6 +23,10 @@ class ModelArguments:
         lora_alpha: scale.
         lora_dropout: dropout of the adapters.
         lora_modules_to_save: trained and saved whole beside the adapters.
+        load_in_4bit: quantise the language model to 4 bits a weight beneath LoRA; needs bitsandbytes and a GPU.
+        memory_limit_gb: memory that a process may take, in GB of 10^9 bytes, by default what its device has. A recipe
+            whose estimate (`aurora_rl.footprint`) is above it stops before it loads anything.
+        ignore_memory_estimate: go on where the estimate is above the limit.
     """
 
     model: str = dataclasses.field(metadata={"help": "Hub name or directory of the model to start from."})
@@ -38,6 +42,9 @@ class ModelArguments:
         default_factory=lambda: ["seg_head", "lm_head", "embed_tokens"],
         metadata={"help": "Trained and saved whole beside the adapters."},
     )
+    load_in_4bit: bool = dataclasses.field(default=False, metadata={"help": "LoRA on a base of 4 bits a weight."})
+    memory_limit_gb: float | None = dataclasses.field(default=None, metadata={"help": "Memory a process may take."})
+    ignore_memory_estimate: bool = dataclasses.field(default=False, metadata={"help": "Run whatever is estimated."})
 
 
 @dataclasses.dataclass
@@ -59,6 +66,8 @@ class DataArguments:
         system_prompt: optional system message.
         min_pixels: lower limit of a frame's area for the vision tower.
         max_pixels: upper limit of a frame's area for the vision tower.
+        use_audio_in_video: whether the sound is put between the frames, chunk by chunk, instead of after them; rows of
+            a data set of one's own may each choose, by `AVSample.use_audio_in_video`.
         embedding_cache: folder for the frozen image encoder's embeddings; needed by the `sam` mask decoder only.
     """
 
@@ -78,4 +87,20 @@ class DataArguments:
     system_prompt: str | None = dataclasses.field(default=None, metadata={"help": "Optional system message."})
     min_pixels: int | None = dataclasses.field(default=None, metadata={"help": "Lower limit of a frame's area."})
     max_pixels: int | None = dataclasses.field(default=None, metadata={"help": "Upper limit of a frame's area."})
+    use_audio_in_video: bool = dataclasses.field(default=False, metadata={"help": "Put sound between the frames."})
     embedding_cache: str | None = dataclasses.field(default=None, metadata={"help": "Folder for SAM embeddings."})
+
+
+@dataclasses.dataclass
+class RewardArguments:
+    """Which rewards the policy is trained on; their weights are TRL's `reward_weights`."""
+
+    reward_funcs: list[str] = dataclasses.field(
+        default_factory=lambda: [
+            "reward_fns.format:format_reward",
+            "reward_fns.mask_iou:mask_iou_reward",
+            "reward_fns.category:category_reward",
+            "reward_fns.reasoning_consistency:reasoning_consistency_reward",
+        ],
+        metadata={"help": "'package.module:function' or 'path/to/file.py:function'."},
+    )

@@ -3,31 +3,15 @@
 accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py --config recipes/synthetic/grpo.yaml
 """
 
-import dataclasses
-
 from trl import TrlParser
 
 from aurora_rl.assemble import assemble_encoder, assemble_model, load_training_splits, peft_config, resume_point
-from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.config import DataArguments, ModelArguments, RewardArguments
 from aurora_rl.data.dataset import to_dataset
+from aurora_rl.footprint import check_footprint
 from aurora_rl.logs import log_launch, setup_logging
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
-
-
-@dataclasses.dataclass
-class RewardArguments:
-    """Which rewards the policy is trained on; their weights are TRL's `reward_weights`."""
-
-    reward_funcs: list[str] = dataclasses.field(
-        default_factory=lambda: [
-            "reward_fns.format:format_reward",
-            "reward_fns.mask_iou:mask_iou_reward",
-            "reward_fns.category:category_reward",
-            "reward_fns.reasoning_consistency:reasoning_consistency_reward",
-        ],
-        metadata={"help": "'package.module:function' or 'path/to/file.py:function'."},
-    )
 
 
 def main(
@@ -39,6 +23,7 @@ def main(
     setup_logging(is_main_process=training_args.process_index == 0)
     log_launch(training_args)
     train_samples, eval_samples = load_training_splits(data_args)
+    check_footprint(model_args, data_args, training_args, [*train_samples, *eval_samples])
     loaded = assemble_model(model_args)
     encode = assemble_encoder(data_args, loaded, [*train_samples, *eval_samples], device=training_args.device)
     trainer = AuroraGRPOTrainer(

@@ -11,6 +11,7 @@ from aurora_rl.assemble import assemble_encoder, assemble_model, load_training_s
 from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.sample import AVSample
+from aurora_rl.footprint import check_footprint
 from aurora_rl.logs import log_launch, setup_logging
 from aurora_rl.models.batch import SFTCollator
 from aurora_rl.prompts import answer_for
@@ -41,6 +42,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Au
     setup_logging(is_main_process=training_args.process_index == 0)
     log_launch(training_args)
     train_samples, eval_samples = load_training_splits(data_args)
+    check_footprint(model_args, data_args, training_args, [*train_samples, *eval_samples])
     loaded = assemble_model(model_args)
     encode = assemble_encoder(data_args, loaded, [*train_samples, *eval_samples], device=training_args.device)
     trainer = AuroraSFTTrainer(

@@ -30,6 +30,7 @@ FEATURES = Features(
         "seen": List(Value("string")),
         "heard": List(Value("string")),
         "origin": Value("string"),
+        "use_audio_in_video": Value("bool"),
         "prompt": List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}),
     }
 )

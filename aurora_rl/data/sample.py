@@ -35,6 +35,8 @@ class AVSample:
         seen: true categories in view, where known.
         heard: true categories that sound, in order of onset, where known.
         origin: file and line of the row ("metadata.csv:17"), for errors; empty where it comes from no file.
+        use_audio_in_video: whether the model hears the sound between the frames, chunk by chunk, as it was pretrained
+            on videos with a soundtrack, or as an audio part of its own after them.
     """
 
     uid: str
@@ -52,6 +54,7 @@ class AVSample:
     seen: tuple[str, ...] | None = None
     heard: tuple[str, ...] | None = None
     origin: str = ""
+    use_audio_in_video: bool = False
 
     @property
     def is_null(self) -> bool:

@@ -89,13 +89,20 @@ class SampleEncoder:
         messages = build_messages(
             sample.reference,
             frames=[Image.fromarray(frame) for frame in clip.frames],
+            has_audio=not sample.use_audio_in_video,
             instruction=self.options.instruction,
             system_prompt=self.options.system_prompt,
             video_options={"sample_fps": sample.fps} | {k: v for k, v in limits.items() if v is not None},
         )
         return EncodedSample(
             sample=sample,
-            prompt=self.family.encode(self.processor, messages, waveform=clip.waveform, fps=sample.fps),
+            prompt=self.family.encode(
+                self.processor,
+                messages,
+                waveform=clip.waveform,
+                fps=sample.fps,
+                use_audio_in_video=sample.use_audio_in_video,
+            ),
             frame_inputs=self.frame_inputs(sample, clip),
             gt_masks=torch.from_numpy(clip.gt_masks),
             loudness_dbfs=loudness_dbfs(clip.waveform),

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from transformers import AutoProcessor, PretrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import AutoProcessor, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -67,6 +67,7 @@ def load_model(
     segmenter: dict[str, Any] | None = None,
     dtype: torch.dtype | str = "auto",
     attn_implementation: str | None = None,
+    quantization_config: BitsAndBytesConfig | None = None,
     is_trainable: bool = True,
 ) -> LoadedModel:
     """Load a checkpoint for training or inference.
@@ -77,6 +78,7 @@ def load_model(
             what is given here must agree with it.
         dtype: of the weights.
         attn_implementation: as in transformers.
+        quantization_config: as in transformers, from `models.quantization`.
         is_trainable: whether a LoRA adapter is loaded for further training.
 
     Raises:
@@ -84,12 +86,35 @@ def load_model(
         OSError: if the weights are not there as safetensors.
     """
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+    if quantization_config is not None:
+        options["quantization_config"] = quantization_config
     if adapter_config := find_adapter_config_file(name_or_path):
         return _load_adapter(name_or_path, Path(adapter_config), segmenter, is_trainable=is_trainable, **options)
     loaded, is_new = _load_whole(name_or_path, segmenter, **options)
     if is_new:
         _start_from_pretrained_decoder(loaded.model)
     return loaded
+
+
+def read_model_config(name_or_path: str, segmenter: dict[str, Any] | None) -> tuple[MLLMFamily, PretrainedConfig, bool]:
+    """Family and config of a checkpoint that is no adapter, its mask decoder included, and whether that one is new.
+
+    Raises:
+        ValueError: if a plain MLLM is named without `segmenter`, or a trained one with another than its own.
+    """
+    config_dict, _ = PretrainedConfig.get_config_dict(name_or_path)
+    family = get_family(config_dict["model_type"])
+    config = family.config_from(family.model_class.config_class.from_pretrained(name_or_path))
+    own = getattr(config, "segmenter", None)
+    config.segmenter = _agreed_segmenter(name_or_path, own, segmenter)
+    if config.segmenter is None:
+        raise ValueError(f"{name_or_path} has no mask decoder yet: give `segmenter`, such as {{'type': 'sam', ...}}")
+    return family, config, own is None
+
+
+def has_segmenter(name_or_path: str) -> bool:
+    """Whether a checkpoint that is no adapter was saved with a mask decoder."""
+    return bool(PretrainedConfig.get_config_dict(name_or_path)[0].get("segmenter"))
 
 
 def prepare_vocabulary(model: PreTrainedModel, processor: ProcessorMixin, family: MLLMFamily) -> int:
@@ -133,19 +158,13 @@ def _load_adapter(
 
 def _load_whole(name_or_path: str, segmenter: dict[str, Any] | None, **options: Any) -> tuple[LoadedModel, bool]:
     """A model that is no adapter, and whether its mask decoder is new, that is, random."""
-    config_dict, _ = PretrainedConfig.get_config_dict(name_or_path)
-    family = get_family(config_dict["model_type"])
-    config = family.config_from(family.model_class.config_class.from_pretrained(name_or_path))
-    own = getattr(config, "segmenter", None)
-    config.segmenter = _agreed_segmenter(name_or_path, own, segmenter)
-    if config.segmenter is None:
-        raise ValueError(f"{name_or_path} has no mask decoder yet: give `segmenter`, such as {{'type': 'sam', ...}}")
-    if own is None:
+    family, config, is_new = read_model_config(name_or_path, segmenter)
+    if is_new:
         config.segmenter = complete_segmenter_config(config.segmenter)
     model = family.model_class.from_pretrained(name_or_path, config=config, use_safetensors=True, **options)
     processor = AutoProcessor.from_pretrained(name_or_path, trust_remote_code=False)
     seg_token_id = prepare_vocabulary(model, processor, family)
-    return LoadedModel(model, processor, family, seg_token_id), own is None
+    return LoadedModel(model, processor, family, seg_token_id), is_new
 
 
 def _agreed_segmenter(

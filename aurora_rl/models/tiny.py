@@ -54,9 +54,10 @@ class TinyOmniConfig:
     Attributes:
         hidden_size: width of the language model.
         num_layers: depth of the language model.
-        num_heads: attention heads of the language model.
+        num_heads: attention heads of the language model. vLLM's CPU kernels want 32 or more dimensions a head.
         tower_size: width of the vision and audio towers.
         tower_layers: depth of each tower.
+        tower_heads: attention heads of each tower.
         patch_size: pixels on a side of a vision patch.
         num_mel_bins: rows of the spectrogram.
         hop_length: samples between spectrogram columns; 4 columns make one audio token.
@@ -70,9 +71,10 @@ class TinyOmniConfig:
 
     hidden_size: int = 64
     num_layers: int = 4
-    num_heads: int = 4
+    num_heads: int = 2
     tower_size: int = 48
     tower_layers: int = 1
+    tower_heads: int = 4
     patch_size: int = 8
     num_mel_bins: int = 32
     hop_length: int = 320
@@ -174,7 +176,7 @@ def _thinker_config(tokenizer: Qwen2Tokenizer, config: TinyOmniConfig) -> Qwen2_
             "depth": config.tower_layers,
             "hidden_size": config.tower_size,
             "intermediate_size": 2 * config.tower_size,
-            "num_heads": config.num_heads,
+            "num_heads": config.tower_heads,
             "out_hidden_size": config.hidden_size,
             "fullatt_block_indexes": list(range(config.tower_layers)),
             "patch_size": config.patch_size,
@@ -186,7 +188,7 @@ def _thinker_config(tokenizer: Qwen2Tokenizer, config: TinyOmniConfig) -> Qwen2_
             **init,
             "num_mel_bins": config.num_mel_bins,
             "encoder_layers": config.tower_layers,
-            "encoder_attention_heads": config.num_heads,
+            "encoder_attention_heads": config.tower_heads,
             "encoder_ffn_dim": 2 * config.tower_size,
             "d_model": config.tower_size,
             "output_dim": config.hidden_size,

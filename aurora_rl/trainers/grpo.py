@@ -15,9 +15,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
@@ -26,6 +27,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
+from trl.extras.profiling import profiling_context
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import add_fused_lm_head, pad
@@ -36,7 +38,7 @@ from aurora_rl.evaluation import hear_score, see_score
 from aurora_rl.losses import mask_loss
 from aurora_rl.metrics import mask_iou
 from aurora_rl.models.batch import EncodedSample, SampleEncoder, collate_frames, distinct_media
-from aurora_rl.models.loading import load_model
+from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.seg_tokens import find_seg
 from aurora_rl.models.segmentation import install_mask_forward, row_mask_logits, shared_media
 from aurora_rl.rewards import guard_reward_func, load_reward_func
@@ -73,6 +75,7 @@ class AuroraGRPOTrainer(GRPOTrainer):
 
     args: AuroraGRPOConfig
     _name = "Aurora GRPO"
+    _last_loaded_step: int  # the step whose weights vLLM has
 
     def __init__(
         self,
@@ -94,11 +97,15 @@ class AuroraGRPOTrainer(GRPOTrainer):
         guarded = [guard_reward_func(load_reward_func(spec), timeout_s=args.reward_timeout_s) for spec in specs]
         needs_copy = args.beta != 0.0 and not is_peft_model(model) and kwargs.get("peft_config") is None
         reference = _frozen_copy(model) if needs_copy else None
-        with _without_reference(args, enabled=needs_copy):
+        # TRL's constructor would build a reference of a class it does not know, and an engine for images only.
+        without_reference = {"beta": 0.0, "sync_ref_model": False} if needs_copy else {}
+        with _options(args, use_vllm=False, **without_reference):
             super().__init__(model=model, reward_funcs=guarded, args=args, **kwargs)
-        self.beta = args.beta
+        self.beta, self.use_vllm = args.beta, args.use_vllm
         if reference is not None:
             self._install_reference(reference)
+        if self.use_vllm:
+            self._install_vllm()
         # After super(), which has put its fused LM head in place of `forward`.
         policy = self.model.get_base_model() if is_peft_model(self.model) else self.model
         install_mask_forward(policy)
@@ -137,21 +144,53 @@ class AuroraGRPOTrainer(GRPOTrainer):
         """The prompts' media are in `self._rows`; TRL would know images only (huggingface/trl#6294)."""
         if len(prompts) != len(self._rows):
             raise RuntimeError(f"{len(prompts)} prompts for {len(self._rows)} encoded rows: TRL's order has changed")
-        features, media_index = distinct_media(self._rows)
-        media = self.encode.family.collate_features(features, media_index)
+        media = {}
+        if not self.use_vllm:  # it takes frames and sound as they are
+            features, media_index = distinct_media(self._rows)
+            media = self.encode.family.collate_features(features, media_index)
         return [row.prompt.prompt_ids for row in self._rows], None, media
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+    def _generate_single_turn(
+        self, prompt_ids: list, images: Any, multimodal_fields: Any, num_generations: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        if self.use_vllm:
+            return self._generate_by_vllm(num_generations)
         _, media_index = distinct_media(self._rows)
         # TRL samples in train mode, with LoRA's dropout on.
         with _eval_mode(self.model), shared_media(self.model, media_index):
-            return super()._generate_single_turn(*args, **kwargs)
+            return super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
+            )
+
+    def _generate_by_vllm(self, num_generations: int) -> tuple[list[list[int]], list[list[float]]]:
+        if self.state.global_step != self._last_loaded_step:
+            with profiling_context(self, "sync_weights"):
+                self.vllm_generation.sync_weights()
+            self._last_loaded_step = self.state.global_step
+        rollouts = self.vllm_generation.generate_rows(
+            [row.prompt for row in self._rows],
+            seeds=self._request_seeds(),
+            num_generations=num_generations,
+            profiler=profiling_context(self, "vLLM.generate"),
+        )
+        return rollouts.completion_ids, rollouts.logprobs
+
+    def _request_seeds(self) -> list[int]:
+        """A seed for each row, by the run's seed, the step and the row's place in it, so that resuming is exact."""
+        is_eval = not self.model.training
+        step, turn = self._turns.get(is_eval, (-1, 0))
+        turn = turn + 1 if step == self.state.global_step else 0
+        self._turns[is_eval] = (self.state.global_step, turn)
+        first = self.accelerator.process_index * len(self._rows)
+        keys = [(self.args.seed, self.state.global_step, is_eval, turn, first + i) for i in range(len(self._rows))]
+        return [int(np.random.SeedSequence(key).generate_state(1)[0]) for key in keys]
 
     @property
     def _old_logps_are_computed(self) -> bool:
         """Whether TRL scores the rollouts before the rewards; then the masks come from that forward pass."""
         generate_every = self.args.steps_per_generation * self.num_iterations
-        return self.args.gradient_accumulation_steps % generate_every != 0
+        is_corrected = self.use_vllm and self.vllm_importance_sampling_correction
+        return is_corrected or self.args.gradient_accumulation_steps % generate_every != 0
 
     # ---- one forward: log-probabilities and masks ---------------------------------------------------------------
 
@@ -332,7 +371,42 @@ class AuroraGRPOTrainer(GRPOTrainer):
         steps = self.current_gradient_accumulation_steps if mode == "train" else 1
         return self.args.mask_loss_weight * losses.total / steps
 
-    # ---- reference model ----------------------------------------------------------------------------------------
+    # ---- vLLM and the reference model ---------------------------------------------------------------------------
+
+    def _install_vllm(self) -> None:
+        """What TRL's constructor does, with the engine for frames and sound."""
+        from aurora_rl.rollout.engine import AuroraVLLMGeneration  # vLLM is an extra
+
+        args = self.args
+        self.vllm_generation = AuroraVLLMGeneration(
+            LoadedModel(self.model, self.encode.processor, self.encode.family, self.seg_token_id),
+            engine_kwargs=args.engine_kwargs,
+            request_timeout_s=args.vllm_request_timeout_s,
+            accelerator=self.accelerator,
+            processing_class=self.processing_class,
+            mode=args.vllm_mode,
+            structured_outputs_regex=args.vllm_structured_outputs_regex,
+            server_base_url=args.vllm_server_base_url,
+            server_host=args.vllm_server_host,
+            server_port=args.vllm_server_port,
+            server_timeout=args.vllm_server_timeout,
+            group_port=args.vllm_group_port,
+            tensor_parallel_size=args.vllm_tensor_parallel_size,
+            gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+            max_model_length=args.vllm_max_model_length,
+            max_num_seqs=args.per_device_train_batch_size * args.vllm_tensor_parallel_size * args.steps_per_generation,
+            enable_sleep_mode=args.vllm_enable_sleep_mode,
+            repetition_penalty=self.repetition_penalty,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            max_completion_length=self.max_completion_length,
+            logprobs=0,
+            generation_kwargs=args.generation_kwargs,
+        )
+        self._last_loaded_step = -1
+        self._turns: dict[bool, tuple[int, int]] = {}
 
     def _install_reference(self, reference: PreTrainedModel) -> None:
         """What TRL does with a reference it has built itself."""
@@ -363,15 +437,16 @@ def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 
 @contextlib.contextmanager
-def _without_reference(args: AuroraGRPOConfig, *, enabled: bool) -> Iterator[None]:
-    """Let TRL's constructor believe that no reference model is needed."""
-    wanted: Mapping[str, Any] = {"beta": args.beta, "sync_ref_model": args.sync_ref_model}
-    if enabled:
-        args.beta, args.sync_ref_model = 0.0, False
+def _options(args: AuroraGRPOConfig, **values: Any) -> Iterator[None]:
+    """Let TRL's constructor see other options than were asked for."""
+    asked = {name: getattr(args, name) for name in values}
     try:
+        for name, value in values.items():
+            setattr(args, name, value)
         yield
     finally:
-        args.beta, args.sync_ref_model = wanted["beta"], wanted["sync_ref_model"]
+        for name, value in asked.items():
+            setattr(args, name, value)
 
 
 @contextlib.contextmanager

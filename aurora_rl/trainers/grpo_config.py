@@ -1,6 +1,7 @@
 """Arguments of `AuroraGRPOTrainer` beside TRL's own, and the method's defaults for TRL's."""
 
 import dataclasses
+import json
 from typing import Any
 
 from trl import GRPOConfig
@@ -27,9 +28,12 @@ class AuroraGRPOConfig(GRPOConfig):
         mask_dice_weight: weight of the masks' Dice loss within the mask loss.
         dice_variant: see `losses.dice_loss`.
         reward_timeout_s: seconds an async reward function may take for one batch.
+        vllm_engine_kwargs: more arguments of `vllm.LLM` in colocate mode, such as `{"kv_cache_memory_bytes": 2e9}`.
+        vllm_request_timeout_s: seconds the vLLM server may take for one request.
 
     Raises:
-        ValueError: for an unknown `mask_loss_on`, `use_vllm`, or checkpoints that would cut a generation batch.
+        ValueError: for an unknown `mask_loss_on`, a combination of vLLM's options that does not work, or checkpoints
+            that would cut a generation batch.
     """
 
     mask_loss_on: str = _option("correct_only", f"One of {MASK_LOSS_ON}.")
@@ -38,6 +42,8 @@ class AuroraGRPOConfig(GRPOConfig):
     mask_dice_weight: float = _option(0.5, "Weight of the masks' Dice loss.")
     dice_variant: str = _option("aurora", "'aurora' or 'lisa'.")
     reward_timeout_s: float = _option(60.0, "Seconds an async reward function may take.")
+    vllm_engine_kwargs: dict[str, Any] | str | None = _option(None, "More arguments of vllm.LLM, as JSON.")
+    vllm_request_timeout_s: float = _option(600.0, "Seconds the vLLM server may take for one request.")
 
     loss_type: str = _option("grpo", "Loss formulation, see TRL.")
     beta: float = _option(0.04, "KL coefficient.")
@@ -53,8 +59,22 @@ class AuroraGRPOConfig(GRPOConfig):
         if self.mask_loss_on not in MASK_LOSS_ON:
             raise ValueError(f"mask_loss_on={self.mask_loss_on!r}: choose one of {MASK_LOSS_ON}")
         if self.use_vllm:
-            raise ValueError("use_vllm is not supported yet for audio + video prompts: set use_vllm to false")
+            self._check_vllm()
         self._check_checkpoint_boundary()
+
+    @property
+    def engine_kwargs(self) -> dict[str, Any]:
+        """`vllm_engine_kwargs` as a dictionary; the command line gives JSON."""
+        given = self.vllm_engine_kwargs
+        return json.loads(given) if isinstance(given, str) else given or {}
+
+    def _check_vllm(self) -> None:
+        if self.vllm_model_impl != "vllm":
+            raise ValueError(f"vllm_model_impl={self.vllm_model_impl!r}: only 'vllm' reads frames and sound as trained")
+        token_modes = ("token_truncate", "token_mask")
+        mode = self.vllm_importance_sampling_mode
+        if self.loss_type == "vespo" and self.vllm_importance_sampling_correction and mode not in token_modes:
+            raise ValueError(f"loss_type 'vespo' needs vllm_importance_sampling_mode in {token_modes}, not {mode!r}")
 
     def _check_checkpoint_boundary(self) -> None:
         """TRL resumes with an empty generation buffer, so a checkpoint must fall where one ends."""

@@ -21,7 +21,7 @@ from aurora_rl.inference import Predictor
 from aurora_rl.losses import mask_loss
 from aurora_rl.models.batch import EncodedSample, SampleEncoder, SFTCollator
 from aurora_rl.models.loading import LoadedModel, freeze, load_model
-from aurora_rl.models.mllm import EncodedPrompt
+from aurora_rl.models.mllm import EncodedPrompt, EnginePrompt
 from aurora_rl.rewards import RewardError
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.sft import AuroraSFTTrainer
@@ -112,7 +112,11 @@ def test_text_only_logps_equal_those_of_a_stock_model(
     prompt_ids = encode.tokenizer("The yellow object on the left.").input_ids
     completion_ids = torch.tensor(encode.tokenizer(train_samples[0].chain).input_ids)
     row = EncodedSample(
-        train_samples[0], EncodedPrompt(prompt_ids, {}), torch.zeros(1, 3, 32, 32), torch.zeros(1, 64, 64).bool(), 0.0
+        train_samples[0],
+        EncodedPrompt(prompt_ids, {}, EnginePrompt(prompt_ids, [], {}, {})),
+        torch.zeros(1, 3, 32, 32),
+        torch.zeros(1, 64, 64).bool(),
+        0.0,
     )
     trainer._rows = [row]
     input_ids = torch.cat([torch.tensor(prompt_ids), completion_ids])[None]

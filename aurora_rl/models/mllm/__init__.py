@@ -1,6 +1,6 @@
 """The families of omni-modal LLMs that can be trained, by Hugging Face `model_type`."""
 
-from aurora_rl.models.mllm.base import EncodedPrompt, MLLMFamily
+from aurora_rl.models.mllm.base import EncodedPrompt, EnginePrompt, MLLMFamily
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 
 MLLM_FAMILIES: dict[str, type[MLLMFamily]] = {
@@ -23,4 +23,4 @@ def get_family(model_type: str) -> MLLMFamily:
     return MLLM_FAMILIES[model_type]()
 
 
-__all__ = ["MLLM_FAMILIES", "EncodedPrompt", "MLLMFamily", "get_family"]
+__all__ = ["MLLM_FAMILIES", "EncodedPrompt", "EnginePrompt", "MLLMFamily", "get_family"]

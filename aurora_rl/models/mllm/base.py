@@ -13,16 +13,36 @@ from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 
 @dataclasses.dataclass(frozen=True)
+class EnginePrompt:
+    """One prompt as vLLM takes it, which runs the processor itself.
+
+    Attributes:
+        prompt_ids: token ids with each medium's placeholder once: what is expanded already would be expanded again.
+        messages: the conversation, its media parts without their media: those are in `media`, in the same order.
+        media: vLLM's `multi_modal_data`: `{"video": [(frames (F, H, W, 3) uint8, metadata)], "audio": [(waveform (N,)
+            float32, Hz)]}`; a modality that the prompt lacks is left out. Frames have the size that the model sees.
+        processor_options: vLLM's `mm_processor_kwargs`.
+    """
+
+    prompt_ids: list[int]
+    messages: list[dict[str, Any]]
+    media: dict[str, list[Any]]
+    processor_options: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class EncodedPrompt:
     """One prompt as the model reads it.
 
     Attributes:
         prompt_ids: token ids with media placeholders expanded, ending where the assistant begins to speak.
         features: the family's media tensors for this one row (batch dimension of 1, or flattened patches).
+        engine: the same prompt for vLLM, which must expand it to `prompt_ids`.
     """
 
     prompt_ids: list[int]
     features: dict[str, torch.Tensor]
+    engine: EnginePrompt
 
 
 class MLLMFamily(abc.ABC):
@@ -34,10 +54,18 @@ class MLLMFamily(abc.ABC):
     tower_names: ClassVar[tuple[str, ...]]
     #: Regular expression of the decoder's projections that LoRA adapts.
     lora_target_modules: ClassVar[str]
+    #: What stands before a weight's name in the layout that vLLM loads.
+    engine_prefix: ClassVar[str]
+    #: Our model class inside vLLM, see `rollout.plugin`.
+    engine_architecture: ClassVar[str]
 
     @abc.abstractmethod
     def config_from(self, config: PretrainedConfig) -> PretrainedConfig:
         """The part of a hub checkpoint's config that `model_class` is built from."""
+
+    @abc.abstractmethod
+    def engine_config(self, config: PretrainedConfig) -> PretrainedConfig:
+        """The config of the full checkpoint that vLLM loads, from that of `model_class`."""
 
     @abc.abstractmethod
     def multimodal_token_ids(self, config: PretrainedConfig) -> list[int]:
@@ -51,6 +79,7 @@ class MLLMFamily(abc.ABC):
         *,
         waveform: np.ndarray | None,
         fps: float,
+        use_audio_in_video: bool = False,
     ) -> EncodedPrompt:
         """Run the family's processor on one conversation.
 
@@ -59,6 +88,8 @@ class MLLMFamily(abc.ABC):
             messages: from `prompts.build_messages`, the video part holding the frames.
             waveform: (N,) float32 at the processor's sampling rate, or None for a prompt without sound.
             fps: frames a second, which decides how video and audio are aligned in time.
+            use_audio_in_video: whether the sound is interleaved with the frames, chunk by chunk; the messages then have
+                no audio part of their own.
 
         Raises:
             ValueError: if placeholders and media do not match, or the sound is too short to be heard.

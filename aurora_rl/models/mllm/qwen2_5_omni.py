@@ -13,9 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from qwen_vl_utils import process_vision_info
-from transformers import PretrainedConfig, ProcessorMixin, Qwen2_5OmniThinkerForConditionalGeneration
+from transformers import (
+    PretrainedConfig,
+    ProcessorMixin,
+    Qwen2_5OmniConfig,
+    Qwen2_5OmniThinkerForConditionalGeneration,
+)
 
-from aurora_rl.models.mllm.base import EncodedPrompt, MLLMFamily
+from aurora_rl.models.mllm.base import EncodedPrompt, EnginePrompt, MLLMFamily
 from aurora_rl.models.segmentation import BackboneView, SegmentationMixin
 
 #: What the towers read; the other media tensors describe it, and the language model needs them row by row.
@@ -73,6 +78,56 @@ class AuroraQwen2_5Omni(SegmentationMixin, Qwen2_5OmniThinkerForConditionalGener
         outputs.last_hidden_state = torch.cat([clips[i] for i in self.media_index])
         return outputs
 
+    def get_rope_index(
+        self,
+        input_ids: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        use_audio_in_video: bool = False,
+        audio_seqlens: torch.Tensor | None = None,
+        second_per_grids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the thinker's, which is told by the ids whose sound lies between the frames.
+
+        Args:
+            use_audio_in_video: not read; a flag for the whole batch could contradict its rows in silence.
+        """
+        if input_ids is None or video_grid_thw is None:
+            return super().get_rope_index(
+                input_ids, image_grid_thw, video_grid_thw, attention_mask, False, audio_seqlens, second_per_grids
+            )
+        starts = input_ids[:, :-1] == self.config.vision_start_token_id
+        followed_by = {
+            name: (starts & (input_ids[:, 1:] == getattr(self.config, f"{name}_token_id"))).sum(1).tolist()
+            for name in ("image", "video", "audio_start")
+        }
+        interleaved = [count > 0 for count in followed_by["audio_start"]]
+        num_videos = [sum(counts) for counts in zip(followed_by["video"], followed_by["audio_start"], strict=True)]
+        num_audios = (input_ids == self.config.audio_start_token_id).sum(1).tolist()
+        if len(set(interleaved)) == 1:
+            return super().get_rope_index(
+                input_ids,
+                image_grid_thw,
+                video_grid_thw,
+                attention_mask,
+                interleaved[0],
+                audio_seqlens,
+                second_per_grids,
+            )
+        rows = zip(
+            input_ids.split(1),
+            _split_rows(image_grid_thw, followed_by["image"]),
+            _split_rows(video_grid_thw, num_videos),
+            [None] * len(input_ids) if attention_mask is None else attention_mask.split(1),
+            interleaved,
+            _split_rows(audio_seqlens, num_audios),
+            _split_rows(second_per_grids, num_videos),
+            strict=True,
+        )
+        position_ids, deltas = zip(*(super(AuroraQwen2_5Omni, self).get_rope_index(*row) for row in rows), strict=True)
+        return torch.cat(position_ids, dim=1), torch.cat(deltas)
+
     @property
     def base_model(self) -> Any:
         """Multimodal merge + decoder without `lm_head`; the thinker's own `base_model` is the thinker itself."""
@@ -85,9 +140,17 @@ class Qwen2_5OmniFamily(MLLMFamily):
     model_class = AuroraQwen2_5Omni
     tower_names = ("visual", "audio_tower")
     lora_target_modules = r"model\.layers\.\d+\.self_attn\.(q_proj|v_proj)"
+    engine_prefix = "thinker."
+    engine_architecture = "AuroraQwen2_5OmniForConditionalGeneration"
 
     def config_from(self, config: PretrainedConfig) -> PretrainedConfig:
         return getattr(config, "thinker_config", config)
+
+    def engine_config(self, config: PretrainedConfig) -> PretrainedConfig:
+        thinker_config = {name: value for name, value in config.to_dict().items() if name != "segmenter"}
+        full = Qwen2_5OmniConfig(thinker_config=thinker_config, enable_audio_output=False)
+        full.architectures = ["Qwen2_5OmniForConditionalGeneration"]
+        return full
 
     def multimodal_token_ids(self, config: PretrainedConfig) -> list[int]:
         names = ("audio", "image", "video", "audio_start", "audio_end", "vision_start", "vision_end")
@@ -101,24 +164,41 @@ class Qwen2_5OmniFamily(MLLMFamily):
         *,
         waveform: np.ndarray | None,
         fps: float,
+        use_audio_in_video: bool = False,
     ) -> EncodedPrompt:
-        video_processor = processor.video_processor
-        images, videos = process_vision_info(list(messages), image_patch_size=video_processor.patch_size)
+        images, videos = process_vision_info(list(messages), image_patch_size=processor.video_processor.patch_size)
         text = processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        _check_placeholders(text, processor, images=images, videos=videos, waveform=waveform)
+        has_audio_part = waveform is not None and not use_audio_in_video
+        _check_placeholders(text, processor, images=images, videos=videos, num_audios=int(has_audio_part))
+        _check_audible(waveform, processor, needed=use_audio_in_video)
+        options: dict[str, Any] = {
+            # process_vision_info has sized the frames already; sampling them again would drop some. The cap belongs to
+            # resizing, and is given only because transformers warns where it is not.
+            "videos_kwargs": {
+                "do_resize": False,
+                "do_sample_frames": False,
+                "fps": fps,
+                "cap_pixels_per_frame": False,
+                "use_audio_in_video": use_audio_in_video,
+            },
+            "audio_kwargs": {"max_length": _padded_length(waveform, processor.feature_extractor)},
+        }
         inputs = processor(
             text=[text],
             images=images,
             videos=videos,
             audio=None if waveform is None else [waveform],
-            # process_vision_info has sized the frames already; sampling them again would drop some. The cap belongs to
-            # resizing, and is given only because transformers warns where it is not.
-            videos_kwargs={"do_resize": False, "do_sample_frames": False, "fps": fps, "cap_pixels_per_frame": False},
-            audio_kwargs={"max_length": _padded_length(waveform, processor.feature_extractor)},
+            **options,
             return_tensors="pt",
         )
         features = {k: torch.as_tensor(v) for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
-        return EncodedPrompt(inputs["input_ids"][0].tolist(), _trim_audio(features))
+        engine = EnginePrompt(
+            prompt_ids=processor.tokenizer(text, add_special_tokens=False).input_ids,
+            messages=_without_media(messages),
+            media=_engine_media(images, videos, waveform, fps=fps, processor=processor),
+            processor_options=_engine_options(processor, fps=fps, use_audio_in_video=use_audio_in_video),
+        )
+        return EncodedPrompt(inputs["input_ids"][0].tolist(), _trim_audio(features), engine)
 
     def collate_features(
         self, features: Sequence[Mapping[str, torch.Tensor]], media_index: Sequence[int]
@@ -135,17 +215,63 @@ class Qwen2_5OmniFamily(MLLMFamily):
         return batch
 
 
-def _check_placeholders(
-    text: str, processor: ProcessorMixin, *, images: Sequence | None, videos: Sequence | None, waveform: Any
-) -> None:
-    """Raise a ValueError unless each medium has its placeholder; a reference could hold one as text, for example."""
+def _split_rows(values: torch.Tensor | None, counts: list[int]) -> Sequence[torch.Tensor | None]:
+    """The media's values of a batch, as many for each row as it has media."""
+    return [None] * len(counts) if values is None else values.split(counts)
+
+
+def _engine_media(
+    images: Sequence | None, videos: Sequence | None, waveform: np.ndarray | None, *, fps: float, processor: Any
+) -> dict[str, list[Any]]:
+    """The media as vLLM takes them, frames at the size that `process_vision_info` gave them."""
+    media: dict[str, list[Any]] = {}
+    if images:
+        media["image"] = list(images)
+    if videos:
+        frames = [video.permute(0, 2, 3, 1).to(torch.uint8).numpy() for video in videos]  # whole numbers in float32
+        media["video"] = [
+            (clip, {"fps": fps, "total_num_frames": len(clip), "frames_indices": list(range(len(clip)))})
+            for clip in frames
+        ]
+    if waveform is not None:
+        media["audio"] = [(waveform, processor.feature_extractor.sampling_rate)]
+    return media
+
+
+def _engine_options(processor: ProcessorMixin, *, fps: float, use_audio_in_video: bool) -> dict[str, Any]:
+    """As given to the processor here; vLLM reads the processor anew for each new set, so nothing varies by clip."""
+    options: dict[str, Any] = {"do_resize": False, "do_sample_frames": False, "fps": fps}
+    if use_audio_in_video:
+        # vLLM lays frames and sound out by an option of its own, and takes a second a grid where it is missing.
+        seconds_per_grid = processor.video_processor.temporal_patch_size / fps
+        options |= {"use_audio_in_video": True, "second_per_grid_ts": [seconds_per_grid]}
+    return options
+
+
+def _without_media(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The conversation with bare media parts: `{"type": "video", "video": [...]}` -> `{"type": "video"}`."""
+    return [
+        {**message, "content": [p if p["type"] == "text" else {"type": p["type"]} for p in message["content"]]}
+        for message in messages
+    ]
+
+
+def _check_audible(waveform: np.ndarray | None, processor: ProcessorMixin, *, needed: bool) -> None:
+    if waveform is None and needed:
+        raise ValueError("use_audio_in_video is set for a clip without sound: set it to false for this sample")
     shortest = 2 * processor.feature_extractor.hop_length + 1
     if waveform is not None and len(waveform) < shortest:
         raise ValueError(f"the sound has {len(waveform)} samples, but the audio tower hears nothing below {shortest}")
+
+
+def _check_placeholders(
+    text: str, processor: ProcessorMixin, *, images: Sequence | None, videos: Sequence | None, num_audios: int
+) -> None:
+    """Raise a ValueError unless each medium has its placeholder; a reference could hold one as text, for example."""
     for token, given in (
         (processor.image_token, len(images or ())),
         (processor.video_token, len(videos or ())),
-        (processor.audio_token, int(waveform is not None)),
+        (processor.audio_token, num_audios),
     ):
         if text.count(token) != given:
             raise ValueError(f"the prompt has {text.count(token)} {token} where {given} are given: {text!r}")

@@ -1,5 +1,6 @@
 """The contract of a family, for each of `MLLM_FAMILIES`: a new one adds a tiny checkpoint to `checkpoint` below."""
 
+import itertools
 import re
 
 import numpy as np
@@ -56,9 +57,11 @@ def make_messages(
     return build_messages(text, frames=frames, has_audio=has_audio, instruction="{reference}", video_options=options)
 
 
-def encode(loaded: LoadedModel, waveform: np.ndarray | None, *, fps: float = 2.0, **kwargs) -> EncodedPrompt:
-    messages = make_messages(has_audio=waveform is not None, **kwargs)
-    return loaded.family.encode(loaded.processor, messages, waveform=waveform, fps=fps)
+def encode(
+    loaded: LoadedModel, waveform: np.ndarray | None, *, fps: float = 2.0, interleaved: bool = False, **kwargs
+) -> EncodedPrompt:
+    messages = make_messages(has_audio=waveform is not None and not interleaved, **kwargs)
+    return loaded.family.encode(loaded.processor, messages, waveform=waveform, fps=fps, use_audio_in_video=interleaved)
 
 
 def forward(loaded: LoadedModel, prompts: list[EncodedPrompt]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,6 +134,65 @@ def test_sound_without_its_placeholder_and_the_reverse_are_errors(loaded, has_au
     messages = make_messages(has_audio=has_audio)
     with pytest.raises(ValueError, match=r"AUDIO\|> where"):
         loaded.family.encode(loaded.processor, messages, waveform=waveform, fps=2.0)
+
+
+def test_engine_prompt_has_each_placeholder_once(loaded):
+    prompt = encode(loaded, noise(2 * SECOND))
+    tokens = loaded.processor.tokenizer.convert_ids_to_tokens(prompt.engine.prompt_ids)
+    assert [tokens.count(token) for token in ("<|VIDEO|>", "<|AUDIO|>", "<|IMAGE|>")] == [1, 1, 0]
+    assert prompt.engine.messages == [
+        {"role": "user", "content": [{"type": "video"}, {"type": "audio"}, {"type": "text", "text": "the drum"}]}
+    ]
+    [(frames, metadata)], [(waveform, sampling_rate)] = prompt.engine.media["video"], prompt.engine.media["audio"]
+    assert (frames.shape, frames.dtype, metadata["fps"]) == ((4, 64, 64, 3), np.uint8, 2.0)
+    assert (len(waveform), sampling_rate) == (2 * SECOND, SECOND)
+
+
+def test_interleaved_sound_has_no_placeholder_of_its_own(loaded):
+    prompt = encode(loaded, noise(2 * SECOND), interleaved=True)
+    tokens = loaded.processor.tokenizer.convert_ids_to_tokens(prompt.engine.prompt_ids)
+    assert [tokens.count(token) for token in ("<|VIDEO|>", "<|AUDIO|>")] == [1, 0]
+    assert set(prompt.engine.media) == {"video", "audio"}
+    assert prompt.engine.processor_options["second_per_grid_ts"] == [1.0]  # 2 frames a grid at 2 frames a second
+
+
+def test_interleaved_positions_are_those_of_transformers_with_its_flag(loaded):
+    prompt = encode(loaded, noise(7 * SECOND), num_frames=12, interleaved=True)
+    tokens = loaded.processor.tokenizer.convert_ids_to_tokens(prompt.prompt_ids)
+    runs = [token for token, _ in itertools.groupby(tokens)]
+    start = runs.index("<|vision_bos|>")
+    # Chunks of 50 positions: two seconds of frames, and four of sound, which the tiny tower hears in 12.5 tokens each.
+    chunks = ["<|VIDEO|>", "<|AUDIO|>", "<|VIDEO|>", "<|AUDIO|>", "<|VIDEO|>"]
+    assert runs[start : start + 9] == ["<|vision_bos|>", "<|audio_bos|>", *chunks, "<|audio_eos|>", "<|vision_eos|>"]
+    features = loaded.family.collate_features([prompt.features], [0])
+    arguments = {
+        "input_ids": torch.tensor([prompt.prompt_ids]),
+        "video_grid_thw": features["video_grid_thw"],
+        "attention_mask": torch.ones(1, len(prompt.prompt_ids), dtype=torch.long),
+        "audio_seqlens": features["feature_attention_mask"].sum(-1),
+        "second_per_grids": features["video_second_per_grid"],
+    }
+    stock = super(loaded.family.model_class, loaded.model).get_rope_index
+    expected, expected_deltas = stock(**arguments, use_audio_in_video=True)
+    found, deltas = loaded.model.get_rope_index(**arguments)
+    assert torch.equal(found, expected) and torch.equal(deltas, expected_deltas)
+    assert not torch.equal(stock(**arguments)[0], expected)  # the flag forgotten: no error, other positions
+
+
+def test_rows_with_sound_between_and_after_the_frames_share_a_batch(loaded):
+    prompts = [
+        encode(loaded, noise(4 * SECOND, seed=seed), num_frames=8, interleaved=interleaved, text=text)
+        for seed, interleaved, text in ((1, True, "the drum"), (2, False, "the bell"), (3, True, "the dog"))
+    ]
+    together, mask = forward(loaded, prompts)
+    for row, prompt in enumerate(prompts):
+        alone, _ = forward(loaded, [prompt])
+        assert_close(together[row][mask[row]], alone[0], **CLOSE)
+
+
+def test_sound_between_the_frames_needs_sound(loaded):
+    with pytest.raises(ValueError, match="clip without sound"):
+        encode(loaded, None, interleaved=True)
 
 
 def test_reference_that_holds_a_placeholder_is_an_error(loaded):

@@ -1,0 +1,25 @@
+"""Memory and time of a run, estimated from its arguments and the model's config before anything is loaded.
+
+workload     arguments, clips -> tokens, patches and masks that a process has in hand
+parameters   the model on the `meta` device: exact sizes of weights and of what is trained
+activations  parts of the model run on `meta`: what a forward and backward pass keeps
+estimate     all of it by part, for each process, under ZeRO and offload
+report       the table, and the check that stops a recipe
+"""
+
+from aurora_rl.footprint.estimate import Footprint, Part, estimate_footprint
+from aurora_rl.footprint.launch import Launch
+from aurora_rl.footprint.report import DoesNotFitError, check_footprint, complaint, render
+from aurora_rl.footprint.workload import Clips
+
+__all__ = [
+    "Clips",
+    "DoesNotFitError",
+    "Footprint",
+    "Launch",
+    "Part",
+    "check_footprint",
+    "complaint",
+    "estimate_footprint",
+    "render",
+]

@@ -1,0 +1,70 @@
+"""The estimate for a config that nobody has launched yet: the command `aurora-rl footprint`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from trl import TrlParser
+
+from aurora_rl.config import DataArguments, ModelArguments, RewardArguments
+from aurora_rl.footprint.estimate import Footprint, estimate_footprint
+from aurora_rl.footprint.launch import Launch
+from aurora_rl.footprint.report import complaint, render
+from aurora_rl.footprint.workload import Clips
+from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
+from aurora_rl.trainers.sft_config import AuroraSFTConfig
+
+#: The arguments of each recipe's `main`.
+RECIPES: dict[str, tuple[Any, ...]] = {
+    "sft": (ModelArguments, DataArguments, AuroraSFTConfig),
+    "grpo": (ModelArguments, DataArguments, RewardArguments, AuroraGRPOConfig),
+}
+
+
+def estimate_recipe(args: argparse.Namespace) -> tuple[str, bool]:
+    """What there is to print, and whether it fits in `memory_limit_gb` where that is given; raises as `estimate`."""
+    footprint, limit = estimate(args)
+    text = render(footprint, limit=limit, tflops=args.tflops, utilisation=args.utilisation)
+    if limit is None or footprint.peak <= limit:
+        return text, True
+    return f"{text}\n\n{complaint(footprint, limit)}", False
+
+
+def estimate(args: argparse.Namespace) -> tuple[Footprint, int | None]:
+    """The estimate for the command's arguments, and the limit in bytes that they give.
+
+    Raises:
+        ValueError: for an unknown option, or arguments that make no sense.
+        OSError: if a config cannot be read.
+    """
+    # Without `use_cpu` mixed precision asks for a GPU, which is not needed to think about one.
+    command = ["--config", args.config, *args.options, "--use_cpu", "true"]
+    model_args, data_args, *_, training_args = TrlParser(RECIPES[args.recipe]).parse_args_and_config(command)
+    limit = None if model_args.memory_limit_gb is None else round(model_args.memory_limit_gb * 1e9)
+    footprint = estimate_footprint(
+        model_args,
+        data_args,
+        training_args,
+        launch=_launch(args),
+        clips=_clips(args, data_args),
+        device_memory=limit,
+    )
+    return footprint, limit
+
+
+def _launch(args: argparse.Namespace) -> Launch:
+    launch = Launch.read(args.launch) if args.launch else Launch()
+    changes: dict[str, Any] = {}
+    if args.processes is not None:
+        changes["num_processes"] = args.processes
+    if args.zero is not None:
+        changes |= {"zero_stage": args.zero, "is_deepspeed": args.zero > 0}
+    return dataclasses.replace(launch, **changes)
+
+
+def _clips(args: argparse.Namespace, data_args: DataArguments) -> Clips:
+    clips = Clips.assumed(data_args)
+    changes = {"size": args.frame_size and tuple(args.frame_size), "count": args.clips}
+    return dataclasses.replace(clips, **{name: value for name, value in changes.items() if value is not None})

@@ -1,0 +1,212 @@
+"""What a recipe's arguments ask of a device, of host memory and of the disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.footprint.activations import estimate_activations, estimate_sampling
+from aurora_rl.footprint.flops import StepFlops, estimate_flops
+from aurora_rl.footprint.launch import Launch
+from aurora_rl.footprint.parameters import MetaModel, build_meta_model, total
+from aurora_rl.footprint.workload import Clips, Workload, build_workload
+from aurora_rl.models.segmenters import build_frame_encoder
+
+ALWAYS, TRAINING, ROLLOUTS = "always", "training", "rollouts"
+#: Bytes of optimiser state for each trained byte; other optimisers are taken to be AdamW.
+STATES = {"sgd": 0, "adamw_torch": 2, "adamw_torch_fused": 2}
+#: Elements that ZeRO-3 fetches ahead of the layer at work (DeepSpeed's `stage3_prefetch_bucket_size`).
+PREFETCHED = 50_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Bytes of one process.
+
+    Attributes:
+        name: what takes them.
+        num_bytes: how many.
+        when: always, while training or while rolling out; the last two never meet.
+    """
+
+    name: str
+    num_bytes: int
+    when: str = ALWAYS
+
+
+@dataclasses.dataclass(frozen=True)
+class Footprint:
+    """An estimate: the allocator's fragments, the device's own context and Python itself come on top.
+
+    Attributes:
+        launch: how the run is spread.
+        work: what a process has in hand at a time.
+        device: parts in the memory of a process's device.
+        host: parts in host memory, for each process, where that is not the device.
+        disk: parts on disk, of the whole run.
+        flops: of one optimiser step of one process.
+    """
+
+    launch: Launch
+    work: Workload
+    device: tuple[Part, ...]
+    host: tuple[Part, ...]
+    disk: tuple[Part, ...]
+    flops: StepFlops
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the device at the fullest moment."""
+        always, training, rollouts = (
+            sum(part.num_bytes for part in self.device if part.when == when) for when in (ALWAYS, TRAINING, ROLLOUTS)
+        )
+        return always + max(training, rollouts)
+
+
+def estimate_footprint(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: Any,
+    *,
+    launch: Launch,
+    clips: Clips,
+    work: Workload | None = None,
+    device_memory: int | None = None,
+) -> Footprint:
+    """Estimate from arguments and the model's config; no weights are read and nothing is allocated.
+
+    Args:
+        model_args: which model.
+        data_args: how clips are put to it.
+        training_args: `AuroraSFTConfig` or `AuroraGRPOConfig`.
+        launch: how the run is spread.
+        clips: what is known of the clips.
+        work: what a process has in hand, where it is known better than `clips` and the arguments tell.
+        device_memory: bytes of the device, of which vLLM takes its share where it runs beside the trainer.
+    """
+    half = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
+    meta = build_meta_model(model_args, launch, half=half)
+    work = work or build_workload(meta.base.config, data_args, training_args, clips)
+    checkpointing = bool(training_args.gradient_checkpointing)
+    activations = estimate_activations(meta, work, half=half, checkpointing=checkpointing, is_gpu=launch.is_gpu)
+    temporary = {"masks": activations.masks, "LM head": activations.lm_head, "one layer": activations.layer}
+    largest = max(temporary, key=lambda name: temporary[name])
+    parts = [
+        *_weight_parts(meta, launch, half),
+        *_reference_parts(meta, training_args, launch),
+        *_optimiser_parts(meta, launch, training_args.optim),
+        *_gradient_parts(meta, launch),
+        Part("activations: decoder", activations.decoder, TRAINING),
+        Part("activations: towers", activations.towers, TRAINING),
+        Part(f"activations: {largest}, at its peak", temporary[largest], TRAINING),
+        *_rollout_parts(meta, work, training_args, launch, half, device_memory),
+    ]
+    shares = {part for part in parts if launch.offloads_optimizer and part.name == "optimiser state"}
+    shares |= {part for part in parts if launch.offloads_parameters and part.name.startswith("weights: ")}
+    return Footprint(
+        launch=launch,
+        work=work,
+        device=tuple(part for part in parts if part.num_bytes and part not in shares),
+        host=(*sorted(shares, key=lambda part: part.name), *_host_parts(work)),
+        disk=tuple(_disk_parts(meta, clips)),
+        flops=_flops(meta, work, training_args, checkpointing=checkpointing),
+    )
+
+
+def _shard(num_bytes: float, launch: Launch, stage: int) -> int:
+    """A process's share of what ZeRO divides from `stage` on (Rajbhandari et al. 2020, figure 1)."""
+    return round(num_bytes / launch.num_processes if launch.zero_stage >= stage else num_bytes)
+
+
+def _weight_parts(meta: MetaModel, launch: Launch, half: torch.dtype | None) -> list[Part]:
+    parts = [Part(f"weights: {part.name}", _shard(part.num_bytes, launch, 3)) for part in meta.parts]
+    matrices = [p for p in meta.model.parameters() if p.requires_grad and p.ndim > 1]
+    if launch.zero_stage == 3 and launch.num_processes > 1:
+        layer = sum(p.numel() * p.element_size() for p in meta.base.get_decoder().layers[0].parameters())
+        embeddings = meta.base.get_input_embeddings().weight
+        gathered = max(layer, embeddings.numel() * embeddings.element_size())
+        gathered = min(gathered + PREFETCHED * embeddings.element_size(), total(meta.parts).num_bytes)
+        parts.append(Part("weights gathered for one layer", gathered))
+    if half is not None and not launch.is_deepspeed:  # autocast keeps what it has cast until the pass ends
+        cast = sum(p.numel() * half.itemsize for p in matrices if p.dtype == torch.float32)
+        parts.append(Part("half-precision copies of float32 weights", cast, TRAINING))
+    return parts
+
+
+def _reference_parts(meta: MetaModel, args: Any, launch: Launch) -> list[Part]:
+    """KL needs the policy as it was: a copy of the model, or of a loaded adapter; a new adapter is switched off."""
+    if not getattr(args, "beta", 0.0):
+        return []
+    if meta.model is meta.base:
+        return [Part("reference model", _shard(total(meta.parts).num_bytes, launch, 3))]
+    return [Part("reference adapter", _shard(meta.trained.trained_bytes, launch, 3) * meta.has_loaded_adapter)]
+
+
+def _optimiser_parts(meta: MetaModel, launch: Launch, optim: str) -> list[Part]:
+    """AdamW's two moments, in the weights' own dtype; DeepSpeed adds float32 weights and keeps all three in float32."""
+    states, trained = STATES.get(str(getattr(optim, "value", optim)), 2), meta.trained
+    if launch.is_deepspeed:
+        num_bytes: int = trained.trained * (1 + states) * torch.float32.itemsize
+    else:  # one float32 a tensor counts the steps
+        num_bytes = states * trained.trained_bytes + 4 * trained.trained_tensors * bool(states)
+    return [Part("optimiser state", _shard(num_bytes, launch, 1))]
+
+
+def _gradient_parts(meta: MetaModel, launch: Launch) -> list[Part]:
+    trained = meta.trained
+    parts = [Part("gradients", _shard(trained.trained_bytes, launch, 2), TRAINING)]
+    if launch.is_deepspeed:
+        itemsize = trained.trained_bytes / max(1, trained.trained)
+        parts.append(Part("DeepSpeed's reduce bucket", round(launch.reduce_bucket_size * itemsize), TRAINING))
+    elif launch.num_processes > 1 and launch.zero_stage == 0:
+        parts.append(Part("DDP's buckets", trained.trained_bytes))
+    return parts
+
+
+def _rollout_parts(
+    meta: MetaModel, work: Workload, args: Any, launch: Launch, half: torch.dtype | None, device_memory: int | None
+) -> list[Part]:
+    if not work.generated_rows:
+        return []
+    if not args.use_vllm:
+        cache, prefill = estimate_sampling(meta, work, half=half)
+        # TRL puts sharded weights together to sample from them, unless it is told to do so layer by layer.
+        gathered = total(meta.parts).num_bytes if launch.zero_stage == 3 and args.ds3_gather_for_generation else 0
+        sizes = {"weights gathered for sampling": gathered, "key-value cache": cache, "prefill": prefill}
+        return [Part(name, num_bytes, ROLLOUTS) for name, num_bytes in sizes.items()]
+    if args.vllm_mode != "colocate":
+        return []
+    when = ROLLOUTS if args.vllm_enable_sleep_mode else ALWAYS
+    weights = total(meta.parts).num_bytes // args.vllm_tensor_parallel_size
+    if cache := args.engine_kwargs.get("kv_cache_memory_bytes"):
+        share = weights + int(cache)
+    else:
+        share = round(args.vllm_gpu_memory_utilization * device_memory) if device_memory else weights
+    return [Part("vLLM: its own weights and key-value cache", share, when)]
+
+
+def _host_parts(work: Workload) -> list[Part]:
+    """Logits and probabilities in float32 and masks of all rollouts, at the frames' own size."""
+    pixels = work.frames * work.size[0] * work.size[1]
+    return [Part("masks of the rollouts", 9 * work.generated_rows * pixels)] if work.generated_rows else []
+
+
+def _disk_parts(meta: MetaModel, clips: Clips) -> list[Part]:
+    encoder = build_frame_encoder(meta.base.config.segmenter)
+    if not encoder.cacheable:
+        return []
+    a_clip = clips.frames * torch.Size(encoder.frame_shape).numel() * torch.float16.itemsize
+    name = "image embeddings of a clip" if clips.count is None else f"image embeddings of {clips.count:,} clips"
+    return [Part(name, a_clip * (clips.count or 1))]
+
+
+def _flops(meta: MetaModel, work: Workload, args: Any, *, checkpointing: bool) -> StepFlops:
+    if not work.generated_rows:
+        return estimate_flops(meta, work, checkpointing=checkpointing, num_scored=0, samples_here=False)
+    is_off_policy = args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) != 0
+    num_scored = int(is_off_policy) + int(bool(args.beta))
+    samples_here = not args.use_vllm
+    return estimate_flops(meta, work, checkpointing=checkpointing, num_scored=num_scored, samples_here=samples_here)

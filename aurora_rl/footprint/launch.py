@@ -1,0 +1,85 @@
+"""How a run is spread over processes, as far as memory depends on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from accelerate.utils import DistributedType
+from transformers import TrainingArguments
+
+#: Elements of the buffer in which DeepSpeed reduces gradients, where its config does not say.
+REDUCE_BUCKET_SIZE = 500_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """Processes and what each of them holds.
+
+    Attributes:
+        num_processes: of all machines together.
+        zero_stage: 0 without sharding, 1 optimiser state, 2 and gradients, 3 and weights; FSDP counts as 3.
+        is_deepspeed: whether DeepSpeed keeps its float32 copies and its reduce buffer.
+        offloads_optimizer: whether optimiser state lies in host memory.
+        offloads_parameters: whether sharded weights lie in host memory.
+        reduce_bucket_size: elements of DeepSpeed's reduce buffer.
+        is_gpu: whether the device is one where TRL's kernels run on Triton.
+    """
+
+    num_processes: int = 1
+    zero_stage: int = 0
+    is_deepspeed: bool = False
+    offloads_optimizer: bool = False
+    offloads_parameters: bool = False
+    reduce_bucket_size: int = REDUCE_BUCKET_SIZE
+    is_gpu: bool = True
+
+    @classmethod
+    def of(cls, args: TrainingArguments) -> Self:
+        """As the process that runs now has been launched."""
+        state, plugin = args.distributed_state, args.deepspeed_plugin
+        common: dict[str, Any] = {"num_processes": state.num_processes, "is_gpu": args.device.type == "cuda"}
+        if plugin is not None:
+            return cls(**common, **_deepspeed_fields(plugin.deepspeed_config["zero_optimization"]))
+        is_fsdp = state.distributed_type == DistributedType.FSDP or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+        return cls(**common, zero_stage=3 if is_fsdp else 0)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """As an accelerate config file would launch it."""
+        config = yaml.safe_load(path.read_text())
+        common: dict[str, Any] = {"num_processes": config["num_processes"], "is_gpu": not config["use_cpu"]}
+        if "deepspeed_config" in config:
+            fields = config["deepspeed_config"]
+            zero: dict[str, Any] = {"stage": fields["zero_stage"]}
+            for kind in ("optimizer", "param"):
+                zero[f"offload_{kind}"] = {"device": fields.get(f"offload_{kind}_device", "none")}
+            return cls(**common, **_deepspeed_fields(zero))
+        fsdp = config.get("fsdp_config") or {}
+        offloads = bool(fsdp.get("fsdp_offload_params"))
+        return cls(**common, zero_stage=3 if fsdp else 0, offloads_optimizer=offloads, offloads_parameters=offloads)
+
+    def __str__(self) -> str:
+        kind = f"{'ZeRO' if self.is_deepspeed else 'FSDP, as ZeRO'}-{self.zero_stage}" if self.zero_stage else "whole"
+        places = [what for what in ("optimizer", "parameters") if getattr(self, f"offloads_{what}")]
+        offload = f", {' and '.join(places)} in host memory" if places else ""
+        return f"{self.num_processes} process{'es' * (self.num_processes > 1)}, {kind}{offload}"
+
+
+def _deepspeed_fields(zero: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a `Launch` from DeepSpeed's `zero_optimization`."""
+
+    def offloads(kind: str) -> bool:
+        return (zero.get(f"offload_{kind}") or {}).get("device", "none") != "none"
+
+    size = zero.get("reduce_bucket_size", REDUCE_BUCKET_SIZE)
+    return {
+        "is_deepspeed": True,
+        "zero_stage": int(zero["stage"]),
+        "offloads_optimizer": offloads("optimizer"),
+        "offloads_parameters": offloads("param"),
+        "reduce_bucket_size": REDUCE_BUCKET_SIZE if size == "auto" else int(size),
+    }

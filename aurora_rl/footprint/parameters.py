@@ -1,0 +1,159 @@
+"""The model without its weights, as it will be trained, and what its parameters take."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from aurora_rl.assemble import lora_config
+from aurora_rl.config import ModelArguments
+from aurora_rl.footprint.launch import Launch
+from aurora_rl.models.loading import SegmentationLoraConfig, freeze, read_model_config
+from aurora_rl.models.mllm import MLLMFamily
+from aurora_rl.models.quantization import is_quantized
+from aurora_rl.models.segmenters import complete_segmenter_config
+from aurora_rl.models.sharding import loading_whole
+
+TOWERS, LANGUAGE_MODEL, LORA, HEAD = "towers", "language model", "LoRA", "mask head"
+#: A weight of 4 bits, its block's constant of 8 bits, and a float32 for 256 of those (Dettmers et al. 2023, section 3).
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+
+
+@dataclasses.dataclass(frozen=True)
+class PartSize:
+    """Parameters of one part of the model.
+
+    Attributes:
+        name: which part.
+        numel: number of its parameters.
+        num_bytes: what they take.
+        trained: how many of them are trained.
+        trained_bytes: what those take.
+        trained_tensors: in how many tensors they lie.
+    """
+
+    name: str
+    numel: int = 0
+    num_bytes: int = 0
+    trained: int = 0
+    trained_bytes: int = 0
+    trained_tensors: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaModel:
+    """A model on the `meta` device: shapes, dtypes and what is trained, but no content.
+
+    Attributes:
+        model: with LoRA where it is trained so.
+        family: how it is fed.
+        parts: sizes by part.
+        has_loaded_adapter: whether the adapter was trained before.
+    """
+
+    model: PreTrainedModel | PeftModel
+    family: MLLMFamily
+    parts: tuple[PartSize, ...]
+    has_loaded_adapter: bool
+
+    @property
+    def base(self) -> PreTrainedModel:
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def trained(self) -> PartSize:
+        return total(self.parts)
+
+
+def total(parts: Iterable[PartSize]) -> PartSize:
+    """The sizes of all parts together."""
+    names = [field.name for field in dataclasses.fields(PartSize)][1:]
+    parts = list(parts)
+    return PartSize("all", **{name: sum(getattr(part, name) for part in parts) for name in names})
+
+
+def build_meta_model(args: ModelArguments, launch: Launch, *, half: torch.dtype | None = None) -> MetaModel:
+    """Build the model that the arguments ask for, from its config alone.
+
+    Args:
+        args: which model.
+        launch: how the run is spread.
+        half: dtype of mixed precision; DeepSpeed casts the whole model to it.
+    """
+    adapter_file = find_adapter_config_file(args.model)
+    adapter = json.loads(Path(adapter_file).read_text()) if adapter_file else {}
+    family, config, is_new = read_model_config(
+        adapter.get("base_model_name_or_path", args.model), adapter.get("segmenter") or args.segmenter
+    )
+    if is_new:
+        with contextlib.suppress(OSError):  # out of reach; the decoders of all published SAMs are alike
+            config.segmenter = complete_segmenter_config(config.segmenter)
+    # As a plain constructor call would do under ZeRO-3; nothing here has content that could be spread.
+    with loading_whole(), torch.device("meta"):
+        model = family.model_class(config).to(_dtype_of(args, config.dtype))
+        model.seg_head.float()
+        if args.freeze:
+            freeze(model, args.freeze)
+        model = _with_adapter(model, family, args, adapter, launch)
+    if launch.is_deepspeed and half is not None:
+        model.to(half)
+    if args.load_in_4bit:
+        _cast_trained(model, torch.bfloat16)  # TRL does
+    return MetaModel(model, family, tuple(_measure(model, family, args)), bool(adapter))
+
+
+def _dtype_of(args: ModelArguments, config_dtype: torch.dtype | None) -> torch.dtype:
+    if args.dtype != "auto":
+        return getattr(torch, args.dtype)
+    return config_dtype or torch.float32
+
+
+def _with_adapter(
+    model: PreTrainedModel, family: MLLMFamily, args: ModelArguments, adapter: dict, launch: Launch
+) -> PreTrainedModel | PeftModel:
+    """LoRA as PEFT and TRL add it: in float32, except that TRL keeps the model's dtype under ZeRO-3."""
+    if adapter:
+        as_trained = {**adapter, "inference_mode": False, "base_model_name_or_path": None}
+        return get_peft_model(model, SegmentationLoraConfig(**as_trained))
+    if not args.use_peft:
+        return model
+    config = lora_config(args, family, model.config.segmenter)
+    keeps_dtype = launch.is_deepspeed and launch.zero_stage == 3 and not args.load_in_4bit
+    return get_peft_model(model, config, autocast_adapter_dtype=not keeps_dtype)
+
+
+def _cast_trained(model: nn.Module, dtype: torch.dtype) -> None:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
+def _measure(model: nn.Module, family: MLLMFamily, args: ModelArguments) -> Iterator[PartSize]:
+    groups: dict[str, list[PartSize]] = {name: [] for name in (TOWERS, LANGUAGE_MODEL, LORA, HEAD)}
+    for name, parameter in model.named_parameters():
+        numel, num_bytes = parameter.numel(), parameter.numel() * parameter.element_size()
+        if args.load_in_4bit and is_quantized(name, parameter):
+            num_bytes = round(numel * NF4_BYTES)
+        trained = (numel, num_bytes, 1) if parameter.requires_grad else (0, 0, 0)
+        groups[_part_of(name, family)].append(PartSize(name, numel, num_bytes, *trained))
+    for name, parameters in groups.items():
+        if parameters:
+            yield dataclasses.replace(total(parameters), name=name)
+
+
+def _part_of(name: str, family: MLLMFamily) -> str:
+    components = name.split(".")
+    if "seg_head" in components:
+        return HEAD
+    if any(component.startswith("lora_") for component in components):
+        return LORA
+    return TOWERS if set(components) & set(family.tower_names) else LANGUAGE_MODEL

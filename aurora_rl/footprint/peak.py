@@ -1,0 +1,88 @@
+"""How much memory code would take: run on the `meta` device, where tensors have shapes and no content."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveMemory(TorchDispatchMode):
+    """Adds up the storages that were made inside this context and are still alive.
+
+    Attributes:
+        current: bytes alive now.
+        peak: most bytes that were alive at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.current = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for tensor in _tensors((args, kwargs)):
+            self._meet(tensor, num_bytes=0)  # was there before
+        output = func(*args, **kwargs)
+        for tensor in _tensors(output):
+            self._meet(tensor, num_bytes=tensor.untyped_storage().nbytes())
+        return output
+
+    def _meet(self, tensor: Tensor, *, num_bytes: int) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._known:
+            self._known.add(storage._cdata)
+            self.current += num_bytes
+            self.peak = max(self.peak, self.current)
+            weakref.finalize(storage, self._forget, storage._cdata, num_bytes)
+
+    def _forget(self, key: int, num_bytes: int) -> None:
+        self._known.discard(key)
+        self.current -= num_bytes
+
+
+class FusedAttention(TorchFunctionMode):
+    """Has attention take the memory of a fused kernel; on `meta`, PyTorch would choose the one that keeps L x L."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        query, key, value = args[:3]
+        mask = args[3] if len(args) > 3 else (kwargs or {}).get("attn_mask")
+        if mask is not None:  # PyTorch makes it a bias, anew in each layer, and keeps that
+            mask = torch.empty_like(mask, dtype=query.dtype)
+        # Of the fused kernels this one runs on every build; all of them keep query, key, value, output and (B, H, L).
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=mask)[0]
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def forward_and_backward(run: Callable[[], Tensor]) -> tuple[int, int]:
+    """Bytes that a forward pass leaves for its backward pass, and the most bytes alive in the two of them.
+
+    Args:
+        run: the forward pass; parameters that it uses should have a `grad`, so that gradients are not counted.
+    """
+    with LiveMemory() as memory, FusedAttention():
+        output = run()
+        kept = memory.current
+        output.backward(torch.empty_like(output))
+    return kept, memory.peak
+
+
+@torch.no_grad()
+def forward_only(run: Callable[[], Any]) -> int:
+    """Most bytes alive in a forward pass without gradients."""
+    with LiveMemory() as memory, FusedAttention():
+        run()
+    return memory.peak

@@ -1,0 +1,138 @@
+"""How many tokens, patches and masks one process has in hand at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+from PIL import Image
+from transformers import PretrainedConfig
+
+from aurora_rl.config import DataArguments
+from aurora_rl.data.sample import AVSample
+
+#: Characters of English text to a token of Qwen's vocabulary; texts are counted generously.
+CHARACTERS_PER_TOKEN = 3
+#: Tokens of the chat template, the delimiters of the media and the reference's sentence.
+TEMPLATE_TOKENS = 64
+#: Taken where no clip has been read: the size of a video frame, and the length of a chain of thought.
+ASSUMED_FRAME = (720, 1280)
+ASSUMED_FRAMES = 10
+ASSUMED_COMPLETION_TOKENS = 256
+#: qwen-vl-utils' upper limit of a frame's area, in patches after merging, where the arguments give none.
+DEFAULT_MAX_PATCHES = 768
+#: Spectrogram columns a second (16 kHz, hop 160), and how many of them become one token.
+MEL_RATE, MELS_PER_TOKEN = 100, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+    """What is known of the clips.
+
+    Attributes:
+        count: distinct clips, None where no table has been read.
+        frames: F of the longest.
+        size: (H, W) of a frame in pixels.
+        seconds: of sound.
+        completion_tokens: of the longest gold completion.
+    """
+
+    count: int | None
+    frames: int
+    size: tuple[int, int]
+    seconds: float
+    completion_tokens: int = ASSUMED_COMPLETION_TOKENS
+
+    @classmethod
+    def assumed(cls, args: DataArguments) -> Self:
+        """From the arguments alone."""
+        frames = args.num_frames or ASSUMED_FRAMES
+        return cls(None, frames, ASSUMED_FRAME, frames / args.fps)
+
+    @classmethod
+    def of(cls, samples: Sequence[AVSample]) -> Self:
+        """From the rows of a benchmark's table; of the media, only the first frame's header is read."""
+        longest = max(samples, key=lambda sample: len(sample.frame_paths))
+        with Image.open(longest.frame_paths[0]) as frame:
+            width, height = frame.size
+        chains = [len(sample.chain) for sample in samples if sample.chain]
+        return cls(
+            count=len({sample.media_id for sample in samples}),
+            frames=len(longest.frame_paths),
+            size=(height, width),
+            seconds=max(len(sample.frame_paths) / sample.fps for sample in samples),
+            completion_tokens=math.ceil(max(chains) / CHARACTERS_PER_TOKEN) if chains else ASSUMED_COMPLETION_TOKENS,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """One forward and backward pass of one process.
+
+    Attributes:
+        rows: B, sequences.
+        clips: U, distinct clips among them.
+        prompt_tokens: of one row.
+        completion_tokens: of one row.
+        patches: vision tower's patches of all clips.
+        mels: audio tower's spectrogram columns of all clips.
+        frames: F of one clip.
+        size: (H, W) of a frame in pixels.
+        generated_rows: sequences that are sampled at a time; 0 in supervised training.
+        num_steps: forward and backward passes a process makes for one optimiser step.
+    """
+
+    rows: int
+    clips: int
+    prompt_tokens: int
+    completion_tokens: int
+    patches: int
+    mels: int
+    frames: int
+    size: tuple[int, int]
+    generated_rows: int = 0
+    num_steps: int = 1
+
+    @property
+    def length(self) -> int:
+        """L, tokens of one row."""
+        return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def tokens(self) -> int:
+        """B x L."""
+        return self.rows * self.length
+
+
+def build_workload(config: PretrainedConfig, data: DataArguments, args: Any, clips: Clips) -> Workload:
+    """The work of a process under TRL's arguments `args`, of SFT or (they have `num_generations`) GRPO."""
+    group = getattr(args, "num_generations", None)
+    rows = args.per_device_train_batch_size
+    num_clips = math.ceil(rows / (group or 1))
+    video_tokens, patches = _video_tokens(config.vision_config, data, clips)
+    audio_tokens = math.ceil(clips.seconds * MEL_RATE / MELS_PER_TOKEN)
+    text = len(data.instruction + (data.system_prompt or ""))
+    return Workload(
+        rows=rows,
+        clips=num_clips,
+        prompt_tokens=video_tokens + audio_tokens + math.ceil(text / CHARACTERS_PER_TOKEN) + TEMPLATE_TOKENS,
+        completion_tokens=args.max_completion_length if group else clips.completion_tokens,
+        patches=num_clips * patches,
+        mels=num_clips * math.ceil(clips.seconds * MEL_RATE),
+        frames=clips.frames,
+        size=clips.size,
+        generated_rows=rows * args.steps_per_generation if group else 0,
+        num_steps=args.gradient_accumulation_steps,
+    )
+
+
+def _video_tokens(vision: Any, data: DataArguments, clips: Clips) -> tuple[int, int]:
+    """Tokens and patches of one clip: frames shrink to `max_pixels`, and every `temporal_patch_size` become one."""
+    factor = vision.patch_size * vision.spatial_merge_size
+    limit = data.max_pixels or DEFAULT_MAX_PATCHES * factor**2
+    area = min(clips.size[0] * clips.size[1], limit)
+    area = max(area, data.min_pixels or 0)
+    tokens = math.ceil(clips.frames / vision.temporal_patch_size) * math.ceil(area / factor**2)
+    return tokens, tokens * vision.spatial_merge_size**2

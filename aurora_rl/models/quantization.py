@@ -1,0 +1,43 @@
+"""LoRA on a language model of 4 bits a weight (QLoRA, Dettmers et al. 2023), by bitsandbytes. Not run yet."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig
+
+#: What stays as it was loaded: the mask head is trained whole, the towers are small, `lm_head` is read by TRL's kernel.
+NOT_QUANTIZED = ("seg_head", "lm_head", "visual", "audio_tower")
+
+
+def four_bit_config() -> BitsAndBytesConfig:
+    """4-bit NormalFloat with doubly quantised constants, multiplied in bfloat16.
+
+    Raises:
+        ImportError: if bitsandbytes is not installed.
+        RuntimeError: if there is no GPU.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError(
+            "load_in_4bit needs bitsandbytes: install the extra, pip install -e '.[quantization]', or drop load_in_4bit"
+        )
+    if not torch.cuda.is_available():
+        raise RuntimeError("load_in_4bit needs a GPU, and torch sees none: drop load_in_4bit to train on the CPU")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=list(NOT_QUANTIZED),
+    )
+
+
+def is_quantized(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is one that bitsandbytes replaces: a linear layer's weight outside the modules left alone."""
+    components = name.split(".")
+    is_embedding = "embed_tokens" in components
+    is_adapter = any(component.startswith("lora_") for component in components)
+    is_left_alone = bool(set(components) & set(NOT_QUANTIZED))
+    return parameter.ndim == 2 and not (is_embedding or is_adapter or is_left_alone)

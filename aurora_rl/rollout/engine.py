@@ -1,0 +1,345 @@
+"""TRL's vLLM backend for prompts with frames and sound: colocated in each process, or on a server.
+
+Where it departs from TRL's: prompts go out with their placeholders unexpanded and come back checked against the ids
+that are trained on, every request carries its own seed, multimodal tokens are never sampled, and only the language
+model's weights are sent, one layer at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
+from trl.generation.vllm_generation import VLLMGeneration, empty_cache, extract_logprobs
+from trl.trainer.utils import ensure_master_addr_port
+
+from aurora_rl.models.loading import LoadedModel
+from aurora_rl.models.mllm import EncodedPrompt, EnginePrompt
+from aurora_rl.rollout.export import export_for_vllm
+from aurora_rl.rollout.plugin import register
+from aurora_rl.rollout.weights import changes_towers, engine_weights
+
+#: The lowest bias that vLLM accepts: exp(-100) of the probability is left.
+SUPPRESSED_BIAS = -100.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+    """What vLLM wrote for some rows.
+
+    Attributes:
+        completion_ids: per row.
+        logprobs: per row, of each sampled token, after temperature and suppression; as vLLM computed them.
+    """
+
+    completion_ids: list[list[int]]
+    logprobs: list[list[float]]
+
+
+class AuroraVLLMGeneration(VLLMGeneration):
+    """TRL's `VLLMGeneration` for audio-visual prompts.
+
+    Args:
+        loaded: the policy with its processor and family; under PEFT the wrapped model.
+        engine_kwargs: more arguments of `vllm.LLM` (colocate mode); they win over those chosen here.
+        request_timeout_s: seconds the server may take for one request.
+        **kwargs: TRL's, see `VLLMGeneration`.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        engine_kwargs: dict[str, Any] | None = None,
+        request_timeout_s: float = 600.0,
+        **kwargs: Any,
+    ) -> None:
+        self.loaded = loaded
+        self.family = loaded.family
+        self.engine_kwargs = engine_kwargs or {}
+        self.request_timeout_s = request_timeout_s
+        self._towers_are_stale = True
+        self._metadata: dict[bool, list[tuple[str, str, list[int]]]] = {}
+        super().__init__(model=loaded.model, **kwargs)
+
+    @property
+    def logit_bias(self) -> dict[int, float]:
+        """Keeps multimodal tokens from being sampled, as the policy's own head does."""
+        policy = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return {token_id: SUPPRESSED_BIAS for token_id in self.family.multimodal_token_ids(policy.config)}
+
+    # ---- the engine ---------------------------------------------------------------------------------------------
+
+    def _init_vllm(self) -> None:
+        if self.mode == "colocate":
+            self._init_colocated()
+        elif self.mode == "server":
+            self._init_client()
+        else:
+            raise ValueError(f"vllm_mode={self.mode!r}: choose 'colocate' or 'server'")
+        self.accelerator.wait_for_everyone()
+
+    def _init_client(self) -> None:
+        if self.accelerator.is_main_process:
+            from aurora_rl.rollout.client import AuroraVLLMClient
+
+            url = self.server_base_url or f"http://{self.server_host}:{self.server_port}"
+            self.vllm_client = AuroraVLLMClient(
+                base_url=url,
+                group_port=self.group_port,
+                connection_timeout=self.server_timeout,
+                request_timeout_s=self.request_timeout_s,
+            )
+            self.vllm_client.init_communicator(device=self.accelerator.device)
+
+    def _init_colocated(self) -> None:
+        from vllm import LLM
+
+        register()
+        if self.accelerator.num_processes % self.tensor_parallel_size:
+            raise ValueError(
+                f"vllm_tensor_parallel_size={self.tensor_parallel_size} must divide the "
+                f"{self.accelerator.num_processes} processes"
+            )
+        if self.tensor_parallel_size > 1:
+            first_ranks = range(0, self.accelerator.num_processes, self.tensor_parallel_size)
+            groups = [list(range(rank, rank + self.tensor_parallel_size)) for rank in first_ranks]
+            self.tp_group, _ = torch.distributed.new_subgroups_by_enumeration(groups)
+        # vLLM joins the launched processes by these.
+        os.environ["RANK"] = str(self.accelerator.process_index)
+        os.environ["LOCAL_RANK"] = str(self.accelerator.local_process_index)
+        os.environ["WORLD_SIZE"] = str(self.accelerator.num_processes)
+        ensure_master_addr_port()
+        if self.accelerator.device.type == "cpu":
+            # By default vLLM pins all threads of the process, those that train included, to cores of its choice.
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        # Its weights come with the first sync, which needs no second copy on disk.
+        self._folder = tempfile.TemporaryDirectory(prefix="aurora-rl-vllm-")
+        export_for_vllm(self.loaded, self._folder.name, weights=False)
+        self.llm = LLM(**{**self._colocated_kwargs(), **self.engine_kwargs})
+        if self.enable_sleep_mode:
+            self.llm.sleep(level=2)
+        self._llm_weights_sleeping = self.enable_sleep_mode
+
+    def _colocated_kwargs(self) -> dict[str, Any]:
+        return {
+            "model": self._folder.name,
+            "load_format": "dummy",
+            "dtype": str(self.loaded.model.dtype).removeprefix("torch."),
+            "hf_overrides": {"architectures": [self.family.engine_architecture]},
+            "limit_mm_per_prompt": {"image": 0, "video": 1, "audio": 1},
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "gpu_memory_utilization": self.gpu_memory_utilization,
+            "max_model_len": self.max_model_length,
+            "max_num_seqs": self.max_num_seqs,
+            # TRL's value: at its own default vLLM's profiler takes too much memory to be in use.
+            "max_num_batched_tokens": max(4096, self.max_model_length or 0),
+            "enable_sleep_mode": self.enable_sleep_mode,
+            "model_impl": self.model_impl,
+            "trust_remote_code": False,
+            "distributed_executor_backend": "external_launcher",
+            "seed": self.accelerator.process_index // self.tensor_parallel_size,
+            # Temperature and suppression are in the log-probabilities that importance sampling compares.
+            "logprobs_mode": "processed_logprobs",
+            "enforce_eager": self.accelerator.device.type == "cpu",  # compiling for a CPU takes minutes
+            "disable_log_stats": True,
+        }
+
+    # ---- weights ------------------------------------------------------------------------------------------------
+
+    def _iter_named_params(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return engine_weights(self.model, self.family, towers=self._towers_are_stale, gather=self._dist.gather_params)
+
+    def sync_weights(self) -> None:
+        """Send the weights; all of them the first time, then the language model's unless the towers are trained."""
+        self._towers_are_stale |= changes_towers(self.model, self.family)
+        if self.mode == "server":
+            self._push_weights()
+        else:
+            self._load_weights()
+        self._towers_are_stale = False
+
+    def _push_weights(self) -> None:
+        # The server must know every tensor before the first one comes, and only gathered ones tell their shape.
+        towers = self._towers_are_stale
+        if towers not in self._metadata:
+            self._metadata[towers] = [
+                (name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
+                for name, tensor in self._iter_named_params()
+            ]
+        if self.accelerator.is_main_process:
+            self.vllm_client.update_named_params(self._metadata[towers], self._iter_named_params())
+            self.vllm_client.reset_prefix_cache()
+        else:
+            for _ in self._iter_named_params():  # take part in the gathering
+                pass
+
+    def _load_weights(self) -> None:
+        if self.enable_sleep_mode:
+            empty_cache()
+            self.llm.wake_up(tags=["weights"])
+        # Sleeping has thrown the weights away, the towers' too.
+        self._towers_are_stale |= self._llm_weights_sleeping
+        self._llm_weights_sleeping = False
+        model = self._worker.model_runner.model
+        with _reloading(self._worker, model if self._towers_are_stale else model.language_model):
+            loaded = model.load_weights(self._iter_named_params())
+        if self._towers_are_stale:
+            _check_complete(model, loaded)
+            self.llm.llm_engine.reset_encoder_cache()
+        self.llm.reset_prefix_cache()
+
+    @property
+    def _worker(self) -> Any:
+        wrapper = self.llm.llm_engine.model_executor.driver_worker
+        return getattr(wrapper, "worker", wrapper)
+
+    # ---- rollouts -----------------------------------------------------------------------------------------------
+
+    def generate_rows(
+        self,
+        rows: Sequence[EncodedPrompt],
+        *,
+        seeds: Sequence[int],
+        num_generations: int,
+        profiler: contextlib.AbstractContextManager[Any],
+    ) -> Rollouts:
+        """One completion for each row.
+
+        Args:
+            rows: this process's prompts, each as often as it has completions here.
+            seeds: of the rows' requests; on a server a prompt's first row seeds all of its completions.
+            num_generations: completions of a prompt, over all processes.
+            profiler: entered while vLLM writes.
+
+        Raises:
+            ValueError: if vLLM saw another prompt than the policy is trained on.
+        """
+        generate = self._generate_on_server if self.mode == "server" else self._generate_colocated
+        prompts = [row.engine for row in rows]
+        prompt_ids, completion_ids, logprobs = generate(prompts, list(seeds), num_generations, profiler)
+        for row, ids in zip(rows, prompt_ids, strict=True):
+            check_prompt_ids(row.prompt_ids, ids, self.loaded.processor.tokenizer)
+        return Rollouts(completion_ids, [[token[0] for token in completion] for completion in logprobs])
+
+    def _generate_on_server(
+        self, prompts: list[EnginePrompt], seeds: list[int], num_generations: int, profiler: Any
+    ) -> tuple[list, list, list]:
+        all_prompts, all_seeds = gather_object(prompts), gather_object(seeds)
+        payload: list[Any] = [None]
+        if self.accelerator.is_main_process:
+            with profiler:
+                completions = self.vllm_client.generate_prompts(
+                    all_prompts[::num_generations],
+                    n=num_generations,
+                    sampling=self._sampling_options(),
+                    seeds=all_seeds[::num_generations],
+                )
+            prompt_ids = [ids for ids in completions.prompt_ids for _ in range(num_generations)]
+            payload = [(prompt_ids, completions.completion_ids, completions.logprobs)]
+        broadcast_object_list(payload, from_process=0)
+        start = self.accelerator.process_index * len(prompts)
+        first, second, third = (values[start : start + len(prompts)] for values in payload[0])
+        return first, second, third
+
+    def _generate_colocated(
+        self, prompts: list[EnginePrompt], seeds: list[int], num_generations: int, profiler: Any
+    ) -> tuple[list, list, list]:
+        if self.enable_sleep_mode:
+            if self._llm_weights_sleeping:
+                self.sync_weights()
+            self.llm.wake_up(tags=["kv_cache"])
+        count, first = len(prompts), 0
+        if self.tensor_parallel_size > 1:  # the processes of a group write all of its rows together
+            prompts, seeds = self._gather_in_group(prompts), self._gather_in_group(seeds)
+            first = torch.distributed.get_rank(group=self.tp_group) * count
+        with profiler:
+            outputs = self.llm.generate(
+                [_engine_input(prompt) for prompt in prompts],
+                [self._sampling_params(seed) for seed in seeds],
+                use_tqdm=False,
+            )[first : first + count]
+        logprobs, _ = extract_logprobs(outputs)
+        if self.enable_sleep_mode:
+            self.llm.sleep(level=2)
+            self._llm_weights_sleeping = True
+        prompt_ids = [list(output.prompt_token_ids) for output in outputs]
+        return prompt_ids, [list(output.outputs[0].token_ids) for output in outputs], logprobs
+
+    def _gather_in_group(self, values: list) -> list:
+        gathered: list[Any] = [None] * self.tensor_parallel_size
+        torch.distributed.all_gather_object(gathered, values, group=self.tp_group)
+        return [value for of_rank in gathered for value in of_rank]
+
+    def _sampling_options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p or 0.0,
+            "repetition_penalty": self.repetition_penalty,
+            "max_tokens": self.max_completion_length,
+            "logprobs": 0,
+            "logit_bias": self.logit_bias,
+        }
+        if self.structured_outputs_regex is not None:
+            options["structured_outputs"] = {"regex": self.structured_outputs_regex}
+        return {**options, **self.generation_kwargs}
+
+    def _sampling_params(self, seed: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
+
+        options = {"seed": seed, **self._sampling_options()}
+        if isinstance(options.get("structured_outputs"), dict):
+            options["structured_outputs"] = StructuredOutputsParams(**options["structured_outputs"])
+        return SamplingParams(**options)
+
+
+def check_prompt_ids(expected: Sequence[int], seen: Sequence[int], tokenizer: Any) -> None:
+    """Raise a ValueError that shows the first difference, unless vLLM saw the prompt that the policy is trained on."""
+    if list(expected) == list(seen):
+        return
+    pairs = zip(expected, seen, strict=False)
+    at = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), min(len(expected), len(seen)))
+
+    def around(ids: Sequence[int]) -> str:
+        return repr(tokenizer.decode(list(ids[max(0, at - 8) : at + 8])))
+
+    raise ValueError(
+        f"vLLM expanded the prompt to {len(seen)} tokens, the policy is trained on {len(expected)}; they differ from "
+        f"token {at} on: vLLM has {around(seen)}, the policy {around(expected)}. The processor or its options are not "
+        "the same on both sides: load the directory that was exported from this checkpoint"
+    )
+
+
+def _engine_input(prompt: EnginePrompt) -> dict[str, Any]:
+    text = {"prompt_token_ids": prompt.prompt_ids}
+    if not prompt.media:
+        return text
+    return {**text, "multi_modal_data": prompt.media, "mm_processor_kwargs": prompt.processor_options}
+
+
+@contextlib.contextmanager
+def _reloading(worker: Any, model: nn.Module) -> Iterator[None]:
+    """Change loaded weights in the way of vLLM itself: a CPU's matrix kernels keep theirs in a layout of their own."""
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+    with set_current_vllm_config(worker.vllm_config), torch.device(worker.device):
+        initialize_layerwise_reload(model)
+        yield
+        finalize_layerwise_reload(model, worker.model_config)
+
+
+def _check_complete(model: nn.Module, loaded: set[str]) -> None:
+    missing = sorted({name for name, _ in model.named_parameters()} - set(loaded))
+    if missing:
+        raise RuntimeError(f"no weights came for {len(missing)} of vLLM's parameters: {', '.join(missing[:5])}")

@@ -1,0 +1,70 @@
+"""Qwen2.5-Omni inside vLLM, with the positions that the model was trained with where sound lies between the frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from transformers import Qwen2_5OmniThinkerForConditionalGeneration as HFThinker
+from vllm.model_executor.models.qwen2_5_omni_thinker import (
+    Qwen2_5OmniThinkerDummyInputsBuilder,
+    Qwen2_5OmniThinkerForConditionalGeneration,
+    Qwen2_5OmniThinkerMultiModalProcessor,
+    Qwen2_5OmniThinkerProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Qwen2_5OmniThinkerMultiModalProcessor,
+    info=Qwen2_5OmniThinkerProcessingInfo,
+    dummy_inputs=Qwen2_5OmniThinkerDummyInputsBuilder,
+)
+class AuroraQwen2_5OmniForConditionalGeneration(Qwen2_5OmniThinkerForConditionalGeneration):
+    """vLLM's own class but for M-RoPE positions of interleaved prompts.
+
+    vLLM 0.31 starts the chunks of frames and sound at `<|audio_bos|>`, one token early, and gives that token a position
+    of its own, while transformers gives it that of `<|vision_bos|>`: log-probabilities differ by up to 0.8.
+    """
+
+    def get_mrope_input_positions(
+        self, input_tokens: list[int], mm_features: Sequence[Any]
+    ) -> tuple[torch.Tensor, int]:
+        """Positions (3, L) of a prompt and what its completion's positions are ahead of their index."""
+        features = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
+        if not any(_value(feature, "use_audio_in_video", False) for feature in features):
+            return super().get_mrope_input_positions(input_tokens, list(mm_features))
+        position_ids, deltas = HFThinker.get_rope_index(
+            _rope_index_of(self.config),
+            torch.tensor([input_tokens]),
+            video_grid_thw=torch.stack([feature.data["video_grid_thw"].data for feature in _of(features, "video")]),
+            use_audio_in_video=True,
+            audio_seqlens=torch.tensor(
+                [_value(feature, "audio_feature_lengths") for feature in _of(features, "audio")]
+            ),
+            second_per_grids=torch.tensor(
+                [_value(feature, "second_per_grid_ts", 1.0) for feature in _of(features, "video")]
+            ),
+        )
+        return position_ids[:, 0], int(deltas[0])
+
+
+def _rope_index_of(thinker_config: Any) -> Any:
+    """What transformers' position method reads of the model it belongs to."""
+    names = ("get_llm_pos_ids_for_vision", "get_chunked_index")
+    model = SimpleNamespace(config=thinker_config, spatial_merge_size=thinker_config.vision_config.spatial_merge_size)
+    for name in names:
+        setattr(model, name, getattr(HFThinker, name).__get__(model))
+    return model
+
+
+def _of(features: Sequence[Any], modality: str) -> list[Any]:
+    return [feature for feature in features if feature.modality == modality]
+
+
+def _value(feature: Any, name: str, default: Any = None) -> Any:
+    """One number of a medium's processed data."""
+    element = (feature.data or {}).get(name)
+    return default if element is None else element.data.item()

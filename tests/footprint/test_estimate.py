@@ -1,0 +1,159 @@
+"""What is divided among processes, by hand."""
+
+import dataclasses
+import math
+
+import pytest
+
+from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.footprint import Clips, Footprint, Launch, Part, estimate_footprint
+from aurora_rl.footprint.workload import build_workload
+from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
+from aurora_rl.trainers.sft_config import AuroraSFTConfig
+
+CLIPS = Clips(count=3, frames=4, size=(64, 64), seconds=2.0, completion_tokens=50)
+COMMON = {"use_cpu": True, "report_to": "none", "per_device_train_batch_size": 4}
+
+
+@pytest.fixture
+def estimate(tiny_checkpoint: str, tmp_path):
+    def run(kind: type = AuroraSFTConfig, *, launch: Launch | None = None, model: dict | None = None, **options):
+        defaults = COMMON | {"output_dir": str(tmp_path), "bf16": False, "gradient_checkpointing": False}
+        model_args = ModelArguments(**{"model": tiny_checkpoint, "freeze": ["visual", "audio_tower"], **(model or {})})
+        return estimate_footprint(
+            model_args,
+            DataArguments("data", min_pixels=256, max_pixels=65536, instruction="{reference}"),
+            kind(**{**defaults, **options}),
+            launch=launch or Launch(is_gpu=False),
+            clips=CLIPS,
+            device_memory=10**9,
+        )
+
+    return run
+
+
+def part(footprint: Footprint, name: str) -> int:
+    return sum(p.num_bytes for p in footprint.device if p.name.startswith(name))
+
+
+def test_zero_divides_state_then_gradients_then_weights(estimate) -> None:
+    """Bytes a trained float32 weight: 4 + 4 + 12 (float32 copy and two moments), Rajbhandari et al. 2020, figure 1."""
+    shares = {}
+    for stage in (1, 2, 3):
+        footprint = estimate(launch=Launch(num_processes=4, zero_stage=stage, is_deepspeed=True))
+        names = ("weights: mask head", "gradients", "optimiser state")
+        shares[stage] = [part(footprint, name) for name in names]
+    weights, gradients, state = shares[1]
+    assert shares[2] == [weights, round(gradients / 4), state]
+    assert shares[3] == [round(weights / 4), round(gradients / 4), state]
+    assert state == 3 * gradients / 4
+
+
+def test_zero_3_puts_the_weights_together_to_sample(estimate) -> None:
+    launch = Launch(num_processes=4, zero_stage=3, is_deepspeed=True)
+    footprint = estimate(AuroraGRPOConfig, num_generations=2, launch=launch)
+    assert part(footprint, "weights gathered for sampling") == pytest.approx(4 * part(footprint, "weights: "), abs=10)
+    by_layer = estimate(AuroraGRPOConfig, num_generations=2, launch=launch, ds3_gather_for_generation=False)
+    assert part(by_layer, "weights gathered for sampling") == 0
+
+
+def test_without_deepspeed_the_state_is_two_moments_and_a_count(estimate) -> None:
+    footprint = estimate()
+    moments = part(footprint, "optimiser state") - 2 * part(footprint, "gradients")
+    assert 0 < moments < 4 * 200 and moments % 4 == 0
+    assert part(estimate(optim="sgd"), "optimiser state") == 0
+
+
+def test_offloaded_parts_move_to_the_host(estimate) -> None:
+    launch = Launch(num_processes=2, zero_stage=3, is_deepspeed=True)
+    on_device = estimate(launch=launch)
+    offloaded = estimate(launch=dataclasses.replace(launch, offloads_optimizer=True, offloads_parameters=True))
+    assert part(offloaded, "optimiser state") == part(offloaded, "weights: ") == 0
+    assert {p.name for p in offloaded.host} >= {"optimiser state", "weights: language model"}
+    moved = part(on_device, "optimiser state") + part(on_device, "weights: ")
+    assert on_device.peak - offloaded.peak == moved
+
+
+def test_ddp_has_buckets_and_deepspeed_its_own(estimate) -> None:
+    ddp = estimate(launch=Launch(num_processes=2, is_gpu=False))
+    assert part(ddp, "DDP's buckets") == part(ddp, "gradients")
+    zero = estimate(launch=Launch(num_processes=2, zero_stage=2, is_deepspeed=True, reduce_bucket_size=1000))
+    assert part(zero, "DeepSpeed's reduce bucket") == 4000
+    assert part(estimate(), "D") == 0
+
+
+def test_the_reference_is_a_copy_of_what_has_no_adapter(estimate) -> None:
+    grpo = {"num_generations": 2, "beta": 0.04}
+    copied = estimate(AuroraGRPOConfig, **grpo)
+    assert part(copied, "reference model") == part(copied, "weights: ")
+    assert part(estimate(AuroraGRPOConfig, num_generations=2, beta=0.0), "reference") == 0
+    assert part(estimate(AuroraGRPOConfig, model={"use_peft": True}, **grpo), "reference") == 0
+    assert part(estimate(), "reference") == 0
+
+
+def test_the_peak_is_training_or_sampling_never_both(estimate) -> None:
+    footprint = estimate(AuroraGRPOConfig, num_generations=2)
+    parts = (Part("a", 1), Part("b", 10, "training"), Part("c", 100, "rollouts"))
+    assert dataclasses.replace(footprint, device=parts).peak == 101
+    assert {p.when for p in footprint.device} == {"always", "training", "rollouts"}
+
+
+def test_vllm_takes_its_share_always_or_while_it_is_awake(estimate) -> None:
+    def run(**options) -> Footprint:
+        options = {"num_generations": 2, "use_vllm": True, "vllm_gpu_memory_utilization": 0.25, **options}
+        return estimate(AuroraGRPOConfig, **options)
+
+    (engine,) = [p for p in run(vllm_mode="colocate").device if p.name.startswith("vLLM")]
+    assert (engine.num_bytes, engine.when) == (250_000_000, "always")
+    (engine,) = [p for p in run(vllm_mode="colocate", vllm_enable_sleep_mode=True).device if p.name.startswith("vLLM")]
+    assert engine.when == "rollouts"
+    sized = run(vllm_mode="colocate", vllm_engine_kwargs={"kv_cache_memory_bytes": 1000})
+    assert part(sized, "vLLM") == part(sized, "weights: ") + 1000
+    server = run(vllm_mode="server")
+    assert part(server, "vLLM") == part(server, "key-value") == server.flops.sampling == 0
+
+
+def test_embeddings_of_all_clips_lie_on_disk(omni_checkpoint, sam_checkpoint, estimate) -> None:
+    segmenter = {"type": "sam", "image_size": 128, "checkpoint": sam_checkpoint}
+    (cache,) = estimate(model={"model": omni_checkpoint, "segmenter": segmenter}).disk
+    assert (cache.name, cache.num_bytes) == ("image embeddings of 3 clips", 3 * 4 * 32 * 8 * 8 * 2)
+    assert estimate().disk == ()
+
+
+def test_masks_of_the_rollouts_lie_on_the_host(estimate) -> None:
+    (masks,) = estimate(AuroraGRPOConfig, num_generations=2).host
+    assert masks.num_bytes == 4 * 4 * 64 * 64 * 9  # rows x frames x pixels x (two float32 and a bool)
+
+
+def test_operations_of_a_step_by_hand(estimate) -> None:
+    """6 N a token in full fine-tuning, 8 N with checkpointing; frozen towers forward only."""
+    footprint = estimate()
+    tokens = footprint.work.tokens
+    full = footprint.flops.training
+    again = estimate(gradient_checkpointing=True).flops.training
+    forward = again - full
+    media = full - 3 * forward
+    assert forward % (2 * tokens) == 0 and 0 < media < forward
+    assert estimate(gradient_accumulation_steps=3).flops.training == pytest.approx(3 * full)
+    lora = estimate(model={"use_peft": True, "lora_modules_to_save": ["seg_head"]}).flops.training
+    assert 2 * forward < lora - media < 2.2 * forward
+    assert footprint.flops.seconds(1.0, 0.5) == full / 0.5e12
+
+
+def test_tokens_by_hand(estimate) -> None:
+    """4 frames of 64 x 64 in pairs, 16 x 16 pixels a token; 25 tokens a second of sound."""
+    work = estimate(AuroraGRPOConfig, num_generations=2, max_completion_length=7).work
+    assert work.prompt_tokens == 2 * (64 // 16) ** 2 + 2 * 25 + math.ceil(len("{reference}") / 3) + 64
+    assert (work.rows, work.clips, work.completion_tokens, work.generated_rows) == (4, 2, 7, 4)
+    assert (work.patches, work.mels) == (2 * 2 * (64 // 8) ** 2, 2 * 200)
+    assert estimate().work.completion_tokens == 50
+
+
+def test_max_pixels_bounds_the_frames(meta) -> None:
+    args = DataArguments("data", max_pixels=32 * 32)
+
+    class Options:
+        per_device_train_batch_size, gradient_accumulation_steps = 1, 1
+
+    work = build_workload(meta.base.config, args, Options, CLIPS)
+    assert work.patches == 2 * (32 // 8) ** 2

@@ -1,0 +1,178 @@
+"""A real vLLM engine in the training process writes what the policy would write. Each test has its control."""
+
+import copy
+import dataclasses
+import re
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+
+from aurora_rl.assemble import peft_config
+from aurora_rl.config import ModelArguments
+from aurora_rl.models.loading import LoadedModel, load_model
+from aurora_rl.rollout.weights import engine_weights
+from benchmarks.vllm_parity import compare, measure, report
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+
+#: Largest difference of log-probabilities in float32.
+SAME = 1e-4
+
+
+@pytest.fixture(scope="module")
+def rows(generation, make_prompts):
+    """Sound after the frames, between them (several chunks), and text alone, in one batch."""
+    return [
+        make_prompts(generation.loaded, kind=kind, seed=seed, seconds=seconds)
+        for seed, (kind, seconds) in enumerate(
+            [("separate", 2), ("interleaved", 2), ("text", 2), ("interleaved", 7), ("separate", 5)]
+        )
+    ]
+
+
+def trained(loaded: LoadedModel, model: nn.Module, steps: int = 3) -> nn.Module:
+    """A policy after some optimiser steps at a high learning rate."""
+    torch.manual_seed(0)
+    model = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    input_ids = torch.randint(0, 300, (4, 24))
+    for _ in range(steps):
+        model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), labels=input_ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+# Prompts
+
+
+def test_all_kinds_of_prompts_give_the_policys_log_probabilities(generation, generate, rows, difference):
+    rollouts = generate(rows)
+    assert [len(ids) for ids in rollouts.completion_ids] == [len(logps) for logps in rollouts.logprobs]
+    assert difference(generation.model, generation.loaded, rows, rollouts) < SAME
+
+
+def test_greedy_decoding_gives_the_tokens_of_transformers(generation, make_prompts):
+    kinds = ("separate", "interleaved", "text", "separate")
+    prompts = [make_prompts(generation.loaded, kind=kinds[i % 4], seed=i, seconds=1 + i % 3) for i in range(64)]
+    agreements = measure(generation.loaded, prompts, generation, max_tokens=24)
+    parted = [agreement for agreement in agreements if not agreement.is_same]
+    assert all(abs(agreement.margin) < 1e-4 for agreement in parted)  # where rounding decides
+    assert len(parted) < 4
+    assert max(agreement.max_difference for agreement in agreements) < SAME
+
+
+def test_where_two_completions_part_is_told_with_its_margin(generation, generate, rows):
+    loaded, row = generation.loaded, rows[2]
+    rollouts = generate([row])
+    ids, logprobs = rollouts.completion_ids[0], rollouts.logprobs[0]
+    other = [*ids[:3], (ids[3] + 1) % 200, *ids[4:]]
+    agreement = compare(loaded.model, loaded, row, ids, other, logprobs)
+    assert (agreement.num_same, agreement.num_tokens) == (3, len(ids))
+    assert agreement.margin > 0
+    assert f"clip 0 parts at token 3 of {len(ids)}: a margin of" in report([agreement])
+
+
+def test_vllms_own_positions_of_interleaved_prompts_are_others(generation, generate, rows, difference, monkeypatch):
+    from aurora_rl.rollout.vllm_qwen2_5_omni import AuroraQwen2_5OmniForConditionalGeneration as Corrected
+
+    monkeypatch.delattr(Corrected, "get_mrope_input_positions")
+    generation.llm.reset_prefix_cache()
+    interleaved, separate = [rows[1], rows[3]], [rows[0], rows[4]]
+    assert difference(generation.model, generation.loaded, interleaved, generate(interleaved)) > 0.01
+    assert difference(generation.model, generation.loaded, separate, generate(separate)) < SAME
+    generation.llm.reset_prefix_cache()
+
+
+def test_another_prompt_than_the_policys_is_an_error_that_shows_where(generation, generate, make_prompts):
+    row = make_prompts(generation.loaded, kind="text")
+    other = dataclasses.replace(row, prompt_ids=[*row.prompt_ids[:2], 5, *row.prompt_ids[3:]])
+    with pytest.raises(ValueError, match="differ from token 2 on"):
+        generate([other])
+
+
+def test_placeholders_that_are_expanded_already_are_an_error(generate, rows):
+    engine = dataclasses.replace(rows[0].engine, prompt_ids=rows[0].prompt_ids)
+    with pytest.raises(ValueError, match="differ from token"):
+        generate([dataclasses.replace(rows[0], engine=engine)])
+
+
+# Sampling
+
+
+def test_multimodal_tokens_are_never_sampled(generation, generate, rows, point_at, monkeypatch):
+    tempted = copy.deepcopy(generation.loaded.model)
+    multimodal = generation.family.multimodal_token_ids(tempted.config)
+    favourite = generate(rows[:1]).completion_ids[0][0]
+    with torch.no_grad():  # wherever the policy likes its favourite token, it likes these even more
+        tempted.lm_head.weight[multimodal] = 2 * tempted.lm_head.weight[favourite]
+    point_at(tempted)
+    monkeypatch.setattr(generation, "temperature", 1.0)
+
+    def hits() -> int:
+        rollouts = generate([row for row in rows for _ in range(4)])
+        return sum(token in multimodal for ids in rollouts.completion_ids for token in ids)
+
+    assert hits() == 0
+    monkeypatch.setattr(type(generation), "logit_bias", {})
+    assert hits() > 0
+
+
+def test_a_request_is_repeated_by_its_seed(generation, generate, rows, monkeypatch):
+    monkeypatch.setattr(generation, "temperature", 1.0)
+    same_prompt = [rows[0]] * 4
+    first = generate(same_prompt, seeds=[1, 2, 3, 4])
+    again = generate(same_prompt[:2], seeds=[3, 1])
+    assert again.completion_ids == [first.completion_ids[2], first.completion_ids[0]]
+    assert len({tuple(ids) for ids in first.completion_ids}) == 4
+
+
+# Weights
+
+
+def test_every_name_is_one_that_vllm_expects_and_none_is_missing(generation):
+    sent = [name for name, _ in engine_weights(generation.model, generation.family, towers=True)]
+    expected = {name for name, _ in generation._worker.model_runner.model.named_parameters()}
+    assert {as_vllm_has_it(name) for name in sent} == expected
+    assert len(sent) == len(set(sent))
+
+
+def as_vllm_has_it(name: str) -> str:
+    """`thinker.` off, the language model apart, and what vLLM computes in one product under one name."""
+    name = re.sub(r"^thinker\.(lm_head|model)\.", r"language_model.\1.", name).removeprefix("thinker.")
+    if name.startswith("audio_tower."):
+        return name
+    name = re.sub(r"\.(q|k|v)_proj\.", ".qkv_proj.", name)
+    name = re.sub(r"\.attn\.(q|k|v)\.", ".attn.qkv.", name)
+    return re.sub(r"\.(gate|up)_proj\.", ".gate_up_proj.", name)
+
+
+@pytest.mark.parametrize("peft", [False, True])
+def test_after_training_the_engine_follows_the_policy(generation, generate, rows, difference, point_at, peft):
+    loaded = load_model(generation.loaded.model.config._name_or_path)
+    model = loaded.model
+    if peft:
+        model = get_peft_model(model, peft_config(ModelArguments(model="", use_peft=True, lora_r=4), loaded))
+    else:
+        model.visual.requires_grad_(False)
+        model.audio_tower.requires_grad_(False)
+    policy = trained(loaded, model)
+    stale = generate(rows)
+    assert difference(policy, loaded, rows, stale) > 0.1  # control: without the sync
+    point_at(policy)
+    assert difference(policy, loaded, rows, generate(rows)) < 1e-3
+
+
+def test_weights_that_do_not_come_are_an_error(generation, monkeypatch):
+    complete = generation._iter_named_params
+    monkeypatch.setattr(generation, "_towers_are_stale", True)
+    monkeypatch.setattr(
+        generation, "_iter_named_params", lambda: (pair for pair in complete() if "lm_head" not in pair[0])
+    )
+    with pytest.raises(RuntimeError, match="no weights came for 1 of vLLM's parameters: language_model.lm_head.weight"):
+        generation.sync_weights()
+    monkeypatch.undo()
+    generation._towers_are_stale = True
+    generation.sync_weights()

@@ -1,0 +1,177 @@
+"""GRPO whose rollouts a real vLLM engine writes: importance sampling, seeds, masks, and an exact resume."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import set_seed
+
+from aurora_rl.data.dataset import to_dataset
+from aurora_rl.models.loading import LoadedModel, load_model
+from aurora_rl.trainers.grpo import AuroraGRPOTrainer
+from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+
+OPTIONS = {
+    "max_steps": 4,
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "disable_tqdm": True,
+    "per_device_train_batch_size": 4,
+    "num_generations": 2,
+    "max_completion_length": 12,
+    "use_vllm": True,
+    "vllm_mode": "colocate",
+}
+
+
+@pytest.fixture
+def make_trainer(generation, tiny_checkpoint, encode, train_samples, tmp_path, monkeypatch) -> Callable:
+    """A trainer on the engine that runs already, with weights of its own to sync."""
+
+    def install(trainer: AuroraGRPOTrainer) -> None:
+        trainer.vllm_generation = generation
+        generation.model, generation.accelerator = trainer.model, trainer.accelerator
+        generation.temperature, generation.max_completion_length = trainer.temperature, trainer.max_completion_length
+        trainer._last_loaded_step = -1
+        trainer._turns = {}
+
+    monkeypatch.setattr(AuroraGRPOTrainer, "_install_vllm", install)
+    for name in ("model", "accelerator", "temperature", "max_completion_length"):
+        monkeypatch.setattr(generation, name, getattr(generation, name))
+
+    def make(rewards: list | None = None, **options) -> AuroraGRPOTrainer:
+        set_seed(0)
+        loaded: LoadedModel = load_model(tiny_checkpoint)
+        loaded.model.visual.requires_grad_(False)
+        loaded.model.audio_tower.requires_grad_(False)
+        return AuroraGRPOTrainer(
+            model=loaded.model,
+            reward_funcs=rewards or [number_of_kinds_reward],
+            args=AuroraGRPOConfig(**{"output_dir": str(tmp_path / "run"), **OPTIONS, **options}),
+            encode=encode,
+            seg_token_id=loaded.seg_token_id,
+            train_dataset=to_dataset(train_samples),
+            processing_class=loaded.processor,
+        )
+
+    return make
+
+
+def number_of_kinds_reward(completion_ids: list[list[int]], **_) -> list[float]:
+    """Differs between the completions of a random model."""
+    return [float(len(set(ids))) for ids in completion_ids]
+
+
+def roll(trainer: AuroraGRPOTrainer, num_prompts: int = 2) -> dict:
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    rows = [trainer.train_dataset[i] for i in range(num_prompts) for _ in range(trainer.num_generations)]
+    return trainer._generate_and_score_completions(rows)
+
+
+def test_log_probabilities_of_vllm_and_of_the_policy_agree(make_trainer):
+    trainer = make_trainer()
+    batch = roll(trainer)
+    mask = batch["completion_mask"].bool()
+    assert mask.sum() > 20
+    assert_close(batch["sampling_per_token_logps"][mask], batch["old_per_token_logps"][mask], atol=1e-4, rtol=0)
+    assert_close(batch["importance_sampling_ratio"], torch.ones(4, 1), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"])
+def test_importance_sampling_corrects_for_a_stale_engine(make_trainer, mode):
+    trainer = make_trainer(
+        vllm_importance_sampling_mode=mode,
+        vllm_importance_sampling_clip_max=1.05,
+        vllm_importance_sampling_clip_min=0.5 if mode.endswith("mask") else None,
+    )
+    roll(trainer)  # the engine has these weights
+    with torch.no_grad():
+        for parameter in trainer.model.model.parameters():
+            parameter.mul_(1.02)
+    batch = roll(trainer)
+    mask = batch["completion_mask"]
+    log_ratio = (batch["old_per_token_logps"] - batch["sampling_per_token_logps"]) * mask
+    ratio = (log_ratio.sum(1, keepdim=True) if mode.startswith("sequence") else log_ratio).exp()
+    assert (ratio > 1.05).any() and (ratio < 1.0).any()  # control: without staleness all are 1
+    if mode.endswith("truncate"):
+        expected = ratio.clamp(max=1.05)
+    else:
+        expected = torch.where((ratio > 1.05) | (ratio < 0.5), 0.0, ratio)
+    assert_close(batch["importance_sampling_ratio"], expected)
+
+
+def test_the_correction_reaches_the_loss(make_trainer):
+    trainer = make_trainer(vllm_importance_sampling_mode="token_truncate", beta=0.0, mask_loss_on="off")
+    batch = {**roll(trainer), "advantages": torch.tensor([1.0, -1.0, 0.5, -0.5])}
+    gradients = []
+    for weight in (1.0, 0.5):
+        trainer.model.zero_grad()
+        ratio = weight * batch["importance_sampling_ratio"]
+        trainer._compute_loss(trainer.model, {**batch, "importance_sampling_ratio": ratio}).backward()
+        gradients.append(trainer.model.lm_head.weight.grad.clone())
+    assert gradients[0].abs().max() > 0
+    assert_close(gradients[1], gradients[0] / 2)
+
+
+def test_masks_come_from_the_forward_pass_that_corrects(make_trainer):
+    trainer, passes = make_trainer(), []
+    policy = trainer.model
+    handles = [
+        module.register_forward_hook(lambda module, *_: passes.append(module.__class__.__name__))
+        for module in (policy.get_decoder(), policy.seg_head)
+    ]
+    roll(trainer)
+    for handle in handles:
+        handle.remove()
+    assert passes == ["Qwen2_5OmniThinkerTextModel", "SegmentationHead"]
+
+
+def test_each_request_has_a_seed_of_its_own(make_trainer):
+    trainer = make_trainer()
+    trainer._rows = [None] * 4
+    trainer.model.train()
+    seeds = [trainer._request_seeds(), trainer._request_seeds()]  # two batches of one step
+    trainer.state.global_step = 1
+    seeds.append(trainer._request_seeds())
+    trainer.model.eval()
+    seeds.append(trainer._request_seeds())
+    assert len({seed for batch in seeds for seed in batch}) == 16
+    trainer._turns, trainer.state.global_step = {}, 0
+    trainer.model.train()
+    assert trainer._request_seeds() == seeds[0]  # the same run resumed
+
+
+def history(folder: Path) -> list[dict]:
+    lines = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    keys = ("step", "loss", "reward", "kl", "grad_norm", "entropy", "completions/mean_length")
+    return [{key: line[key] for key in keys} for line in lines if "loss" in line]
+
+
+def test_a_resumed_run_is_the_unbroken_one(make_trainer, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    trainer = make_trainer(output_dir=str(whole))
+    trainer.train()
+    trainer.save_state()
+    trainer.save_model(str(whole))
+    make_trainer(output_dir=str(broken), max_steps=2, save_strategy="steps", save_steps=2).train()
+    trainer = make_trainer(output_dir=str(broken))
+    trainer.train(resume_from_checkpoint=str(broken / "checkpoint-2"))
+    trainer.save_state()
+    trainer.save_model(str(broken))
+    for found, expected in zip(history(broken), history(whole), strict=True):
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    first, second = load_file(whole / "model.safetensors"), load_file(broken / "model.safetensors")
+    for name, weight in first.items():
+        assert_close(second[name], weight, rtol=1e-4, atol=1e-6)

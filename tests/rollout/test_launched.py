@@ -1,0 +1,64 @@
+"""Two launched processes under ZeRO-3 with LoRA: each has its own vLLM engine, and gathers little for it."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH = "-m accelerate.commands.launch --config_file accelerate_configs/zero3.yaml --num_processes 2"
+RUN = (
+    "recipes/grpo.py --config recipes/synthetic/grpo.yaml --seed 1 --max_steps 4 --logging_steps 1 --eval_strategy no "
+    "--learning_rate 1e-2 --warmup_steps 0 --per_device_train_batch_size 4 --num_generations 4 --use_peft true "
+    "--max_completion_length 12 --gradient_checkpointing true --use_cpu false --ddp_backend gloo --bf16 false "
+    "--use_vllm true --vllm_mode colocate --vllm_max_model_length 512"
+)
+
+
+def launch(*arguments: str) -> str:
+    """Launch two processes; what they print."""
+    command = [sys.executable, *shlex.split(LAUNCH), "--mixed_precision", "no", "--main_process_port", "0", *arguments]
+    environment = {
+        **os.environ,
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(ROOT),
+        # Memory that is freed goes back at once, so that the peak is what is really in use.
+        "MALLOC_MMAP_THRESHOLD_": "262144",
+    }
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-20000:]
+    return result.stdout + result.stderr
+
+
+def test_a_weight_sync_gathers_one_layer_at_a_time():
+    """165 million weights, the largest model that two processes hold comfortably beside other tests."""
+    printed = launch("tests/rollout/gather_memory.py", "1024", "12")
+    lines = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+    assert len(lines) == 2
+    for line in lines:
+        assert line["ours"] < 0.15 * line["whole"]
+        assert line["trls"] > 0.9 * line["whole"]  # control: the way of TRL, which gathers all at once
+
+
+@pytest.mark.vllm
+def test_two_ranks_with_two_engines_follow_the_policy(tiny_benchmark, tiny_checkpoint, tmp_path):
+    pytest.importorskip("vllm", reason="vLLM is not installed: make vllm")
+    printed = launch(
+        *shlex.split(RUN),
+        *("--vllm_engine_kwargs", '{"kv_cache_memory_bytes": 64000000}'),
+        *("--model", tiny_checkpoint, "--data_root", str(tiny_benchmark), "--output_dir", str(tmp_path)),
+    )
+    assert "distributed: DEEPSPEED, processes: 2" in printed and "ZeRO stage: 3" in printed
+    log = [line for line in json.loads((tmp_path / "trainer_state.json").read_text())["log_history"] if "loss" in line]
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+    assert all(line["sampling/sampling_logp_difference/max"] < 1e-3 for line in log)
+    entropies = [line["entropy"] for line in log]
+    assert max(entropies) - min(entropies) > 1e-3  # the weights do change from step to step

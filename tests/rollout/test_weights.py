@@ -1,0 +1,115 @@
+"""Which weights go to vLLM, under which names, and that LoRA comes merged while the policy stays as it is."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.testing import assert_close
+
+from aurora_rl.assemble import peft_config
+from aurora_rl.config import ModelArguments
+from aurora_rl.models.loading import LoadedModel
+from aurora_rl.rollout.weights import changes_towers, engine_weights
+
+
+def lora(loaded: LoadedModel, **options) -> nn.Module:
+    """The policy under LoRA with adapters and copies that differ from what they started as, and a reference."""
+    config = peft_config(ModelArguments(model="", use_peft=True, lora_r=4), loaded)
+    for name, value in options.items():
+        setattr(config, name, value)
+    model = get_peft_model(copy.deepcopy(loaded.model), config)
+    model.add_adapter("ref", config)  # as TRL does where an adapter is trained on
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or "modules_to_save" in name:
+                parameter.add_(torch.randn_like(parameter))
+    return model
+
+
+def sent(model: nn.Module, loaded: LoadedModel, *, towers: bool = False) -> dict[str, torch.Tensor]:
+    return {name: weight.clone() for name, weight in engine_weights(model, loaded.family, towers=towers)}
+
+
+def language_model_names(loaded: LoadedModel) -> set[str]:
+    return {
+        f"thinker.{name}"
+        for name, _ in loaded.model.named_parameters()
+        if not name.startswith(("seg_head.", "visual.", "audio_tower."))
+    }
+
+
+def test_the_language_model_is_sent_and_nothing_else(loaded):
+    names = sent(loaded.model, loaded).keys()
+    assert names == language_model_names(loaded)
+    assert {"thinker.lm_head.weight", "thinker.model.embed_tokens.weight", "thinker.model.norm.weight"} <= names
+    assert not any(word in name for name in names for word in ("seg_head", "visual", "audio_tower"))
+
+
+def test_towers_are_sent_where_they_are_asked_for(loaded):
+    extra = sent(loaded.model, loaded, towers=True).keys() - sent(loaded.model, loaded).keys()
+    towers = {f"thinker.{n}" for n, _ in loaded.model.named_parameters() if n.startswith(("visual.", "audio_tower."))}
+    assert extra == towers
+
+
+def test_under_lora_the_names_are_the_same(loaded):
+    assert sent(lora(loaded), loaded).keys() == language_model_names(loaded)
+
+
+def test_lora_comes_merged_and_the_policy_stays_as_it_is(loaded):
+    model = lora(loaded)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    found = sent(model, loaded, towers=True)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name])
+    merged = copy.deepcopy(model).merge_and_unload().state_dict()
+    for name, weight in found.items():
+        assert_close(weight, merged[name.removeprefix("thinker.")])
+    query = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.allclose(found[f"thinker.{query}"], loaded.model.state_dict()[query], atol=1e-2)
+
+
+def test_of_saved_modules_the_trained_copy_is_sent_and_not_the_reference(loaded):
+    model = lora(loaded)
+    with torch.no_grad():
+        model.base_model.model.lm_head.modules_to_save["ref"].weight.fill_(7.0)
+    trained = model.base_model.model.lm_head.modules_to_save["default"].weight
+    assert torch.equal(sent(model, loaded)["thinker.lm_head.weight"], trained)
+    assert not torch.equal(trained, loaded.model.lm_head.weight)
+
+
+def test_each_layer_is_gathered_on_its_own(loaded):
+    model, gathered = lora(loaded), []
+
+    class Gather:
+        def __init__(self, parameters):
+            gathered.append(sum(parameter.numel() for parameter in parameters))
+
+        def __enter__(self):
+            return None
+
+        def __exit__(self, *_):
+            return None
+
+    names = [name for name, _ in engine_weights(model, loaded.family, towers=False, gather=Gather)]
+    assert len(gathered) > len(names) / 2
+    assert max(gathered) == loaded.model.lm_head.weight.numel()  # never two large ones at once, nor what is not sent
+
+
+def test_adapters_that_do_not_merge_by_addition_are_refused(loaded):
+    with pytest.raises(ValueError, match="only plain LoRA"):
+        sent(lora(loaded, use_dora=True), loaded)
+    convolution = get_peft_model(copy.deepcopy(loaded.model), LoraConfig(target_modules=["visual.patch_embed.proj"]))
+    with pytest.raises(ValueError, match=r"visual\.patch_embed\.proj: only plain LoRA"):
+        sent(convolution, loaded, towers=True)
+
+
+def test_frozen_towers_do_not_change(loaded):
+    assert changes_towers(loaded.model, loaded.family)
+    assert not changes_towers(lora(loaded), loaded.family)
+    loaded.model.visual.requires_grad_(False)
+    assert changes_towers(loaded.model, loaded.family)  # the audio tower is still trained
+    loaded.model.audio_tower.requires_grad_(False)
+    assert not changes_towers(loaded.model, loaded.family)

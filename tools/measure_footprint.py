@@ -1,0 +1,200 @@
+"""Check the estimate of `aurora_rl.footprint` against training steps that are really made, on the CPU.
+
+python tools/measure_footprint.py
+
+A model of 7 M weights, large enough to outweigh what else a step allocates, is trained for two steps in each setting.
+Weights, gradients and optimiser state are counted from the tensors themselves; the peak is that of PyTorch's CPU
+allocator during the second step, from its profiler. Takes about a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import TrainerCallback
+
+from aurora_rl.assemble import assemble_encoder, assemble_model, load_split, peft_config
+from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.data.dataset import to_dataset
+from aurora_rl.data.sample import AVSample
+from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
+from aurora_rl.footprint import Clips, Footprint, Launch, estimate_footprint
+from aurora_rl.footprint.workload import Workload, build_workload
+from aurora_rl.models.batch import SFTCollator
+from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
+from aurora_rl.trainers.sft import AuroraSFTTrainer
+from aurora_rl.trainers.sft_config import AuroraSFTConfig
+
+BENCHMARK = SyntheticConfig(train=8, val=1, test_s=1, test_u=0, test_n=1, rows_per_clip=1)
+SIZE = TinyOmniConfig(hidden_size=256, num_layers=8, num_heads=8, tower_size=64)
+BATCH_SIZE = 8
+SEGMENTER = {"type": "dot", "image_size": 64, "width": 32}
+FROZEN_TOWERS = {"freeze": ["visual", "audio_tower"]}
+
+#: Name -> (ModelArguments, AuroraSFTConfig); what differs from one row of full fine-tuning by AdamW.
+SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "full, batch 8": (FROZEN_TOWERS, {}),
+    "full, batch 4": (FROZEN_TOWERS, {"per_device_train_batch_size": 4}),
+    "full, batch 8, SGD": (FROZEN_TOWERS, {"optim": "sgd"}),
+    "full, batch 8, checkpointing": (FROZEN_TOWERS, {"gradient_checkpointing": True}),
+    "LoRA, batch 8": ({**FROZEN_TOWERS, "use_peft": True}, {}),
+    "LoRA, batch 8, checkpointing": ({**FROZEN_TOWERS, "use_peft": True}, {"gradient_checkpointing": True}),
+    "full and towers, batch 8": ({}, {}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Bytes of one setting, estimated or measured.
+
+    Attributes:
+        weights: of all parameters.
+        gradients: after the backward pass.
+        optimiser: state after the first step.
+        step: most that the second step had allocated on top of weights and optimiser state.
+    """
+
+    weights: int
+    gradients: int
+    optimiser: int
+    step: int
+
+
+def measure(setting: str, model: Path, data_args: DataArguments) -> tuple[Measured, Measured]:
+    """Estimate and measurement of one setting."""
+    model_options, options = SETTINGS[setting]
+    model_args = ModelArguments(model=str(model), lora_dropout=0.0, **model_options)
+    samples = load_split(data_args, data_args.train_split)[:BATCH_SIZE]
+    trainer = build_trainer(model_args, data_args, samples, model, **options)
+    watch = StepWatch(trainer)
+    trainer.add_callback(watch)
+    trainer.train()
+    work = work_of(trainer, data_args, samples)
+    launch = dataclasses.replace(Launch.of(trainer.args), is_gpu=False)
+    footprint = estimate_footprint(
+        model_args, data_args, trainer.args, launch=launch, clips=Clips.of(samples), work=work
+    )
+    return summary(footprint), watch.measured
+
+
+def build_trainer(
+    model_args: ModelArguments, data_args: DataArguments, samples: list[AVSample], folder: Path, **options: Any
+) -> AuroraSFTTrainer:
+    """As recipes/sft.py does, for two steps."""
+    loaded = assemble_model(model_args)
+    common = {"max_steps": 2, "save_strategy": "no", "report_to": "none", "use_cpu": True, "bf16": False}
+    batch = {"per_device_train_batch_size": BATCH_SIZE, "gradient_checkpointing": False, "disable_tqdm": True}
+    args = AuroraSFTConfig(output_dir=str(folder / "out"), **{**common, **batch, **options})
+    encode = assemble_encoder(data_args, loaded, samples)
+    return AuroraSFTTrainer(
+        model=loaded.model,
+        args=args,
+        data_collator=SFTCollator(encode, loaded.seg_token_id, lambda sample: sample.chain or ""),
+        train_dataset=to_dataset(samples, instruction=data_args.instruction),
+        processing_class=loaded.processor,
+        peft_config=peft_config(model_args, loaded),
+    )
+
+
+def work_of(trainer: AuroraSFTTrainer, data_args: DataArguments, samples: list[AVSample]) -> Workload:
+    """The work of the trainer's batches, with the lengths that they really have."""
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(trainer.args.per_device_train_batch_size)])
+    config = trainer.accelerator.unwrap_model(trainer.model).config
+    work = build_workload(config, data_args, trainer.args, Clips.of(samples))
+    mels = batch["feature_attention_mask"].sum()
+    patches = len(batch["pixel_values_videos"])
+    length = batch["input_ids"].size(1)
+    return dataclasses.replace(work, prompt_tokens=length, completion_tokens=0, mels=int(mels), patches=patches)
+
+
+def summary(footprint: Footprint) -> Measured:
+    """What is compared of an estimate."""
+
+    def total(start: str) -> int:
+        return sum(part.num_bytes for part in footprint.device if part.name.startswith(start))
+
+    weights, optimiser = total("weights: "), total("optimiser")
+    return Measured(weights, total("gradients"), optimiser, footprint.peak - weights - optimiser)
+
+
+class StepWatch(TrainerCallback):
+    """Counts gradients and optimiser state, and profiles the second step."""
+
+    def __init__(self, trainer: AuroraSFTTrainer) -> None:
+        self.model = trainer.model
+        self.profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self.gradients = self.optimiser = 0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 1:
+            self.profiler.start()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.gradients = sum(p.grad.nbytes for p in self.model.parameters() if p.grad is not None)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, *, optimizer: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            self.profiler.stop()
+        states = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
+        self.optimiser = sum(t.nbytes for t in states)
+
+    @property
+    def measured(self) -> Measured:
+        weights = sum(p.nbytes for p in self.model.parameters())
+        return Measured(weights, self.gradients, self.optimiser, allocated_peak(self.profiler))
+
+
+def allocated_peak(profiler: profile) -> int:
+    """Most bytes that were allocated at once on top of what was there when the profiler started."""
+    results: Any = profiler.profiler
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    current = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        current += event.nbytes()
+        peak = max(peak, current)
+    return peak
+
+
+@contextlib.contextmanager
+def prepared(folder: Path | None = None) -> Iterator[tuple[Path, DataArguments]]:
+    """A benchmark and a model on disk."""
+    with tempfile.TemporaryDirectory() as temporary:
+        root = folder or Path(temporary)
+        write_synthetic_benchmark(root / "data", BENCHMARK)
+        data_args = DataArguments(
+            str(root / "data"), chains="chains.jsonl", fps=BENCHMARK.fps, num_frames=BENCHMARK.frames, min_pixels=256
+        )
+        texts = [text for s in load_split(data_args, "train") for text in (s.reference, s.chain or "")]
+        model, processor = build_tiny_omni(texts, SEGMENTER, SIZE)
+        model.save_pretrained(root / "model")
+        processor.save_pretrained(root / "model")
+        yield root / "model", data_args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print a table, a row for each setting."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    args = parser.parse_args(argv)
+    logging.disable(logging.WARNING)
+    fields = [field.name for field in dataclasses.fields(Measured)]
+    print("| setting | " + " | ".join(f"{name}, MB: estimated / measured" for name in fields) + " | step: ratio |")
+    print("|---" * (len(fields) + 2) + "|")
+    with prepared() as (model, data_args):
+        for setting in args.settings:
+            estimate, found = measure(setting, model, data_args)
+            cells = [f"{getattr(estimate, n) / 1e6:.2f} / {getattr(found, n) / 1e6:.2f}" for n in fields]
+            print(f"| {setting} | " + " | ".join(cells) + f" | {estimate.step / found.step:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
