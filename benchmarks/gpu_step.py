@@ -186,7 +186,8 @@ def _encoder(shape: Shape, processor: ProcessorMixin) -> SampleEncoder:
     waveform = generator.uniform(-0.1, 0.1, int(16_000 * shape.seconds)).astype(np.float32)
     truth = np.zeros(frames.shape[:3], dtype=bool)
     truth[:, : shape.frame_size[0] // 2] = True
-    embeddings = torch.randn(shape.num_frames, *build_frame_encoder(shape.segmenter).frame_shape).half()  # as the cache has them
+    # Half precision, as the cache has them.
+    embeddings = torch.randn(shape.num_frames, *build_frame_encoder(shape.segmenter).frame_shape).half()
     return SampleEncoder(
         Qwen2_5OmniFamily(),
         processor,
