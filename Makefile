@@ -15,11 +15,12 @@ INSTALL ?= $(VENV)/bin/uv pip install --quiet --python $(PY)
 # `make demo ABLATE=1` trains without the consistency reward and without KL, to show what the two prevent.
 ABLATE    ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 # Tests of one file share a worker, so that its fixtures (tiny models, clips on disk) are made once.
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm demo smoke test check lint format clean
+.PHONY: help setup vllm demo smoke bench test check lint format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -66,6 +67,9 @@ demo: $(STAMP)  ## benchmark, SFT, GRPO and report on synthetic clips (ABLATE=1:
 
 smoke: $(STAMP)  ## the demo's whole path in a few steps, for a quick look that all parts fit
 	$(PY) recipes/demo.py --smoke $(DEMO_ARGS)
+
+bench: $(STAMP)  ## what a GRPO step costs against TRL's own trainer, one repeat (docs/benchmarks.md)
+	$(PY) benchmarks/step_cost.py --quick $(BENCH_ARGS)
 
 # One thread a worker: the tests' models are tiny, and workers that each take all cores wait for one another.
 test: export OMP_NUM_THREADS ?= 1

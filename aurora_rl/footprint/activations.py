@@ -164,10 +164,11 @@ def _mask_bytes(meta: MetaModel, work: Workload) -> int:
     decoder.to(next(decoder.parameters()).dtype)  # buffers, too; autocast would see to them
     frames, prompts = work.clips * work.frames, -(-work.rows // work.clips)
     inputs = frames * torch.Size(decoder.frame_shape).numel() * torch.float32.itemsize
-    chunk = decoder._frames_per_chunk(frames, prompts)
-    _, decoding = _run_mask_decoder(decoder, min(chunk, frames), prompts)
+    chunk_frames, chunk_prompts = decoder._chunk_size(frames, prompts)
+    _, decoding = _run_mask_decoder(decoder, min(chunk_frames, frames), chunk_prompts)
     logits, losses = _run_mask_loss(decoder, work)
-    return inputs + logits + (losses + decoding if frames <= chunk else max(losses, logits + decoding))
+    is_one_chunk = frames <= chunk_frames and prompts <= chunk_prompts
+    return inputs + logits + (losses + decoding if is_one_chunk else max(losses, logits + decoding))
 
 
 def _run_mask_decoder(decoder: Segmenter, frames: int, prompts: int) -> tuple[int, int]:

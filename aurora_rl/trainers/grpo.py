@@ -271,14 +271,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
     ) -> torch.Tensor:
         if not self._rollout_masks:
             self._decode_rollouts(completion_ids_list)
-        mask_logits = [row.float().cpu() for decoded in self._rollout_masks for row in decoded.mask_logits]
-        has_seg = [bool(x) for decoded in self._rollout_masks for x in decoded.has_seg]
-        mask_probs = [row.sigmoid() if seg else None for row, seg in zip(mask_logits, has_seg, strict=True)]
-        rows = [
-            {**row, "sample": encoded.sample, "gt_masks": encoded.gt_masks, "loudness_dbfs": encoded.loudness_dbfs}
-            | {"mask_probs": probs, "pred_masks": None if probs is None else probs > 0.5}
-            for row, encoded, probs in zip(inputs, self._rows, mask_probs, strict=True)
-        ]
+        rows = self._with_masks(inputs)
         parsed = [parse_completion(completion_text(completion)) for completion in completions]
         self._answer_is_correct = [
             p.category == normalise_category(row.sample.category) for p, row in zip(parsed, self._rows, strict=True)
@@ -287,6 +280,17 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         rewards_per_func = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
         self._log_rewards_by_type(rewards_per_func)
         return rewards_per_func
+
+    def _with_masks(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows as reward functions see them: with the media's columns, and with masks where there is a `[SEG]`."""
+        mask_logits = [row.float().cpu() for decoded in self._rollout_masks for row in decoded.mask_logits]
+        has_seg = [bool(x) for decoded in self._rollout_masks for x in decoded.has_seg]
+        mask_probs = [row.sigmoid() if seg else None for row, seg in zip(mask_logits, has_seg, strict=True)]
+        return [
+            {**row, "sample": encoded.sample, "gt_masks": encoded.gt_masks, "loudness_dbfs": encoded.loudness_dbfs}
+            | {"mask_probs": probs, "pred_masks": None if probs is None else probs > 0.5}
+            for row, encoded, probs in zip(inputs, self._rows, mask_probs, strict=True)
+        ]
 
     @torch.no_grad()
     def _decode_rollouts(self, completion_ids_list: list[list[int]]) -> None:

@@ -41,6 +41,18 @@ class AuroraQwen2_5Omni(SegmentationMixin, Qwen2_5OmniThinkerForConditionalGener
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward_with_masks(super().forward, *args, **kwargs)
 
+    def get_image_features(
+        self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """As the thinker's, the images of each distinct clip read once; all rows have equally many."""
+        if self.media_index is None or image_grid_thw is None:
+            return super().get_image_features(pixel_values, image_grid_thw, **kwargs)
+        grids = image_grid_thw.unflatten(0, (len(self.media_index), -1))  # (B, images, 3)
+        outputs = super().get_image_features(pixel_values, self.of_distinct_media(grids).flatten(0, 1), **kwargs)
+        images, num_images = outputs.pooler_output, grids.size(1)
+        outputs.pooler_output = [image for i in self.media_index for image in images[i * num_images :][:num_images]]
+        return outputs
+
     def get_video_features(
         self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.Tensor | None = None, **kwargs: Any
     ) -> Any:

@@ -27,9 +27,9 @@ class Segmenter(nn.Module, abc.ABC):
         config: everything needed to rebuild the module, `"type"` included.
         prompt_dim: C, the width of a prompt.
         frame_shape: shape of one frame's input, as `FrameEncoder.encode` returns it.
-        max_masks_per_chunk: how many masks (frames x prompts) are decoded in one call, None for all; at least one
-            frame with all its prompts. Where gradients are recorded each chunk is checkpointed, so that this bounds
-            the activations in memory. Ranks that run collectives inside the forward (ZeRO-3) must see equal N and G.
+        max_masks_per_chunk: how many masks (frames x prompts) are decoded in one call, None for all. Where gradients
+            are recorded each chunk is checkpointed, so that this bounds the activations in memory. Ranks that run
+            collectives inside the forward (ZeRO-3) must see equal N and G.
     """
 
     prompt_dim: int
@@ -76,11 +76,16 @@ class Segmenter(nn.Module, abc.ABC):
         self._check_shapes(frame_inputs, prompts)
         dtype = next(self.parameters()).dtype
         frame_inputs, prompts = frame_inputs.to(dtype), prompts.to(dtype)
-        chunk_frames = self._frames_per_chunk(*prompts.shape[:2])
-        if len(prompts) <= chunk_frames:
+        chunk_frames, chunk_prompts = self._chunk_size(*prompts.shape[:2])
+        if len(prompts) <= chunk_frames and prompts.size(1) <= chunk_prompts:
             return self.decode(frame_inputs, prompts).float()
         chunks = zip(frame_inputs.split(chunk_frames), prompts.split(chunk_frames), strict=True)
-        return torch.cat([self._decode_chunk(*chunk).float() for chunk in chunks])
+        return torch.cat(
+            [
+                torch.cat([self._decode_chunk(frames, some).float() for some in theirs.split(chunk_prompts, dim=1)], 1)
+                for frames, theirs in chunks
+            ]
+        )
 
     def postprocess(self, mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Bring mask logits to the frame's own size, undoing the encoder's resizing of the frame.
@@ -108,10 +113,12 @@ class Segmenter(nn.Module, abc.ABC):
                 "give each frame its own row of prompts (expand one prompt over the F frames of a clip)"
             )
 
-    def _frames_per_chunk(self, num_frames: int, num_prompts: int) -> int:
+    def _chunk_size(self, num_frames: int, num_prompts: int) -> tuple[int, int]:
+        """Frames and prompts a chunk: as many prompts of a frame as fit, then as many frames."""
         if self.max_masks_per_chunk is None:
-            return max(1, num_frames)
-        return max(1, self.max_masks_per_chunk // max(1, num_prompts))
+            return max(1, num_frames), max(1, num_prompts)
+        chunk_prompts = max(1, min(num_prompts, self.max_masks_per_chunk))
+        return max(1, self.max_masks_per_chunk // chunk_prompts), chunk_prompts
 
     def _decode_chunk(self, frame_inputs: Tensor, prompts: Tensor) -> Tensor:
         if not torch.is_grad_enabled():

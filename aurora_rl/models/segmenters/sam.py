@@ -22,6 +22,7 @@ from transformers import initialization as init
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamVisionEncoder
 
 from aurora_rl.models.segmenters.base import FrameEncoder, Segmenter, check_frames, resize_masks
+from aurora_rl.models.segmenters.sam_shared import decode_prompts
 from aurora_rl.models.sharding import loading_whole
 
 
@@ -42,8 +43,8 @@ class SamSegmenter(Segmenter):
         ValueError: if S is not a multiple of the patch size.
     """
 
-    #: About 98 MB of activations a mask at S = 1024, so about 0.8 GB a chunk.
-    max_masks_per_chunk = 8
+    #: At S = 1024 the activations of four masks take some 0.4 GB, and larger tensors are slower on a CPU.
+    max_masks_per_chunk = 4
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
@@ -123,15 +124,9 @@ class SamSegmenter(Segmenter):
         self.config["encoder_hash"] = hash_weights(sam.vision_encoder)
 
     def decode(self, frame_inputs: Tensor, prompts: Tensor) -> Tensor:
-        """One pass of SAM's mask decoder over N image embeddings with G prompts each."""
-        low_res_masks, _ = self.mask_decoder(
-            image_embeddings=frame_inputs,
-            image_positional_embeddings=self.image_positional_embeddings.expand(len(frame_inputs), -1, -1, -1),
-            sparse_prompt_embeddings=prompts[:, :, None],  # (N, G, 1, C)
-            dense_prompt_embeddings=self.no_mask_embed,
-            multimask_output=False,
-        )
-        return low_res_masks[:, :, 0]
+        """SAM's mask decoder over N image embeddings with G prompts each."""
+        image_embeddings = frame_inputs + self.no_mask_embed
+        return decode_prompts(self.mask_decoder, image_embeddings, self.image_positional_embeddings, prompts)
 
     def postprocess(self, mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Enlarge to S x S, cut the padding off, resize to the frame: `SamImageProcessor.post_process_masks`."""

@@ -277,6 +277,26 @@ def test_towers_read_each_clip_once_and_the_rest_is_row_by_row(loaded):
     assert batch["feature_attention_mask"].sum(1).tolist() == [50, 100, 50]
 
 
+def test_rows_that_share_images_read_what_they_would_read_alone(loaded):
+    """Two images a row, the first and the last row of the same clip."""
+    prompts = []
+    for seed in (0, 1):
+        pixels = np.random.default_rng(seed).integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
+        images = [{"type": "image", "image": Image.fromarray(image)} for image in pixels]
+        messages = [{"role": "user", "content": [*images, {"type": "text", "text": "the drum"}]}]
+        prompts.append(loaded.family.encode(loaded.processor, messages, waveform=None, fps=1.0))
+    batch = right_pad([prompts[i].prompt_ids for i in (0, 1, 0)], [[]] * 3, 0)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    media = loaded.family.collate_features([prompt.features for prompt in prompts], [0, 1, 0])
+    assert len(media["pixel_values"]) == sum(len(prompt.features["pixel_values"]) for prompt in prompts)
+    with torch.no_grad(), shared_media(loaded.model, [0, 1, 0]):
+        shared = loaded.model(**inputs, **media).logits
+    for row, clip in enumerate((0, 1, 0)):
+        alone, _ = forward(loaded, [prompts[clip]])
+        assert_close(shared[row, : alone.size(1)], alone[0], **CLOSE)
+    assert (shared[0] - shared[1]).abs().max() > 0.01
+
+
 def test_collating_leaves_the_clips_alone(loaded):
     """The G rows of a group hold the same tensors, batch after batch."""
     clips = [encode(loaded, noise(n)).features for n in (SECOND, 2 * SECOND)]

@@ -93,6 +93,43 @@ def test_masks_are_those_of_transformers_sam(sam, segmenter):
     torch.testing.assert_close(mask_logits, low_res_masks[:, :, 0])
 
 
+@pytest.mark.parametrize("num_prompts", [1, 3])
+def test_gradients_are_those_of_transformers_sam(segmenter, num_prompts):
+    segmenter.double()
+    image_embeddings, prompts = make_inputs(2, num_prompts)
+    gradients = []
+    for stock in (True, False):
+        segmenter.zero_grad()
+        leaf = prompts.double().requires_grad_()
+        if stock:
+            masks, _ = segmenter.mask_decoder(
+                image_embeddings=image_embeddings.double(),
+                image_positional_embeddings=segmenter.image_positional_embeddings.expand(2, -1, -1, -1),
+                sparse_prompt_embeddings=leaf[:, :, None],
+                dense_prompt_embeddings=segmenter.no_mask_embed,
+                multimask_output=False,
+            )
+        else:
+            masks = segmenter.decode(image_embeddings.double(), leaf)
+        masks.sigmoid().square().mean().backward()
+        gradients.append({"prompts": leaf.grad} | {n: p.grad.clone() for n, p in segmenter.named_parameters()})
+    expected, found = gradients
+    assert expected["prompts"].abs().max() > 1e-6
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_more_prompts_than_a_chunk_holds_are_decoded_in_several(segmenter, monkeypatch):
+    image_embeddings, prompts = make_inputs(2, 5)
+    segmenter.max_masks_per_chunk = None
+    whole = segmenter(image_embeddings, prompts).detach()
+    calls, decode = [], segmenter.decode
+    monkeypatch.setattr(segmenter, "decode", lambda x, p: calls.append(tuple(p.shape[:2])) or decode(x, p))
+    segmenter.max_masks_per_chunk = 2
+    with torch.no_grad():
+        torch.testing.assert_close(segmenter(image_embeddings, prompts), whole)
+    assert calls == [(1, 2), (1, 2), (1, 1)] * 2
+
+
 def test_all_prompts_at_once_equal_one_prompt_at_a_time(segmenter):
     image_embeddings, prompts = make_inputs(3, 4)
     one_by_one = [segmenter(image_embeddings, prompts[:, g : g + 1]) for g in range(4)]

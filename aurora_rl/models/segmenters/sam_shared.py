@@ -1,0 +1,105 @@
+"""SAM's mask decoder under many prompts on one image: what the image alone decides is computed once.
+
+transformers' `SamMaskDecoder` repeats the image for each prompt before its first layer. The prompts change the image's
+keys only at the end of that layer, so its projections of the image serve all of them. Weights are reached by calling
+the modules that own them, never read: under ZeRO-3 and FSDP they are elsewhere until their module is called.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.models.sam.modeling_sam import SamAttention, SamMaskDecoder, SamTwoWayAttentionBlock
+
+
+def decode_prompts(decoder: SamMaskDecoder, image_embeddings: Tensor, positions: Tensor, prompts: Tensor) -> Tensor:
+    """Masks of mask token 0, SAM's single-mask output.
+
+    Args:
+        decoder: its weights.
+        image_embeddings: (N, C, h, w), the dense prompt added.
+        positions: (1, C, h, w) positional embeddings.
+        prompts: (N, G, C) one sparse prompt each.
+
+    Returns:
+        Mask logits (N, G, 4 h, 4 w), equal to `SamMaskDecoder.forward`'s up to rounding.
+    """
+    output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])  # (1 + masks, C)
+    output_tokens = output_tokens.expand(*prompts.shape[:2], -1, -1)
+    prompt_tokens = torch.cat([output_tokens, prompts[:, :, None]], dim=2)  # (N, G, T, C)
+    positions = positions.flatten(2).transpose(1, 2)[:, None]  # (1, 1, L, C)
+    keys = image_embeddings.flatten(2).transpose(1, 2)[:, None]  # (N, 1, L, C) until the first layer's end
+    tokens = prompt_tokens
+    for layer in decoder.transformer.layers:
+        tokens, keys = _two_way(layer, tokens, keys, prompt_tokens, positions)
+    final = decoder.transformer
+    attended = _tokens_to_image(final.final_attn_token_to_image, tokens + prompt_tokens, keys + positions, keys)
+    tokens = final.layer_norm_final_attn(tokens + attended)
+    kernels = decoder.output_hypernetworks_mlps[0](tokens[:, :, 1])  # (N, G, C / 8)
+    pixels = _upscale(decoder, keys, image_embeddings.shape[-2:])  # (N, G, 4 h, 4 w, C / 8)
+    return (pixels.flatten(2, 3) @ kernels[..., None]).view(pixels.shape[:-1])
+
+
+def _two_way(
+    layer: SamTwoWayAttentionBlock, tokens: Tensor, keys: Tensor, prompt_tokens: Tensor, positions: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`SamTwoWayAttentionBlock.forward` for keys that are one for all prompts, or one a prompt."""
+    if layer.skip_first_layer_pe:
+        tokens = layer.self_attn(tokens, tokens, tokens)[0]
+    else:
+        query = tokens + prompt_tokens
+        tokens = tokens + layer.self_attn(query, query, tokens)[0]
+    tokens = layer.layer_norm1(tokens)
+    placed_keys = keys + positions
+    attended = _tokens_to_image(layer.cross_attn_token_to_image, tokens + prompt_tokens, placed_keys, keys)
+    tokens = layer.layer_norm2(tokens + attended)
+    tokens = layer.layer_norm3(tokens + layer.mlp(tokens))
+    update = _image_to_tokens(layer.cross_attn_image_to_token, placed_keys, tokens + prompt_tokens, tokens)
+    return tokens, layer.layer_norm4(keys + update)
+
+
+def _tokens_to_image(attention: SamAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Tokens (N, G, T, C) attend to the image (N, 1 or G, L, C)."""
+    if key.size(1) == 1:  # one image for all prompts: all their tokens are one batch of queries
+        return attention(query.flatten(1, 2)[:, None], key, value)[0].view_as(query)
+    # An image a prompt: projecting a handful of tokens costs a fraction of projecting thousands of pixels.
+    heads = attention.num_attention_heads
+    to_key, _ = _weight_and_bias(attention.k_proj)  # its bias adds the same to a token's scores at all pixels
+    to_value, value_bias = _weight_and_bias(attention.v_proj)
+    to_key, to_value = to_key.unflatten(1, (heads, -1)), to_value.unflatten(1, (heads, -1))  # (C, heads, D)
+    queries = attention.q_proj(query).unflatten(-1, (heads, -1)) * attention.scaling
+    queries = torch.einsum("ngthd,chd->ngthc", queries, to_key).flatten(2, 3)  # (N, G, T heads, C)
+    probs = (queries @ key.transpose(-1, -2)).softmax(-1, dtype=torch.float32).to(value.dtype)
+    seen = (probs @ value).unflatten(2, (-1, heads))  # (N, G, T, heads, C)
+    attended = torch.einsum("ngthc,chd->ngthd", seen, to_value).flatten(3) + value_bias
+    return attention.out_proj(attended)
+
+
+def _weight_and_bias(projection: nn.Linear) -> tuple[Tensor, Tensor]:
+    """(C, D) and (D,) such that `projection(x) = x @ weight + bias`."""
+    width, device = projection.in_features, projection.weight.device
+    answers = projection(torch.eye(width + 1, width, device=device, dtype=projection.weight.dtype))
+    return answers[:-1] - answers[-1], answers[-1]
+
+
+def _image_to_tokens(attention: SamAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The image (N, 1 or G, L, C) attends to each prompt's tokens (N, G, T, C): (N, G, L, C)."""
+    if query.size(1) == key.size(1):
+        return attention(query, key, value)[0]
+    heads = attention.num_attention_heads
+    projected = attention.q_proj(query).expand(-1, key.size(1), -1, -1)
+    q, k, v = (
+        x.flatten(0, 1).unflatten(-1, (heads, -1)).transpose(1, 2)  # (N G, heads, L or T, D)
+        for x in (projected, attention.k_proj(key), attention.v_proj(value))
+    )
+    attended = F.scaled_dot_product_attention(q, k, v, scale=attention.scaling)
+    return attention.out_proj(attended.transpose(1, 2).flatten(2)).unflatten(0, key.shape[:2])
+
+
+def _upscale(decoder: SamMaskDecoder, keys: Tensor, size: torch.Size) -> Tensor:
+    """(N, G, L, C) -> (N, G, 4 h, 4 w, C / 8), channels last in memory all the way."""
+    images = keys.flatten(0, 1).transpose(1, 2).unflatten(2, tuple(size))  # (N G, C, h, w)
+    upscaled = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(images)))
+    upscaled = decoder.activation(decoder.upscale_conv2(upscaled))
+    return upscaled.permute(0, 2, 3, 1).unflatten(0, keys.shape[:2])

@@ -1,0 +1,224 @@
+"""The two trainers, and where a step's parts are in them: `stock` is TRL's GRPOTrainer, `aurora` ours.
+
+Both sample the same number of tokens: the end of a completion is held off until its last token, and its last two are
+overwritten by `[SEG]` and a full stop, because a random model never points at anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import PrinterCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from aurora_rl.trainers import grpo
+from aurora_rl.trainers.grpo import AuroraGRPOTrainer
+from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
+from benchmarks.memory import peak_memory
+from benchmarks.timing import Seconds, Stopwatch
+from benchmarks.workload import ImageEncoder, Policy, Workload, aurora_dataset, stock_dataset
+
+#: Parts of a step, as the table shows them.
+PARTS = ("prompts", "generation", "scoring", "reward", "forward", "backward", "optimizer", "sync", "rest")
+#: Parts that a step has for its masks alone. `mask states` is the language model's forward pass that our trainer adds
+#: where TRL scores no old log-probabilities; `mask decode` holds the head, resizing and the mask loss.
+MASK_PARTS = ("mask states", "mask decode", "mask backward", "mask reward")
+
+
+def length_reward(completions: list, **columns: Any) -> list[float]:
+    """A reward that costs nothing: characters of the completion."""
+    return [float(len(completion[0]["content"])) for completion in completions]
+
+
+class _EndsInSeg:
+    """Mixin for a trainer whose every completion ends in `[SEG]` and a full stop."""
+
+    ending: tuple[int, int]
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        completion_ids, logprobs = super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
+        return [[*ids[:-2], *self.ending] for ids in completion_ids], logprobs
+
+
+class StockTrainer(_EndsInSeg, GRPOTrainer):
+    """TRL's trainer as it is."""
+
+
+class AuroraTrainer(_EndsInSeg, AuroraGRPOTrainer):
+    """Aurora-RL's trainer as it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What one step took.
+
+    Attributes:
+        parts: seconds of each part.
+        peak_gb: memory above what was in use before the step, in GB.
+        num_forwards: forward passes of the language model on whole sequences.
+    """
+
+    parts: dict[str, Seconds]
+    peak_gb: float
+    num_forwards: int
+
+    def seconds(self, parts: Sequence[str], clock: str) -> float:
+        """Of some parts together."""
+        return sum(self.parts.get(part, Seconds()).on(clock) for part in parts)
+
+
+@dataclasses.dataclass
+class Contender:
+    """A trainer that is ready to step, and the stopwatch inside it."""
+
+    trainer: GRPOTrainer
+    stopwatch: Stopwatch
+    num_forwards: int = 0
+
+    def step(self) -> Step:
+        """Roll out one group and train on it, as often as the trainer's `num_iterations` says."""
+        trainer, self.num_forwards = self.trainer, 0
+        rows = [trainer.train_dataset[0]] * trainer.num_generations
+        with peak_memory() as peak, self.stopwatch.run():
+            for _ in range(trainer.num_iterations):
+                trainer.model.train()
+                trainer.training_step(trainer.model_wrapped, rows, None)
+                with self.stopwatch.part("optimizer"):
+                    trainer.optimizer.step()
+                    trainer.optimizer.zero_grad()
+        return Step(dict(self.stopwatch.parts), peak.gigabytes, self.num_forwards)
+
+    def count_forward(self, *_: Any) -> None:
+        """A hook of the language model; the passes that `generate` makes are not counted."""
+        self.num_forwards += self.stopwatch.running in ("scoring", "mask states", "forward")
+
+
+def make_stock(policy: Policy, workload: Workload, stopwatch: Stopwatch, *, num_iterations: int = 1) -> Contender:
+    """TRL's trainer with the reward that costs nothing."""
+    trainer = StockTrainer(
+        model=policy.copy(),
+        reward_funcs=[length_reward],
+        args=GRPOConfig(**_options(workload, num_iterations)),
+        train_dataset=stock_dataset(workload),
+        processing_class=policy.processor,
+    )
+    return ready(trainer, _ending(policy), stopwatch)
+
+
+def make_aurora(policy: Policy, workload: Workload, stopwatch: Stopwatch, *, num_iterations: int = 1) -> Contender:
+    """Ours with that reward and the IoU, and the mask loss on all completions."""
+    trainer = AuroraTrainer(
+        model=policy.copy(),
+        reward_funcs=[length_reward, "reward_fns.mask_iou:mask_iou_reward"],
+        args=AuroraGRPOConfig(mask_loss_on="all", **_options(workload, num_iterations)),
+        encode=ImageEncoder(policy, workload),
+        seg_token_id=policy.seg_token_id,
+        train_dataset=aurora_dataset(),
+        processing_class=policy.processor,
+    )
+    return ready(trainer, _ending(policy), stopwatch)
+
+
+def _options(workload: Workload, num_iterations: int) -> dict[str, Any]:
+    return {
+        "output_dir": tempfile.gettempdir(),
+        "max_steps": 1,
+        "per_device_train_batch_size": workload.num_generations,
+        "num_generations": workload.num_generations,
+        "num_iterations": num_iterations,
+        "max_completion_length": workload.completion_length,
+        "generation_kwargs": {"min_new_tokens": workload.completion_length},
+        "beta": 0.0,
+        "lr_scheduler_type": "constant",
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def _ending(policy: Policy) -> tuple[int, int]:
+    return policy.seg_token_id, policy.processor.tokenizer.convert_tokens_to_ids(".")
+
+
+def ready(trainer: Any, ending: tuple[int, int], stopwatch: Stopwatch) -> Contender:
+    """Train one step, which makes the optimiser and warms up, then put the stopwatch in.
+
+    Args:
+        trainer: `StockTrainer` or `AuroraTrainer`.
+        ending: ids of `[SEG]` and of the full stop.
+        stopwatch: counts its parts.
+    """
+    trainer.ending = ending
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    trainer._step = 0  # the next step rolls out
+    _watch_parts(trainer, stopwatch)
+    if isinstance(trainer, AuroraGRPOTrainer):
+        _watch_mask_parts(trainer, stopwatch)
+    contender = Contender(trainer, stopwatch)
+    trainer.accelerator.unwrap_model(trainer.model).get_decoder().register_forward_pre_hook(contender.count_forward)
+    return contender
+
+
+def _watch_parts(trainer: Any, stopwatch: Stopwatch) -> None:
+    """What both trainers do; `scoring` is TRL's forward passes without gradient."""
+
+    def forward_part() -> str:
+        if torch.is_grad_enabled():
+            return "forward"
+        return "mask states" if stopwatch.running == "mask states" else "scoring"
+
+    has_masks = isinstance(trainer, AuroraGRPOTrainer)
+    stopwatch.watch(trainer, "_generate_and_score_completions", "prompts")
+    stopwatch.watch(trainer, "_generate_single_turn", "generation")
+    stopwatch.watch(trainer, "_calculate_rewards", "reward")
+    stopwatch.watch(trainer, "_get_per_token_logps_and_entropies", forward_part)
+    stopwatch.watch(trainer, "_compute_loss", "forward")
+    stopwatch.watch(trainer.accelerator, "backward", "mask backward" if has_masks else "backward")
+    stopwatch.watch(trainer.accelerator, "gather", "sync")
+    if trainer.use_vllm:
+        stopwatch.watch(trainer.vllm_generation, "sync_weights", "sync")
+
+
+def _watch_mask_parts(trainer: AuroraGRPOTrainer, stopwatch: Stopwatch) -> None:
+    """What ours does for masks alone."""
+    head = trainer.accelerator.unwrap_model(trainer.model).seg_head
+    _mark_end_of_mask_backward(head, stopwatch)
+    stopwatch.watch(trainer, "_decode_rollouts", "mask states")
+    stopwatch.watch(head, "forward", "mask decode")
+    stopwatch.watch(trainer, "_mask_loss", "mask decode")
+    stopwatch.watch(trainer, "_with_masks", "mask reward")
+    trainer.reward_funcs[1] = stopwatch.watched(trainer.reward_funcs[1], "mask reward")
+
+
+@contextlib.contextmanager
+def mask_functions_watched(stopwatch: Stopwatch) -> Iterator[None]:
+    """Count what our trainers call by name for masks alone."""
+    parts = {"row_mask_logits": "mask decode", "collate_frames": "mask decode", "mask_iou": "mask reward"}
+    unwatched = {name: getattr(grpo, name) for name in parts}
+    try:
+        for name, part in parts.items():
+            stopwatch.watch(grpo, name, part)
+        yield
+    finally:
+        for name, function in unwatched.items():
+            setattr(grpo, name, function)
+
+
+def _mark_end_of_mask_backward(head: torch.nn.Module, stopwatch: Stopwatch) -> None:
+    """Autograd runs what was recorded last first, so the masks' part of a backward pass ends at the head's input."""
+
+    def mark(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if torch.is_grad_enabled():
+            args[0].register_hook(lambda _gradient: stopwatch.switch("backward"))
+
+    head.register_forward_pre_hook(mark)

@@ -1,0 +1,41 @@
+"""Frame embeddings for a mask decoder: made by SAM's image encoder in every step, or read from the cache on disk."""
+
+from __future__ import annotations
+
+import tempfile
+
+import numpy as np
+import torch
+from transformers import SamConfig, SamModel
+
+from aurora_rl.models.embedding_cache import EmbeddingCache
+from aurora_rl.models.segmenters.sam import SamFrameEncoder, SamSegmenter
+from benchmarks.timing import Seconds, now
+
+
+def measure_embeddings(vision_config: dict, *, num_frames: int, repeats: int) -> tuple[list[Seconds], list[Seconds]]:
+    """Seconds of each repeat that the frames of one clip take, encoded and read; random weights.
+
+    Args:
+        vision_config: what differs from `SamVisionConfig`'s defaults, which are those of ViT-B, the smallest SAM.
+        num_frames: F.
+        repeats: how often.
+    """
+    torch.manual_seed(0)
+    size = vision_config.get("image_size", 1024)
+    frames = np.random.default_rng(0).integers(0, 256, (num_frames, size, size, 3), dtype=np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        SamModel(SamConfig(vision_config=vision_config)).save_pretrained(f"{folder}/sam")
+        segmenter = SamSegmenter.from_checkpoint(f"{folder}/sam")
+        encoder = SamFrameEncoder(segmenter.config)
+        cache = EmbeddingCache(f"{folder}/cache", encoder)
+        cache.get("clip", lambda: frames)  # loads the encoder, fills the cache
+        encoded, read = [], []
+        for _ in range(repeats):
+            start = now()
+            encoder.encode(frames)
+            middle = now()
+            cache.get("clip", lambda: frames).sum()  # memory-mapped: the sum reads it
+            encoded.append(middle - start)
+            read.append(now() - middle)
+    return encoded, read

@@ -1,0 +1,124 @@
+"""What both trainers are given: one model class, one set of clips as images without sound, one optimiser.
+
+TRL's trainer knows images only, so the frames of a clip are put to both as images, and both find them in memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+from transformers import ProcessorMixin
+
+from aurora_rl.data.dataset import to_dataset
+from aurora_rl.data.sample import AVClip, AVSample
+from aurora_rl.models.batch import EncodedSample, SampleEncoder
+from aurora_rl.models.loading import freeze
+from aurora_rl.models.mllm.qwen2_5_omni import AuroraQwen2_5Omni, Qwen2_5OmniFamily
+from aurora_rl.models.segmenters import build_frame_encoder
+from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
+from aurora_rl.prompts import SEG_TOKEN
+
+REFERENCE = "The yellow object on the left that is heard before the drum."
+#: Trains the vocabulary, so that the prompt's words are single tokens.
+VOCABULARY = (REFERENCE, "Look: a drum. Listen: a bell. Read: the bell. Answer: the target is the bell. It is [SEG].")
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """Sizes of one training step.
+
+    Attributes:
+        num_generations: G, completions of the step's one prompt.
+        num_frames: F.
+        completion_length: tokens of every completion.
+        hidden_size: width of the language model.
+        num_layers: depth of the language model.
+        num_heads: attention heads of the language model and the towers.
+        frame_size: side of a frame in pixels; 8 x 8 of them are a patch, 4 patches are a token.
+    """
+
+    num_generations: int = 8
+    num_frames: int = 10
+    completion_length: int = 64
+    hidden_size: int = 384
+    num_layers: int = 6
+    num_heads: int = 6
+    frame_size: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A random model and its processor."""
+
+    model: AuroraQwen2_5Omni
+    processor: ProcessorMixin
+    seg_token_id: int
+
+    def copy(self) -> AuroraQwen2_5Omni:
+        """The same weights for another trainer."""
+        return copy.deepcopy(self.model)
+
+
+def build_policy(workload: Workload) -> Policy:
+    """A random Qwen2.5-Omni thinker with a `dot` mask decoder, its towers frozen."""
+    sizes = TinyOmniConfig(
+        hidden_size=workload.hidden_size,
+        num_layers=workload.num_layers,
+        num_heads=workload.num_heads,
+        tower_size=16 * workload.num_heads,
+    )
+    segmenter = {"type": "dot", "image_size": workload.frame_size, "width": 32}
+    model, processor = build_tiny_omni(VOCABULARY, segmenter, sizes)
+    freeze(model, list(Qwen2_5OmniFamily.tower_names))
+    return Policy(model, processor, processor.tokenizer.convert_tokens_to_ids(SEG_TOKEN))
+
+
+def draw_frames(workload: Workload) -> np.ndarray:
+    """Noise, (F, H, W, 3) uint8: no part of a step depends on what is seen."""
+    shape = (workload.num_frames, workload.frame_size, workload.frame_size, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def stock_dataset(workload: Workload) -> Dataset:
+    """Rows as TRL's trainer takes them: a text prompt and the frames as `images`."""
+    images = [Image.fromarray(frame) for frame in draw_frames(workload)]
+    prompt = [{"role": "user", "content": REFERENCE}]
+    return Dataset.from_list([{"prompt": prompt, "images": images}])
+
+
+def aurora_dataset() -> Dataset:
+    """The same row as Aurora-RL's trainer takes it, its media left to the encoder."""
+    sample = AVSample(
+        uid="noise", row=0, split="train", media_id="noise", category="drum", reference=REFERENCE, fps=1.0,
+        frame_paths=(), audio_path="", mask_paths=(),
+    )  # fmt: skip
+    return to_dataset([sample], instruction="{reference}")
+
+
+class ImageEncoder(SampleEncoder):
+    """`SampleEncoder` that puts one clip's frames as images, and no sound, before the reference."""
+
+    def __init__(self, policy: Policy, workload: Workload) -> None:
+        frame_encoder = build_frame_encoder(policy.model.config.segmenter)
+        super().__init__(Qwen2_5OmniFamily(), policy.processor, lambda sample, clip: frame_encoder.encode(clip.frames))
+        frames = draw_frames(workload)
+        truth = np.zeros(frames.shape[:3], dtype=bool)
+        truth[:, : workload.frame_size // 2] = True
+        self.clip = AVClip(frames, np.zeros(0, np.float32), truth)
+
+    def __call__(self, sample: AVSample) -> EncodedSample:
+        parts: list[dict[str, Any]] = [{"type": "image", "image": Image.fromarray(frame)} for frame in self.clip.frames]
+        messages = [{"role": "user", "content": [*parts, {"type": "text", "text": sample.reference}]}]
+        return EncodedSample(
+            sample=sample,
+            prompt=self.family.encode(self.processor, messages, waveform=None, fps=sample.fps),
+            frame_inputs=self.frame_inputs(sample, self.clip),
+            gt_masks=torch.from_numpy(self.clip.gt_masks),
+            loudness_dbfs=0.0,
+        )

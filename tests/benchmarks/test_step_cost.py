@@ -1,0 +1,108 @@
+import contextlib
+import io
+import json
+import math
+import re
+
+import pytest
+import torch
+
+from benchmarks import gpu_step, step_cost
+from benchmarks.contenders import MASK_PARTS, PARTS, Step, make_aurora, make_stock
+from benchmarks.mask_decoding import WAYS
+from benchmarks.tables import Comparison
+from benchmarks.timing import Seconds, Stopwatch
+from benchmarks.workload import build_policy
+
+
+def cells(output: str, first: str) -> list[list[str]]:
+    """The rows of all tables that begin with a cell."""
+    rows = [line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("|")]
+    return [row[1:] for row in rows if row[0] == first]
+
+
+@pytest.fixture(scope="module")
+def toy_run(tmp_path_factory) -> tuple[str, dict[str, float]]:
+    """What `step_cost.py --size toy` prints and writes."""
+
+    path, output = tmp_path_factory.mktemp("bench") / "out.json", io.StringIO()
+    with contextlib.redirect_stdout(output):
+        step_cost.main(["--size", "toy", "--num_threads", "1", "--json", str(path)])
+    return output.getvalue(), json.loads(path.read_text())
+
+
+def test_the_json_has_the_four_medians(toy_run):
+    _, medians = toy_run
+    assert list(medians) == ["ratio_without_masks", "ratio_dot", "decode_peak_gb", "decode_vs_loop"]
+    assert all(math.isfinite(value) and value > 0 for value in medians.values())
+    assert medians["ratio_dot"] > medians["ratio_without_masks"]  # the parts for masks, on one turn
+
+
+def test_the_tables_have_every_part_and_the_parts_sum_to_the_whole(toy_run):
+    output, _ = toy_run
+    names = (*PARTS, *MASK_PARTS)
+    assert all(len(cells(output, name)) == 2 for name in names)  # rollouts trained on once and twice
+    for turn in range(2):
+        for column in range(2):
+            parts = sum(float(cells(output, name)[turn][column]) for name in names)
+            whole = float(cells(output, "**whole step**")[turn][column])
+            assert parts == pytest.approx(whole, abs=0.0005 * (len(names) + 1))
+        for part in ("generation", "forward", "backward"):
+            assert all(float(cell) > 0 for cell in cells(output, part)[turn][:2])
+        assert all(float(cells(output, part)[turn][0]) == 0 for part in MASK_PARTS)  # TRL's trainer has none
+        assert all(float(cells(output, part)[turn][1]) > 0 for part in ("mask decode", "mask backward"))
+    assert all(len(cells(output, way)) == 1 for way in WAYS)
+    assert len(cells(output, "encoded in the step")) == len(cells(output, "read from the cache")) == 1
+    assert "Workload(num_generations=2, num_frames=2" in output
+
+
+def test_masks_add_no_forward_pass_where_trl_scores_old_log_probabilities(toy_run):
+    once, twice = cells(toy_run[0], "forward passes, rollouts aside")
+    assert once[:2] == ["1", "2"]  # the loss; for masks one more, which is told apart
+    assert [float(row[1]) > 0 for row in cells(toy_run[0], "mask states")] == [True, False]
+    assert twice[:2] == ["3", "3"]  # old log-probabilities and two losses
+
+
+def test_both_trainers_train_on_the_same_prompt_images_and_number_of_tokens():
+    policy, stopwatch = build_policy(step_cost.TOY), Stopwatch()
+    batches = []
+    for make in (make_stock, make_aurora):
+        contender = make(policy, step_cost.TOY, stopwatch)
+        trainer = contender.trainer
+        rollout, calls = trainer._generate_and_score_completions, []
+        trainer._generate_and_score_completions = lambda rows, rollout=rollout, calls=calls: (
+            calls.append(rollout(rows)) or calls[-1]
+        )
+        contender.step()
+        batches.append(calls[0])
+    stock, aurora = batches
+    assert torch.equal(stock["prompt_ids"], aurora["prompt_ids"])
+    assert stock["completion_ids"].shape == aurora["completion_ids"].shape == (2, 6)
+    assert (stock["completion_ids"][:, -2] == policy.seg_token_id).all()
+    assert (aurora["completion_ids"][:, -2] == policy.seg_token_id).all()
+    images = aurora["encoded_rows"][0].prompt.features["pixel_values"]
+    torch.testing.assert_close(stock["pixel_values"], torch.cat([images, images]))
+
+
+def test_ratios_are_medians_over_pairs_and_leave_masks_out():
+    def step(forward: float, masks: float) -> Step:
+        return Step({"forward": Seconds(9, forward), "mask decode": Seconds(9, masks)}, peak_gb=0.0, num_forwards=1)
+
+    # 1.1, 1.5 and 1.2 without masks; 1.2, 1.6 and 1.3 with them.
+    pairs = [(step(10, 0), step(11, 1)), (step(20, 0), step(30, 2)), (step(10, 0), step(12, 1))]
+    comparison = Comparison(pairs)
+    assert comparison.ratio_without_masks("cpu") == pytest.approx(1.2)
+    assert comparison.ratio("cpu") == pytest.approx(1.3)
+
+
+def test_the_gpu_benchmark_runs_at_toy_size_and_refuses_real_ones_without_a_gpu(tmp_path, capsys, monkeypatch):
+    gpu_step.main(["--size", "toy", "--repeats", "1", "--json", str(tmp_path / "out.json")])
+    numbers = json.loads((tmp_path / "out.json").read_text())
+    parts = sum(numbers[name] for name in (*PARTS, *MASK_PARTS))
+    assert parts == pytest.approx(numbers["whole step, s"])
+    assert numbers["tokens a second of the step"] > 0 and numbers["TFLOPs a second, forward + backward"] > 0
+    assert re.search(r"\| mask decode \| 0\.\d+", capsys.readouterr().out)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        gpu_step.main(["--size", "3b"])
+    assert "needs a GPU" in capsys.readouterr().err
