@@ -10,7 +10,9 @@ loaded           the model of `tiny_checkpoint`, fresh for every test
 encode           the encoder of samples that goes with `loaded`
 """
 
+import importlib.util
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,16 @@ from aurora_rl.prompts import SEG_TOKEN
 
 BENCHMARK = SyntheticConfig(train=12, val=4, test_s=3, test_u=3, test_n=3, rows_per_clip=2)
 SEGMENTER = {"type": "dot", "image_size": 32, "width": 8}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a GPU where there is none; vLLM's tests too where it is missing, but never in CI."""
+    has_vllm = importlib.util.find_spec("vllm") is not None or "CI" in os.environ
+    missing = {name for name, there in (("gpu", torch.cuda.is_available()), ("vllm", has_vllm)) if not there}
+    left_out = [item for item in items if missing & {mark.name for mark in item.iter_markers()}]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
 
 
 @pytest.fixture(scope="session", autouse=True)

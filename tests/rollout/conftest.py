@@ -28,7 +28,6 @@ ENGINE = {"kv_cache_memory_bytes": 64_000_000}
 @pytest.fixture(scope="module")
 def generation(tiny_checkpoint: str) -> Iterator["AuroraVLLMGeneration"]:  # noqa: F821
     """Greedy, with at most 24 tokens; tests that change an option put it back by `monkeypatch`."""
-    pytest.importorskip("vllm", reason="vLLM is not installed: make vllm")
     from aurora_rl.rollout.engine import AuroraVLLMGeneration
 
     environment = {name: os.environ.get(name) for name in DISTRIBUTED}

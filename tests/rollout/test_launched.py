@@ -50,7 +50,6 @@ def test_a_weight_sync_gathers_one_layer_at_a_time():
 
 @pytest.mark.vllm
 def test_two_ranks_with_two_engines_follow_the_policy(tiny_benchmark, tiny_checkpoint, tmp_path):
-    pytest.importorskip("vllm", reason="vLLM is not installed: make vllm")
     printed = launch(
         *shlex.split(RUN),
         *("--vllm_engine_kwargs", '{"kv_cache_memory_bytes": 64000000}'),
