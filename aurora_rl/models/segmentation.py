@@ -156,6 +156,11 @@ class BackboneView:
         return captured["outputs"]
 
 
+def segmentation_model(model: nn.Module) -> SegmentationMixin:
+    """The model itself, out of whatever it is wrapped in."""
+    return next(module for module in model.modules() if isinstance(module, SegmentationMixin))
+
+
 @contextlib.contextmanager
 def shared_media(model: nn.Module, media_index: Sequence[int]) -> Iterator[None]:
     """Run the towers once for each distinct clip of a batch, G rows of a group sharing one.
@@ -165,7 +170,7 @@ def shared_media(model: nn.Module, media_index: Sequence[int]) -> Iterator[None]
         media_index: (B,) which distinct clip each row has, numbered in order of first appearance, as in
             `MLLMFamily.collate_features`.
     """
-    inner = next(module for module in model.modules() if isinstance(module, SegmentationMixin))
+    inner = segmentation_model(model)
     inner.media_index = list(media_index)
     try:
         yield

@@ -40,8 +40,9 @@ from aurora_rl.losses import mask_loss
 from aurora_rl.metrics import mask_iou
 from aurora_rl.models.batch import EncodedSample, SampleEncoder, collate_frames, distinct_media
 from aurora_rl.models.loading import LoadedModel, load_model
+from aurora_rl.models.rollout_states import SegStates, recorded_states
 from aurora_rl.models.seg_tokens import find_seg
-from aurora_rl.models.segmentation import install_mask_forward, row_mask_logits, shared_media
+from aurora_rl.models.segmentation import install_mask_forward, row_mask_logits, segmentation_model, shared_media
 from aurora_rl.rewards import guard_reward_func, load_reward_func
 from aurora_rl.trainers.epoch_order import EpochOrder
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
@@ -94,6 +95,8 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         # Rows that the sequences at hand belong to, and where the masks of the next forward passes are wanted.
         self._rows: list[EncodedSample] = []
         self._mask_sink: list[DecodedMasks] | None = None
+        # What sampling has left behind for the masks of the rollouts at hand.
+        self._seg_states: SegStates | None = None
 
         specs = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
         guarded = [guard_reward_func(load_reward_func(spec), timeout_s=args.reward_timeout_s) for spec in specs]
@@ -126,11 +129,10 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows = self._encode_rows(inputs)
         self._rollout_masks: list[DecodedMasks] = []
-        # Truncated completions that TRL masks are not attended to in its forward pass: their masks are decoded apart.
-        shares_forward = self._old_logps_are_computed and not self.mask_truncated_completions
-        self._mask_sink = self._rollout_masks if shares_forward else None
+        self._mask_sink = self._rollout_masks if self._masks_share_forward else None
         output = super()._generate_and_score_completions(inputs)
         self._rollout_masks = []  # at the frames' own size they take gigabytes
+        self._seg_states = None
         # Lists survive TRL's whitelist, shuffling and splitting.
         output["encoded_rows"] = self._rows
         return output | self._mask_weights(output["completion_ids"], output["completion_mask"])
@@ -160,11 +162,14 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         if self.use_vllm:
             return self._generate_by_vllm(num_generations)
         _, media_index = distinct_media(self._rows)
+        recording = recorded_states(self.model) if self._states_are_recorded else contextlib.nullcontext()
         # TRL samples in train mode, with LoRA's dropout on.
-        with _eval_mode(self.model), shared_media(self.model, media_index):
-            return super()._generate_single_turn(
+        with _eval_mode(self.model), shared_media(self.model, media_index), recording as states:
+            completion_ids, logprobs = super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
             )
+        self._seg_states = states.at_last(self.seg_token_id, completion_ids) if states is not None else None
+        return completion_ids, logprobs
 
     def _generate_by_vllm(self, num_generations: int) -> tuple[list[list[int]], list[list[float]]]:
         if self.state.global_step != self._last_loaded_step:
@@ -191,10 +196,28 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
 
     @property
     def _old_logps_are_computed(self) -> bool:
-        """Whether TRL scores the rollouts before the rewards; then the masks come from that forward pass."""
+        """Whether TRL scores the rollouts before the rewards."""
         generate_every = self.args.steps_per_generation * self.num_iterations
         is_corrected = self.use_vllm and self.vllm_importance_sampling_correction
         return is_corrected or self.args.gradient_accumulation_steps % generate_every != 0
+
+    @property
+    def _masks_share_forward(self) -> bool:
+        """Whether the rollouts' masks come from the forward pass that scores them.
+
+        Truncated completions that TRL masks are not attended to there: their masks are decoded apart.
+        """
+        return self._old_logps_are_computed and not self.mask_truncated_completions
+
+    @property
+    def _states_are_recorded(self) -> bool:
+        """Whether the rollouts' masks come from the states that sampling leaves behind.
+
+        Where weights are spread over the processes, all of them must run the same modules through the same wrapper,
+        and whether a state is missing is each process's own affair.
+        """
+        is_sharded = is_deepspeed_zero3_enabled() or self.is_fsdp_enabled
+        return not (self._masks_share_forward or self.use_vllm or is_sharded)
 
     # ---- one forward: log-probabilities and masks ---------------------------------------------------------------
 
@@ -254,14 +277,12 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
             seg_index, has_seg = find_seg(
                 input_ids, attention_mask, self.seg_token_id, num_completion_tokens=logits_to_keep
             )
-            frames = {name: t.to(input_ids.device) for name, t in collate_frames(rows).items()}
+            frames = _frames_on(input_ids.device, rows)
             inputs |= {"seg_index": seg_index, **frames}
         with self.accelerator.autocast(), shared_media(model, media_index):
             outputs = model(**inputs, labels=labels, fused_lm_head=True)
         if sink is not None:
-            frame_counts = frames["seg_frame_counts"][frames["seg_clip_index"]]
-            truths = [row.gt_masks for row in rows]
-            sink.append(DecodedMasks(row_mask_logits(model, outputs.mask_logits, frame_counts, truths), has_seg))
+            sink.append(_of_rows(model, outputs.mask_logits, frames, rows, has_seg))
         return outputs
 
     # ---- rewards ------------------------------------------------------------------------------------------------
@@ -270,7 +291,10 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
     ) -> torch.Tensor:
         if not self._rollout_masks:
-            self._decode_rollouts(completion_ids_list)
+            if self._seg_states is not None and self._seg_states.belong_to(completion_ids_list):
+                self._decode_states(self._seg_states)
+            else:
+                self._decode_rollouts(completion_ids_list)
         rows = self._with_masks(inputs)
         parsed = [parse_completion(completion_text(completion)) for completion in completions]
         self._answer_is_correct = [
@@ -293,8 +317,26 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         ]
 
     @torch.no_grad()
+    def _decode_states(self, states: SegStates) -> None:
+        """Masks of the completions as they were sampled: the head alone runs."""
+        head = segmentation_model(self.model).seg_head
+        for start in range(0, len(self._rows), self._mask_batch_size):
+            chunk = slice(start, start + self._mask_batch_size)
+            rows, hidden_states = self._rows[chunk], states.hidden_states[chunk]
+            frames = _frames_on(hidden_states.device, rows)
+            with self.accelerator.autocast(), _eval_mode(head):
+                mask_logits = head(
+                    hidden_states, frames["seg_frames"], frames["seg_frame_counts"], frames["seg_clip_index"]
+                )
+            self._rollout_masks.append(_of_rows(self.model, mask_logits, frames, rows, states.has_seg[chunk]))
+
+    @property
+    def _mask_batch_size(self) -> int:
+        return self.args.per_device_train_batch_size if self.model.training else self.args.per_device_eval_batch_size
+
+    @torch.no_grad()
     def _decode_rollouts(self, completion_ids_list: list[list[int]]) -> None:
-        """Masks of the finished completions; `generate` never yields the last token's state."""
+        """Masks of completions by a forward pass of the whole model, where sampling has not left all states behind."""
         device, pad_token_id = self.accelerator.device, self._tokenizer.pad_token_id
         prompt_ids = [torch.tensor(row.prompt.prompt_ids, device=device) for row in self._rows]
         completion_ids = [torch.tensor(ids, device=device) for ids in completion_ids_list]
@@ -306,14 +348,13 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         input_ids = joined(prompt_ids, completion_ids, pad_token_id)
         prompt_mask, completion_mask = ([torch.ones_like(x) for x in ids] for ids in (prompt_ids, completion_ids))
         attention_mask = joined(prompt_mask, completion_mask, 0)
-        is_train = self.model.training
         self._mask_sink = self._rollout_masks
         self._get_per_token_logps_and_entropies(
             self.model,
             input_ids,
             attention_mask,
             max(len(ids) for ids in completion_ids_list),
-            batch_size=self.args.per_device_train_batch_size if is_train else self.args.per_device_eval_batch_size,
+            batch_size=self._mask_batch_size,
         )
 
     def _log_rollouts(self, rows: list[dict[str, Any]], parsed: list[ParsedCompletion]) -> None:
@@ -445,6 +486,21 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
         if self.args.sync_ref_model:
             self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
+
+
+def _frames_on(device: torch.device, rows: list[EncodedSample]) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device) for name, tensor in collate_frames(rows).items()}
+
+
+def _of_rows(
+    model: nn.Module,
+    mask_logits: torch.Tensor,
+    frames: dict[str, torch.Tensor],
+    rows: list[EncodedSample],
+    has_seg: torch.Tensor,
+) -> DecodedMasks:
+    frame_counts = frames["seg_frame_counts"][frames["seg_clip_index"]]
+    return DecodedMasks(row_mask_logits(model, mask_logits, frame_counts, [row.gt_masks for row in rows]), has_seg)
 
 
 def _kind(sample: AVSample) -> str:
