@@ -1,7 +1,7 @@
 """The two trainers, and where a step's parts are in them: `stock` is TRL's GRPOTrainer, `aurora` ours.
 
 Both sample the same number of tokens: the end of a completion is held off until its last token, and its last two are
-overwritten by `[SEG]` and a full stop, because a random model never points at anything.
+forced to be `[SEG]` and a full stop, because a random model never points at anything.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import PrinterCallback
+from transformers import LogitsProcessor, LogitsProcessorList, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from aurora_rl.trainers import grpo
@@ -26,7 +26,8 @@ from benchmarks.workload import ImageEncoder, Policy, Workload, aurora_dataset, 
 #: Parts of a step, as the table shows them.
 PARTS = ("prompts", "generation", "scoring", "reward", "forward", "backward", "optimizer", "sync", "rest")
 #: Parts that a step has for its masks alone. `mask states` is the language model's forward pass that our trainer adds
-#: where TRL scores no old log-probabilities; `mask decode` holds the head, resizing and the mask loss.
+#: where neither TRL scores old log-probabilities nor sampling leaves all states at `[SEG]` behind: no step here. Keeping
+#: those states counts as generation. `mask decode` holds the head, resizing and the mask loss.
 MASK_PARTS = ("mask states", "mask decode", "mask backward", "mask reward")
 
 
@@ -35,22 +36,26 @@ def length_reward(completions: list, **columns: Any) -> list[float]:
     return [float(len(completion[0]["content"])) for completion in completions]
 
 
-class _EndsInSeg:
-    """Mixin for a trainer whose every completion ends in `[SEG]` and a full stop."""
+class _EndsInSeg(LogitsProcessor):
+    """Makes `[SEG]` and a full stop the last two tokens of every completion.
 
-    ending: tuple[int, int]
+    Args:
+        ending: ids of the two.
+        completion_length: tokens of a completion.
+    """
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        completion_ids, logprobs = super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
-        return [[*ids[:-2], *self.ending] for ids in completion_ids], logprobs
+    def __init__(self, ending: tuple[int, int], completion_length: int) -> None:
+        self.forced = dict(zip((completion_length - 2, completion_length - 1), ending, strict=True))
+        self.position = 0
 
-
-class StockTrainer(_EndsInSeg, GRPOTrainer):
-    """TRL's trainer as it is."""
-
-
-class AuroraTrainer(_EndsInSeg, AuroraGRPOTrainer):
-    """Aurora-RL's trainer as it is."""
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        token_id = self.forced.get(self.position)
+        self.position += 1
+        if token_id is None:
+            return scores
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, token_id] = 0.0
+        return forced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +105,7 @@ class Contender:
 
 def make_stock(policy: Policy, workload: Workload, stopwatch: Stopwatch, *, num_iterations: int = 1) -> Contender:
     """TRL's trainer with the reward that costs nothing."""
-    trainer = StockTrainer(
+    trainer = GRPOTrainer(
         model=policy.copy(),
         reward_funcs=[length_reward],
         args=GRPOConfig(**_options(workload, num_iterations)),
@@ -112,7 +117,7 @@ def make_stock(policy: Policy, workload: Workload, stopwatch: Stopwatch, *, num_
 
 def make_aurora(policy: Policy, workload: Workload, stopwatch: Stopwatch, *, num_iterations: int = 1) -> Contender:
     """Ours with that reward and the IoU, and the mask loss on all completions."""
-    trainer = AuroraTrainer(
+    trainer = AuroraGRPOTrainer(
         model=policy.copy(),
         reward_funcs=[length_reward, "reward_fns.mask_iou:mask_iou_reward"],
         args=AuroraGRPOConfig(mask_loss_on="all", **_options(workload, num_iterations)),
@@ -153,11 +158,11 @@ def ready(trainer: Any, ending: tuple[int, int], stopwatch: Stopwatch) -> Conten
     """Train one step, which makes the optimiser and warms up, then put the stopwatch in.
 
     Args:
-        trainer: `StockTrainer` or `AuroraTrainer`.
+        trainer: TRL's GRPOTrainer or ours.
         ending: ids of `[SEG]` and of the full stop.
         stopwatch: counts its parts.
     """
-    trainer.ending = ending
+    _force_ending(trainer, ending)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer._step = 0  # the next step rolls out
@@ -167,6 +172,14 @@ def ready(trainer: Any, ending: tuple[int, int], stopwatch: Stopwatch) -> Conten
     contender = Contender(trainer, stopwatch)
     trainer.accelerator.unwrap_model(trainer.model).get_decoder().register_forward_pre_hook(contender.count_forward)
     return contender
+
+
+def _force_ending(trainer: Any, ending: tuple[int, int]) -> None:
+    model, length = trainer.accelerator.unwrap_model(trainer.model), trainer.max_completion_length
+    generate = model.generate
+    model.generate = lambda *args, **kwargs: generate(
+        *args, logits_processor=LogitsProcessorList([_EndsInSeg(ending, length)]), **kwargs
+    )
 
 
 def _watch_parts(trainer: Any, stopwatch: Stopwatch) -> None:
@@ -194,6 +207,7 @@ def _watch_mask_parts(trainer: AuroraGRPOTrainer, stopwatch: Stopwatch) -> None:
     head = trainer.accelerator.unwrap_model(trainer.model).seg_head
     _mark_end_of_mask_backward(head, stopwatch)
     stopwatch.watch(trainer, "_decode_rollouts", "mask states")
+    stopwatch.watch(trainer, "_decode_states", "mask decode")
     stopwatch.watch(head, "forward", "mask decode")
     stopwatch.watch(trainer, "_mask_loss", "mask decode")
     stopwatch.watch(trainer, "_with_masks", "mask reward")

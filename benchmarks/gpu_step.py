@@ -33,11 +33,11 @@ from aurora_rl.models.loading import prepare_vocabulary
 from aurora_rl.models.mllm.qwen2_5_omni import AuroraQwen2_5Omni, Qwen2_5OmniFamily
 from aurora_rl.models.segmenters import build_frame_encoder
 from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
+from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from benchmarks.contenders import (
     MASK_PARTS,
     PARTS,
-    AuroraTrainer,
     Contender,
     Step,
     length_reward,
@@ -104,7 +104,7 @@ def build(shape: Shape, stopwatch: Stopwatch) -> Contender:
     """The trainer, ready to step."""
     model, processor = build_model(shape)
     seg_token_id = prepare_vocabulary(model, processor, Qwen2_5OmniFamily())
-    trainer = AuroraTrainer(
+    trainer = AuroraGRPOTrainer(
         model=model,
         reward_funcs=[length_reward, "reward_fns.mask_iou:mask_iou_reward"],
         args=_arguments(shape),

@@ -4,7 +4,7 @@ A generation batch, in TRL's order (method names are TRL's):
 
     _generate_and_score_completions   rows -> EncodedSample, one for each distinct row
       _tokenize_prompts               prompt ids and media tensors
-      _generate_single_turn           rollouts, in eval mode
+      _generate_single_turn           rollouts, in eval mode, and their states at `[SEG]`
       _get_per_token_logps...         old and reference log-probabilities, where TRL wants them
       _calculate_rewards              masks of every completion -> columns of the reward functions
     _compute_loss                     one forward: log-probabilities and masks -> policy loss + mask loss
