@@ -282,7 +282,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         with self.accelerator.autocast(), shared_media(model, media_index):
             outputs = model(**inputs, labels=labels, fused_lm_head=True)
         if sink is not None:
-            sink.append(_of_rows(model, outputs.mask_logits, frames, rows, has_seg))
+            sink.append(_decoded(model, outputs.mask_logits, frames, rows, has_seg))
         return outputs
 
     # ---- rewards ------------------------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
                 mask_logits = head(
                     hidden_states, frames["seg_frames"], frames["seg_frame_counts"], frames["seg_clip_index"]
                 )
-            self._rollout_masks.append(_of_rows(self.model, mask_logits, frames, rows, states.has_seg[chunk]))
+            self._rollout_masks.append(_decoded(self.model, mask_logits, frames, rows, states.has_seg[chunk]))
 
     @property
     def _mask_batch_size(self) -> int:
@@ -492,7 +492,7 @@ def _frames_on(device: torch.device, rows: list[EncodedSample]) -> dict[str, tor
     return {name: tensor.to(device) for name, tensor in collate_frames(rows).items()}
 
 
-def _of_rows(
+def _decoded(
     model: nn.Module,
     mask_logits: torch.Tensor,
     frames: dict[str, torch.Tensor],
