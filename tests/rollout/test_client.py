@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import socket
 import threading
 import time
@@ -16,7 +17,8 @@ from trl.generation.vllm_client import VLLMClient
 
 from aurora_rl.models.mllm.base import EnginePrompt
 
-pytest.importorskip("vllm")
+if "CI" not in os.environ:  # there, its absence is an error
+    pytest.importorskip("vllm")
 from aurora_rl.rollout.client import AuroraVLLMClient, VLLMServerError
 from aurora_rl.rollout.gloo_transfer import GlooGroup
 

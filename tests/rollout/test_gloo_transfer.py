@@ -1,12 +1,14 @@
 """Both ends of a gloo connection, in threads of one process: what is sent arrives, and nobody waits for ever."""
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-pytest.importorskip("vllm")
+if "CI" not in os.environ:  # there, its absence is an error
+    pytest.importorskip("vllm")
 from torch import nn
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 

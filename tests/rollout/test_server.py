@@ -34,7 +34,8 @@ from aurora_rl.rollout.export import export_for_vllm
 from aurora_rl.rollout.weights import engine_weights
 from recipes.grpo import main
 
-pytest.importorskip("vllm")
+if "CI" not in os.environ:  # there, its absence is an error
+    pytest.importorskip("vllm")
 from vllm.multimodal.media.audio import AudioMediaIO
 from vllm.multimodal.media.image import ImageMediaIO
 from vllm.multimodal.media.video import VideoMediaIO
