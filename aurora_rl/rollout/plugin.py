@@ -7,12 +7,21 @@ MODEL_CLASSES = {
     ),
 }
 
+#: Our ways of sending weights to `vllm serve`: module and class, by the name for `--weight-transfer-config`.
+WEIGHT_TRANSFER_ENGINES = {
+    "gloo": ("aurora_rl.rollout.gloo_transfer", "GlooWeightTransferEngine"),
+}
+
 
 def register() -> None:
-    """Make vLLM know our model classes; nothing of its own is replaced."""
+    """Make vLLM know our model classes and weight transfers; nothing of its own is replaced."""
     from vllm import ModelRegistry
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     known = ModelRegistry.get_supported_archs()
     for name, path in MODEL_CLASSES.items():
         if name not in known:
             ModelRegistry.register_model(name, path)
+    for name, (module, class_name) in WEIGHT_TRANSFER_ENGINES.items():
+        if name not in WeightTransferEngineFactory._registry:
+            WeightTransferEngineFactory.register_engine(name, module, class_name)
