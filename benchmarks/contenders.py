@@ -26,8 +26,8 @@ from benchmarks.workload import ImageEncoder, Policy, Workload, aurora_dataset, 
 #: Parts of a step, as the table shows them.
 PARTS = ("prompts", "generation", "scoring", "reward", "forward", "backward", "optimizer", "sync", "rest")
 #: Parts that a step has for its masks alone. `mask states` is the language model's forward pass that our trainer adds
-#: where neither TRL scores old log-probabilities nor sampling leaves all states at `[SEG]` behind: no step here. Keeping
-#: those states counts as generation. `mask decode` holds the head, resizing and the mask loss.
+#: where neither TRL scores old log-probabilities nor sampling leaves all states at `[SEG]` behind; no step here is
+#: such a one. Keeping those states counts as generation. `mask decode` holds the head, resizing and the mask loss.
 MASK_PARTS = ("mask states", "mask decode", "mask backward", "mask reward")
 
 
