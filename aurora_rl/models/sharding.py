@@ -35,3 +35,15 @@ def loading_whole() -> Iterator[None]:
         yield
     finally:
         hf_deepspeed.set_hf_deepspeed_config(config)
+
+
+def gather_at_once(model: nn.Module, part: type[nn.Module]) -> None:
+    """Under ZeRO-3, gather the weights of modules of class `part` when they are entered, not one by one inside.
+
+    For parts that work through chunks: how many there are depends on a process's own clips, and each module that is
+    called on one process only would be waited for on the others.
+    """
+    if is_deepspeed_zero3_enabled():
+        from deepspeed.utils import set_z3_leaf_modules
+
+        set_z3_leaf_modules(model, [part])

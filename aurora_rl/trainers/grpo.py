@@ -42,7 +42,14 @@ from aurora_rl.models.batch import EncodedSample, SampleEncoder, collate_frames,
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.rollout_states import SegStates, recorded_states
 from aurora_rl.models.seg_tokens import find_seg
-from aurora_rl.models.segmentation import install_mask_forward, row_mask_logits, segmentation_model, shared_media
+from aurora_rl.models.segmentation import (
+    SegmentationHead,
+    install_mask_forward,
+    row_mask_logits,
+    segmentation_model,
+    shared_media,
+)
+from aurora_rl.models.sharding import gather_at_once
 from aurora_rl.rewards import guard_reward_func, load_reward_func
 from aurora_rl.trainers.epoch_order import EpochOrder
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
@@ -114,6 +121,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         # After super(), which has put its fused LM head in place of `forward`.
         policy = self.model.get_base_model() if is_peft_model(self.model) else self.model
         install_mask_forward(policy)
+        gather_at_once(self.model, SegmentationHead)
         if args.mask_loss_on == "off":
             policy.seg_head.requires_grad_(False)
         self.add_callback(RolloutHealthCallback())

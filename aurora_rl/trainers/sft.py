@@ -15,7 +15,8 @@ from trl import SFTTrainer
 
 from aurora_rl.losses import mask_loss
 from aurora_rl.metrics import mask_iou
-from aurora_rl.models.segmentation import install_mask_forward, row_mask_logits
+from aurora_rl.models.segmentation import SegmentationHead, install_mask_forward, row_mask_logits
+from aurora_rl.models.sharding import gather_at_once
 from aurora_rl.trainers.resumable import ResumableTrainer
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 
@@ -32,6 +33,7 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
         super().__init__(*args, **kwargs)
         # After super(), which has put its fused LM head in place of `forward`.
         install_mask_forward(self.model.get_base_model() if is_peft_model(self.model) else self.model)
+        gather_at_once(self.model, SegmentationHead)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -241,7 +241,7 @@ def test_a_plain_model_gets_a_pretrained_sam_decoder_under_zero3(
     config = tmp_path / "sft.yaml"
     config.write_text(f"{recipe}\n{segmenter}\nembedding_cache: {tmp_path / 'embeddings'}\n")
     paths = ["--model", omni_checkpoint, "--data_root", str(tiny_benchmark), "--output_dir", str(tmp_path / "sft")]
-    options = shlex.split("--learning_rate 0 --per_device_train_batch_size 2 --max_steps 1")
+    options = shlex.split("--learning_rate 0 --per_device_train_batch_size 3 --max_steps 2")
     launch("zero3", ["recipes/sft.py", "--config", str(config), *TRAINING, *options, *paths, *device_options("zero3")])
     assert all(0 < line["mask_bce"] < 5 for line in read_run(tmp_path / "sft").logs)
     trained = load_model(str(tmp_path / "sft")).model.seg_head.mask_decoder.state_dict()

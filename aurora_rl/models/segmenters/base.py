@@ -28,8 +28,8 @@ class Segmenter(nn.Module, abc.ABC):
         prompt_dim: C, the width of a prompt.
         frame_shape: shape of one frame's input, as `FrameEncoder.encode` returns it.
         max_masks_per_chunk: how many masks (frames x prompts) are decoded in one call, None for all. Where gradients
-            are recorded each chunk is checkpointed, so that this bounds the activations in memory. Ranks that run
-            collectives inside the forward (ZeRO-3) must see equal N and G.
+            are recorded each chunk is checkpointed, so that this bounds the activations in memory. N and G differ
+            between processes, and with them the chunks: see `models.sharding.gather_at_once`.
     """
 
     prompt_dim: int
