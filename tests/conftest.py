@@ -90,7 +90,9 @@ def tiny_checkpoint(tiny_benchmark: Path, tmp_path_factory: pytest.TempPathFacto
     """
     args = DataArguments(data_root=str(tiny_benchmark), chains="chains.jsonl", fps=BENCHMARK.fps, num_frames=None)
     texts = [text for sample in load_split(args, "train") for text in (sample.reference, sample.chain or "")]
-    model, processor = build_tiny_omni(texts, SEGMENTER, TinyOmniConfig(num_layers=2, initializer_range=0.1))
+    model, processor = build_tiny_omni(
+        texts, SEGMENTER, TinyOmniConfig(num_layers=2, num_heads=2, initializer_range=0.1)
+    )
     folder = tmp_path_factory.mktemp("checkpoint")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

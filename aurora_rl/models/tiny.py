@@ -54,7 +54,7 @@ class TinyOmniConfig:
     Attributes:
         hidden_size: width of the language model.
         num_layers: depth of the language model.
-        num_heads: attention heads of the language model. vLLM's CPU kernels want 32 or more dimensions a head.
+        num_heads: attention heads of the language model.
         tower_size: width of the vision and audio towers.
         tower_layers: depth of each tower.
         tower_heads: attention heads of each tower.
@@ -71,7 +71,7 @@ class TinyOmniConfig:
 
     hidden_size: int = 64
     num_layers: int = 4
-    num_heads: int = 2
+    num_heads: int = 4
     tower_size: int = 48
     tower_layers: int = 1
     tower_heads: int = 4

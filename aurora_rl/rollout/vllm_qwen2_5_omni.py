@@ -16,6 +16,8 @@ from vllm.model_executor.models.qwen2_5_omni_thinker import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from aurora_rl.rollout.vllm_narrow_heads import heads_of_any_size
+
 
 @MULTIMODAL_REGISTRY.register_processor(
     Qwen2_5OmniThinkerMultiModalProcessor,
@@ -23,11 +25,16 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
     dummy_inputs=Qwen2_5OmniThinkerDummyInputsBuilder,
 )
 class AuroraQwen2_5OmniForConditionalGeneration(Qwen2_5OmniThinkerForConditionalGeneration):
-    """vLLM's own class but for M-RoPE positions of interleaved prompts.
+    """vLLM's own class but for M-RoPE positions of interleaved prompts, and narrow heads on CPUs.
 
     vLLM 0.31 starts the chunks of frames and sound at `<|audio_bos|>`, one token early, and gives that token a position
     of its own, while transformers gives it that of `<|vision_bos|>`: log-probabilities differ by up to 0.8.
     """
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        text_config = vllm_config.model_config.hf_config.thinker_config.text_config
+        with heads_of_any_size(text_config.hidden_size // text_config.num_attention_heads):
+            super().__init__(vllm_config=vllm_config, prefix=prefix)
 
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: Sequence[Any]
