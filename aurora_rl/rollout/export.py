@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from huggingface_hub import save_torch_state_dict
 from transformers import PretrainedConfig
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -56,6 +55,5 @@ def export_checkpoint(name_or_path: str, folder: str | Path, *, dtype: str = "au
 def engine_config(loaded: LoadedModel) -> PretrainedConfig:
     """The config of the full model, as the hub's checkpoints have it."""
     config = loaded.family.engine_config(loaded.model.config)
-    dtype = loaded.model.dtype
-    config.dtype = dtype if isinstance(dtype, torch.dtype) else None
+    config.dtype = loaded.model.dtype
     return config

@@ -28,7 +28,7 @@ class AuroraQwen2_5OmniForConditionalGeneration(Qwen2_5OmniThinkerForConditional
     """vLLM's own class but for M-RoPE positions of interleaved prompts, and narrow heads on CPUs.
 
     vLLM 0.31 starts the chunks of frames and sound at `<|audio_bos|>`, one token early, and gives that token a position
-    of its own, while transformers gives it that of `<|vision_bos|>`: log-probabilities differ by up to 0.8.
+    of its own, while transformers gives it that of `<|vision_bos|>`.
     """
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
