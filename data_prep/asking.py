@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,10 @@ from data_prep.endpoint import (
     Usage,
 )
 from data_prep.journal import Journal, Record, RecordLog, RowKey, row_key, write_atomically
+
+logger = logging.getLogger(__name__)
+
+INTERRUPTED = 130  # what a shell makes of Ctrl-C
 
 
 @dataclasses.dataclass
@@ -170,7 +175,7 @@ class Run:
         num_kept = len(questions) - len(self._open_questions)
         self.report = RunReport(model=str(endpoint.args.model), rows=len(questions), kept=num_kept)
         for record in self._usage.records:
-            self.report.total_usage += Usage(**{f.name: record[f.name] for f in dataclasses.fields(Usage)})
+            self.report.total_usage += Usage(*(record.get(field.name, 0) for field in dataclasses.fields(Usage)))
         self._count_cost()
 
     async def run(self) -> RunReport:
@@ -270,7 +275,11 @@ def run_questions(questions: Sequence[Question], endpoint_args: EndpointArgument
     async def ask() -> RunReport:  # the client belongs to the loop it is made in
         return await Run(questions, ChatEndpoint(endpoint_args), args).run()
 
-    return asyncio.run(ask())
+    try:
+        return asyncio.run(ask())
+    except KeyboardInterrupt:
+        logger.warning("Interrupted. What is finished is in %s; the same command goes on from there.", args.out)
+        raise SystemExit(INTERRUPTED) from None
 
 
 def failure_record(uid: str, row: int, split: str, error: RowFailedError | BadReplyError) -> Record:

@@ -203,7 +203,6 @@ def _drop_markdown(text: str) -> str:
 
 def _drop_quotes(text: str) -> str:
     """Without a pair of quotes around the whole; not where the pair only happens to stand at both ends."""
-    closing = _QUOTES.get(text[:1])
     inside = text[1:-1]
-    is_pair = len(text) > 1 and text[-1] == closing
-    return inside if is_pair and text[0] not in inside and closing not in inside else text
+    is_quoted = len(text) > 1 and _QUOTES.get(text[0]) == text[-1]
+    return inside if is_quoted and text[0] not in inside and text[-1] not in inside else text

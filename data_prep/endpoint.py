@@ -389,10 +389,10 @@ def _read_usage(completion: object) -> Usage | None:
     if not isinstance(completion, ChatCompletion):
         return None
     usage = getattr(completion, "usage", None)
-    counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
-    if not all(isinstance(count, int) and count >= 0 for count in counts):
-        return Usage(requests=1, uncounted=1)
-    return Usage(1, *counts)
+    prompt_tokens, completion_tokens = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
+    if isinstance(prompt_tokens, int) and isinstance(completion_tokens, int):
+        return Usage(1, prompt_tokens, completion_tokens)
+    return Usage(requests=1, uncounted=1)
 
 
 def _read_text(completion: object) -> str:

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class RecordLog:
             os.close(self._fd)  # and with it goes the lock
             self._fd = -1
 
-    def __enter__(self) -> RecordLog:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

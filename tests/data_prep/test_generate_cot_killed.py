@@ -13,6 +13,8 @@ from data_prep.generate_cot import main
 
 KILLS = 10
 ROWS = 240
+#: The tool, and what its client imports with the first request.
+IMPORTS = ["data_prep.generate_cot", "openai.resources.chat", "anyio._backends._asyncio"]
 #: Rows that get no chain whatever happens, so that failures are part of what must be equal.
 HOPELESS = (30, 31, 200)
 
@@ -26,7 +28,7 @@ def plan(row: int, attempt: int) -> str:
 @pytest.fixture(scope="module")
 def start() -> Callable[[list[str]], multiprocessing.Process]:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_prep.generate_cot"])
+    context.set_forkserver_preload(IMPORTS)
 
     def start_process(options: list[str]) -> multiprocessing.Process:
         process = context.Process(target=main, args=(options,))
