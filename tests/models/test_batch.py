@@ -5,6 +5,7 @@ import torch
 
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.sample import AVSample
+from aurora_rl.data.targets import Target
 from aurora_rl.models.batch import PromptOptions, SampleEncoder, SFTCollator, collate_frames, distinct_media, right_pad
 
 PAD = 0
@@ -16,7 +17,8 @@ def on_other_clips(samples: list[AVSample]) -> list[AVSample]:
 
 
 def collate(encode, loaded, samples, completion=lambda sample: sample.chain) -> dict:
-    return SFTCollator(encode, loaded.seg_token_id, completion)([sample.to_row() for sample in samples])
+    collator = SFTCollator(encode, loaded.seg_token_id, lambda sample: Target(completion(sample)))
+    return collator([sample.to_row() for sample in samples])
 
 
 # A sample

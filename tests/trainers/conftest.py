@@ -21,6 +21,7 @@ from aurora_rl.assemble import peft_config
 from aurora_rl.config import ModelArguments
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.sample import AVSample
+from aurora_rl.data.targets import gold_chain
 from aurora_rl.models.batch import SampleEncoder, SFTCollator
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
@@ -138,7 +139,7 @@ def make_sft(
             args=AuroraSFTConfig(
                 **{"output_dir": str(tmp_path / "sft"), "per_device_train_batch_size": 2, **COMMON, **options}
             ),
-            data_collator=SFTCollator(encode, loaded.seg_token_id, lambda sample: sample.chain),
+            data_collator=SFTCollator(encode, loaded.seg_token_id, gold_chain),
             train_dataset=to_dataset(train_samples if samples is None else samples),
             eval_dataset=to_dataset(train_samples[:3]),
             processing_class=loaded.processor,
