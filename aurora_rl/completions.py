@@ -22,6 +22,8 @@ _TARGET = re.compile(
     rf"|the target is (?:(?:the|an|a)\s+)?(?P<category>[^.!?\n\[]+?)\s*(?:{_SENTENCE_END})",
     re.IGNORECASE,
 )
+#: The whole of an answer without reasoning (prompts.teacher_answer).
+_FORCED_ANSWER = re.compile(rf"\s*It is (?P<category>[^.!?\n\[]+?) {re.escape(SEG_TOKEN)}\.?\s*")
 #: "Wait, let me reconsider." as a sentence of its own; not "they wait for the bus".
 _WITHDRAWAL = re.compile(
     r"(?:^|(?<=[.!?\n]))\s*wait\b[^.!?\n]*[.!?\n]?|\blet me (?:reconsider|think again|check again)\b[^.!?\n]*[.!?\n]?",
@@ -129,6 +131,8 @@ def _split_steps(text: str) -> list[tuple[str, str]]:
 
 
 def _claims(text: str) -> Iterable[str]:
+    if forced := _FORCED_ANSWER.fullmatch(text):
+        yield normalise_category(forced["category"])
     for match in _TARGET.finditer(text):
         yield NULL_CATEGORY if match["category"] is None else normalise_category(match["category"])
 

@@ -71,8 +71,8 @@ def main(
     check_footprint(model_args, data_args, training_args, samples)
     loaded = assemble_model(model_args)
     encode = assemble_encoder(data_args, loaded, samples, device=training_args.device)
-    collate = SFTCollator(encode, loaded.seg_token_id, target)
-    collate, teacher = with_teacher(collate, samples, model_args, data_args, target_args, training_args)
+    chains = SFTCollator(encode, loaded.seg_token_id, target)
+    collate, teacher = with_teacher(chains, samples, model_args, data_args, target_args, training_args)
     trainer = AuroraSFTTrainer(
         model=loaded.model,
         args=training_args,

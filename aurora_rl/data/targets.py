@@ -43,8 +43,8 @@ def gold_chain(sample: AVSample) -> Target:
     """
     if sample.chain is None:
         raise ValueError(
-            f"sample {sample.key} has no chain of thought: name a file that holds it with `chains`, or train the answer "
-            "alone by `target: answer`"
+            f"sample {sample.key} has no chain of thought: name a file that holds it with `chains`, or train the "
+            "answer alone by `target: answer`"
         )
     return Target(sample.chain)
 
