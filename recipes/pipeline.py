@@ -125,6 +125,7 @@ class Runner:
         self.records = Records(plan)
         self.jobs = jobs
         self.stopped_by: int | None = None
+        self._failure: BaseException | None = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
 
@@ -141,19 +142,21 @@ class Runner:
         graph.prepare()
         with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
             running: dict[concurrent.futures.Future[None], str] = {}
-            failure: BaseException | None = None
             while graph.is_active():
-                if failure is None and self.stopped_by is None:
+                if self._goes_on:
                     for name in graph.get_ready():
                         running[pool.submit(self._run_if_needed, self.plan.stages[name])] = name
                 if not running:
                     break
                 done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in done:
-                    failure = failure or future.exception()
                     graph.done(running.pop(future))
-        if failure is not None and self.stopped_by is None:
-            raise failure
+        if self._failure is not None and self.stopped_by is None:
+            raise self._failure
+
+    @property
+    def _goes_on(self) -> bool:
+        return self._failure is None and self.stopped_by is None
 
     def stop(self, signal_number: int) -> None:
         """Ask the running stages to write a checkpoint and end; no other is started."""
@@ -164,8 +167,14 @@ class Runner:
                     recipe.terminate()
 
     def _run_if_needed(self, stage: Stage) -> None:
-        if self.stopped_by is not None:
+        if not self._goes_on:  # it waited for its turn while another failed
             return
+        try:
+            self._run_unless_complete(stage)
+        except Exception as error:
+            self._failure = self._failure or error  # here, before this thread takes the next stage
+
+    def _run_unless_complete(self, stage: Stage) -> None:
         trouble = self.records.trouble(stage)
         if trouble is None:
             say(f"{stage.name}: complete")
