@@ -74,7 +74,7 @@ class Records:
         """Note that the stage's folder belongs to this command from now on."""
         self._write(stage, {})
 
-    def complete(self, stage: Stage, seconds: float) -> None:
+    def complete(self, stage: Stage, seconds: float, cpu_seconds: float) -> None:
         """Note that the stage is complete, with the hashes of its outputs.
 
         Raises:
@@ -84,7 +84,7 @@ class Records:
         if missing:
             raise PipelineError(f"stage {stage.name} ended well but did not write {missing}")
         digests = {name: file_digest(stage.folder / name) for name in stage.outputs}
-        self._write(stage, {"outputs": digests, "seconds": round(seconds, 1)})
+        self._write(stage, {"outputs": digests, "seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1)})
 
     def forget(self, name: str) -> None:
         """The stage has to be run anew."""
@@ -183,12 +183,13 @@ class Runner:
         say(f"{stage.name}: {trouble}, {'goes on from its last checkpoint' if resumes else 'starts'}")
         self.records.start(stage)
         start = time.perf_counter()
-        self._execute(stage, [*stage.command, *(["--resume_from_checkpoint", "true"] if resumes else [])])
+        cpu_seconds = self._execute(stage, [*stage.command, *(["--resume_from_checkpoint", "true"] if resumes else [])])
         seconds = time.perf_counter() - start
-        self.records.complete(stage, seconds)
+        self.records.complete(stage, seconds, cpu_seconds)
         say(f"{stage.name}: done in {seconds / 60:.1f} min")
 
-    def _execute(self, stage: Stage, command: Sequence[str]) -> None:
+    def _execute(self, stage: Stage, command: Sequence[str]) -> float:
+        """Run a command to its end; returns the processor time that it took, in seconds."""
         log = self.plan.output_dir / "logs" / f"{stage.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         stage.folder.mkdir(parents=True, exist_ok=True)
@@ -204,12 +205,14 @@ class Runner:
                     start_new_session=True,  # a Ctrl-C reaches this process alone, which asks the stages to stop
                 )
                 self._processes[stage.name] = process
-            code = process.wait()
+            _, status, usage = os.wait4(process.pid, 0)  # with all that its processes have used
             with self._lock:
+                process.returncode = code = os.waitstatus_to_exitcode(status)
                 del self._processes[stage.name]
         if code:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
             raise StageFailedError(f"stage {stage.name} failed with exit code {code}; the end of {log}:\n{tail}")
+        return usage.ru_utime + usage.ru_stime
 
     def _environment(self) -> dict[str, str]:
         """Processes that each take all cores for their threads wait for one another."""
