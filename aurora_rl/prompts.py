@@ -13,6 +13,8 @@ NULL_CATEGORY = "null"
 #: How every answer ends.
 FINAL_SENTENCE = f"It is {SEG_TOKEN}."
 
+#: What stands between reasoning that went wrong and the reasoning that corrects it (paper, reflective training).
+REFLECTION_TRIGGER = "Wait, let me reconsider."
 _ASKS_FOR_MASKS = re.compile(
     rf"\s*\bit is\s*{re.escape(SEG_TOKEN)}[ \t]*\.?|[ \t]*{re.escape(SEG_TOKEN)}", re.IGNORECASE
 )
@@ -38,6 +40,11 @@ def answer_for(category: str) -> str:
     if category == NULL_CATEGORY:
         return f"there is no such target. {FINAL_SENTENCE}"
     return f"the target is the {category}. {FINAL_SENTENCE}"
+
+
+def teacher_answer(category: str) -> str:
+    """The forced answer of the distillation's teacher, which does not reason: `"It is drum [SEG]."`, for example."""
+    return f"It is {category} {SEG_TOKEN}."
 
 
 def without_seg(text: str) -> str:
