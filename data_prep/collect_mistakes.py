@@ -170,10 +170,9 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: MistakeArgu
         max_completion_length=args.max_completion_length,
         batch_size=args.batch_size,
     )
-    log = RecordLog(folder / f"{state.process_index:05d}.jsonl")
-    for _ in tqdm(ask(share, predictor, log, args, model), total=len(share), disable=not state.is_main_process):
-        pass
-    log.close()
+    with RecordLog(folder / f"{state.process_index:05d}.jsonl") as log:
+        for _ in tqdm(ask(share, predictor, log, args, model), total=len(share), disable=not state.is_main_process):
+            pass
     state.wait_for_everyone()
     if state.is_main_process:
         finish(out, folder, samples)
