@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from data_prep.journal import RecordLog, read_records, to_lines, write_atomically
 from tqdm import tqdm
 from trl import TrlParser
 
@@ -32,6 +31,7 @@ from aurora_rl.inference import Completion, Predictor
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.batch import EncodedSample
 from aurora_rl.models.teacher import checkpoint_fingerprint
+from data_prep.journal import RecordLog, read_records, to_lines, write_atomically
 
 logger = logging.getLogger(__name__)
 
