@@ -127,9 +127,10 @@ class RunReport:
     stopped: str | None = None
 
     @property
-    def is_complete(self) -> bool:
-        """Whether every row has a record."""
-        return self.kept + self.answered == self.rows
+    def exit_status(self) -> int:
+        """0 if every row was asked about, so that the output can be used; 1 if the run ended early or gave nothing."""
+        has_records = self.kept + self.answered > 0 or self.rows == 0
+        return 0 if self.stopped is None and has_records else 1
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; counts in the order of their names."""

@@ -1,13 +1,13 @@
 """Correct a model's wrong reasoning: the reflective set, from mistakes that `collect_mistakes.py` found.
 
-    OPENAI_API_KEY=... python data_prep/correct_cot.py --data_root data/refavs --mistakes mistakes.jsonl \\
+    OPENAI_API_KEY=... python data_prep/correct_cot.py --data_root data/ref_avs --mistakes mistakes.jsonl \\
         --out reflective.jsonl --model gpt-4o-audio-preview
     python data_prep/correct_cot.py --data_root data/synthetic --mistakes mistakes.jsonl --out reflective.jsonl \\
         --gold data/synthetic/chains.jsonl
 
 A stronger model sees the clip, the sentence, the wrong reasoning and the truth, and writes the right reasoning. With
 `--gold`, the right reasoning is the row's chain in that file. What is wrong always comes from the mistakes, as the
-model wrote it, without `[SEG]`. The same command continues a run. Ends with status 0 if every mistake is corrected.
+model wrote it, without `[SEG]`. The same command continues a run. Ends with status 1 where it ended early.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             report = run_questions(questions, endpoint_args, run_args)
     except ValueError as error:
         parser.error(str(error))
-    return 0 if report.is_complete else 1
+    return report.exit_status
 
 
 def _sample_of(record: Record, samples: Mapping[RowKey, AVSample], path: Path) -> AVSample:

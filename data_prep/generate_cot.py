@@ -1,9 +1,9 @@
 """Write chains of thought for a benchmark's rows with a stronger model, at any OpenAI-compatible endpoint.
 
-    OPENAI_API_KEY=... python data_prep/generate_cot.py --data_root data/refavs --split train --out chains.jsonl \\
+    OPENAI_API_KEY=... python data_prep/generate_cot.py --data_root data/ref_avs --split train --out chains.jsonl \\
         --model gpt-4o-audio-preview --input_price 2.5 --output_price 10 --max_cost 50
 
-The same command continues a run that was killed or stopped. Ends with status 0 if every row has a chain, else 1.
+The same command continues a run that was killed or stopped. Ends with status 1 where it ended early.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = run_questions(questions, endpoint_args, run_args)
     except ValueError as error:
         parser.error(str(error))
-    return 0 if report.is_complete else 1
+    return report.exit_status
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def test_mistakes_are_corrected_by_the_endpoint_which_sees_them(make_rows, endpo
     endpoint.plan = lambda row, attempt: "wrong category" if (row, attempt) == (0, 1) else "good"
     mistakes = write_lines(tmp_path / "mistakes.jsonl", MISTAKES)
     out = tmp_path / "reflective.jsonl"
-    assert main([*run_options(make_rows(9), endpoint.url, out=out), "--mistakes", str(mistakes)]) == 1
+    assert main([*run_options(make_rows(9), endpoint.url, out=out), "--mistakes", str(mistakes)]) == 0
     records = read_lines(out)
     assert [(record["row"], record["category"], record["wrong"]) for record in records] == [
         (0, "drum", WRONG),
@@ -92,7 +92,7 @@ def correct_by_gold(root: Path, tmp_path: Path, mistakes: list[dict], chains: li
 
 
 def test_gold_chains_correct_without_an_endpoint_and_are_never_made_wrong(make_rows, tmp_path, capsys):
-    assert correct_by_gold(make_rows(9), tmp_path, MISTAKES, GOLD) == 1
+    assert correct_by_gold(make_rows(9), tmp_path, MISTAKES, GOLD) == 0
     records = read_lines(tmp_path / "reflective.jsonl")
     assert [(r["row"], r["steps"], r["wrong"], r["generator"], r["verified"]) for r in records] == [
         (0, GOLD[0]["steps"], WRONG, "gold", True),

@@ -47,7 +47,7 @@ def test_a_thousand_rows_go_through_a_bad_endpoint_and_nothing_is_lost_or_double
 ):
     endpoint.plan = plan
     options = run_options(make_rows(1000), endpoint.url, max_attempts=3, input_price=2, output_price=10)
-    assert main(options) == 1  # 200 rows have no chain
+    assert main(options) == 0
 
     chains, failures = (read_lines(tmp_path / "out" / f"chains{kind}.jsonl") for kind in ("", ".failures"))
     fails = {10: "wrong_category", 11: "server_error", 12: "bad_request", 17: "wrong_category"}
@@ -99,7 +99,7 @@ def test_failed_rows_are_asked_again_by_the_next_run_and_finished_ones_never(
     root = make_rows(30)
     endpoint.plan = lambda row, attempt: "500" if row in (4, 7) and attempt <= 2 else "good"
     options = run_options(root, endpoint.url, max_attempts=2)
-    assert main(options) == 1
+    assert main(options) == 0
     assert [failure["row"] for failure in read_lines(tmp_path / "out/chains.failures.jsonl")] == [4, 7]
     first_run = len(endpoint.log)
     assert main(options) == 0
@@ -182,11 +182,16 @@ def test_a_dead_endpoint_ends_the_run_before_all_rows_have_failed(make_rows, end
     assert "3 rows in a row failed: see " in report["stopped"]
 
 
+def test_a_run_that_gave_nothing_at_all_is_no_success(make_rows, endpoint, run_options):
+    endpoint.plan = lambda row, attempt: "400"
+    assert main(run_options(make_rows(3), endpoint.url)) == 1
+
+
 def test_unreadable_media_fail_their_row_and_name_the_file(make_rows, endpoint, run_options, tmp_path):
     root = make_rows(31)
     frame = root / "media" / "clip-b_0_1000" / "frames" / "0.jpg"
     frame.write_bytes(frame.read_bytes()[:100])
-    assert main(run_options(root, endpoint.url)) == 1
+    assert main(run_options(root, endpoint.url)) == 0
     failures = read_lines(tmp_path / "out/chains.failures.jsonl")
     assert [failure["row"] for failure in failures] == list(range(1, 31, 3))
     assert all(failure["reason"] == "media" and str(frame) in failure["detail"] for failure in failures)
