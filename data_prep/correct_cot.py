@@ -155,7 +155,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = TrlParser(kinds)
     try:
         data_args, args, run_args, media, limits, endpoint_args = parser.parse_args_and_config(argv)
-        mistakes = load_mistakes(Path(args.mistakes), dataclasses.replace(data_args, chains=None))[: run_args.max_rows]
+        # A stage's config may name the very files that are made here.
+        data_args = dataclasses.replace(data_args, chains=None, reflections=None)
+        mistakes = load_mistakes(Path(args.mistakes), data_args)[: run_args.max_rows]
         if args.gold is not None:
             report = correct_by_gold(mistakes, Path(args.gold), run_args)
         else:

@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = TrlParser(kinds)
     try:
         data_args, args, run_args, media, limits, endpoint_args = parser.parse_args_and_config(argv)
-        samples = load_split(dataclasses.replace(data_args, chains=None), args.split)[: run_args.max_rows]
+        # A stage's config may name the very files that are made here.
+        data_args = dataclasses.replace(data_args, chains=None, reflections=None)
+        samples = load_split(data_args, args.split)[: run_args.max_rows]
         questions = chain_questions(samples, media, limits, generator=str(endpoint_args.model))
         report = run_questions(questions, endpoint_args, run_args)
     except ValueError as error:

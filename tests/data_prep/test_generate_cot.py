@@ -273,6 +273,11 @@ def test_two_runs_into_one_file_are_refused(make_rows, endpoint, run_options, tm
     assert endpoint.log == []
 
 
+def test_a_config_may_name_the_files_that_are_to_be_made(make_rows, endpoint, run_options):
+    names = {"chains": "not-there-yet.jsonl", "reflections": "not-there-yet.jsonl"}
+    assert main(run_options(make_rows(3), endpoint.url, **names)) == 0
+
+
 def test_nothing_of_the_environment_is_needed_for_a_server_without_keys(make_rows, endpoint, run_options, monkeypatch):
     for name in [name for name in os.environ if name.startswith("OPENAI_")]:
         monkeypatch.delenv(name)
