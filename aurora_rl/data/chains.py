@@ -138,11 +138,14 @@ def _check_fields_agree(record: Mapping[str, Any], row: str, **expected: str) ->
 
 
 def _chain_fields(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "chain": render_chain(record["steps"], record["answer"]),
+    known = {
         "reference_type": record.get("reference_type"),
         "seen": _categories(record, "seen"),
         "heard": _categories(record, "heard"),
+    }
+    # What a record does not know, the benchmark may: OmniAVS tells the type of a reference.
+    return {"chain": render_chain(record["steps"], record["answer"])} | {
+        k: v for k, v in known.items() if v is not None
     }
 
 
