@@ -182,9 +182,10 @@ def assemble_encoder(
             num_processes=state.num_processes,
         )
         state.wait_for_everyone()
+        cache.refresh()  # what the other processes have written
 
         def frame_inputs(sample: AVSample, clip: AVClip) -> torch.Tensor:
-            return cache.get(sample.media_id, lambda: clip.frames)
+            return cache.get(sample.media_id)
     else:
 
         def frame_inputs(sample: AVSample, clip: AVClip) -> torch.Tensor:
