@@ -1,6 +1,7 @@
 """Encode the frames of whole splits by the frozen image encoder, before any training needs them.
 
-accelerate launch data_prep/cache_features.py --config recipes/ref_avs/sft_7b.yaml --splits train val test_s test_u test_n
+accelerate launch data_prep/cache_features.py --config recipes/ref_avs/sft_7b.yaml \\
+    --splits train val test_s test_u test_n
 
 The launched processes share the clips; plain `python` does all of them. Of the recipe's keys those about the model and
 the data count. Killed, it goes on where it was when it is run again.

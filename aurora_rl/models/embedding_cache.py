@@ -282,7 +282,7 @@ class EmbeddingCache:
         if self._shards == self._read_index():
             return
         shards = {
-            name: {"bytes": shard.num_bytes, "clips": {k: dataclasses.asdict(entry) for k, entry in shard.clips.items()}}
+            name: {"bytes": shard.num_bytes, "clips": {key: vars(entry) for key, entry in shard.clips.items()}}
             for name, shard in self._shards.items()
         }
         path = self.folder / INDEX_FILE

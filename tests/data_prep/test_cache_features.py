@@ -1,3 +1,5 @@
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -112,10 +114,11 @@ def test_a_word_that_is_no_option_is_refused(recipe: Path, capsys: pytest.Captur
 
 @pytest.mark.multiprocess
 def test_launched_processes_share_the_clips(recipe: Path, tiny_benchmark: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    options = ["--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    script = ["data_prep/cache_features.py", "--config", str(recipe), "--clips_per_shard", "100", "--use_cpu", "true"]
-    done = subprocess.run([*command, *options, *script], cwd=ROOT, capture_output=True, text=True, timeout=280)
+    launch = "-m accelerate.commands.launch --config_file accelerate_configs/multi_gpu.yaml --num_processes 2"
+    options = shlex.split(f"{launch} --mixed_precision no --main_process_port 0 data_prep/cache_features.py")
+    command = [sys.executable, *options, "--config", str(recipe), "--clips_per_shard", "100", "--use_cpu", "true"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     cached = [sorted(load_file(path)) for path in shards(tmp_path / "cache")]
     assert len(cached) == 2  # a file of each process
