@@ -1,7 +1,7 @@
 """What a downloaded benchmark must not be able to do, shown for every loader and for the tools that read benchmarks.
 
-All attacks run in one process of little memory: an image of 50,000 x 50,000 pixels or ten hours of sound, decoded, would
-end it with a `MemoryError`, which is not among the errors that a test accepts.
+All attacks run in one process of little memory: an image of 50,000 x 50,000 pixels or ten hours of sound, decoded,
+would end it with a `MemoryError`, which is not among the errors that a test accepts.
 """
 
 import csv
@@ -149,6 +149,14 @@ def link_out(path: Path) -> None:
     path.symlink_to(outside)
 
 
+def enlarge_masks(root: Path) -> None:
+    """Run lengths of a few bytes that fill 50,000 x 50,000 pixels."""
+    video_dict = root / "video_dict.json"
+    small = {"size": [SIZE[1], SIZE[0]], "counts": [0, SIZE[0] * SIZE[1]]}
+    huge = {"size": [50_000, 50_000], "counts": [0, 50_000**2]}
+    video_dict.write_text(video_dict.read_text().replace(json.dumps(small), json.dumps(huge)))
+
+
 def make_long(path: Path) -> None:
     """Ten hours of silence that take no space on the disk."""
     path.write_bytes(SOUND)
@@ -167,6 +175,11 @@ ATTACKS: dict[str, tuple[Callable[[Benchmark], Any] | str, str]] = {
     "masks_link_out": (lambda it: link_out(it.mask.parent), OUTSIDE),
     "frame_is_huge": (lambda it: it.frame.write_bytes(IMAGE), TOO_LARGE),
     "mask_is_huge": (lambda it: it.mask.write_bytes(IMAGE), TOO_LARGE),
+    "run_lengths_are_huge": (lambda it: enlarge_masks(it.root), "has the size [50000, 50000]"),
+    "run_lengths_and_frame_are_huge": (
+        lambda it: (enlarge_masks(it.root), it.frame.write_bytes(IMAGE)),
+        TOO_LARGE,
+    ),
     "sound_claims_hours": (lambda it: it.audio.write_bytes(SOUND), TOO_LONG),
     "sound_has_hours": (lambda it: make_long(it.audio), TOO_LONG),
 }
@@ -180,10 +193,19 @@ TABLE_ATTACKS: dict[str, tuple[Callable[[dict[str, Any]], Any] | None, str]] = {
     "sound_claims_hours": (lambda row: row["audio"].update(bytes=SOUND), TOO_LONG),
 }
 CLEAN = "clean"
-CASES = [(name, attack) for name in FOLDERS for attack in ATTACKS if (name, attack[:4]) != ("omni_avs", "mask")]
+#: OmniAVS alone keeps its masks as run lengths, and none as files.
+NOT_OF_OMNI_AVS = {"masks_link_out", "mask_is_huge"}
+OF_OMNI_AVS_ALONE = {"run_lengths_are_huge", "run_lengths_and_frame_are_huge"}
+CASES = [
+    (name, attack)
+    for name in FOLDERS
+    for attack in ATTACKS
+    if attack not in (NOT_OF_OMNI_AVS if name == "omni_avs" else OF_OMNI_AVS_ALONE)
+]
 CASES += [("hf_dataset", attack) for attack in TABLE_ATTACKS]
-#: `cache_features.py` reads neither sound nor masks.
-FRAME_CASES = [case for case in CASES if not any(word in case[1] for word in ("sound_has", "sound_cl", "mask_is"))]
+#: `cache_features.py` decodes neither sound nor masks.
+NOT_OF_CACHING = {"sound_has_hours", "sound_claims_hours", "mask_is_huge"}
+FRAME_CASES = [case for case in CASES if case[1] not in NOT_OF_CACHING]
 
 
 def build(benchmark: str, attack: str, root: Path) -> None:
