@@ -12,6 +12,9 @@ NULL_CATEGORY = "null"
 #: How every answer ends.
 FINAL_SENTENCE = f"It is {SEG_TOKEN}."
 
+#: What stands between reasoning that went wrong and the reasoning that corrects it (paper, reflective training).
+REFLECTION_TRIGGER = "Wait, let me reconsider."
+
 #: The steps before the answer, in the order they must appear (paper, figure of the reasoning pipeline).
 REASONING_STEPS = ("look", "listen", "read")
 #: How each step's paragraph opens in the text.
@@ -33,6 +36,20 @@ def answer_for(category: str) -> str:
     if category == NULL_CATEGORY:
         return f"there is no such target. {FINAL_SENTENCE}"
     return f"the target is the {category}. {FINAL_SENTENCE}"
+
+
+def teacher_answer(category: str) -> str:
+    """The forced answer of the distillation's teacher, which does not reason: `"It is drum [SEG]."`, for example."""
+    return f"It is {category} {SEG_TOKEN}."
+
+
+def without_seg(text: str) -> str:
+    """The text up to the point where masks would be asked for: neither "It is [SEG]." nor any other `[SEG]`.
+
+    >>> without_seg("Answer: the target is the drum. It is [SEG].")
+    'Answer: the target is the drum.'
+    """
+    return text.replace(FINAL_SENTENCE, "").replace(SEG_TOKEN, "").strip()
 
 
 def render_chain(steps: Mapping[str, str], answer: str) -> str:

@@ -51,6 +51,7 @@ FIELDS = {
     "masks": "F images, object where not 0; none for a null reference that ships none",
     "reference_type": "kind of reference, where the benchmark tells",
     "chain": "chain of thought that ends in the answer, where there is one",
+    "wrong": "chain of thought that a model gave and that `chain` corrects, where there is one",
     "seen": "true categories in view, where known",
     "heard": "true categories that sound, in order of onset, where known",
 }

@@ -48,12 +48,13 @@ FEATURES = Features(
         "masks": List(Image()),
         "reference_type": Value("string"),
         "chain": Value("string"),
+        "wrong": Value("string"),
         "seen": List(Value("string")),
         "heard": List(Value("string")),
     }
 )
 MEDIA_COLUMNS = ("frames", "audio", "masks")
-OPTIONAL_COLUMNS = ("audio", "reference_type", "chain", "seen", "heard")  # null where a row has none
+OPTIONAL_COLUMNS = ("audio", "reference_type", "chain", "wrong", "seen", "heard")  # null where a row has none
 TEXT_COLUMNS = tuple(name for name in FEATURES if name not in MEDIA_COLUMNS)
 
 TABLE_FOLDER = "data"

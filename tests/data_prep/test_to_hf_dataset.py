@@ -14,7 +14,7 @@ from huggingface_hub import DatasetCard
 from aurora_rl.assemble import load_split
 from aurora_rl.config import DataArguments
 from aurora_rl.data.files import DatasetError
-from aurora_rl.data.hf_dataset import FEATURES, load_hf_dataset
+from aurora_rl.data.hf_dataset import FEATURES, TEXT_COLUMNS, load_hf_dataset
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.sample import AVSample
 from data_prep import to_hf_dataset
@@ -166,6 +166,10 @@ def test_samples_come_back_with_equal_texts_frames_sound_and_masks(
     assert [texts(sample) for sample in found] == [texts(sample) for sample in expected]
     for ours, theirs in zip(found, expected, strict=True):
         assert_equal_clips(ours, theirs)
+
+
+def test_every_text_of_a_sample_has_a_column() -> None:
+    assert {field.name for field in dataclasses.fields(AVSample)} - set(PATHS) == set(TEXT_COLUMNS)
 
 
 def test_a_clip_without_sound_comes_back_without_sound(tiny_benchmark: Path, tmp_path: Path) -> None:
