@@ -226,12 +226,13 @@ class EmbeddingCache:
         write_shard(self.folder, self._header(entries), frame_inputs)
 
     def _frame_inputs(self, sample: AVSample, frames: np.ndarray) -> Tensor:
-        if len(frames) != len(sample.frame_paths):
-            raise EmbeddingCacheError(
-                f"sample {sample.key} came with {len(frames)} frames for {len(sample.frame_paths)} files: "
-                "load them as they are on disk"
-            )
         frame_inputs = self.encoder.encode(frames).to("cpu", self.dtype)  # (F, *frame_shape)
+        expected = (len(sample.frame_paths), *self.encoder.frame_shape)
+        if tuple(frame_inputs.shape) != expected:
+            raise EmbeddingCacheError(
+                f"sample {sample.key} is encoded as {tuple(frame_inputs.shape)}, expected {expected}: load its frames "
+                "as they are on disk"
+            )
         if not torch.isfinite(frame_inputs).all():
             raise EmbeddingCacheError(f"clip {sample.media_id!r} overflows {self.dtype}: use dtype='float32'")
         return frame_inputs

@@ -255,6 +255,15 @@ def test_missing_and_damaged_tables_are_errors(hf_root: Path, tmp_path: Path) ->
         load_hf_dataset(root, "val", media_cache=tmp_path)
 
 
+def test_a_row_group_beyond_the_limit_is_refused_unread(
+    hf_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aurora_rl.data.hf_dataset.MAX_GROUP_BYTES", 1000)
+    with pytest.raises(DatasetError, match=r"has a row group of \d+ bytes: the limit is 1000"):
+        load_hf_dataset(hf_root, "val", media_cache=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_arguments_must_name_the_cache_and_no_chains(hf_root: Path, tmp_path: Path) -> None:
     args = DataArguments(str(hf_root), benchmark="hf_dataset")
     with pytest.raises(ValueError, match="set `media_cache`"):
