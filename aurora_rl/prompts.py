@@ -4,6 +4,7 @@ First room of the flow: a sample's reference becomes a chat message here, and a 
 becomes the completion text that SFT trains on and that `completions.parse_completion` reads back.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ FINAL_SENTENCE = f"It is {SEG_TOKEN}."
 
 #: What stands between reasoning that went wrong and the reasoning that corrects it (paper, reflective training).
 REFLECTION_TRIGGER = "Wait, let me reconsider."
+_ASKS_FOR_MASKS = re.compile(
+    rf"\s*\bit is\s*{re.escape(SEG_TOKEN)}[ \t]*\.?|[ \t]*{re.escape(SEG_TOKEN)}", re.IGNORECASE
+)
 
 #: The steps before the answer, in the order they must appear (paper, figure of the reasoning pipeline).
 REASONING_STEPS = ("look", "listen", "read")
@@ -44,12 +48,14 @@ def teacher_answer(category: str) -> str:
 
 
 def without_seg(text: str) -> str:
-    """The text up to the point where masks would be asked for: neither "It is [SEG]." nor any other `[SEG]`.
+    """The text without what asks for masks: neither "It is [SEG]." nor any other `[SEG]` is left.
 
     >>> without_seg("Answer: the target is the drum. It is [SEG].")
     'Answer: the target is the drum.'
     """
-    return text.replace(FINAL_SENTENCE, "").replace(SEG_TOKEN, "").strip()
+    while SEG_TOKEN in text:  # again, because what stood around one may make up another
+        text = _ASKS_FOR_MASKS.sub("", text)
+    return text.strip()
 
 
 def render_chain(steps: Mapping[str, str], answer: str) -> str:

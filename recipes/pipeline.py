@@ -74,7 +74,7 @@ class Records:
         """Note that the stage's folder belongs to this command from now on."""
         self._write(stage, {})
 
-    def complete(self, stage: Stage, seconds: float) -> None:
+    def complete(self, stage: Stage, seconds: float, cpu_seconds: float) -> None:
         """Note that the stage is complete, with the hashes of its outputs.
 
         Raises:
@@ -84,7 +84,7 @@ class Records:
         if missing:
             raise PipelineError(f"stage {stage.name} ended well but did not write {missing}")
         digests = {name: file_digest(stage.folder / name) for name in stage.outputs}
-        self._write(stage, {"outputs": digests, "seconds": round(seconds, 1)})
+        self._write(stage, {"outputs": digests, "seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1)})
 
     def forget(self, name: str) -> None:
         """The stage has to be run anew."""
@@ -125,6 +125,7 @@ class Runner:
         self.records = Records(plan)
         self.jobs = jobs
         self.stopped_by: int | None = None
+        self._failure: BaseException | None = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
 
@@ -141,19 +142,21 @@ class Runner:
         graph.prepare()
         with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
             running: dict[concurrent.futures.Future[None], str] = {}
-            failure: BaseException | None = None
             while graph.is_active():
-                if failure is None and self.stopped_by is None:
+                if self._goes_on:
                     for name in graph.get_ready():
                         running[pool.submit(self._run_if_needed, self.plan.stages[name])] = name
                 if not running:
                     break
                 done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in done:
-                    failure = failure or future.exception()
                     graph.done(running.pop(future))
-        if failure is not None and self.stopped_by is None:
-            raise failure
+        if self._failure is not None and self.stopped_by is None:
+            raise self._failure
+
+    @property
+    def _goes_on(self) -> bool:
+        return self._failure is None and self.stopped_by is None
 
     def stop(self, signal_number: int) -> None:
         """Ask the running stages to write a checkpoint and end; no other is started."""
@@ -164,8 +167,14 @@ class Runner:
                     recipe.terminate()
 
     def _run_if_needed(self, stage: Stage) -> None:
-        if self.stopped_by is not None:
+        if not self._goes_on:  # it waited for its turn while another failed
             return
+        try:
+            self._run_unless_complete(stage)
+        except Exception as error:
+            self._failure = self._failure or error  # here, before this thread takes the next stage
+
+    def _run_unless_complete(self, stage: Stage) -> None:
         trouble = self.records.trouble(stage)
         if trouble is None:
             say(f"{stage.name}: complete")
@@ -174,12 +183,13 @@ class Runner:
         say(f"{stage.name}: {trouble}, {'goes on from its last checkpoint' if resumes else 'starts'}")
         self.records.start(stage)
         start = time.perf_counter()
-        self._execute(stage, [*stage.command, *(["--resume_from_checkpoint", "true"] if resumes else [])])
+        cpu_seconds = self._execute(stage, [*stage.command, *(["--resume_from_checkpoint", "true"] if resumes else [])])
         seconds = time.perf_counter() - start
-        self.records.complete(stage, seconds)
+        self.records.complete(stage, seconds, cpu_seconds)
         say(f"{stage.name}: done in {seconds / 60:.1f} min")
 
-    def _execute(self, stage: Stage, command: Sequence[str]) -> None:
+    def _execute(self, stage: Stage, command: Sequence[str]) -> float:
+        """Run a command to its end; returns the processor time that it took, in seconds."""
         log = self.plan.output_dir / "logs" / f"{stage.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         stage.folder.mkdir(parents=True, exist_ok=True)
@@ -195,12 +205,14 @@ class Runner:
                     start_new_session=True,  # a Ctrl-C reaches this process alone, which asks the stages to stop
                 )
                 self._processes[stage.name] = process
-            code = process.wait()
+            _, status, usage = os.wait4(process.pid, 0)  # with all that its processes have used
             with self._lock:
+                process.returncode = code = os.waitstatus_to_exitcode(status)
                 del self._processes[stage.name]
         if code:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
             raise StageFailedError(f"stage {stage.name} failed with exit code {code}; the end of {log}:\n{tail}")
+        return usage.ru_utime + usage.ru_stime
 
     def _environment(self) -> dict[str, str]:
         """Processes that each take all cores for their threads wait for one another."""

@@ -65,7 +65,7 @@ def test_an_unknown_target_is_refused():
     [
         ("Answer: the target is the drum. It is [SEG].", "Answer: the target is the drum."),
         ("It is [SEG]. It is [SEG].", ""),
-        ("the drum [SEG] is cut", "the drum  is cut"),
+        ("the drum [SEG] is cut", "the drum is cut"),
     ],
 )
 def test_no_seg_is_left_in_a_mistake(text, expected):

@@ -191,6 +191,12 @@ def test_a_failed_stage_shows_the_end_of_its_log_and_stops_what_needs_it(scripts
     assert runs(out, "a") == 2
 
 
+def test_no_stage_is_started_after_another_has_failed(scripts, tmp_path, out):
+    path = write_file(tmp_path, {"a": writing(scripts, "fail"), "b": writing(scripts, "b"), "c": writing(scripts, "c")})
+    assert main(["--config", path]) == 1
+    assert [runs(out, stage) for stage in "abc"] == [1, 0, 0]
+
+
 def test_a_stage_that_leaves_no_output_is_not_complete(scripts, tmp_path, capsys):
     path = write_file(tmp_path, {"a": writing(scripts, "silent")})
     assert main(["--config", path]) == 2

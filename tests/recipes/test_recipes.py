@@ -136,7 +136,9 @@ def test_a_value_of_the_wrong_type_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_command_line_overrides_the_config() -> None:
-    arguments = parse("recipes/grpo", "--config", "recipes/synthetic/grpo.yaml", "--num_generations", "4", "--beta", "0.1")
+    arguments = parse(
+        "recipes/grpo", "--config", "recipes/synthetic/grpo.yaml", "--num_generations", "4", "--beta", "0.1"
+    )
     assert arguments["training_args"].num_generations == 4
     assert arguments["training_args"].beta == 0.1
     assert arguments["training_args"].mask_loss_on == "correct_only"
