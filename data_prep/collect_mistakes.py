@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from data_prep.journal import RecordLog, read_records, to_lines, write_atomically
 from tqdm import tqdm
 from trl import TrlParser
 
@@ -32,6 +31,7 @@ from aurora_rl.inference import Completion, Predictor
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.batch import EncodedSample
 from aurora_rl.models.teacher import checkpoint_fingerprint
+from data_prep.journal import RecordLog, read_records, to_lines, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -170,10 +170,9 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: MistakeArgu
         max_completion_length=args.max_completion_length,
         batch_size=args.batch_size,
     )
-    log = RecordLog(folder / f"{state.process_index:05d}.jsonl")
-    for _ in tqdm(ask(share, predictor, log, args, model), total=len(share), disable=not state.is_main_process):
-        pass
-    log.close()
+    with RecordLog(folder / f"{state.process_index:05d}.jsonl") as log:
+        for _ in tqdm(ask(share, predictor, log, args, model), total=len(share), disable=not state.is_main_process):
+            pass
     state.wait_for_everyone()
     if state.is_main_process:
         finish(out, folder, samples)

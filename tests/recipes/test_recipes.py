@@ -25,7 +25,6 @@ SCRIPTS = {
     "init": "recipes/init_tiny",
     "teacher": "recipes/sft",
     "reflection": "recipes/sft",
-    "features": "data_prep/teacher_features",
     "mistakes": "data_prep/collect_mistakes",
 }
 
