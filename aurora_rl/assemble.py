@@ -18,6 +18,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.data.avsbench import load_avsbench_avss, load_avsbench_ms3, load_avsbench_s4
 from aurora_rl.data.chains import add_reflections
+from aurora_rl.data.hf_dataset import load_hf_dataset
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.omni_avs import load_omni_avs
 from aurora_rl.data.ref_avs import load_ref_avs
@@ -105,7 +106,7 @@ def load_split(args: DataArguments, split: str) -> list[AVSample]:
     """The samples of one split, with their chains of thought where the arguments name a file of them.
 
     Raises:
-        ValueError: if the benchmark is unknown, or `mask_cache` is missing where it needs one.
+        ValueError: if the benchmark is unknown, or `mask_cache` or `media_cache` is missing where it needs one.
     """
     if args.benchmark not in LOADERS:
         raise ValueError(f"unknown benchmark {args.benchmark!r}: choose from {', '.join(LOADERS)}")
@@ -128,12 +129,21 @@ def _load_omni_avs(args: DataArguments, split: str, chains: Path | None) -> list
     return load_omni_avs(args.data_root, split, mask_cache=args.mask_cache, num_frames=args.num_frames, chains=chains)
 
 
+def _load_hf_dataset(args: DataArguments, split: str, chains: Path | None) -> list[AVSample]:
+    if args.media_cache is None:
+        raise ValueError("hf_dataset keeps its media inside tables: set `media_cache` to a folder to unpack them into")
+    if chains is not None:
+        raise ValueError(f"the rows of hf_dataset hold their chains of thought: drop `chains` ({chains})")
+    return load_hf_dataset(args.data_root, split, media_cache=args.media_cache)
+
+
 LOADERS: dict[str, Callable[[DataArguments, str, Path | None], list[AVSample]]] = {
     "ref_avs": _load_ref_avs,
     "avsbench_s4": lambda args, split, chains: load_avsbench_s4(args.data_root, split, chains=chains),
     "avsbench_ms3": lambda args, split, chains: load_avsbench_ms3(args.data_root, split, chains=chains),
     "avsbench_avss": lambda args, split, chains: load_avsbench_avss(args.data_root, split, chains=chains),
     "omni_avs": _load_omni_avs,
+    "hf_dataset": _load_hf_dataset,
 }
 
 
@@ -258,9 +268,10 @@ def assemble_encoder(
             num_processes=state.num_processes,
         )
         state.wait_for_everyone()
+        cache.refresh()  # what the other processes have written
 
         def frame_inputs(sample: AVSample, clip: AVClip) -> torch.Tensor:
-            return cache.get(sample.media_id, lambda: clip.frames)
+            return cache.get(sample.media_id)
     else:
 
         def frame_inputs(sample: AVSample, clip: AVClip) -> torch.Tensor:
