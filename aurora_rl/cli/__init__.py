@@ -1,6 +1,7 @@
 """The command `aurora-rl`: tools that need no recipe. A thin layer of arguments and text over the package.
 
 aurora-rl doctor data/ref_avs --num_workers 8
+aurora-rl evaluate --predictions masks --dataset data/ref_avs --split test_s --output out.json
 aurora-rl footprint grpo --config recipes/ref_avs/grpo_7b.yaml --launch accelerate_configs/zero2.yaml
 
 A sub-command is a module here with a function `register`, and a name in `SUB_COMMANDS`. All of them are imported at
@@ -12,10 +13,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from aurora_rl.cli import doctor, export, footprint
+from aurora_rl.cli import compare, doctor, evaluate, export, footprint
 
 SUB_COMMANDS = (
     doctor,
+    evaluate,
+    compare,
     footprint,
     export,
 )
