@@ -120,11 +120,12 @@ def _pair(first: Sequence[RowScore], second: Sequence[RowScore]) -> tuple[list[P
 def _by(
     pairs: Sequence[Pair], key: Callable[[RowScore], str], *, names: Sequence[str] = ()
 ) -> dict[str, list[Difference]]:
-    """The differences of each group of rows; all numbers, or those named."""
+    """The differences of each group of rows, those of null references alone last; all numbers, or those named."""
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:
         groups.setdefault(key(pair[0]), []).append(pair)
-    return {name: _differences(groups[name], names) for name in sorted(groups)}
+    order = sorted(groups, key=lambda name: (all(row.is_null for row, _ in groups[name]), name))
+    return {name: _differences(groups[name], names) for name in order}
 
 
 def _differences(pairs: Sequence[Pair], names: Sequence[str]) -> list[Difference]:

@@ -8,6 +8,7 @@ out.jsonl (`scores.py`).
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -18,16 +19,18 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from aurora_rl import __version__
 from aurora_rl.ablations import ABLATIONS, Ablation
 from aurora_rl.assemble import assemble_encoder, assemble_model, load_split
 from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation import find_preset, sample_result, score_completion, score_rollout
 from aurora_rl.inference import Completion, Predictor
+from aurora_rl.journal import Journal, fingerprint
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.batch import EncodedSample
 from aurora_rl.models.loading import LoadedModel
-from aurora_rl.predictions import SampleResult, write_results
+from aurora_rl.predictions import SampleResult, result_from_record, write_results
 from aurora_rl.scores import RowScore, score_tables, write_scores
 from aurora_rl.summary import summarise
 
@@ -77,6 +80,8 @@ def evaluate_model(
 ) -> dict[str, Any] | None:
     """Score the model on the splits, then under each ablation, and write the files; the launched processes share it.
 
+    Every finished row goes to a journal; a run that was killed goes on from it, with the same command, model and data.
+
     Returns:
         The content of out.json; None in a process that is not the main one.
 
@@ -88,21 +93,45 @@ def evaluate_model(
         raise ValueError(f"unknown ablations {unknown}: choose from {sorted(ABLATIONS)}")
     state = PartialState(cpu=args.use_cpu)
     setup_logging(is_main_process=state.is_main_process)
-    loaded = assemble_model(model_args, is_trainable=False)
-    loaded.model.to(state.device)
     samples = [sample for split in args.splits for sample in load_split(data_args, split)]
     train_categories = {sample.category for sample in load_split(data_args, data_args.train_split)}
-    results = evaluate(samples, loaded, data_args, args, name="evaluate", num_samples=args.num_samples)
-    write(results, args, train_categories)
+    loaded = assemble_model(model_args, is_trainable=False)
+    loaded.model.to(state.device)
     tables = None
-    if state.is_main_process:
-        rows = [RowScore.of_result(result) for result in results]
-        tables = score_tables(rows, train_categories=train_categories) | {"source": model_args.model}
-        write_scores(args.scores_file, rows, tables)
-    for name in args.ablations:
-        results = evaluate(samples, loaded, data_args, args, name=name, ablation=ABLATIONS[name])
-        write(results, args, train_categories, suffix=f".{name}")
+    for name in ("", *args.ablations):
+        with _open_journal(name, samples, model_args, data_args, args) as journal:
+            results = evaluate(samples, loaded, data_args, args, journal, ablation=name)
+            if state.is_main_process:
+                write(results, args, train_categories, suffix=f".{name}" if name else "")
+                tables = tables or write_tables(results, args, train_categories, source=model_args.model)
+            state.wait_for_everyone()
+            journal.remove()
     return tables
+
+
+def _open_journal(
+    ablation: str,
+    samples: Sequence[AVSample],
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: EvaluationArguments,
+) -> Journal:
+    """This process's journal, of all that its rows' results depend on."""
+    state = PartialState()
+    name = f"results{f'.{ablation}' if ablation else ''}.partial.{state.process_index}.jsonl"
+    weights = Path(model_args.model)
+    files = [path for path in weights.iterdir() if path.is_file()] if weights.is_dir() else []
+    identity = {
+        "version": __version__,
+        "model": dataclasses.asdict(model_args),
+        "weights": fingerprint((path.name, path.stat()) for path in files),
+        "data": dataclasses.asdict(data_args),
+        "samples": hashlib.sha256(repr(samples).encode()).hexdigest(),
+        "arguments": {field: value for field, value in vars(args).items() if field not in ("output", "output_dir")},
+        "ablation": ablation,
+        "process": [state.process_index, state.num_processes],
+    }
+    return Journal(args.folder / name, identity)
 
 
 def evaluate(
@@ -110,20 +139,30 @@ def evaluate(
     loaded: LoadedModel,
     data_args: DataArguments,
     args: EvaluationArguments,
+    journal: Journal,
     *,
-    name: str,
-    ablation: Ablation | None = None,
-    num_samples: int = 0,
+    ablation: str = "",
 ) -> list[SampleResult]:
-    """Score every sample; the work is shared by the launched processes and the results come back in order."""
+    """Score every sample; the work is shared by the launched processes and the results come back in order.
+
+    Args:
+        samples: all rows.
+        loaded: the model.
+        data_args: how clips are put to it.
+        args: how it is scored.
+        journal: of this process; its rows are not scored again.
+        ablation: what is taken away, a key of `ABLATIONS`; completions are sampled where it is empty.
+    """
     state = PartialState()
-    ablation = ablation or Ablation()
+    change = ABLATIONS[ablation] if ablation else Ablation()
+    # Before any row is left out: the processes make the embeddings of all samples together, and the questions that an
+    # ablation shuffles are those of all.
     encode = assemble_encoder(
         data_args,
         loaded,
         samples,
-        load=ablation.load,
-        frames_are_changed=ablation.changes_frames,
+        load=change.load,
+        frames_are_changed=change.changes_frames,
         device=state.device,
     )
     predictor = Predictor(
@@ -134,13 +173,19 @@ def evaluate(
         batch_size=args.batch_size,
         append_seg=args.append_seg,
     )
-    asked = list(zip(samples, ablation.change_samples(samples), strict=True))[
-        state.process_index :: state.num_processes
-    ]
+    results = {result.key: result for result in map(result_from_record, journal.records)}
+    asked = list(zip(samples, change.change_samples(samples), strict=True))[state.process_index :: state.num_processes]
+    asked = [(sample, question) for sample, question in asked if sample.key not in results]
+    num_samples = 0 if ablation else args.num_samples
     answers = _answers(predictor, [question for _, question in asked], args, num_samples=num_samples)
-    progress = tqdm(answers, total=len(asked), desc=name, disable=None if state.is_main_process else True)
-    results = [_score(sample, *answer, preset=args.preset) for (sample, _), answer in zip(asked, progress, strict=True)]
-    return sorted(gather_object(results), key=lambda result: result.row)
+    hidden = None if state.is_main_process else True
+    for (sample, _), answer in zip(
+        asked, tqdm(answers, ablation or "evaluate", len(asked), disable=hidden), strict=True
+    ):
+        result = _score(sample, *answer, preset=args.preset)
+        journal.append(dataclasses.asdict(result))
+        results[sample.key] = result
+    return sorted(gather_object(list(results.values())), key=lambda result: result.row)
 
 
 def _answers(
@@ -166,10 +211,19 @@ def _score(
 def write(
     results: list[SampleResult], args: EvaluationArguments, train_categories: set[str], *, suffix: str = ""
 ) -> None:
-    """results.jsonl and summary.json, by the main process."""
-    if PartialState().is_main_process:
-        path = args.folder / f"results{suffix}.jsonl"
-        write_results(path, results)
-        summary = summarise(results, train_categories=train_categories).to_dict()
-        path.with_name(f"summary{suffix}.json").write_text(json.dumps(summary, indent=2) + "\n")
-        logger.info("%s: %s", path, {k: v for k, v in summary["overall"].items() if v is not None})
+    """results.jsonl and summary.json."""
+    path = args.folder / f"results{suffix}.jsonl"
+    write_results(path, results)
+    summary = summarise(results, train_categories=train_categories).to_dict()
+    path.with_name(f"summary{suffix}.json").write_text(json.dumps(summary, indent=2) + "\n")
+    logger.info("%s: %s", path, {k: v for k, v in summary["overall"].items() if v is not None})
+
+
+def write_tables(
+    results: list[SampleResult], args: EvaluationArguments, train_categories: set[str], *, source: str
+) -> dict[str, Any]:
+    """out.json, whose content is returned, and out.jsonl."""
+    rows = [RowScore.of_result(result) for result in results]
+    tables = score_tables(rows, train_categories=train_categories) | {"source": source}
+    write_scores(args.scores_file, rows, tables)
+    return tables

@@ -10,7 +10,6 @@ checked before anything is decoded, and nothing is unpickled.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import re
 import zipfile
@@ -23,6 +22,7 @@ import torch
 from numpy.lib import format as npy
 
 from aurora_rl.data.media import MediaError, read_grey_levels
+from aurora_rl.journal import fingerprint
 
 #: Values of one clip's masks; 10 frames of 4K are 83 million.
 MAX_VALUES = 128_000_000
@@ -110,18 +110,8 @@ def list_predictions(folder: str | os.PathLike[str]) -> PredictionFolder:
     return PredictionFolder(rows, tuple(ignored))
 
 
-def fingerprint(paths: Iterable[str | os.PathLike[str]]) -> str:
-    """A hash of the files' names, sizes and times of change."""
-    return _fingerprint((os.path.basename(path), os.stat(path)) for path in paths)
-
-
-def _fingerprint(files: Iterable[tuple[str, os.stat_result]]) -> str:
-    facts = sorted((name, status.st_size, status.st_mtime_ns) for name, status in files)
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-
-
 def _npz_file(entry: os.DirEntry[str]) -> PredictionFile:
-    return PredictionFile(entry.path, (), _fingerprint([(entry.name, entry.stat())]))
+    return PredictionFile(entry.path, (), fingerprint([(entry.name, entry.stat())]))
 
 
 def _png_folder(folder: os.DirEntry[str], ignored: list[str]) -> PredictionFile:
@@ -132,7 +122,7 @@ def _png_folder(folder: os.DirEntry[str], ignored: list[str]) -> PredictionFile:
     frames = [file for file, kept in zip(files, is_png, strict=True) if kept]
     ignored += sorted(file.path for file, kept in zip(files, is_png, strict=True) if not kept)
     names = tuple(frame.name for frame in frames)
-    return PredictionFile(folder.path, names, _fingerprint((frame.name, frame.stat()) for frame in frames))
+    return PredictionFile(folder.path, names, fingerprint((frame.name, frame.stat()) for frame in frames))
 
 
 # ------------------------------------------------------------------------------------------------ PNG files

@@ -192,7 +192,7 @@ def read_results(path: str | Path) -> list[SampleResult]:
     with Path(path).open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
-                result = _result_from_record(json.loads(line))
+                result = result_from_record(json.loads(line))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path}:{number} is no evaluation result ({error}): evaluate again") from error
             if result.key in results:
@@ -201,7 +201,8 @@ def read_results(path: str | Path) -> list[SampleResult]:
     return list(results.values())
 
 
-def _result_from_record(record: Mapping[str, Any]) -> SampleResult:
+def result_from_record(record: Mapping[str, Any]) -> SampleResult:
+    """The result of a line of JSON."""
     greedy = dict(record["greedy"])
     clip = dict(greedy["clip"])
     greedy["clip"] = ClipScore(**{**clip, "f_curve": tuple(clip["f_curve"])})

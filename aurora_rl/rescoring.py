@@ -29,8 +29,8 @@ from aurora_rl.data.media import MediaError, read_masks
 from aurora_rl.data.ref_avs import METADATA_FILE, MetadataRow, load_ref_avs_truth, read_metadata
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation import MASK_THRESHOLD, find_preset, score_masks
-from aurora_rl.journal import Journal
-from aurora_rl.prediction_files import PredictedMasks, PredictionError, fingerprint, list_predictions
+from aurora_rl.journal import Journal, fingerprint
+from aurora_rl.prediction_files import PredictedMasks, PredictionError, list_predictions
 from aurora_rl.predictions import MaskRle, MaskScore, decode_masks, read_results
 from aurora_rl.scores import RowScore, score_tables, write_scores
 
@@ -285,7 +285,7 @@ def _score_all(
     tasks = []
     for sample in samples:
         if sample.mask_paths not in truth:
-            truth[sample.mask_paths] = fingerprint(sample.mask_paths)
+            truth[sample.mask_paths] = fingerprint((path, os.stat(path)) for path in sample.mask_paths)
         prediction = predictions.rows.get(sample.row)
         marks = f"{truth[sample.mask_paths]}-{prediction.fingerprint if prediction else 'missing'}"
         tasks.append(Task(sample, prediction, preset, marks))

@@ -237,10 +237,11 @@ def _tables(rows: Iterable[RowScore], key: Callable[[RowScore], str]) -> dict[st
 
 
 def _group(rows: Iterable[RowScore], key: Callable[[RowScore], str]) -> dict[str, list[RowScore]]:
+    """The groups by name, those of null references alone last."""
     groups: defaultdict[str, list[RowScore]] = defaultdict(list)
     for row in rows:
         groups[key(row)].append(row)
-    return {name: groups[name] for name in sorted(groups)}
+    return {name: groups[name] for name in sorted(groups, key=lambda name: (not split_nulls(groups[name])[0], name))}
 
 
 # ------------------------------------------------------------------------------------------------ files

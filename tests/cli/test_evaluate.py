@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aurora_rl import model_evaluation
 from aurora_rl.cli import main
 from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
@@ -215,6 +216,32 @@ def test_model_is_scored_as_by_the_recipe(benchmark, tiny_checkpoint, tmp_path, 
     assert (tables["splits"]["test_s"]["n"], tables["splits"]["test_n"]["n"]) == (2, 1)
     assert (tmp_path / "recipe" / "scores.json").is_file() and "test_s" in Page(tmp_path / "out.html").text
     assert "test_s" in capsys.readouterr().out
+
+
+def test_evaluation_of_a_model_that_was_interrupted_goes_on(benchmark, tiny_checkpoint, tmp_path, monkeypatch):
+    config = tmp_path / "evaluate.yaml"
+    config.write_text(CONFIG)
+    command = ["evaluate", "--model", tiny_checkpoint, "--dataset", str(benchmark), "--split", "test_s", "test_n"]
+    # One row at a time: the rows that are left share other batches, which changes the last digits.
+    command += ["--config", str(config), "--batch_size", "1", "--ablations", "audio_muted", "--output"]
+    assert main([*command, str(tmp_path / "whole.json")]) == 0
+    scored: list[int] = []
+
+    def interrupt(sample, *answer, **options):
+        scored.append(sample.row)
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        return score(sample, *answer, **options)
+
+    score = model_evaluation._score
+    monkeypatch.setattr(model_evaluation, "_score", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        main([*command, str(tmp_path / "out.json")])
+    assert main([*command, str(tmp_path / "out.json")]) == 0
+    assert len(scored) == 2 + 2 + 3  # of three rows one was kept; then those of the ablation
+    for name in ("results.jsonl", "results.audio_muted.jsonl", "summary.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not list(tmp_path.rglob("*.partial.*"))
 
 
 def test_model_without_data_or_with_an_unknown_option_is_refused(tiny_checkpoint, tmp_path, capsys):
