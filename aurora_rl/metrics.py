@@ -158,13 +158,18 @@ def resize_truth(gt_masks: Tensor, size: tuple[int, int]) -> Tensor:
     _check_mask("gt_masks", gt_masks)
     if tuple(gt_masks.shape[1:]) == tuple(size):
         return gt_masks
-    rows, row_weights = _opencv_neighbours(gt_masks.shape[1], size[0], gt_masks.device)
-    columns, column_weights = _opencv_neighbours(gt_masks.shape[2], size[1], gt_masks.device)
-    quarters = torch.zeros(len(gt_masks), *size, dtype=torch.int32, device=gt_masks.device)  # of a grey level
-    for row, row_weight in zip(rows, row_weights, strict=True):
-        left, right = (gt_masks[:, row][:, :, column] for column in columns)  # (F, *size)
-        line = 255 * (left * column_weights[0] + right * column_weights[1])
-        quarters += (line >> 4) * row_weight[:, None] >> 16
+    rows = _opencv_neighbours(gt_masks.shape[1], size[0], gt_masks.device)
+    columns = _opencv_neighbours(gt_masks.shape[2], size[1], gt_masks.device)
+    # Frame by frame: all that is in between stays in the processor's cache.
+    return torch.stack([_resize_mask(mask, rows, columns) for mask in gt_masks])
+
+
+def _resize_mask(mask: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]) -> Tensor:
+    """One frame's mask (H, W) bool at the size of its neighbours; see `resize_truth`."""
+    quarters: Tensor | int = 0  # of a grey level
+    for row, row_weight in zip(*rows, strict=True):
+        line = sum(mask[row].index_select(1, column) * weight for column, weight in zip(*columns, strict=True))
+        quarters = quarters + (((255 * line) >> 4) * row_weight[:, None] >> 16)
     return quarters >= 2  # half a grey level is rounded up
 
 

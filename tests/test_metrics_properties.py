@@ -13,10 +13,6 @@ from aurora_rl.boundary import boundary_f_measure, outlines
 from aurora_rl.evaluation import PRESETS, score_masks
 from tests.direct_evaluation import davis_f, direct_scores, seg2bmap
 
-# The same examples in every run, kept nowhere: a run in CI fails for one reason, a change of the code.
-settings.register_profile("aurora", derandomize=True, database=None, deadline=None, max_examples=60)
-settings.load_profile("aurora")
-
 THRESHOLDS = torch.linspace(0, 1 - 1e-10, 255).numpy()
 #: Anything in [0, 1], often a threshold, what lies next to one, or a grey level.
 PROBS = st.one_of(
