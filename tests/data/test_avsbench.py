@@ -22,9 +22,9 @@ from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.media import MediaError, load_clip
 from aurora_rl.data.sample import AVSample
+from aurora_rl.data.targets import answer_only
 from aurora_rl.models.batch import SFTCollator
 from aurora_rl.prompts import answer_for
-from recipes.sft import answer_only, completion_for, gold_chain
 
 WIDTH, HEIGHT = 64, 32
 CAR, DOG = "--0PQM4-hqg", "a_b_dog"  # names hold hyphens and underscores
@@ -305,12 +305,6 @@ def test_samples_survive_the_dataset(s4: Path) -> None:
     dataset = to_dataset(samples)
     assert [AVSample.from_row(row) for row in dataset] == samples
     assert SOUNDING_REFERENCE in dataset[0]["prompt"][0]["content"][0]["text"]
-
-
-def test_sft_trains_on_the_answer_where_a_benchmark_has_no_chains() -> None:
-    assert completion_for(DataArguments(data_root="", benchmark="avsbench_s4")) is answer_only
-    assert completion_for(DataArguments(data_root="", benchmark="avsbench_s4", chains="c.jsonl")) is gold_chain
-    assert completion_for(DataArguments(data_root="")) is gold_chain  # there, forgetting the chains stays an error
 
 
 def test_sft_makes_a_batch_of_clips_of_one_frame_and_of_five(s4: Path, loaded) -> None:

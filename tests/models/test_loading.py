@@ -14,6 +14,7 @@ from transformers import AutoProcessor, Qwen2_5OmniThinkerForConditionalGenerati
 
 from aurora_rl.assemble import peft_config
 from aurora_rl.config import ModelArguments
+from aurora_rl.data.targets import gold_chain
 from aurora_rl.inference import Predictor
 from aurora_rl.models.batch import SFTCollator
 from aurora_rl.models.loading import LoadedModel, freeze, load_model
@@ -58,7 +59,7 @@ def save(loaded: LoadedModel, model: nn.Module, folder: Path) -> str:
 
 
 def forward(loaded: LoadedModel, encode, sample) -> tuple[torch.Tensor, torch.Tensor]:
-    batch = SFTCollator(encode, loaded.seg_token_id, lambda sample: sample.chain)([sample.to_row()])
+    batch = SFTCollator(encode, loaded.seg_token_id, gold_chain)([sample.to_row()])
     inputs = {name: batch[name] for name in batch if name not in ("labels", "gt_masks", "seg_weights")}
     with torch.no_grad():
         outputs = loaded.model.eval()(**inputs)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
 from aurora_rl.models.loading import load_model
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
@@ -22,6 +22,7 @@ def train_both(model_args: ModelArguments, data_args: DataArguments, output_dir:
     sft.main(
         model_args,
         data_args,
+        TargetArguments(),
         AuroraSFTConfig(sft_dir, max_steps=1, per_device_train_batch_size=2, save_strategy="no", **QUIET),
     )
     grpo.main(
