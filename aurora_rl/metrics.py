@@ -166,10 +166,11 @@ def resize_truth(gt_masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _resize_mask(mask: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]) -> Tensor:
     """One frame's mask (H, W) bool at the size of its neighbours; see `resize_truth`."""
-    quarters: Tensor | int = 0  # of a grey level
+    size = len(rows[0][0]), len(columns[0][0])
+    quarters = torch.zeros(size, dtype=torch.int32, device=mask.device)  # of a grey level
     for row, row_weight in zip(*rows, strict=True):
         line = sum(mask[row].index_select(1, column) * weight for column, weight in zip(*columns, strict=True))
-        quarters = quarters + (((255 * line) >> 4) * row_weight[:, None] >> 16)
+        quarters += ((255 * line) >> 4) * row_weight[:, None] >> 16
     return quarters >= 2  # half a grey level is rounded up
 
 

@@ -1,6 +1,7 @@
 """`aurora-rl evaluate` and `aurora-rl compare` as they are typed."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -242,6 +243,22 @@ def test_evaluation_of_a_model_that_was_interrupted_goes_on(benchmark, tiny_chec
     for name in ("results.jsonl", "results.audio_muted.jsonl", "summary.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not list(tmp_path.rglob("*.partial.*"))
+
+
+@pytest.mark.multiprocess
+def test_two_processes_score_a_model_as_one_does(benchmark, tiny_checkpoint, tmp_path):
+    (tmp_path / "evaluate.yaml").write_text(CONFIG)
+    command = ["evaluate", "--model", tiny_checkpoint, "--dataset", str(benchmark), "--split", "test_s", "test_n"]
+    command += ["--config", str(tmp_path / "evaluate.yaml"), "--batch_size", "1", "--output"]
+    assert main([*command, str(tmp_path / "one.json")]) == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    launched = [*launcher, "-m", "aurora_rl.cli", *command, str(tmp_path / "two.json")]
+    done = subprocess.run(launched, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("preset refavs") == 1
+    for name in ("one.json", "one.jsonl", "one/results.jsonl"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / name.replace("one", "two")).read_bytes()
 
 
 def test_model_without_data_or_with_an_unknown_option_is_refused(tiny_checkpoint, tmp_path, capsys):
