@@ -6,6 +6,7 @@ train_samples    its train split, with chains of thought
 tiny_checkpoint  folder of a random Qwen2.5-Omni with a `dot` mask decoder, and its processor
 omni_checkpoint  folder of the same language model as it comes from the hub: whole Qwen2.5-Omni, no mask decoder
 sam_checkpoint   folder of a random SAM in miniature, 128 pixels
+sam2_checkpoint  folder of a random SAM 2 in miniature, 64 pixels, its memory of a video included
 loaded           the model of `tiny_checkpoint`, fresh for every test
 encode           the encoder of samples that goes with `loaded`
 """
@@ -17,7 +18,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoProcessor, Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration, SamConfig, SamModel
+from transformers import (
+    AutoProcessor,
+    Qwen2_5OmniConfig,
+    Qwen2_5OmniForConditionalGeneration,
+    Sam2VideoConfig,
+    Sam2VideoMaskDecoderConfig,
+    Sam2VideoModel,
+    SamConfig,
+    SamModel,
+)
 
 from aurora_rl.assemble import assemble_encoder, load_split
 from aurora_rl.config import DataArguments
@@ -142,6 +152,50 @@ def sam_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     for parameter in model.parameters():
         parameter.normal_(std=0.3)  # SAM's own initialisation is so small that all frames look alike
     folder = tmp_path_factory.mktemp("sam")
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def sam2_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a SAM 2 of width 32 for images of 64 pixels, in the layout of the published ones; read-only."""
+    config = Sam2VideoConfig(
+        vision_config={
+            "backbone_config": {
+                "hidden_size": 8,
+                "blocks_per_stage": [1, 1, 2, 1],
+                "embed_dim_per_stage": [8, 16, 32, 64],
+                "num_attention_heads_per_stage": [1, 1, 2, 2],
+                "window_size_per_stage": [8, 4, 4, 2],
+                "window_positional_embedding_background_size": [2, 2],
+                "global_attention_blocks": [3],
+                "image_size": [64, 64],
+            },
+            "backbone_channel_list": [64, 32, 16, 8],
+            "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+            "fpn_hidden_size": 32,
+        },
+        prompt_encoder_config={"hidden_size": 32, "image_size": 64},
+        mask_decoder_config=Sam2VideoMaskDecoderConfig(
+            hidden_size=32, mlp_dim=64, num_attention_heads=2, iou_head_hidden_dim=32
+        ),
+        image_size=64,
+        memory_attention_hidden_size=32,
+        memory_attention_num_layers=1,
+        memory_attention_feed_forward_hidden_size=64,
+        memory_attention_rope_feat_sizes=[4, 4],
+        memory_encoder_hidden_size=32,
+        memory_encoder_output_channels=16,
+        mask_downsampler_embed_dim=32,
+        memory_fuser_embed_dim=32,
+        memory_fuser_intermediate_dim=64,
+    )
+    torch.manual_seed(0)
+    model = Sam2VideoModel(config).requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if "norm" not in name:  # random scales of norms would make the memory drown the image
+            parameter.normal_(std=0.3)
+    folder = tmp_path_factory.mktemp("sam2")
     model.save_pretrained(folder)
     return str(folder)
 
