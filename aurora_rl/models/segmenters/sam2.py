@@ -111,7 +111,7 @@ class Sam2Segmenter(SamFamilySegmenter):
     decoder_class = Sam2MaskDecoder
 
     @staticmethod
-    def single_mask(decoder: nn.Module) -> nn.Module:
+    def single_mask(decoder: Sam2MaskDecoder) -> Sam2MaskDecoder:
         """Also without the score of the object's presence, and what `Sam2ImageFeatures` does beforehand."""
         SamFamilySegmenter.single_mask(decoder)
         decoder.pred_obj_score_head = nn.Identity()

@@ -20,6 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from aurora_rl.models.segmenters.base import FrameEncoder, Segmenter, check_frames
+from aurora_rl.models.segmenters.sam_shared import MaskDecoder
 from aurora_rl.models.sharding import loading_whole
 
 
@@ -99,7 +100,7 @@ class SamFamilySegmenter(Segmenter):
         self._copy_weights(self.frame_encoder.load_sam(self.config["checkpoint"], self.config.get("revision")))
 
     @staticmethod
-    def single_mask(decoder: nn.Module) -> nn.Module:
+    def single_mask(decoder: MaskDecoder) -> MaskDecoder:
         """Take out, in place, what only IoU scores and masks 1 to 3 need."""
         decoder.num_mask_tokens = 1
         decoder.output_hypernetworks_mlps = decoder.output_hypernetworks_mlps[:1]

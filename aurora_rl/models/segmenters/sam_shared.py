@@ -16,9 +16,13 @@ from torch.nn import functional as F
 from transformers.models.sam.modeling_sam import SamAttention, SamMaskDecoder, SamTwoWayAttentionBlock
 from transformers.models.sam2.modeling_sam2 import Sam2Attention, Sam2MaskDecoder, Sam2TwoWayAttentionBlock
 
+MaskDecoder = SamMaskDecoder | Sam2MaskDecoder
+Attention = SamAttention | Sam2Attention
+TwoWayBlock = SamTwoWayAttentionBlock | Sam2TwoWayAttentionBlock
+
 
 def decode_prompts(
-    decoder: SamMaskDecoder | Sam2MaskDecoder,
+    decoder: MaskDecoder,
     image_embeddings: Tensor,
     positions: Tensor,
     prompts: Tensor,
@@ -54,14 +58,14 @@ def decode_prompts(
     return (pixels.flatten(2, 3) @ kernels[..., None]).view(pixels.shape[:-1])
 
 
-def _output_tokens(decoder: SamMaskDecoder | Sam2MaskDecoder) -> Tensor:
+def _output_tokens(decoder: MaskDecoder) -> Tensor:
     """(1 + masks, C), of SAM 2 (2 + masks, C): the mask tokens come last."""
     presence = [decoder.obj_score_token] if isinstance(decoder, Sam2MaskDecoder) else []
     return torch.cat([token.weight for token in (*presence, decoder.iou_token, decoder.mask_tokens)])
 
 
 def _two_way(
-    layer: SamTwoWayAttentionBlock | Sam2TwoWayAttentionBlock,
+    layer: TwoWayBlock,
     tokens: Tensor,
     keys: Tensor,
     prompt_tokens: Tensor,
@@ -82,7 +86,7 @@ def _two_way(
     return tokens, layer.layer_norm4(keys + update)
 
 
-def _tokens_to_image(attention: SamAttention | Sam2Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _tokens_to_image(attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Tokens (N, G, T, C) attend to the image (N, 1 or G, L, C)."""
     if key.size(1) == 1:  # one image for all prompts: all their tokens are one batch of queries
         return attention(query.flatten(1, 2)[:, None], key, value)[0].view_as(query)
@@ -106,7 +110,7 @@ def _weight_and_bias(projection: nn.Linear) -> tuple[Tensor, Tensor]:
     return answers[:-1] - answers[-1], answers[-1]
 
 
-def _image_to_tokens(attention: SamAttention | Sam2Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _image_to_tokens(attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """The image (N, 1 or G, L, C) attends to each prompt's tokens (N, G, T, C): (N, G, L, C)."""
     if query.size(1) == key.size(1):
         return attention(query, key, value)[0]
@@ -120,12 +124,12 @@ def _image_to_tokens(attention: SamAttention | Sam2Attention, query: Tensor, key
     return _out_projection(attention)(attended.transpose(1, 2).flatten(2)).unflatten(0, key.shape[:2])
 
 
-def _out_projection(attention: SamAttention | Sam2Attention) -> nn.Linear:
+def _out_projection(attention: Attention) -> nn.Linear:
     return attention.o_proj if isinstance(attention, Sam2Attention) else attention.out_proj
 
 
 def _upscale(
-    decoder: SamMaskDecoder | Sam2MaskDecoder,
+    decoder: MaskDecoder,
     keys: Tensor,
     size: torch.Size,
     high_res_features: tuple[Tensor, Tensor] | None,
