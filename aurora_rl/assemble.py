@@ -22,6 +22,7 @@ from aurora_rl.data.omni_avs import load_omni_avs
 from aurora_rl.data.ref_avs import load_ref_avs
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.models.batch import PromptOptions, SampleEncoder
+from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.embedding_cache import EmbeddingCache
 from aurora_rl.models.loading import LoadedModel, SegmentationLoraConfig, freeze, load_model
 from aurora_rl.models.mllm import MLLMFamily
@@ -67,7 +68,9 @@ def peft_config(args: ModelArguments, loaded: LoadedModel) -> PeftConfig | None:
     if not args.use_peft or is_peft_model(loaded.model):
         return None
     _warn_of_rounded_updates(args, loaded)
-    return lora_config(args, loaded.family, loaded.segmenter_config)
+    config = lora_config(args, loaded.family, loaded.segmenter_config)
+    config.clip_options = getattr(loaded.model.config, "clip_options", None)
+    return config
 
 
 def lora_config(args: ModelArguments, family: MLLMFamily, segmenter: dict[str, Any]) -> SegmentationLoraConfig:
@@ -157,7 +160,7 @@ def assemble_encoder(
 
     Args:
         args: how clips are put to the model.
-        loaded: the model whose processor and mask decoder are fed.
+        loaded: the model whose processor and mask decoder are fed; checkpoints saved from now on tell how.
         samples: all samples that will be encoded.
         load: reads a sample's media.
         frames_are_changed: whether `load` gives other frames than those on disk; these are encoded as they come,
@@ -191,4 +194,6 @@ def assemble_encoder(
             return frame_encoder.encode(clip.frames).cpu()
 
     options = PromptOptions(args.instruction, args.system_prompt, args.min_pixels, args.max_pixels)
+    if samples:
+        loaded.remember_clips(ClipOptions.of_samples(samples, options))
     return SampleEncoder(loaded.family, loaded.processor, frame_inputs, options=options, load=load)

@@ -68,6 +68,7 @@ class Footage(abc.ABC):
         frame_size: (height, width) of the pictures as they are given, at most `max_side`.
         waveform: (N,) float32 in [-1, 1], mono, 16 kHz, from the first picture on; None for a clip without sound.
         sound_path: the file that the sound comes from; None where it comes from none.
+        sound_start: when that file's sound begins, in seconds after the first picture.
         notes: what a user should know of how the clip was read; more may come while it is read.
     """
 
@@ -77,6 +78,7 @@ class Footage(abc.ABC):
         self.frame_size = limited_size(own_size, max_side)
         self.waveform: np.ndarray | None = None
         self.sound_path: FilePath | None = None
+        self.sound_start = 0.0
         self.notes: list[str] = []
 
     @abc.abstractmethod
@@ -192,7 +194,8 @@ class _VideoFootage(Footage):
             stream = container.streams.audio[0]
             start = 0.0 if stream.start_time is None else float(stream.start_time * stream.time_base)
             waveform = decode_audio(container, self.path)
-        late = round((start - self._start) * SAMPLING_RATE)
+        self.sound_start = start - self._start
+        late = round(self.sound_start * SAMPLING_RATE)
         silence = np.zeros(min(max(late, 0), MAX_SECONDS * SAMPLING_RATE), dtype=np.float32)
         return np.concatenate([silence, waveform[max(-late, 0) :]])
 
