@@ -1,0 +1,97 @@
+"""`aurora-rl doctor`: whether a benchmark's folder is whole, before a run finds out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from aurora_rl.cli.arguments import Commands, HelpFormatter, positive
+from aurora_rl.cli.console import CLEAN, PROBLEMS, printable, refuse
+from aurora_rl.data.doctor import PROBLEM_KINDS, Report, examine, examine_metadata
+from aurora_rl.data.files import DatasetError
+
+PIPE_WIDTH = 160  # columns of a table that does not go to a terminal
+
+DESCRIPTION = """Check a folder in Ref-AVSBench's layout: metadata.csv and every frame, audio file and mask it names.
+
+Exit code 0: clean, 1: problems, 2: unusable arguments or root. Notes (rows of split TODO, duplicate rows, repeated
+uids: the official file has them) count as problems with --strict only."""
+
+
+def register(commands: Commands) -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser(
+        "doctor", help="check a dataset", description=DESCRIPTION, formatter_class=HelpFormatter
+    )
+    parser.add_argument("root", type=Path, help="folder with metadata.csv, media/, gt_mask/ (or, alone, a csv file)")
+    parser.add_argument("--metadata-only", "--metadata_only", action="store_true", help="check metadata.csv alone")
+    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="splits whose files are checked (all but TODO)")
+    parser.add_argument("--num_frames", type=_frames, default=10, help="frames of a clip, or 'any'")
+    parser.add_argument("--num_workers", type=positive, default=1, help="threads; the report does not depend on it")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 on notes, too")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    parser.set_defaults(run=run)
+
+
+def _frames(text: str) -> int | None:
+    return None if text == "any" else positive(text)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check a dataset, print the report to stdout and return the exit code."""
+    try:
+        report = _examine(args)
+    except (DatasetError, OSError) as error:
+        return refuse("doctor", error)
+    if args.json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        _print_report(report, args)
+    return PROBLEMS if report.has_errors or (args.strict and report.problems) else CLEAN
+
+
+def _examine(args: argparse.Namespace) -> Report:
+    if args.metadata_only:
+        return examine_metadata(args.root)
+    if args.root.is_file():
+        raise DatasetError(f"{args.root} is a file: give the folder of the benchmark, or add --metadata-only")
+    return examine(args.root, splits=args.splits, num_frames=args.num_frames, num_workers=args.num_workers)
+
+
+def _print_report(report: Report, args: argparse.Namespace) -> None:
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    facts = report.facts
+    console.print(
+        f"{facts.rows:,} rows, {facts.null_rows:,} of them null references ({facts.null_sentences} distinct sentences)"
+    )
+    console.print(_splits_table(report))
+    if report.problems:
+        console.print(_problems_table(report))
+    num_errors = sum(problem.is_error for problem in report.problems)
+    checked = "metadata.csv alone" if report.clips_checked is None else f"{report.clips_checked:,} clips"
+    notes = len(report.problems) - num_errors
+    console.print(f"Checked {checked}: {num_errors} kind(s) of errors, {notes} of notes.")
+
+
+def _splits_table(report: Report) -> Table:
+    table = Table("split", *(Column(name, justify="right") for name in ("rows", "media ids", "null rows")))
+    for split, size in report.facts.splits.items():
+        table.add_row(Text(printable(split)), f"{size.rows:,}", f"{size.media_ids:,}", f"{size.null_rows:,}")
+    return table
+
+
+def _problems_table(report: Report) -> Table:
+    table = Table("", "problem", "count", "first", "what to do", show_lines=True)
+    for problem in report.problems:
+        kind = PROBLEM_KINDS[problem.kind]
+        severity = "error" if kind.is_error else "note"
+        count = f"{problem.count:,} {kind.unit}{'' if problem.count == 1 else 's'}"
+        cells = (severity, kind.title, count, printable(problem.first), kind.advice)
+        table.add_row(*(Text(cell, overflow="fold") for cell in cells))
+    return table

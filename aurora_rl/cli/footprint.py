@@ -1,0 +1,48 @@
+"""`aurora-rl footprint`: what a recipe's run takes of a GPU, before there is one."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from aurora_rl.cli.arguments import Commands, HelpFormatter, positive
+from aurora_rl.cli.console import CLEAN, PROBLEMS, refuse
+
+DESCRIPTION = """Estimate memory and operations of a recipe's run from its config: no GPU, no weights and no data.
+
+Options of the recipe may follow, such as --model DIR for a folder with a config.json. Exit code 0: printed, and it
+fits where --memory_limit_gb is given, 1: it does not fit, 2: unusable arguments."""
+
+
+def register(commands: Commands) -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser(
+        "footprint",
+        help="estimate a run's memory",
+        description=DESCRIPTION,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,  # the recipe's own options must not be taken for this command's
+    )
+    parser.add_argument("recipe", choices=("sft", "grpo"), help="whose arguments the config holds")
+    parser.add_argument("--config", required=True, help="YAML file of the recipe")
+    parser.add_argument("--launch", type=Path, metavar="FILE", help="accelerate config (one GPU without it)")
+    parser.add_argument("--processes", type=positive, help="instead of the accelerate config's")
+    parser.add_argument("--zero", type=int, choices=range(4), help="ZeRO stage instead of the accelerate config's")
+    parser.add_argument("--clips", type=positive, help="number of clips of the benchmark, for the embedding cache")
+    parser.add_argument("--frame_size", type=positive, nargs=2, metavar=("H", "W"), help="of the frames, in pixels")
+    parser.add_argument("--tflops", type=float, help="peak of the device, for a time")
+    parser.add_argument("--utilisation", type=float, default=0.4, help="share of the peak that is reached")
+    parser.set_defaults(run=run, options=[])
+
+
+def run(args: argparse.Namespace) -> int:
+    """Estimate a recipe's run, print the table to stdout and return the exit code."""
+    # Here, because these import torch and transformers, which take seconds.
+    from aurora_rl.footprint.by_hand import estimate_recipe
+
+    try:
+        text, fits = estimate_recipe(args)
+    except (OSError, ValueError) as error:
+        return refuse("footprint", error)
+    print(text)
+    return CLEAN if fits else PROBLEMS
