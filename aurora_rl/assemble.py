@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import PartialState
 from accelerate.utils import DistributedType, is_peft_model
 from peft import PeftConfig
@@ -145,6 +146,29 @@ def resume_point(resume_from_checkpoint: str | None) -> str | bool | None:
     return True if (resume_from_checkpoint or "").lower() == "true" else resume_from_checkpoint
 
 
+def read_clip_options(config: str | Path) -> ClipOptions:
+    """How a recipe's YAML file says that clips are put to the model; for checkpoints that do not tell themselves.
+
+    Raises:
+        ValueError: if the file is no mapping.
+    """
+    fields = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    if not isinstance(fields, dict):
+        raise ValueError(f"{config} holds no keys: give a recipe's config, such as recipes/synthetic/evaluate.yaml")
+    known = {field.name for field in dataclasses.fields(DataArguments)}
+    args = DataArguments(**{"data_root": "", **{key: value for key, value in fields.items() if key in known}})
+    return ClipOptions(
+        prompt=_prompt_options(args),
+        fps=args.fps,
+        num_frames=args.num_frames or ClipOptions.num_frames,
+        use_audio_in_video=args.use_audio_in_video,
+    )
+
+
+def _prompt_options(args: DataArguments) -> PromptOptions:
+    return PromptOptions(args.instruction, args.system_prompt, args.min_pixels, args.max_pixels)
+
+
 def assemble_encoder(
     args: DataArguments,
     loaded: LoadedModel,
@@ -193,7 +217,7 @@ def assemble_encoder(
         def frame_inputs(sample: AVSample, clip: AVClip) -> torch.Tensor:
             return frame_encoder.encode(clip.frames).cpu()
 
-    options = PromptOptions(args.instruction, args.system_prompt, args.min_pixels, args.max_pixels)
+    options = _prompt_options(args)
     if samples:
         loaded.remember_clips(ClipOptions.of_samples(samples, options))
     return SampleEncoder(loaded.family, loaded.processor, frame_inputs, options=options, load=load)

@@ -83,7 +83,9 @@ class OverlayVideo:
         self._container = av.open(os.path.abspath(self.path), "w", format="mp4")
         codec = next(name for name in VIDEO_CODECS if name in av.codec.codecs_available)
         height, width = self.footage.frame_size
-        self._video = self._container.add_stream(codec, rate=30, options=_codec_options(codec))
+        stream = self._container.add_stream(codec, rate=30, options=_codec_options(codec))
+        assert isinstance(stream, av.VideoStream)
+        self._video = stream
         self._video.width, self._video.height = width + width % 2, height + height % 2
         self._video.pix_fmt = "yuv420p"
         self._video.codec_context.time_base = Fraction(1, TICKS)
@@ -125,16 +127,18 @@ class OverlayVideo:
         pixels = picture.pixels
         pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), mode="edge")
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        frame.pts, frame.time_base = round(picture.time * TICKS), Fraction(1, TICKS)
-        self._gap = max(1, round(until * TICKS) - frame.pts)
-        self._durations[frame.pts] = self._gap
+        ticks = round(picture.time * TICKS)
+        frame.pts, frame.time_base = ticks, Fraction(1, TICKS)
+        self._gap = max(1, round(until * TICKS) - ticks)
+        self._durations[ticks] = self._gap
         self._mux(self._video.encode(frame))
         if self._sound is not None:
             self._sound.write_until(until)
 
     def _mux(self, packets: Sequence[av.Packet]) -> None:
         for packet in packets:
-            packet.duration = self._durations.pop(packet.pts, packet.duration)
+            if packet.pts is not None and packet.pts in self._durations:
+                packet.duration = self._durations.pop(packet.pts)
             self._container.mux(packet)
 
 

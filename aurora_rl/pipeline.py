@@ -400,7 +400,7 @@ class _JoinedMasks:
 def _known_options(options: ClipOptions | None) -> ClipOptions:
     if options is None:
         raise ValueError(
-            "the checkpoint does not tell how clips are put to the model (it was saved by an older version): give "
-            "clip_options, with the fps, num_frames and instruction that it was trained with"
+            "the checkpoint does not tell how clips are put to the model, as those saved by older versions: give "
+            "clip_options (--config with the recipe's YAML file), as it was trained"
         )
     return options

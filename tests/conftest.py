@@ -7,6 +7,7 @@ tiny_checkpoint  folder of a random Qwen2.5-Omni with a `dot` mask decoder, and 
 omni_checkpoint  folder of the same language model as it comes from the hub: whole Qwen2.5-Omni, no mask decoder
 sam_checkpoint   folder of a random SAM in miniature, 128 pixels
 sam2_checkpoint  folder of a random SAM 2 in miniature, 64 pixels, its memory of a video included
+film             writes an mp4 file: pictures at their times, sound, rotation
 loaded           the model of `tiny_checkpoint`, fresh for every test
 encode           the encoder of samples that goes with `loaded`
 """
@@ -14,8 +15,12 @@ encode           the encoder of samples that goes with `loaded`
 import importlib.util
 import json
 import os
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -198,6 +203,47 @@ def sam2_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("sam2")
     model.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a video file into `tmp_path`."""
+
+    def write(
+        frames: Sequence[np.ndarray],
+        *,
+        times: Sequence[float] | None = None,
+        waveform: np.ndarray | None = None,
+        sound_start: float = 0.0,
+        rotation: int = 0,
+        options: dict[str, str] | None = None,
+        name: str = "clip.mp4",
+    ) -> Path:
+        """Encode (H, W, 3) uint8 frames, at 4 a second or at `times`, and (N,) float sound at 16 kHz."""
+        path = tmp_path / name
+        with av.open(str(path), "w", options=options or {}) as container:
+            video = container.add_stream("libx264", rate=4, options={"crf": "1", "preset": "ultrafast"})
+            video.height, video.width = frames[0].shape[:2]
+            video.pix_fmt = "yuv444p"  # takes odd sizes, and keeps colours where they are
+            video.codec_context.time_base = Fraction(1, 1000)
+            if rotation:
+                video.set_display_rotation(rotation)
+            sound = None if waveform is None else container.add_stream("aac", rate=16_000, layout="mono")
+            for number, pixels in enumerate(frames):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+                frame.pts = round(1000 * (number / 4 if times is None else times[number]))
+                frame.time_base = Fraction(1, 1000)
+                container.mux(video.encode(frame))
+            container.mux(video.encode(None))
+            if sound is not None:
+                samples = av.AudioFrame.from_ndarray(waveform.astype(np.float32)[None], format="fltp", layout="mono")
+                samples.sample_rate, samples.pts = 16_000, round(16_000 * sound_start)
+                samples.time_base = Fraction(1, 16_000)
+                container.mux(sound.encode(samples))
+                container.mux(sound.encode(None))
+        return path
+
+    return write
 
 
 @pytest.fixture

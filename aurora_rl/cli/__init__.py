@@ -2,6 +2,7 @@
 
 aurora-rl doctor data/ref_avs --num_workers 8
 aurora-rl footprint grpo --config recipes/ref_avs/grpo_7b.yaml --launch accelerate_configs/zero2.yaml
+aurora-rl segment clip.mp4 "the drum" --model outputs/demo/grpo -o out
 
 A sub-command is a module here with a function `register`, and a name in `SUB_COMMANDS`. All of them are imported at
 every start, so a module imports what takes seconds (torch, transformers) where it is used.
@@ -12,12 +13,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from aurora_rl.cli import doctor, export, footprint
+from aurora_rl.cli import doctor, export, footprint, segment
 
 SUB_COMMANDS = (
     doctor,
     footprint,
     export,
+    segment,
 )
 
 

@@ -40,7 +40,7 @@ from aurora_rl.data.media import (
 MAX_SIDE = 1280
 #: Seconds of sound below which there is nothing to hear.
 SHORTEST_SOUND = 0.1
-#: Seconds that a video may end before its header says; the last frame's duration is often left out.
+#: Seconds that a video may end before its header says.
 MISSING_END = 0.5
 
 Frame = FilePath | Image.Image | np.ndarray
@@ -135,7 +135,7 @@ def open_footage(
     elif audio is not None:
         footage.take_sound(read_waveform(audio), audio)
     elif isinstance(footage, _VideoFootage):
-        footage.take_sound(footage.own_sound(), video)
+        footage.take_sound(footage.own_sound(), footage.path)
     else:
         footage.take_sound(None, None)
     return footage
@@ -168,15 +168,12 @@ class _VideoFootage(Footage):
 
     def pictures(self) -> Iterator[Picture]:
         with self._reading() as container:
-            stream = container.streams.video[0]
-            time = 0.0
-            for frame in container.decode(stream):
+            for frame in container.decode(container.streams.video[0]):
                 check_video_frame(frame, self.path)
                 time = frame.time - self._start
                 if time > MAX_SECONDS:
                     raise MediaError(f"{self.path} is longer than {MAX_SECONDS} s: cut it into clips")
                 yield Picture(time, self._pixels(frame))
-            self._note_missing_end(stream, time)
 
     def sampled(self, fps: float) -> Iterator[Picture]:
         with self._reading() as container:
@@ -184,7 +181,7 @@ class _VideoFootage(Footage):
             for frame in frames_on_screen(container, self.path, fps=fps):
                 yield Picture(number / fps, self._pixels(frame))
                 number += 1
-            self._note_missing_end(container.streams.video[0], number / fps)
+            self._note_missing_end(container, number / fps)
 
     def own_sound(self) -> np.ndarray | None:
         """The first audio track from the first picture on; None where there is none."""
@@ -192,7 +189,7 @@ class _VideoFootage(Footage):
             if not container.streams.audio:
                 return None
             stream = container.streams.audio[0]
-            start = 0.0 if stream.start_time is None else float(stream.start_time * stream.time_base)
+            start = _seconds(stream.start_time, stream)
             waveform = decode_audio(container, self.path)
         self.sound_start = start - self._start
         late = round(self.sound_start * SAMPLING_RATE)
@@ -223,8 +220,11 @@ class _VideoFootage(Footage):
             pixels = small.to_ndarray()
         return np.ascontiguousarray(np.rot90(pixels, k=turns))
 
-    def _note_missing_end(self, stream: av.video.stream.VideoStream, seconds: float) -> None:
-        promised = 0.0 if stream.duration is None else float(stream.duration * stream.time_base)
+    def _note_missing_end(self, container: av.container.InputContainer, seconds: float) -> None:
+        """Say so where neither pictures, which take so many seconds, nor sound reach the end that the header tells."""
+        promised = (container.duration or 0) / av.time_base
+        if self.waveform is not None:
+            seconds = max(seconds, len(self.waveform) / SAMPLING_RATE)
         if promised - seconds > max(MISSING_END, 0.1 * promised):
             self._note(f"the file ends after {seconds:.1f} s of the {promised:.1f} s that it promises: it is cut off")
 
@@ -266,6 +266,10 @@ class _FrameFootage(Footage):
             height, width = self.frame_size
             pixels = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX))
         return Picture(time, pixels)
+
+
+def _seconds(ticks: int | None, stream: av.stream.Stream) -> float:
+    return 0.0 if ticks is None or stream.time_base is None else float(ticks * stream.time_base)
 
 
 def _upright_size(frame: av.VideoFrame) -> tuple[int, int]:

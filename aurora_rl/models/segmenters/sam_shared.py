@@ -10,15 +10,17 @@ upscales; the rest is SAM's.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.sam.modeling_sam import SamAttention, SamMaskDecoder, SamTwoWayAttentionBlock
 from transformers.models.sam2.modeling_sam2 import Sam2Attention, Sam2MaskDecoder, Sam2TwoWayAttentionBlock
 
-MaskDecoder = SamMaskDecoder | Sam2MaskDecoder
-Attention = SamAttention | Sam2Attention
-TwoWayBlock = SamTwoWayAttentionBlock | Sam2TwoWayAttentionBlock
+MaskDecoder: TypeAlias = SamMaskDecoder | Sam2MaskDecoder
+Attention: TypeAlias = SamAttention | Sam2Attention
+TwoWayBlock: TypeAlias = SamTwoWayAttentionBlock | Sam2TwoWayAttentionBlock
 
 
 def decode_prompts(
