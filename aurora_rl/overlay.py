@@ -189,7 +189,8 @@ def _sound_frames(footage: Footage) -> Iterator[av.AudioFrame]:
 
 
 def _codec_options(codec: str) -> dict[str, str]:
-    return {"crf": "20", "preset": "veryfast"} if codec == "libx264" else {"qscale": "4"}
+    # Without frames out of order the last one written is the last one shown, whose duration ends the file.
+    return {"bf": "0"} | ({"crf": "20", "preset": "veryfast"} if codec == "libx264" else {"qscale": "4"})
 
 
 def _eroded(mask: np.ndarray, pixels: int) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from aurora_rl.completions import parse_completion
-from aurora_rl.data.footage import MAX_SIDE, SHORTEST_SOUND, Footage, Frame, Picture, open_footage
+from aurora_rl.data.footage import MAX_SIDE, Footage, Frame, Picture, open_footage
 from aurora_rl.data.media import SAMPLING_RATE, FilePath, MediaError
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.inference import Predictor
@@ -309,14 +309,12 @@ class AuroraPipeline:
 
     def _sound_of(self, window: Window, waveform: np.ndarray | None) -> np.ndarray | None:
         """What sounds while a window's pictures are on screen; a clip of one window is heard whole, as in training."""
-        if waveform is None:
-            return None
+        if waveform is None or (window.first == 0 and window.is_last):
+            return waveform
         start = round(window.first / self.options.fps * SAMPLING_RATE)
         length = round(len(window.pictures) / self.options.fps * SAMPLING_RATE)
         sound = waveform[start:] if window.is_last else waveform[start : start + length]
-        if len(sound) < SHORTEST_SOUND * SAMPLING_RATE:  # the sound has ended before the pictures
-            return np.zeros(length, dtype=np.float32)
-        return sound
+        return np.pad(sound, (0, max(0, length - len(sound))))  # the sound may end before the pictures
 
     def _window_answer(self, window: Window, text: str) -> WindowAnswer:
         parsed = parse_completion(text)

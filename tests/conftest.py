@@ -163,7 +163,10 @@ def sam_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def sam2_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Folder of a SAM 2 of width 32 for images of 64 pixels, in the layout of the published ones; read-only."""
+    """Folder of a SAM 2 in the published layout, for images of 64 pixels; read-only.
+
+    Its width is 128: transformers fixes that of the memory at 64, and the width must be a multiple of it.
+    """
     config = Sam2VideoConfig(
         vision_config={
             "backbone_config": {
@@ -178,28 +181,28 @@ def sam2_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
             },
             "backbone_channel_list": [64, 32, 16, 8],
             "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
-            "fpn_hidden_size": 32,
+            "fpn_hidden_size": 128,
         },
-        prompt_encoder_config={"hidden_size": 32, "image_size": 64},
+        prompt_encoder_config={"hidden_size": 128, "image_size": 64},
         mask_decoder_config=Sam2VideoMaskDecoderConfig(
-            hidden_size=32, mlp_dim=64, num_attention_heads=2, iou_head_hidden_dim=32
+            hidden_size=128, mlp_dim=64, num_attention_heads=2, iou_head_hidden_dim=32
         ),
         image_size=64,
-        memory_attention_hidden_size=32,
+        memory_attention_hidden_size=128,
         memory_attention_num_layers=1,
         memory_attention_feed_forward_hidden_size=64,
         memory_attention_rope_feat_sizes=[4, 4],
-        memory_encoder_hidden_size=32,
-        memory_encoder_output_channels=16,
-        mask_downsampler_embed_dim=32,
-        memory_fuser_embed_dim=32,
+        memory_encoder_hidden_size=128,
+        memory_encoder_output_channels=64,
+        mask_downsampler_embed_dim=128,
+        memory_fuser_embed_dim=128,
         memory_fuser_intermediate_dim=64,
     )
     torch.manual_seed(0)
     model = Sam2VideoModel(config).requires_grad_(False)
     for name, parameter in model.named_parameters():
         if "norm" not in name:  # random scales of norms would make the memory drown the image
-            parameter.normal_(std=0.3)
+            parameter.normal_(std=0.1)
     folder = tmp_path_factory.mktemp("sam2")
     model.save_pretrained(folder)
     return str(folder)

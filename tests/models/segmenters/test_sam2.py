@@ -13,7 +13,7 @@ from aurora_rl.models.segmentation import SegmentationHead
 from aurora_rl.models.segmenters import build_frame_encoder, build_segmenter, complete_segmenter_config
 from aurora_rl.models.segmenters.sam2 import Sam2Segmenter, pack_features, unpack_features
 
-SIZE, GRID, WIDTH = 64, 4, 32
+SIZE, GRID, WIDTH = 64, 4, 128
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_state_dict_round_trip_through_the_config_keeps_every_bit(segmenter):
 
 def test_frame_inputs_of_another_size_are_refused(segmenter):
     frame_inputs, prompts = make_inputs(1, 1)
-    with pytest.raises(ValueError, match=r"frame inputs are \(1, 128, 2, 2\), expected \(N, 128, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"frame inputs are \(1, 512, 2, 2\), expected \(N, 512, 4, 4\)"):
         segmenter(frame_inputs[..., :2, :2], prompts)
 
 
@@ -262,7 +262,7 @@ def test_load_pretrained_fills_a_segmenter_built_from_its_completed_config(sam2_
 
 def test_load_pretrained_refuses_a_checkpoint_of_another_shape(sam2_checkpoint):
     segmenter = build_segmenter({"type": "sam2", "image_size": SIZE, "checkpoint": sam2_checkpoint})
-    with pytest.raises(ValueError, match="'hidden_size': 32.*, not {}: set 'sam_config' to Sam2Segmenter"):
+    with pytest.raises(ValueError, match="'hidden_size': 128.*, not {}: set 'sam_config' to Sam2Segmenter"):
         segmenter.load_pretrained()
 
 
