@@ -26,8 +26,8 @@ COLOURS = {
     "purple": (204, 121, 167),
     "blue": (0, 114, 178),
 }
-FILL = 0.45  # share of the colour inside a mask
-OUTLINE = 2  # pixels
+FILL = 0.5  # share of the colour inside a mask
+OUTLINE = 2  # pixels, more on a picture with sides of more than 400
 
 #: The first of these that this build of PyAV has.
 VIDEO_CODECS = ("libx264", "mpeg4")
@@ -55,10 +55,11 @@ def draw_masks(pixels: np.ndarray, masks: Sequence[np.ndarray] | np.ndarray) -> 
         (H, W, 3) uint8.
     """
     drawn = pixels.astype(np.float32)
+    outline = max(OUTLINE, max(pixels.shape) // 200)
     for reference, mask in enumerate(masks):
         colour = np.array(COLOURS[colour_of(reference)], dtype=np.float32)
         drawn[mask] = (1 - FILL) * drawn[mask] + FILL * colour
-        drawn[mask & ~_eroded(mask, OUTLINE)] = colour
+        drawn[mask & ~_eroded(mask, outline)] = colour
     return drawn.round().astype(np.uint8)
 
 

@@ -51,8 +51,8 @@ def test_masks_are_filled_and_outlined_in_their_own_colours():
     drawn = draw_masks(grey(100), masks)
     orange, blue = (np.array(COLOURS[name]) for name in ("orange", "sky blue"))
     assert (drawn[4, 4] == orange).all() and (drawn[5, 10] == orange).all()  # an outline of two pixels
-    assert (drawn[10, 10] == np.round(0.55 * 100 + 0.45 * orange)).all()
-    assert (drawn[25, 35] == np.round(0.55 * 100 + 0.45 * blue)).all()
+    assert (drawn[10, 10] == np.round(0.5 * 100 + 0.5 * orange)).all()
+    assert (drawn[25, 35] == np.round(0.5 * 100 + 0.5 * blue)).all()
     assert (drawn[~masks.any(axis=0)] == 100).all()
 
 

@@ -1,6 +1,8 @@
 """One command from a clip to a folder: what is in it, and what happens to clips and arguments that make no sense."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import av
@@ -8,11 +10,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 from PIL import Image
 
-from aurora_rl.cli import main
+from aurora_rl.cli import main, parse_arguments
 from aurora_rl.data.footage import open_footage
 from aurora_rl.data.media import load_clip
+from aurora_rl.models.segmenters import build_segmenter
 from aurora_rl.predictions import decode_masks
 
 
@@ -189,3 +193,38 @@ def test_a_model_that_does_not_tell_how_clips_are_put_to_it_needs_a_recipes_conf
     config.write_text("fps: 4.0\nnum_frames: 8\ninstruction: '{reference}'\nmin_pixels: 256\nmax_pixels: 65536\n")
     assert segment(clip, "The drum.", "--model", tiny_checkpoint, "-o", out, "--config", config) == 0
     assert len(json.loads((out / "answer.json").read_text())["frame_times"]) == 8
+
+
+# docs/inference.md
+
+
+def blocks(language: str) -> list[str]:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "inference.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_commands_of_the_page_are_understood():
+    commands = [line for block in blocks("bash") for line in block.splitlines()]
+    assert len(commands) == 3
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        assert program == "aurora-rl"
+        assert parse_arguments(arguments).output_dir == Path("out")
+
+
+def test_python_of_the_page_runs(model, clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "demo").mkdir(parents=True)
+    Path(model).rename(tmp_path / "outputs" / "demo" / "grpo")
+    [block] = blocks("python")
+    exec(block.replace('AuroraPipeline("', 'AuroraPipeline(max_completion_length=2, model="'), {})
+    printed = capsys.readouterr().out
+    assert "The object on the left." in printed
+    assert printed.count("(4, 64, 64) float32") == 2
+    assert printed.count("(2, 64, 64)") == 8
+
+
+def test_mask_head_of_the_page_is_one():
+    [block] = blocks("yaml")
+    with torch.device("meta"):
+        assert build_segmenter(yaml.safe_load(block)["segmenter"]).prompt_dim == 256
