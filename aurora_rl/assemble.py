@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import PartialState
 from accelerate.utils import DistributedType, is_peft_model
 from peft import PeftConfig
@@ -25,6 +26,7 @@ from aurora_rl.data.ref_avs import load_ref_avs
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.data.targets import TARGETS, Target
 from aurora_rl.models.batch import PromptOptions, SampleEncoder
+from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.embedding_cache import EmbeddingCache
 from aurora_rl.models.loading import LoadedModel, SegmentationLoraConfig, freeze, load_model
 from aurora_rl.models.mllm import MLLMFamily
@@ -73,7 +75,9 @@ def peft_config(args: ModelArguments, loaded: LoadedModel) -> PeftConfig | None:
     if not args.use_peft or is_peft_model(loaded.model):
         return None
     _warn_of_rounded_updates(args, loaded)
-    return lora_config(args, loaded.family, loaded.segmenter_config)
+    config = lora_config(args, loaded.family, loaded.segmenter_config)
+    config.clip_options = getattr(loaded.model.config, "clip_options", None)
+    return config
 
 
 def lora_config(args: ModelArguments, family: MLLMFamily, segmenter: dict[str, Any]) -> SegmentationLoraConfig:
@@ -219,13 +223,32 @@ def _teacher_encoder(args: TargetArguments, data_args: DataArguments, loaded: Lo
     return SampleEncoder(loaded.family, loaded.processor, no_frames, options=_teacher_options(args, data_args))
 
 
-def _prompt_options(args: DataArguments) -> PromptOptions:
-    return PromptOptions(args.instruction, args.system_prompt, args.min_pixels, args.max_pixels)
-
-
 def resume_point(resume_from_checkpoint: str | None) -> str | bool | None:
     """What `Trainer.train` takes: a checkpoint's folder as it is, `true` for the last one in `output_dir`."""
     return True if (resume_from_checkpoint or "").lower() == "true" else resume_from_checkpoint
+
+
+def read_clip_options(config: str | Path) -> ClipOptions:
+    """How a recipe's YAML file says that clips are put to the model; for checkpoints that do not tell themselves.
+
+    Raises:
+        ValueError: if the file is no mapping.
+    """
+    fields = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    if not isinstance(fields, dict):
+        raise ValueError(f"{config} holds no keys: give a recipe's config, such as recipes/synthetic/evaluate.yaml")
+    known = {field.name for field in dataclasses.fields(DataArguments)}
+    args = DataArguments(**{"data_root": "", **{key: value for key, value in fields.items() if key in known}})
+    return ClipOptions(
+        prompt=_prompt_options(args),
+        fps=args.fps,
+        num_frames=args.num_frames or ClipOptions.num_frames,
+        use_audio_in_video=args.use_audio_in_video,
+    )
+
+
+def _prompt_options(args: DataArguments) -> PromptOptions:
+    return PromptOptions(args.instruction, args.system_prompt, args.min_pixels, args.max_pixels)
 
 
 def assemble_encoder(
@@ -243,7 +266,7 @@ def assemble_encoder(
 
     Args:
         args: how clips are put to the model.
-        loaded: the model whose processor and mask decoder are fed.
+        loaded: the model whose processor and mask decoder are fed; checkpoints saved from now on tell how.
         samples: all samples that will be encoded.
         load: reads a sample's media.
         frames_are_changed: whether `load` gives other frames than those on disk; these are encoded as they come,
@@ -277,4 +300,7 @@ def assemble_encoder(
         def frame_inputs(sample: AVSample, clip: AVClip) -> torch.Tensor:
             return frame_encoder.encode(clip.frames).cpu()
 
-    return SampleEncoder(loaded.family, loaded.processor, frame_inputs, options=_prompt_options(args), load=load)
+    options = _prompt_options(args)
+    if samples:
+        loaded.remember_clips(ClipOptions.of_samples(samples, options))
+    return SampleEncoder(loaded.family, loaded.processor, frame_inputs, options=options, load=load)
