@@ -4,6 +4,7 @@ aurora-rl doctor data/ref_avs --num_workers 8
 aurora-rl evaluate --predictions masks --dataset data/ref_avs --split test_s --output out.json
 aurora-rl footprint grpo --config recipes/ref_avs/grpo_7b.yaml --launch accelerate_configs/zero2.yaml
 aurora-rl segment clip.mp4 "the drum" --model outputs/demo/grpo -o out
+aurora-rl serve --model outputs/demo/grpo
 
 A sub-command is a module here with a function `register`, and a name in `SUB_COMMANDS`. All of them are imported at
 every start, so a module imports what takes seconds (torch, transformers) where it is used.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from aurora_rl.cli import compare, doctor, evaluate, export, footprint, segment
+from aurora_rl.cli import compare, doctor, evaluate, export, footprint, segment, serve
 
 SUB_COMMANDS = (
     doctor,
@@ -23,6 +24,7 @@ SUB_COMMANDS = (
     footprint,
     export,
     segment,
+    serve,
 )
 
 

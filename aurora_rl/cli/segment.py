@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aurora_rl.cli.arguments import Commands, HelpFormatter, positive
+from aurora_rl.cli.arguments import Commands, HelpFormatter
 from aurora_rl.cli.console import CLEAN, printable, refuse
+from aurora_rl.cli.pipeline_arguments import add_pipeline_arguments, load_pipeline
 
 if TYPE_CHECKING:
     from aurora_rl.pipeline import AuroraPipeline, ClipAnswer
@@ -31,7 +32,7 @@ def register(commands: Commands) -> None:
         "segment", help="segment a video", description=DESCRIPTION, formatter_class=HelpFormatter
     )
     parser.add_argument("inputs", nargs="+", metavar="[VIDEO] REFERENCE", help="video or still image, then references")
-    parser.add_argument("--model", required=True, help="hub name or folder of a trained model or adapter")
+    add_pipeline_arguments(parser)
     parser.add_argument("--output_dir", "-o", type=Path, required=True, help="folder that is written")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier answer in it")
     parser.add_argument("--frames", type=Path, metavar="DIR", help="image files instead of a video, in order of name")
@@ -43,32 +44,18 @@ def register(commands: Commands) -> None:
     )
     parser.add_argument("--window", type=float, metavar="SECONDS", help="length of the windows of a longer clip")
     parser.add_argument("--stride", type=float, metavar="SECONDS", help="from one window to the next (the length)")
-    parser.add_argument("--max_side", type=positive, default=1280, help="frames are brought down to this, in pixels")
-    parser.add_argument("--max_completion_length", type=positive, default=512, help="tokens of a chain of thought")
-    parser.add_argument("--batch_size", type=positive, default=8, help="references x windows answered at once")
-    parser.add_argument("--config", type=Path, help="recipe's YAML: fps, num_frames, instruction as in training")
-    parser.add_argument("--device", help="such as cpu or cuda:1 (a GPU if there is one)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Answer, write the folder and return the exit code."""
-    # Here, because these import torch and transformers, which take seconds.
+    # Here, because this imports torch and transformers, which take seconds.
     from aurora_rl.answer_files import check_folder, write_answer
-    from aurora_rl.assemble import read_clip_options
-    from aurora_rl.pipeline import AuroraPipeline
 
     try:
         video, references = _clip_and_references(args)
         check_folder(args.output_dir, overwrite=args.overwrite)
-        pipeline = AuroraPipeline(
-            args.model,
-            clip_options=None if args.config is None else read_clip_options(args.config),
-            max_completion_length=args.max_completion_length,
-            batch_size=args.batch_size,
-            max_side=args.max_side,
-            device=args.device,
-        )
+        pipeline = load_pipeline(args)
         started = time.perf_counter()
         answer = _answer(pipeline, video, references, args)
         written = time.perf_counter()

@@ -1,0 +1,43 @@
+"""The arguments that say which model answers clips and how, alike in every command that does."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aurora_rl.cli.arguments import positive
+
+if TYPE_CHECKING:
+    from aurora_rl.pipeline import AuroraPipeline
+
+
+def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add them to a sub-command."""
+    parser.add_argument("--model", required=True, help="hub name or folder of a trained model or adapter")
+    parser.add_argument("--max_side", type=positive, default=1280, help="frames are brought down to this, in pixels")
+    parser.add_argument("--max_completion_length", type=positive, default=512, help="tokens of a chain of thought")
+    parser.add_argument("--batch_size", type=positive, default=8, help="references x windows answered at once")
+    parser.add_argument("--config", type=Path, help="recipe's YAML: fps, num_frames, instruction as in training")
+    parser.add_argument("--device", help="such as cpu or cuda:1 (a GPU if there is one)")
+
+
+def load_pipeline(args: argparse.Namespace) -> AuroraPipeline:
+    """The pipeline that the arguments describe.
+
+    Raises:
+        OSError: if a file is not there.
+        ValueError: if the model or the config cannot be used.
+    """
+    # Here, because these import torch and transformers, which take seconds.
+    from aurora_rl.assemble import read_clip_options
+    from aurora_rl.pipeline import AuroraPipeline
+
+    return AuroraPipeline(
+        args.model,
+        clip_options=None if args.config is None else read_clip_options(args.config),
+        max_completion_length=args.max_completion_length,
+        batch_size=args.batch_size,
+        max_side=args.max_side,
+        device=args.device,
+    )

@@ -1,0 +1,72 @@
+"""`aurora-rl serve`: a page in the browser to try a trained model on clips."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import sys
+
+from aurora_rl.cli.arguments import Commands, HelpFormatter, positive
+from aurora_rl.cli.console import CLEAN, refuse
+from aurora_rl.cli.pipeline_arguments import add_pipeline_arguments, load_pipeline
+
+DESCRIPTION = """Try a trained model in the browser: upload or record a clip, say what to find, see masks and the chain of thought.
+
+aurora-rl serve --model outputs/demo/grpo
+aurora-rl serve --model outputs/demo/grpo --port 8000 --max_seconds 20 --max_mb 50
+
+The page is served to this machine only, until Ctrl-C. Uploads lie in a temporary folder that is removed at the end.
+Needs Gradio: pip install 'aurora-rl[serve]'. See docs/inference.md.
+Exit code 0: served until it was ended, 2: unusable arguments or model."""
+
+
+def register(commands: Commands) -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser(
+        "serve", help="try a model in the browser", description=DESCRIPTION, formatter_class=HelpFormatter
+    )
+    add_pipeline_arguments(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; all but this lets others in")
+    parser.add_argument("--port", type=positive, default=7860, help="port to listen on")
+    parser.add_argument("--max_seconds", type=_positive_seconds, default=60.0, help="length of a clip")
+    parser.add_argument("--max_mb", type=positive, default=100, help="size of a clip's file")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until the end and return the exit code."""
+    try:
+        if importlib.util.find_spec("gradio") is None:
+            raise ValueError("the page needs Gradio: pip install 'aurora-rl[serve]'")
+        # Here, because these import torch, transformers and Gradio, which take seconds.
+        from aurora_rl.demo.request import Limits
+        from aurora_rl.demo.server import is_loopback, listening, serve
+
+        with listening(args.host, args.port):
+            pass  # a port that is taken is told before the model is loaded
+        if not is_loopback(args.host):
+            print(
+                f"aurora-rl serve: {args.host} is no loopback address: whoever reaches this machine can use the page "
+                "and the model, without a password and without encryption",
+                file=sys.stderr,
+            )
+        pipeline = load_pipeline(args)
+        limits = Limits(max_seconds=args.max_seconds, max_mb=args.max_mb)
+        serve(
+            pipeline,
+            host=args.host,
+            port=args.port,
+            limits=limits,
+            ready=lambda address: print(f"{args.model} answers at {address} until Ctrl-C", flush=True),
+        )
+    except (OSError, ValueError) as error:
+        return refuse("serve", error)
+    return CLEAN
+
+
+def _positive_seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no positive number of seconds")
+    return seconds

@@ -1,0 +1,122 @@
+"""The page itself: what is seen and pressed. Gradio draws it; what happens is in `request` and `examples`."""
+
+from __future__ import annotations
+
+import html
+from importlib.resources import files
+from pathlib import Path
+
+import gradio as gr
+
+from aurora_rl.demo.examples import SyntheticExamples
+from aurora_rl.demo.request import RequestAnswerer, RequestError
+
+#: Requests that wait while one is answered; further ones are told that the page is busy.
+MAX_WAITING = 8
+#: Seconds after which uploads and answers are removed, and how often that is looked after.
+KEPT_SECONDS, SWEEP_SECONDS = 3600, 60
+ERROR_SECONDS = 30
+
+INTRODUCTION = """# Aurora-RL
+What in this clip does a sentence mean? Describe an object by how it looks, by how it sounds, or by both."""
+REFERENCE_HINT = "The object making a sound before the man\nThe drum on the left"
+START, BUSY = "Find it", "Still computing…"
+
+
+class FolderVideo(gr.Video):
+    """A video that is read from the page's own folder and from nowhere else.
+
+    Gradio itself would fetch an address that a request names in place of an upload, and, mounted in another
+    application, would take any file.
+    """
+
+    is_template = True  # drawn as the class that it derives from
+
+    async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
+        """Refuse what is not in the folder.
+
+        Raises:
+            gr.Error: naming nothing.
+        """
+        if url_or_file_path is not None:
+            folder = Path(self.GRADIO_CACHE).resolve()
+            if not Path(url_or_file_path).resolve().is_relative_to(folder):
+                raise gr.Error("The clip was not uploaded to this page: upload it.", print_exception=False)
+        return await super().async_move_resource_to_block_cache(url_or_file_path)
+
+
+def build_page(answerer: RequestAnswerer, examples: SyntheticExamples) -> gr.Blocks:
+    """Lay the page out and tie its buttons to what they do."""
+    with gr.Blocks(title="Aurora-RL", analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS)) as page:
+        gr.Markdown(INTRODUCTION, elem_id="intro")
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                clip = FolderVideo(
+                    label="Clip", sources=["upload", "webcam"], include_audio=True, height=320, elem_id="clip"
+                )
+                references = gr.Textbox(
+                    label="References, one a line", lines=3, placeholder=REFERENCE_HINT, elem_id="references"
+                )
+                start = gr.Button(START, variant="primary", elem_id="start")
+                another = gr.Button("Load a synthetic example", elem_id="example")
+                gr.Markdown(_limits_text(answerer), elem_id="limits")
+            with gr.Column(scale=3, min_width=320):
+                overlay = FolderVideo(
+                    label="Masks", interactive=False, height=380, loop=True, autoplay=True, elem_id="overlay"
+                )
+                waveform = gr.HTML(elem_id="waveform")
+                chains = gr.HTML(elem_id="chains")
+
+        def answer(path: str | None, text: str) -> tuple[str, str, str]:
+            try:
+                shown = answerer.answer(None if path is None else Path(path), text)
+            except RequestError as error:
+                raise gr.Error(
+                    html.escape(str(error), quote=False), duration=ERROR_SECONDS, print_exception=False
+                ) from error
+            return str(shown.overlay), shown.waveform, shown.chains
+
+        def load_example() -> tuple[str, str]:
+            path, sentences = examples.write_next()
+            return str(path), "\n".join(sentences)
+
+        # The button is not part of the answer, so that it comes back after an error too.
+        gr.on(
+            [start.click],
+            lambda: gr.Button(BUSY, interactive=False),
+            outputs=start,
+            concurrency_limit=None,
+            show_progress="hidden",
+        ).then(
+            answer,
+            inputs=[clip, references],
+            outputs=[overlay, waveform, chains],
+            concurrency_limit=1,
+            show_progress_on=overlay,
+        ).then(
+            lambda: gr.Button(START, interactive=True),
+            outputs=start,
+            concurrency_limit=None,
+            show_progress="hidden",
+        )
+        another.click(load_example, outputs=[clip, references], concurrency_limit=1)
+    page.queue(max_size=MAX_WAITING, api_open=False)
+    return page
+
+
+def page_looks() -> dict[str, str]:
+    """Style sheet and script, as Gradio takes them when the page is served."""
+    templates = files("aurora_rl") / "templates"
+    script = (templates / "demo.js").read_text(encoding="utf-8")
+    return {
+        "css": (templates / "demo.css").read_text(encoding="utf-8"),
+        "head": f'<script type="module">\n{script}</script>',
+    }
+
+
+def _limits_text(answerer: RequestAnswerer) -> str:
+    limits = answerer.limits
+    return (
+        f"At most {limits.max_seconds:g} s and {limits.max_mb} MB. Clips are answered one after the other, on the "
+        "computer that serves this page, and removed after an hour."
+    )

@@ -1,0 +1,216 @@
+"""Where the page lives and what is let in: a temporary folder, the page's own routes, requests of a limited size."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import re
+import signal
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from urllib.parse import urlsplit
+
+import fastapi
+import gradio as gr
+import uvicorn
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from aurora_rl.demo.examples import SyntheticExamples
+from aurora_rl.demo.page import build_page, page_looks
+from aurora_rl.demo.request import Limits, RequestAnswerer
+from aurora_rl.pipeline import AuroraPipeline
+
+#: What a browser that shows the page asks for. Gradio answers far more: it fetches addresses, keeps histories,
+#: calls functions past the queue.
+ROUTES = re.compile(
+    r"""(GET|HEAD)\ (
+        / | /config | /theme\.css | /favicon\.ico | /manifest\.json | /(assets|static|svelte)/.*
+        | /gradio_api/( info | app_id | startup-events | queue/data | upload_progress | heartbeat/[^/]+ | file=/.* )
+    )
+    | POST\ /gradio_api/( upload | queue/join | cancel | reset )""",
+    re.VERBOSE,
+)
+UPLOAD = "/gradio_api/upload"
+MAX_BODY = 1_000_000  # bytes of a request that is no upload, and of what surrounds an uploaded file
+#: The browser is held to it: nothing comes from elsewhere or goes there.
+CONTENT_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
+    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": CONTENT_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+SHUTDOWN_SECONDS = 2  # that open connections are waited for
+
+
+class Doorkeeper:
+    """Lets in what the page needs and nothing else (ASGI).
+
+    Args:
+        app: what stands behind it.
+        max_upload: bytes of an upload.
+        hosts: names that the page may be called by, against pages elsewhere whose name is made to point here; None
+            for any.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_upload: int, hosts: frozenset[str] | None) -> None:
+        self.app = app
+        self.max_upload = max_upload
+        self.hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            refused = self._refusal(scope)
+            await (refused or self.app)(scope, receive, _with_headers(send))
+
+    def _refusal(self, scope: Scope) -> PlainTextResponse | None:
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if self.hosts is not None and urlsplit(f"//{host}").hostname not in self.hosts:
+            return PlainTextResponse("This page has another name.", 403)
+        if origin is not None and urlsplit(origin).netloc != host:
+            return PlainTextResponse("Requests from other pages are refused.", 403)
+        if not ROUTES.fullmatch(f"{scope['method']} {scope['path']}"):
+            return PlainTextResponse("There is nothing here.", 404)
+        if scope["method"] == "POST":
+            return self._size_refusal(headers, scope["path"])
+        return None
+
+    def _size_refusal(self, headers: Headers, path: str) -> PlainTextResponse | None:
+        length = headers.get("content-length", "")  # the server itself sees to it that no more comes
+        if not length.isdecimal():
+            return PlainTextResponse("The size is not told.", 411)
+        if int(length) > MAX_BODY + (self.max_upload if path == UPLOAD else 0):
+            return PlainTextResponse(f"The file is too large: the limit is {self.max_upload / 1e6:g} MB.", 413)
+        return None
+
+
+def build_app(pipeline: AuroraPipeline, folder: Path, *, limits: Limits, hosts: frozenset[str] | None) -> fastapi.FastAPI:
+    """The whole application.
+
+    Args:
+        pipeline: the model.
+        folder: the only one whose files are served; Gradio keeps uploads in it.
+        limits: of clips.
+        hosts: see `Doorkeeper`.
+    """
+    _settle_gradio(folder)
+    page = build_page(RequestAnswerer(pipeline, limits, folder), SyntheticExamples(folder, pipeline.options))
+    max_upload = limits.max_mb * 1_000_000
+    door = Middleware(Doorkeeper, max_upload=max_upload, hosts=hosts)
+    return gr.mount_gradio_app(
+        fastapi.FastAPI(middleware=[door], docs_url=None, redoc_url=None, openapi_url=None),
+        page,
+        path="/",
+        allowed_paths=[],
+        show_error=False,
+        max_file_size=max_upload,
+        ssr_mode=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        pwa=False,
+        run_history=False,
+        footer_links=[],
+        # No fonts but those of the system: others would be fetched.
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        **page_looks(),
+    )
+
+
+def serve(pipeline: AuroraPipeline, *, host: str, port: int, limits: Limits, ready: Callable[[str], None]) -> None:
+    """Serve the page until SIGINT or SIGTERM; its temporary folder is gone afterwards.
+
+    Args:
+        pipeline: the model.
+        host: address to listen on.
+        port: port to listen on.
+        limits: of clips.
+        ready: called with the page's address as soon as it can be visited.
+
+    Raises:
+        OSError: if nothing can listen there.
+    """
+    with (
+        listening(host, port) as connection,
+        tempfile.TemporaryDirectory(prefix="aurora-rl-serve-", ignore_cleanup_errors=True) as folder,
+        contextlib.suppress(KeyboardInterrupt),
+        _sigterm_as_sigint(),
+    ):
+        hosts = frozenset({"127.0.0.1", "localhost", "::1", host}) if is_loopback(host) else None
+        app = build_app(pipeline, Path(folder).resolve(), limits=limits, hosts=hosts)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS)
+        ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        uvicorn.Server(config).run(sockets=[connection])
+
+
+@contextlib.contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket on which visitors already wait.
+
+    Raises:
+        OSError: naming host and port, if another program listens there or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        connection = socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise OSError(f"cannot listen on {host}, port {port}: {error}; give another --port or --host") from error
+    with connection:
+        yield connection
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0")
+    (True, True, False)
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _settle_gradio(folder: Path) -> None:
+    """Set what Gradio reads from the environment; what is set there for other pages, such as paths, does not count."""
+    for name in [name for name in os.environ if name.startswith("GRADIO_")]:
+        del os.environ[name]
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    os.environ["GRADIO_EXAMPLES_CACHE"] = str(folder / "examples")
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+
+def _with_headers(send: Send) -> Send:
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).update(HEADERS)
+        await send(message)
+
+    return send_with_headers
+
+
+@contextlib.contextmanager
+def _sigterm_as_sigint() -> Iterator[None]:
+    """Let SIGTERM end the process as Ctrl-C does, so that what stands open is closed."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
