@@ -6,12 +6,14 @@ import argparse
 import importlib.util
 import math
 import sys
+from pathlib import Path
 
 from aurora_rl.cli.arguments import Commands, HelpFormatter, positive
 from aurora_rl.cli.console import CLEAN, refuse
 from aurora_rl.cli.pipeline_arguments import add_pipeline_arguments, load_pipeline
+from aurora_rl.demo.folder import own_folder
 
-DESCRIPTION = """Try a trained model in the browser: upload or record a clip, say what to find, see masks and the chain of thought.
+DESCRIPTION = """Try a trained model in the browser: upload or record a clip, say what to find, see masks and reasoning.
 
 aurora-rl serve --model outputs/demo/grpo
 aurora-rl serve --model outputs/demo/grpo --port 8000 --max_seconds 20 --max_mb 50
@@ -39,30 +41,36 @@ def run(args: argparse.Namespace) -> int:
     try:
         if importlib.util.find_spec("gradio") is None:
             raise ValueError("the page needs Gradio: pip install 'aurora-rl[serve]'")
-        # Here, because these import torch, transformers and Gradio, which take seconds.
-        from aurora_rl.demo.request import Limits
-        from aurora_rl.demo.server import is_loopback, listening, serve
-
-        with listening(args.host, args.port):
-            pass  # a port that is taken is told before the model is loaded
-        if not is_loopback(args.host):
-            print(
-                f"aurora-rl serve: {args.host} is no loopback address: whoever reaches this machine can use the page "
-                "and the model, without a password and without encryption",
-                file=sys.stderr,
-            )
-        pipeline = load_pipeline(args)
-        limits = Limits(max_seconds=args.max_seconds, max_mb=args.max_mb)
-        serve(
-            pipeline,
-            host=args.host,
-            port=args.port,
-            limits=limits,
-            ready=lambda address: print(f"{args.model} answers at {address} until Ctrl-C", flush=True),
-        )
+        with own_folder() as folder:
+            _serve(args, folder)
+    except KeyboardInterrupt:
+        return CLEAN  # before the page was there
     except (OSError, ValueError) as error:
         return refuse("serve", error)
     return CLEAN
+
+
+def _serve(args: argparse.Namespace, folder: Path) -> None:
+    # Here, because these import torch, transformers and Gradio, which take seconds.
+    from aurora_rl.demo.request import Limits
+    from aurora_rl.demo.server import is_loopback, listening, serve
+
+    with listening(args.host, args.port):
+        pass  # a port that is taken is told before the model is loaded
+    if not is_loopback(args.host):
+        print(
+            f"aurora-rl serve: {args.host} is no loopback address: whoever reaches this machine can use the page and "
+            "the model, without a password and without encryption",
+            file=sys.stderr,
+        )
+    serve(
+        load_pipeline(args),
+        folder,
+        host=args.host,
+        port=args.port,
+        limits=Limits(max_seconds=args.max_seconds, max_mb=args.max_mb),
+        ready=lambda address: print(f"{args.model} answers at {address} until Ctrl-C", flush=True),
+    )
 
 
 def _positive_seconds(text: str) -> float:

@@ -23,26 +23,22 @@ REFERENCE_HINT = "The object making a sound before the man\nThe drum on the left
 START, BUSY = "Find it", "Still computing…"
 
 
-class FolderVideo(gr.Video):
-    """A video that is read from the page's own folder and from nowhere else.
+def keep_to_folder(video: gr.Video, folder: Path) -> gr.Video:
+    """Have a component take and give files of this folder only.
 
-    Gradio itself would fetch an address that a request names in place of an upload, and, mounted in another
-    application, would take any file.
+    Gradio itself would fetch an address that a request names in place of an upload and, as part of another application,
+    copy any file of this machine to where it is served. The method is changed on the component, not in a class of our
+    own: Gradio writes a stub beside every module that derives from its classes.
     """
+    move = video.async_move_resource_to_block_cache
 
-    is_template = True  # drawn as the class that it derives from
+    async def move_own(path: str | Path | None) -> str | None:
+        if path is not None and not Path(path).resolve().is_relative_to(folder):
+            raise gr.Error("The clip was not uploaded to this page: upload it.", print_exception=False)
+        return await move(path)
 
-    async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
-        """Refuse what is not in the folder.
-
-        Raises:
-            gr.Error: naming nothing.
-        """
-        if url_or_file_path is not None:
-            folder = Path(self.GRADIO_CACHE).resolve()
-            if not Path(url_or_file_path).resolve().is_relative_to(folder):
-                raise gr.Error("The clip was not uploaded to this page: upload it.", print_exception=False)
-        return await super().async_move_resource_to_block_cache(url_or_file_path)
+    video.async_move_resource_to_block_cache = move_own
+    return video
 
 
 def build_page(answerer: RequestAnswerer, examples: SyntheticExamples) -> gr.Blocks:
@@ -51,9 +47,7 @@ def build_page(answerer: RequestAnswerer, examples: SyntheticExamples) -> gr.Blo
         gr.Markdown(INTRODUCTION, elem_id="intro")
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                clip = FolderVideo(
-                    label="Clip", sources=["upload", "webcam"], include_audio=True, height=320, elem_id="clip"
-                )
+                clip = gr.Video(label="Clip", sources=["upload", "webcam"], include_audio=True, elem_id="clip")
                 references = gr.Textbox(
                     label="References, one a line", lines=3, placeholder=REFERENCE_HINT, elem_id="references"
                 )
@@ -61,11 +55,13 @@ def build_page(answerer: RequestAnswerer, examples: SyntheticExamples) -> gr.Blo
                 another = gr.Button("Load a synthetic example", elem_id="example")
                 gr.Markdown(_limits_text(answerer), elem_id="limits")
             with gr.Column(scale=3, min_width=320):
-                overlay = FolderVideo(
+                overlay = gr.Video(
                     label="Masks", interactive=False, height=380, loop=True, autoplay=True, elem_id="overlay"
                 )
                 waveform = gr.HTML(elem_id="waveform")
                 chains = gr.HTML(elem_id="chains")
+        for video in (clip, overlay):
+            keep_to_folder(video, answerer.folder)
 
         def answer(path: str | None, text: str) -> tuple[str, str, str]:
             try:

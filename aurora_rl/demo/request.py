@@ -120,7 +120,7 @@ def read_references(text: str) -> list[str]:
         raise RequestError("There is no reference: describe what to find, one description a line.")
     if len(references) > MAX_REFERENCES:
         raise RequestError(
-            f"There are {len(references)} references, and at most {MAX_REFERENCES} are answered at once: leave some out."
+            f"There are {len(references)} references, at most {MAX_REFERENCES} are answered at once: leave some out."
         )
     for reference in references:
         if len(reference) > MAX_REFERENCE_LENGTH:

@@ -1,17 +1,13 @@
-"""Where the page lives and what is let in: a temporary folder, the page's own routes, requests of a limited size."""
+"""What is let in from outside: requests for the page's own routes, of a limited size, from the page itself."""
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
-import os
 import re
-import signal
 import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from urllib.parse import urlsplit
 
 import fastapi
@@ -41,7 +37,7 @@ UPLOAD = "/gradio_api/upload"
 MAX_BODY = 1_000_000  # bytes of a request that is no upload, and of what surrounds an uploaded file
 #: The browser is held to it: nothing comes from elsewhere or goes there.
 CONTENT_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "default-src 'self'; script-src 'self' blob: 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
     "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
@@ -98,16 +94,17 @@ class Doorkeeper:
         return None
 
 
-def build_app(pipeline: AuroraPipeline, folder: Path, *, limits: Limits, hosts: frozenset[str] | None) -> fastapi.FastAPI:
+def build_app(
+    pipeline: AuroraPipeline, folder: Path, *, limits: Limits, hosts: frozenset[str] | None
+) -> fastapi.FastAPI:
     """The whole application.
 
     Args:
         pipeline: the model.
-        folder: the only one whose files are served; Gradio keeps uploads in it.
+        folder: from `own_folder`; no files but its own are served.
         limits: of clips.
         hosts: see `Doorkeeper`.
     """
-    _settle_gradio(folder)
     page = build_page(RequestAnswerer(pipeline, limits, folder), SyntheticExamples(folder, pipeline.options))
     max_upload = limits.max_mb * 1_000_000
     door = Middleware(Doorkeeper, max_upload=max_upload, hosts=hosts)
@@ -130,11 +127,14 @@ def build_app(pipeline: AuroraPipeline, folder: Path, *, limits: Limits, hosts: 
     )
 
 
-def serve(pipeline: AuroraPipeline, *, host: str, port: int, limits: Limits, ready: Callable[[str], None]) -> None:
-    """Serve the page until SIGINT or SIGTERM; its temporary folder is gone afterwards.
+def serve(
+    pipeline: AuroraPipeline, folder: Path, *, host: str, port: int, limits: Limits, ready: Callable[[str], None]
+) -> None:
+    """Serve the page until SIGINT or SIGTERM.
 
     Args:
         pipeline: the model.
+        folder: from `own_folder`.
         host: address to listen on.
         port: port to listen on.
         limits: of clips.
@@ -143,14 +143,9 @@ def serve(pipeline: AuroraPipeline, *, host: str, port: int, limits: Limits, rea
     Raises:
         OSError: if nothing can listen there.
     """
-    with (
-        listening(host, port) as connection,
-        tempfile.TemporaryDirectory(prefix="aurora-rl-serve-", ignore_cleanup_errors=True) as folder,
-        contextlib.suppress(KeyboardInterrupt),
-        _sigterm_as_sigint(),
-    ):
+    with listening(host, port) as connection, contextlib.suppress(KeyboardInterrupt):
         hosts = frozenset({"127.0.0.1", "localhost", "::1", host}) if is_loopback(host) else None
-        app = build_app(pipeline, Path(folder).resolve(), limits=limits, hosts=hosts)
+        app = build_app(pipeline, folder, limits=limits, hosts=hosts)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS)
         ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         uvicorn.Server(config).run(sockets=[connection])
@@ -184,15 +179,6 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _settle_gradio(folder: Path) -> None:
-    """Set what Gradio reads from the environment; what is set there for other pages, such as paths, does not count."""
-    for name in [name for name in os.environ if name.startswith("GRADIO_")]:
-        del os.environ[name]
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    os.environ["GRADIO_EXAMPLES_CACHE"] = str(folder / "examples")
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-
-
 def _with_headers(send: Send) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -200,17 +186,3 @@ def _with_headers(send: Send) -> Send:
         await send(message)
 
     return send_with_headers
-
-
-@contextlib.contextmanager
-def _sigterm_as_sigint() -> Iterator[None]:
-    """Let SIGTERM end the process as Ctrl-C does, so that what stands open is closed."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -60,5 +60,6 @@ def _bars(waveform: np.ndarray, seconds: float) -> str:
     """An SVG path of upright lines."""
     heights = np.maximum(envelope(waveform, seconds, COLUMNS) * HALF_HEIGHT, LEAST_BAR)
     return "".join(
-        f"M{column + 0.5} {HALF_HEIGHT - height:.1f}V{HALF_HEIGHT + height:.1f}" for column, height in enumerate(heights)
+        f"M{column + 0.5} {HALF_HEIGHT - height:.1f}V{HALF_HEIGHT + height:.1f}"
+        for column, height in enumerate(heights)
     )
