@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import html
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
 from aurora_rl.demo.examples import SyntheticExamples
-from aurora_rl.demo.request import RequestAnswerer, RequestError
+from aurora_rl.demo.request import RequestAnswerer, RequestError, error_card
 
 #: Requests that wait while one is answered; further ones are told that the page is busy.
 MAX_WAITING = 8
 #: Seconds after which uploads and answers are removed, and how often that is looked after.
 KEPT_SECONDS, SWEEP_SECONDS = 3600, 60
-ERROR_SECONDS = 30
 
 INTRODUCTION = """# Aurora-RL
 What in this clip does a sentence mean? Describe an object by how it looks, by how it sounds, or by both."""
@@ -63,48 +62,50 @@ def build_page(answerer: RequestAnswerer, examples: SyntheticExamples) -> gr.Blo
         for video in (clip, overlay):
             keep_to_folder(video, answerer.folder)
 
-        def answer(path: str | None, text: str) -> tuple[str, str, str]:
+        # An error is shown where the answer would be, and stays; the button comes back after it.
+        def answer(path: str | None, text: str) -> tuple[str | None, str, str]:
             try:
                 shown = answerer.answer(None if path is None else Path(path), text)
             except RequestError as error:
-                raise gr.Error(
-                    html.escape(str(error), quote=False), duration=ERROR_SECONDS, print_exception=False
-                ) from error
+                return None, "", error_card(error)
             return str(shown.overlay), shown.waveform, shown.chains
 
         def load_example() -> tuple[str, str]:
             path, sentences = examples.write_next()
             return str(path), "\n".join(sentences)
 
-        # The button is not part of the answer, so that it comes back after an error too.
-        gr.on(
-            [start.click],
-            lambda: gr.Button(BUSY, interactive=False),
-            outputs=start,
-            concurrency_limit=None,
-            show_progress="hidden",
-        ).then(
+        pressed = start.click(
+            lambda: gr.Button(BUSY, interactive=False), outputs=start, concurrency_limit=None, show_progress="hidden"
+        )
+        answered = pressed.then(
             answer,
             inputs=[clip, references],
             outputs=[overlay, waveform, chains],
             concurrency_limit=1,
             show_progress_on=overlay,
-        ).then(
-            lambda: gr.Button(START, interactive=True),
-            outputs=start,
-            concurrency_limit=None,
-            show_progress="hidden",
         )
+        for event in (answered.success, answered.failure, pressed.failure):
+            event(
+                lambda: gr.Button(START, interactive=True),
+                outputs=start,
+                concurrency_limit=None,
+                show_progress="hidden",
+            )
         another.click(load_example, outputs=[clip, references], concurrency_limit=1)
     page.queue(max_size=MAX_WAITING, api_open=False)
     return page
 
 
-def page_looks() -> dict[str, str]:
-    """Style sheet and script, as Gradio takes them when the page is served."""
+def page_looks() -> dict[str, Any]:
+    """Theme, style sheet and script, as Gradio takes them when the page is served."""
     templates = files("aurora_rl") / "templates"
     script = (templates / "demo.js").read_text(encoding="utf-8")
+    # No fonts but those of the system: others would be fetched.
+    theme = gr.themes.Default(
+        primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
     return {
+        "theme": theme.set(body_text_color_subdued="#5d636e", body_text_color_subdued_dark="#a9afba"),
         "css": (templates / "demo.css").read_text(encoding="utf-8"),
         "head": f'<script type="module">\n{script}</script>',
     }

@@ -131,6 +131,11 @@ def read_references(text: str) -> list[str]:
     return references
 
 
+def error_card(error: RequestError) -> str:
+    """HTML that tells a visitor of an error."""
+    return page_environment().get_template("demo_error.html.j2").render(text=str(error))
+
+
 def check_clip(clip: Path, limits: Limits) -> None:
     """Refuse a file that is gone, too large, no video or too long, before any of it is decoded.
 

@@ -121,8 +121,6 @@ def build_app(
         pwa=False,
         run_history=False,
         footer_links=[],
-        # No fonts but those of the system: others would be fetched.
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         **page_looks(),
     )
 
