@@ -187,7 +187,9 @@ def _told_to_visitors(clip: Path) -> Iterator[None]:
         yield
     except MediaError as error:
         text = str(error).replace(f"{os.path.abspath(clip.parent)}{os.sep}", "")
-        raise RequestError(f"{text[0].upper()}{text[1:]}.") from error
+        if not text.startswith(clip.name):
+            text = text[0].upper() + text[1:]
+        raise RequestError(f"{text}.") from error
     except torch.OutOfMemoryError as error:
         logger.exception("no memory for a request")
         raise RequestError("The clip does not fit into memory: cut it, scale it down or ask less at once.") from error
