@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 #: As many as there are colours to tell them apart.
 MAX_REFERENCES = len(COLOURS)
 MAX_REFERENCE_LENGTH = 300  # characters; the longest of Ref-AVSBench has 104
+MEGABYTE = 1024 * 1024  # bytes; Gradio's own message counts so
 SHOWN_REFERENCE = 40  # characters of a reference that is too long
 
 
@@ -41,11 +42,16 @@ class Limits:
 
     Attributes:
         max_seconds: length.
-        max_mb: size of its file in MB, of 1,000,000 bytes.
+        max_mb: size of its file in `MEGABYTE`.
     """
 
     max_seconds: float = 60.0
     max_mb: int = 100
+
+    @property
+    def max_bytes(self) -> int:
+        """Size of a clip's file in bytes."""
+        return self.max_mb * MEGABYTE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +150,9 @@ def check_clip(clip: Path, limits: Limits) -> None:
     """
     if not clip.is_file():
         raise RequestError("The clip is no longer there: uploads are removed after an hour. Upload it again.")
-    size = clip.stat().st_size / 1e6
-    if size > limits.max_mb:
-        raise RequestError(f"{clip.name} has {size:.0f} MB: give a clip of at most {limits.max_mb} MB.")
+    size = clip.stat().st_size
+    if size > limits.max_bytes:
+        raise RequestError(f"{clip.name} has {size / MEGABYTE:.1f} MB: give a clip of at most {limits.max_mb} MB.")
     try:
         seconds = read_seconds(clip, enough=limits.max_seconds)
     except (av.FFmpegError, ValueError) as error:

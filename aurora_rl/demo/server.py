@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aurora_rl.demo.examples import SyntheticExamples
 from aurora_rl.demo.page import build_page, page_looks
-from aurora_rl.demo.request import Limits, RequestAnswerer
+from aurora_rl.demo.request import MEGABYTE, Limits, RequestAnswerer
 from aurora_rl.pipeline import AuroraPipeline
 
 #: What a browser that shows the page asks for. Gradio answers far more: it fetches addresses, keeps histories,
@@ -90,7 +90,7 @@ class Doorkeeper:
         if not length.isdecimal():
             return PlainTextResponse("The size is not told.", 411)
         if int(length) > MAX_BODY + (self.max_upload if path == UPLOAD else 0):
-            return PlainTextResponse(f"The file is too large: the limit is {self.max_upload / 1e6:g} MB.", 413)
+            return PlainTextResponse(f"The file is too large: the limit is {self.max_upload / MEGABYTE:g} MB.", 413)
         return None
 
 
@@ -106,15 +106,14 @@ def build_app(
         hosts: see `Doorkeeper`.
     """
     page = build_page(RequestAnswerer(pipeline, limits, folder), SyntheticExamples(folder, pipeline.options))
-    max_upload = limits.max_mb * 1_000_000
-    door = Middleware(Doorkeeper, max_upload=max_upload, hosts=hosts)
+    door = Middleware(Doorkeeper, max_upload=limits.max_bytes, hosts=hosts)
     return gr.mount_gradio_app(
         fastapi.FastAPI(middleware=[door], docs_url=None, redoc_url=None, openapi_url=None),
         page,
         path="/",
         allowed_paths=[],
         show_error=False,
-        max_file_size=max_upload,
+        max_file_size=limits.max_bytes,
         ssr_mode=False,
         mcp_server=False,
         enable_monitoring=False,

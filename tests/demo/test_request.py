@@ -79,7 +79,7 @@ def test_a_clip_that_is_too_long_is_refused(film):
 def test_a_clip_that_is_too_large_is_refused(tmp_path):
     path = tmp_path / "large.mp4"
     path.write_bytes(bytes(2_100_000))
-    with pytest.raises(RequestError, match=r"^large.mp4 has 2 MB: give a clip of at most 1 MB.$"):
+    with pytest.raises(RequestError, match=r"^large.mp4 has 2.0 MB: give a clip of at most 1 MB.$"):
         check_clip(path, LIMITS)
 
 
