@@ -294,6 +294,15 @@ DIFFERENCE = """(async () => {
   }));
   return pixels[0].reduce((sum, value, place) => sum + Math.abs(value - pixels[1][place]), 0) / pixels[0].length;
 })()"""
+#: Notes what the button says and whether it is disabled.
+WATCH_BUTTON = """{
+  window.shown = [];
+  const note = () => {
+    const button = document.querySelector("#start");
+    window.shown.push(`${button.textContent.trim()} ${button.disabled}`);
+  };
+  new MutationObserver(note).observe(document.body, {subtree: true, childList: true, characterData: true});
+}"""
 ANSWERED = "document.querySelector('#chains .reference') && document.querySelector('#overlay video')?.readyState >= 2"
 
 
@@ -303,6 +312,7 @@ def test_an_uploaded_clip_is_answered_by_masks_over_the_playing_video(page, serv
     page.choose_file("#clip input[type=file]", clip)
     page.wait_for("document.querySelector('#clip video')?.readyState >= 2", seconds=WAIT)
     page.type_into("#references textarea", f"The drum.\n{strange}")
+    page.evaluate(WATCH_BUTTON)
     page.click("#start")
     page.wait_for(ANSWERED, seconds=WAIT)
     assert page.evaluate("[...document.querySelectorAll('#chains h3')].map((each) => each.textContent)") == [
@@ -316,6 +326,7 @@ def test_an_uploaded_clip_is_answered_by_masks_over_the_playing_video(page, serv
     page.picture(tmp_path / "answer.png")
     assert page.evaluate(DIFFERENCE) > 5
     page.wait_for("document.querySelector('#start').textContent.trim() === 'Find it'", seconds=WAIT)
+    assert page.evaluate("window.shown.includes('Still computing… true')")
     assert {re.match(r"(\w+:(//[^/]+)?)", request)[1] for request in page.requests} <= {
         server.address,
         "blob:",
