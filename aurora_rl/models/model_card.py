@@ -179,8 +179,8 @@ from {module} import {own}
 model = {own}.from_pretrained("{name}")
 ```
 
-Plain transformers reads the language model alone, by `{plain}.from_pretrained`: it writes chains of thought, reports the
-weights `seg_head.*` as unused, and gives no masks.
+Plain transformers reads the language model alone, by `{plain}.from_pretrained`: it writes chains of thought, reports
+the weights `seg_head.*` as unused, and gives no masks.
 """
 
 ADAPTER_LOADING = """\
