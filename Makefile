@@ -20,7 +20,7 @@ BENCH_ARGS ?=
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm demo smoke bench test check lint format clean
+.PHONY: help setup vllm demo demo-full smoke bench test check lint format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -64,6 +64,9 @@ vllm: $(VLLM)  ## add vLLM: the GPU build where there is a GPU, else the CPU bui
 
 demo: $(STAMP)  ## benchmark, SFT, GRPO and report on synthetic clips (ABLATE=1: without the chain's guards)
 	$(PY) recipes/demo.py $(if $(ABLATE),--without_chain_guards) $(DEMO_ARGS)
+
+demo-full: $(STAMP)  ## all stages of the method on synthetic clips, three seeds, and the table of what each adds
+	$(PY) recipes/pipeline.py --config recipes/synthetic/pipeline.yaml --jobs 2 $(DEMO_ARGS)
 
 smoke: $(STAMP)  ## the demo's whole path in a few steps, for a quick look that all parts fit
 	$(PY) recipes/demo.py --smoke $(DEMO_ARGS)

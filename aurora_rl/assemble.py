@@ -16,12 +16,15 @@ from peft import PeftConfig
 from transformers import BitsAndBytesConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.data.avsbench import load_avsbench_avss, load_avsbench_ms3, load_avsbench_s4
+from aurora_rl.data.chains import add_reflections
+from aurora_rl.data.hf_dataset import load_hf_dataset
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.omni_avs import load_omni_avs
 from aurora_rl.data.ref_avs import load_ref_avs
 from aurora_rl.data.sample import AVClip, AVSample
+from aurora_rl.data.targets import TARGETS, Target
 from aurora_rl.models.batch import PromptOptions, SampleEncoder
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.embedding_cache import EmbeddingCache
@@ -29,6 +32,9 @@ from aurora_rl.models.loading import LoadedModel, SegmentationLoraConfig, freeze
 from aurora_rl.models.mllm import MLLMFamily
 from aurora_rl.models.quantization import four_bit_config
 from aurora_rl.models.segmenters import build_frame_encoder
+from aurora_rl.models.sharding import loading_whole
+from aurora_rl.models.teacher import Teacher, teacher_fingerprint
+from aurora_rl.models.teacher_features import TeacherFeatures
 
 logger = logging.getLogger(__name__)
 
@@ -104,12 +110,14 @@ def load_split(args: DataArguments, split: str) -> list[AVSample]:
     """The samples of one split, with their chains of thought where the arguments name a file of them.
 
     Raises:
-        ValueError: if the benchmark is unknown, or `mask_cache` is missing where it needs one.
+        ValueError: if the benchmark is unknown, or `mask_cache` or `media_cache` is missing where it needs one.
     """
     if args.benchmark not in LOADERS:
         raise ValueError(f"unknown benchmark {args.benchmark!r}: choose from {', '.join(LOADERS)}")
     chains = None if args.chains is None else Path(args.data_root) / args.chains
     samples = LOADERS[args.benchmark](args, split, chains)
+    if args.reflections is not None:
+        samples = add_reflections(samples, args.reflections)
     if args.use_audio_in_video:
         samples = [dataclasses.replace(sample, use_audio_in_video=True) for sample in samples]
     return samples
@@ -125,12 +133,21 @@ def _load_omni_avs(args: DataArguments, split: str, chains: Path | None) -> list
     return load_omni_avs(args.data_root, split, mask_cache=args.mask_cache, num_frames=args.num_frames, chains=chains)
 
 
+def _load_hf_dataset(args: DataArguments, split: str, chains: Path | None) -> list[AVSample]:
+    if args.media_cache is None:
+        raise ValueError("hf_dataset keeps its media inside tables: set `media_cache` to a folder to unpack them into")
+    if chains is not None:
+        raise ValueError(f"the rows of hf_dataset hold their chains of thought: drop `chains` ({chains})")
+    return load_hf_dataset(args.data_root, split, media_cache=args.media_cache)
+
+
 LOADERS: dict[str, Callable[[DataArguments, str, Path | None], list[AVSample]]] = {
     "ref_avs": _load_ref_avs,
     "avsbench_s4": lambda args, split, chains: load_avsbench_s4(args.data_root, split, chains=chains),
     "avsbench_ms3": lambda args, split, chains: load_avsbench_ms3(args.data_root, split, chains=chains),
     "avsbench_avss": lambda args, split, chains: load_avsbench_avss(args.data_root, split, chains=chains),
     "omni_avs": _load_omni_avs,
+    "hf_dataset": _load_hf_dataset,
 }
 
 
@@ -139,6 +156,75 @@ def load_training_splits(args: DataArguments) -> tuple[list[AVSample], list[AVSa
     train_samples = load_split(args, args.train_split)
     eval_samples = load_split(args, args.eval_split) if args.eval_split else []
     return train_samples, eval_samples[: args.max_eval_samples]
+
+
+def assemble_target(args: TargetArguments) -> Callable[[AVSample], Target]:
+    """What a row is trained to say.
+
+    Raises:
+        ValueError: if the target is unknown.
+    """
+    if args.target not in TARGETS:
+        raise ValueError(f"unknown target {args.target!r}: choose from {', '.join(TARGETS)}")
+    return TARGETS[args.target]
+
+
+def assemble_teacher(args: TargetArguments, model_args: ModelArguments, data_args: DataArguments) -> Teacher:
+    """The distillation's teacher, whole on every process, fed as the student is but for its instruction.
+
+    Raises:
+        ValueError: if the arguments name none.
+    """
+    with loading_whole():
+        loaded = load_model(_teacher_name(args), dtype=model_args.dtype, is_trainable=False)
+    return Teacher(loaded, _teacher_encoder(args, data_args, loaded))
+
+
+def stored_features(
+    args: TargetArguments,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    samples: list[AVSample],
+    *,
+    device: torch.device | str = "cpu",
+) -> TeacherFeatures:
+    """The features of all samples from the arguments' file, after those that are missing have been computed.
+
+    The launched processes share that work, so all of them must call this. The teacher is loaded only for it.
+
+    Raises:
+        ValueError: if the file belongs to another teacher.
+    """
+    assert args.teacher_features is not None
+    options = _teacher_options(args, data_args)
+    fingerprint = teacher_fingerprint(_teacher_name(args), options, dtype=model_args.dtype)
+    return TeacherFeatures(args.teacher_features, fingerprint).ensure(
+        samples,
+        lambda: assemble_teacher(args, model_args, data_args).to(device),
+        batch_size=args.teacher_batch_size,
+    )
+
+
+def _teacher_name(args: TargetArguments) -> str:
+    if args.teacher is None:
+        raise ValueError("distillation needs a teacher: name its directory by `teacher`")
+    return args.teacher
+
+
+def _teacher_options(args: TargetArguments, data_args: DataArguments) -> PromptOptions:
+    options = _prompt_options(data_args)
+    return dataclasses.replace(options, instruction=args.teacher_instruction or options.instruction)
+
+
+def _teacher_encoder(args: TargetArguments, data_args: DataArguments, loaded: LoadedModel) -> SampleEncoder:
+    def no_frames(sample: AVSample, clip: AVClip) -> torch.Tensor:
+        return torch.zeros(len(clip.frames), 1)  # its mask decoder does not run
+
+    return SampleEncoder(loaded.family, loaded.processor, no_frames, options=_teacher_options(args, data_args))
+
+
+def _prompt_options(args: DataArguments) -> PromptOptions:
+    return PromptOptions(args.instruction, args.system_prompt, args.min_pixels, args.max_pixels)
 
 
 def resume_point(resume_from_checkpoint: str | None) -> str | bool | None:
@@ -163,10 +249,6 @@ def read_clip_options(config: str | Path) -> ClipOptions:
         num_frames=args.num_frames or ClipOptions.num_frames,
         use_audio_in_video=args.use_audio_in_video,
     )
-
-
-def _prompt_options(args: DataArguments) -> PromptOptions:
-    return PromptOptions(args.instruction, args.system_prompt, args.min_pixels, args.max_pixels)
 
 
 def assemble_encoder(
@@ -209,9 +291,10 @@ def assemble_encoder(
             num_processes=state.num_processes,
         )
         state.wait_for_everyone()
+        cache.refresh()  # what the other processes have written
 
         def frame_inputs(sample: AVSample, clip: AVClip) -> torch.Tensor:
-            return cache.get(sample.media_id, lambda: clip.frames)
+            return cache.get(sample.media_id)
     else:
 
         def frame_inputs(sample: AVSample, clip: AVClip) -> torch.Tensor:

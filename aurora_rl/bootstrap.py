@@ -93,6 +93,38 @@ def bootstrap_difference(
     )
 
 
+def bootstrap_over_seeds(
+    differences: Sequence[Mapping[str, float]],
+    *,
+    num_resamples: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Interval:
+    """The mean difference of two ways to train, each run with several seeds, with its interval.
+
+    Seeds and rows are drawn independently of one another, so that the interval knows both that another seed trains
+    another model and that other clips would have been scored. With three seeds the first part is rough.
+
+    Args:
+        differences: of each seed, the difference of each row by the row's key; one row a clip.
+        num_resamples, seed, confidence: as in `bootstrap_interval`.
+
+    Raises:
+        ValueError: if there is no seed or no row, or the seeds do not hold the same rows.
+    """
+    keys = sorted(differences[0]) if differences else []
+    if not keys or any(sorted(of_seed) != keys for of_seed in differences):
+        raise ValueError(f"{len(differences)} seeds with {len(keys)} rows in the first: give all the same rows")
+    values = np.array([[of_seed[key] for key in keys] for of_seed in differences])  # (S, N)
+    rng = np.random.default_rng(seed)
+    seeds = rng.integers(len(values), size=(num_resamples, len(values)))
+    rows = rng.integers(len(keys), size=(num_resamples, len(keys)))
+    means = [values[of_seeds].mean(0)[of_rows].mean() for of_seeds, of_rows in zip(seeds, rows, strict=True)]
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(means, [tail, 1.0 - tail])
+    return Interval(mean=float(values.mean()), low=float(low), high=float(high))
+
+
 def _sums_by_clip(values: Sequence[float], clips: Sequence[Hashable] | None) -> tuple[np.ndarray, np.ndarray]:
     """Each clip's sum and number of values, in an order that does not depend on the rows' order."""
     if clips is None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from aurora_rl.prompts import FINAL_SENTENCE, NULL_CATEGORY, SEG_TOKEN, STEP_LABELS
+from aurora_rl.prompts import FINAL_SENTENCE, NULL_CATEGORY, REASONING_STEPS, SEG_TOKEN, STEP_LABELS
 
 _STEP_OF_LABEL = {label: step for step, label in STEP_LABELS.items()}
 _LABEL = re.compile(rf"^[ \t]*({'|'.join(map(re.escape, STEP_LABELS.values()))})", re.MULTILINE)
@@ -20,6 +20,13 @@ _SENTENCE_END = rf"[.!?\n]|{re.escape(SEG_TOKEN)}"
 _TARGET = re.compile(
     r"there is no such target\b"
     rf"|the target is (?:(?:the|an|a)\s+)?(?P<category>[^.!?\n\[]+?)\s*(?:{_SENTENCE_END})",
+    re.IGNORECASE,
+)
+#: The whole of an answer without reasoning (prompts.teacher_answer).
+_FORCED_ANSWER = re.compile(rf"\s*It is (?P<category>[^.!?\n\[]+?) {re.escape(SEG_TOKEN)}\.?\s*")
+#: "Wait, let me reconsider." as a sentence of its own; not "they wait for the bus".
+_WITHDRAWAL = re.compile(
+    r"(?:^|(?<=[.!?\n]))\s*wait\b[^.!?\n]*[.!?\n]?|\blet me (?:reconsider|think again|check again)\b[^.!?\n]*[.!?\n]?",
     re.IGNORECASE,
 )
 _LIST_SEPARATOR = re.compile(r",?\s+(?:and\s+then|and|then)\s+|,\s*")
@@ -43,11 +50,12 @@ class ParsedCompletion:
 
     Attributes:
         text: the completion as it was generated.
+        standing: what is not withdrawn: the text after the last "Wait, let me reconsider.", or all of it.
         steps: text of each step of `prompts.STEP_LABELS` that is there, in order of appearance; of a step that is
-            there twice, the last.
-        step_order: every step label met, in order, repetitions included.
+            there twice, the last. Where the chain starts anew in what stands, only the steps of that.
+        step_order: every label of these steps, in order, repetitions included.
         category: the last final claim, normalised; `"null"` for "there is no such target"; None if neither is said.
-        targets: every final claim, normalised, in order.
+        targets: every final claim, normalised, in order, withdrawn ones included.
         num_seg: number of `[SEG]` in the text.
         ends_with_seg: whether "It is [SEG]." ends the text.
         seen: categories after "I see" in the look step; () for nothing, None if it is not said.
@@ -55,6 +63,7 @@ class ParsedCompletion:
     """
 
     text: str
+    standing: str
     steps: Mapping[str, str]
     step_order: tuple[str, ...]
     category: str | None
@@ -88,11 +97,15 @@ def parse_completion(text: str) -> ParsedCompletion:
     >>> parsed.category, parsed.seen, parsed.heard, parsed.num_seg, parsed.has_all_steps
     ('drum', ('drum',), None, 1, False)
     """
-    labelled = _split_steps(text)
+    standing = _WITHDRAWAL.split(text)[-1]
+    restarted = _split_steps(standing)
+    starts_anew = any(step == REASONING_STEPS[0] for step, _ in restarted)
+    labelled = restarted if starts_anew else _split_steps(text)
     steps = dict(labelled)
     targets = tuple(_claims(text))
     return ParsedCompletion(
         text=text,
+        standing=standing,
         steps=steps,
         step_order=tuple(step for step, _ in labelled),
         category=targets[-1] if targets else None,
@@ -118,6 +131,8 @@ def _split_steps(text: str) -> list[tuple[str, str]]:
 
 
 def _claims(text: str) -> Iterable[str]:
+    if forced := _FORCED_ANSWER.fullmatch(text):
+        yield normalise_category(forced["category"])
     for match in _TARGET.finditer(text):
         yield NULL_CATEGORY if match["category"] is None else normalise_category(match["category"])
 

@@ -58,10 +58,12 @@ class DataArguments:
         eval_split: split for evaluation during training; None for none.
         max_eval_samples: first so many rows of the eval split; None for all.
         chains: JSONL with chains of thought, keyed by uid and row; relative to `data_root`.
+        reflections: JSONL with chains that went wrong and their corrections, from `data_prep/correct_cot.py`.
         fps: frames a second of the stored frames; of Ref-AVSBench only, the other benchmarks fix or tell it.
         num_frames: of Ref-AVSBench, frames a clip must have, None for any number; of OmniAVS, at most so many evenly
             spaced frames, None for all; AVSBench fixes it.
         mask_cache: folder for OmniAVS's masks as PNG files.
+        media_cache: folder to unpack the media of `hf_dataset` into.
         instruction: user text with a `{reference}` field.
         system_prompt: optional system message.
         min_pixels: lower limit of a frame's area for the vision tower.
@@ -74,21 +76,53 @@ class DataArguments:
     data_root: str = dataclasses.field(metadata={"help": "Folder of the benchmark."})
     benchmark: str = dataclasses.field(
         default="ref_avs",
-        metadata={"help": "ref_avs, avsbench_s4, avsbench_ms3, avsbench_avss or omni_avs."},
+        metadata={"help": "ref_avs, avsbench_s4, avsbench_ms3, avsbench_avss, omni_avs or hf_dataset."},
     )
     train_split: str = dataclasses.field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = dataclasses.field(default=None, metadata={"help": "Split to evaluate on in training."})
     max_eval_samples: int | None = dataclasses.field(default=None, metadata={"help": "First rows of the eval split."})
     chains: str | None = dataclasses.field(default=None, metadata={"help": "JSONL with chains of thought."})
+    reflections: str | None = dataclasses.field(default=None, metadata={"help": "JSONL with mistakes and corrections."})
     fps: float = dataclasses.field(default=1.0, metadata={"help": "Frames a second of the stored frames."})
     num_frames: int | None = dataclasses.field(default=10, metadata={"help": "Frames a clip must have."})
     mask_cache: str | None = dataclasses.field(default=None, metadata={"help": "Folder for OmniAVS's masks."})
+    media_cache: str | None = dataclasses.field(default=None, metadata={"help": "Folder for hf_dataset's media."})
     instruction: str = dataclasses.field(default=DEFAULT_INSTRUCTION, metadata={"help": "With a {reference} field."})
     system_prompt: str | None = dataclasses.field(default=None, metadata={"help": "Optional system message."})
     min_pixels: int | None = dataclasses.field(default=None, metadata={"help": "Lower limit of a frame's area."})
     max_pixels: int | None = dataclasses.field(default=None, metadata={"help": "Upper limit of a frame's area."})
     use_audio_in_video: bool = dataclasses.field(default=False, metadata={"help": "Put sound between the frames."})
     embedding_cache: str | None = dataclasses.field(default=None, metadata={"help": "Folder for SAM embeddings."})
+
+
+@dataclasses.dataclass
+class TargetArguments:
+    """What supervised fine-tuning makes the model say, and from which teacher it learns features.
+
+    Attributes:
+        target: a key of `data.targets.TARGETS`: "teacher" (stage 0), "chain" (stage 1), "answer" (stage 1 without
+            chains), "reflection" or "reflection_learn_wrong" (stage 2).
+        replay_share: share of the rows of reflective training that have no mistake and train their chain alone.
+        teacher: directory or hub name of the distillation's teacher; None for no distillation.
+        teacher_features: file for the teacher's features, made once and bound to this teacher; None keeps the teacher
+            in memory and computes them in each step.
+        teacher_instruction: how the teacher is asked, where it was trained on another instruction.
+        teacher_batch_size: rows of a forward pass of the teacher while the file is made.
+    """
+
+    target: str = dataclasses.field(
+        default="chain",
+        metadata={"help": "teacher, chain, answer, reflection or reflection_learn_wrong."},
+    )
+    replay_share: float = dataclasses.field(default=0.5, metadata={"help": "Rows without a mistake, a share of all."})
+    teacher: str | None = dataclasses.field(default=None, metadata={"help": "Model that features are distilled from."})
+    teacher_features: str | None = dataclasses.field(default=None, metadata={"help": "File for its features."})
+    teacher_instruction: str | None = dataclasses.field(default=None, metadata={"help": "If not the student's."})
+    teacher_batch_size: int = dataclasses.field(default=8, metadata={"help": "While the file is made."})
+
+    def __post_init__(self) -> None:
+        if self.teacher is None and self.teacher_features is not None:
+            raise ValueError("teacher_features is a file of a teacher's features: say which one by `teacher`")
 
 
 @dataclasses.dataclass

@@ -118,7 +118,11 @@ def mask_loss(
 
 
 def feature_distillation_loss(
-    student_features: Tensor, teacher_features: Tensor, *, row_weights: Tensor | None = None
+    student_features: Tensor,
+    teacher_features: Tensor,
+    *,
+    row_weights: Tensor | None = None,
+    normalizer: Tensor | None = None,
 ) -> Tensor:
     """Pull the student's prompt embedding to the teacher's: mean_C (e_student - stopgrad e_teacher)², mean over rows.
 
@@ -129,6 +133,7 @@ def feature_distillation_loss(
         student_features: (B, C) projected `[SEG]` states.
         teacher_features: (B, C) of the frozen teacher.
         row_weights: (B,) weights as in `mask_loss`.
+        normalizer: as in `mask_loss`.
 
     Returns:
         Scalar float32.
@@ -142,7 +147,7 @@ def feature_distillation_loss(
             "must both be (B, C): was the teacher trained with another projector width?"
         )
     squared_error = (student_features.float() - teacher_features.detach().float()).square()  # (B, C)
-    return _weighted_mean(squared_error.mean(1), row_weights)
+    return _weighted_mean(squared_error.mean(1), row_weights, normalizer)
 
 
 def _clip_bce(mask_logits: Tensor, gt_masks: Tensor) -> Tensor:

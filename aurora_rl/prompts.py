@@ -4,6 +4,7 @@ First room of the flow: a sample's reference becomes a chat message here, and a 
 becomes the completion text that SFT trains on and that `completions.parse_completion` reads back.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,12 @@ SEG_TOKEN = "[SEG]"
 NULL_CATEGORY = "null"
 #: How every answer ends.
 FINAL_SENTENCE = f"It is {SEG_TOKEN}."
+
+#: What stands between reasoning that went wrong and the reasoning that corrects it (paper, reflective training).
+REFLECTION_TRIGGER = "Wait, let me reconsider."
+_ASKS_FOR_MASKS = re.compile(
+    rf"\s*\bit is\s*{re.escape(SEG_TOKEN)}[ \t]*\.?|[ \t]*{re.escape(SEG_TOKEN)}", re.IGNORECASE
+)
 
 #: The steps before the answer, in the order they must appear (paper, figure of the reasoning pipeline).
 REASONING_STEPS = ("look", "listen", "read")
@@ -33,6 +40,22 @@ def answer_for(category: str) -> str:
     if category == NULL_CATEGORY:
         return f"there is no such target. {FINAL_SENTENCE}"
     return f"the target is the {category}. {FINAL_SENTENCE}"
+
+
+def teacher_answer(category: str) -> str:
+    """The forced answer of the distillation's teacher, which does not reason: `"It is drum [SEG]."`, for example."""
+    return f"It is {category} {SEG_TOKEN}."
+
+
+def without_seg(text: str) -> str:
+    """The text without what asks for masks: neither "It is [SEG]." nor any other `[SEG]` is left.
+
+    >>> without_seg("Answer: the target is the drum. It is [SEG].")
+    'Answer: the target is the drum.'
+    """
+    while SEG_TOKEN in text:  # again, because what stood around one may make up another
+        text = _ASKS_FOR_MASKS.sub("", text)
+    return text.strip()
 
 
 def render_chain(steps: Mapping[str, str], answer: str) -> str:

@@ -1,59 +1,87 @@
-"""Stage 1: supervised fine-tuning on gold chains of thought.
+"""Supervised fine-tuning: the teacher (stage 0), chains of thought (stage 1), reflective training (stage 2).
 
 accelerate launch --config_file accelerate_configs/cpu.yaml recipes/sft.py --config recipes/synthetic/sft.yaml
+
+The stages are YAML files: they differ in `target`, what a row is trained to say, and in `teacher`.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from torch.distributed.elastic.multiprocessing.errors import record
 from trl import TrlParser
 
-from aurora_rl.assemble import assemble_encoder, assemble_model, load_training_splits, peft_config, resume_point
-from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.assemble import (
+    assemble_encoder,
+    assemble_model,
+    assemble_target,
+    assemble_teacher,
+    load_training_splits,
+    peft_config,
+    resume_point,
+    stored_features,
+)
+from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.sample import AVSample
+from aurora_rl.data.targets import mistakes_and_replay
 from aurora_rl.footprint import check_footprint
 from aurora_rl.logs import log_launch, setup_logging
 from aurora_rl.models.batch import SFTCollator
-from aurora_rl.prompts import answer_for
+from aurora_rl.models.teacher import Teacher
+from aurora_rl.models.teacher_features import FeatureCollator, LiveTeacherCollator
 from aurora_rl.trainers.sft import AuroraSFTTrainer
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 
-
-def gold_chain(sample: AVSample) -> str:
-    """The completion that a sample is trained to give."""
-    if sample.chain is None:
-        raise ValueError(f"sample {sample.key} has no chain of thought: name a file that holds it with `chains`")
-    return sample.chain
+Collator = Callable[..., dict[str, Any]]
 
 
-def answer_only(sample: AVSample) -> str:
-    """The completion where a benchmark has no chains of thought: its answer alone."""
-    return answer_for(sample.category)
-
-
-def completion_for(data_args: DataArguments) -> Callable[[AVSample], str]:
-    """Which of the two a run trains on."""
-    # Nobody publishes chains for AVSBench and OmniAVS; of Ref-AVSBench, forgetting them is a mistake.
-    has_no_chains = data_args.chains is None and data_args.benchmark != "ref_avs"
-    return answer_only if has_no_chains else gold_chain
+def with_teacher(
+    collate: Collator,
+    samples: list[AVSample],
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    target_args: TargetArguments,
+    training_args: AuroraSFTConfig,
+) -> tuple[Collator, Teacher | None]:
+    """The collator that adds the teacher's part to a batch, and the teacher itself where it computes in each step."""
+    if target_args.teacher is None or training_args.distill_weight == 0:
+        return collate, None
+    if target_args.teacher_features is not None:
+        features = stored_features(target_args, model_args, data_args, samples, device=training_args.device)
+        return FeatureCollator(collate, features), None
+    teacher = assemble_teacher(target_args, model_args, data_args)
+    return LiveTeacherCollator(collate, teacher), teacher
 
 
 @record  # the launcher's last words are the error of the process that failed first
-def main(model_args: ModelArguments, data_args: DataArguments, training_args: AuroraSFTConfig) -> None:
+def main(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    target_args: TargetArguments,
+    training_args: AuroraSFTConfig,
+) -> None:
     setup_logging(is_main_process=training_args.process_index == 0)
+    target = assemble_target(target_args)
     train_samples, eval_samples = load_training_splits(data_args)
-    check_footprint(model_args, data_args, training_args, [*train_samples, *eval_samples])
+    if data_args.reflections is not None:
+        replay_share, seed = target_args.replay_share, training_args.seed
+        train_samples = mistakes_and_replay(train_samples, replay_share=replay_share, seed=seed)
+    samples = [*train_samples, *eval_samples]
+    check_footprint(model_args, data_args, training_args, samples)
     loaded = assemble_model(model_args)
-    encode = assemble_encoder(data_args, loaded, [*train_samples, *eval_samples], device=training_args.device)
+    encode = assemble_encoder(data_args, loaded, samples, device=training_args.device)
+    chains = SFTCollator(encode, loaded.seg_token_id, target)
+    collate, teacher = with_teacher(chains, samples, model_args, data_args, target_args, training_args)
     trainer = AuroraSFTTrainer(
         model=loaded.model,
         args=training_args,
-        data_collator=SFTCollator(encode, loaded.seg_token_id, completion_for(data_args)),
+        data_collator=collate,
         train_dataset=to_dataset(train_samples, instruction=data_args.instruction),
         eval_dataset=to_dataset(eval_samples, instruction=data_args.instruction) if eval_samples else None,
         processing_class=loaded.processor,
         peft_config=peft_config(model_args, loaded),
+        teacher=teacher,
     )
     log_launch(trainer.accelerator)
     trainer.train(resume_from_checkpoint=resume_point(training_args.resume_from_checkpoint))
@@ -62,4 +90,4 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Au
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ModelArguments, DataArguments, AuroraSFTConfig)).parse_args_and_config())
+    main(*TrlParser((ModelArguments, DataArguments, TargetArguments, AuroraSFTConfig)).parse_args_and_config())

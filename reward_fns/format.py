@@ -11,7 +11,8 @@ class FormatReward:
     """1.0 if the completion ends with "It is [SEG]." and holds exactly one `[SEG]`, else 0.0.
 
     Args:
-        require_steps: whether the four steps must be there once each, in order, as well.
+        require_steps: whether the four steps must be there once each, in order, as well. A chain that was withdrawn
+            ("Wait, let me reconsider.") and started anew is judged by the steps of the new one.
 
     Example: "the target is the drum. It is [SEG]." earns 0.0 from `format_reward`, which misses the steps, and 1.0 from
     `answer_format_reward`.

@@ -41,7 +41,6 @@ _SILENCE = re.compile(
     r"\b(?:nothing|silent|silence|muted|inaudible|no (?:audible )?sounds?|(?:not|cannot|can't) hear)\b"
 )
 _SOUND = re.compile(r"\b(?:hear|heard|sounds?|sounding|audible|plays?|playing|sings?|singing|speaks?|speaking)\b")
-_WITHDRAWAL = re.compile(r"\bwait\b|\blet me (?:reconsider|think again|check again)\b", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,8 +153,7 @@ def _check_sound(parsed: ParsedCompletion, loudness: float) -> float:
 
 
 def _check_one_target(parsed: ParsedCompletion) -> float:
-    standing = parse_completion(_WITHDRAWAL.split(parsed.text)[-1])
-    return float(len(set(standing.targets)) == 1)
+    return float(len(set(parse_completion(parsed.standing).targets)) == 1)
 
 
 def _names(text: str, category: str) -> bool:

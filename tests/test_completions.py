@@ -142,3 +142,47 @@ def test_text_is_taken_from_every_form_of_completion():
     assert completion_text([{"role": "assistant", "content": "It is [SEG]."}]) == "It is [SEG]."
     assert completion_text([{"role": "assistant", "content": parts}]) == "It is [SEG]."
     assert completion_text([]) == ""
+
+
+# Chains that are taken back
+
+REFLECTED = (
+    "Look: I see a dog.\nListen: I hear a dog.\nRead: it is asked for.\nAnswer: the target is the dog.\n"
+    "Wait, let me reconsider.\n"
+    "Look: I see a drum.\nListen: I hear a bell.\nRead: it is asked for.\nAnswer: the target is the drum. It is [SEG]."
+)
+
+
+def test_a_chain_that_starts_anew_is_judged_by_its_new_steps():
+    parsed = parse_completion(REFLECTED)
+    assert parsed.has_all_steps
+    assert (parsed.seen, parsed.heard, parsed.category) == (("drum",), ("bell",), "drum")
+    assert parsed.targets == ("dog", "drum")
+
+
+def test_what_stands_is_the_text_after_the_withdrawal():
+    assert parse_completion(REFLECTED).standing.strip().startswith("Look: I see a drum.")
+    plain = "Look: I see a drum.\nAnswer: the target is the drum. It is [SEG]."
+    assert parse_completion(plain).standing == plain
+
+
+def test_a_withdrawal_within_a_step_keeps_the_steps_before_it():
+    parsed = parse_completion("Look: I see a drum.\nListen: I hear a bell. Wait, I hear a dog.\nRead: it.\nAnswer: x.")
+    assert parsed.has_all_steps
+    assert parsed.seen == ("drum",)
+
+
+def test_people_who_wait_take_nothing_back():
+    text = "Look: people wait for a bus.\nListen: I hear a bus.\nRead: it.\nAnswer: the target is the bus. It is [SEG]."
+    assert parse_completion(text).standing == text
+
+
+@pytest.mark.parametrize(
+    ("text", "category"), [("It is hair-dryer [SEG].", "hair dryer"), ("It is null [SEG].", "null")]
+)
+def test_the_teachers_answer_names_its_category(text, category):
+    assert parse_completion(text).category == category
+
+
+def test_the_teachers_form_inside_a_chain_is_no_claim():
+    assert parse_completion("Answer: the target is the drum. It is on the left [SEG].").targets == ("drum",)

@@ -12,6 +12,7 @@ from aurora_rl.assemble import peft_config
 from aurora_rl.config import ModelArguments
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.sample import AVClip
+from aurora_rl.data.targets import Target, gold_chain
 from aurora_rl.inference import Completion, Predictor, SeededSampling
 from aurora_rl.models.batch import SFTCollator, collate_frames
 from aurora_rl.models.segmentation import row_mask_logits
@@ -27,7 +28,7 @@ def predictor(loaded, encode, train_samples) -> Predictor:
     """
     words = [*encode.tokenizer(" drum bell dog bird[SEG]").input_ids, encode.tokenizer.eos_token_id]
     assert len(words) == 6
-    collate = SFTCollator(encode, loaded.seg_token_id, lambda sample: " drum bell dog bird[SEG]")
+    collate = SFTCollator(encode, loaded.seg_token_id, lambda sample: Target(" drum bell dog bird[SEG]"))
     batch = collate([sample.to_row() for sample in train_samples[:4]])
     with torch.no_grad():
         logits = loaded.model(**{k: v for k, v in batch.items() if not k.startswith(("seg_", "gt_"))}).logits
@@ -273,7 +274,7 @@ def test_second_predictor_on_one_model_gives_the_same(predictor, loaded, encode,
 def test_model_can_be_trained_after_it_has_answered(predictor, loaded, encode, train_samples):
     """What inference mode leaves behind in the model must not end up in a graph."""
     predict(predictor, train_samples[:1])
-    batch = SFTCollator(encode, loaded.seg_token_id, lambda sample: sample.chain)([train_samples[2].to_row()])
+    batch = SFTCollator(encode, loaded.seg_token_id, gold_chain)([train_samples[2].to_row()])
     inputs = {name: value for name, value in batch.items() if name not in ("gt_masks", "seg_weights")}
     outputs = loaded.model(**inputs)
     (outputs.loss + outputs.mask_logits.mean()).backward()

@@ -27,6 +27,7 @@ from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.sample import AVSample
 from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
+from aurora_rl.data.targets import gold_chain
 from aurora_rl.footprint import Clips, Footprint, Launch, estimate_footprint
 from aurora_rl.footprint.workload import Workload, build_workload
 from aurora_rl.models.batch import SFTCollator
@@ -98,7 +99,7 @@ def build_trainer(
     return AuroraSFTTrainer(
         model=loaded.model,
         args=args,
-        data_collator=SFTCollator(encode, loaded.seg_token_id, lambda sample: sample.chain or ""),
+        data_collator=SFTCollator(encode, loaded.seg_token_id, gold_chain),
         train_dataset=to_dataset(samples, instruction=data_args.instruction),
         processing_class=loaded.processor,
         peft_config=peft_config(model_args, loaded),

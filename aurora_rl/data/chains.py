@@ -1,6 +1,8 @@
-"""Gold chains of thought: a JSON-lines file keyed by uid and row, joined to the rows of a benchmark.
+"""Chains of thought: JSON-lines files keyed by uid and row, joined to the rows of a benchmark.
 
 {"uid": "abc_cat_1", "row": 0, "category": "cat", "steps": {"look": ..., "listen": ..., "read": ...}, "answer": ...}
+
+A record of reflective training has a chain that went wrong beside the right one, `"wrong": "Look: ..."`.
 """
 
 from __future__ import annotations
@@ -8,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from aurora_rl.data.files import DatasetError, Row
 from aurora_rl.data.sample import AVSample
-from aurora_rl.prompts import render_chain
+from aurora_rl.prompts import SEG_TOKEN, render_chain
 
 CHAIN_KEYS = {"uid": str, "row": int, "category": str, "steps": dict, "answer": str}  # what each record must have
 
@@ -38,24 +41,76 @@ def add_chains(
     return [dataclasses.replace(sample, **fields.get(sample.row, {})) for sample in samples]
 
 
+def add_reflections(samples: Sequence[AVSample], path: str | os.PathLike[str]) -> list[AVSample]:
+    """Fill `wrong`, and `chain` with its correction, of the samples that the file has a record of.
+
+    Args:
+        samples: the samples of one split; records of other splits are left aside.
+        path: file of chains that hold a `"wrong"` and a `"split"`, as `data_prep/correct_cot.py` writes it.
+
+    Raises:
+        DatasetError: if there is no such file, or a record of this split fits no sample.
+    """
+    by_row = {sample.row: index for index, sample in enumerate(samples)}
+    splits = {sample.split for sample in samples}
+    filled = list(samples)
+    for place, record in _records(Path(path)):
+        with _at(place):
+            wrong = _wrong_chain(record)
+            if record["split"] not in splits:
+                continue
+            index = by_row.get(record["row"])
+            if index is None or samples[index].uid != record["uid"]:
+                raise DatasetError(f"no sample is {record['uid']!r} at row {record['row']!r}: collect mistakes anew")
+            sample = samples[index]
+            _check_fields_agree(record, sample.key, category=sample.category, exp=sample.reference)
+            if filled[index].wrong is not None:
+                raise DatasetError(f"{sample.key} already has a mistake: keep one record a row")
+            filled[index] = dataclasses.replace(sample, wrong=wrong, chain=_chain_fields(record)["chain"])
+    return filled
+
+
+def _wrong_chain(record: Mapping[str, Any]) -> str:
+    wrong = record.get("wrong")
+    if not isinstance(wrong, str) or not wrong.strip() or not isinstance(record.get("split"), str):
+        raise DatasetError("expected a record with the strings 'wrong' and 'split', as correct_cot.py writes it")
+    if SEG_TOKEN in wrong:
+        raise DatasetError(f"the chain that went wrong holds {SEG_TOKEN}, which would be taken for the answer's")
+    return wrong
+
+
 def _read_chains(path: Path, rows: Sequence[Row]) -> dict[int, dict[str, Any]]:
     """The sample fields that a file of chains of thought fills, by row; each record is checked against its row."""
-    if not path.is_file():
-        raise DatasetError(f"there is no file of chains {path}: make one first, or leave `chains` out")
     fields: dict[int, dict[str, Any]] = {}
+    for place, record in _records(path):
+        with _at(place):
+            row = _row_of_chain(record, rows)
+            if row in fields:
+                raise DatasetError(f"{rows[row]} already has a chain: keep one record a row")
+            fields[row] = _chain_fields(record)
+    return fields
+
+
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each record of a file with its place, file and line."""
+    if not path.is_file():
+        raise DatasetError(f"there is no file of chains {path}: make one first, or leave it out")
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = _parse_chain(line)
-                row = _row_of_chain(record, rows)
-                if row in fields:
-                    raise DatasetError(f"{rows[row]} already has a chain: keep one record a row")
-                fields[row] = _chain_fields(record)
-            except ValueError as error:  # also of the UTF-8 and JSON decoders
-                raise DatasetError(f"{path}:{number}: {error}") from error
-    return fields
+            place = f"{path}:{number}"
+            if line.strip():
+                with _at(place):
+                    record = _parse_chain(line)
+                yield place, record
+
+
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Put the place of a record before its trouble."""
+    try:
+        yield
+    except ValueError as error:  # also of the UTF-8 and JSON decoders
+        raise DatasetError(f"{place}: {error}") from error
 
 
 def _parse_chain(line: bytes) -> dict[str, Any]:
@@ -72,18 +127,25 @@ def _row_of_chain(record: Mapping[str, Any], rows: Sequence[Row]) -> int:
     if not 0 <= row < len(rows) or rows[row].uid != uid:
         table = rows[0].origin.rpartition(":")[0]
         raise DatasetError(f"{table} has no uid {uid!r} at row {row!r}: rebuild the chains for this file")
-    for name, value in (("category", rows[row].category), ("exp", rows[row].reference)):
-        if record.get(name, value) != value:
-            raise DatasetError(f"{rows[row]} has the {name} {value!r}, not {record[name]!r}: rebuild the chains")
+    _check_fields_agree(record, str(rows[row]), category=rows[row].category, exp=rows[row].reference)
     return row
 
 
+def _check_fields_agree(record: Mapping[str, Any], row: str, **expected: str) -> None:
+    for name, value in expected.items():
+        if record.get(name, value) != value:
+            raise DatasetError(f"{row} has the {name} {value!r}, not {record[name]!r}: rebuild the chains")
+
+
 def _chain_fields(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "chain": render_chain(record["steps"], record["answer"]),
+    known = {
         "reference_type": record.get("reference_type"),
         "seen": _categories(record, "seen"),
         "heard": _categories(record, "heard"),
+    }
+    # What a record does not know, the benchmark may: OmniAVS tells the type of a reference.
+    return {"chain": render_chain(record["steps"], record["answer"])} | {
+        k: v for k, v in known.items() if v is not None
     }
 
 

@@ -27,6 +27,7 @@ FEATURES = Features(
         "mask_paths": List(Value("string")),
         "reference_type": Value("string"),
         "chain": Value("string"),
+        "wrong": Value("string"),
         "seen": List(Value("string")),
         "heard": List(Value("string")),
         "origin": Value("string"),

@@ -32,6 +32,8 @@ class AVSample:
         mask_paths: F mask files; empty for a null reference that ships none.
         reference_type: kind of reference where the benchmark tells ("space", "audio order", ...).
         chain: gold completion text (`prompts.render_chain`), where there is one.
+        wrong: chain of thought that a model once gave to this row and that is wrong, without `[SEG]`, where there is
+            one; reflective training puts it before `chain`.
         seen: true categories in view, where known.
         heard: true categories that sound, in order of onset, where known.
         origin: file and line of the row ("metadata.csv:17"), for errors; empty where it comes from no file.
@@ -51,6 +53,7 @@ class AVSample:
     mask_paths: tuple[str, ...]
     reference_type: str | None = None
     chain: str | None = None
+    wrong: str | None = None
     seen: tuple[str, ...] | None = None
     heard: tuple[str, ...] | None = None
     origin: str = ""

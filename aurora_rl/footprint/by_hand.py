@@ -8,7 +8,7 @@ from typing import Any
 
 from trl import TrlParser
 
-from aurora_rl.config import DataArguments, ModelArguments, RewardArguments
+from aurora_rl.config import DataArguments, ModelArguments, RewardArguments, TargetArguments
 from aurora_rl.footprint.estimate import Footprint, estimate_footprint
 from aurora_rl.footprint.launch import Launch
 from aurora_rl.footprint.report import complaint, render
@@ -18,7 +18,7 @@ from aurora_rl.trainers.sft_config import AuroraSFTConfig
 
 #: The arguments of each recipe's `main`.
 RECIPES: dict[str, tuple[Any, ...]] = {
-    "sft": (ModelArguments, DataArguments, AuroraSFTConfig),
+    "sft": (ModelArguments, DataArguments, TargetArguments, AuroraSFTConfig),
     "grpo": (ModelArguments, DataArguments, RewardArguments, AuroraGRPOConfig),
 }
 

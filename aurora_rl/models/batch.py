@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from aurora_rl.data.media import load_clip, loudness_dbfs
 from aurora_rl.data.sample import AVClip, AVSample
+from aurora_rl.data.targets import Target
 from aurora_rl.models.mllm import EncodedPrompt, MLLMFamily
 from aurora_rl.models.seg_tokens import find_seg
 from aurora_rl.prompts import DEFAULT_INSTRUCTION, build_messages
@@ -133,19 +134,22 @@ class SFTCollator:
     Args:
         encode: turns a sample into tensors.
         seg_token_id: id of `[SEG]`.
-        completion: the text a sample is trained to give.
+        target: what a sample is trained to say, one of `data.targets`.
     """
 
-    def __init__(self, encode: SampleEncoder, seg_token_id: int, completion: Callable[[AVSample], str]) -> None:
+    def __init__(self, encode: SampleEncoder, seg_token_id: int, target: Callable[[AVSample], Target]) -> None:
         self.encode = encode
         self.seg_token_id = seg_token_id
-        self.completion = completion
+        self.target = target
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         encoded = [self.encode(AVSample.from_row(row)) for row in rows]
-        completion_ids = [self._completion_ids(item.sample) for item in encoded]
+        completions = [self._tokenize(self.target(item.sample)) for item in encoded]
         batch = right_pad(
-            [item.prompt.prompt_ids for item in encoded], completion_ids, self.encode.tokenizer.pad_token_id
+            [item.prompt.prompt_ids for item in encoded],
+            [ids for ids, _ in completions],
+            self.encode.tokenizer.pad_token_id,
+            num_given=[count for _, count in completions],
         )
         seg_index, has_seg = find_seg(
             batch["input_ids"],
@@ -162,13 +166,30 @@ class SFTCollator:
             "gt_masks": [item.gt_masks for item in encoded],
         }
 
-    def _completion_ids(self, sample: AVSample) -> list[int]:
+    def _tokenize(self, target: Target) -> tuple[list[int], int]:
+        """Token ids of a completion with its end of turn, and how many of them are given.
+
+        Both parts are tokenized as one text, as the model would write it; a token that reaches from what is given into
+        what is learned counts as given.
+        """
         tokenizer = self.encode.tokenizer
-        return tokenizer(self.completion(sample), add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+        tokens = tokenizer(target.given + target.learned, add_special_tokens=False, return_offsets_mapping=True)
+        num_given = sum(start < len(target.given) for start, _ in tokens.offset_mapping)
+        return [*tokens.input_ids, tokenizer.eos_token_id], num_given
 
 
-def right_pad(prompts: list[list[int]], completions: list[list[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """`input_ids`, `attention_mask` and `labels`, each (B, L), of prompts joined to completions."""
+def right_pad(
+    prompts: list[list[int]], completions: list[list[int]], pad_token_id: int, *, num_given: list[int] | None = None
+) -> dict[str, torch.Tensor]:
+    """`input_ids`, `attention_mask` and `labels`, each (B, L), of prompts joined to completions.
+
+    Args:
+        prompts: B lists of token ids, without labels.
+        completions: B lists of token ids, with labels.
+        pad_token_id: fills the rows up at the right.
+        num_given: first so many tokens of each completion that have no labels; none by default.
+    """
+    given = num_given or [0] * len(prompts)
     length = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
     input_ids = torch.full((len(prompts), length), pad_token_id)
     attention_mask = torch.zeros_like(input_ids)
@@ -177,7 +198,7 @@ def right_pad(prompts: list[list[int]], completions: list[list[int]], pad_token_
         end = len(prompt) + len(completion)
         input_ids[row, :end] = torch.tensor(prompt + completion)
         attention_mask[row, :end] = 1
-        labels[row, len(prompt) : end] = torch.tensor(completion)
+        labels[row, len(prompt) + given[row] : end] = torch.tensor(completion[given[row] :])
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 

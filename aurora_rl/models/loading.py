@@ -127,6 +127,20 @@ def read_model_config(name_or_path: str, segmenter: dict[str, Any] | None) -> tu
     return family, config, own is None
 
 
+def read_segmenter_config(name_or_path: str, segmenter: dict[str, Any] | None) -> dict[str, Any]:
+    """Config of the mask decoder that `load_model` would give a checkpoint or adapter; no weights are read.
+
+    Raises:
+        ValueError: as `load_model`.
+    """
+    if adapter_config := find_adapter_config_file(name_or_path):
+        fields = json.loads(Path(adapter_config).read_text())
+        segmenter = _agreed_segmenter(name_or_path, fields.get("segmenter"), segmenter)
+        name_or_path = fields["base_model_name_or_path"]
+    _, config, is_new = read_model_config(name_or_path, segmenter)
+    return complete_segmenter_config(config.segmenter) if is_new else config.segmenter
+
+
 def has_segmenter(name_or_path: str) -> bool:
     """Whether a checkpoint that is no adapter was saved with a mask decoder."""
     return bool(PretrainedConfig.get_config_dict(name_or_path)[0].get("segmenter"))

@@ -46,22 +46,25 @@ class SegmentationHead(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        frames: torch.Tensor,
-        frame_counts: torch.Tensor,
-        clip_index: torch.Tensor,
-    ) -> torch.Tensor:
+        frames: torch.Tensor | None = None,
+        frame_counts: torch.Tensor | None = None,
+        clip_index: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Decode every row's masks; the frames of a clip are read once for all of its rows.
 
         Args:
             hidden_states: (B, D) states at `[SEG]`.
-            frames: (N, ...) mask-decoder inputs of the batch's distinct clips, concatenated over their frames.
+            frames: (N, ...) mask-decoder inputs of the batch's distinct clips, concatenated over their frames; None
+                for the prompts alone.
             frame_counts: (U,) number of frames of each distinct clip, summing to N.
             clip_index: (B,) which of the U clips each row watches.
 
         Returns:
-            (sum over rows of F_b, h, w) mask logits, row after row.
+            (B, C) prompts of the mask decoder, and (sum over rows of F_b, h, w) mask logits, row after row.
         """
         prompts = self.projector(hidden_states.to(next(self.projector.parameters()).dtype))  # (B, C)
+        if frames is None or frame_counts is None or clip_index is None:
+            return prompts, None
         slots = _slots_within_clip(clip_index)
         grouped = prompts.new_zeros(len(frame_counts), int(slots.max()) + 1, prompts.size(-1))
         grouped = grouped.index_put((clip_index, slots), prompts)  # (U, G, C)
@@ -69,7 +72,7 @@ class SegmentationHead(nn.Module):
         row_counts = frame_counts[clip_index]
         frame_index = torch.cat([torch.arange(f, device=frames.device) for f in row_counts.tolist()])
         frame_index = frame_index + (frame_counts.cumsum(0) - frame_counts)[clip_index].repeat_interleave(row_counts)
-        return mask_logits[frame_index, slots.repeat_interleave(row_counts)]
+        return prompts, mask_logits[frame_index, slots.repeat_interleave(row_counts)]
 
 
 class SegmentationMixin(PreTrainedModel):
@@ -119,7 +122,10 @@ class SegmentationMixin(PreTrainedModel):
         seg_clip_index: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Run `inner_forward` once; with `seg_index`, its output also carries `mask_logits`.
+        """Run `inner_forward` once; with `seg_index`, its output also carries prompts and masks.
+
+        They are `sparse_prompt_embeddings` (B, C) and `mask_logits` as in `SegmentationHead.forward`, the latter None
+        without `seg_frames`.
 
         Args:
             inner_forward: the forward pass without masks.
@@ -132,8 +138,10 @@ class SegmentationMixin(PreTrainedModel):
             outputs = inner_forward(*args, **kwargs)
         hidden_states = captured["last_hidden_state"]  # (B, L, D), after the final norm
         rows = torch.arange(len(seg_index), device=hidden_states.device)
-        mask_logits = self.seg_head(hidden_states[rows, seg_index], seg_frames, seg_frame_counts, seg_clip_index)
-        return _output_class(outputs.__class__)(**outputs, mask_logits=mask_logits)
+        prompts, mask_logits = self.seg_head(
+            hidden_states[rows, seg_index], seg_frames, seg_frame_counts, seg_clip_index
+        )
+        return _output_class(outputs.__class__)(**outputs, mask_logits=mask_logits, sparse_prompt_embeddings=prompts)
 
 
 class BackboneView:
@@ -242,10 +250,9 @@ def _slots_within_clip(clip_index: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def _output_class(base: type) -> type:
-    """`base` with a declared field `mask_logits`: DDP rebuilds outputs and drops what is not declared."""
-    return dataclasses.make_dataclass(
-        f"Masked{base.__name__}", [("mask_logits", torch.Tensor | None, None)], bases=(base,)
-    )
+    """`base` with our fields declared: DDP rebuilds outputs and drops what is not."""
+    fields = [(name, torch.Tensor | None, None) for name in ("mask_logits", "sparse_prompt_embeddings")]
+    return dataclasses.make_dataclass(f"Masked{base.__name__}", fields, bases=(base,))
 
 
 @contextlib.contextmanager

@@ -333,7 +333,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
             rows, hidden_states = self._rows[chunk], states.hidden_states[chunk]
             frames = _frames_on(hidden_states.device, rows)
             with self.accelerator.autocast(), _eval_mode(head):
-                mask_logits = head(
+                _, mask_logits = head(
                     hidden_states, frames["seg_frames"], frames["seg_frame_counts"], frames["seg_clip_index"]
                 )
             self._rollout_masks.append(_decoded(self.model, mask_logits, frames, rows, states.has_seg[chunk]))

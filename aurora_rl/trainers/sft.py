@@ -1,6 +1,7 @@
-"""Supervised fine-tuning: cross-entropy on the chain of thought, and masks from its `[SEG]`.
+"""Supervised fine-tuning: cross-entropy on the chain of thought, masks from its `[SEG]`, features of a teacher.
 
-L = CE + 2.0 BCE + 0.5 Dice (paper, stage 1), all from one forward pass.
+L = CE + 2.0 BCE + 0.5 Dice + λ mean_C (e_student - stopgrad e_teacher)² (paper, stage 1), from one forward pass of the
+student. Teacher (stage 0) and reflective training (stage 2) take the same loss on other targets, without the last term.
 """
 
 from __future__ import annotations
@@ -13,24 +14,32 @@ from accelerate.utils import is_peft_model
 from torch import nn
 from trl import SFTTrainer
 
-from aurora_rl.losses import mask_loss
+from aurora_rl.losses import feature_distillation_loss, mask_loss
 from aurora_rl.metrics import mask_iou
 from aurora_rl.models.segmentation import SegmentationHead, install_mask_forward, row_mask_logits
 from aurora_rl.models.sharding import gather_at_once
+from aurora_rl.models.teacher import Teacher
 from aurora_rl.trainers.resumable import ResumableTrainer
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 
 
 class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
-    """TRL's SFTTrainer with a mask loss; takes the batches of `models.batch.SFTCollator`."""
+    """TRL's SFTTrainer with a mask loss and feature distillation.
+
+    Args:
+        *args, **kwargs: as in TRL. The collator is `models.batch.SFTCollator`, for distillation within one of
+            `models.teacher_features`.
+        teacher: the live teacher of a `LiveTeacherCollator`.
+    """
 
     args: AuroraSFTConfig
     _name = "Aurora SFT"
     #: Rows with `[SEG]` that a micro-batch has on average, over the accumulated batch and all processes.
     _masks_per_forward: torch.Tensor | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, teacher: Teacher | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.teacher = None if teacher is None else teacher.to(self.accelerator.device)
         # After super(), which has put its fused LM head in place of `forward`.
         install_mask_forward(self.model.get_base_model() if is_peft_model(self.model) else self.model)
         gather_at_once(self.model, SegmentationHead)
@@ -54,34 +63,60 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
     ) -> Any:
         gt_masks, seg_weights = inputs.pop("gt_masks"), inputs.pop("seg_weights")
         frame_counts = inputs["seg_frame_counts"][inputs["seg_clip_index"]]
+        teacher_features = self._teacher_features(inputs)
         recorder = _OutputRecorder(model)
         loss = super().compute_loss(recorder, inputs, return_outputs, num_items_in_batch)
         ce_loss, outputs = loss if return_outputs else (loss, None)
 
         mask_logits = row_mask_logits(model, recorder.outputs.mask_logits, frame_counts, gt_masks)
+        normalizer = self._masks_per_forward if self.model.training else None
         losses = mask_loss(
             mask_logits,
             gt_masks,
             row_weights=seg_weights,
-            normalizer=self._masks_per_forward if self.model.training else None,
+            normalizer=normalizer,
             bce_weight=self.args.mask_bce_weight,
             dice_weight=self.args.mask_dice_weight,
             dice_variant=self.args.dice_variant,
         )
         self._log_masks(losses.bce, losses.dice, mask_logits, gt_masks)
-        # The mean of the micro-batches' mask losses is that of the accumulated batch; cross-entropies are to be summed.
+        per_mask = losses.total
+        if teacher_features is not None:
+            distillation = feature_distillation_loss(
+                recorder.outputs.sparse_prompt_embeddings,
+                teacher_features,
+                row_weights=seg_weights,
+                normalizer=normalizer,
+            )
+            self._log("distillation", distillation)
+            per_mask = per_mask + self.args.distill_weight * distillation
+        # The mean of the micro-batches' losses over masks is that of the accumulated batch; cross-entropies are to be
+        # summed.
         is_share = self.model.training and num_items_in_batch is not None
         steps = self.current_gradient_accumulation_steps if is_share else 1
-        total = self.args.ce_weight * ce_loss + losses.total / steps
+        total = self.args.ce_weight * ce_loss + per_mask / steps
         return (total, outputs) if return_outputs else total
+
+    def _teacher_features(self, inputs: dict[str, Any]) -> torch.Tensor | None:
+        """(B, C) as stored, or of the live teacher; taken out of the inputs, which go to the student."""
+        teacher_inputs, features = inputs.pop("teacher_inputs", None), inputs.pop("teacher_features", None)
+        if teacher_inputs is not None and self.teacher is not None:
+            return self.teacher.features(teacher_inputs)
+        return features
+
+    @torch.no_grad()
+    def _log(self, name: str, value: torch.Tensor) -> None:
+        """Log the mean of the processes' values."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics[name].append(self.accelerator.gather(value.detach()).mean().item())
 
     @torch.no_grad()
     def _log_masks(
         self, bce: torch.Tensor, dice: torch.Tensor, mask_logits: list[torch.Tensor], gt_masks: list[torch.Tensor]
     ) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
-        metrics["mask_bce"].append(self.accelerator.gather(bce.detach()).mean().item())
-        metrics["mask_dice"].append(self.accelerator.gather(dice.detach()).mean().item())
+        self._log("mask_bce", bce)
+        self._log("mask_dice", dice)
         iou = [mask_iou(logits > 0, truth) for logits, truth in zip(mask_logits, gt_masks, strict=True)]
         # Row by row, without those that fill up the last batch: checkpoints are chosen by an evaluation's mean.
         gather = self.accelerator.gather if self.model.training else self.accelerator.gather_for_metrics

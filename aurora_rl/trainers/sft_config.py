@@ -11,13 +11,14 @@ from aurora_rl.trainers.interruption import STOP_GRACE_HELP, STOP_GRACE_S
 
 @dataclasses.dataclass
 class AuroraSFTConfig(CPUDeviceMixin, SFTConfig):
-    """TRL's `SFTConfig` plus the weights of the mask loss.
+    """TRL's `SFTConfig` plus the weights of the mask loss and of the distillation.
 
     Attributes:
         ce_weight: weight of the cross-entropy over completion tokens.
         mask_bce_weight: weight of the masks' binary cross-entropy.
         mask_dice_weight: weight of the masks' Dice loss.
         dice_variant: see `losses.dice_loss`.
+        distill_weight: λ of the feature distillation, where there is a teacher; 0 trains without one.
         stop_grace_s: seconds that a rank may take from SIGTERM to the end of its step. Then it ends without a
             checkpoint, because another rank may have failed and would be waited for without end.
     """
@@ -26,6 +27,7 @@ class AuroraSFTConfig(CPUDeviceMixin, SFTConfig):
     mask_bce_weight: float = dataclasses.field(default=2.0, metadata={"help": "Weight of the masks' BCE."})
     mask_dice_weight: float = dataclasses.field(default=0.5, metadata={"help": "Weight of the masks' Dice loss."})
     dice_variant: str = dataclasses.field(default="aurora", metadata={"help": "'aurora' or 'lisa'."})
+    distill_weight: float = dataclasses.field(default=1.0, metadata={"help": "Weight of the feature distillation."})
     stop_grace_s: float = dataclasses.field(default=STOP_GRACE_S, metadata={"help": STOP_GRACE_HELP})
 
     def __post_init__(self) -> None:

@@ -22,9 +22,9 @@ from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.media import MediaError, load_clip
 from aurora_rl.data.sample import AVSample
+from aurora_rl.data.targets import answer_only
 from aurora_rl.models.batch import SFTCollator
 from aurora_rl.prompts import answer_for
-from recipes.sft import answer_only, completion_for, gold_chain
 
 WIDTH, HEIGHT = 64, 32
 CAR, DOG = "--0PQM4-hqg", "a_b_dog"  # names hold hyphens and underscores
@@ -286,7 +286,7 @@ def test_avss_masks_count_from_zero(avss: Path) -> None:
 
 def test_unknown_label_is_an_error(avss: Path) -> None:
     (avss / "metadata.csv").write_text("vid,uid,s_min,s_sec,a_obj,split,label\nabc,abc_0,0,0,dog,train,v3\n")
-    expect_error(load_avsbench_avss, avss, "train", "metadata.csv:2", "'v3': expected one of ['v1m', 'v1s', 'v2']")
+    expect_error(load_avsbench_avss, avss, "train", "metadata.csv:2", "'v3', expected one of ['v1m', 'v1s', 'v2']")
 
 
 # To the trainer
@@ -297,7 +297,7 @@ def test_benchmark_is_chosen_by_the_arguments(s4: Path) -> None:
     assert load_split(args, "val") == load_avsbench_s4(s4, "val")
     with pytest.raises(ValueError, match="unknown benchmark 's4': choose from ref_avs, avsbench_s4"):
         load_split(DataArguments(data_root=str(s4), benchmark="s4"), "val")
-    assert list(LOADERS) == ["ref_avs", "avsbench_s4", "avsbench_ms3", "avsbench_avss", "omni_avs"]
+    assert list(LOADERS) == ["ref_avs", "avsbench_s4", "avsbench_ms3", "avsbench_avss", "omni_avs", "hf_dataset"]
 
 
 def test_samples_survive_the_dataset(s4: Path) -> None:
@@ -305,12 +305,6 @@ def test_samples_survive_the_dataset(s4: Path) -> None:
     dataset = to_dataset(samples)
     assert [AVSample.from_row(row) for row in dataset] == samples
     assert SOUNDING_REFERENCE in dataset[0]["prompt"][0]["content"][0]["text"]
-
-
-def test_sft_trains_on_the_answer_where_a_benchmark_has_no_chains() -> None:
-    assert completion_for(DataArguments(data_root="", benchmark="avsbench_s4")) is answer_only
-    assert completion_for(DataArguments(data_root="", benchmark="avsbench_s4", chains="c.jsonl")) is gold_chain
-    assert completion_for(DataArguments(data_root="")) is gold_chain  # there, forgetting the chains stays an error
 
 
 def test_sft_makes_a_batch_of_clips_of_one_frame_and_of_five(s4: Path, loaded) -> None:

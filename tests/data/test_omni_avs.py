@@ -255,3 +255,14 @@ def test_arguments_name_the_mask_cache(root: Path, cache: Path) -> None:
     args.mask_cache = None
     with pytest.raises(ValueError, match="set `mask_cache`"):
         load_split(args, "train")
+
+
+def test_a_chain_that_does_not_tell_the_type_of_its_reference_leaves_the_benchmarks_own(root: Path) -> None:
+    [sample, *_] = load_omni_avs(root, "train", mask_cache=root / "cache")
+    record = {"uid": sample.uid, "row": sample.row, "category": sample.category, "answer": "It is [SEG]."}
+    record["steps"] = {"look": "I see it.", "listen": "I hear it.", "read": "it is asked for."}
+    chains = root / "chains.jsonl"
+    chains.write_text(json.dumps(record) + "\n")
+    [with_chain, *_] = load_omni_avs(root, "train", mask_cache=root / "cache", chains=chains)
+    assert with_chain.chain is not None
+    assert with_chain.reference_type == "text"

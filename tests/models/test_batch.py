@@ -5,6 +5,7 @@ import torch
 
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.sample import AVSample
+from aurora_rl.data.targets import Target
 from aurora_rl.models.batch import PromptOptions, SampleEncoder, SFTCollator, collate_frames, distinct_media, right_pad
 
 PAD = 0
@@ -16,7 +17,8 @@ def on_other_clips(samples: list[AVSample]) -> list[AVSample]:
 
 
 def collate(encode, loaded, samples, completion=lambda sample: sample.chain) -> dict:
-    return SFTCollator(encode, loaded.seg_token_id, completion)([sample.to_row() for sample in samples])
+    collator = SFTCollator(encode, loaded.seg_token_id, lambda sample: Target(completion(sample)))
+    return collator([sample.to_row() for sample in samples])
 
 
 # A sample
@@ -163,3 +165,33 @@ def test_clips_may_differ_in_frames(encode, train_samples, num_frames):
     batch = collate_frames([a, short])
     assert batch["seg_frame_counts"].tolist() == [4, num_frames]
     assert len(batch["seg_frames"]) == 4 + num_frames
+
+
+# What is given and what is learned
+
+
+def test_what_is_given_carries_no_labels(encode, loaded, train_samples):
+    target = Target(given="Look: a dog.\n", learned="Wait. It is [SEG].")
+    row = train_samples[0].to_row()
+    batch = SFTCollator(encode, loaded.seg_token_id, lambda sample: target)([row])
+    tokenizer = encode.tokenizer
+    labelled = batch["labels"][0] != -100
+    assert tokenizer.decode(batch["input_ids"][0][labelled]) == "Wait. It is [SEG]." + tokenizer.eos_token
+    prompt = tokenizer.decode(encode(train_samples[0]).prompt.prompt_ids)
+    assert tokenizer.decode(batch["input_ids"][0][~labelled]) == prompt + "Look: a dog.\n"
+
+
+def test_both_parts_are_tokenized_as_one_text(encode, loaded, train_samples):
+    """As the model would write them: a token across the border is given, for its first letter is."""
+    whole = encode.tokenizer("I see a drum", add_special_tokens=False).input_ids
+    collate = SFTCollator(encode, loaded.seg_token_id, lambda sample: Target(given="I see a dr", learned="um"))
+    batch = collate([train_samples[0].to_row()])
+    num_prompt = len(encode(train_samples[0]).prompt.prompt_ids)
+    assert batch["input_ids"][0, num_prompt:-1].tolist() == whole
+    assert encode.tokenizer.decode(whole[-1]) == " drum"  # the last token begins in what is given
+    assert (batch["labels"][0] != -100).sum() == 1  # the end of the turn alone
+
+
+def test_a_seg_in_what_is_given_is_no_answer(encode, loaded, train_samples):
+    collate = SFTCollator(encode, loaded.seg_token_id, lambda sample: Target(given="It is [SEG].\n", learned="No."))
+    assert collate([train_samples[0].to_row()])["seg_weights"].tolist() == [0.0]

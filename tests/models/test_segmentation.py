@@ -13,6 +13,7 @@ from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head, pad
 
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.sample import AVClip, AVSample
+from aurora_rl.data.targets import Target
 from aurora_rl.losses import mask_loss
 from aurora_rl.models.batch import EncodedSample, SampleEncoder, SFTCollator, collate_frames, distinct_media, right_pad
 from aurora_rl.models.loading import LoadedModel
@@ -36,7 +37,8 @@ def sft_batch(
     completion: Callable[[AVSample], str] = chain_of,
 ) -> dict:
     """Right-padded prompts and completions, without what only the loss needs."""
-    batch = SFTCollator(encode, loaded.seg_token_id, completion)([sample.to_row() for sample in samples])
+    collate = SFTCollator(encode, loaded.seg_token_id, lambda sample: Target(completion(sample)))
+    batch = collate([sample.to_row() for sample in samples])
     return {name: value for name, value in batch.items() if name not in ("labels", "gt_masks", "seg_weights")}
 
 

@@ -39,3 +39,10 @@ def test_a_malformed_end_earns_nothing(text):
 
 def test_a_missing_step_earns_nothing():
     assert _reward(format_reward, CHAIN.replace("Listen:", "Then")) == 0.0
+
+
+def test_a_chain_taken_back_and_started_anew_earns_one():
+    wrong = CHAIN.replace(" It is [SEG].", "")
+    assert _reward(format_reward, f"{wrong}\nWait, let me reconsider.\n{CHAIN}") == 1.0
+    assert _reward(format_reward, f"{wrong}\n{CHAIN}") == 0.0  # two chains and no withdrawal
+    assert _reward(format_reward, f"{CHAIN}\nWait, let me reconsider.\n{CHAIN}") == 0.0  # two [SEG]

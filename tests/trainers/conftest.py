@@ -21,8 +21,10 @@ from aurora_rl.assemble import peft_config
 from aurora_rl.config import ModelArguments
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.sample import AVSample
+from aurora_rl.data.targets import gold_chain
 from aurora_rl.models.batch import SampleEncoder, SFTCollator
 from aurora_rl.models.loading import LoadedModel
+from aurora_rl.models.teacher import Teacher
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.sft import AuroraSFTTrainer
@@ -123,7 +125,7 @@ def make_grpo(
 def make_sft(
     loaded: LoadedModel, encode: SampleEncoder, train_samples: list[AVSample], tmp_path: Path
 ) -> Callable[..., AuroraSFTTrainer]:
-    """An SFT trainer on the gold chains."""
+    """An SFT trainer on the gold chains; `teach` puts a teacher's part into the batches."""
 
     def make(
         *,
@@ -131,14 +133,17 @@ def make_sft(
         peft: bool = False,
         dropout: float = 0.05,
         callbacks: list | None = None,
+        teach: Callable[[SFTCollator], tuple[Any, Teacher | None]] = lambda collate: (collate, None),
         **options: Any,
     ) -> AuroraSFTTrainer:
+        collate, teacher = teach(SFTCollator(encode, loaded.seg_token_id, gold_chain))
         return AuroraSFTTrainer(
             model=copy.deepcopy(loaded.model),
             args=AuroraSFTConfig(
                 **{"output_dir": str(tmp_path / "sft"), "per_device_train_batch_size": 2, **COMMON, **options}
             ),
-            data_collator=SFTCollator(encode, loaded.seg_token_id, lambda sample: sample.chain),
+            data_collator=collate,
+            teacher=teacher,
             train_dataset=to_dataset(train_samples if samples is None else samples),
             eval_dataset=to_dataset(train_samples[:3]),
             processing_class=loaded.processor,

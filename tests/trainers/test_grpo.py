@@ -17,6 +17,7 @@ from torch import nn
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from aurora_rl.data.sample import AVSample
+from aurora_rl.data.targets import gold_chain
 from aurora_rl.inference import Predictor
 from aurora_rl.losses import mask_loss
 from aurora_rl.models.batch import EncodedSample, SampleEncoder, SFTCollator
@@ -235,7 +236,7 @@ def test_sft_grpo_and_inference_decode_the_same_masks_of_a_completion(
     rollout(trainer, 3)
     in_grpo = recorder.columns["mask_probs"][::2]
 
-    batch = SFTCollator(encode, loaded.seg_token_id, lambda s: s.chain)([sample.to_row() for sample in samples])
+    batch = SFTCollator(encode, loaded.seg_token_id, gold_chain)([sample.to_row() for sample in samples])
     batch = {name: value for name, value in batch.items() if name not in ("gt_masks", "seg_weights")}
     with torch.no_grad():
         in_sft = loaded.model(**batch).mask_logits

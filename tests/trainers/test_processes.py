@@ -61,9 +61,16 @@ SAVE = shlex.split("--save_strategy steps --save_steps 2 --save_only_model false
 FAULT = shlex.split("--fault local_masks")
 #: Recipes and their options under each config. `x_resumed` does step 3 of `x` once more, from its checkpoint.
 JOBS: Mapping[str, Mapping[str, list[str]]] = {
-    "cpu": {"sft": WHOLE, "grpo": WHOLE, "sft_lora": WHOLE + LORA, "grpo_lora": WHOLE + LORA},
+    "cpu": {
+        "sft": WHOLE,
+        "grpo": WHOLE,
+        "sft_lora": WHOLE + LORA,
+        "grpo_lora": WHOLE + LORA,
+        "sft_distilled": WHOLE,
+    },
     "multi_gpu": {
         "sft": QUARTERS + SAVE,
+        "sft_distilled": QUARTERS,
         "grpo": QUARTERS + SAVE,
         "sft_resumed": QUARTERS,
         "grpo_resumed": QUARTERS,
@@ -74,6 +81,7 @@ JOBS: Mapping[str, Mapping[str, list[str]]] = {
     "zero3": {
         "sft": HALVES,
         "grpo": HALVES,
+        "sft_distilled": HALVES,
         "sft_lora": HALVES + LORA + SAVE,
         "grpo_lora": HALVES + LORA + SAVE,
         "sft_lora_resumed": HALVES + LORA,
@@ -89,7 +97,7 @@ RESUMED = [(config, job) for config in JOBS for job in JOBS[config] if job.endsw
 #: Weights move by 2e-3 in three steps; sums of the same numbers in another order differed by 5e-6 at most.
 WEIGHT_TOLERANCE = 1e-5
 LOG_TOLERANCE = 1e-4
-COMPARED_LOGS = ("loss", "grad_norm", "mask_loss", "mask_bce", "mask_dice", "reward")
+COMPARED_LOGS = ("loss", "grad_norm", "mask_loss", "mask_bce", "mask_dice", "distillation", "reward")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +180,9 @@ def runs(tiny_benchmark: Path, tiny_checkpoint: str, chains: Path, tmp_path_fact
         recipe = job.split("_")[0]
         options = ["--config", f"recipes/synthetic/{recipe}.yaml", "--output_dir", str(folder / job), *common]
         options += GRPO if recipe == "grpo" else ["--chains", str(chains)]
+        if job == "sft_distilled":  # a live teacher, on DDP one file of its features that both processes fill
+            options += ["--teacher", tiny_checkpoint]
+            options += ["--teacher_features", str(folder / "features")] if config == "multi_gpu" else []
         options += device_options(config)
         if job.endswith("_resumed"):
             options += ["--resume_from_checkpoint", str(folder / job.removesuffix("_resumed") / "checkpoint-2")]
@@ -207,6 +218,12 @@ def test_two_processes_take_the_steps_of_one(config: str, job: str, runs: Runs) 
     run, expected = runs(config)[job], runs("cpu")[job]
     assert_same_logs(run, expected)
     assert largest_difference(run, expected) < WEIGHT_TOLERANCE
+
+
+def test_the_teacher_is_heard_in_every_process(runs: Runs) -> None:
+    distilled, plain = (runs("cpu")[job] for job in ("sft_distilled", "sft"))
+    assert [line["distillation"] > 0.01 for line in distilled.logs] == [True] * 3
+    assert largest_difference(distilled, plain) > 10 * WEIGHT_TOLERANCE
 
 
 @pytest.mark.parametrize("job", ["sft", "grpo"])

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from aurora_rl.data.sample import AVSample
+from aurora_rl.data.targets import Target
 from aurora_rl.metrics import mask_iou
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.trainers.sft import AuroraSFTTrainer
@@ -64,7 +65,7 @@ def test_the_weights_of_the_losses_are_options(make_sft: MakeSFT, loaded: Loaded
 
 def test_a_row_without_seg_teaches_words_but_no_masks(make_sft: MakeSFT, loaded: LoadedModel) -> None:
     trainer = make_sft()
-    trainer.data_collator.completion = lambda sample: "I do not know."
+    trainer.data_collator.target = lambda sample: Target("I do not know.")
     ce, _, _ = plain_losses(loaded.model, batch_of(trainer, [0, 1]))
     loss = trainer.compute_loss(trainer.model, batch_of(trainer, [0, 1]))
     loss.backward()

@@ -1,0 +1,93 @@
+"""The frozen teacher of segmentation-feature distillation: its prompt embedding at the `[SEG]` of a forced answer.
+
+The teacher (stage 0) answers "It is drum [SEG]." without reasoning, so its state at `[SEG]` holds what the mask decoder
+needs and no chain of thought has diluted it. The student, who reasons, is pulled towards it (`losses`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils.hub import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from aurora_rl.data.sample import AVSample
+from aurora_rl.data.targets import forced_answer
+from aurora_rl.models.batch import PromptOptions, SampleEncoder, SFTCollator
+from aurora_rl.models.loading import LoadedModel
+from aurora_rl.models.segmentation import segmentation_model, without_projection
+from aurora_rl.prompts import teacher_answer
+
+#: What the features need of a batch of `SFTCollator`: no labels, and no frames for a mask decoder that does not run.
+UNREAD = ("labels", "gt_masks", "seg_weights", "seg_frames", "seg_frame_counts", "seg_clip_index")
+
+
+class Teacher:
+    """A trained model that gives features and is never trained itself.
+
+    Args:
+        loaded: the model; it is put in eval mode and its weights are frozen.
+        encode: how a sample is put to it.
+    """
+
+    def __init__(self, loaded: LoadedModel, encode: SampleEncoder) -> None:
+        self.model = loaded.model.eval().requires_grad_(False)
+        self.collate_rows = SFTCollator(encode, loaded.seg_token_id, forced_answer)
+
+    def to(self, device: torch.device | str) -> Teacher:
+        """Compute on this device from now on."""
+        self.model.to(device)
+        return self
+
+    def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Rows of the dataset -> what `features` takes."""
+        batch = self.collate_rows(rows)
+        return {name: value for name, value in batch.items() if name not in UNREAD}
+
+    @torch.no_grad()
+    def features(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """(B, C) float32 prompt embeddings of a batch from `collate`, on the inputs' device."""
+        with without_projection(segmentation_model(self.model).get_output_embeddings()):
+            return self.model(**inputs).sparse_prompt_embeddings.float()
+
+    def features_of(self, samples: Sequence[AVSample]) -> torch.Tensor:
+        """(B, C) float32 features of samples, on the CPU."""
+        inputs = self.collate([sample.to_row() for sample in samples])
+        return self.features({name: tensor.to(self.model.device) for name, tensor in inputs.items()}).cpu()
+
+
+def teacher_fingerprint(name_or_path: str, options: PromptOptions, *, dtype: str) -> str:
+    """Hash of all that the features depend on, but the clips: weights, dtype, and how a clip is put to the teacher."""
+    parts = [
+        checkpoint_fingerprint(name_or_path),
+        dtype,
+        dataclasses.astuple(options),
+        teacher_answer("{category}"),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def checkpoint_fingerprint(name_or_path: str) -> str:
+    """Hash of a checkpoint's weights and configs, those of the model beneath an adapter included.
+
+    Raises:
+        OSError: if there is no such checkpoint.
+    """
+    adapter = find_adapter_config_file(name_or_path)
+    config_file = Path(adapter or cached_file(name_or_path, "config.json"))
+    files = sorted([config_file, *config_file.parent.glob("*.safetensors")])
+    parts = [[file.name, _file_hash(file)] for file in files]
+    if adapter:
+        parts.append(["base", checkpoint_fingerprint(json.loads(config_file.read_text())["base_model_name_or_path"])])
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

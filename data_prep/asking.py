@@ -1,0 +1,319 @@
+"""A run over many rows: questions go to the endpoint, what comes back goes to disk, and a report says how it went.
+
+    chains.jsonl            a record a row; appended and synced one by one, in the order of the rows once a run ends
+    chains.failures.jsonl   rows without a record: uid, row, split, reason, detail, attempts
+    chains.usage.jsonl      tokens of each reply, good or not, of all runs together
+    chains.report.json      the numbers of the last run
+
+A run that was killed, stopped or left rows without an answer is continued by the same command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from aurora_rl.data.media import MediaError
+from data_prep.endpoint import (
+    BadReplyError,
+    ChatEndpoint,
+    EndpointArguments,
+    EndpointRefusedError,
+    RowFailedError,
+    Usage,
+)
+from data_prep.journal import Journal, Record, RecordLog, RowKey, row_key, write_atomically
+
+logger = logging.getLogger(__name__)
+
+INTERRUPTED = 130  # what a shell makes of Ctrl-C
+
+
+@dataclasses.dataclass
+class RunArguments:
+    """Where the output goes, and when a run ends early.
+
+    Attributes:
+        out: JSONL to write or to continue; the other files lie beside it.
+        max_rows: only the first so many rows are looked at.
+        max_cost: no row is begun once all runs into `out` have cost so much; rows under way are finished.
+        max_failures_in_a_row: so many rows without an answer, one after the other, end the run.
+    """
+
+    out: str = dataclasses.field(metadata={"help": "JSONL to write or to continue."})
+    max_rows: int | None = dataclasses.field(default=None, metadata={"help": "Look at the first so many rows only."})
+    max_cost: float | None = dataclasses.field(default=None, metadata={"help": "Stop when all runs cost so much."})
+    max_failures_in_a_row: int = dataclasses.field(default=50, metadata={"help": "Stop after so many failed rows."})
+
+    def __post_init__(self) -> None:
+        for name in ("max_rows", "max_cost", "max_failures_in_a_row"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"{name} is {value}: it must be above 0")
+
+    def path(self, kind: str) -> Path:
+        """The file of a kind ("failures.jsonl") beside the output."""
+        return Path(self.out).with_suffix(f".{kind}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One row to be asked about.
+
+    Attributes:
+        uid: of the row.
+        row: of the row.
+        split: of the row.
+        schema: of the reply.
+        messages: makes the conversation, reading the clip's files; may raise `MediaError` or `RowFailedError`.
+        read: makes the row's record of a reply, and names the repairs it took; may raise `BadReplyError`.
+    """
+
+    uid: str
+    row: int
+    split: str
+    schema: dict[str, Any]
+    messages: Callable[[], list[dict[str, Any]]]
+    read: Callable[[str], tuple[Record, Sequence[str]]]
+
+    @property
+    def key(self) -> RowKey:
+        """`uid` and `row`."""
+        return self.uid, self.row
+
+
+@dataclasses.dataclass
+class RunReport:
+    """How a run went.
+
+    Attributes:
+        model: which model answered.
+        rows: that were to have a record.
+        kept: rows that had one before.
+        answered: rows that have got one.
+        failed: rows that were asked about in vain.
+        not_asked: rows that the end of the run left over.
+        failures: failed rows by reason.
+        failed_attempts: attempts that led to nothing, by reason, whatever became of their rows.
+        repairs: steps that were mended, by kind.
+        usage: tokens of this run.
+        cost: of this run; None without prices.
+        total_usage: tokens of all runs into this output.
+        total_cost: of all runs.
+        stopped: why the run ended before its rows did.
+    """
+
+    model: str
+    rows: int
+    kept: int
+    answered: int = 0
+    failed: int = 0
+    not_asked: int = 0
+    failures: Counter[str] = dataclasses.field(default_factory=Counter)
+    failed_attempts: Counter[str] = dataclasses.field(default_factory=Counter)
+    repairs: Counter[str] = dataclasses.field(default_factory=Counter)
+    usage: Usage = Usage()
+    cost: float | None = None
+    total_usage: Usage = Usage()
+    total_cost: float | None = None
+    stopped: str | None = None
+
+    @property
+    def exit_status(self) -> int:
+        """0 if every row was asked about, so that the output can be used; 1 if the run ended early or gave nothing."""
+        has_records = self.kept + self.answered > 0 or self.rows == 0
+        return 0 if self.stopped is None and has_records else 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; counts in the order of their names."""
+        return {name: _to_json(value) for name, value in vars(self).items()}
+
+    def to_text(self) -> str:
+        """For a person."""
+        lines = [
+            f"{self.rows} rows: {self.kept} had a record, {self.answered} got one, {self.failed} failed, "
+            f"{self.not_asked} not asked",
+            *_count_lines("failed rows", self.failures),
+            *_count_lines("failed attempts", self.failed_attempts),
+            *_count_lines("repairs", self.repairs),
+            f"this run: {_usage_text(self.usage, self.cost)}",
+            f"all runs: {_usage_text(self.total_usage, self.total_cost)}",
+        ]
+        return "\n".join(lines if self.stopped is None else [*lines, f"stopped: {self.stopped}"])
+
+
+class Run:
+    """Asks about rows, several at a time, and keeps what comes back.
+
+    Args:
+        questions: all rows that shall have a record, those that have one included.
+        endpoint: who is asked.
+        args: where it goes.
+
+    Raises:
+        JournalError: if the output is another process's, or damaged.
+    """
+
+    def __init__(self, questions: Sequence[Question], endpoint: ChatEndpoint, args: RunArguments) -> None:
+        self._endpoint, self._args = endpoint, args
+        self._files = contextlib.ExitStack()
+        with self._files:
+            self._journal = self._files.enter_context(Journal(Path(args.out)))
+            self._failures = self._files.enter_context(RecordLog(args.path("failures.jsonl")))
+            self._usage = self._files.enter_context(RecordLog(args.path("usage.jsonl")))
+            self._files = self._files.pop_all()
+        self._open_questions = [question for question in questions if question.key not in self._journal]
+        self._failed = {row_key(record): record for record in self._failures.records}
+        self._failures_in_a_row = 0
+        num_kept = len(questions) - len(self._open_questions)
+        self.report = RunReport(model=str(endpoint.args.model), rows=len(questions), kept=num_kept)
+        for record in self._usage.records:
+            self.report.total_usage += Usage(*(record.get(field.name, 0) for field in dataclasses.fields(Usage)))
+        self._count_cost()
+
+    async def run(self) -> RunReport:
+        """Ask about every row that has no record; what is finished stays, whatever ends the run."""
+        with self._files, self._progress() as progress:
+            questions = iter(self._open_questions)
+            try:
+                async with asyncio.TaskGroup() as workers:
+                    for _ in range(self._endpoint.args.concurrency):
+                        workers.create_task(self._work(questions, progress))
+            except* EndpointRefusedError as refusals:
+                self.report.stopped = str(refusals.exceptions[0])
+            finally:
+                await self._endpoint.close()
+            self._finish()
+        return self.report
+
+    async def _work(self, questions: Iterator[Question], progress: tqdm) -> None:
+        """One of several workers that share the questions."""
+        while not self._should_stop() and (question := next(questions, None)) is not None:
+            await self._ask(question)
+            progress.set_postfix(self._progress_numbers(), refresh=False)
+            progress.update()
+
+    async def _ask(self, question: Question) -> None:
+        try:
+            messages = await asyncio.to_thread(question.messages)
+            record, repairs = await self._endpoint.ask(
+                messages,
+                schema=question.schema,
+                read=question.read,
+                on_usage=lambda usage: self._log_usage(question, usage),
+            )
+        except MediaError as error:
+            self._fail(question, RowFailedError("media", str(error)))
+        except RowFailedError as error:
+            self._fail(question, error)
+        else:
+            self._journal.append(record)
+            self.report.answered += 1
+            self.report.repairs.update(repairs)
+            self._failures_in_a_row = 0
+
+    def _fail(self, question: Question, error: RowFailedError) -> None:
+        record = failure_record(question.uid, question.row, question.split, error)
+        self._failures.append(record)
+        self._failed[question.key] = record
+        self.report.failed += 1
+        self.report.failures[error.reason] += 1
+        self._failures_in_a_row += error.attempts > 0  # a file that cannot be read tells nothing of the endpoint
+
+    def _log_usage(self, question: Question, usage: Usage) -> None:
+        self._usage.append({"uid": question.uid, "row": question.row, **dataclasses.asdict(usage)})
+        self.report.usage += usage
+        self.report.total_usage += usage
+        self._count_cost()
+
+    def _count_cost(self) -> None:
+        self.report.cost = self._endpoint.args.cost(self.report.usage)
+        self.report.total_cost = self._endpoint.args.cost(self.report.total_usage)
+
+    def _should_stop(self) -> bool:
+        """Whether no further row is begun; says why in the report."""
+        report, args = self.report, self._args
+        if args.max_cost is not None and (report.total_cost or 0.0) >= args.max_cost:
+            report.stopped = f"all runs cost {report.total_cost:.4f}, max_cost is {args.max_cost:g}"
+        elif self._failures_in_a_row >= args.max_failures_in_a_row:
+            report.stopped = f"{self._failures_in_a_row} rows in a row failed: see {args.path('failures.jsonl')}"
+        return report.stopped is not None
+
+    def _finish(self) -> None:
+        """Leave files that do not tell in which order the answers came, nor how often the run was broken off."""
+        self.report.not_asked = len(self._open_questions) - self.report.answered - self.report.failed
+        self.report.failed_attempts = self._endpoint.failed_attempts
+        self._failures.rewrite(record for key, record in self._failed.items() if key not in self._journal)
+        self._journal.finish()
+        write_report(self.report, self._args)
+
+    def _progress(self) -> tqdm:
+        """On a terminal only."""
+        return tqdm(total=self.report.rows, initial=self.report.kept, unit="row", disable=None)
+
+    def _progress_numbers(self) -> dict[str, Any]:
+        cost = {} if self.report.total_cost is None else {"cost": f"{self.report.total_cost:.2f}"}
+        return {"failed": self.report.failed, **cost}
+
+
+def run_questions(questions: Sequence[Question], endpoint_args: EndpointArguments, args: RunArguments) -> RunReport:
+    """Ask about rows and report.
+
+    Raises:
+        ValueError: if the arguments do not fit one another, or the output cannot be used.
+    """
+    if args.max_cost is not None and endpoint_args.input_price is None:
+        raise ValueError("max_cost is given without prices: say what tokens cost by --input_price and --output_price")
+
+    async def ask() -> RunReport:  # the client belongs to the loop it is made in
+        return await Run(questions, ChatEndpoint(endpoint_args), args).run()
+
+    try:
+        return asyncio.run(ask())
+    except KeyboardInterrupt:
+        logger.warning("Interrupted. What is finished is in %s; the same command goes on from there.", args.out)
+        raise SystemExit(INTERRUPTED) from None
+
+
+def failure_record(uid: str, row: int, split: str, error: RowFailedError | BadReplyError) -> Record:
+    """A line of the file of failures."""
+    attempts = error.attempts if isinstance(error, RowFailedError) else 0
+    return {
+        "uid": uid,
+        "row": row,
+        "split": split,
+        "reason": error.reason,
+        "detail": str(error),
+        "attempts": attempts,
+    }
+
+
+def write_report(report: RunReport, args: RunArguments) -> None:
+    """Print it, and keep it beside the output."""
+    write_atomically(args.path("report.json"), (json.dumps(report.to_dict(), indent=2) + "\n").encode())
+    print(report.to_text())
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, Counter):
+        return dict(sorted(value.items()))
+    return dataclasses.asdict(value) if isinstance(value, Usage) else value
+
+
+def _count_lines(title: str, counts: Counter[str]) -> list[str]:
+    words = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
+    return [f"{title}: {words}"] if words else []
+
+
+def _usage_text(usage: Usage, cost: float | None) -> str:
+    words = f"{usage.requests} replies, {usage.prompt_tokens} + {usage.completion_tokens} tokens"
+    words += f" ({usage.uncounted} replies uncounted)" if usage.uncounted else ""
+    return words if cost is None else f"{words}, cost {cost:.4f}"

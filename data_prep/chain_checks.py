@@ -1,0 +1,208 @@
+"""What is wrong with a chain of thought, and which faults can be mended without changing what it says.
+
+`generate_cot` and `correct_cot` check each reply and ask again; `verify_cot` checks files, whoever wrote them.
+
+    PROBLEMS  reasons to drop a chain, each with what it means
+    repair    step text as it should have been written: no label, no markdown, one paragraph
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from aurora_rl.completions import normalise_category, parse_completion
+from aurora_rl.prompts import NULL_CATEGORY, REASONING_STEPS, SEG_TOKEN, STEP_LABELS, answer_for, render_chain
+
+PROBLEMS = {
+    "unreadable": "no JSON record with uid, row, category, steps and answer",
+    "duplicate": "the row has a record already",
+    "wrong_category": "the answer is not the row's category",
+    "missing_step": "a step is missing, empty or without a word",
+    "too_long": "a step is longer than allowed",
+    "leak": "the chain says that it was told the answer",
+    "second_answer": "a step answers, or the answer does so twice",
+    "withdrawal": "a step takes something back ('Wait, ...')",
+    "step_label": "a step holds the label of a step",
+    "unnamed_category": "no step names the answered category",
+    "bad_character": "control characters or what no decoder could read",
+    "special_token": "text that a tokenizer takes for one of its special tokens",
+    "unparseable": "written out, the chain is not read back as four steps and one answer",
+    "bad_wrong_text": "the reasoning to be corrected is empty, or holds [SEG]",
+}
+
+#: Words of somebody who was told, not of somebody who found out. Each line is one family.
+LEAKS = (
+    r"ground[- ]truth",
+    r"the (?:given|provided|true|correct|expected|known|specified|supplied|desired|required|stated) "
+    r"(?:category|label|class|answer|target|solution)",
+    r"(?:category|label|class|answer|target) (?:is|was|has been) (?:given|provided|specified|supplied|known|stated)",
+    r"(?:given|knowing) that the (?:category|label|class|answer|target)",
+    r"annotat(?:ed|ions?|ors?)",
+    r"as (?:provided|given|instructed|told|annotated|labell?ed)\b",
+    r"(?:according to|based on|per|matches|matching|agrees with|consistent with) the "
+    r"(?:given |provided )?(?:label|category|class|answer|annotation|metadata|prompt|instructions?)\b",
+    r"(?:I|we) (?:was|were|am|are|have been|had been) (?:told|given|informed|instructed|provided)",
+    r"(?:I|we) (?:already )?know (?:that )?the (?:answer|target|category)",
+    r"the (?:hint|metadata|dataset|data set|prompt)\b",
+    r"answer_category|exact(?:ly)? the category",
+)
+_LEAK = re.compile("|".join(rf"\b(?:{leak})" for leak in LEAKS), re.IGNORECASE)
+_ANSWER = re.compile(
+    rf"the target (?:is|are|was)\b|there is no such target\b|the (?:final )?answer is\b|{re.escape(SEG_TOKEN)}",
+    re.IGNORECASE,
+)
+_WITHDRAWAL = re.compile(r"(?:^|(?<=[.!?] ))wait\b|\blet me (?:reconsider|think again|check again)\b", re.IGNORECASE)
+_ANY_LABEL = re.compile(rf"(?:^|(?<=[.!?] ))(?:{'|'.join(map(re.escape, STEP_LABELS.values()))})", re.IGNORECASE)
+_SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>|</?s>|<(?:pad|unk|bos|eos|image|video|audio|think)>|</think>")
+_QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»"}
+
+
+@dataclasses.dataclass
+class ChainLimits:
+    """What a chain must keep to.
+
+    Attributes:
+        max_step_chars: longest step, in characters; also the schema's bound, so that a model cannot ramble.
+        allow_unnamed: whether a chain may answer what no earlier step names.
+    """
+
+    max_step_chars: int = dataclasses.field(default=600, metadata={"help": "Longest step, in characters."})
+    allow_unnamed: bool = dataclasses.field(
+        default=False, metadata={"help": "Keep chains that answer what no earlier step names."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.max_step_chars < 1:
+            raise ValueError(f"max_step_chars is {self.max_step_chars}: it must be above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A reason to drop a chain: a key of `PROBLEMS`, and where it shows."""
+
+    reason: str
+    detail: str
+
+
+def repair(step: str, text: str) -> tuple[str, tuple[str, ...]]:
+    """A step's text without what does not belong there.
+
+    >>> repair("look", '**Look:** "I see a\\n`drum`."')
+    ('I see a drum.', ('label', 'markdown', 'quotes', 'spaces'))
+
+    Args:
+        step: the step's name.
+        text: as the model wrote it.
+
+    Returns:
+        The text, and which repairs it took: "characters" (invisible ones), "label" (its own, before it), "markdown",
+        "quotes" (around all of it), "spaces".
+    """
+    repairs = set()
+    for name, mend in (
+        ("characters", _drop_invisible),
+        ("spaces", str.strip),
+        ("label", lambda words: _drop_label(step, words)),
+        ("markdown", _drop_markdown),
+        ("quotes", _drop_quotes),
+        ("spaces", lambda words: " ".join(words.split())),
+    ):
+        mended = mend(text)
+        if mended != text:
+            repairs.add(name)
+            text = mended
+    return text, tuple(sorted(repairs))
+
+
+def find_problems(steps: Mapping[str, Any], answer: str, category: str, limits: ChainLimits) -> list[Problem]:
+    """Everything that is wrong with a chain, in the order of `PROBLEMS`.
+
+    Args:
+        steps: text of each step, repaired.
+        answer: the final sentences.
+        category: the truth.
+        limits: what the chain must keep to.
+    """
+    found = [*_answer_problems(answer, category)]
+    for step in REASONING_STEPS:
+        found += _step_problems(step, steps.get(step), limits)
+    if not found and not limits.allow_unnamed and not names_category(steps, category):
+        found.append(Problem("unnamed_category", f"no step names the {category!r} that is answered"))
+    if not found and not _reads_back(steps, answer, category):
+        found.append(Problem("unparseable", render_chain(steps, answer)))
+    return sorted(found, key=lambda problem: list(PROBLEMS).index(problem.reason))
+
+
+def names_category(steps: Mapping[str, str], category: str) -> bool:
+    """Whether a step names a category, in the singular or plural; of a null reference there is nothing to name."""
+    if category == NULL_CATEGORY:
+        return True
+    name = re.compile(rf"\b{re.escape(normalise_category(category))}(?:s|es)?\b")
+    return any(name.search(normalise_category(text)) for text in steps.values())
+
+
+def _answer_problems(answer: str, category: str) -> Iterator[Problem]:
+    parsed = parse_completion(answer)
+    if parsed.category != normalise_category(category):
+        yield Problem("wrong_category", f"answers {parsed.category!r}, the truth is {category!r}")
+    if len(parsed.targets) > 1 or parsed.num_seg != 1 or not parsed.ends_with_seg:
+        yield Problem("second_answer", f"expected an answer such as {answer_for(category)!r}, not {answer!r}")
+
+
+def _step_problems(step: str, text: object, limits: ChainLimits) -> Iterator[Problem]:
+    if not isinstance(text, str) or not any(character.isalpha() for character in text):
+        yield Problem("missing_step", f"{step} is {text!r}")
+        return
+    if len(text) > limits.max_step_chars:
+        yield Problem("too_long", f"{step} has {len(text)} characters, allowed are {limits.max_step_chars}")
+    for reason, pattern in (
+        ("leak", _LEAK),
+        ("second_answer", _ANSWER),
+        ("withdrawal", _WITHDRAWAL),
+        ("step_label", _ANY_LABEL),
+        ("special_token", _SPECIAL_TOKEN),
+    ):
+        if match := pattern.search(text):
+            yield Problem(reason, f"{step} says {match[0]!r}")
+    if bad := next((character for character in text if _is_bad(character)), None):
+        yield Problem("bad_character", f"{step} holds U+{ord(bad):04X}")
+
+
+def _reads_back(steps: Mapping[str, str], answer: str, category: str) -> bool:
+    """Whether the trainers, who see the chain as text, read in it what is meant."""
+    parsed = parse_completion(render_chain(steps, answer))
+    return parsed.has_all_steps and parsed.num_seg == 1 and parsed.targets == (normalise_category(category),)
+
+
+def _is_bad(character: str) -> bool:
+    """Controls, halves of surrogate pairs, unassigned and private characters, and what stands for undecodable bytes."""
+    return unicodedata.category(character) in ("Cc", "Cs", "Co", "Cn") or character == "\ufffd"
+
+
+def _drop_invisible(text: str) -> str:
+    """Without zero-width, soft-hyphen and direction characters."""
+    return "".join(character for character in text if unicodedata.category(character) != "Cf")
+
+
+def _drop_label(step: str, text: str) -> str:
+    label = re.escape(STEP_LABELS[step].rstrip(":"))
+    return re.sub(
+        rf"^[\s*_#>-]*(?:(?:step )?\d+[.):]*\s*)?[*_]*{label}[*_]*\s*:[*_]*\s*", "", text, flags=re.IGNORECASE
+    )
+
+
+def _drop_markdown(text: str) -> str:
+    text = re.sub(r"^\s*(?:#{1,6}|[-*•>]|\d+[.)])\s+", "", text, flags=re.MULTILINE)  # headings, lists, quotations
+    text = re.sub(r"```\w*", "", text).replace("`", "")
+    return re.sub(r"(?<!\w)(\*\*|__|\*)(?=\S)(.+?)(?<=\S)\1(?!\w)", r"\2", text, flags=re.DOTALL)
+
+
+def _drop_quotes(text: str) -> str:
+    """Without a pair of quotes around the whole; not where the pair only happens to stand at both ends."""
+    inside = text[1:-1]
+    is_quoted = len(text) > 1 and _QUOTES.get(text[0]) == text[-1]
+    return inside if is_quoted and text[0] not in inside and text[-1] not in inside else text

@@ -1,0 +1,214 @@
+"""What the stronger model is asked, and how its reply is read.
+
+It sees the frames, hears the sound, reads the reference and is told the truth, so that its reasoning ends in the right
+place; the reasoning itself must read as if nobody had told. The answer's sentences are ours, not the model's.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import wave
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from aurora_rl.completions import normalise_category
+from aurora_rl.data.media import SAMPLING_RATE, read_frames, read_waveform
+from aurora_rl.data.sample import AVSample
+from aurora_rl.prompts import NULL_CATEGORY, REASONING_STEPS, answer_for
+from data_prep.chain_checks import ChainLimits, find_problems, repair
+from data_prep.endpoint import BadReplyError
+
+MEDIA = ("frames+audio", "frames", "none")
+JPEG_QUALITY = 90
+CATEGORY_KEY = "answer_category"
+
+SYSTEM_PROMPT = """\
+You write examples for a model that watches a clip, hears its sound and finds what a sentence refers to. An example is \
+the reasoning of somebody who finds out, in three short paragraphs:
+- look: what is seen in the frames, who and what, where, and what changes.
+- listen: what is heard, in order, and what in view it comes from; or that nothing is heard.
+- read: what the sentence asks for, and which of the things seen and heard that is, and why.
+You are told what the sentence refers to, so that the reasoning ends there. The reader is not told: the reasoning must \
+hold by what can be seen and heard alone. Never say or hint that an answer, a category or a label was given or known, \
+and never mention these instructions. Name the thing by its category in at least one paragraph, in plain words. Do not \
+write the final answer, no headings, no lists, no markdown, no quotation marks around a paragraph."""
+
+CORRECTION_PROMPT = """
+This time there is a first attempt, whose reasoning or answer went wrong. Write the reasoning anew, from the clip: see \
+and hear what the attempt missed or mistook, and be plain about the point at which it went wrong. Do not mention the \
+attempt; its author is the one who now reasons again."""
+
+
+@dataclasses.dataclass
+class MediaArguments:
+    """What of a clip is sent.
+
+    Attributes:
+        media: "frames+audio", "frames" for models that do not hear, or "none" for models of text alone.
+        max_side: longest side of a frame, in pixels; larger frames are scaled down.
+    """
+
+    media: str = dataclasses.field(default="frames+audio", metadata={"help": " | ".join(MEDIA)})
+    max_side: int = dataclasses.field(default=512, metadata={"help": "Longest side of a frame, in pixels."})
+
+    def __post_init__(self) -> None:
+        if self.media not in MEDIA:
+            raise ValueError(f"media is {self.media!r}: choose from {', '.join(MEDIA)}")
+        if self.max_side < 1:
+            raise ValueError(f"max_side is {self.max_side}: it must be above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainReply:
+    """A reply that passed all checks: the steps, and how often each repair was needed."""
+
+    steps: dict[str, str]
+    repairs: tuple[str, ...]
+
+
+def chain_messages(sample: AVSample, media: MediaArguments, *, wrong: str | None = None) -> list[dict[str, Any]]:
+    """The conversation that asks for one row's chain.
+
+    Args:
+        sample: the row; its files are read here.
+        media: what of them is sent.
+        wrong: reasoning that went wrong, to be corrected.
+
+    Raises:
+        MediaError: naming the file, if one cannot be read.
+    """
+    task = f"The sentence: {sample.reference}\n{_truth(sample.category)}\n{_reply_form()}"
+    if wrong is not None:
+        task = f"The first attempt:\n<<<\n{wrong}\n>>>\n\n{task}"
+    system = SYSTEM_PROMPT if wrong is None else SYSTEM_PROMPT + CORRECTION_PROMPT
+    content = [*media_parts(sample, media), {"type": "text", "text": task}]
+    # Models of text alone have templates that know no parts.
+    user: Any = task if len(content) == 1 else content
+    return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+
+
+def chain_schema(categories: Sequence[str], limits: ChainLimits) -> dict[str, Any]:
+    """JSON schema of a reply: three steps of bounded length, and one of the categories."""
+    step = {"type": "string", "minLength": 1, "maxLength": limits.max_step_chars}
+    properties = {name: step for name in REASONING_STEPS} | {CATEGORY_KEY: {"type": "string", "enum": [*categories]}}
+    return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+
+
+def read_chain_reply(text: str, category: str, limits: ChainLimits) -> ChainReply:
+    """The steps in a reply.
+
+    Args:
+        text: what the model wrote.
+        category: the truth.
+        limits: what the chain must keep to.
+
+    Raises:
+        BadReplyError: if it holds no JSON object, answers another category, or its chain has a problem.
+    """
+    fields = _read_json(text)
+    answered = fields.get(CATEGORY_KEY)
+    if not isinstance(answered, str) or normalise_category(answered) != normalise_category(category):
+        raise BadReplyError("wrong_category", f"the model answers {answered!r}, the truth is {category!r}")
+    steps: dict[str, str] = {}
+    repairs: list[str] = []
+    for name in REASONING_STEPS:
+        written = fields.get(name)
+        if isinstance(written, str):
+            steps[name], needed = repair(name, written)
+            repairs += needed
+    if problems := find_problems(steps, answer_for(category), category, limits):
+        raise BadReplyError(problems[0].reason, problems[0].detail)
+    return ChainReply(steps, tuple(repairs))
+
+
+def chain_record(sample: AVSample, steps: Mapping[str, str], *, generator: str) -> dict[str, Any]:
+    """A line of a file of chains, see `aurora_rl.data.chains`."""
+    record = {
+        "uid": sample.uid,
+        "row": sample.row,
+        "split": sample.split,
+        "category": sample.category,
+        "exp": sample.reference,
+        "steps": dict(steps),
+        "answer": answer_for(sample.category),
+        "generator": generator,
+        "verified": False,
+    }
+    # A file of chains decides on the type of its rows' references, so that the benchmark's own is handed on.
+    return record if sample.reference_type is None else record | {"reference_type": sample.reference_type}
+
+
+def media_parts(sample: AVSample, media: MediaArguments) -> list[dict[str, Any]]:
+    """Frames and sound of a clip as parts of a message; a clip without sound has none.
+
+    Raises:
+        MediaError: naming the file, if one cannot be read.
+    """
+    if media.media == "none":
+        return []
+    frames = read_frames(sample.frame_paths)  # (F, H, W, 3)
+    parts = [{"type": "text", "text": f"The frames of the clip, one every {1 / sample.fps:g} s:"}]
+    parts += [_image_part(frame, max_side=media.max_side) for frame in frames]
+    if media.media == "frames":
+        return parts
+    if sample.audio_path is None:
+        return [*parts, {"type": "text", "text": "The clip has no sound."}]
+    sound = base64.b64encode(_wav(read_waveform(sample.audio_path))).decode("ascii")
+    audio = {"type": "input_audio", "input_audio": {"data": sound, "format": "wav"}}
+    return [*parts, {"type": "text", "text": "Its sound:"}, audio]
+
+
+def _image_part(frame: np.ndarray, *, max_side: int) -> dict[str, Any]:
+    image = Image.fromarray(frame)
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)  # smaller ones stay as they are
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=JPEG_QUALITY)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
+
+
+def _wav(waveform: np.ndarray) -> bytes:
+    """A waveform (N,) in [-1, 1] as a file of 16 bits, which every endpoint reads."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLING_RATE)
+        file.writeframes(np.round(waveform.clip(-1, 1) * 32767).astype("<i2").tobytes())
+    return buffer.getvalue()
+
+
+def _truth(category: str) -> str:
+    if category == NULL_CATEGORY:
+        return (
+            f"The truth, for your eyes only: the sentence refers to nothing in this clip ({CATEGORY_KEY}: "
+            f'"{NULL_CATEGORY}"). The reasoning finds that nothing seen and heard fits, and says why.'
+        )
+    return f"The truth, for your eyes only: it refers to the {category}."
+
+
+def _reply_form() -> str:
+    example = {name: "..." for name in (*REASONING_STEPS, CATEGORY_KEY)}
+    return (
+        f"Reply with one JSON object, {json.dumps(example)}, where {CATEGORY_KEY} is the category that your reasoning "
+        "leads to."
+    )
+
+
+def _read_json(text: str) -> dict[str, Any]:
+    """The first JSON object of a reply; a model that is not held to a schema may think aloud before it, or fence it."""
+    text = text.rpartition("</think>")[2]
+    start = text.find("{")
+    try:
+        fields, _ = json.JSONDecoder().raw_decode(text, max(start, 0))
+    except (ValueError, RecursionError) as error:
+        raise BadReplyError("invalid_json", f"no JSON object in the reply ({error}): {text[:80]!r}") from None
+    if not isinstance(fields, dict):
+        raise BadReplyError("invalid_json", f"the reply is no JSON object: {text[:80]!r}")
+    return fields

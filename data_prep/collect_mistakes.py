@@ -1,0 +1,182 @@
+"""Ask a stage-1 model every training row and keep what it gets wrong: the raw material of reflective training.
+
+accelerate launch --config_file accelerate_configs/cpu.yaml data_prep/collect_mistakes.py \
+    --config recipes/synthetic/mistakes.yaml
+
+A row is a mistake if the category is wrong, no `[SEG]` is written, or the masks' IoU is below `min_iou`. Every answer
+is on disk, in <out>.parts/, before the next batch is asked: the same command goes on after a kill, with any number
+of processes. At the end the mistakes are written to <out>, sorted by row, for `correct_cot.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from tqdm import tqdm
+from trl import TrlParser
+
+from aurora_rl.assemble import assemble_encoder, assemble_model, load_split
+from aurora_rl.completions import parse_completion
+from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.data.sample import AVSample
+from aurora_rl.evaluation import score_rollout
+from aurora_rl.inference import Completion, Predictor
+from aurora_rl.logs import setup_logging
+from aurora_rl.models.batch import EncodedSample
+from aurora_rl.models.teacher import checkpoint_fingerprint
+from data_prep.journal import RecordLog, read_records, to_lines, write_atomically
+
+logger = logging.getLogger(__name__)
+
+REASONS = ("category", "no_seg", "iou")
+
+
+@dataclasses.dataclass
+class MistakeArguments:
+    """Which rows are asked, and what counts as a mistake.
+
+    Attributes:
+        out: JSONL file of the mistakes.
+        max_rows: first so many rows of `train_split`; None for all.
+        min_iou: IoU below which an answer of the right category is a mistake; 0 keeps wrong categories alone.
+        num_samples: completions drawn a row, of which the first wrong one is kept; 0 for one, decoded greedily.
+        temperature: of the drawn completions.
+        max_completion_length: tokens of a completion.
+        batch_size: sequences generated at once.
+        seed: of the drawn completions.
+        use_cpu: stay on the CPU.
+    """
+
+    out: str = dataclasses.field(metadata={"help": "JSONL file of the mistakes."})
+    max_rows: int | None = dataclasses.field(default=None, metadata={"help": "First rows of the train split."})
+    min_iou: float = dataclasses.field(default=0.5, metadata={"help": "IoU below which an answer is a mistake."})
+    num_samples: int = dataclasses.field(default=0, metadata={"help": "Completions drawn a row; 0: one, greedily."})
+    temperature: float = dataclasses.field(default=1.0, metadata={"help": "Of the drawn completions."})
+    max_completion_length: int = dataclasses.field(default=512, metadata={"help": "Tokens of a completion."})
+    batch_size: int = dataclasses.field(default=8, metadata={"help": "Sequences generated at once."})
+    seed: int = dataclasses.field(default=0, metadata={"help": "Of the drawn completions."})
+    use_cpu: bool = dataclasses.field(default=False, metadata={"help": "Stay on the CPU."})
+
+
+def judge(encoded: EncodedSample, completion: Completion, *, min_iou: float) -> tuple[list[str], float]:
+    """Why an answer is wrong (some of `REASONS`, none if it is right), and its IoU."""
+    score = score_rollout(completion.text, completion.mask_probs, encoded.gt_masks, encoded.sample)
+    wrong = {
+        "category": score.category < 1.0,
+        "no_seg": completion.mask_probs is None,
+        "iou": score.iou < min_iou,
+    }
+    return [reason for reason in REASONS if wrong[reason]], score.iou
+
+
+def answer_record(
+    encoded: EncodedSample, completions: list[Completion], *, min_iou: float, model: str
+) -> dict[str, Any]:
+    """A row's record: its first wrong completion, or the first one, with empty reasons, where all are right."""
+    judged = [(completion, *judge(encoded, completion, min_iou=min_iou)) for completion in completions]
+    completion, reasons, iou = next((entry for entry in judged if entry[1]), judged[0])
+    sample = encoded.sample
+    return {
+        "uid": sample.uid,
+        "row": sample.row,
+        "split": sample.split,
+        "category": sample.category,
+        "exp": sample.reference,
+        "completion": completion.text,
+        "answered": parse_completion(completion.text).category,
+        "iou": round(iou, 6),
+        "reasons": reasons,
+        "model": model,
+    }
+
+
+def settings(args: MistakeArguments, data_args: DataArguments, model: str) -> dict[str, Any]:
+    """What the answers depend on; parts that were written under other settings are refused."""
+    draws = {name: getattr(args, name) for name in ("min_iou", "num_samples", "temperature", "seed")}
+    limits = {"max_completion_length": args.max_completion_length, "instruction": data_args.instruction}
+    return {"model": model, **draws, **limits}
+
+
+def begin(folder: Path, expected: dict[str, Any]) -> None:
+    """Make the folder of the parts, or check that the one that is there was begun in the same way, and mend its files.
+
+    Raises:
+        ValueError: if it was begun with other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in folder.glob("*.jsonl"):
+        RecordLog(part).close()  # drops a last line that a kill has torn
+    file = folder / "settings.json"
+    if not file.exists():
+        write_atomically(file, json.dumps(expected, indent=2).encode())
+    elif (found := json.loads(file.read_text())) != expected:
+        differing = [name for name in expected if found.get(name) != expected[name]]
+        raise ValueError(f"{folder} was begun with other {differing}: delete it, or choose another `out`")
+
+
+def ask(
+    samples: list[AVSample], predictor: Predictor, log: RecordLog, args: MistakeArguments, model: str
+) -> Iterator[None]:
+    """Ask the model, and append each answer to the log before the next one is yielded."""
+    answers = predictor.predict(
+        samples, num_samples=args.num_samples or None, temperature=args.temperature, seed=args.seed
+    )
+    for encoded, completions in answers:
+        log.append(answer_record(encoded, completions, min_iou=args.min_iou, model=model))
+        yield
+
+
+def finish(out: Path, folder: Path, samples: list[AVSample]) -> None:
+    """Write the mistakes of all parts, and say how many there are of each kind."""
+    keys = {(sample.uid, sample.row) for sample in samples}
+    answers = {(r["uid"], r["row"]): r for part in sorted(folder.glob("*.jsonl")) for r in read_records(part)}
+    asked = [answers[key] for key in sorted(keys, key=lambda key: key[1])]
+    mistakes = [record for record in asked if record["reasons"]]
+    write_atomically(out, to_lines(mistakes))
+    counts = Counter(reason for record in mistakes for reason in record["reasons"])
+    reasons = ", ".join(f"{counts[reason]} {reason}" for reason in REASONS)
+    logger.info("%s: %d mistakes in %d rows (%s)", out, len(mistakes), len(asked), reasons)
+
+
+def main(model_args: ModelArguments, data_args: DataArguments, args: MistakeArguments) -> None:
+    """Ask, keep and write, the rows shared by the launched processes."""
+    state = PartialState(cpu=args.use_cpu)
+    setup_logging(is_main_process=state.is_main_process)
+    out = Path(args.out)
+    folder = out.with_name(f"{out.name}.parts")
+    samples = load_split(data_args, data_args.train_split)[: args.max_rows]
+    model = checkpoint_fingerprint(model_args.model)[:16]
+    if state.is_main_process:
+        begin(folder, settings(args, data_args, model))
+    state.wait_for_everyone()
+    done = {(r["uid"], r["row"]) for part in folder.glob("*.jsonl") for r in read_records(part)}
+    state.wait_for_everyone()  # before any of them is written to
+    left = [sample for sample in samples if (sample.uid, sample.row) not in done]
+    share = left[state.process_index :: state.num_processes]
+    loaded = assemble_model(model_args, is_trainable=False)
+    loaded.model.to(state.device)
+    encode = assemble_encoder(data_args, loaded, samples, device=state.device)
+    predictor = Predictor(
+        loaded.model,
+        encode,
+        loaded.seg_token_id,
+        max_completion_length=args.max_completion_length,
+        batch_size=args.batch_size,
+    )
+    with RecordLog(folder / f"{state.process_index:05d}.jsonl") as log:
+        for _ in tqdm(ask(share, predictor, log, args, model), total=len(share), disable=not state.is_main_process):
+            pass
+    state.wait_for_everyone()
+    if state.is_main_process:
+        finish(out, folder, samples)
+
+
+if __name__ == "__main__":
+    main(*TrlParser((ModelArguments, DataArguments, MistakeArguments)).parse_args_and_config())

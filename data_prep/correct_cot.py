@@ -1,0 +1,192 @@
+"""Correct a model's wrong reasoning: the reflective set, from mistakes that `collect_mistakes.py` found.
+
+    OPENAI_API_KEY=... python data_prep/correct_cot.py --data_root data/ref_avs --mistakes mistakes.jsonl \\
+        --out reflective.jsonl --model gpt-4o-audio-preview
+    python data_prep/correct_cot.py --data_root data/synthetic --mistakes mistakes.jsonl --out reflective.jsonl \\
+        --gold data/synthetic/chains.jsonl
+
+A stronger model sees the clip, the sentence, the wrong reasoning and the truth, and writes the right reasoning. With
+`--gold`, the right reasoning is the row's chain in that file. What is wrong always comes from the mistakes, as the
+model wrote it, without `[SEG]`. The same command continues a run. Ends with status 1 where it ended early.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trl import TrlParser
+
+from aurora_rl.assemble import load_split
+from aurora_rl.config import DataArguments
+from aurora_rl.data.sample import AVSample
+from aurora_rl.logs import setup_logging
+from aurora_rl.prompts import render_chain, without_seg
+from data_prep.asking import Question, RunArguments, RunReport, failure_record, run_questions, write_report
+from data_prep.chain_checks import ChainLimits
+from data_prep.chain_prompts import MediaArguments, chain_messages, chain_record, chain_schema, read_chain_reply
+from data_prep.endpoint import BadReplyError, EndpointArguments, RowFailedError
+from data_prep.journal import JournalError, Record, RowKey, records_by_row, row_key, to_lines, write_atomically
+
+MISTAKE_KEYS = ("split", "category", "exp", "completion", "model")  # text, beside uid and row
+GOLD = "gold"
+
+
+@dataclasses.dataclass
+class CorrectArguments:
+    """What is corrected, and by whom."""
+
+    mistakes: str = dataclasses.field(metadata={"help": "JSONL from collect_mistakes.py."})
+    gold: str | None = dataclasses.field(
+        default=None, metadata={"help": "JSONL with chains that are taken as corrections, instead of an endpoint."}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+    """A row that a model got wrong.
+
+    Attributes:
+        sample: the row.
+        completion: what the model said, as generated.
+    """
+
+    sample: AVSample
+    completion: str
+
+    def wrong_text(self) -> str:
+        """The reasoning that went wrong, as it stands before the correction.
+
+        Raises:
+            RowFailedError: if nothing of it is left without `[SEG]`.
+        """
+        text = without_seg(self.completion)
+        if not text:
+            raise RowFailedError("empty_wrong", f"the completion {self.completion!r} holds no reasoning to correct")
+        return text
+
+
+def load_mistakes(path: Path, data_args: DataArguments) -> list[Mistake]:
+    """The mistakes of a file, each joined to its row by uid and row.
+
+    Raises:
+        ValueError: if a record is no mistake of a model, is there twice, or does not agree with the benchmark.
+    """
+    records = records_by_row(path)
+    for record in records.values():
+        missing = [name for name in MISTAKE_KEYS if not isinstance(record.get(name), str)]
+        if missing:
+            raise JournalError(
+                f"{path}: uid {record['uid']!r}, row {record['row']} lacks {missing}: mistakes are what a model said, "
+                "as data_prep/collect_mistakes.py writes them"
+            )
+    splits = sorted({record["split"] for record in records.values()})
+    samples = {(s.uid, s.row): s for split in splits for s in load_split(data_args, split)}
+    return [Mistake(_sample_of(record, samples, path), record["completion"]) for record in records.values()]
+
+
+def correction(mistake: Mistake, steps: Mapping[str, str], *, generator: str) -> Record:
+    """A record of the reflective set.
+
+    Raises:
+        BadReplyError: if the correction says what the mistake says.
+    """
+    record = chain_record(mistake.sample, steps, generator=generator) | {"wrong": mistake.wrong_text()}
+    if without_seg(render_chain(record["steps"], record["answer"])) == record["wrong"]:
+        raise BadReplyError("same_text", "the correction is what the model said: only its masks were wrong")
+    return record
+
+
+def correction_questions(
+    mistakes: Sequence[Mistake], media: MediaArguments, limits: ChainLimits, *, generator: str
+) -> list[Question]:
+    """What is asked about each mistake, and what its record is made of."""
+    schema = chain_schema(sorted({mistake.sample.category for mistake in mistakes}), limits)
+
+    def question(mistake: Mistake) -> Question:
+        sample = mistake.sample
+
+        def read(text: str) -> tuple[Record, Sequence[str]]:
+            reply = read_chain_reply(text, sample.category, limits)
+            return correction(mistake, reply.steps, generator=generator), reply.repairs
+
+        def messages() -> list[dict[str, Any]]:
+            return chain_messages(sample, media, wrong=mistake.wrong_text())
+
+        return Question(sample.uid, sample.row, sample.split, schema, messages, read)
+
+    return [question(mistake) for mistake in mistakes]
+
+
+def correct_by_gold(mistakes: Sequence[Mistake], gold_path: Path, args: RunArguments) -> RunReport:
+    """Write the reflective set with the chains of a file as corrections.
+
+    Raises:
+        ValueError: if the file of chains belongs to another benchmark, or the output holds an endpoint's corrections.
+    """
+    out = Path(args.out)
+    if out.exists() and any(record.get("generator") != GOLD for record in records_by_row(out).values()):
+        raise JournalError(f"{out} holds corrections of a model, which would be lost: name another file")
+    gold = records_by_row(gold_path)
+    report = RunReport(model=GOLD, rows=len(mistakes), kept=0)
+    records, failures = [], []
+    for mistake in mistakes:
+        sample = mistake.sample
+        try:
+            records.append(_gold_correction(mistake, gold.get((sample.uid, sample.row)), gold_path))
+        except (RowFailedError, BadReplyError) as error:
+            failures.append(failure_record(sample.uid, sample.row, sample.split, error))
+            report.failures[error.reason] += 1
+    report.answered, report.failed = len(records), len(failures)
+    for path, lines in ((out, records), (args.path("failures.jsonl"), failures)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, to_lines(sorted(lines, key=lambda record: record["row"])))
+    write_report(report, args)
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, correct, report."""
+    setup_logging()
+    kinds = (DataArguments, CorrectArguments, RunArguments, MediaArguments, ChainLimits, EndpointArguments)
+    parser = TrlParser(kinds)
+    try:
+        data_args, args, run_args, media, limits, endpoint_args = parser.parse_args_and_config(argv)
+        # A stage's config may name the very files that are made here.
+        data_args = dataclasses.replace(data_args, chains=None, reflections=None)
+        mistakes = load_mistakes(Path(args.mistakes), data_args)[: run_args.max_rows]
+        if args.gold is not None:
+            report = correct_by_gold(mistakes, Path(args.gold), run_args)
+        else:
+            questions = correction_questions(mistakes, media, limits, generator=str(endpoint_args.model))
+            report = run_questions(questions, endpoint_args, run_args)
+    except ValueError as error:
+        parser.error(str(error))
+    return report.exit_status
+
+
+def _sample_of(record: Record, samples: Mapping[RowKey, AVSample], path: Path) -> AVSample:
+    sample = samples.get(row_key(record))
+    where = f"{path}: uid {record['uid']!r}, row {record['row']}"
+    if sample is None:
+        raise JournalError(f"{where} is no row of split {record['split']!r}: collect the mistakes of this benchmark")
+    for name, value in (("category", sample.category), ("exp", sample.reference)):
+        if record[name] != value:
+            raise JournalError(f"{where} has the {name} {record[name]!r}, the benchmark {value!r}: collect anew")
+    return sample
+
+
+def _gold_correction(mistake: Mistake, gold: Record | None, path: Path) -> Record:
+    sample = mistake.sample
+    if gold is None:
+        raise RowFailedError("no_gold", f"{path} has no chain of this row")
+    if gold.get("category") != sample.category or not isinstance(gold.get("steps"), dict):
+        raise JournalError(f"{path}: uid {sample.uid!r}, row {sample.row} is no chain of {sample.category!r}")
+    return correction(mistake, gold["steps"], generator=GOLD) | {"verified": bool(gold.get("verified"))}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

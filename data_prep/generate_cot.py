@@ -1,0 +1,69 @@
+"""Write chains of thought for a benchmark's rows with a stronger model, at any OpenAI-compatible endpoint.
+
+    OPENAI_API_KEY=... python data_prep/generate_cot.py --data_root data/ref_avs --split train --out chains.jsonl \\
+        --model gpt-4o-audio-preview --input_price 2.5 --output_price 10 --max_cost 50
+
+The same command continues a run that was killed or stopped. Ends with status 1 where it ended early.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from trl import TrlParser
+
+from aurora_rl.assemble import load_split
+from aurora_rl.config import DataArguments
+from aurora_rl.data.sample import AVSample
+from aurora_rl.logs import setup_logging
+from data_prep.asking import Question, RunArguments, run_questions
+from data_prep.chain_checks import ChainLimits
+from data_prep.chain_prompts import MediaArguments, chain_messages, chain_record, chain_schema, read_chain_reply
+from data_prep.endpoint import EndpointArguments
+from data_prep.journal import Record
+
+
+@dataclasses.dataclass
+class GenerateArguments:
+    """Which rows get a chain."""
+
+    split: str = dataclasses.field(default="train", metadata={"help": "Split whose rows get a chain."})
+
+
+def chain_questions(
+    samples: Sequence[AVSample], media: MediaArguments, limits: ChainLimits, *, generator: str
+) -> list[Question]:
+    """What is asked about each row, and what its record is made of."""
+    schema = chain_schema(sorted({sample.category for sample in samples}), limits)
+
+    def question(sample: AVSample) -> Question:
+        def read(text: str) -> tuple[Record, Sequence[str]]:
+            reply = read_chain_reply(text, sample.category, limits)
+            return chain_record(sample, reply.steps, generator=generator), reply.repairs
+
+        return Question(sample.uid, sample.row, sample.split, schema, lambda: chain_messages(sample, media), read)
+
+    return [question(sample) for sample in samples]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, ask, report."""
+    setup_logging()
+    kinds = (DataArguments, GenerateArguments, RunArguments, MediaArguments, ChainLimits, EndpointArguments)
+    parser = TrlParser(kinds)
+    try:
+        data_args, args, run_args, media, limits, endpoint_args = parser.parse_args_and_config(argv)
+        # A stage's config may name the very files that are made here.
+        data_args = dataclasses.replace(data_args, chains=None, reflections=None)
+        samples = load_split(data_args, args.split)[: run_args.max_rows]
+        questions = chain_questions(samples, media, limits, generator=str(endpoint_args.model))
+        report = run_questions(questions, endpoint_args, run_args)
+    except ValueError as error:
+        parser.error(str(error))
+    return report.exit_status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Compute the distillation's teacher features before training, so that several runs can share them.
+
+accelerate launch --config_file accelerate_configs/cpu.yaml data_prep/teacher_features.py \
+    --config recipes/synthetic/sft.yaml --teacher outputs/demo/teacher \
+    --teacher_features outputs/demo/features.safetensors
+
+Takes the config of the runs that will read the file, which is bound to the teacher's weights and to how a clip is put
+to it. `recipes/sft.py` does the same by itself where rows are missing from its `teacher_features`.
+"""
+
+import logging
+
+from accelerate import PartialState
+from trl import TrlParser
+
+from aurora_rl.assemble import load_training_splits, stored_features
+from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
+from aurora_rl.logs import setup_logging
+from aurora_rl.trainers.sft_config import AuroraSFTConfig
+
+logger = logging.getLogger(__name__)
+
+
+def main(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    target_args: TargetArguments,
+    training_args: AuroraSFTConfig,
+) -> None:
+    """Fill the file with what is missing, the rows shared by the launched processes.
+
+    Raises:
+        ValueError: if the arguments name no teacher or no file, or the file is another teacher's.
+    """
+    setup_logging(is_main_process=PartialState().is_main_process)
+    if target_args.teacher_features is None:
+        raise ValueError("name the file for the features by `teacher_features`, and the teacher by `teacher`")
+    train_samples, eval_samples = load_training_splits(data_args)
+    samples = [*train_samples, *eval_samples]
+    stored_features(target_args, model_args, data_args, samples, device=training_args.device)
+    logger.info("%s holds the features of %d rows", target_args.teacher_features, len(samples))
+
+
+if __name__ == "__main__":
+    main(*TrlParser((ModelArguments, DataArguments, TargetArguments, AuroraSFTConfig)).parse_args_and_config())

@@ -1,0 +1,165 @@
+"""The table of a pipeline over several seeds: every stage's scores, and what each stage adds, with intervals.
+
+python recipes/compare_stages.py --pipeline outputs/demo_full --output_dir outputs/demo_full/table
+
+Reads <pipeline>/evaluate_<stage>[-<seed>]/results.jsonl and leaves table.json and table.md.
+"""
+
+import argparse
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aurora_rl.bootstrap import Interval, bootstrap_over_seeds
+from aurora_rl.completions import parse_completion
+from aurora_rl.predictions import SampleResult, read_results
+from aurora_rl.summary import MEASURES
+
+#: Stages in the order of the table, with their names in it; one that was not evaluated is left out.
+TITLES = {
+    "teacher": "teacher (no chain)",
+    "sft_plain": "SFT without distillation",
+    "sft": "SFT with distillation",
+    "sft_longer": "the same, trained longer",
+    "reflection": "reflective training",
+    "grpo_after_sft_plain": "GRPO after SFT without distillation",
+    "grpo_after_sft": "GRPO after SFT with distillation",
+    "grpo_after_reflection": "GRPO after reflective training",
+}
+#: What each stage adds: the stage, the one it is compared with, and the words for it.
+COMPARISONS = (
+    ("sft", "sft_plain", "distillation"),
+    ("sft_longer", "sft", "further steps on gold chains"),
+    ("reflection", "sft_longer", "reflective training, beside as many steps on gold chains"),
+    ("grpo_after_sft_plain", "sft_plain", "GRPO after SFT without distillation"),
+    ("grpo_after_sft", "sft", "GRPO after SFT with distillation"),
+    ("grpo_after_reflection", "reflection", "GRPO after reflective training"),
+    ("grpo_after_sft", "grpo_after_sft_plain", "distillation, after GRPO"),
+    ("grpo_after_reflection", "grpo_after_sft", "reflective training, after GRPO"),
+)
+COLUMNS = {
+    "greedy_iou": "mask IoU",
+    "non_null_iou": "mask IoU, null left out",
+    "category_accuracy": "category",
+    "format_rate": "format",
+    "sampled_reward": "sampled reward, of 3",
+    "sampled_iou": "sampled IoU",
+    "chain_see": "seen right",
+    "chain_hear": "heard right",
+}
+COMPARED = ("greedy_iou", "category_accuracy", "sampled_reward")
+NOTES = """\
+Means over the seeds, the lowest and the highest seed in brackets. Gold chains of the synthetic benchmark stand in for
+the stronger model that writes chains of thought and corrects mistakes; the mistakes are those of each seed's own SFT
+model. "Taken back" is the share of greedy answers that reconsider their first chain."""
+
+Runs = list[list[SampleResult]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Of a number measured with several seeds."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def read_runs(pipeline: Path) -> dict[str, Runs]:
+    """The results of each evaluated stage, one list a seed.
+
+    Raises:
+        FileNotFoundError: if no stage was evaluated.
+    """
+    runs: dict[str, Runs] = {}
+    for file in sorted(pipeline.glob("evaluate_*/results.jsonl")):
+        if match := re.fullmatch(r"evaluate_(\w+?)(?:-(\d+))?", file.parent.name):
+            runs.setdefault(match[1], []).append(read_results(file))
+    if not runs:
+        raise FileNotFoundError(f"{pipeline} holds no evaluate_*/results.jsonl: run the pipeline first")
+    return {stage: runs[stage] for stage in TITLES if stage in runs}
+
+
+def values_of(results: Sequence[SampleResult], measure: str) -> dict[str, float]:
+    """The rows' values by key, without those that the measure does not apply to."""
+    values = {result.key: MEASURES[measure](result) for result in results}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def spread(numbers: Sequence[float]) -> Spread:
+    """Mean, lowest and highest."""
+    return Spread(sum(numbers) / len(numbers), min(numbers), max(numbers))
+
+
+def scores(runs: Runs) -> dict[str, Spread | None]:
+    """A stage's row of the table."""
+    row: dict[str, Spread | None] = {}
+    for measure in COLUMNS:
+        seeds = [list(values_of(results, measure).values()) for results in runs]
+        row[measure] = spread([sum(values) / len(values) for values in seeds]) if all(seeds) else None
+    row["taken_back"] = spread([sum(map(is_taken_back, results)) / len(results) for results in runs])
+    return row
+
+
+def is_taken_back(result: SampleResult) -> bool:
+    """Whether the greedy answer reconsiders what it first said."""
+    return parse_completion(result.greedy.text).standing != result.greedy.text
+
+
+def gain(after: Runs, before: Runs, measure: str) -> Interval:
+    """What a stage adds, each seed's model compared with the one of the same seed, row by row."""
+    differences = []
+    for results_after, results_before in zip(after, before, strict=True):
+        later, earlier = values_of(results_after, measure), values_of(results_before, measure)
+        differences.append({key: later[key] - earlier[key] for key in later})
+    return bootstrap_over_seeds(differences)
+
+
+def markdown(table: dict[str, dict[str, Spread | None]], gains: list[dict[str, Any]]) -> str:
+    """Both tables as text."""
+    header = ["stage", *COLUMNS.values(), "taken back"]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join([TITLES[stage], *map(_cell, row.values())]) + " |" for stage, row in table.items()]
+    header = ["what is added", *(COLUMNS[measure] for measure in COMPARED)]
+    lines += ["", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join([entry["name"], *(_gain_cell(entry[m]) for m in COMPARED)]) + " |" for entry in gains]
+    return "\n".join(lines)
+
+
+def _cell(value: Spread | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value.mean:.3f}" if value.low == value.high else f"{value.mean:.3f} ({value.low:.3f}–{value.high:.3f})"
+
+
+def _gain_cell(value: Interval) -> str:
+    text = f"{value.mean:+.3f} [{value.low:+.3f}, {value.high:+.3f}]".replace("-", "−")
+    return f"**{text}**" if value.low > 0 or value.high < 0 else text
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pipeline", type=Path, required=True, help="output folder of recipes/pipeline.py")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the table")
+    args = parser.parse_args(argv)
+    runs = read_runs(args.pipeline)
+    table = {stage: scores(of_stage) for stage, of_stage in runs.items()}
+    gains = [
+        {"name": name, "after": after, "before": before}
+        | {measure: gain(runs[after], runs[before], measure) for measure in COMPARED}
+        for after, before, name in COMPARISONS
+        if after in runs and before in runs
+    ]
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    content = {"stages": table, "gains": gains}
+    (args.output_dir / "table.json").write_text(json.dumps(content, indent=2, default=dataclasses.asdict) + "\n")
+    text = f"{NOTES}\n\n{markdown(table, gains)}\n"
+    (args.output_dir / "table.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""Run the stages of a pipeline file, each once: what is complete is checked and used again, what was cut off goes on.
+
+python recipes/pipeline.py --config recipes/synthetic/pipeline.yaml --jobs 2     (`make demo-full`)
+python recipes/pipeline.py --config recipes/ref_avs/pipeline_7b.yaml
+
+Each stage is the command that a user would type. Its output goes to <output_dir>/logs/<stage>.log. Ctrl-C or SIGTERM
+stops the running stages, which write a checkpoint; the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from recipes.pipeline_plan import PipelineError, Plan, Stage, read_plan
+
+FAILED, UNUSABLE = 1, 2  # exit codes; a stopped run exits with 128 + the signal, as a shell says it
+LOG_LINES_SHOWN = 30
+
+
+class Records:
+    """What the pipeline knows of its stages: one JSON file each, in <output_dir>/stages."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.folder = plan.output_dir / "stages"
+
+    def trouble(self, stage: Stage) -> str | None:
+        """Why a stage is not complete; None if it is."""
+        record = self._read(stage.name)
+        if record is None or "outputs" not in record:
+            return "not run yet" if record is None else "was cut off"
+        for name, digest in record["outputs"].items():
+            path = stage.folder / name
+            if not path.is_file():
+                return f"{path} is gone"
+            if file_digest(path) != digest:
+                return f"{path} is not the file that the stage wrote"
+        return None
+
+    def check_identity(self, stage: Stage) -> None:
+        """Refuse to go on in a folder that another command, config or earlier stage has filled.
+
+        Raises:
+            PipelineError: saying what to do.
+        """
+        record = self._read(stage.name)
+        if record is not None and record["digest"] != self.plan.digest(stage.name):
+            raise PipelineError(
+                f"stage {stage.name} was run with another command or config, or on other inputs: run it anew with "
+                f"--redo {stage.name}, which deletes {stage.folder}, or choose another --output_dir. It was\n"
+                f"  {shlex.join(record['command'])}\nand is now\n  {shlex.join(stage.command[1:])}"
+            )
+
+    def was_started(self, stage: Stage) -> bool:
+        return self._read(stage.name) is not None
+
+    def start(self, stage: Stage) -> None:
+        """Note that the stage's folder belongs to this command from now on."""
+        self._write(stage, {})
+
+    def complete(self, stage: Stage, seconds: float, cpu_seconds: float) -> None:
+        """Note that the stage is complete, with the hashes of its outputs.
+
+        Raises:
+            PipelineError: if an output is missing.
+        """
+        missing = [name for name in stage.outputs if not (stage.folder / name).is_file()]
+        if missing:
+            raise PipelineError(f"stage {stage.name} ended well but did not write {missing}")
+        digests = {name: file_digest(stage.folder / name) for name in stage.outputs}
+        self._write(stage, {"outputs": digests, "seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1)})
+
+    def forget(self, name: str) -> None:
+        """The stage has to be run anew."""
+        (self.folder / f"{name}.json").unlink(missing_ok=True)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self.folder / f"{name}.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def _write(self, stage: Stage, more: dict[str, Any]) -> None:
+        record = {"digest": self.plan.digest(stage.name), "command": list(stage.command[1:]), **more}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{stage.name}.tmp"
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        os.replace(temporary, self.folder / f"{stage.name}.json")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class StageFailedError(Exception):
+    """A stage's command ended with an error."""
+
+
+class Runner:
+    """Runs the stages that are not complete, several at once if asked to.
+
+    Args:
+        plan: what to run.
+        jobs: how many stages run at a time; each gets its share of the cores for its CPU work.
+    """
+
+    def __init__(self, plan: Plan, *, jobs: int) -> None:
+        self.plan = plan
+        self.records = Records(plan)
+        self.jobs = jobs
+        self.stopped_by: int | None = None
+        self._failure: BaseException | None = None
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        """Run everything.
+
+        Raises:
+            PipelineError: if a folder belongs to another command; nothing has been run then.
+            StageFailedError: if a stage failed; those beside it have ended.
+        """
+        for stage in self.plan.stages.values():
+            self.records.check_identity(stage)
+        graph = self.plan.graph()
+        graph.prepare()
+        with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
+            running: dict[concurrent.futures.Future[None], str] = {}
+            while graph.is_active():
+                if self._goes_on:
+                    for name in graph.get_ready():
+                        running[pool.submit(self._run_if_needed, self.plan.stages[name])] = name
+                if not running:
+                    break
+                done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+                for future in done:
+                    graph.done(running.pop(future))
+        if self._failure is not None and self.stopped_by is None:
+            raise self._failure
+
+    @property
+    def _goes_on(self) -> bool:
+        return self._failure is None and self.stopped_by is None
+
+    def stop(self, signal_number: int) -> None:
+        """Ask the running stages to write a checkpoint and end; no other is started."""
+        self.stopped_by = signal_number
+        with self._lock:
+            for process in self._processes.values():
+                for recipe in _recipes_of(process.pid):
+                    recipe.terminate()
+
+    def _run_if_needed(self, stage: Stage) -> None:
+        if not self._goes_on:  # it waited for its turn while another failed
+            return
+        try:
+            self._run_unless_complete(stage)
+        except Exception as error:
+            self._failure = self._failure or error  # here, before this thread takes the next stage
+
+    def _run_unless_complete(self, stage: Stage) -> None:
+        trouble = self.records.trouble(stage)
+        if trouble is None:
+            say(f"{stage.name}: complete")
+            return
+        resumes = stage.resumable and self.records.was_started(stage) and any(stage.folder.glob("checkpoint-*"))
+        say(f"{stage.name}: {trouble}, {'goes on from its last checkpoint' if resumes else 'starts'}")
+        self.records.start(stage)
+        start = time.perf_counter()
+        cpu_seconds = self._execute(stage, [*stage.command, *(["--resume_from_checkpoint", "true"] if resumes else [])])
+        seconds = time.perf_counter() - start
+        self.records.complete(stage, seconds, cpu_seconds)
+        say(f"{stage.name}: done in {seconds / 60:.1f} min")
+
+    def _execute(self, stage: Stage, command: Sequence[str]) -> float:
+        """Run a command to its end; returns the processor time that it took, in seconds."""
+        log = self.plan.output_dir / "logs" / f"{stage.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            file.write(f"\n=== {shlex.join(command)}\n".encode())
+            file.flush()
+            with self._lock:
+                process = subprocess.Popen(
+                    command,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    env=self._environment(),
+                    start_new_session=True,  # a Ctrl-C reaches this process alone, which asks the stages to stop
+                )
+                self._processes[stage.name] = process
+            _, status, usage = os.wait4(process.pid, 0)  # with all that its processes have used
+            with self._lock:
+                process.returncode = code = os.waitstatus_to_exitcode(status)
+                del self._processes[stage.name]
+        if code:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
+            raise StageFailedError(f"stage {stage.name} failed with exit code {code}; the end of {log}:\n{tail}")
+        return usage.ru_utime + usage.ru_stime
+
+    def _environment(self) -> dict[str, str]:
+        """Processes that each take all cores for their threads wait for one another."""
+        threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)
+        return {"OMP_NUM_THREADS": str(threads), **os.environ} if self.jobs > 1 else dict(os.environ)
+
+
+def _recipes_of(pid: int) -> list[psutil.Process]:
+    """The processes to be asked to stop: `accelerate launch` of a single process passes no signal on to it."""
+    process = psutil.Process(pid)
+    is_launcher = "accelerate.commands.launch" in process.cmdline()
+    return (process.children() if is_launcher else []) or [process]
+
+
+def say(text: str) -> None:
+    """A line on the terminal, with the time of day."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
+
+
+def redo(plan: Plan, names: Sequence[str]) -> None:
+    """Delete the folders of stages and of all that was made from them.
+
+    Raises:
+        PipelineError: if there is no stage of a name.
+    """
+    plan.check_names(names)
+    gone = set(names)
+    for name in plan.stages:  # each after those it needs
+        if gone & set(plan.stages[name].needs):
+            gone.add(name)
+    records = Records(plan)
+    for name in gone:
+        say(f"{name}: deleted, to be run anew")
+        records.forget(name)
+        shutil.rmtree(plan.stages[name].folder, ignore_errors=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="the pipeline's YAML file")
+    parser.add_argument("--output_dir", help="instead of the file's")
+    parser.add_argument("--jobs", type=int, default=1, help="stages that run at a time")
+    parser.add_argument("--until", nargs="+", metavar="STAGE", help="run these and what they need, and no others")
+    parser.add_argument(
+        "--redo", nargs="+", default=[], metavar="STAGE", help="delete these and what follows from them"
+    )
+    parser.add_argument("--list", action="store_true", help="print the stages and their commands, and run nothing")
+    args = parser.parse_args(argv)
+    try:
+        plan = read_plan(args.config, output_dir=args.output_dir)
+        if args.list:
+            print("\n".join(f"{stage.name}: {shlex.join(stage.command[1:])}" for stage in plan.stages.values()))
+            return 0
+        redo(plan, args.redo)
+        return _run(Runner(plan if args.until is None else plan.until(args.until), jobs=args.jobs))
+    except PipelineError as error:
+        print(f"pipeline: {error}", file=sys.stderr)
+        return UNUSABLE
+    except StageFailedError as error:
+        print(f"pipeline: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _run(runner: Runner) -> int:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _frame: runner.stop(received))
+    runner.run()
+    return 0 if runner.stopped_by is None else 128 + runner.stopped_by
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""The stages of a pipeline file: what each one runs, and which others it needs. `pipeline.py` runs them.
+
+output_dir: outputs/full
+stages:
+  teacher:                          # folder outputs/full/teacher
+    launch: recipes/sft.py          # under `accelerate launch`; a plain script is named by `run`
+    config: recipes/synthetic/teacher.yaml
+    options: {model: "{init}", output_dir: "{here}"}    # needs the stage init, and gets its folder
+    outputs: [model.safetensors]    # in its own folder; checked before they are used again
+  sft:
+    each: {seed: [0, 1, 2]}         # three stages, sft-0, sft-1 and sft-2
+    options: {teacher: "{teacher}", seed: "{seed}", ...}
+    ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import hashlib
+import itertools
+import json
+import string
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+#: Keys of a stage in the file.
+STAGE_KEYS = {"run", "launch", "config", "options", "outputs", "each", "needs", "resumable"}
+TOP_KEYS = {"output_dir", "accelerate_config", "stages"}
+
+
+class PipelineError(ValueError):
+    """A pipeline file that cannot be run as it is written, or a folder that does not fit it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One command of the pipeline.
+
+    Attributes:
+        name: of the stage and of its folder.
+        folder: where it leaves its outputs.
+        command: what is run, without the options of a resumed run.
+        config: the recipe's YAML file, whose content belongs to the stage's identity.
+        outputs: files that it must leave, relative to the folder or absolute.
+        needs: names of the stages that must be complete before it.
+        resumable: whether it can go on from a checkpoint in its folder (`--resume_from_checkpoint true`).
+    """
+
+    name: str
+    folder: Path
+    command: tuple[str, ...]
+    config: Path | None
+    outputs: tuple[str, ...]
+    needs: tuple[str, ...]
+    resumable: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All stages by name, each after those it needs."""
+
+    output_dir: Path
+    stages: dict[str, Stage]
+
+    def digest(self, name: str) -> str:
+        """Hash of all that a stage's outputs depend on, but the code: its command, its config, the stages it needs."""
+        stage = self.stages[name]
+        config = "" if stage.config is None else stage.config.read_text()
+        parts = [stage.command[1:], config, [self.digest(needed) for needed in stage.needs]]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def until(self, names: Sequence[str]) -> Plan:
+        """The plan of these stages and all that they need, directly or not.
+
+        Raises:
+            PipelineError: if there is no stage of a name.
+        """
+        self.check_names(names)
+        wanted = set(names)
+        for name in reversed(self.stages):  # each before those it needs
+            wanted |= set(self.stages[name].needs) if name in wanted else set()
+        return Plan(self.output_dir, {name: stage for name, stage in self.stages.items() if name in wanted})
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raise a `PipelineError` unless all names are stages."""
+        if unknown := sorted(set(names) - set(self.stages)):
+            raise PipelineError(f"no stage is named {unknown}, the stages are {', '.join(self.stages)}")
+
+    def graph(self) -> TopologicalSorter[str]:
+        """Which stage needs which, for `graphlib` to put in order."""
+        return TopologicalSorter({name: stage.needs for name, stage in self.stages.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draft:
+    """A stage of the file with one choice of its `each`."""
+
+    kind: str
+    values: Mapping[str, Any]
+    fields: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return "-".join([self.kind, *map(str, self.values.values())])
+
+
+def read_plan(path: str | Path, *, output_dir: str | Path | None = None) -> Plan:
+    """The plan of a pipeline file.
+
+    Args:
+        path: the YAML file.
+        output_dir: instead of the file's.
+
+    Raises:
+        PipelineError: if a key is unknown, a stage is referred to that is not there, or stages need one another.
+    """
+    content = yaml.safe_load(Path(path).read_text())
+    _check_keys(f"{path}", content, TOP_KEYS, required={"output_dir", "stages"})
+    root = Path(output_dir or content["output_dir"])
+    drafts = [draft for kind, fields in content["stages"].items() for draft in _drafts(kind, fields)]
+    launcher = ["-m", "accelerate.commands.launch"]
+    launcher += ["--config_file", str(content.get("accelerate_config", "accelerate_configs/cpu.yaml"))]
+    stages = [_build(draft, drafts, root, launcher) for draft in drafts]
+    plan = Plan(root, {stage.name: stage for stage in stages})
+    try:
+        order = list(plan.graph().static_order())
+    except CycleError as error:
+        raise PipelineError(f"these stages need one another: {' -> '.join(error.args[1])}") from error
+    return Plan(root, {name: plan.stages[name] for name in order})
+
+
+def _drafts(kind: str, fields: Mapping[str, Any]) -> Iterator[_Draft]:
+    _check_keys(f"stage {kind}", fields, STAGE_KEYS, required=set())
+    if ("run" in fields) == ("launch" in fields):
+        raise PipelineError(f"stage {kind}: name its script by either `run` or `launch`")
+    each = fields.get("each", {})
+    for values in itertools.product(*each.values()):
+        yield _Draft(kind, dict(zip(each, values, strict=True)), fields)
+
+
+def _check_keys(place: str, content: Any, known: set[str], *, required: set[str]) -> None:
+    if not isinstance(content, dict):
+        raise PipelineError(f"{place}: expected keys and values, not {content!r}")
+    if unknown := sorted(set(content) - known):
+        raise PipelineError(f"{place}: unknown key(s) {unknown}, expected some of {sorted(known)}")
+    if missing := sorted(required - set(content)):
+        raise PipelineError(f"{place}: the key(s) {missing} are missing")
+
+
+def _build(draft: _Draft, drafts: Sequence[_Draft], root: Path, launcher: Sequence[str]) -> Stage:
+    fields = draft.fields
+    words = _Words(draft, drafts, root)
+    config = words.fill(fields["config"]) if "config" in fields else None
+    command = [
+        sys.executable,
+        *(launcher if "launch" in fields else []),
+        words.fill(fields.get("launch") or fields["run"]),
+    ]
+    command += [] if config is None else ["--config", config]
+    for name, value in fields.get("options", {}).items():
+        command += [f"--{name}", *(words.fill(part) for part in (value if isinstance(value, list) else [value]))]
+    outputs = tuple(words.fill(output) for output in fields.get("outputs", []))
+    named = {name for pattern in fields.get("needs", []) for name in _matching(draft, words.fill(pattern), drafts)}
+    return Stage(
+        name=draft.name,
+        folder=root / draft.name,
+        command=tuple(command),
+        config=None if config is None else Path(config),
+        outputs=outputs,
+        needs=tuple(sorted(named | words.referred)),
+        resumable=bool(fields.get("resumable", False)),
+    )
+
+
+def _matching(draft: _Draft, pattern: str, drafts: Sequence[_Draft]) -> list[str]:
+    names = [other.name for other in drafts if fnmatch.fnmatchcase(other.name, pattern) and other is not draft]
+    if not names:
+        raise PipelineError(f"stage {draft.name} needs {pattern!r}: no stage has such a name")
+    return names
+
+
+class _Words:
+    """Fills `{here}`, `{output_dir}`, the stage's own `{seed}` and `{other_stage}`; notes which stages were named."""
+
+    def __init__(self, draft: _Draft, drafts: Sequence[_Draft], root: Path) -> None:
+        self.draft, self.drafts, self.root = draft, drafts, root
+        self.referred: set[str] = set()
+
+    def fill(self, text: Any) -> str:
+        """The text with its fields replaced; YAML's own true and false in lower case."""
+        if isinstance(text, bool):
+            return str(text).lower()
+        parts = string.Formatter().parse(str(text))
+        return "".join(literal + ("" if field is None else self._value(field)) for literal, field, _, _ in parts)
+
+    def _value(self, field: str) -> str:
+        own = {"here": self.root / self.draft.name, "output_dir": self.root, **self.draft.values}
+        if field in own:
+            return str(own[field])
+        shared = [
+            other
+            for other in self.drafts
+            if other.kind == field and all(self.draft.values.get(k, v) == v for k, v in other.values.items())
+        ]
+        if len(shared) != 1:
+            found = f"{len(shared)} stages of that name fit" if shared else "there is no such stage or value"
+            raise PipelineError(f"stage {self.draft.name} refers to {{{field}}}: {found}")
+        self.referred.add(shared[0].name)
+        return str(self.root / shared[0].name)
