@@ -154,9 +154,9 @@ def test_gradient_reaches_the_prompt_and_every_parameter(segmenter):
 def test_rows_on_one_clip_are_decoded_as_rows_on_copies_of_it(segmenter):
     head = SegmentationHead(16, segmenter.config)
     states, clips = torch.randn(3, 16), torch.randn(5, 4 * WIDTH, GRID, GRID)  # of 2 and 3 frames
-    shared = head(states, clips, torch.tensor([2, 3]), torch.tensor([0, 1, 0]))
+    _, shared = head(states, clips, torch.tensor([2, 3]), torch.tensor([0, 1, 0]))
     copies = torch.cat([clips[:2], clips[2:], clips[:2]])
-    alone = head(states, copies, torch.tensor([2, 3, 2]), torch.tensor([0, 1, 2]))
+    _, alone = head(states, copies, torch.tensor([2, 3, 2]), torch.tensor([0, 1, 2]))
     assert shared.shape == (7, 4 * GRID, 4 * GRID)
     torch.testing.assert_close(shared, alone)
 
