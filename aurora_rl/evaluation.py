@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from aurora_rl import metrics
+from aurora_rl.boundary import boundary_f_measure
 from aurora_rl.completions import ParsedCompletion, normalise_category, parse_completion
 from aurora_rl.data.sample import AVSample
-from aurora_rl.predictions import ClipScore, CompletionScore, RolloutScore, SampleResult, encode_masks
+from aurora_rl.predictions import ClipScore, CompletionScore, MaskScore, RolloutScore, SampleResult, encode_masks
 
 #: Probability above which a pixel belongs to the mask, wherever a preset does not say otherwise.
 MASK_THRESHOLD = 0.5
@@ -32,53 +33,88 @@ class Preset:
         size: side of the square that predictions and truth are resized to, in pixels; None keeps the frames' size.
         j_threshold: probability above which a pixel counts for J.
         thresholds_logits: whether F's thresholds are applied to logits instead of probabilities.
+        is_davis: whether J is 1 on a frame where both masks are empty and F compares outlines, as in DAVIS, instead of
+            areas at 255 thresholds.
     """
 
     size: int | None
     j_threshold: float
     thresholds_logits: bool = False
+    is_davis: bool = False
 
 
 PRESETS = {
     "refavs": Preset(size=256, j_threshold=0.4),  # the official Ref-AVS script
     "avsbench": Preset(size=224, j_threshold=0.5),
     "aurora": Preset(size=None, j_threshold=0.5, thresholds_logits=True),  # the authors' release
+    "davis": Preset(size=None, j_threshold=0.5, is_davis=True),
 }
 
 
-def score_clip(mask_probs: Tensor | None, gt_masks: Tensor | np.ndarray, *, preset: str = "refavs") -> ClipScore:
+def find_preset(name: str) -> Preset:
+    """The preset of this name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"there is no evaluation preset {name!r}: use one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def score_masks(
+    mask_probs: Tensor | None,
+    gt_masks: Tensor | np.ndarray,
+    *,
+    preset: str = "refavs",
+    mask_logits: Tensor | None = None,
+) -> MaskScore:
     """Score one clip's predicted masks.
 
     A missing prediction is an empty mask at every threshold. (An all-zero probability map is not: the lowest threshold
     is 0, where the definition of F takes every pixel as predicted and gives a little credit.)
 
     Args:
-        mask_probs: (F, h, w) float, probabilities, of any size; None where the model gave no masks.
+        mask_probs: (F, h, w) float, probabilities, of any size; None where there are no masks.
         gt_masks: (F, H, W) bool.
         preset: one of `PRESETS`.
+        mask_logits: (F, h, w) float, the logits of `mask_probs`, for a preset that thresholds them; without, or where
+            they must be resized, logit(p) of the probabilities at the preset's size is taken.
 
     Returns:
         The scores. For example a clip of one frame of 2 x 2 pixels with the truth [[1, 1], [0, 0]] and the prediction
-        [[0.9, 0.1], [0.1, 0.1]] has an IoU of 0.5.
+        [[0.9, 0.1], [0.1, 0.1]] has a J of 0.5 under preset `aurora`.
 
     Raises:
         ValueError: if the preset is unknown, or shapes or ranges do not fit.
     """
-    gt_masks = torch.as_tensor(gt_masks)
-    _, preset_probs = _probs_at_both_sizes(mask_probs, gt_masks, preset)
-    preset_gt_masks = metrics.resize_truth(gt_masks, _preset_size(gt_masks, preset))
-    pred_masks = preset_probs > MASK_THRESHOLD  # (F, size, size)
-    j_masks = preset_probs > PRESETS[preset].j_threshold
-    f_curve = torch.zeros(0) if mask_probs is None else _f_curve(preset_probs, preset_gt_masks, preset)
-    return ClipScore(
-        J=float(metrics.region_similarity(j_masks, preset_gt_masks).mean()),
-        F=float(f_curve.max()) if len(f_curve) else 0.0,
+    settings, gt_masks = find_preset(preset), torch.as_tensor(gt_masks)
+    size = _preset_size(gt_masks, preset)
+    probs = metrics.resize_probs(_or_nothing(mask_probs, gt_masks), size)
+    truth = metrics.resize_truth(gt_masks, size)
+    pred_masks, j_masks = probs > MASK_THRESHOLD, probs > settings.j_threshold  # (F, *size)
+    if settings.is_davis:
+        f_curve = torch.zeros(0)
+        j, f = metrics.jaccard(j_masks, truth), float(boundary_f_measure(j_masks, truth).mean())
+    else:
+        logits = mask_logits if mask_logits is not None and mask_logits.shape == probs.shape else None
+        f_curve = torch.zeros(0) if mask_probs is None else _f_curve(probs, logits, truth, settings)
+        j, f = metrics.region_similarity(j_masks, truth), float(f_curve.max()) if len(f_curve) else 0.0
+    return MaskScore(
+        J=float(j.mean()),
+        F=f,
         f_curve=tuple(f_curve.tolist()),
         S=metrics.null_s(pred_masks),
         S_frames=math.fsum(metrics.null_s(frame[None]) for frame in pred_masks) / len(pred_masks),
-        iou=_iou_reward(mask_probs, gt_masks),
         is_missing=mask_probs is None,
     )
+
+
+def score_clip(mask_probs: Tensor | None, gt_masks: Tensor | np.ndarray, *, preset: str = "refavs") -> ClipScore:
+    """Score a completion's masks: as `score_masks`, and with the mask-IoU reward."""
+    gt_masks = torch.as_tensor(gt_masks)
+    score = score_masks(mask_probs, gt_masks, preset=preset)
+    return ClipScore(**vars(score), iou=_iou_reward(mask_probs, gt_masks))
 
 
 def score_completion(
@@ -110,7 +146,7 @@ def score_completion(
         hear=hear_score(parsed, sample),
         clip=score_clip(mask_probs, gt_masks, preset=preset),
         pred_masks=encode_masks((own_probs > MASK_THRESHOLD).cpu().numpy()),
-        preset_masks=encode_masks((preset_probs > PRESETS[preset].j_threshold).cpu().numpy()),
+        preset_masks=encode_masks((preset_probs > find_preset(preset).j_threshold).cpu().numpy()),
     )
 
 
@@ -142,10 +178,14 @@ def sample_result(
 
 
 def _probs_at_both_sizes(mask_probs: Tensor | None, gt_masks: Tensor, preset: str) -> tuple[Tensor, Tensor]:
-    """Probabilities at the frames' own size and at the preset's; zeros for a missing prediction."""
-    if mask_probs is None:
-        mask_probs = torch.zeros(gt_masks.shape, device=gt_masks.device)
+    """Probabilities at the frames' own size and at the preset's."""
+    mask_probs = _or_nothing(mask_probs, gt_masks)
     return _probs_at_own_size(mask_probs, gt_masks), metrics.resize_probs(mask_probs, _preset_size(gt_masks, preset))
+
+
+def _or_nothing(mask_probs: Tensor | None, gt_masks: Tensor) -> Tensor:
+    """The probabilities; zeros for a missing prediction."""
+    return torch.zeros(gt_masks.shape, device=gt_masks.device) if mask_probs is None else mask_probs
 
 
 def _probs_at_own_size(mask_probs: Tensor, gt_masks: Tensor) -> Tensor:
@@ -155,10 +195,8 @@ def _probs_at_own_size(mask_probs: Tensor, gt_masks: Tensor) -> Tensor:
 
 def _preset_size(gt_masks: Tensor, preset: str) -> tuple[int, int]:
     """(height, width) at which the preset scores a clip."""
-    if preset not in PRESETS:
-        raise ValueError(f"there is no evaluation preset {preset!r}: use one of {', '.join(PRESETS)}")
     height, width = gt_masks.shape[1:]
-    size = PRESETS[preset].size
+    size = find_preset(preset).size
     return (height, width) if size is None else (size, size)
 
 
@@ -169,10 +207,10 @@ def _iou_reward(mask_probs: Tensor | None, gt_masks: Tensor) -> float:
     return metrics.mask_iou(_probs_at_own_size(mask_probs, gt_masks) > MASK_THRESHOLD, gt_masks)
 
 
-def _f_curve(mask_probs: Tensor, gt_masks: Tensor, preset: str) -> Tensor:
-    if PRESETS[preset].thresholds_logits:
-        return metrics.logit_f_measure_curve(torch.logit(mask_probs), gt_masks)
-    return metrics.f_measure_curve(mask_probs, gt_masks)
+def _f_curve(mask_probs: Tensor, mask_logits: Tensor | None, gt_masks: Tensor, preset: Preset) -> Tensor:
+    if not preset.thresholds_logits:
+        return metrics.f_measure_curve(mask_probs, gt_masks)
+    return metrics.logit_f_measure_curve(torch.logit(mask_probs) if mask_logits is None else mask_logits, gt_masks)
 
 
 def _format_score(parsed: ParsedCompletion) -> float:

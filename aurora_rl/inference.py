@@ -84,33 +84,40 @@ class Predictor:
     def predict(
         self, samples: Iterable[AVSample], *, num_samples: int | None = None, temperature: float = 1.0, seed: int = 0
     ) -> Iterator[tuple[EncodedSample, list[Completion]]]:
-        """Yield each sample, encoded, with its completions, in order.
+        """Yield each sample, encoded, with its completions, in order; arguments as in `complete`."""
+        samples = list(samples)
+        for start in range(0, len(samples), self.batch_size):
+            encoded = [self.encode(sample) for sample in samples[start : start + self.batch_size]]
+            completions = self.complete(encoded, num_samples=num_samples, temperature=temperature, seed=seed)
+            yield from zip(encoded, completions, strict=True)
+
+    def complete(
+        self,
+        encoded: Sequence[EncodedSample],
+        *,
+        num_samples: int | None = None,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[list[Completion]]:
+        """Yield the completions of each encoded sample, in order.
 
         Args:
-            samples: what to answer.
+            encoded: what to answer.
             num_samples: completions a sample, drawn from the model's distribution; None for one, decoded greedily.
             temperature: of the sampling.
             seed: of the sampling, together with each sample's key, so that batches and processes change no draw.
         """
         copies = num_samples or 1
         per_batch = max(1, self.batch_size // copies)
-        samples = list(samples)
-        for start in range(0, len(samples), per_batch):
-            encoded = [self.encode(sample) for sample in samples[start : start + per_batch]]
-            rows = [item for item in encoded for _ in range(copies)]
+        for start in range(0, len(encoded), per_batch):
+            rows = [item for item in encoded[start : start + per_batch] for _ in range(copies)]
             draws = [f"{seed}/{row.sample.key}/{index % copies}" for index, row in enumerate(rows)]
             noise = None if num_samples is None else SeededSampling(draws, temperature=temperature)
-            completions = self.complete(rows, noise)
-            for index, item in enumerate(encoded):
-                yield item, completions[index * copies : (index + 1) * copies]
+            completions = self._answer(rows, noise)
+            for first in range(0, len(rows), copies):
+                yield completions[first : first + copies]
 
-    def complete(self, rows: Sequence[EncodedSample], noise: SeededSampling | None = None) -> list[Completion]:
-        """Answer a batch of rows; those of one clip share its media, see `batch.distinct_media`.
-
-        Args:
-            rows: from `encode`.
-            noise: draws one sequence a row; None for greedy decoding.
-        """
+    def _answer(self, rows: Sequence[EncodedSample], noise: SeededSampling | None) -> list[Completion]:
         said = self.generate(rows, noise)
         texts = self.encode.tokenizer.batch_decode(said, skip_special_tokens=True)
         masks = self.decode_masks(rows, said)
@@ -118,7 +125,12 @@ class Predictor:
 
     @torch.inference_mode()
     def generate(self, rows: Sequence[EncodedSample], noise: SeededSampling | None = None) -> list[torch.Tensor]:
-        """The ids of each row's completion, up to its end of turn; arguments as in `complete`."""
+        """The ids of each row's completion, up to its end of turn.
+
+        Args:
+            rows: from `encode`; those of one clip share its media, see `batch.distinct_media`.
+            noise: draws one sequence a row; None for greedy decoding.
+        """
         tokenizer = self.encode.tokenizer
         config = GenerationConfig(
             max_new_tokens=self.max_completion_length,

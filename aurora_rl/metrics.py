@@ -5,6 +5,7 @@ Definitions follow the official Ref-AVS script (Wang et al., ECCV 2024) unless a
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -28,11 +29,30 @@ def region_similarity(pred_masks: Tensor, gt_masks: Tensor) -> Tensor:
     Raises:
         ValueError: if the shapes differ or a mask is not bool.
     """
-    _check_masks(pred_masks, gt_masks)
+    check_masks(pred_masks, gt_masks)
     intersection = (pred_masks & gt_masks).sum((1, 2)).double()  # (F,)
     union = (pred_masks | gt_masks).sum((1, 2)).double()  # (F,)
     background_share = (~pred_masks).sum((1, 2)).double() / pred_masks[0].numel()  # (F,)
     return torch.where(gt_masks.any(2).any(1), intersection / (union + _UNION_EPS), background_share)
+
+
+def jaccard(pred_masks: Tensor, gt_masks: Tensor) -> Tensor:
+    """J of each frame as DAVIS takes it: intersection over union, 1 where both masks are empty (Perazzi et al. 2016).
+
+    Args:
+        pred_masks: (F, H, W) bool.
+        gt_masks: (F, H, W) bool.
+
+    Returns:
+        (F,) float64 in [0, 1]; on a frame whose truth is empty 1 or 0.
+
+    Raises:
+        ValueError: if the shapes differ or a mask is not bool.
+    """
+    check_masks(pred_masks, gt_masks)
+    intersection = (pred_masks & gt_masks).sum((1, 2)).double()  # (F,)
+    union = (pred_masks | gt_masks).sum((1, 2)).double()  # (F,)
+    return torch.where(union > 0, intersection / union, 1.0)
 
 
 def null_s(pred_masks: Tensor) -> float:
@@ -61,7 +81,7 @@ def mask_iou(pred_masks: Tensor, gt_masks: Tensor) -> float:
     Returns:
         A number in [0, 1].
     """
-    _check_masks(pred_masks, gt_masks)
+    check_masks(pred_masks, gt_masks)
     if not gt_masks.any():
         return 1.0 - null_s(pred_masks)
     return float(region_similarity(pred_masks, gt_masks).mean())
@@ -125,6 +145,9 @@ def resize_probs(mask_probs: Tensor, size: tuple[int, int]) -> Tensor:
 def resize_truth(gt_masks: Tensor, size: tuple[int, int]) -> Tensor:
     """Truth at a benchmark's resolution: bilinear on the 8-bit mask {0, 255}, then > 0, as OpenCV does it.
 
+    In OpenCV's own arithmetic (`resize` of uint8 with INTER_LINEAR), whose rounding decides at the edges: weights are
+    multiples of 1 / 2048, and what each of the two rows gives is cut off before both are added.
+
     Args:
         gt_masks: (F, H, W) bool.
         size: (height, width) in pixels.
@@ -135,7 +158,30 @@ def resize_truth(gt_masks: Tensor, size: tuple[int, int]) -> Tensor:
     _check_mask("gt_masks", gt_masks)
     if tuple(gt_masks.shape[1:]) == tuple(size):
         return gt_masks
-    return _bilinear(gt_masks.float() * 255.0, size).round() > 0
+    rows = _opencv_neighbours(gt_masks.shape[1], size[0], gt_masks.device)
+    columns = _opencv_neighbours(gt_masks.shape[2], size[1], gt_masks.device)
+    # Frame by frame: all that is in between stays in the processor's cache.
+    return torch.stack([_resize_mask(mask, rows, columns) for mask in gt_masks])
+
+
+def _resize_mask(mask: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]) -> Tensor:
+    """One frame's mask (H, W) bool at the size of its neighbours; see `resize_truth`."""
+    size = len(rows[0][0]), len(columns[0][0])
+    quarters = torch.zeros(size, dtype=torch.int32, device=mask.device)  # of a grey level
+    for row, row_weight in zip(*rows, strict=True):
+        line = sum(mask[row].index_select(1, column) * weight for column, weight in zip(*columns, strict=True))
+        quarters += ((255 * line) >> 4) * row_weight[:, None] >> 16
+    return quarters >= 2  # half a grey level is rounded up
+
+
+def _opencv_neighbours(length: int, new_length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The two old pixels that each new one lies between, (2, N) int64, and their weights of 2048, (2, N) int32."""
+    centres = (torch.arange(new_length, dtype=torch.float64) + 0.5) * (length / new_length) - 0.5
+    first = centres.floor()
+    fraction = (centres - first).float()
+    weights = torch.stack([1 - fraction, fraction]).mul(2048).round().int()
+    pixels = torch.stack([first, first + 1]).long().clamp(0, length - 1)
+    return pixels.to(device), weights.to(device)
 
 
 def _bilinear(frames: Tensor, size: tuple[int, int]) -> Tensor:
@@ -147,34 +193,60 @@ def _bilinear(frames: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _clip_f_measure_curve(scores: Tensor, gt_masks: Tensor) -> Tensor:
-    """(255,) mean over the frames that have a truth."""
-    frames = gt_masks.any(2).any(1)  # (F,)
-    if not frames.any():
+    """(255,) mean over the frames that have a truth; from one histogram per frame instead of 255 passes.
+
+    Scores are compared with the thresholds in float32, as in the definition.
+    """
+    histograms = _histograms(scores.float(), gt_masks)  # (F, 2, 256)
+    histograms = histograms[histograms[:, 1].sum(1) > 0]
+    if not len(histograms):
         return torch.zeros(_NUM_THRESHOLDS, dtype=torch.float64, device=scores.device)
-    return _f_measure_curves(scores[frames], gt_masks[frames]).mean(0)
-
-
-def _f_measure_curves(scores: Tensor, gt_masks: Tensor) -> Tensor:
-    """(F, 255) from one histogram per frame instead of 255 passes; comparisons in float32 as in the definition."""
-    thresholds = torch.linspace(0, 1 - 1e-10, _NUM_THRESHOLDS, device=scores.device)  # float32: the last one is 1
-    num_passed = torch.bucketize(scores.float().flatten(1), thresholds, right=True)  # (F, HW) thresholds <= score
-    truth = gt_masks.flatten(1)  # (F, HW)
-    predicted = _count_at_least(num_passed, torch.ones_like(truth))  # (F, 255)
-    true_positives = _count_at_least(num_passed, truth)  # (F, 255)
-    precision = true_positives / (predicted + 1e-20)
-    recall = true_positives / truth.sum(1, keepdim=True)
+    passed = histograms.flip(2).cumsum(2).flip(2).double()  # (F, 2, 256), pixels that pass so many thresholds, or more
+    false_positives, true_positives = passed[:, 0, 1:], passed[:, 1, 1:]  # (F, 255)
+    precision = true_positives / (true_positives + false_positives + 1e-20)
+    recall = true_positives / passed[:, 1, :1]
     f_measure = (1 + _BETA_SQUARED) * precision * recall / (_BETA_SQUARED * precision + recall)
-    return f_measure.nan_to_num(0.0)  # no true positive: 0 / 0
+    return f_measure.nan_to_num(0.0).mean(0)  # no true positive: 0 / 0
 
 
-def _count_at_least(num_passed: Tensor, weights: Tensor) -> Tensor:
-    """Number of weighted pixels that pass each threshold, (F, HW) -> (F, 255) float64."""
-    histogram = num_passed.new_zeros(len(num_passed), _NUM_THRESHOLDS + 1)
-    histogram.scatter_add_(1, num_passed, weights.to(num_passed.dtype))
-    return histogram.flip(1).cumsum(1).flip(1)[:, 1:].double()
+def _histograms(scores: Tensor, gt_masks: Tensor) -> Tensor:
+    """(F, 2, 256): pixels outside and inside the truth by the number of thresholds that they pass."""
+    num_bins = _NUM_THRESHOLDS + 1
+    histograms = np.empty((len(scores), 2, num_bins), dtype=np.int64)
+    # numpy and frame by frame: all that is in between stays in the processor's cache.
+    frames = zip(scores.flatten(1).cpu().numpy(), gt_masks.flatten(1).cpu().numpy(), strict=True)
+    for histogram, (frame, truth) in zip(histograms, frames, strict=True):
+        passed = _thresholds_passed(frame)  # (H * W,)
+        histogram[1] = np.bincount(passed[truth], minlength=num_bins)
+        histogram[0] = np.bincount(passed, minlength=num_bins) - histogram[1]
+    return torch.from_numpy(histograms).to(scores.device)
 
 
-def _check_masks(pred_masks: Tensor, gt_masks: Tensor) -> None:
+def _thresholds_passed(scores: np.ndarray) -> np.ndarray:
+    """How many of the 255 thresholds are at most the score.
+
+    The thresholds are nearly k / 254, so that arithmetic finds the number, or one less: then the next threshold, exact
+    as the definition has it, decides. A search among them would take ten times as long.
+
+    Args:
+        scores: (N,) float32; what is below 0 passes none.
+
+    Returns:
+        (N,) intp in [0, 255].
+    """
+    thresholds = torch.linspace(0, 1 - 1e-10, _NUM_THRESHOLDS).numpy()  # float32: the last one is 1
+    # 0.99 and 253.99 instead of 1 and 254: rounding must never give one too many.
+    passed = (np.clip(scores, -0.003, 1.0) * np.float32(253.99) + np.float32(0.99)).astype(np.intp)
+    passed += scores >= thresholds[passed]
+    return passed
+
+
+def check_masks(pred_masks: Tensor, gt_masks: Tensor) -> None:
+    """Refuse two clips' masks that are not (F, H, W) bool of one shape; others would broadcast into a wrong score.
+
+    Raises:
+        ValueError: naming the shape or dtype.
+    """
     _check_mask("pred_masks", pred_masks)
     _check_mask("gt_masks", gt_masks)
     _check_same_shape("pred_masks", pred_masks, gt_masks)

@@ -15,7 +15,11 @@ from typing import Any, TypedDict
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from aurora_rl import run_lengths
 from aurora_rl.prompts import NULL_CATEGORY
+
+#: Of all frames of a clip; 30 frames of 1920 x 1080 are half of it.
+MAX_CLIP_PIXELS = 2**27
 
 
 class MaskRle(TypedDict):
@@ -26,18 +30,17 @@ class MaskRle(TypedDict):
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipScore:
+class MaskScore:
     """How well one clip's predicted masks cover its truth, under a preset of `evaluation.PRESETS`.
 
     Attributes:
         J: region similarity, mean over frames.
-        F: maximum of `f_curve`.
-        f_curve: F at each of the 255 thresholds, mean over the frames whose truth is not empty; empty where nobody
-            asked for it to be kept.
+        F: maximum of `f_curve`; of preset `davis`, F of the outlines, mean over frames.
+        f_curve: F at each of the 255 thresholds, mean over the frames whose truth is not empty; empty of a missing
+            prediction and of preset `davis`.
         S: sqrt(predicted pixels / all pixels) of the clip; the measure of null references.
         S_frames: mean over frames of each frame's S, the other way to pool.
-        iou: the mask-IoU reward, masks at p > 0.5 and at the frames' own size; 0 where there is no prediction.
-        is_missing: whether the model gave no masks (no `[SEG]`), so that an empty mask was scored.
+        is_missing: whether there are no masks (no `[SEG]`, no file), so that an empty mask was scored.
     """
 
     J: float
@@ -45,8 +48,18 @@ class ClipScore:
     f_curve: tuple[float, ...]
     S: float
     S_frames: float
-    iou: float
     is_missing: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipScore(MaskScore):
+    """A completion's masks, scored.
+
+    Attributes:
+        iou: the mask-IoU reward, masks at p > 0.5 and at the frames' own size; 0 where there is no prediction.
+    """
+
+    iou: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,9 +154,17 @@ def encode_masks(masks: np.ndarray) -> tuple[MaskRle, ...]:
 
 
 def decode_masks(rles: Sequence[MaskRle]) -> np.ndarray:
-    """The masks (F, H, W) bool that `encode_masks` wrote down."""
-    frames = [coco_mask.decode({"size": rle["size"], "counts": rle["counts"].encode("ascii")}) for rle in rles]
-    return np.stack(frames).astype(bool)
+    """The masks (F, H, W) bool that `encode_masks` wrote down.
+
+    Raises:
+        ValueError: if there are none, they differ in size, are too large, or do not fill their size.
+    """
+    if not rles:
+        raise ValueError("there are no masks: expected one a frame")
+    height, width = size = run_lengths.size_of(rles[0])
+    if len(rles) * height * width > MAX_CLIP_PIXELS:
+        raise ValueError(f"{len(rles)} masks of {height} x {width} pixels are more than {MAX_CLIP_PIXELS} together")
+    return np.stack([run_lengths.decode(rle, size) for rle in rles])
 
 
 def _encode_mask(mask: np.ndarray) -> MaskRle:
@@ -171,7 +192,7 @@ def read_results(path: str | Path) -> list[SampleResult]:
     with Path(path).open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
-                result = _result_from_record(json.loads(line))
+                result = result_from_record(json.loads(line))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path}:{number} is no evaluation result ({error}): evaluate again") from error
             if result.key in results:
@@ -180,7 +201,8 @@ def read_results(path: str | Path) -> list[SampleResult]:
     return list(results.values())
 
 
-def _result_from_record(record: Mapping[str, Any]) -> SampleResult:
+def result_from_record(record: Mapping[str, Any]) -> SampleResult:
+    """The result of a line of JSON."""
     greedy = dict(record["greedy"])
     clip = dict(greedy["clip"])
     greedy["clip"] = ClipScore(**{**clip, "f_curve": tuple(clip["f_curve"])})

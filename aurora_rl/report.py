@@ -9,19 +9,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from aurora_rl.bootstrap import Interval
 from aurora_rl.charts import Series, line_chart
 from aurora_rl.data.sample import AVSample
 from aurora_rl.gallery import GalleryClip, choose_rows, render_clip
+from aurora_rl.pages import page_environment
 from aurora_rl.predictions import SampleResult, read_results
-from aurora_rl.prompts import SEG_TOKEN
 from aurora_rl.summary import EvalSummary, Table, compare, summarise
 
 FilePath = str | Path
@@ -239,7 +238,7 @@ def write_report(
     before, after = read_results(results.before), read_results(results.after)
     summaries, differences = (summarise(before), summarise(after)), compare(before, after)
     gains = _gain_rows(summaries, differences, _GAINS)
-    page = _environment().get_template("report.html.j2")
+    page = page_environment().get_template("report.html.j2")
     html = page.render(
         title=title,
         before_name=results.before_name,
@@ -431,35 +430,3 @@ def _gallery_clips(
         )
         for choice in choose_rows(before, after, num_rows=num_clips)
     ]
-
-
-# ------------------------------------------------------------------------------------------------ page
-
-
-def _environment() -> jinja2.Environment:
-    """Everything put into the page is escaped, except the charts' SVG."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("aurora_rl"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters: dict[str, Callable[..., Any]] = {"number": _number, "signed": _signed, "mark_seg": _mark_seg}
-    environment.filters.update(filters)
-    return environment
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _signed(value: float, digits: int = 3) -> str:
-    """With its sign, as typeset: a true minus, and no sign for what rounds to zero."""
-    text = f"{value:+.{digits}f}"
-    return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "−")
-
-
-def _mark_seg(text: str) -> Markup:
-    """Escaped text in which `[SEG]` stands out."""
-    return Markup(str(Markup.escape(text)).replace(SEG_TOKEN, f'<span class="seg">{SEG_TOKEN}</span>'))

@@ -186,9 +186,10 @@ def _table(results: Sequence[SampleResult]) -> Table:
 
 
 def _pooled_f(results: Iterable[SampleResult]) -> float | None:
-    """Maximum over thresholds of the mean curve of the clips with a target."""
-    curves = [result.greedy.clip.f_curve for result in results if not result.is_null]
-    if not curves:
+    """Maximum over thresholds of the mean curve of the clips with a target; None where the preset has no curves."""
+    clips = [result.greedy.clip for result in results if not result.is_null]
+    curves = [clip.f_curve for clip in clips]
+    if not any(curves) and not (clips and all(clip.is_missing for clip in clips)):
         return None
     # A missing prediction has no curve and adds 0 at every threshold.
     by_threshold = zip(*[curve for curve in curves if curve], strict=True)

@@ -23,6 +23,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from transformers import (
     AutoProcessor,
     Qwen2_5OmniConfig,
@@ -45,6 +46,11 @@ from aurora_rl.prompts import SEG_TOKEN
 
 BENCHMARK = SyntheticConfig(train=12, val=4, test_s=3, test_u=3, test_n=3, rows_per_clip=2)
 SEGMENTER = {"type": "dot", "image_size": 32, "width": 8}
+
+
+# The same examples in every run, kept nowhere: a run in CI fails for one reason, a change of the code.
+settings.register_profile("aurora", derandomize=True, database=None, deadline=None, max_examples=60)
+settings.load_profile("aurora")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,6 +1,7 @@
 """The command `aurora-rl`: tools that need no recipe. A thin layer of arguments and text over the package.
 
 aurora-rl doctor data/ref_avs --num_workers 8
+aurora-rl evaluate --predictions masks --dataset data/ref_avs --split test_s --output out.json
 aurora-rl footprint grpo --config recipes/ref_avs/grpo_7b.yaml --launch accelerate_configs/zero2.yaml
 aurora-rl segment clip.mp4 "the drum" --model outputs/demo/grpo -o out
 
@@ -13,10 +14,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from aurora_rl.cli import doctor, export, footprint, segment
+from aurora_rl.cli import compare, doctor, evaluate, export, footprint, segment
 
 SUB_COMMANDS = (
     doctor,
+    evaluate,
+    compare,
     footprint,
     export,
     segment,

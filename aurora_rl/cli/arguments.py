@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 #: What `ArgumentParser.add_subparsers` returns, and each sub-command's `register` gets.
 Commands = argparse._SubParsersAction
@@ -18,3 +19,10 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not positive")
     return number
+
+
+def json_file(text: str) -> Path:
+    """The type of an argument that names a JSON file; what lies beside it is named after it."""
+    if Path(text).suffix != ".json":
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .json")
+    return Path(text)

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
 from aurora_rl.cli.arguments import Commands, HelpFormatter, positive
-from aurora_rl.cli.console import CLEAN, PROBLEMS, printable, refuse
+from aurora_rl.cli.console import CLEAN, PROBLEMS, open_console, printable, refuse
 from aurora_rl.data.doctor import PROBLEM_KINDS, Report, examine, examine_metadata
 from aurora_rl.data.files import DatasetError
-
-PIPE_WIDTH = 160  # columns of a table that does not go to a terminal
 
 DESCRIPTION = """Check a folder in Ref-AVSBench's layout: metadata.csv and every frame, audio file and mask it names.
 
@@ -65,7 +61,7 @@ def _examine(args: argparse.Namespace) -> Report:
 
 
 def _print_report(report: Report, args: argparse.Namespace) -> None:
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    console = open_console()
     facts = report.facts
     console.print(
         f"{facts.rows:,} rows, {facts.null_rows:,} of them null references ({facts.null_sentences} distinct sentences)"

@@ -65,7 +65,7 @@ class Row:
         media_id: str,
         fps: float,
         frame_paths: tuple[str, ...],
-        audio_path: str,
+        audio_path: str | None,
         mask_paths: tuple[str, ...],
         reference_type: str | None = None,
     ) -> AVSample:

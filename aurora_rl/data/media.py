@@ -133,6 +133,21 @@ def read_masks(paths: Sequence[FilePath]) -> np.ndarray:
     return _read_images(paths, formats=MASK_FORMATS, modes=MASK_MODES) > 0
 
 
+def read_grey_levels(paths: Sequence[FilePath]) -> np.ndarray:
+    """Read a clip's predicted masks as PNG files of 8-bit grey.
+
+    Args:
+        paths: F PNG files of mode L and of one size, in time order.
+
+    Returns:
+        (F, H, W) uint8.
+
+    Raises:
+        MediaError: if there are none, one cannot be read or has another mode, they differ in size or are too large.
+    """
+    return _read_images(paths, formats=MASK_FORMATS, modes=("L",))
+
+
 def read_waveform(path: FilePath, *, sampling_rate: int = SAMPLING_RATE) -> np.ndarray:
     """Read an audio file (WAV, FLAC, OGG or MP3), mix it to mono by the mean and resample it.
 

@@ -101,6 +101,48 @@ def load_ref_avs(
     return add_chains(samples, chains, rows)
 
 
+def load_ref_avs_truth(
+    root: str | os.PathLike[str], splits: Sequence[str], *, chains: str | os.PathLike[str] | None = None
+) -> list[AVSample]:
+    """List the samples of some splits with their masks alone, to score what somebody else predicted.
+
+    Media are not needed. They are looked for where a null reference ships no masks: its frames are counted, where they
+    are there, and `frame_paths` is empty otherwise.
+
+    Args:
+        root: folder of the benchmark, which holds metadata.csv and gt_mask/.
+        splits: names of the splits as in metadata.csv.
+        chains: as in `load_ref_avs`, here for `reference_type`.
+
+    Returns:
+        The samples in the order of the splits, each split in the file's order; `audio_path` is None.
+
+    Raises:
+        DatasetError: as `load_ref_avs`.
+    """
+    path = Path(root) / METADATA_FILE
+    rows = read_metadata(path)
+    build = functools.partial(_build_truth, BenchmarkFiles(Path(root)))
+    samples = [
+        sample
+        for split in splits
+        for sample in collect_samples(rows_of_split(rows, split, path=path), build, split=split)
+    ]
+    return add_chains(samples, chains, rows)
+
+
+def _build_truth(files: BenchmarkFiles, row: MetadataRow) -> AVSample:
+    mask_paths = find_masks(files, row, num_frames=None)
+    has_frames = not mask_paths and list_images(files.path(row, "media", row.media_id, "frames"), "frames")
+    return row.to_sample(
+        media_id=row.media_id,
+        fps=1.0,
+        frame_paths=find_frames(files, row, num_frames=None) if has_frames else (),
+        audio_path=None,
+        mask_paths=mask_paths,
+    )
+
+
 def read_metadata(path: Path, *, malformed: dict[int, str] | None = None) -> list[MetadataRow]:
     """All rows of metadata.csv, those of unfinished splits included, so that `row` counts the file's own rows.
 

@@ -131,12 +131,12 @@ def test_text_of_a_malicious_row_neither_steers_the_terminal_nor_floods_it(
 
 
 def test_console_script_names_this_main() -> None:
-    project = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"aurora-rl": "aurora_rl.cli:main"}
 
 
 def test_command_starts_without_torch(notes: Path) -> None:
     code = "import sys; from aurora_rl.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
     command = [sys.executable, "-c", code, "doctor", str(notes), "--metadata-only", "--json"]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[1])
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
     assert process.returncode == 0, process.stderr

@@ -1,0 +1,78 @@
+"""F of boundaries, as the DAVIS benchmark takes it (Perazzi et al., CVPR 2016; Pont-Tuset et al. 2017).
+
+Another quantity than the F of `metrics`: that one compares areas at 255 thresholds, this one the outlines of two masks.
+It is the harmonic mean of how much of the predicted outline lies near the true one and the other way round.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from aurora_rl.metrics import check_masks
+
+#: How far apart two outlines may lie and still agree, as a share of the frame's diagonal.
+TOLERANCE = 0.008
+
+
+def boundary_f_measure(pred_masks: Tensor, gt_masks: Tensor) -> Tensor:
+    """F of each frame: 2 P R / (P + R), P and R being the shares of the outlines that the other one lies near to.
+
+    Near is within ceil(0.008 · diagonal) pixels. Two masks without an outline agree; one alone disagrees.
+
+    Args:
+        pred_masks: (F, H, W) bool.
+        gt_masks: (F, H, W) bool.
+
+    Returns:
+        (F,) float64 in [0, 1].
+
+    Raises:
+        ValueError: if the shapes differ or a mask is not bool.
+    """
+    check_masks(pred_masks, gt_masks)
+    radius = math.ceil(TOLERANCE * math.hypot(*pred_masks.shape[1:]))
+    pred_outlines, gt_outlines = outlines(pred_masks), outlines(gt_masks)
+    precision = _share_near(pred_outlines, gt_outlines, radius)
+    recall = _share_near(gt_outlines, pred_outlines, radius)
+    # DAVIS gives 0 where one outline is missing, by a precision or recall of 0.
+    return (2 * precision * recall / (precision + recall)).nan_to_num(0.0)
+
+
+def outlines(masks: Tensor) -> Tensor:
+    """The pixels that differ from their neighbour below, to the right, or both; DAVIS's `seg2bmap`.
+
+    Args:
+        masks: (F, H, W) bool.
+
+    Returns:
+        (F, H, W) bool. Outside the frame all is as at its edge: a mask cut off by the edge has no outline there.
+    """
+    below = torch.cat([masks[:, 1:], masks[:, -1:]], dim=1)
+    right, diagonal = (torch.cat([m[:, :, 1:], m[:, :, -1:]], dim=2) for m in (masks, below))
+    return (masks ^ right) | (masks ^ below) | (masks ^ diagonal)
+
+
+def _share_near(outlines: Tensor, others: Tensor, radius: int) -> Tensor:
+    """(F,) share of each frame's outline pixels that have a pixel of the other outline within the radius.
+
+    1 for a frame without outline pixels, 0 where only the other has none: DAVIS's convention.
+    """
+    frames, rows, columns = outlines.nonzero(as_tuple=True)
+    near = _are_near(frames, rows, columns, others, radius)
+    counts = outlines.sum((1, 2)).double()
+    num_near = torch.zeros_like(counts).index_add_(0, frames, near.double())
+    return torch.where(counts > 0, num_near / counts, 1.0)
+
+
+def _are_near(frames: Tensor, rows: Tensor, columns: Tensor, others: Tensor, radius: int) -> Tensor:
+    """Whether a disk around each pixel holds a pixel of `others`: DAVIS dilates, here the disk's rows are counted."""
+    # (F, H + 2 r, W + 2 r + 1), in each row the number of pixels up to a column, one column of zeros first.
+    sums = functional.pad(others, (radius + 1, radius, radius, radius)).cumsum(2, dtype=torch.int32)
+    near = torch.zeros_like(rows, dtype=torch.bool)
+    for offset in range(-radius, radius + 1):
+        half = math.isqrt(radius**2 - offset**2)  # of the disk's row, in pixels
+        y, x = rows + radius + offset, columns + radius
+        near |= sums[frames, y, x + 1 + half] > sums[frames, y, x - half]
+    return near

@@ -1,0 +1,136 @@
+"""`aurora-rl evaluate`: J, F and S of a model, or of masks that any system saved."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Column, Table
+from rich.text import Text
+
+from aurora_rl.cli.arguments import Commands, HelpFormatter, json_file, positive
+from aurora_rl.cli.console import CLEAN, open_console, printable, refuse
+
+DESCRIPTION = """Score a model, or masks that any system saved, on a benchmark.
+
+  aurora-rl evaluate --model DIR --dataset ROOT --split test_s test_u --output out.json
+  aurora-rl evaluate --predictions DIR --dataset ROOT --split test_s --output out.json
+
+With a model, options of recipes/evaluate.py may follow, --config FILE among them. Predictions are DIR/<row>.npz (probs
+or logits) or DIR/<row>/<frame>.png; they need no model, and of the benchmark only metadata.csv and gt_mask/. Either way
+out.json holds the numbers and out.jsonl a line a row; see docs/evaluation.md. Exit code 0: scored, 2: unusable
+arguments, data or predictions."""
+
+
+#: The columns of the printed table, as in out.json.
+NAMES = ("n", "missing", "J", "F", "J&F", "n_null", "S", "S_per_frame", "null_accuracy", "false_alarm_rate")
+
+
+def register(commands: Commands) -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="score a model or saved masks",
+        description=DESCRIPTION,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,  # the recipe's own options must not be taken for this command's
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--model", help="trained model: folder or hub name")
+    source.add_argument("--predictions", type=Path, metavar="DIR", help="saved masks: npz or PNG files")
+    source.add_argument("--results", type=Path, metavar="FILE", help="saved masks: a results.jsonl of this project")
+    parser.add_argument("--dataset", type=Path, metavar="ROOT", help="folder of the benchmark")
+    parser.add_argument("--split", nargs="+", metavar="SPLIT", help="splits to score (all that begin with 'test')")
+    parser.add_argument("--preset", help="refavs, avsbench, aurora or davis (refavs)")
+    parser.add_argument("--output", type=json_file, metavar="FILE", help="out.json, with out.jsonl beside it")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="also write an HTML page")
+    parser.add_argument("--num_workers", type=positive, default=1, help="of saved masks: processes")
+    parser.add_argument("--chains", type=Path, metavar="FILE", help="chains of thought, which tell reference types")
+    parser.set_defaults(run=run, options=[])
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score, write the files, print the table to stdout and return the exit code."""
+    try:
+        tables = _evaluate_model(args) if args.predictions is args.results is None else _rescore(args)
+        if args.report and tables:
+            from aurora_rl.score_page import write_score_page
+            from aurora_rl.scores import read_scores
+
+            write_score_page(args.report, tables, read_scores(args.output))
+    except (OSError, ValueError) as error:
+        return refuse("evaluate", error)
+    if tables:
+        print_scores(tables)
+    return CLEAN
+
+
+def _rescore(args: argparse.Namespace) -> dict[str, Any]:
+    # Here, because it imports torch, which takes seconds.
+    from aurora_rl.rescoring import find_test_splits, rescore, saved_predictions, saved_results
+
+    if args.options:
+        raise ValueError(f"{args.options[0]} is an option for a model: leave it out, or give --model")
+    if args.dataset is None or args.output is None:
+        raise ValueError("saved masks need --dataset ROOT and --output out.json")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    preset = args.preset or "refavs"
+    predictions = saved_results(args.results, preset=preset) if args.results else saved_predictions(args.predictions)
+    return rescore(
+        args.dataset,
+        predictions,
+        args.output,
+        splits=args.split or find_test_splits(args.dataset),
+        preset=preset,
+        num_workers=args.num_workers,
+        chains=args.chains,
+    )
+
+
+def _evaluate_model(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The content of out.json; None in a process that only helps the main one."""
+    # Here, because these import torch and transformers, which take seconds.
+    from trl import TrlParser
+
+    from aurora_rl.config import DataArguments, ModelArguments
+    from aurora_rl.model_evaluation import EvaluationArguments, evaluate_model
+
+    options = {
+        "model": args.model,
+        "data_root": args.dataset,
+        "splits": args.split,
+        "preset": args.preset,
+        "output": args.output,
+        "chains": args.chains and args.chains.resolve(),
+    }
+    command = list(args.options)
+    for name, value in options.items():
+        if value is not None:
+            command += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
+    parser = TrlParser((ModelArguments, DataArguments, EvaluationArguments))
+    model_args, data_args, evaluation_args = parser.parse_args_and_config(command)
+    args.output = evaluation_args.scores_file
+    return evaluate_model(model_args, data_args, evaluation_args)
+
+
+def print_scores(tables: Mapping[str, Any]) -> None:
+    """The numbers of out.json as a table on stdout."""
+    console = open_console()
+    known = [name for split in tables["splits"].values() for name in split]
+    names = [name for name in NAMES if name in known]
+    table = Table(f"preset {tables['preset']}", *(Column(name, justify="right") for name in names))
+    for split, numbers in tables["splits"].items():
+        table.add_row(Text(printable(split)), *(_cell(numbers.get(name)) for name in names))
+    for definition, numbers in tables["mix"].items():
+        if numbers:
+            table.add_row(f"Mix, {definition}", *(_cell(numbers.get(name)) for name in names))
+    console.print(table)
+    if "note" in tables:
+        console.print(f"Note: {tables['note']}.")
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

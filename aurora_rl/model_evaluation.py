@@ -1,0 +1,229 @@
+"""A model scored on a benchmark's splits, and with modalities taken away: `recipes/evaluate.py`, `aurora-rl evaluate`.
+
+Leaves in `output_dir`: results.jsonl (a line a row, masks included), summary.json, and for each ablation
+results.<ablation>.jsonl with its summary.<ablation>.json. Beside them, as every other system's scores: out.json and
+out.jsonl (`scores.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from aurora_rl import __version__
+from aurora_rl.ablations import ABLATIONS, Ablation
+from aurora_rl.assemble import assemble_encoder, assemble_model, load_split
+from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.data.sample import AVSample
+from aurora_rl.evaluation import find_preset, sample_result, score_completion, score_rollout
+from aurora_rl.inference import Completion, Predictor
+from aurora_rl.journal import Journal, fingerprint
+from aurora_rl.logs import setup_logging
+from aurora_rl.models.batch import EncodedSample
+from aurora_rl.models.loading import LoadedModel
+from aurora_rl.predictions import SampleResult, result_from_record, write_results
+from aurora_rl.scores import RowScore, score_tables, write_scores
+from aurora_rl.summary import summarise
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class EvaluationArguments:
+    """What is scored, and how."""
+
+    output_dir: str | None = dataclasses.field(
+        default=None, metadata={"help": "Folder for the results, default `output` without its .json."}
+    )
+    output: str | None = dataclasses.field(
+        default=None, metadata={"help": "JSON file for the scores, default scores.json in `output_dir`."}
+    )
+    splits: list[str] = dataclasses.field(
+        default_factory=lambda: ["test_s", "test_u", "test_n"], metadata={"help": "Splits to score."}
+    )
+    preset: str = dataclasses.field(default="refavs", metadata={"help": "refavs, avsbench, aurora or davis."})
+    num_samples: int = dataclasses.field(default=0, metadata={"help": "Completions sampled a row, beside the greedy."})
+    temperature: float = dataclasses.field(default=1.0, metadata={"help": "Of the sampled completions."})
+    ablations: list[str] = dataclasses.field(default_factory=list, metadata={"help": f"Of {sorted(ABLATIONS)}."})
+    max_completion_length: int = dataclasses.field(default=512, metadata={"help": "Tokens of a completion."})
+    batch_size: int = dataclasses.field(default=8, metadata={"help": "Sequences generated at once."})
+    append_seg: bool = dataclasses.field(
+        default=False, metadata={"help": "Close completions without [SEG] by 'It is [SEG].', so that they have masks."}
+    )
+    seed: int = dataclasses.field(default=0, metadata={"help": "Of the sampled completions."})
+    use_cpu: bool = dataclasses.field(default=False, metadata={"help": "Stay on the CPU."})
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        if self.output_dir is None and self.output is None:
+            raise ValueError("there is no output_dir and no output: say where the results go")
+        return Path(self.output_dir) if self.output_dir else Path(str(self.output)).with_suffix("")
+
+    @property
+    def scores_file(self) -> Path:
+        """Where out.json goes."""
+        return Path(self.output) if self.output else self.folder / "scores.json"
+
+
+def evaluate_model(
+    model_args: ModelArguments, data_args: DataArguments, args: EvaluationArguments
+) -> dict[str, Any] | None:
+    """Score the model on the splits, then under each ablation, and write the files; the launched processes share it.
+
+    Every finished row goes to a journal; a run that was killed goes on from it, with the same command, model and data.
+
+    Returns:
+        The content of out.json; None in a process that is not the main one.
+
+    Raises:
+        ValueError: if arguments or data cannot be used as they are.
+    """
+    find_preset(args.preset)
+    if unknown := sorted(set(args.ablations) - set(ABLATIONS)):
+        raise ValueError(f"unknown ablations {unknown}: choose from {sorted(ABLATIONS)}")
+    state = PartialState(cpu=args.use_cpu)
+    setup_logging(is_main_process=state.is_main_process)
+    samples = [sample for split in args.splits for sample in load_split(data_args, split)]
+    train_categories = {sample.category for sample in load_split(data_args, data_args.train_split)}
+    loaded = assemble_model(model_args, is_trainable=False)
+    loaded.model.to(state.device)
+    tables = None
+    for name in ("", *args.ablations):
+        with _open_journal(name, samples, model_args, data_args, args) as journal:
+            results = evaluate(samples, loaded, data_args, args, journal, ablation=name)
+            if state.is_main_process:
+                write(results, args, train_categories, suffix=f".{name}" if name else "")
+                tables = tables or write_tables(results, args, train_categories, source=model_args.model)
+            state.wait_for_everyone()
+            journal.remove()
+    return tables
+
+
+def _open_journal(
+    ablation: str,
+    samples: Sequence[AVSample],
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: EvaluationArguments,
+) -> Journal:
+    """This process's journal, of all that its rows' results depend on."""
+    state = PartialState()
+    name = f"results{f'.{ablation}' if ablation else ''}.partial.{state.process_index}.jsonl"
+    weights = Path(model_args.model)
+    files = [path for path in weights.iterdir() if path.is_file()] if weights.is_dir() else []
+    identity = {
+        "version": __version__,
+        "model": dataclasses.asdict(model_args),
+        "weights": fingerprint((path.name, path.stat()) for path in files),
+        "data": dataclasses.asdict(data_args),
+        "samples": hashlib.sha256(repr(samples).encode()).hexdigest(),
+        "arguments": {field: value for field, value in vars(args).items() if field not in ("output", "output_dir")},
+        "ablation": ablation,
+        "process": [state.process_index, state.num_processes],
+    }
+    return Journal(args.folder / name, identity)
+
+
+def evaluate(
+    samples: list[AVSample],
+    loaded: LoadedModel,
+    data_args: DataArguments,
+    args: EvaluationArguments,
+    journal: Journal,
+    *,
+    ablation: str = "",
+) -> list[SampleResult]:
+    """Score every sample; the work is shared by the launched processes and the results come back in order.
+
+    Args:
+        samples: all rows.
+        loaded: the model.
+        data_args: how clips are put to it.
+        args: how it is scored.
+        journal: of this process; its rows are not scored again.
+        ablation: what is taken away, a key of `ABLATIONS`; completions are sampled where it is empty.
+    """
+    state = PartialState()
+    change = ABLATIONS[ablation] if ablation else Ablation()
+    # Before any row is left out: the processes make the embeddings of all samples together, and the questions that an
+    # ablation shuffles are those of all.
+    encode = assemble_encoder(
+        data_args,
+        loaded,
+        samples,
+        load=change.load,
+        frames_are_changed=change.changes_frames,
+        device=state.device,
+    )
+    predictor = Predictor(
+        loaded.model,
+        encode,
+        loaded.seg_token_id,
+        max_completion_length=args.max_completion_length,
+        batch_size=args.batch_size,
+        append_seg=args.append_seg,
+    )
+    results = {result.key: result for result in map(result_from_record, journal.records)}
+    asked = list(zip(samples, change.change_samples(samples), strict=True))[state.process_index :: state.num_processes]
+    asked = [(sample, question) for sample, question in asked if sample.key not in results]
+    num_samples = 0 if ablation else args.num_samples
+    answers = _answers(predictor, [question for _, question in asked], args, num_samples=num_samples)
+    hidden = None if state.is_main_process else True
+    for (sample, _), answer in zip(
+        asked, tqdm(answers, ablation or "evaluate", len(asked), disable=hidden), strict=True
+    ):
+        result = _score(sample, *answer, preset=args.preset)
+        journal.append(dataclasses.asdict(result))
+        results[sample.key] = result
+    return sorted(gather_object(list(results.values())), key=lambda result: result.row)
+
+
+def _answers(
+    predictor: Predictor, questions: Sequence[AVSample], args: EvaluationArguments, *, num_samples: int
+) -> Iterator[tuple[EncodedSample, Completion, list[Completion]]]:
+    """Each question, encoded once, with its greedy and its sampled completions."""
+    for start in range(0, len(questions), args.batch_size):
+        encoded = [predictor.encode(question) for question in questions[start : start + args.batch_size]]
+        greedy = predictor.complete(encoded)
+        sampled = predictor.complete(encoded, num_samples=num_samples, temperature=args.temperature, seed=args.seed)
+        for item, [completion] in zip(encoded, greedy, strict=True):
+            yield item, completion, next(sampled) if num_samples else []
+
+
+def _score(
+    sample: AVSample, encoded: EncodedSample, greedy: Completion, sampled: Sequence[Completion], *, preset: str
+) -> SampleResult:
+    score = score_completion(greedy.text, greedy.mask_probs, encoded.gt_masks, sample, preset=preset)
+    scores = [score_rollout(rollout.text, rollout.mask_probs, encoded.gt_masks, sample) for rollout in sampled]
+    return sample_result(sample, score, sampled=scores, preset=preset)
+
+
+def write(
+    results: list[SampleResult], args: EvaluationArguments, train_categories: set[str], *, suffix: str = ""
+) -> None:
+    """results.jsonl and summary.json."""
+    path = args.folder / f"results{suffix}.jsonl"
+    write_results(path, results)
+    summary = summarise(results, train_categories=train_categories).to_dict()
+    path.with_name(f"summary{suffix}.json").write_text(json.dumps(summary, indent=2) + "\n")
+    logger.info("%s: %s", path, {k: v for k, v in summary["overall"].items() if v is not None})
+
+
+def write_tables(
+    results: list[SampleResult], args: EvaluationArguments, train_categories: set[str], *, source: str
+) -> dict[str, Any]:
+    """out.json, whose content is returned, and out.jsonl."""
+    rows = [RowScore.of_result(result) for result in results]
+    tables = score_tables(rows, train_categories=train_categories) | {"source": source}
+    write_scores(args.scores_file, rows, tables)
+    return tables

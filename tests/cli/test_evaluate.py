@@ -1,0 +1,272 @@
+"""`aurora-rl evaluate` and `aurora-rl compare` as they are typed."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aurora_rl import model_evaluation
+from aurora_rl.cli import main
+from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
+from aurora_rl.model_evaluation import EvaluationArguments
+from aurora_rl.predictions import read_results
+from aurora_rl.scores import read_scores
+from recipes import evaluate as recipe
+from tests.saved_predictions import levels, rows_of, write_pngs, write_truth
+
+ROOT = Path(__file__).parents[2]
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A folder with data/ and with two systems' predictions, good/ and bad/."""
+    write_truth(tmp_path / "data")
+    rows = rows_of("test_s", "test_u", "test_n")
+    write_pngs(tmp_path / "good", {row: levels(row) for row in rows})
+    write_pngs(tmp_path / "bad", {row: np.zeros_like(levels(row)) for row in rows})
+    return tmp_path
+
+
+def rescore(folder: Path, name: str, options: str = "") -> int:
+    command = ["evaluate", "--predictions", str(folder / name), "--dataset", str(folder / "data")]
+    return main([*command, "--output", str(folder / f"{name}.json"), *shlex.split(options)])
+
+
+def compare(folder: Path, options: str = "") -> int:
+    return main(["compare", str(folder / "bad.json"), str(folder / "good.json"), *shlex.split(options)])
+
+
+class Page(HTMLParser):
+    """Tags, addresses and text of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags, self.addresses, self.text = [], [], ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "action")]
+
+    def handle_data(self, data):
+        self.text += f" {data.strip()}" if data.strip() else ""
+
+
+# ---- saved predictions ------------------------------------------------------------------------------------------
+
+
+def test_all_test_splits_are_scored_under_refavs_unless_told_otherwise(saved, capsys):
+    assert rescore(saved, "good") == 0
+    tables = json.loads((saved / "good.json").read_text())
+    assert (tables["preset"], set(tables["splits"])) == ("refavs", {"test_s", "test_u", "test_n"})
+    output = capsys.readouterr().out
+    assert "preset refavs" in output and "Mix, mean_of_splits" in output
+    assert f"{tables['splits']['test_s']['J&F']:.4f}" in output
+
+
+def test_split_and_preset_are_taken_from_the_command(saved):
+    assert rescore(saved, "good", "--split test_s test_u --preset davis --num_workers 1") == 0
+    tables = json.loads((saved / "good.json").read_text())
+    assert (tables["preset"], set(tables["splits"])) == ("davis", {"test_s", "test_u"})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--preset sam", "there is no evaluation preset 'sam'"),
+        ("--split dev", "no split 'dev'"),
+        ("--batch_size 4", "--batch_size is an option for a model"),
+        ("--chains nowhere.jsonl", "there is no file of chains"),
+    ],
+)
+def test_unusable_arguments_exit_with_2_and_say_why(saved, options, words, capsys):
+    assert rescore(saved, "good", options) == 2
+    output = capsys.readouterr()
+    assert words in output.err and output.out == ""
+
+
+def test_unusable_predictions_exit_with_2_and_name_row_and_file(saved, capsys):
+    (saved / "good" / "1" / "2.png").unlink()
+    assert rescore(saved, "good") == 2
+    assert "row 1 (s0_drum_1): the prediction has 2 frames, the clip 3" in capsys.readouterr().err
+    assert main(["evaluate", "--predictions", str(saved / "nowhere"), "--dataset", "x", "--output", "o.json"]) == 2
+
+
+def test_output_that_is_no_json_file_and_two_sources_are_refused(saved):
+    for options in (["--output", "out"], ["--predictions", "a", "--results", "b"]):
+        with pytest.raises(SystemExit) as exit_info:
+            main(["evaluate", *options])
+        assert exit_info.value.code == 2
+
+
+def test_saved_predictions_are_scored_without_transformers(saved):
+    code = "import sys; from aurora_rl.cli import main; code = main(sys.argv[1:])\n"
+    code += "heavy = {'transformers', 'trl', 'peft', 'accelerate', 'datasets', 'deepspeed'} & set(sys.modules)\n"
+    code += "sys.exit(code or (f'imported {heavy}' if heavy else 0))"
+    options = ["--predictions", saved / "good", "--dataset", saved / "data", "--output", saved / "out.json"]
+    command = [sys.executable, "-c", code, "evaluate", *options, "--report", saved / "out.html"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_page_holds_the_tables_and_loads_nothing(saved):
+    table = (saved / "data" / "metadata.csv").read_text()
+    (saved / "data" / "metadata.csv").write_text(table.replace("The loud drum.", EVIL))
+    (saved / "bad" / "1" / "0.png").unlink(), (saved / "bad" / "1" / "1.png").unlink()
+    (saved / "bad" / "1" / "2.png").unlink(), (saved / "bad" / "1").rmdir()
+    assert rescore(saved, "bad", f"--report {saved / 'out.html'}") == 0
+    page = Page(saved / "out.html")
+    assert "1 without a prediction" in page.text and "1 rows repeat another row" in page.text
+    assert "test_u, new categories" in page.text and "Mix, row weighted" in page.text
+    assert EVIL in page.text and "script" not in page.tags
+    assert all(address.startswith("#") for address in page.addresses)
+
+
+# ---- two systems ------------------------------------------------------------------------------------------------
+
+
+def test_two_systems_are_compared_in_text_json_and_html(saved, capsys):
+    assert rescore(saved, "good") == rescore(saved, "bad") == 0
+    capsys.readouterr()
+    assert compare(saved, f"--output {saved / 'both.json'} --report {saved / 'both.html'}") == 0
+    output = capsys.readouterr().out
+    assert "8 rows, preset refavs" in output and "better" in output
+    comparison = json.loads((saved / "both.json").read_text())
+    j = comparison["splits"]["test_s"][0]
+    assert (j["name"], j["wins"], j["losses"], j["verdict"]) == ("J", 3, 0, "better")
+    good, bad = (json.loads((saved / f"{name}.json").read_text())["splits"] for name in ("good", "bad"))
+    assert j["gain"]["mean"] == pytest.approx(good["test_s"]["J"] - bad["test_s"]["J"])
+    page = Page(saved / "both.html")
+    assert "good against bad" in page.text and "Largest wins of good" in page.text
+    assert all(address.startswith("#") for address in page.addresses)
+
+
+def test_systems_of_different_presets_or_rows_are_not_compared(saved, capsys):
+    assert rescore(saved, "good") == rescore(saved, "bad", "--preset davis") == 0
+    assert compare(saved) == 2
+    assert "presets ['davis', 'refavs']" in capsys.readouterr().err
+    assert rescore(saved, "bad", "--split test_s") == 0
+    assert compare(saved) == 2
+    assert "in one run only" in capsys.readouterr().err
+    assert main(["compare", str(saved / "bad.json"), str(saved / "nowhere.json")]) == 2
+
+
+# ---- a model ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("benchmark") / "data"
+    config = SyntheticConfig(train=1, val=0, test_s=2, test_u=0, test_n=1, rows_per_clip=1, frames=2, seconds=1.0)
+    write_synthetic_benchmark(root, config)
+    return root
+
+
+CONFIG = """
+fps: 2.0
+num_frames: 2
+instruction: "{reference}"
+min_pixels: 256
+max_pixels: 65536
+num_samples: 2
+max_completion_length: 6
+batch_size: 2
+append_seg: true
+use_cpu: true
+"""
+
+
+def test_model_is_scored_as_by_the_recipe(benchmark, tiny_checkpoint, tmp_path, capsys):
+    config = tmp_path / "evaluate.yaml"
+    config.write_text(CONFIG)
+    command = ["evaluate", "--model", tiny_checkpoint, "--dataset", str(benchmark), "--split", "test_s", "test_n"]
+    output = tmp_path / "out.json"
+    options = ["--output", str(output), "--config", str(config), "--seed", "3", "--report", str(tmp_path / "out.html")]
+    assert main([*command, *options]) == 0
+    data_args = DataArguments(
+        str(benchmark), fps=2.0, num_frames=2, instruction="{reference}", min_pixels=256, max_pixels=65536
+    )
+    arguments = EvaluationArguments(
+        output_dir=str(tmp_path / "recipe"),
+        splits=["test_s", "test_n"],
+        num_samples=2,
+        max_completion_length=6,
+        batch_size=3,
+        append_seg=True,
+        seed=3,
+        use_cpu=True,
+    )
+    recipe.main(ModelArguments(tiny_checkpoint), data_args, arguments)
+    results = read_results(tmp_path / "out" / "results.jsonl")
+    assert [(r.uid, r.greedy.text) for r in results] == [
+        (r.uid, r.greedy.text) for r in read_results(tmp_path / "recipe" / "results.jsonl")
+    ]
+    rows = read_scores(output)
+    assert [(r.J, r.F, r.completion) for r in rows] == [
+        (r.greedy.clip.J, r.greedy.clip.F, r.greedy.text) for r in results
+    ]
+    tables = json.loads(output.read_text())
+    assert (tables["splits"]["test_s"]["n"], tables["splits"]["test_n"]["n"]) == (2, 1)
+    assert (tmp_path / "recipe" / "scores.json").is_file() and "test_s" in Page(tmp_path / "out.html").text
+    assert "test_s" in capsys.readouterr().out
+
+
+def test_evaluation_of_a_model_that_was_interrupted_goes_on(benchmark, tiny_checkpoint, tmp_path, monkeypatch):
+    config = tmp_path / "evaluate.yaml"
+    config.write_text(CONFIG)
+    command = ["evaluate", "--model", tiny_checkpoint, "--dataset", str(benchmark), "--split", "test_s", "test_n"]
+    # One row at a time: the rows that are left share other batches, which changes the last digits.
+    command += ["--config", str(config), "--batch_size", "1", "--ablations", "audio_muted", "--output"]
+    assert main([*command, str(tmp_path / "whole.json")]) == 0
+    scored: list[int] = []
+
+    def interrupt(sample, *answer, **options):
+        scored.append(sample.row)
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        return score(sample, *answer, **options)
+
+    score = model_evaluation._score
+    monkeypatch.setattr(model_evaluation, "_score", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        main([*command, str(tmp_path / "out.json")])
+    assert main([*command, str(tmp_path / "out.json")]) == 0
+    assert len(scored) == 2 + 2 + 3  # of three rows one was kept; then those of the ablation
+    for name in ("results.jsonl", "results.audio_muted.jsonl", "summary.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not list(tmp_path.rglob("*.partial.*"))
+
+
+@pytest.mark.multiprocess
+def test_two_processes_score_a_model_as_one_does(benchmark, tiny_checkpoint, tmp_path):
+    (tmp_path / "evaluate.yaml").write_text(CONFIG)
+    command = ["evaluate", "--model", tiny_checkpoint, "--dataset", str(benchmark), "--split", "test_s", "test_n"]
+    command += ["--config", str(tmp_path / "evaluate.yaml"), "--batch_size", "1", "--output"]
+    assert main([*command, str(tmp_path / "one.json")]) == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    launched = [*launcher, "-m", "aurora_rl.cli", *command, str(tmp_path / "two.json")]
+    done = subprocess.run(launched, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("preset refavs") == 1
+    for name in ("one.json", "one.jsonl", "one/results.jsonl"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / name.replace("one", "two")).read_bytes()
+
+
+def test_model_without_data_or_with_an_unknown_option_is_refused(tiny_checkpoint, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--model", tiny_checkpoint, "--output", str(tmp_path / "out.json")])
+    assert "data_root" in capsys.readouterr().err
+    command = ["evaluate", "--model", tiny_checkpoint, "--dataset", "x", "--output", str(tmp_path / "out.json")]
+    assert main([*command, "--use_cpu", "true", "--preset", "sam"]) == 2
+    assert "there is no evaluation preset 'sam'" in capsys.readouterr().err
+    assert main([*command, "--batchsize", "4"]) == 2
+    assert "batchsize" in capsys.readouterr().err
