@@ -247,6 +247,10 @@ def read_clip_options(config: str | Path) -> ClipOptions:
     )
 
 
+def _prompt_options(args: DataArguments) -> PromptOptions:
+    return PromptOptions(args.instruction, args.system_prompt, args.min_pixels, args.max_pixels)
+
+
 def assemble_encoder(
     args: DataArguments,
     loaded: LoadedModel,
