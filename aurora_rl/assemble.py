@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import PartialState
 from accelerate.utils import DistributedType, is_peft_model
 from peft import PeftConfig
@@ -18,12 +19,14 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.data.avsbench import load_avsbench_avss, load_avsbench_ms3, load_avsbench_s4
 from aurora_rl.data.chains import add_reflections
+from aurora_rl.data.hf_dataset import load_hf_dataset
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.omni_avs import load_omni_avs
 from aurora_rl.data.ref_avs import load_ref_avs
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.data.targets import TARGETS, Target
 from aurora_rl.models.batch import PromptOptions, SampleEncoder
+from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.embedding_cache import EmbeddingCache
 from aurora_rl.models.loading import LoadedModel, SegmentationLoraConfig, freeze, load_model
 from aurora_rl.models.mllm import MLLMFamily
@@ -72,7 +75,9 @@ def peft_config(args: ModelArguments, loaded: LoadedModel) -> PeftConfig | None:
     if not args.use_peft or is_peft_model(loaded.model):
         return None
     _warn_of_rounded_updates(args, loaded)
-    return lora_config(args, loaded.family, loaded.segmenter_config)
+    config = lora_config(args, loaded.family, loaded.segmenter_config)
+    config.clip_options = getattr(loaded.model.config, "clip_options", None)
+    return config
 
 
 def lora_config(args: ModelArguments, family: MLLMFamily, segmenter: dict[str, Any]) -> SegmentationLoraConfig:
@@ -105,7 +110,7 @@ def load_split(args: DataArguments, split: str) -> list[AVSample]:
     """The samples of one split, with their chains of thought where the arguments name a file of them.
 
     Raises:
-        ValueError: if the benchmark is unknown, or `mask_cache` is missing where it needs one.
+        ValueError: if the benchmark is unknown, or `mask_cache` or `media_cache` is missing where it needs one.
     """
     if args.benchmark not in LOADERS:
         raise ValueError(f"unknown benchmark {args.benchmark!r}: choose from {', '.join(LOADERS)}")
@@ -128,12 +133,21 @@ def _load_omni_avs(args: DataArguments, split: str, chains: Path | None) -> list
     return load_omni_avs(args.data_root, split, mask_cache=args.mask_cache, num_frames=args.num_frames, chains=chains)
 
 
+def _load_hf_dataset(args: DataArguments, split: str, chains: Path | None) -> list[AVSample]:
+    if args.media_cache is None:
+        raise ValueError("hf_dataset keeps its media inside tables: set `media_cache` to a folder to unpack them into")
+    if chains is not None:
+        raise ValueError(f"the rows of hf_dataset hold their chains of thought: drop `chains` ({chains})")
+    return load_hf_dataset(args.data_root, split, media_cache=args.media_cache)
+
+
 LOADERS: dict[str, Callable[[DataArguments, str, Path | None], list[AVSample]]] = {
     "ref_avs": _load_ref_avs,
     "avsbench_s4": lambda args, split, chains: load_avsbench_s4(args.data_root, split, chains=chains),
     "avsbench_ms3": lambda args, split, chains: load_avsbench_ms3(args.data_root, split, chains=chains),
     "avsbench_avss": lambda args, split, chains: load_avsbench_avss(args.data_root, split, chains=chains),
     "omni_avs": _load_omni_avs,
+    "hf_dataset": _load_hf_dataset,
 }
 
 
@@ -209,13 +223,32 @@ def _teacher_encoder(args: TargetArguments, data_args: DataArguments, loaded: Lo
     return SampleEncoder(loaded.family, loaded.processor, no_frames, options=_teacher_options(args, data_args))
 
 
-def _prompt_options(args: DataArguments) -> PromptOptions:
-    return PromptOptions(args.instruction, args.system_prompt, args.min_pixels, args.max_pixels)
-
-
 def resume_point(resume_from_checkpoint: str | None) -> str | bool | None:
     """What `Trainer.train` takes: a checkpoint's folder as it is, `true` for the last one in `output_dir`."""
     return True if (resume_from_checkpoint or "").lower() == "true" else resume_from_checkpoint
+
+
+def read_clip_options(config: str | Path) -> ClipOptions:
+    """How a recipe's YAML file says that clips are put to the model; for checkpoints that do not tell themselves.
+
+    Raises:
+        ValueError: if the file is no mapping.
+    """
+    fields = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    if not isinstance(fields, dict):
+        raise ValueError(f"{config} holds no keys: give a recipe's config, such as recipes/synthetic/evaluate.yaml")
+    known = {field.name for field in dataclasses.fields(DataArguments)}
+    args = DataArguments(**{"data_root": "", **{key: value for key, value in fields.items() if key in known}})
+    return ClipOptions(
+        prompt=_prompt_options(args),
+        fps=args.fps,
+        num_frames=args.num_frames or ClipOptions.num_frames,
+        use_audio_in_video=args.use_audio_in_video,
+    )
+
+
+def _prompt_options(args: DataArguments) -> PromptOptions:
+    return PromptOptions(args.instruction, args.system_prompt, args.min_pixels, args.max_pixels)
 
 
 def assemble_encoder(
@@ -233,7 +266,7 @@ def assemble_encoder(
 
     Args:
         args: how clips are put to the model.
-        loaded: the model whose processor and mask decoder are fed.
+        loaded: the model whose processor and mask decoder are fed; checkpoints saved from now on tell how.
         samples: all samples that will be encoded.
         load: reads a sample's media.
         frames_are_changed: whether `load` gives other frames than those on disk; these are encoded as they come,
@@ -258,12 +291,16 @@ def assemble_encoder(
             num_processes=state.num_processes,
         )
         state.wait_for_everyone()
+        cache.refresh()  # what the other processes have written
 
         def frame_inputs(sample: AVSample, clip: AVClip) -> torch.Tensor:
-            return cache.get(sample.media_id, lambda: clip.frames)
+            return cache.get(sample.media_id)
     else:
 
         def frame_inputs(sample: AVSample, clip: AVClip) -> torch.Tensor:
             return frame_encoder.encode(clip.frames).cpu()
 
-    return SampleEncoder(loaded.family, loaded.processor, frame_inputs, options=_prompt_options(args), load=load)
+    options = _prompt_options(args)
+    if samples:
+        loaded.remember_clips(ClipOptions.of_samples(samples, options))
+    return SampleEncoder(loaded.family, loaded.processor, frame_inputs, options=options, load=load)

@@ -63,6 +63,7 @@ class DataArguments:
         num_frames: of Ref-AVSBench, frames a clip must have, None for any number; of OmniAVS, at most so many evenly
             spaced frames, None for all; AVSBench fixes it.
         mask_cache: folder for OmniAVS's masks as PNG files.
+        media_cache: folder to unpack the media of `hf_dataset` into.
         instruction: user text with a `{reference}` field.
         system_prompt: optional system message.
         min_pixels: lower limit of a frame's area for the vision tower.
@@ -75,7 +76,7 @@ class DataArguments:
     data_root: str = dataclasses.field(metadata={"help": "Folder of the benchmark."})
     benchmark: str = dataclasses.field(
         default="ref_avs",
-        metadata={"help": "ref_avs, avsbench_s4, avsbench_ms3, avsbench_avss or omni_avs."},
+        metadata={"help": "ref_avs, avsbench_s4, avsbench_ms3, avsbench_avss, omni_avs or hf_dataset."},
     )
     train_split: str = dataclasses.field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = dataclasses.field(default=None, metadata={"help": "Split to evaluate on in training."})
@@ -85,6 +86,7 @@ class DataArguments:
     fps: float = dataclasses.field(default=1.0, metadata={"help": "Frames a second of the stored frames."})
     num_frames: int | None = dataclasses.field(default=10, metadata={"help": "Frames a clip must have."})
     mask_cache: str | None = dataclasses.field(default=None, metadata={"help": "Folder for OmniAVS's masks."})
+    media_cache: str | None = dataclasses.field(default=None, metadata={"help": "Folder for hf_dataset's media."})
     instruction: str = dataclasses.field(default=DEFAULT_INSTRUCTION, metadata={"help": "With a {reference} field."})
     system_prompt: str | None = dataclasses.field(default=None, metadata={"help": "Optional system message."})
     min_pixels: int | None = dataclasses.field(default=None, metadata={"help": "Lower limit of a frame's area."})

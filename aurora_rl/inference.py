@@ -1,4 +1,4 @@
-"""From samples to completions and masks with a trained model: the rollout half of evaluation and of `segment`."""
+"""From samples to completions and masks with a trained model: what evaluation and `AuroraPipeline` both call."""
 
 from __future__ import annotations
 
@@ -13,11 +13,7 @@ from trl.trainer.utils import pad
 from aurora_rl.data.sample import AVSample
 from aurora_rl.models.batch import EncodedSample, SampleEncoder, collate_frames, distinct_media
 from aurora_rl.models.seg_tokens import find_seg
-from aurora_rl.models.segmentation import (
-    row_mask_logits,
-    shared_media,
-    without_projection,
-)
+from aurora_rl.models.segmentation import row_mask_logits, shared_media, without_projection
 from aurora_rl.prompts import FINAL_SENTENCE
 
 
@@ -117,14 +113,24 @@ class Predictor:
             rows = [item for item in encoded[start : start + per_batch] for _ in range(copies)]
             draws = [f"{seed}/{row.sample.key}/{index % copies}" for index, row in enumerate(rows)]
             noise = None if num_samples is None else SeededSampling(draws, temperature=temperature)
-            completions = self._complete(rows, noise)
+            completions = self._answer(rows, noise)
             for first in range(0, len(rows), copies):
                 yield completions[first : first + copies]
 
+    def _answer(self, rows: Sequence[EncodedSample], noise: SeededSampling | None) -> list[Completion]:
+        said = self.generate(rows, noise)
+        texts = self.encode.tokenizer.batch_decode(said, skip_special_tokens=True)
+        masks = self.decode_masks(rows, said)
+        return [Completion(text, probs) for text, probs in zip(texts, masks, strict=True)]
+
     @torch.inference_mode()
-    def _complete(self, rows: Sequence[EncodedSample], noise: SeededSampling | None) -> list[Completion]:
-        features, media_index = distinct_media(rows)
-        inputs = self._inputs(rows, self.encode.family.collate_features(features, media_index))
+    def generate(self, rows: Sequence[EncodedSample], noise: SeededSampling | None = None) -> list[torch.Tensor]:
+        """The ids of each row's completion, up to its end of turn.
+
+        Args:
+            rows: from `encode`; those of one clip share its media, see `batch.distinct_media`.
+            noise: draws one sequence a row; None for greedy decoding.
+        """
         tokenizer = self.encode.tokenizer
         config = GenerationConfig(
             max_new_tokens=self.max_completion_length,
@@ -133,13 +139,39 @@ class Predictor:
             do_sample=False,
         )
         processors = LogitsProcessorList([] if noise is None else [noise])
+        inputs, media_index = self._inputs(rows)
         with shared_media(self.model, media_index):
             sequences = self.model.generate(**inputs, generation_config=config, logits_processor=processors)
-        completion_ids = self._until_end_of_turn(sequences[:, inputs["input_ids"].size(1) :])
-        texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-        with shared_media(self.model, media_index):
-            masks = self._masks(rows, inputs, self._with_seg(completion_ids))
-        return [Completion(text, probs) for text, probs in zip(texts, masks, strict=True)]
+        return self._until_end_of_turn(sequences[:, inputs["input_ids"].size(1) :])
+
+    @torch.inference_mode()
+    def decode_masks(
+        self, rows: Sequence[EncodedSample], completion_ids: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor | None]:
+        """Masks of finished completions, in a pass of their own: `generate` never yields the last token's state.
+
+        Args:
+            rows: as given to `generate`.
+            completion_ids: as it returned them.
+
+        Returns:
+            (F, H, W) float32 probabilities at the frames' own size for each row, None without a `[SEG]`.
+        """
+        completion_ids = self._with_seg(completion_ids)
+        inputs, media_index = self._inputs(rows)
+        prompt_ids, prompt_mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
+        ids = pad(completion_ids, padding_value=self.encode.tokenizer.pad_token_id, padding_side="right")
+        said = pad([torch.ones_like(x) for x in completion_ids], padding_value=0, padding_side="right")
+        input_ids, attention_mask = torch.cat([prompt_ids, ids], dim=1), torch.cat([prompt_mask, said], dim=1)
+        seg_index, has_seg = find_seg(input_ids, attention_mask, self.seg_token_id, num_completion_tokens=ids.size(1))
+        frames = {name: tensor.to(input_ids.device) for name, tensor in collate_frames(rows).items()}
+        with shared_media(self.model, media_index), without_projection(self.model.get_output_embeddings()):
+            outputs = self.model(
+                input_ids=input_ids, attention_mask=attention_mask, **inputs, seg_index=seg_index, **frames
+            )
+        counts = frames["seg_frame_counts"][frames["seg_clip_index"]]
+        logits = row_mask_logits(self.model, outputs.mask_logits, counts, [row.gt_masks for row in rows])
+        return [row.sigmoid().cpu() if seg else None for row, seg in zip(logits, has_seg.tolist(), strict=True)]
 
     def _until_end_of_turn(self, completion_ids: torch.Tensor) -> list[torch.Tensor]:
         """What each sequence really said: everything up to its first end-of-turn token."""
@@ -147,10 +179,10 @@ class Predictor:
         said = is_eos.cumsum(1) - is_eos.long() == 0
         return [ids[mask] for ids, mask in zip(completion_ids, said, strict=True)]
 
-    def _with_seg(self, completion_ids: list[torch.Tensor]) -> list[torch.Tensor]:
+    def _with_seg(self, completion_ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The completions, those without `[SEG]` closed by the answer's last sentence if `append_seg` asks for it."""
         if not self.append_seg:
-            return completion_ids
+            return list(completion_ids)
         tokenizer = self.encode.tokenizer
         closing = torch.tensor(
             tokenizer(f" {FINAL_SENTENCE}", add_special_tokens=False).input_ids, device=self.model.device
@@ -160,29 +192,13 @@ class Predictor:
             for ids in completion_ids
         ]
 
-    def _inputs(self, rows: Sequence[EncodedSample], media: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _inputs(self, rows: Sequence[EncodedSample]) -> tuple[dict[str, torch.Tensor], list[int]]:
+        """What the model reads of the prompts, and which distinct clip each row has."""
+        features, media_index = distinct_media(rows)
         ids = [torch.tensor(row.prompt.prompt_ids) for row in rows]
         batch = {
             "input_ids": pad(ids, padding_value=self.encode.tokenizer.pad_token_id, padding_side="left"),
             "attention_mask": pad([torch.ones_like(x) for x in ids], padding_value=0, padding_side="left"),
-            **media,
+            **self.encode.family.collate_features(features, media_index),
         }
-        return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-
-    def _masks(
-        self, rows: Sequence[EncodedSample], inputs: dict[str, torch.Tensor], completion_ids: list[torch.Tensor]
-    ) -> list[torch.Tensor | None]:
-        """Masks of the finished completions; `generate` never yields the last token's state."""
-        prompt_ids, prompt_mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
-        ids = pad(completion_ids, padding_value=self.encode.tokenizer.pad_token_id, padding_side="right")
-        said = pad([torch.ones_like(x) for x in completion_ids], padding_value=0, padding_side="right")
-        input_ids, attention_mask = torch.cat([prompt_ids, ids], dim=1), torch.cat([prompt_mask, said], dim=1)
-        seg_index, has_seg = find_seg(input_ids, attention_mask, self.seg_token_id, num_completion_tokens=ids.size(1))
-        frames = {name: tensor.to(input_ids.device) for name, tensor in collate_frames(rows).items()}
-        with without_projection(self.model.get_output_embeddings()):
-            outputs = self.model(
-                input_ids=input_ids, attention_mask=attention_mask, **inputs, seg_index=seg_index, **frames
-            )
-        counts = frames["seg_frame_counts"][frames["seg_clip_index"]]
-        logits = row_mask_logits(self.model, outputs.mask_logits, counts, [row.gt_masks for row in rows])
-        return [row.sigmoid().cpu() if seg else None for row, seg in zip(logits, has_seg.tolist(), strict=True)]
+        return {name: tensor.to(self.model.device) for name, tensor in batch.items()}, media_index

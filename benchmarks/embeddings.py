@@ -6,8 +6,10 @@ import tempfile
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import SamConfig, SamModel
 
+from aurora_rl.data.sample import AVSample
 from aurora_rl.models.embedding_cache import EmbeddingCache
 from aurora_rl.models.segmenters.sam import SamFrameEncoder, SamSegmenter
 from benchmarks.timing import Seconds, now
@@ -29,13 +31,32 @@ def measure_embeddings(vision_config: dict, *, num_frames: int, repeats: int) ->
         segmenter = SamSegmenter.from_checkpoint(f"{folder}/sam")
         encoder = SamFrameEncoder(segmenter.config)
         cache = EmbeddingCache(f"{folder}/cache", encoder)
-        cache.get("clip", lambda: frames)  # loads the encoder, fills the cache
+        cache.ensure([_sample(frames, folder)], lambda _: frames)  # loads the encoder, fills the cache
         encoded, read = [], []
         for _ in range(repeats):
             start = now()
             encoder.encode(frames)
             middle = now()
-            cache.get("clip", lambda: frames).sum()  # memory-mapped: the sum reads it
+            cache.get("clip").sum()  # memory-mapped: the sum reads it
             encoded.append(middle - start)
             read.append(now() - middle)
     return encoded, read
+
+
+def _sample(frames: np.ndarray, folder: str) -> AVSample:
+    """A clip of these frames (F, H, W, 3), which the cache wants as files."""
+    paths = tuple(f"{folder}/{index}.png" for index in range(len(frames)))
+    for frame, path in zip(frames, paths, strict=True):
+        Image.fromarray(frame).save(path)
+    return AVSample(
+        uid="clip_noise_1",
+        row=0,
+        split="",
+        media_id="clip",
+        category="noise",
+        reference="",
+        fps=1.0,
+        frame_paths=paths,
+        audio_path=None,
+        mask_paths=(),
+    )

@@ -6,6 +6,8 @@ train_samples    its train split, with chains of thought
 tiny_checkpoint  folder of a random Qwen2.5-Omni with a `dot` mask decoder, and its processor
 omni_checkpoint  folder of the same language model as it comes from the hub: whole Qwen2.5-Omni, no mask decoder
 sam_checkpoint   folder of a random SAM in miniature, 128 pixels
+sam2_checkpoint  folder of a random SAM 2 in miniature, 64 pixels, its memory of a video included
+film             writes an mp4 file: pictures at their times, sound, rotation
 loaded           the model of `tiny_checkpoint`, fresh for every test
 encode           the encoder of samples that goes with `loaded`
 """
@@ -13,12 +15,25 @@ encode           the encoder of samples that goes with `loaded`
 import importlib.util
 import json
 import os
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from transformers import AutoProcessor, Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration, SamConfig, SamModel
+from transformers import (
+    AutoProcessor,
+    Qwen2_5OmniConfig,
+    Qwen2_5OmniForConditionalGeneration,
+    Sam2VideoConfig,
+    Sam2VideoMaskDecoderConfig,
+    Sam2VideoModel,
+    SamConfig,
+    SamModel,
+)
 
 from aurora_rl.assemble import assemble_encoder, load_split
 from aurora_rl.config import DataArguments
@@ -150,6 +165,94 @@ def sam_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("sam")
     model.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def sam2_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a SAM 2 in the published layout, for images of 64 pixels; read-only.
+
+    Its width is 128: transformers fixes that of the memory at 64, and the width must be a multiple of it.
+    """
+    config = Sam2VideoConfig(
+        vision_config={
+            "backbone_config": {
+                "hidden_size": 8,
+                "blocks_per_stage": [1, 1, 2, 1],
+                "embed_dim_per_stage": [8, 16, 32, 64],
+                "num_attention_heads_per_stage": [1, 1, 2, 2],
+                "window_size_per_stage": [8, 4, 4, 2],
+                "window_positional_embedding_background_size": [2, 2],
+                "global_attention_blocks": [3],
+                "image_size": [64, 64],
+            },
+            "backbone_channel_list": [64, 32, 16, 8],
+            "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+            "fpn_hidden_size": 128,
+        },
+        prompt_encoder_config={"hidden_size": 128, "image_size": 64},
+        mask_decoder_config=Sam2VideoMaskDecoderConfig(
+            hidden_size=128, mlp_dim=64, num_attention_heads=2, iou_head_hidden_dim=32
+        ),
+        image_size=64,
+        memory_attention_hidden_size=128,
+        memory_attention_num_layers=1,
+        memory_attention_feed_forward_hidden_size=64,
+        memory_attention_rope_feat_sizes=[4, 4],
+        memory_encoder_hidden_size=128,
+        memory_encoder_output_channels=64,
+        mask_downsampler_embed_dim=128,
+        memory_fuser_embed_dim=128,
+        memory_fuser_intermediate_dim=64,
+    )
+    torch.manual_seed(0)
+    model = Sam2VideoModel(config).requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if "norm" not in name:  # random scales of norms would make the memory drown the image
+            parameter.normal_(std=0.1)
+    folder = tmp_path_factory.mktemp("sam2")
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a video file into `tmp_path`."""
+
+    def write(
+        frames: Sequence[np.ndarray],
+        *,
+        times: Sequence[float] | None = None,
+        waveform: np.ndarray | None = None,
+        sound_start: float = 0.0,
+        rotation: int = 0,
+        options: dict[str, str] | None = None,
+        name: str = "clip.mp4",
+    ) -> Path:
+        """Encode (H, W, 3) uint8 frames, at 4 a second or at `times`, and (N,) float sound at 16 kHz."""
+        path = tmp_path / name
+        with av.open(str(path), "w", options=options or {}) as container:
+            video = container.add_stream("libx264", rate=4, options={"crf": "1", "preset": "ultrafast"})
+            video.height, video.width = frames[0].shape[:2]
+            video.pix_fmt = "yuv444p"  # takes odd sizes, and keeps colours where they are
+            video.codec_context.time_base = Fraction(1, 1000)
+            if rotation:
+                video.set_display_rotation(rotation)
+            sound = None if waveform is None else container.add_stream("aac", rate=16_000, layout="mono")
+            for number, pixels in enumerate(frames):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+                frame.pts = round(1000 * (number / 4 if times is None else times[number]))
+                frame.time_base = Fraction(1, 1000)
+                container.mux(video.encode(frame))
+            container.mux(video.encode(None))
+            if sound is not None:
+                samples = av.AudioFrame.from_ndarray(waveform.astype(np.float32)[None], format="fltp", layout="mono")
+                samples.sample_rate, samples.pts = 16_000, round(16_000 * sound_start)
+                samples.time_base = Fraction(1, 16_000)
+                container.mux(sound.encode(samples))
+                container.mux(sound.encode(None))
+        return path
+
+    return write
 
 
 @pytest.fixture

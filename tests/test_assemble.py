@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from aurora_rl.ablations import ABLATIONS
 from aurora_rl.assemble import (
@@ -26,7 +27,7 @@ def sam_loaded(omni_checkpoint, sam_checkpoint):
 
 
 def cached_clips(folder: Path) -> set[str]:
-    return {path.stem for path in folder.rglob("*.safetensors")}
+    return {media_id for path in folder.rglob("*.safetensors") for media_id in load_file(path)}
 
 
 # The model

@@ -4,7 +4,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/method.md", "docs/scaling.md", "reward_fns/README.md"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/inference.md",
+    "docs/method.md",
+    "docs/scaling.md",
+    "reward_fns/README.md",
+]
 
 
 def read(page: str) -> str:

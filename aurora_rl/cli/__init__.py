@@ -3,6 +3,7 @@
 aurora-rl doctor data/ref_avs --num_workers 8
 aurora-rl evaluate --predictions masks --dataset data/ref_avs --split test_s --output out.json
 aurora-rl footprint grpo --config recipes/ref_avs/grpo_7b.yaml --launch accelerate_configs/zero2.yaml
+aurora-rl segment clip.mp4 "the drum" --model outputs/demo/grpo -o out
 
 A sub-command is a module here with a function `register`, and a name in `SUB_COMMANDS`. All of them are imported at
 every start, so a module imports what takes seconds (torch, transformers) where it is used.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from aurora_rl.cli import compare, doctor, evaluate, export, footprint
+from aurora_rl.cli import compare, doctor, evaluate, export, footprint, segment
 
 SUB_COMMANDS = (
     doctor,
@@ -21,6 +22,7 @@ SUB_COMMANDS = (
     compare,
     footprint,
     export,
+    segment,
 )
 
 

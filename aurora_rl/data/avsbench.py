@@ -25,9 +25,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from aurora_rl.data.chains import add_chains
 from aurora_rl.data.files import (
@@ -47,6 +47,9 @@ SOUNDING_REFERENCE = "the sounding objects"  # what every clip is asked for
 SOUNDING_CATEGORY = "sounding objects"  # of MS3, whose table names no categories
 
 S4_TABLE, MS3_TABLE, AVSS_TABLE = "s4_meta_data.csv", "ms3_meta_data.csv", "metadata.csv"
+S4_COLUMNS, MS3_COLUMNS = ("name", "category", "split"), ("split",)
+AVSS_COLUMNS = ("uid", "a_obj", "split", "label")
+MEDIA_FOLDERS = "visual_frames/, audio_wav/ and gt_masks/"
 FPS = 1.0
 NUM_FRAMES = {"v1s": 5, "v1m": 5, "v2": 10}  # by label: S4's clips, MS3's clips, and the longer ones of AVSS
 TRAIN_SPLIT = "train"
@@ -62,6 +65,14 @@ class _Row(Row):
     @property
     def may_have_first_mask_only(self) -> bool:
         return self.label == "v1s" and self.split == TRAIN_SPLIT
+
+
+class _Clip(NamedTuple):
+    """What a table tells of a clip."""
+
+    uid: str
+    category: str
+    label: str
 
 
 def load_avsbench_s4(
@@ -87,16 +98,7 @@ def load_avsbench_s4(
             a chain of thought fits no row.
     """
     path = Path(root) / S4_TABLE
-    table = read_table(
-        path,
-        ("name", "category", "split"),
-        header="name,start,category,split",
-        layout=f"{S4_TABLE} and visual_frames/, audio_wav/, gt_masks/",
-    )
-    rows = [
-        _row(fields, number, path, uid=fields["name"], category=fields["category"], label="v1s")
-        for number, fields in enumerate(table)
-    ]
+    rows = _read_rows(path, S4_COLUMNS, _parse_s4, header="name,start,category,split", media=MEDIA_FOLDERS)
     find = functools.partial(_build_s4_sample, media=_media_folder(path.parent, "s4_data"))
     return _load(path, rows, split, find, chains=chains, on_missing=on_missing)
 
@@ -123,18 +125,7 @@ def load_avsbench_ms3(
         DatasetError: as in `load_avsbench_s4`.
     """
     path = Path(root) / MS3_TABLE
-    table = read_table(
-        path,
-        ("split",),
-        header="<name>,split",
-        layout=f"{MS3_TABLE} and visual_frames/, audio_wav/, gt_masks/",
-    )
-    rows = []
-    for number, fields in enumerate(table):
-        name = next(iter(fields.values()))  # the first column has had several titles
-        if not name:
-            raise DatasetError(f"{path}:{number + 2} has no name in its first column: fix or drop the row")
-        rows.append(_row(fields, number, path, uid=name, category=SOUNDING_CATEGORY, label="v1m"))
+    rows = _read_rows(path, MS3_COLUMNS, _parse_ms3, header="<name>,split", media=MEDIA_FOLDERS)
     find = functools.partial(_build_ms3_sample, media=_media_folder(path.parent, "ms3_data"))
     return _load(path, rows, split, find, chains=chains, on_missing=on_missing)
 
@@ -162,33 +153,53 @@ def load_avsbench_avss(
         DatasetError: as in `load_avsbench_s4`, or if a label is unknown.
     """
     path = Path(root) / AVSS_TABLE
-    table = read_table(
-        path,
-        ("uid", "a_obj", "split", "label"),
-        header="vid,uid,s_min,s_sec,a_obj,split,label",
-        layout=f"{AVSS_TABLE}, v1s/, v1m/ and v2/",
-    )
-    rows = []
-    for number, fields in enumerate(table):
-        if fields["label"] not in NUM_FRAMES:
-            raise DatasetError(
-                f"{path}:{number + 2} (uid {fields['uid']!r}) has the label {fields['label']!r}: expected one of "
-                f"{sorted(NUM_FRAMES)}, fix or drop the row"
-            )
-        rows.append(_row(fields, number, path, uid=fields["uid"], category=fields["a_obj"], label=fields["label"]))
+    header = "vid,uid,s_min,s_sec,a_obj,split,label"
+    rows = _read_rows(path, AVSS_COLUMNS, _parse_avss, header=header, media="v1s/, v1m/ and v2/")
     return _load(path, rows, split, _build_avss_sample, chains=chains, on_missing=on_missing)
 
 
-def _row(fields: dict[str, Any], number: int, path: Path, *, uid: str, category: str, label: str) -> _Row:
-    return _Row(
-        uid=uid,
-        row=number,
-        split=fields["split"],
-        category=category,
-        reference=SOUNDING_REFERENCE,
-        origin=f"{path.name}:{number + 2}",  # line 1 of the file is the header
-        label=label,
-    )
+def _read_rows(
+    path: Path, columns: Sequence[str], parse: Callable[[dict[str, Any]], _Clip], *, header: str, media: str
+) -> list[_Row]:
+    """All rows of a table; `media` is what must lie beside it, for the error."""
+    rows = []
+    for number, fields in enumerate(read_table(path, columns, header=header, layout=f"{path.name}, {media}")):
+        line = number + 2  # line 1 of the file is the header
+        try:
+            clip = parse(fields)
+        except DatasetError as error:
+            raise DatasetError(f"{path}:{line} {error}: fix or drop the row") from error
+        rows.append(
+            _Row(
+                uid=clip.uid,
+                row=number,
+                split=fields["split"],
+                category=clip.category,
+                reference=SOUNDING_REFERENCE,
+                origin=f"{path.name}:{line}",
+                label=clip.label,
+            )
+        )
+    return rows
+
+
+def _parse_s4(fields: dict[str, Any]) -> _Clip:
+    return _Clip(fields["name"], fields["category"], "v1s")
+
+
+def _parse_ms3(fields: dict[str, Any]) -> _Clip:
+    name = next(iter(fields.values()))  # the first column has had several titles
+    if not name:
+        raise DatasetError("has no name in its first column")
+    return _Clip(name, SOUNDING_CATEGORY, "v1m")
+
+
+def _parse_avss(fields: dict[str, Any]) -> _Clip:
+    if fields["label"] not in NUM_FRAMES:
+        raise DatasetError(
+            f"(uid {fields['uid']!r}) has the label {fields['label']!r}, expected one of {sorted(NUM_FRAMES)}"
+        )
+    return _Clip(fields["uid"], fields["a_obj"], fields["label"])
 
 
 def _load(

@@ -18,7 +18,7 @@ import av
 import numpy as np
 import soundfile
 import soxr
-from PIL import Image
+from PIL import Image, ImageOps
 
 from aurora_rl.data.sample import AVClip, AVSample
 
@@ -83,6 +83,19 @@ def read_frames(paths: Sequence[FilePath]) -> np.ndarray:
         MediaError: if there are no frames, one cannot be read, they differ in size or are too large.
     """
     return _read_images(paths, formats=FRAME_FORMATS, modes=FRAME_MODES, convert_to="RGB")
+
+
+def read_picture(path: FilePath) -> np.ndarray:
+    """Read one image as a user has it: a photograph is turned upright by its EXIF orientation.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+
+    Raises:
+        MediaError: if it cannot be read or is too large.
+    """
+    with _open_image(path, formats=FRAME_FORMATS, modes=FRAME_MODES) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def read_frame_size(path: FilePath) -> tuple[int, int]:
@@ -191,9 +204,9 @@ def read_video(path: FilePath, *, fps: float, require_audio: bool = True) -> tup
     """
     if not fps > 0:
         raise ValueError(f"fps is {fps}: give a positive number of frames a second")
-    _check_is_file(path)
+    check_is_file(path)
     try:
-        with _open_video(path) as container:
+        with open_video(path) as container:
             has_audio = bool(container.streams.audio)
             if require_audio and not has_audio:
                 raise MediaError(
@@ -202,8 +215,8 @@ def read_video(path: FilePath, *, fps: float, require_audio: bool = True) -> tup
             frames = _decode_frames(container, path, fps=fps)  # (F, H, W, 3)
         if not has_audio:
             return frames, None
-        with _open_video(path) as container:
-            return frames, _decode_audio(container, path)  # (N,)
+        with open_video(path) as container:
+            return frames, decode_audio(container, path)  # (N,)
     except MediaError:
         raise
     except (av.FFmpegError, ValueError) as error:  # PyAV itself refuses with ValueError, e.g. audio that changes format
@@ -293,7 +306,7 @@ def _read_image(
 @contextlib.contextmanager
 def _open_image(path: FilePath, *, formats: tuple[str, ...], modes: tuple[str, ...]) -> Iterator[Image.Image]:
     """An image whose header was checked; damage that shows while it is decoded is a `MediaError`, too."""
-    _check_is_file(path)
+    check_is_file(path)
     try:
         with Image.open(path, formats=formats) as image:
             _check_image_header(image, path, modes=modes)
@@ -321,7 +334,7 @@ def _check_image_header(image: Image.Image, path: FilePath, *, modes: tuple[str,
 @contextlib.contextmanager
 def _open_audio(path: FilePath) -> Iterator[soundfile.SoundFile]:
     """An audio file whose header was checked; damage that shows while it is decoded is a `MediaError`, too."""
-    _check_is_file(path)
+    check_is_file(path)
     try:
         with soundfile.SoundFile(os.fspath(path)) as file:
             if file.format not in AUDIO_FORMATS:
@@ -371,7 +384,12 @@ def check_clip_pixels(num_pixels: int, path: FilePath) -> None:
         )
 
 
-def _check_is_file(path: FilePath) -> None:
+def check_is_file(path: FilePath) -> None:
+    """Refuse what is no plain file.
+
+    Raises:
+        MediaError: naming it.
+    """
     if not os.path.isfile(path):  # also refuses pipes and devices, which would block
         raise MediaError(f"the file {path} does not exist or is no plain file: restore it or drop the row")
 
@@ -396,7 +414,8 @@ def _check_values(mono: np.ndarray, path: FilePath) -> None:
         raise MediaError(f"the audio of {path} has a peak of {peak:g}: expected values in [-1, 1], scale it")
 
 
-def _open_video(path: FilePath) -> av.container.InputContainer:
+def open_video(path: FilePath) -> av.container.InputContainer:
+    """A video file of one of `VIDEO_FORMATS`; PyAV raises `av.FFmpegError` where it is none."""
     # The absolute path keeps a file name such as "concat:a" from being read as a protocol.
     options = {"format_whitelist": ",".join(VIDEO_FORMATS), "protocol_whitelist": "file"}
     return av.open(os.path.abspath(path), options=options)
@@ -407,7 +426,7 @@ def _decode_frames(container: av.container.InputContainer, path: FilePath, *, fp
     if not container.streams.video:
         raise MediaError(f"{path} has no video stream: give a video, or read its audio with read_waveform")
     frames: list[np.ndarray] = []
-    for frame in _frames_on_screen(container, path, fps=fps):
+    for frame in frames_on_screen(container, path, fps=fps):
         # Phones store upright video sideways and note the rotation, which is counter-clockwise like np.rot90's.
         picture = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90))
         if frames and picture.shape != frames[0].shape:
@@ -419,13 +438,13 @@ def _decode_frames(container: av.container.InputContainer, path: FilePath, *, fp
     return np.stack(frames)
 
 
-def _frames_on_screen(container: av.container.InputContainer, path: FilePath, *, fps: float) -> Iterator[av.VideoFrame]:
+def frames_on_screen(container: av.container.InputContainer, path: FilePath, *, fps: float) -> Iterator[av.VideoFrame]:
     """Yield the frame shown at each of 0, 1 / fps, 2 / fps ... seconds until the last one leaves the screen."""
     stream = container.streams.video[0]
     shown: av.VideoFrame | None = None
     start, num_yielded = 0.0, 0
     for frame in container.decode(stream):
-        _check_video_frame(frame, path)
+        check_video_frame(frame, path)
         if shown is None:
             start, shown = frame.time, frame
         _check_length(frame.time - start, path)
@@ -442,7 +461,12 @@ def _frames_on_screen(container: av.container.InputContainer, path: FilePath, *,
         num_yielded += 1
 
 
-def _check_video_frame(frame: av.VideoFrame, path: FilePath) -> None:
+def check_video_frame(frame: av.VideoFrame, path: FilePath) -> None:
+    """Refuse a frame of a video that has no time or too many pixels.
+
+    Raises:
+        MediaError: naming the file.
+    """
     if frame.time is None:
         raise MediaError(f"the video {path} has frames without time stamps: remux it, for example to mp4")
     if frame.width * frame.height > MAX_IMAGE_PIXELS:
@@ -468,7 +492,7 @@ def _last_frame_seconds(frame: av.VideoFrame, stream: av.video.stream.VideoStrea
     return max(min(candidates, default=0.0), 0.0)
 
 
-def _decode_audio(container: av.container.InputContainer, path: FilePath) -> np.ndarray:
+def decode_audio(container: av.container.InputContainer, path: FilePath) -> np.ndarray:
     """The first audio stream as (N,) float32, mono, 16 kHz."""
     stream = container.streams.audio[0]
     _check_sampling_rate(stream.rate, path)

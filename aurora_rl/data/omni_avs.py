@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from aurora_rl.data.chains import add_chains
 from aurora_rl.data.files import BenchmarkFiles, DatasetError, MissingFilesError, OnMissing, Row, collect_samples
 from aurora_rl.data.masks import write_mask
+from aurora_rl.data.media import MediaError, read_frame_size
 from aurora_rl.data.sample import AVSample
 from aurora_rl.prompts import NULL_CATEGORY
 
@@ -215,12 +215,12 @@ def _frame_rate(kept: Sequence[int], *, num_frames: int, duration: float) -> flo
 
 
 def _size_of(path: Path) -> tuple[int, int]:
-    """(height, width) from the image's header."""
+    """(height, width) from the image's header; its masks are drawn as large, so the header is not taken at its word."""
     try:
-        with Image.open(path, formats=("JPEG", "PNG")) as image:
-            return image.height, image.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise MissingFilesError(f"cannot read the frame {path}: {error}; restore it or drop the row") from error
+        width, height = read_frame_size(path)
+    except MediaError as error:
+        raise MissingFilesError(str(error)) from error
+    return height, width
 
 
 def _mask_paths(

@@ -7,10 +7,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, Self
 
-from PIL import Image
 from transformers import PretrainedConfig
 
 from aurora_rl.config import DataArguments
+from aurora_rl.data.media import read_frame_size
 from aurora_rl.data.sample import AVSample
 
 #: Characters of English text to a token of Qwen's vocabulary; texts are counted generously.
@@ -55,8 +55,7 @@ class Clips:
     def of(cls, samples: Sequence[AVSample]) -> Self:
         """From the rows of a benchmark's table; of the media, only the first frame's header is read."""
         longest = max(samples, key=lambda sample: len(sample.frame_paths))
-        with Image.open(longest.frame_paths[0]) as frame:
-            width, height = frame.size
+        width, height = read_frame_size(longest.frame_paths[0])
         chains = [len(sample.chain) for sample in samples if sample.chain]
         return cls(
             count=len({sample.media_id for sample in samples}),

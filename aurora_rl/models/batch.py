@@ -86,6 +86,24 @@ class SampleEncoder:
 
     def __call__(self, sample: AVSample) -> EncodedSample:
         clip = self.load(sample)
+        return self._encode(sample, clip, self.frame_inputs(sample, clip))
+
+    def encode_references(self, samples: Sequence[AVSample], clip: AVClip) -> list[EncodedSample]:
+        """Rows that ask about one clip, whose media nobody has to read again.
+
+        Its frames go through the image encoder once, and the rows share one set of media tensors, by which
+        `distinct_media` knows that the towers need to run once.
+
+        Args:
+            samples: rows on the clip, alike except for their references.
+            clip: its media.
+        """
+        frame_inputs = self.frame_inputs(samples[0], clip)
+        rows = [self._encode(sample, clip, frame_inputs) for sample in samples]
+        features = rows[0].prompt.features
+        return [dataclasses.replace(row, prompt=dataclasses.replace(row.prompt, features=features)) for row in rows]
+
+    def _encode(self, sample: AVSample, clip: AVClip, frame_inputs: torch.Tensor) -> EncodedSample:
         limits = {"min_pixels": self.options.min_pixels, "max_pixels": self.options.max_pixels}
         messages = build_messages(
             sample.reference,
@@ -104,7 +122,7 @@ class SampleEncoder:
                 fps=sample.fps,
                 use_audio_in_video=sample.use_audio_in_video,
             ),
-            frame_inputs=self.frame_inputs(sample, clip),
+            frame_inputs=frame_inputs,
             gt_masks=torch.from_numpy(clip.gt_masks),
             loudness_dbfs=loudness_dbfs(clip.waveform),
         )
@@ -186,9 +204,9 @@ def right_pad(
 
 def distinct_media(encoded: Sequence[EncodedSample]) -> tuple[list[Mapping[str, torch.Tensor]], list[int]]:
     """Media tensors of the distinct samples of a batch, in order of first appearance, and which each row has."""
-    first = {id(item.prompt): item.prompt.features for item in encoded}
+    first = {id(item.prompt.features): item.prompt.features for item in encoded}
     order = {key: index for index, key in enumerate(first)}
-    return list(first.values()), [order[id(item.prompt)] for item in encoded]
+    return list(first.values()), [order[id(item.prompt.features)] for item in encoded]
 
 
 def collate_frames(encoded: Sequence[EncodedSample]) -> dict[str, torch.Tensor]:

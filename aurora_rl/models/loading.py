@@ -17,6 +17,7 @@ from transformers import AutoProcessor, BitsAndBytesConfig, PretrainedConfig, Pr
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.mllm import MLLMFamily, get_family
 from aurora_rl.models.seg_tokens import ensure_seg_token, init_seg_embedding, suppress_tokens
 from aurora_rl.models.segmenters import complete_segmenter_config
@@ -35,9 +36,11 @@ class SegmentationLoraConfig(LoraConfig):
 
     Attributes:
         segmenter: config of the mask decoder that was trained beside the adapters.
+        clip_options: how clips were put to the model, see `models.clip_options`.
     """
 
     segmenter: dict[str, Any] | None = None
+    clip_options: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +62,18 @@ class LoadedModel:
     @property
     def segmenter_config(self) -> dict[str, Any]:
         return self.model.config.segmenter
+
+    @property
+    def clip_options(self) -> ClipOptions | None:
+        """How clips were put to the model while it was trained; None where its checkpoint does not tell."""
+        fields = getattr(self.model.config, "clip_options", None)
+        return None if fields is None else ClipOptions.from_dict(fields)
+
+    def remember_clips(self, options: ClipOptions) -> None:
+        """Note in the configs that checkpoints are saved with how clips are put to the model from now on."""
+        self.model.config.clip_options = options.to_dict()
+        for adapter_config in getattr(self.model, "peft_config", {}).values():
+            adapter_config.clip_options = options.to_dict()
 
 
 def load_model(
@@ -112,6 +127,20 @@ def read_model_config(name_or_path: str, segmenter: dict[str, Any] | None) -> tu
     return family, config, own is None
 
 
+def read_segmenter_config(name_or_path: str, segmenter: dict[str, Any] | None) -> dict[str, Any]:
+    """Config of the mask decoder that `load_model` would give a checkpoint or adapter; no weights are read.
+
+    Raises:
+        ValueError: as `load_model`.
+    """
+    if adapter_config := find_adapter_config_file(name_or_path):
+        fields = json.loads(Path(adapter_config).read_text())
+        segmenter = _agreed_segmenter(name_or_path, fields.get("segmenter"), segmenter)
+        name_or_path = fields["base_model_name_or_path"]
+    _, config, is_new = read_model_config(name_or_path, segmenter)
+    return complete_segmenter_config(config.segmenter) if is_new else config.segmenter
+
+
 def has_segmenter(name_or_path: str) -> bool:
     """Whether a checkpoint that is no adapter was saved with a mask decoder."""
     return bool(PretrainedConfig.get_config_dict(name_or_path)[0].get("segmenter"))
@@ -152,6 +181,8 @@ def _load_adapter(
         raise ValueError(f"neither {name_or_path} nor the model beneath it holds the weights of a mask decoder")
     cached_file(name_or_path, ADAPTER_WEIGHTS)  # an error where it is missing
     config = SegmentationLoraConfig(**{**fields, "segmenter": loaded.segmenter_config})
+    if config.clip_options is not None:  # the adapter was trained later than what lies beneath it
+        loaded.model.config.clip_options = config.clip_options
     model = PeftModel.from_pretrained(loaded.model, name_or_path, is_trainable=is_trainable, config=config)
     return dataclasses.replace(loaded, model=model)
 

@@ -286,7 +286,7 @@ def test_avss_masks_count_from_zero(avss: Path) -> None:
 
 def test_unknown_label_is_an_error(avss: Path) -> None:
     (avss / "metadata.csv").write_text("vid,uid,s_min,s_sec,a_obj,split,label\nabc,abc_0,0,0,dog,train,v3\n")
-    expect_error(load_avsbench_avss, avss, "train", "metadata.csv:2", "'v3': expected one of ['v1m', 'v1s', 'v2']")
+    expect_error(load_avsbench_avss, avss, "train", "metadata.csv:2", "'v3', expected one of ['v1m', 'v1s', 'v2']")
 
 
 # To the trainer
@@ -297,7 +297,7 @@ def test_benchmark_is_chosen_by_the_arguments(s4: Path) -> None:
     assert load_split(args, "val") == load_avsbench_s4(s4, "val")
     with pytest.raises(ValueError, match="unknown benchmark 's4': choose from ref_avs, avsbench_s4"):
         load_split(DataArguments(data_root=str(s4), benchmark="s4"), "val")
-    assert list(LOADERS) == ["ref_avs", "avsbench_s4", "avsbench_ms3", "avsbench_avss", "omni_avs"]
+    assert list(LOADERS) == ["ref_avs", "avsbench_s4", "avsbench_ms3", "avsbench_avss", "omni_avs", "hf_dataset"]
 
 
 def test_samples_survive_the_dataset(s4: Path) -> None:

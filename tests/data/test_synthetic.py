@@ -19,7 +19,14 @@ from aurora_rl.data.synthetic import scene as scene_module
 from aurora_rl.data.synthetic.clips import make_clip, make_null_clip
 from aurora_rl.data.synthetic.config import SPLITS, TRAINED_CATEGORIES, UNSEEN_CATEGORIES
 from aurora_rl.data.synthetic.looks import LOOKS
-from aurora_rl.data.synthetic.references import IDEAS, absent_references, gold_chain, pick_references, references_of
+from aurora_rl.data.synthetic.references import (
+    IDEAS,
+    absent_references,
+    gold_chain,
+    pick_references,
+    references_of,
+    unheard_references,
+)
 from aurora_rl.data.synthetic.scene import Scene, SceneObject, SoundEvent, draw_scene, render_waveform
 from aurora_rl.data.synthetic.timbres import TIMBRES
 from aurora_rl.prompts import NULL_CATEGORY, render_chain
@@ -511,3 +518,15 @@ def test_gold_chains_are_short_and_of_few_words(chains):
     texts = [render_chain(record["steps"], record["answer"]) for record in chains if record["split"] == "train"]
     assert max(len(text.split()) for text in texts) <= 45
     assert len(set(" ".join(texts).split())) <= 80
+
+
+def test_every_way_to_ask_for_a_sound_is_null_where_nothing_in_view_sounds():
+    """Without silent clips that ask for "the sounding object on the left", the place alone would answer it."""
+    requests = {reference.request for reference in unheard_references(np.random.default_rng(0))}
+    assert requests == {
+        "the object that sounds",
+        "the object that sounds first",
+        "the object that sounds last",
+        "the sounding object on the left",
+        "the sounding object on the right",
+    }

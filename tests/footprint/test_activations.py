@@ -78,7 +78,7 @@ def test_masks_are_near_those_of_a_real_head(omni_checkpoint: str, sam_checkpoin
     states = torch.zeros(8, WIDTH, requires_grad=True)
     frames = torch.zeros(4, *head.mask_decoder.frame_shape)
     with LiveMemory() as memory:
-        logits = head(states, frames, torch.tensor([4]), torch.zeros(8, dtype=torch.long))
+        _, logits = head(states, frames, torch.tensor([4]), torch.zeros(8, dtype=torch.long))
         masks = head.mask_decoder.postprocess(logits, work.size).unflatten(0, (8, 4))
         mask_loss(masks, torch.zeros(8, 4, 96, 128, dtype=torch.bool)).total.backward()
     estimate = activations(meta, work).masks

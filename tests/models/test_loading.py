@@ -17,7 +17,7 @@ from aurora_rl.config import ModelArguments
 from aurora_rl.data.targets import gold_chain
 from aurora_rl.inference import Predictor
 from aurora_rl.models.batch import SFTCollator
-from aurora_rl.models.loading import LoadedModel, freeze, load_model
+from aurora_rl.models.loading import LoadedModel, freeze, load_model, read_segmenter_config
 from aurora_rl.models.segmenters.sam import SamSegmenter
 
 SEGMENTER = {"type": "dot", "image_size": 32, "width": 8}
@@ -218,11 +218,21 @@ def test_lora_over_a_plain_model_knows_its_sam_head(omni_checkpoint, sam_checkpo
     folder = save(new, model, tmp_path / "adapter")
     shutil.rmtree(tmp_path / "sam")
     again = load_model(folder)
-    assert again.segmenter_config == new.segmenter_config
+    assert again.segmenter_config == new.segmenter_config == read_segmenter_config(folder, None)
     found, expected = again.model.get_base_model(), model.get_base_model()
     assert_same_weights(expected.seg_head.modules_to_save, found.seg_head.modules_to_save)
     assert_same_weights(expected.model, found.model)
     assert_same_weights(expected.lm_head, found.lm_head)
+
+
+def test_mask_decoder_is_told_without_reading_weights(omni_checkpoint, tiny_checkpoint, sam_checkpoint):
+    asked = {"type": "sam", "image_size": 128, "checkpoint": sam_checkpoint}
+    loaded = load_model(omni_checkpoint, segmenter=asked).segmenter_config
+    told = read_segmenter_config(omni_checkpoint, asked)
+    assert told == {name: value for name, value in loaded.items() if name != "encoder_hash"}
+    assert read_segmenter_config(tiny_checkpoint, None) == SEGMENTER
+    with pytest.raises(ValueError, match="has no mask decoder yet"):
+        read_segmenter_config(omni_checkpoint, None)
 
 
 def test_adapter_saved_again_still_knows_its_head(omni_checkpoint, tmp_path):

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from aurora_rl.assemble import load_split
 from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
 from aurora_rl.models.loading import load_model
@@ -69,8 +71,8 @@ def test_a_sam_mask_decoder_trains_through_both_stages_from_cached_embeddings(
     segmenter = {"type": "sam", "checkpoint": sam_checkpoint, "image_size": 64}
     sft_log, _ = train_both(ModelArguments(model=omni_checkpoint, segmenter=segmenter), data_args, tmp_path)
     assert sft_log["mask_bce"] > 0
-    clips = {row.split(",")[0] for row in (Path(data_args.data_root) / "metadata.csv").read_text().splitlines()[1:]}
-    assert 0 < len(list((tmp_path / "embeddings").rglob("*.safetensors"))) <= 2 * len(clips)
+    cached = [media_id for path in (tmp_path / "embeddings").rglob("*.safetensors") for media_id in load_file(path)]
+    assert sorted(cached) == sorted({sample.media_id for sample in load_split(data_args, data_args.train_split)})
     started = load_model(omni_checkpoint, segmenter=segmenter).model.state_dict()
     name = next(key for key in started if "mask_decoder" in key and key.endswith("layers.0.mlp.lin1.weight"))
     assert not torch.equal(weights(tmp_path / "sft", name), started[name])

@@ -135,8 +135,13 @@ def _stays_right(x: np.ndarray, index: int, others: Sequence[int]) -> bool:
 
 
 def unheard_references(rng: np.random.Generator) -> list[Reference]:
-    """Null references to a clip in which nothing in view sounds: whatever sounds, sounds first or sounds last."""
-    return [_refer(idea, NULL_CATEGORY, rng) for idea in ("sounding", "first", "last")]
+    """Null references to a clip in which nothing in view sounds: all that ask for a sound.
+
+    Those with a place are among them. In clips with sound the place alone singles the object out, and a model that has
+    never met "the sounding object on the left" in silence need not listen.
+    """
+    ideas = [name for name, idea in IDEAS.items() if "audio" in idea.reference_type]
+    return [_refer(name, NULL_CATEGORY, rng) for name in ideas]
 
 
 def absent_references(seen: Sequence[str], rng: np.random.Generator) -> list[Reference]:

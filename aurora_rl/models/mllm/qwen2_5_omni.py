@@ -164,7 +164,8 @@ class Qwen2_5OmniFamily(MLLMFamily):
         return getattr(config, "thinker_config", config)
 
     def engine_config(self, config: PretrainedConfig) -> PretrainedConfig:
-        thinker_config = {name: value for name, value in config.to_dict().items() if name != "segmenter"}
+        ours = ("segmenter", "clip_options")
+        thinker_config = {name: value for name, value in config.to_dict().items() if name not in ours}
         full = Qwen2_5OmniConfig(thinker_config=thinker_config, enable_audio_output=False)
         full.architectures = ["Qwen2_5OmniForConditionalGeneration"]
         return full

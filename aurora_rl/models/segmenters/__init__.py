@@ -7,9 +7,14 @@ import torch
 from aurora_rl.models.segmenters.base import FrameEncoder, Segmenter
 from aurora_rl.models.segmenters.dot import DotFrameEncoder, DotSegmenter
 from aurora_rl.models.segmenters.sam import SamFrameEncoder, SamSegmenter
+from aurora_rl.models.segmenters.sam2 import Sam2FrameEncoder, Sam2Segmenter
 
-SEGMENTERS: dict[str, type[Segmenter]] = {"dot": DotSegmenter, "sam": SamSegmenter}
-FRAME_ENCODERS: dict[str, type[FrameEncoder]] = {"dot": DotFrameEncoder, "sam": SamFrameEncoder}
+SEGMENTERS: dict[str, type[Segmenter]] = {"dot": DotSegmenter, "sam": SamSegmenter, "sam2": Sam2Segmenter}
+FRAME_ENCODERS: dict[str, type[FrameEncoder]] = {
+    "dot": DotFrameEncoder,
+    "sam": SamFrameEncoder,
+    "sam2": Sam2FrameEncoder,
+}
 
 
 def build_segmenter(config: dict[str, Any]) -> Segmenter:

@@ -1,19 +1,36 @@
-"""SAM's mask decoder under many prompts on one image: what the image alone decides is computed once.
+"""SAM's and SAM 2's mask decoders under many prompts on one image: what the image alone decides is computed once.
 
 transformers' `SamMaskDecoder` repeats the image for each prompt before its first layer. The prompts change the image's
 keys only at the end of that layer, so its projections of the image serve all of them. Weights are reached by calling
 the modules that own them, never read: under ZeRO-3 and FSDP they are elsewhere until their module is called.
+
+SAM 2 has one more output token, for whether there is an object, and adds features of higher resolution while it
+upscales; the rest is SAM's.
 """
 
 from __future__ import annotations
+
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.sam.modeling_sam import SamAttention, SamMaskDecoder, SamTwoWayAttentionBlock
+from transformers.models.sam2.modeling_sam2 import Sam2Attention, Sam2MaskDecoder, Sam2TwoWayAttentionBlock
+
+MaskDecoder: TypeAlias = SamMaskDecoder | Sam2MaskDecoder
+Attention: TypeAlias = SamAttention | Sam2Attention
+TwoWayBlock: TypeAlias = SamTwoWayAttentionBlock | Sam2TwoWayAttentionBlock
 
 
-def decode_prompts(decoder: SamMaskDecoder, image_embeddings: Tensor, positions: Tensor, prompts: Tensor) -> Tensor:
+def decode_prompts(
+    decoder: MaskDecoder,
+    image_embeddings: Tensor,
+    positions: Tensor,
+    prompts: Tensor,
+    *,
+    high_res_features: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Masks of mask token 0, SAM's single-mask output.
 
     Args:
@@ -21,11 +38,13 @@ def decode_prompts(decoder: SamMaskDecoder, image_embeddings: Tensor, positions:
         image_embeddings: (N, C, h, w), the dense prompt added.
         positions: (1, C, h, w) positional embeddings.
         prompts: (N, G, C) one sparse prompt each.
+        high_res_features: of SAM 2, (N, C/8, 4 h, 4 w) and (N, C/4, 2 h, 2 w).
 
     Returns:
-        Mask logits (N, G, 4 h, 4 w), equal to `SamMaskDecoder.forward`'s up to rounding.
+        Mask logits (N, G, 4 h, 4 w), equal to those of the decoder's own `forward` up to rounding.
     """
-    output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])  # (1 + masks, C)
+    output_tokens = _output_tokens(decoder)
+    mask_token = len(output_tokens) - decoder.mask_tokens.num_embeddings
     output_tokens = output_tokens.expand(*prompts.shape[:2], -1, -1)
     prompt_tokens = torch.cat([output_tokens, prompts[:, :, None]], dim=2)  # (N, G, T, C)
     positions = positions.flatten(2).transpose(1, 2)[:, None]  # (1, 1, L, C)
@@ -36,13 +55,23 @@ def decode_prompts(decoder: SamMaskDecoder, image_embeddings: Tensor, positions:
     final = decoder.transformer
     attended = _tokens_to_image(final.final_attn_token_to_image, tokens + prompt_tokens, keys + positions, keys)
     tokens = final.layer_norm_final_attn(tokens + attended)
-    kernels = decoder.output_hypernetworks_mlps[0](tokens[:, :, 1])  # (N, G, C / 8)
-    pixels = _upscale(decoder, keys, image_embeddings.shape[-2:])  # (N, G, 4 h, 4 w, C / 8)
+    kernels = decoder.output_hypernetworks_mlps[0](tokens[:, :, mask_token])  # (N, G, C / 8)
+    pixels = _upscale(decoder, keys, image_embeddings.shape[-2:], high_res_features)  # (N, G, 4 h, 4 w, C / 8)
     return (pixels.flatten(2, 3) @ kernels[..., None]).view(pixels.shape[:-1])
 
 
+def _output_tokens(decoder: MaskDecoder) -> Tensor:
+    """(1 + masks, C), of SAM 2 (2 + masks, C): the mask tokens come last."""
+    presence = [decoder.obj_score_token] if isinstance(decoder, Sam2MaskDecoder) else []
+    return torch.cat([token.weight for token in (*presence, decoder.iou_token, decoder.mask_tokens)])
+
+
 def _two_way(
-    layer: SamTwoWayAttentionBlock, tokens: Tensor, keys: Tensor, prompt_tokens: Tensor, positions: Tensor
+    layer: TwoWayBlock,
+    tokens: Tensor,
+    keys: Tensor,
+    prompt_tokens: Tensor,
+    positions: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """`SamTwoWayAttentionBlock.forward` for keys that are one for all prompts, or one a prompt."""
     if layer.skip_first_layer_pe:
@@ -59,7 +88,7 @@ def _two_way(
     return tokens, layer.layer_norm4(keys + update)
 
 
-def _tokens_to_image(attention: SamAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _tokens_to_image(attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Tokens (N, G, T, C) attend to the image (N, 1 or G, L, C)."""
     if key.size(1) == 1:  # one image for all prompts: all their tokens are one batch of queries
         return attention(query.flatten(1, 2)[:, None], key, value)[0].view_as(query)
@@ -73,7 +102,7 @@ def _tokens_to_image(attention: SamAttention, query: Tensor, key: Tensor, value:
     probs = (queries @ key.transpose(-1, -2)).softmax(-1, dtype=torch.float32).to(value.dtype)
     seen = (probs @ value).unflatten(2, (-1, heads))  # (N, G, T, heads, C)
     attended = torch.einsum("ngthc,chd->ngthd", seen, to_value).flatten(3) + value_bias
-    return attention.out_proj(attended)
+    return _out_projection(attention)(attended)
 
 
 def _weight_and_bias(projection: nn.Linear) -> tuple[Tensor, Tensor]:
@@ -83,7 +112,7 @@ def _weight_and_bias(projection: nn.Linear) -> tuple[Tensor, Tensor]:
     return answers[:-1] - answers[-1], answers[-1]
 
 
-def _image_to_tokens(attention: SamAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _image_to_tokens(attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """The image (N, 1 or G, L, C) attends to each prompt's tokens (N, G, T, C): (N, G, L, C)."""
     if query.size(1) == key.size(1):
         return attention(query, key, value)[0]
@@ -94,12 +123,30 @@ def _image_to_tokens(attention: SamAttention, query: Tensor, key: Tensor, value:
         for x in (projected, attention.k_proj(key), attention.v_proj(value))
     )
     attended = F.scaled_dot_product_attention(q, k, v, scale=attention.scaling)
-    return attention.out_proj(attended.transpose(1, 2).flatten(2)).unflatten(0, key.shape[:2])
+    return _out_projection(attention)(attended.transpose(1, 2).flatten(2)).unflatten(0, key.shape[:2])
 
 
-def _upscale(decoder: SamMaskDecoder, keys: Tensor, size: torch.Size) -> Tensor:
+def _out_projection(attention: Attention) -> nn.Linear:
+    return attention.o_proj if isinstance(attention, Sam2Attention) else attention.out_proj
+
+
+def _upscale(
+    decoder: MaskDecoder,
+    keys: Tensor,
+    size: torch.Size,
+    high_res_features: tuple[Tensor, Tensor] | None,
+) -> Tensor:
     """(N, G, L, C) -> (N, G, 4 h, 4 w, C / 8), channels last in memory all the way."""
     images = keys.flatten(0, 1).transpose(1, 2).unflatten(2, tuple(size))  # (N G, C, h, w)
-    upscaled = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(images)))
-    upscaled = decoder.activation(decoder.upscale_conv2(upscaled))
+    finest, finer = high_res_features or (None, None)
+    upscaled = _add_to_each_prompt(decoder.upscale_conv1(images), finer, len(keys))
+    upscaled = decoder.activation(decoder.upscale_layer_norm(upscaled))
+    upscaled = decoder.activation(_add_to_each_prompt(decoder.upscale_conv2(upscaled), finest, len(keys)))
     return upscaled.permute(0, 2, 3, 1).unflatten(0, keys.shape[:2])
+
+
+def _add_to_each_prompt(images: Tensor, features: Tensor | None, num_frames: int) -> Tensor:
+    """Add (N, c, h, w) features of the frames to (N G, c, h, w) images of the frames' prompts."""
+    if features is None:
+        return images
+    return (images.unflatten(0, (num_frames, -1)) + features[:, None]).flatten(0, 1)

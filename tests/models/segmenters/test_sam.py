@@ -13,10 +13,10 @@ from aurora_rl.models.segmenters.sam import (
     SamSegmenter,
     _resize_absolute_positions,
     _resize_relative_positions,
-    hash_weights,
     resize_vision_encoder,
     resized_frame_size,
 )
+from aurora_rl.models.segmenters.sam_family import hash_weights
 
 SIZE, GRID, WIDTH = 128, 8, 32
 

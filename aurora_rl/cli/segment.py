@@ -1,0 +1,128 @@
+"""`aurora-rl segment`: one clip, some references, and a folder of masks, chains of thought and an overlay video."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aurora_rl.cli.arguments import Commands, HelpFormatter, positive
+from aurora_rl.cli.console import CLEAN, printable, refuse
+
+if TYPE_CHECKING:
+    from aurora_rl.pipeline import AuroraPipeline, ClipAnswer
+
+DESCRIPTION = """Segment what references point at in a video: masks, the chain of thought, an overlay video with sound.
+
+aurora-rl segment clip.mp4 "the object making a sound before the man" --model DIR -o out/
+aurora-rl segment --frames frames/ --audio audio.wav "the drum" "the man on the left" --model DIR -o out/
+
+Writes answer.json, chain.txt, masks/<reference>/<frame>.png, masks.json (COCO) and overlay.mp4; see docs/inference.md.
+Exit code 0: answered (that there is no such target is an answer), 2: unusable arguments, model or clip."""
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+
+
+def register(commands: Commands) -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser(
+        "segment", help="segment a video", description=DESCRIPTION, formatter_class=HelpFormatter
+    )
+    parser.add_argument("inputs", nargs="+", metavar="[VIDEO] REFERENCE", help="video or still image, then references")
+    parser.add_argument("--model", required=True, help="hub name or folder of a trained model or adapter")
+    parser.add_argument("--output_dir", "-o", type=Path, required=True, help="folder that is written")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier answer in it")
+    parser.add_argument("--frames", type=Path, metavar="DIR", help="image files instead of a video, in order of name")
+    parser.add_argument("--audio", type=Path, metavar="FILE", help="sound instead of the video's own")
+    parser.add_argument("--fps", type=float, help="frames a second of --frames (the model's own rate)")
+    parser.add_argument("--every_frame", action="store_true", help="masks of every frame, not only of sampled ones")
+    parser.add_argument(
+        "--no_tracking", action="store_true", help="nearest sampled masks, also where SAM 2 could track"
+    )
+    parser.add_argument("--window", type=float, metavar="SECONDS", help="length of the windows of a longer clip")
+    parser.add_argument("--stride", type=float, metavar="SECONDS", help="from one window to the next (the length)")
+    parser.add_argument("--max_side", type=positive, default=1280, help="frames are brought down to this, in pixels")
+    parser.add_argument("--max_completion_length", type=positive, default=512, help="tokens of a chain of thought")
+    parser.add_argument("--batch_size", type=positive, default=8, help="references x windows answered at once")
+    parser.add_argument("--config", type=Path, help="recipe's YAML: fps, num_frames, instruction as in training")
+    parser.add_argument("--device", help="such as cpu or cuda:1 (a GPU if there is one)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer, write the folder and return the exit code."""
+    # Here, because these import torch and transformers, which take seconds.
+    from aurora_rl.answer_files import check_folder, write_answer
+    from aurora_rl.assemble import read_clip_options
+    from aurora_rl.pipeline import AuroraPipeline
+
+    try:
+        video, references = _clip_and_references(args)
+        check_folder(args.output_dir, overwrite=args.overwrite)
+        pipeline = AuroraPipeline(
+            args.model,
+            clip_options=None if args.config is None else read_clip_options(args.config),
+            max_completion_length=args.max_completion_length,
+            batch_size=args.batch_size,
+            max_side=args.max_side,
+            device=args.device,
+        )
+        started = time.perf_counter()
+        answer = _answer(pipeline, video, references, args)
+        written = time.perf_counter()
+        write_answer(
+            answer,
+            pipeline.every_frame(answer, track=args.every_frame and not args.no_tracking),
+            args.output_dir,
+            model=args.model,
+            every_frame=args.every_frame,
+        )
+    except (OSError, ValueError) as error:
+        return refuse("segment", error)
+    print(_summary(answer, args.output_dir, written - started, time.perf_counter() - written))
+    return CLEAN
+
+
+def _answer(
+    pipeline: AuroraPipeline, video: Path | list[Path], references: list[str], args: argparse.Namespace
+) -> ClipAnswer:
+    return pipeline(
+        video=video,
+        text=references,
+        audio=args.audio,
+        fps=args.fps,
+        window_seconds=args.window,
+        stride_seconds=args.stride,
+    )
+
+
+def _clip_and_references(args: argparse.Namespace) -> tuple[Path | list[Path], list[str]]:
+    if args.frames is not None:
+        return _image_files(args.frames), args.inputs
+    if args.fps is not None:
+        raise ValueError("--fps is the rate of --frames: a video knows its own")
+    video, *references = args.inputs
+    if not references:
+        raise ValueError(f"there is no reference: say what to segment, as in: aurora-rl segment {video} 'the drum'")
+    return Path(video), references
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """The images of a folder, 2.jpg before 10.jpg."""
+    files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not files:
+        raise ValueError(f"{folder} holds no image files: expected {', '.join(sorted(IMAGE_SUFFIXES))}")
+    numbers = re.compile(r"(\d+)")
+    return sorted(files, key=lambda path: [int(p) if p.isdigit() else p for p in numbers.split(path.name)])
+
+
+def _summary(answer: ClipAnswer, folder: Path, answering: float, writing: float) -> str:
+    lines = []
+    for number, each in enumerate(answer.references):
+        target = "no such target" if each.is_null else each.category or "no answer"
+        lines.append(f"{number}. {each.reference}: {target}, {each.masks.mean():.1%} of the pixels")
+    parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in answer.seconds.items())
+    lines.append(f"{answering:.1f} s to answer ({parts}), {writing:.1f} s to write {folder}")
+    return "\n".join(printable(line) for line in lines)

@@ -1,0 +1,209 @@
+"""A benchmark as a Hugging Face dataset: parquet tables that hold the media themselves, one row a reference.
+
+`data_prep/to_hf_dataset.py` writes it, `datasets.load_dataset(folder)` loads it anywhere, and `load_hf_dataset` makes
+samples of it again, so that it trains and evaluates like the folder it came from. A row, media as files' own bytes:
+
+    {"uid": "--KCIeTv6PM_14000_24000_cat_1", "row": 0, "split": "val", "media_id": "--KCIeTv6PM_14000_24000",
+     "category": "cat", "reference": "The object having white and gray fur.", "fps": 1.0, "chain": None, ...,
+     "frames": [{"bytes": b"\\xff\\xd8...", "path": "0.jpg"}, ...], "audio": {...}, "masks": [{...}, ...]}
+
+Samples hold paths, so the media are unpacked once into a cache folder. A file there is named by the hash of what is in
+it: rows on one clip share their frames, and no name in a table can lead anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Audio, Features, Image, List, Value
+
+from aurora_rl.data.files import DatasetError, UnsafePathError
+from aurora_rl.data.media import SAMPLING_RATE
+from aurora_rl.data.sample import AVSample
+
+logger = logging.getLogger(__name__)
+
+FEATURES = Features(
+    {
+        "uid": Value("string"),
+        "row": Value("int64"),
+        "split": Value("string"),
+        "media_id": Value("string"),
+        "category": Value("string"),
+        "reference": Value("string"),
+        "fps": Value("float64"),
+        "frames": List(Image()),
+        "audio": Audio(sampling_rate=SAMPLING_RATE),
+        "masks": List(Image()),
+        "reference_type": Value("string"),
+        "chain": Value("string"),
+        "wrong": Value("string"),
+        "seen": List(Value("string")),
+        "heard": List(Value("string")),
+    }
+)
+MEDIA_COLUMNS = ("frames", "audio", "masks")
+OPTIONAL_COLUMNS = ("audio", "reference_type", "chain", "wrong", "seen", "heard")  # null where a row has none
+TEXT_COLUMNS = tuple(name for name in FEATURES if name not in MEDIA_COLUMNS)
+
+TABLE_FOLDER = "data"
+TABLE_NAME = re.compile(r"(?P<split>\w+(?:\.\w+)*)-(?P<index>\d{5})-of-(?P<count>\d{5})\.parquet")
+#: What a reader may have to hold at a time, in bytes of the file; the tables that we write stay far below it.
+MAX_GROUP_BYTES = 2**30
+ROWS_AT_ONCE = 8
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".wav", ".flac", ".ogg", ".mp3")  # those that an unpacked file may keep
+
+
+def table_name(split: str, index: int, count: int) -> str:
+    """File name of one of a split's tables, as the hub has them."""
+    return f"{split}-{index:05d}-of-{count:05d}.parquet"
+
+
+def load_hf_dataset(root: str | os.PathLike[str], split: str, *, media_cache: str | os.PathLike[str]) -> list[AVSample]:
+    """List the samples of one split, unpacking media that are not unpacked yet.
+
+    Args:
+        root: folder that `data_prep/to_hf_dataset.py` has written, which holds data/.
+        split: name of the split.
+        media_cache: folder for the media; may be shared by splits and datasets.
+
+    Returns:
+        The samples in the tables' order.
+
+    Raises:
+        DatasetError: if the split or one of its tables is missing, or a table is damaged, of other columns, lies
+            outside the root, or holds a row without a value or without its media.
+    """
+    paths = _find_tables(Path(root), split)
+    return [sample for path in paths for sample in _samples_of(path, Path(media_cache))]
+
+
+def _find_tables(root: Path, split: str) -> list[Path]:
+    folder = root / TABLE_FOLDER
+    if not folder.is_dir():
+        raise DatasetError(f"there is no {folder}: root must be a folder that data_prep/to_hf_dataset.py has written")
+    tables = {path: match for path in sorted(folder.iterdir()) if (match := TABLE_NAME.fullmatch(path.name))}
+    ours = {path: match for path, match in tables.items() if match["split"] == split}
+    if not ours:
+        found = sorted({match["split"] for match in tables.values()})
+        raise DatasetError(f"{folder} has no split {split!r}: expected one of {found}")
+    count = int(next(iter(ours.values()))["count"])
+    expected = {table_name(split, index, count) for index in range(count)}
+    if {path.name for path in ours} != expected:
+        wrong = sorted({path.name for path in ours} ^ expected)
+        raise DatasetError(f"the tables of split {split!r} in {folder} are not complete ({wrong[:3]}): get them anew")
+    for path in ours:
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise UnsafePathError(f"{path} is a link to {path.resolve()} outside {root.resolve()}: copy the file in")
+    return list(ours)
+
+
+def _samples_of(path: Path, cache: Path) -> list[AVSample]:
+    """The samples of a table: from the list that was made when its media were unpacked, if all of them are there."""
+    status = path.stat()
+    identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {TEXT_COLUMNS}"
+    listing = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.jsonl"
+    if listing.is_file():
+        records = [json.loads(line) for line in listing.read_bytes().split(b"\n") if line]
+        if all((cache / name).is_file() for name in _files_of(records)):
+            return [_to_sample(record, cache) for record in records]
+    logger.info("unpacking the media of %s into %s", path, cache)
+    records = [_unpack(row, cache, origin=f"{path.name}:{number}") for number, row in enumerate(_read_rows(path))]
+    _write("\n".join(json.dumps(record) for record in records).encode(), listing)
+    return [_to_sample(record, cache) for record in records]
+
+
+def _files_of(records: list[dict[str, Any]]) -> set[str]:
+    return {name for record in records for name in (*record["frames"], *record["masks"], record["audio"]) if name}
+
+
+def _to_sample(record: Mapping[str, Any], cache: Path) -> AVSample:
+    """The sample of a listed row, whose files are named from the cache's folder on."""
+    texts: dict[str, Any] = {
+        name: tuple(value) if isinstance(value := record[name], list) else value for name in TEXT_COLUMNS
+    }
+    return AVSample(
+        **texts,
+        frame_paths=tuple(str(cache / name) for name in record["frames"]),
+        audio_path=record["audio"] and str(cache / record["audio"]),
+        mask_paths=tuple(str(cache / name) for name in record["masks"]),
+        origin=record["origin"],
+    )
+
+
+def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """A table's rows, a few at a time; a row's media are bytes."""
+    schema = FEATURES.arrow_schema
+    try:
+        with pq.ParquetFile(path) as file:
+            missing = [name for name in FEATURES if name not in file.schema_arrow.names]
+            if missing:
+                raise DatasetError(f"{path} lacks the column(s) {missing}: make it by data_prep/to_hf_dataset.py")
+            for group in range(file.num_row_groups):
+                _check_group(file, group, path)
+                for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=list(FEATURES)):
+                    yield from pa.Table.from_batches([batch]).select(list(FEATURES)).cast(schema).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"cannot read {path}: {error}; get the file anew") from error
+
+
+def _check_group(file: pq.ParquetFile, group: int, path: Path) -> None:
+    num_bytes = file.metadata.row_group(group).total_byte_size
+    if num_bytes > MAX_GROUP_BYTES:
+        raise DatasetError(
+            f"{path} has a row group of {num_bytes} bytes: the limit is {MAX_GROUP_BYTES}, write it in smaller ones"
+        )
+
+
+def _unpack(row: Mapping[str, Any], cache: Path, *, origin: str) -> dict[str, Any]:
+    """A row with its media as files, named from the cache's folder on."""
+    place = f"clip {row['uid']!r} (row {row['row']}, {origin})"
+    empty = [name for name in FEATURES if row[name] is None and name not in OPTIONAL_COLUMNS]
+    if empty:
+        raise DatasetError(f"{place} has no value for {empty}: fix or drop the row")
+    if not 0 < row["fps"] < math.inf:
+        raise DatasetError(f"{place} has fps {row['fps']}: expected a positive number of frames a second")
+    return {
+        **{name: row[name] for name in TEXT_COLUMNS},
+        "frames": [_store(media, cache, place=place) for media in row["frames"]],
+        "audio": None if row["audio"] is None else _store(row["audio"], cache, place=place),
+        "masks": [_store(media, cache, place=place) for media in row["masks"]],
+        "origin": origin,
+    }
+
+
+def _store(media: Mapping[str, Any] | None, cache: Path, *, place: str) -> str:
+    """Write a file's bytes, unless they are there already; its name from the cache's folder on."""
+    if media is None or media["bytes"] is None:
+        raise DatasetError(
+            f"{place} names the file {media and media['path']!r} instead of holding it: only media inside the table "
+            "are read, write it by data_prep/to_hf_dataset.py"
+        )
+    digest = hashlib.sha256(media["bytes"]).hexdigest()[:32]
+    suffix = Path(media["path"] or "").suffix.lower()
+    name = f"{digest[:2]}/{digest}{suffix if suffix in SUFFIXES else ''}"
+    if not (cache / name).exists():
+        _write(media["bytes"], cache / name)
+    return name
+
+
+def _write(content: bytes, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Whole or not at all: the launched processes write the same files at the same time.
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

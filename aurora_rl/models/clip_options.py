@@ -1,0 +1,53 @@
+"""How clips were put to a model while it was trained, noted in its checkpoint, so that new clips come the same way."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from aurora_rl.data.sample import AVSample
+from aurora_rl.models.batch import PromptOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipOptions:
+    """What a model is used to.
+
+    Attributes:
+        prompt: how a sample is put into words, and the frames' size for the vision tower.
+        fps: frames a second.
+        num_frames: the most frames that a clip had.
+        use_audio_in_video: whether the sound lay between the frames.
+    """
+
+    prompt: PromptOptions = PromptOptions()
+    fps: float = 1.0
+    num_frames: int = 10
+    use_audio_in_video: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.fps > 0 or self.num_frames < 1:
+            raise ValueError(f"clips of {self.num_frames} frames at {self.fps} a second: give positive numbers")
+
+    @classmethod
+    def of_samples(cls, samples: Sequence[AVSample], prompt: PromptOptions) -> ClipOptions:
+        """What a training set is like; its most common rate, should its clips differ."""
+        rates = collections.Counter(sample.fps for sample in samples)
+        interleaved = sum(sample.use_audio_in_video for sample in samples)
+        return cls(
+            prompt=prompt,
+            fps=rates.most_common(1)[0][0],
+            num_frames=max(len(sample.frame_paths) for sample in samples),
+            use_audio_in_video=2 * interleaved > len(samples),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON, as a checkpoint's config keeps it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> ClipOptions:
+        """Read what `to_dict` wrote."""
+        return cls(**{**fields, "prompt": PromptOptions(**fields["prompt"])})

@@ -1,0 +1,202 @@
+"""Masks drawn over a clip's pictures, and those pictures written as a video that keeps the clip's sound."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import av
+import numpy as np
+
+from aurora_rl.data.footage import Footage, Picture
+from aurora_rl.data.media import SAMPLING_RATE, VIDEO_FORMATS
+
+#: One colour a reference, told apart by colour-blind eyes too (Okabe and Ito), brightest on dark video first.
+COLOURS = {
+    "orange": (230, 159, 0),
+    "sky blue": (86, 180, 233),
+    "green": (0, 158, 115),
+    "yellow": (240, 228, 66),
+    "vermilion": (213, 94, 0),
+    "purple": (204, 121, 167),
+    "blue": (0, 114, 178),
+}
+FILL = 0.5  # share of the colour inside a mask
+OUTLINE = 2  # pixels, more on a picture with sides of more than 400
+
+#: The first of these that this build of PyAV has.
+VIDEO_CODECS = ("libx264", "mpeg4")
+SOUND_FORMATS = ("wav", "flac", "mp3", "w64", *VIDEO_FORMATS)
+SOUND_RATE = 48_000  # Hz
+#: Ticks a second: whole numbers of them are frames at 24, 25, 29.97, 30, 50 and 60 a second, and MPEG-4 allows 65,535.
+TICKS = 30_000
+#: Seconds that a single picture without sound is shown.
+STILL_SECONDS = 1.0
+
+
+def colour_of(reference: int) -> str:
+    """Name of a reference's colour, by its number."""
+    return list(COLOURS)[reference % len(COLOURS)]
+
+
+def draw_masks(pixels: np.ndarray, masks: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """A picture with its masks filled and outlined, one colour each.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        masks: (R, H, W) bool.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    drawn = pixels.astype(np.float32)
+    outline = max(OUTLINE, max(pixels.shape) // 200)
+    for reference, mask in enumerate(masks):
+        colour = np.array(COLOURS[colour_of(reference)], dtype=np.float32)
+        drawn[mask] = (1 - FILL) * drawn[mask] + FILL * colour
+        drawn[mask & ~_eroded(mask, outline)] = colour
+    return drawn.round().astype(np.uint8)
+
+
+class OverlayVideo:
+    """An mp4 file with the pictures it is given, at their times, and the sound of a clip.
+
+    A context manager; the file is whole when it is left without an error, and gone otherwise.
+
+    Args:
+        path: the file.
+        footage: whose sound is kept and whose pictures' size the file has; odd sides gain a line.
+    """
+
+    def __init__(self, path: Path, footage: Footage) -> None:
+        self.path = path
+        self.footage = footage
+        self._waiting: Picture | None = None  # for the next picture to tell how long it is shown
+        self._durations: dict[int, int] = {}
+        self._gap = 0
+
+    def __enter__(self) -> Self:
+        self._container = av.open(os.path.abspath(self.path), "w", format="mp4")
+        codec = next(name for name in VIDEO_CODECS if name in av.codec.codecs_available)
+        height, width = self.footage.frame_size
+        stream = self._container.add_stream(codec, rate=30, options=_codec_options(codec))
+        assert isinstance(stream, av.VideoStream)
+        self._video = stream
+        self._video.width, self._video.height = width + width % 2, height + height % 2
+        self._video.pix_fmt = "yuv420p"
+        self._video.codec_context.time_base = Fraction(1, TICKS)
+        self._sound = _SoundTrack(self._container, self.footage) if self.footage.waveform is not None else None
+        return self
+
+    def write(self, picture: Picture) -> None:
+        """Add a picture; they come in order of time."""
+        if self._waiting is not None:
+            self._encode(self._waiting, until=picture.time)
+        self._waiting = picture
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._container.close()
+            if kind is not None:
+                self.path.unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        if self._waiting is not None:
+            self._encode(self._waiting, until=self._waiting.time + self._last_seconds())
+        self._mux(self._video.encode(None))
+        if self._sound is not None:
+            self._sound.write_until(float("inf"))
+
+    def _last_seconds(self) -> float:
+        """How long the last picture is shown: as long as the one before it."""
+        if self._gap:
+            return self._gap / TICKS
+        waveform = self.footage.waveform
+        return STILL_SECONDS if waveform is None else len(waveform) / SAMPLING_RATE
+
+    def _encode(self, picture: Picture, *, until: float) -> None:
+        pixels = picture.pixels
+        pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), mode="edge")
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        ticks = round(picture.time * TICKS)
+        frame.pts, frame.time_base = ticks, Fraction(1, TICKS)
+        self._gap = max(1, round(until * TICKS) - ticks)
+        self._durations[ticks] = self._gap
+        self._mux(self._video.encode(frame))
+        if self._sound is not None:
+            self._sound.write_until(until)
+
+    def _mux(self, packets: Sequence[av.Packet]) -> None:
+        for packet in packets:
+            if packet.pts is not None and packet.pts in self._durations:
+                packet.duration = self._durations.pop(packet.pts)
+            self._container.mux(packet)
+
+
+class _SoundTrack:
+    """The clip's sound as AAC, written beside the pictures so that a player need not seek."""
+
+    def __init__(self, container: av.container.OutputContainer, footage: Footage) -> None:
+        self.container = container
+        self.frames = _sound_frames(footage)
+        self.first = next(self.frames, None)
+        layout = "mono" if self.first is None or self.first.layout.nb_channels == 1 else "stereo"
+        self.stream = container.add_stream("aac", rate=SOUND_RATE, layout=layout)
+        self.resample = av.AudioResampler(format="fltp", layout=layout, rate=SOUND_RATE)
+        self.written = round(footage.sound_start * SOUND_RATE)  # samples, from the first picture on
+
+    def write_until(self, seconds: float) -> None:
+        """Write what sounds before this time; with infinity also what the encoder holds back."""
+        while self.first is not None and self.written < seconds * SOUND_RATE:
+            self._write(self.resample.resample(self.first))
+            self.first = next(self.frames, None)
+            if self.first is None:
+                self._write(self.resample.resample(None))
+                self.container.mux(self.stream.encode(None))
+
+    def _write(self, frames: Sequence[av.AudioFrame]) -> None:
+        for frame in frames:
+            frame.pts, frame.time_base = self.written, Fraction(1, SOUND_RATE)
+            self.written += frame.samples
+            if frame.pts >= 0:  # what sounds before the first picture is left out
+                self.container.mux(self.stream.encode(frame))
+
+
+def _sound_frames(footage: Footage) -> Iterator[av.AudioFrame]:
+    """The sound as its file has it, or as it was given."""
+    if footage.sound_path is None:
+        assert footage.waveform is not None
+        for start in range(0, len(footage.waveform), SAMPLING_RATE):
+            samples = np.ascontiguousarray(footage.waveform[None, start : start + SAMPLING_RATE])
+            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+            frame.sample_rate = SAMPLING_RATE
+            yield frame
+        return
+    options = {"format_whitelist": ",".join(SOUND_FORMATS), "protocol_whitelist": "file"}
+    with contextlib.closing(av.open(os.path.abspath(footage.sound_path), options=options)) as container:
+        for frame in container.decode(container.streams.audio[0]):
+            frame.pts = None  # counted anew after resampling
+            yield frame
+
+
+def _codec_options(codec: str) -> dict[str, str]:
+    # Without frames out of order the last one written is the last one shown, whose duration ends the file.
+    return {"bf": "0"} | ({"crf": "20", "preset": "veryfast"} if codec == "libx264" else {"qscale": "4"})
+
+
+def _eroded(mask: np.ndarray, pixels: int) -> np.ndarray:
+    """A mask (H, W) without what lies within so many pixels of its border; the picture's edge is no border."""
+    for _ in range(pixels):
+        padded = np.pad(mask, 1, constant_values=True)
+        mask = mask & padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
+    return mask

@@ -1,0 +1,113 @@
+"""Encode the frames of whole splits by the frozen image encoder, before any training needs them.
+
+accelerate launch data_prep/cache_features.py --config recipes/ref_avs/sft_7b.yaml \\
+    --splits train val test_s test_u test_n
+
+The launched processes share the clips; plain `python` does all of them. Of the recipe's keys those about the model and
+the data count. Killed, it goes on where it was when it is run again.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+from accelerate import PartialState
+from torch.distributed.elastic.multiprocessing.errors import record
+from trl import TrlParser
+
+from aurora_rl.assemble import load_split
+from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.data.files import DatasetError
+from aurora_rl.data.media import MediaError, read_frames
+from aurora_rl.logs import setup_logging
+from aurora_rl.models.embedding_cache import CLIPS_PER_SHARD, EmbeddingCache
+from aurora_rl.models.embedding_shard import EmbeddingCacheError
+from aurora_rl.models.loading import read_segmenter_config
+from aurora_rl.models.segmenters import build_frame_encoder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class CacheArguments:
+    """What is encoded or checked."""
+
+    splits: list[str] | None = dataclasses.field(
+        default=None, metadata={"help": "Splits to encode; by default those that the recipe trains and evaluates on."}
+    )
+    clips_per_shard: int = dataclasses.field(
+        default=CLIPS_PER_SHARD, metadata={"help": "Clips a file; what a killed process loses at most."}
+    )
+    verify: bool = dataclasses.field(
+        default=False, metadata={"help": "Read every byte of the cache and compare hashes; encode nothing."}
+    )
+    drop_damaged: bool = dataclasses.field(
+        default=False, metadata={"help": "Verify, delete the files that are damaged, and encode what is missing."}
+    )
+    ignore_free_space: bool = dataclasses.field(
+        default=False, metadata={"help": "Start even if the clips take more than the disk has free."}
+    )
+    use_cpu: bool = dataclasses.field(default=False, metadata={"help": "Stay on the CPU."})
+
+
+def cache_features(model_args: ModelArguments, data_args: DataArguments, args: CacheArguments) -> None:
+    """Check the cache where that is asked for, and fill it unless only that is."""
+    state = PartialState(cpu=args.use_cpu)
+    setup_logging(is_main_process=state.is_main_process)
+    if data_args.embedding_cache is None:
+        raise EmbeddingCacheError("there is no folder to fill: set `embedding_cache`")
+    encoder = build_frame_encoder(read_segmenter_config(model_args.model, model_args.segmenter)).to(state.device)
+    cache = EmbeddingCache(data_args.embedding_cache, encoder)
+    if args.verify or args.drop_damaged:
+        check(cache, state, drop_damaged=args.drop_damaged)
+    if args.verify and not args.drop_damaged:
+        return
+    cache.ensure(
+        [sample for split in splits_of(data_args, args) for sample in load_split(data_args, split)],
+        lambda sample: read_frames(sample.frame_paths),
+        process_index=state.process_index,
+        num_processes=state.num_processes,
+        clips_per_shard=args.clips_per_shard,
+        ignore_free_space=args.ignore_free_space,
+    )
+
+
+def check(cache: EmbeddingCache, state: PartialState, *, drop_damaged: bool) -> None:
+    """Look for damaged files among this process's share, and delete them or raise an error that names them."""
+    damaged = cache.find_damaged(process_index=state.process_index, num_processes=state.num_processes)
+    if damaged and not drop_damaged:
+        names = "\n  ".join(str(path) for path in damaged)
+        raise EmbeddingCacheError(
+            f"{len(damaged)} file(s) are not what was written; run again with --drop_damaged to encode their clips "
+            f"anew:\n  {names}"
+        )
+    state.wait_for_everyone()  # the shares are counted off the folder's list, which must not change before
+    for path in damaged:
+        logger.warning("deleted the damaged %s", path)
+        path.unlink()
+    state.wait_for_everyone()  # no process may take a file for cached that another one deletes
+    logger.info("checked %s: %d damaged file(s) in this process's share", cache.folder, len(damaged))
+
+
+def splits_of(data_args: DataArguments, args: CacheArguments) -> list[str]:
+    """The splits asked for, or those of the recipe."""
+    return args.splits or [split for split in (data_args.train_split, data_args.eval_split) if split]
+
+
+@record  # the launcher's last words are the error of the process that failed first
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the recipe and the command line; a fault of the data ends the program without a traceback."""
+    parser = TrlParser((ModelArguments, DataArguments, CacheArguments))
+    model_args, data_args, args, _, unknown = parser.parse_args_and_config(
+        argv, return_remaining_strings=True, separate_remaining_strings=True
+    )
+    if unknown:  # a recipe's other keys are training's, but a word on the command line is meant for this program
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    try:
+        cache_features(model_args, data_args, args)
+    except (DatasetError, EmbeddingCacheError, MediaError) as error:
+        raise SystemExit(f"cache_features: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

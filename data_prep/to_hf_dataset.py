@@ -1,0 +1,248 @@
+"""Write a benchmark as a Hugging Face dataset: parquet tables with the media in them, and a card.
+
+python data_prep/to_hf_dataset.py --config recipes/ref_avs/sft_7b.yaml --splits train val test_s test_u test_n \\
+    --out data/ref_avs_hf --source https://gewu-lab.github.io/Ref-AVS
+
+Of the recipe's keys those about the data count. `benchmark: hf_dataset` reads the result again.
+"""
+
+import dataclasses
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import DatasetInfo
+from datasets.info import DatasetInfosDict
+from datasets.splits import SplitDict, SplitInfo
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCardData
+from trl import TrlParser
+
+from aurora_rl import __version__
+from aurora_rl.assemble import load_split
+from aurora_rl.config import DataArguments
+from aurora_rl.data.files import DatasetError
+from aurora_rl.data.hf_dataset import FEATURES, TABLE_FOLDER, TABLE_NAME, TEXT_COLUMNS, table_name
+from aurora_rl.data.media import MediaError, load_clip
+from aurora_rl.data.sample import AVSample
+from aurora_rl.logs import setup_logging
+
+logger = logging.getLogger(__name__)
+
+GROUP_BYTES = 64 * 2**20  # rows in memory at a time, ours and a reader's
+TABLE_BYTES = 512 * 2**20  # of a file
+MAX_FILE_BYTES = 256 * 2**20  # of a frame, mask or sound
+TO_FILL_IN = "*To be filled in before the dataset is given to others.*"
+FIELDS = {
+    "uid": "the benchmark's id of the row; not unique, `uid` and `row` together are",
+    "row": "0-based line of the row in the benchmark's own table",
+    "split": "the benchmark's split",
+    "media_id": "id of the clip; rows of one clip hold the same frames and sound",
+    "category": 'what the reference points at, "null" where it points at nothing',
+    "reference": "the referring sentence",
+    "fps": "frames a second",
+    "frames": "F images in time order, the benchmark's own files",
+    "audio": "the clip's sound, the benchmark's own file; null for a clip without sound",
+    "masks": "F images, object where not 0; none for a null reference that ships none",
+    "reference_type": "kind of reference, where the benchmark tells",
+    "chain": "chain of thought that ends in the answer, where there is one",
+    "wrong": "chain of thought that a model gave and that `chain` corrects, where there is one",
+    "seen": "true categories in view, where known",
+    "heard": "true categories that sound, in order of onset, where known",
+}
+
+
+@dataclasses.dataclass
+class ExportArguments:
+    """What is written, and what its card says."""
+
+    out: str = dataclasses.field(metadata={"help": "Folder to make."})
+    splits: list[str] = dataclasses.field(metadata={"help": "Splits to write."})
+    title: str | None = dataclasses.field(default=None, metadata={"help": "Title of the card."})
+    source: str | None = dataclasses.field(default=None, metadata={"help": "Where the benchmark comes from."})
+    license: str | None = dataclasses.field(default=None, metadata={"help": "Its licence, as the hub abbreviates it."})
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitSize:
+    """What a split's tables hold."""
+
+    name: str
+    rows: int
+    clips: int
+    num_bytes: int
+
+
+def export(data_args: DataArguments, args: ExportArguments) -> None:
+    """Write all splits and the card; the folder gets its name when it is complete.
+
+    Raises:
+        DatasetError: if the folder is there already, a split's name is none for the hub, or the disk is too small.
+        MediaError: if a clip cannot be read.
+    """
+    out = Path(args.out)
+    if out.exists():
+        raise DatasetError(f"{out} is there already: name another folder, or delete it")
+    splits = {split: load_split(data_args, split) for split in args.splits}
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    (partial / TABLE_FOLDER).mkdir(parents=True)
+    _check_space(partial, splits)
+    sizes = [write_split(samples, partial / TABLE_FOLDER, split) for split, samples in splits.items()]
+    (partial / "README.md").write_text(make_card(sizes, data_args, args), encoding="utf-8")
+    os.replace(partial, out)
+    logger.info("%s is complete", out)
+
+
+def write_split(samples: Sequence[AVSample], folder: Path, split: str) -> SplitSize:
+    """Write a split's tables, each row after its clip was read once as training would.
+
+    Raises:
+        DatasetError: if the split's name is none for the hub.
+        MediaError: if a clip cannot be read.
+    """
+    if not TABLE_NAME.fullmatch(table_name(split, 0, 1)):
+        raise DatasetError(f"the hub takes no split named {split!r}: use letters, digits and underscores")
+    paths: list[Path] = []
+    num_bytes = 0
+    groups = _row_groups(samples)
+    group = next(groups, None)
+    while group is not None:
+        paths.append(folder / f"{split}-{len(paths)}.tmp")
+        with pq.ParquetWriter(paths[-1], FEATURES.arrow_schema, compression="none", use_dictionary=False) as writer:
+            while group is not None and paths[-1].stat().st_size < TABLE_BYTES:
+                writer.write_table(group)
+                num_bytes += group.nbytes
+                group = next(groups, None)
+        logger.info("wrote table %d of split %s", len(paths), split)
+    for index, path in enumerate(paths):  # their number is known now
+        path.rename(folder / table_name(split, index, len(paths)))
+    clips = len({sample.media_id for sample in samples})
+    return SplitSize(split, rows=len(samples), clips=clips, num_bytes=num_bytes)
+
+
+def _row_groups(samples: Iterable[AVSample]) -> Iterator[pa.Table]:
+    """Rows in groups of at most `GROUP_BYTES`, a single larger row among them alone."""
+    rows: list[dict[str, Any]] = []
+    num_bytes = 0
+    for sample in samples:
+        row = _row(sample)
+        size = sum(len(media["bytes"]) for media in (*row["frames"], *row["masks"], row["audio"]) if media)
+        if rows and num_bytes + size > GROUP_BYTES:
+            yield pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
+            rows, num_bytes = [], 0
+        rows.append(row)
+        num_bytes += size
+    if rows:
+        yield pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
+
+
+def _row(sample: AVSample) -> dict[str, Any]:
+    load_clip(sample)  # nobody should find out later that a file cannot be read
+    texts = sample.to_row()
+    return {
+        **{name: texts[name] for name in TEXT_COLUMNS},
+        "frames": [_embed(path) for path in sample.frame_paths],
+        "audio": None if sample.audio_path is None else _embed(sample.audio_path),
+        "masks": [_embed(path) for path in sample.mask_paths],
+    }
+
+
+def _embed(path: str) -> dict[str, Any]:
+    """A file as `datasets` embeds it, byte for byte: encoding a sound would need torchcodec, and lose some of it."""
+    if os.path.getsize(path) > MAX_FILE_BYTES:
+        raise MediaError(f"{path} has {os.path.getsize(path)} bytes: the limit is {MAX_FILE_BYTES}, cut or convert it")
+    return {"bytes": Path(path).read_bytes(), "path": os.path.basename(path)}
+
+
+def _check_space(folder: Path, splits: dict[str, list[AVSample]]) -> None:
+    """Say what will be written, and refuse what cannot fit."""
+    samples = [sample for samples in splits.values() for sample in samples]
+    sizes: dict[str, int] = {}
+    needed = 0
+    for sample in samples:
+        for path in (*sample.frame_paths, *sample.mask_paths, *([sample.audio_path] if sample.audio_path else [])):
+            needed += sizes.setdefault(path, os.path.getsize(path))
+    free = shutil.disk_usage(folder).free
+    logger.info("%d rows take %.3g GB, %.3g GB are free in %s", len(samples), needed / 1e9, free / 1e9, folder.parent)
+    if needed > free:
+        raise DatasetError(
+            f"{len(samples)} rows take {needed / 1e9:.3g} GB, but {folder.parent} has {free / 1e9:.3g} GB free: each "
+            "row holds its clip's media; free some, name another folder or fewer splits"
+        )
+
+
+def make_card(sizes: Sequence[SplitSize], data_args: DataArguments, args: ExportArguments) -> str:
+    """The dataset card: metadata by which `load_dataset` finds the tables, then what a reader needs to know."""
+    title = args.title or f"{data_args.benchmark} as a Hugging Face dataset"
+    table = [f"| {size.name} | {size.rows:,} | {size.clips:,} | {size.num_bytes / 1e9:.3g} |" for size in sizes]
+    fields = [f"| `{name}` | {FIELDS[name]} |" for name in FEATURES]
+    return "\n".join(
+        [
+            f"---\n{_metadata(sizes, title, args.license)}\n---\n",
+            f"# {title}\n",
+            "Clips with frames and sound, sentences that refer to an object in them, and that object's mask in every "
+            "frame.\n",
+            "| split | rows | clips | GB |\n|---|---|---|---|",
+            *table,
+            "\n## Fields\n\n| field | |\n|---|---|",
+            *fields,
+            "\n## Source and licence\n",
+            f"- Source: {args.source or TO_FILL_IN}",
+            f"- Licence: {args.license or TO_FILL_IN} Check that it allows passing on the media, not the annotations "
+            "alone.",
+            "\n## How it was made\n",
+            f"By `data_prep/to_hf_dataset.py` of Aurora-RL {__version__} from the benchmark `{data_args.benchmark}`. "
+            "Frames, sound and masks are the benchmark's own files, byte for byte; each was read once before it was "
+            "written. Rows keep the order of the benchmark's table.",
+            f"\n## How to load it\n\n{HOW_TO_LOAD.format(split=sizes[0].name)}",
+        ]
+    )
+
+
+HOW_TO_LOAD = """\
+```python
+from datasets import Audio, load_dataset
+
+dataset = load_dataset("path/to/this/folder", split="{split}")
+dataset[0]["frames"][0]  # a PIL image
+dataset = dataset.cast_column("audio", Audio(decode=False))  # where torchcodec is not installed: the file's bytes
+```
+
+Aurora-RL trains and evaluates on it with `benchmark: hf_dataset`, `data_root` this folder and `media_cache` a folder to
+unpack the media into.
+"""
+
+
+def _metadata(sizes: Sequence[SplitSize], title: str, license: str | None) -> str:
+    card = DatasetCardData(license=license or "unknown", pretty_name=title, tags=["audio-visual segmentation"])
+    files = [{"split": size.name, "path": f"{TABLE_FOLDER}/{size.name}-*.parquet"} for size in sizes]
+    MetadataConfigs({"default": {"data_files": files}}).to_dataset_card_data(card)
+    splits = SplitDict({size.name: SplitInfo(size.name, size.num_bytes, size.rows) for size in sizes})
+    info = DatasetInfo(features=FEATURES, splits=splits, dataset_size=sum(size.num_bytes for size in sizes))
+    DatasetInfosDict({"default": info}).to_dataset_card_data(card)
+    return str(card)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the recipe and the command line; a fault of the data ends the program without a traceback."""
+    parser = TrlParser((DataArguments, ExportArguments))
+    data_args, args, _, unknown = parser.parse_args_and_config(
+        argv, return_remaining_strings=True, separate_remaining_strings=True
+    )
+    if unknown:  # a recipe's other keys are training's, but a word on the command line is meant for this program
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    setup_logging()
+    try:
+        export(data_args, args)
+    except (DatasetError, MediaError) as error:
+        raise SystemExit(f"to_hf_dataset: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
