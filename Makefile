@@ -79,7 +79,7 @@ bench: $(STAMP)  ## what a GRPO step costs against TRL's own trainer, one repeat
 docs: export HF_HUB_OFFLINE ?= 1
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(STAMP)  ## the documentation site, in site/index.html
-	$(PY) -m mkdocs build --strict --quiet
+	$(PY) -m mkdocs build --strict
 
 # One thread a worker: the tests' models are tiny, and workers that each take all cores wait for one another.
 test: export OMP_NUM_THREADS ?= 1

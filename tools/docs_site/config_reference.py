@@ -94,11 +94,10 @@ def _class_section(cls: type) -> str:
 
 
 def own_fields(cls: type) -> list[dataclasses.Field]:
-    """The fields that a class of this project declares, in order; of a subclass of TRL's, those that it adds or sets."""
-    declared = {
-        name for base in cls.__mro__ if _is_ours(base) for name in inspect.get_annotations(base) if name[0] != "_"
-    }
-    return [field for field in dataclasses.fields(cls) if field.name in declared and field.init]
+    """The fields that a class declares here, in order; of a subclass of TRL's, those that it adds or sets."""
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    declared = [name for base in reversed(cls.__mro__) if _is_ours(base) for name in inspect.get_annotations(base)]
+    return [fields[name] for name in dict.fromkeys(declared) if name in fields]
 
 
 def _is_ours(cls: type) -> bool:
@@ -155,7 +154,8 @@ COMMANDS = """\
 # Commands
 
 Options of the programs that read no YAML file, made from their parsers when this site is built. Those that do are in
-[Configuration](configuration.md); `aurora-rl evaluate` and `aurora-rl footprint` take such keys beside their own options.
+[Configuration](configuration.md); `aurora-rl evaluate` and `aurora-rl footprint` take such keys beside their own
+options.
 """
 
 
