@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from aurora_rl.cli.arguments import Commands, HelpFormatter
 from aurora_rl.cli.console import CLEAN, refuse
@@ -18,7 +19,7 @@ server mode, see docs/vllm.md. hf: the trained model with its mask decoder, proc
 for anyone to load; see docs/export.md. Exit code 0: written, 2: unusable arguments or model."""
 
 #: Options that --to vllm has no use for, with their defaults.
-HUB_OPTIONS = {
+HUB_OPTIONS: dict[str, Any] = {
     "merge": True,
     "base_model": None,
     "image_encoder": None,

@@ -63,10 +63,11 @@ def _page(module: str) -> str:
 
 
 def _navigation() -> list[dict[str, Any]]:
-    """`{"aurora_rl.data": [pages]}` for each package, in order of name; a package's own page opens its list."""
+    """`{"aurora_rl.data": [pages]}` for each package, in order of name; the package's own page comes first."""
     groups: dict[str, list[dict[str, str]]] = {}
     for module, _ in modules():
         is_package = (ROOT / module.replace(".", "/")).is_dir()
         package = module if is_package else module.rpartition(".")[0]
-        groups.setdefault(package, []).append({module: _page(module)})
+        title = "the package" if is_package else module.rpartition(".")[2]
+        groups.setdefault(package, []).append({title: _page(module)})
     return [{package: pages} for package, pages in sorted(groups.items())]

@@ -170,7 +170,7 @@ def commands_page() -> str:
 
 
 def _command_section(title: str, parser: argparse.ArgumentParser) -> str:
-    description = "\n".join(f"    {line}".rstrip() for line in (parser.description or "").strip().splitlines())
+    description = f"``` {{ .text .description }}\n{(parser.description or '').strip()}\n```"
     rows = (
         _row(_option_names(action), _option_value(action), _option_default(action), _escape(_option_help(action)))
         for action in parser._actions
@@ -188,9 +188,9 @@ def _option_value(action: argparse.Action) -> str:
         return ""
     if action.choices is not None:
         return " or ".join(map(str, action.choices))
-    metavar = action.metavar
-    text = " ".join(metavar) if isinstance(metavar, tuple) else metavar
-    return (text or getattr(action.type, "__name__", "str")) + (" ..." if action.nargs in ("+", "*") else "")
+    named = " ".join(action.metavar) if isinstance(action.metavar, tuple) else action.metavar
+    value = named or str(getattr(action.type, "__name__", "str")).strip("_")
+    return f"{value} ..." if action.nargs in ("+", "*") else value
 
 
 def _option_default(action: argparse.Action) -> str:
