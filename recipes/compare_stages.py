@@ -110,13 +110,16 @@ def is_taken_back(result: SampleResult) -> bool:
     return parse_completion(result.greedy.text).standing != result.greedy.text
 
 
-def gain(after: Runs, before: Runs, measure: str) -> Interval:
-    """What a stage adds, each seed's model compared with the one of the same seed, row by row, where both were run."""
+def gain(after: Runs, before: Runs, measure: str) -> Interval | None:
+    """What a stage adds, each seed's model compared with the one of the same seed, row by row, where both were run.
+
+    None where the measure applies to no row.
+    """
     differences = []
     for seed in sorted(after.keys() & before.keys()):
         later, earlier = values_of(after[seed], measure), values_of(before[seed], measure)
         differences.append({key: later[key] - earlier[key] for key in later})
-    return bootstrap_over_seeds(differences)
+    return bootstrap_over_seeds(differences) if all(differences) else None
 
 
 def markdown(table: dict[str, dict[str, Spread | None]], gains: list[dict[str, Any]]) -> str:
@@ -136,7 +139,9 @@ def _cell(value: Spread | None) -> str:
     return f"{value.mean:.3f}" if value.low == value.high else f"{value.mean:.3f} ({value.low:.3f}–{value.high:.3f})"
 
 
-def _gain_cell(value: Interval) -> str:
+def _gain_cell(value: Interval | None) -> str:
+    if value is None:
+        return "–"
     text = f"{value.mean:+.3f} [{value.low:+.3f}, {value.high:+.3f}]".replace("-", "−")
     return f"**{text}**" if value.low > 0 or value.high < 0 else text
 
