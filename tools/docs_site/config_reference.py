@@ -43,6 +43,8 @@ SCRIPTS = [
     "benchmarks/vllm_parity.py",
 ]
 COMMAND = "aurora_rl/cli/__main__.py"
+#: Words that a command begins with.
+PROGRAMS = ("accelerate ", "aurora-rl ", "python ", "vllm ")
 #: Where the keys are explained that a class inherits from a library.
 INHERITED = {
     "SFTConfig": "https://huggingface.co/docs/trl/sft_trainer#trl.SFTConfig",
@@ -170,13 +172,23 @@ def commands_page() -> str:
 
 
 def _command_section(title: str, parser: argparse.ArgumentParser) -> str:
-    description = f"``` {{ .text .description }}\n{(parser.description or '').strip()}\n```"
     rows = (
         _row(_option_names(action), _option_value(action), _option_default(action), _escape(_option_help(action)))
         for action in parser._actions
         if action.help != argparse.SUPPRESS and not isinstance(action, argparse._HelpAction)
     )
-    return f"\n## {title}\n\n{description}\n\n{_table('option', rows)}"
+    return f"\n## {title}\n\n{_description(parser.description or '')}\n\n{_table('option', rows)}"
+
+
+def _description(text: str) -> str:
+    """What a program says of itself: written for a terminal, its lines run on here, but for its commands."""
+    paragraphs = re.split(r"\n\s*\n", text.strip("\n"))
+    return "\n\n".join(
+        f"```bash\n{inspect.cleandoc(paragraph)}\n```"
+        if all(line.startswith(("  ", *PROGRAMS)) for line in paragraph.splitlines())
+        else _escape(" ".join(paragraph.split()))
+        for paragraph in paragraphs
+    )
 
 
 def _option_names(action: argparse.Action) -> str:
@@ -228,5 +240,5 @@ def _value(value: Any) -> str:
 def _escape(text: str) -> str:
     """Text in a cell of a table: what reads as HTML or Markdown, or ends the cell, is escaped outside code."""
     parts = text.split("`")
-    parts[::2] = [re.sub(r"([<\[*_|])", r"\\\1", part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"([\[*_|])", r"\\\1", part.replace("<", "&lt;")) for part in parts[::2]]
     return "`".join(parts)

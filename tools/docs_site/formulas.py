@@ -27,10 +27,12 @@ REPLACEMENTS = [
     (re.compile(r"\\operatorname\*"), r"\\operatorname"),
     (re.compile(r"\\[Bb]igg?([\[(])"), r"\\left\1"),
     (re.compile(r"\\[Bb]igg?([\])])"), r"\\right\1"),
+    (re.compile(r"\\sum(_\w|_\{[^}]*\})?"), r"\g<0>\\,"),  # it sets what follows a sum too close
     (re.compile(r"\s+"), " "),
 ]
 logging.getLogger("matplotlib.mathtext").setLevel(logging.ERROR)  # it tells of each letter from a second font
 EM = 100.0  # points an em, in which outlines are drawn
+SCALE = 1.12  # the formulas' letters are lower than the text's
 LETTERS = {Outline.MOVETO: "M", Outline.LINETO: "L", Outline.CURVE3: "Q", Outline.CURVE4: "C", Outline.CLOSEPOLY: "Z"}
 
 
@@ -40,7 +42,7 @@ def on_page_content(content: str, *, page: Page, config: MkDocsConfig, files: Fi
     def draw(formula: re.Match[str]) -> str:
         tex = html.unescape(formula["tex"]).strip()
         try:
-            drawing = draw_formula(tex)
+            drawing = draw_formula(tex, display=formula["tag"] == "div")
         except ValueError as error:
             raise PluginError(f"{page.file.src_uri}: matplotlib cannot set the formula {tex!r}: {error}") from error
         return f'<{formula["tag"]} class="formula">{drawing}</{formula["tag"]}>'
@@ -49,20 +51,25 @@ def on_page_content(content: str, *, page: Page, config: MkDocsConfig, files: Fi
 
 
 @functools.cache
-def draw_formula(tex: str) -> str:
+def draw_formula(tex: str, *, display: bool = False) -> str:
     """A formula as an SVG element in the colour of its text, as high as the letters beside it.
+
+    Args:
+        tex: without dollar signs.
+        display: whether it stands by itself, so that fractions are of full size.
 
     Raises:
         ValueError: if there is something in it that matplotlib does not know.
     """
-    known = tex
+    known = tex.replace(r"\frac", r"\dfrac") if display else tex
     for pattern, replacement in REPLACEMENTS:
         known = pattern.sub(replacement, known)
     font = FontProperties(size=EM, math_fontfamily="stix")
     parsed = MathTextParser("path").parse(f"${known}$", dpi=72, prop=font)
     outline = TextPath((0, 0), f"${known}$", prop=font)
     width, height, depth = parsed.width, parsed.height, parsed.depth  # the height above the baseline and below it
-    style = f"width:{width / EM:.3f}em;height:{height / EM:.3f}em;vertical-align:{-depth / EM:.3f}em"
+    em = EM / SCALE
+    style = f"width:{width / em:.3f}em;height:{height / em:.3f}em;vertical-align:{-depth / em:.3f}em"
     return (
         f'<svg role="img" aria-label="{html.escape(tex)}" style="{style}" fill="currentColor" '
         f'viewBox="0 {depth - height:.1f} {width:.1f} {height:.1f}">'
