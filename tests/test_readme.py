@@ -54,5 +54,6 @@ def test_every_make_target_in_a_command_exists() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_files_named_in_commands_exist(page: str) -> None:
-    named = re.findall(r"\b((?:recipes|accelerate_configs|data_prep|tools)/[\w/]+\.(?:py|yaml|txt))\b", read(page))
+    folders = "recipes|accelerate_configs|data_prep|tools"
+    named = re.findall(rf"(?<![\w/])((?:{folders})/[\w/]+\.(?:py|yaml|txt))\b", read(page))
     assert [name for name in named if not (ROOT / name).is_file()] == []

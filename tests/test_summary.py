@@ -113,6 +113,11 @@ def test_missing_prediction_counts_zero_in_the_pooled_curve_and_is_reported():
     assert summarise(rows[1:]).overall["F_pooled"] == 0.0
 
 
+def test_preset_without_curves_has_no_pooled_f():
+    rows = [result(0, f_curve=(), preset="davis"), result(1, f_curve=(), is_missing=True, preset="davis")]
+    assert summarise(rows).overall["F_pooled"] is None
+
+
 def test_tables_by_split_type_and_category():
     rows = [
         result(0, iou=0.2),

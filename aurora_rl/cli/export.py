@@ -4,35 +4,92 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from aurora_rl.cli.arguments import Commands, HelpFormatter
 from aurora_rl.cli.console import CLEAN, refuse
 
-DESCRIPTION = """Write a model as vLLM loads it: the full layout, LoRA merged, [SEG] in the tokenizer, no mask decoder.
+DESCRIPTION = """Write a model for another program, or for the hub.
 
-`vllm serve` starts from this folder for GRPO in server mode; see docs/vllm.md."""
+  aurora-rl export outputs/demo/grpo --to vllm -o outputs/engine
+  aurora-rl export outputs/demo/grpo --to hf -o outputs/model --scores outputs/demo/eval/grpo/scores.json
+
+vllm: the full layout, LoRA merged, [SEG] in the tokenizer, no mask decoder; `vllm serve` starts from it for GRPO in
+server mode, see docs/vllm.md. hf: the trained model with its mask decoder, processor and a model card, in safetensors,
+for anyone to load; see docs/export.md. Exit code 0: written, 2: unusable arguments or model."""
+
+#: Options that --to vllm has no use for, with their defaults.
+HUB_OPTIONS: dict[str, Any] = {
+    "merge": True,
+    "base_model": None,
+    "image_encoder": None,
+    "scores": None,
+    "license": None,
+    "datasets": [],
+    "push": None,
+    "private": False,
+}
 
 
 def register(commands: Commands) -> None:
     """Add the sub-command."""
     parser = commands.add_parser(
-        "export", help="write a model for vLLM", description=DESCRIPTION, formatter_class=HelpFormatter
+        "export", help="write a model for vLLM or the hub", description=DESCRIPTION, formatter_class=HelpFormatter
     )
-    parser.add_argument("model", help="hub name or folder: a plain MLLM, a trained model or a LoRA adapter")
+    parser.add_argument("model", help="hub name or folder: a trained model or a LoRA adapter, for vLLM any MLLM")
     parser.add_argument("--output_dir", "-o", type=Path, required=True, help="folder that is written")
-    parser.add_argument("--to", choices=("vllm",), default="vllm", help="who reads it")
+    parser.add_argument("--to", choices=("vllm", "hf"), default="vllm", help="who reads it")
     parser.add_argument("--dtype", default="auto", help="of the weights, such as bfloat16")
-    parser.set_defaults(run=run)
+    hub = parser.add_argument_group("with --to hf")
+    hub.add_argument("--merge", action=argparse.BooleanOptionalAction, help="merge LoRA, or keep it as an adapter")
+    hub.add_argument("--base_model", metavar="NAME", help="hub name of what it was trained from (the adapter's own)")
+    hub.add_argument("--image_encoder", metavar="NAME", help="hub name of the mask decoder's SAM (the model's own)")
+    hub.add_argument("--scores", type=Path, metavar="FILE", help="for the card: out.json of evaluate, or summary.json")
+    hub.add_argument("--license", help="for the card: of the weights, such as apache-2.0")
+    hub.add_argument("--datasets", nargs="+", metavar="NAME", help="for the card: what it was trained on")
+    hub.add_argument("--push", metavar="NAME", help="also upload to this repository, with the token in HF_TOKEN")
+    hub.add_argument("--private", action="store_true", help="make the repository private where it is new")
+    parser.set_defaults(run=run, **HUB_OPTIONS)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the directory that vLLM loads and return the exit code."""
+    """Write the folder, push it where that is asked for, and return the exit code."""
+    try:
+        if args.to == "vllm":
+            print(_export_for_vllm(args))
+        else:
+            print(_export_for_hub(args))
+    except (OSError, ValueError) as error:
+        return refuse("export", error)
+    return CLEAN
+
+
+def _export_for_vllm(args: argparse.Namespace) -> Path:
     # Here, because it imports torch and transformers, which take seconds.
     from aurora_rl.rollout.export import export_checkpoint
 
-    try:
-        folder = export_checkpoint(args.model, args.output_dir, dtype=args.dtype)
-    except (OSError, ValueError) as error:
-        return refuse("export", error)
-    print(folder)
-    return CLEAN
+    if unused := [name for name, default in HUB_OPTIONS.items() if getattr(args, name) != default]:
+        raise ValueError(f"--{unused[0]} is an option of --to hf: leave it out, or export to hf")
+    return export_checkpoint(args.model, args.output_dir, dtype=args.dtype)
+
+
+def _export_for_hub(args: argparse.Namespace) -> Path | str:
+    # Here, because these import torch and transformers, which take seconds.
+    from aurora_rl.models.hub_export import HubExport, check_token, export_for_hub, push_folder
+    from aurora_rl.models.model_card import CardDetails, score_table
+
+    if args.private and args.push is None:
+        raise ValueError("--private says how to push: give --push NAME, too")
+    if args.push is not None:
+        check_token()
+    details = CardDetails(
+        name=args.push or args.output_dir.resolve().name,
+        license=args.license,
+        datasets=tuple(args.datasets),
+        scores=None if args.scores is None else score_table(args.scores),
+    )
+    options = HubExport(
+        merge=args.merge, base_model=args.base_model, image_encoder=args.image_encoder, dtype=args.dtype
+    )
+    folder = export_for_hub(args.model, args.output_dir, options, details)
+    return folder if args.push is None else push_folder(folder, args.push, private=args.private)

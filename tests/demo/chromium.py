@@ -95,6 +95,7 @@ def open_chromium(program: str, profile: Path) -> Iterator[Tab]:
     """A browser with one empty tab; `profile` is a folder that it may fill."""
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
     options += ["--remote-debugging-port=0", f"--user-data-dir={profile}", "--autoplay-policy=no-user-gesture-required"]
+    options += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # a camera with a picture
     options += ["--disable-background-networking", "--mute-audio", "--window-size=1280,1000"]
     process = subprocess.Popen(
         [program, *options, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True

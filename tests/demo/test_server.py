@@ -370,6 +370,23 @@ def test_a_file_that_is_too_large_is_told_before_it_is_sent(page, server, tmp_pa
 
 
 @needs_chromium
+def test_a_recording_is_answered_with_its_sound(page):
+    button = "[...document.querySelectorAll('#clip button')].find((each) => each.innerText.trim() === '{}')"
+    page.click("#clip [aria-label='Capture from camera']")
+    for label in ("Click to Access Webcam", "Record"):
+        page.wait_for(button.format(label), seconds=WAIT)
+        page.evaluate(f"{button.format(label)}.click()")
+    page.wait_for(button.format("Stop"), seconds=WAIT)
+    time.sleep(1.5)  # of recording
+    page.evaluate(f"{button.format('Stop')}.click()")
+    page.wait_for("document.querySelector('#clip video')?.currentSrc.includes('/file=')", seconds=WAIT)
+    page.type_into("#references textarea", "The wheel.")
+    page.click("#start")
+    page.wait_for(ANSWERED, seconds=WAIT)
+    assert page.evaluate("document.querySelector('#waveform path').getBBox().height") > 1  # silence is a line
+
+
+@needs_chromium
 def test_an_example_is_loaded_and_answered(page, server):
     page.click("#example")
     page.wait_for("document.querySelector('#clip video')?.readyState >= 2", seconds=WAIT)

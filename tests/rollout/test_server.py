@@ -98,7 +98,7 @@ class Server:
 def documented_command(folder: Path, port: int) -> tuple[dict[str, str], list[str]]:
     """Environment and command of docs/vllm.md for a CPU, with this directory, port and interpreter."""
     text = (ROOT / "docs/vllm.md").read_text()
-    block = re.search(r"<!-- cpu-server -->\n```bash\n(.*?)```\n<!-- cpu-server -->", text, re.DOTALL)
+    block = re.search(r"<!-- run by: tests/rollout/test_server.py -->\n```bash\n(.*?)```", text, re.DOTALL)
     assert block is not None
     words = shlex.split(block[1].replace("\\\n", " "))
     start = words.index("vllm")

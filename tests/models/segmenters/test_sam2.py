@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Sam2ImageProcessor, Sam2Model
 
+from aurora_rl.data.media import load_clip
 from aurora_rl.models.embedding_cache import EmbeddingCache
 from aurora_rl.models.loading import load_model
 from aurora_rl.models.segmentation import SegmentationHead
@@ -153,9 +154,9 @@ def test_gradient_reaches_the_prompt_and_every_parameter(segmenter):
 def test_rows_on_one_clip_are_decoded_as_rows_on_copies_of_it(segmenter):
     head = SegmentationHead(16, segmenter.config)
     states, clips = torch.randn(3, 16), torch.randn(5, 4 * WIDTH, GRID, GRID)  # of 2 and 3 frames
-    shared = head(states, clips, torch.tensor([2, 3]), torch.tensor([0, 1, 0]))
+    _, shared = head(states, clips, torch.tensor([2, 3]), torch.tensor([0, 1, 0]))
     copies = torch.cat([clips[:2], clips[2:], clips[:2]])
-    alone = head(states, copies, torch.tensor([2, 3, 2]), torch.tensor([0, 1, 2]))
+    _, alone = head(states, copies, torch.tensor([2, 3, 2]), torch.tensor([0, 1, 2]))
     assert shared.shape == (7, 4 * GRID, 4 * GRID)
     torch.testing.assert_close(shared, alone)
 
@@ -213,13 +214,12 @@ def test_encoder_is_frozen_and_outside_the_segmenter(segmenter):
     assert all(p.grad is None for p in encoder.vision_encoder.parameters())
 
 
-def test_frame_inputs_go_through_the_embedding_cache(segmenter, tmp_path):
+def test_frame_inputs_go_through_the_embedding_cache(segmenter, train_samples, tmp_path):
     encoder = build_frame_encoder(segmenter.config)
-    frames = make_frames()
-    cache = EmbeddingCache(tmp_path, encoder, dtype="float32")
-    cache.get("clip", lambda: frames)
-    again = cache.get("clip", lambda: pytest.fail("encoded twice"))
-    assert torch.equal(again, encoder.encode(frames))
+    frames = load_clip(train_samples[0]).frames
+    EmbeddingCache(tmp_path, encoder, dtype="float32").ensure(train_samples[:1], lambda _: frames)
+    cached = EmbeddingCache(tmp_path, encoder, dtype="float32").get(train_samples[0].media_id)
+    assert torch.equal(cached, encoder.encode(frames))
 
 
 def test_fingerprint_tells_size_and_weights_apart_and_a_kind_from_another(segmenter):

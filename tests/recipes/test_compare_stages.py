@@ -1,0 +1,87 @@
+"""Numbers of the stages' table, worked out by hand."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from aurora_rl.bootstrap import Interval, bootstrap_over_seeds
+from aurora_rl.predictions import ClipScore, CompletionScore, SampleResult, write_results
+from recipes.compare_stages import gain, main, markdown, read_runs, scores
+
+CLIP = ClipScore(J=0.0, F=0.0, f_curve=(), S=0.0, S_frames=0.0, iou=0.0, is_missing=False)
+RIGHT = "Look: a.\nListen: b.\nRead: c.\nAnswer: the target is the dog. It is [SEG]."
+TAKEN_BACK = f"Look: x.\nAnswer: the target is the cat.\nWait, let me reconsider.\n{RIGHT}"
+
+
+def result(row: int, iou: float, text: str = RIGHT) -> SampleResult:
+    greedy = CompletionScore(
+        text=text,
+        category="dog",
+        format=1.0,
+        category_correct=1.0,
+        see=None,
+        hear=None,
+        clip=dataclasses.replace(CLIP, iou=iou),
+        pred_masks=(),
+        preset_masks=(),
+    )
+    return SampleResult(f"u{row}", row, "test_s", f"m{row}", "dog", "the dog", None, "refavs", greedy)
+
+
+def test_a_stage_is_the_mean_of_its_seeds_with_the_lowest_and_the_highest() -> None:
+    runs = {0: [result(0, 0.2), result(1, 0.4)], 1: [result(0, 0.6), result(1, 0.8, TAKEN_BACK)]}
+    row = scores(runs)
+    assert dataclasses.astuple(row["greedy_iou"]) == pytest.approx((0.5, 0.3, 0.7))
+    assert dataclasses.astuple(row["taken_back"]) == pytest.approx((0.25, 0.0, 0.5))
+    assert row["chain_see"] is None  # not known in any row
+
+
+def test_a_gain_pairs_the_rows_of_the_same_seed() -> None:
+    before = {0: [result(0, 0.1), result(1, 0.2)], 1: [result(0, 0.5), result(1, 0.5)]}
+    after = {1: [result(1, 0.7), result(0, 0.6)], 0: [result(0, 0.3), result(1, 0.4)], 2: [result(0, 0.0)]}
+    assert gain(after, before, "greedy_iou").mean == pytest.approx((0.2 + 0.2 + 0.1 + 0.2) / 4)
+
+
+def test_the_interval_knows_of_both_seeds_and_rows() -> None:
+    """Seeds that disagree widen it, and so do rows; equal differences leave it a point."""
+    same = {f"r{i}": 0.1 for i in range(50)}
+    assert bootstrap_over_seeds([same, same]) == Interval(pytest.approx(0.1), pytest.approx(0.1), pytest.approx(0.1))
+    seeds = bootstrap_over_seeds([{key: 0.0 for key in same}, {key: 0.2 for key in same}])
+    assert (seeds.mean, seeds.low, seeds.high) == pytest.approx((0.1, 0.0, 0.2))
+    rows = bootstrap_over_seeds([{key: float(i % 2) for i, key in enumerate(same)}] * 2)
+    assert rows.mean == pytest.approx(0.5)
+    assert 0.3 < rows.low < 0.45 < 0.55 < rows.high < 0.7
+
+
+@pytest.mark.parametrize("differences", [[], [{}], [{"a": 1.0}, {"b": 1.0}]])
+def test_seeds_without_the_same_rows_are_refused(differences: list) -> None:
+    with pytest.raises(ValueError, match="give all the same rows"):
+        bootstrap_over_seeds(differences)
+
+
+def test_runs_are_read_by_stage_and_seed(tmp_path: Path) -> None:
+    for folder in ("evaluate_teacher", "evaluate_sft-0", "evaluate_sft-1", "evaluate_unknown-0"):
+        write_results(tmp_path / folder / "results.jsonl", [result(0, 0.5)])
+    runs = read_runs(tmp_path)
+    assert {stage: sorted(seeds) for stage, seeds in runs.items()} == {"teacher": [0], "sft": [0, 1]}
+
+
+def test_a_folder_without_evaluations_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="run the pipeline first"):
+        read_runs(tmp_path)
+
+
+def test_the_table_marks_what_is_beyond_chance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1):
+        write_results(tmp_path / f"evaluate_sft_plain-{seed}/results.jsonl", [result(i, 0.2) for i in range(20)])
+        write_results(tmp_path / f"evaluate_sft-{seed}/results.jsonl", [result(i, 0.5) for i in range(20)])
+    main(["--pipeline", str(tmp_path), "--output_dir", str(tmp_path / "table")])
+    text = (tmp_path / "table" / "table.md").read_text()
+    assert "| distillation | **+0.300 [+0.300, +0.300]** | +0.000 [+0.000, +0.000] | – |" in text
+    assert text.strip() == capsys.readouterr().out.strip()
+
+
+def test_a_measure_that_no_row_has_is_a_dash() -> None:
+    table = {"sft": scores({0: [result(0, 0.5)]})}
+    assert "| SFT with distillation | 0.500 | 0.500 | 1.000 | 1.000 | – |" in markdown(table, [])

@@ -1,0 +1,244 @@
+"""MkDocs hook: every key of every recipe and tool, and every option of the commands, from the parsers themselves."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:  # a hook is run from its own folder
+    sys.path.append(str(ROOT))
+
+from tools.script_parser import script_parser  # noqa: E402
+
+SCRIPTS = [
+    "recipes/sft.py",
+    "recipes/grpo.py",
+    "recipes/evaluate.py",
+    "recipes/init_tiny.py",
+    "recipes/demo.py",
+    "recipes/pipeline.py",
+    "recipes/compare_stages.py",
+    "data_prep/make_synthetic.py",
+    "data_prep/generate_cot.py",
+    "data_prep/verify_cot.py",
+    "data_prep/correct_cot.py",
+    "data_prep/collect_mistakes.py",
+    "data_prep/teacher_features.py",
+    "data_prep/cache_features.py",
+    "data_prep/to_hf_dataset.py",
+    "benchmarks/step_cost.py",
+    "benchmarks/gpu_step.py",
+    "benchmarks/metrics.py",
+    "benchmarks/vllm_parity.py",
+]
+COMMAND = "aurora_rl/cli/__main__.py"
+#: Words that a command begins with.
+PROGRAMS = ("accelerate ", "aurora-rl ", "python ", "vllm ")
+#: Where the keys are explained that a class inherits from a library.
+INHERITED = {
+    "SFTConfig": "https://huggingface.co/docs/trl/sft_trainer#trl.SFTConfig",
+    "GRPOConfig": "https://huggingface.co/docs/trl/grpo_trainer#trl.GRPOConfig",
+}
+
+
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """Add the two pages."""
+    files.append(File.generated(config, "configuration.md", content=configuration_page()))
+    files.append(File.generated(config, "commands.md", content=commands_page()))
+    return files
+
+
+# ------------------------------------------------------------------------------------- keys of YAML files
+
+CONFIGURATION = """\
+# Configuration
+
+Every key of a recipe's YAML file is also an option of its command line, which wins: `--learning_rate 1e-5`. A key that
+no class below knows is an error. Keys without a default must be given. Made from the dataclasses when this site is
+built.
+
+| script | reads |
+|---|---|
+"""
+
+
+def configuration_page() -> str:
+    """Which classes each script reads, then each class with its keys."""
+    read = {script: getattr(script_parser(script), "dataclass_types", []) for script in SCRIPTS}
+    classes = list(dict.fromkeys(cls for kinds in read.values() for cls in kinds))
+    lines = [
+        f"| `{script}` | {', '.join(f'[{cls.__name__}](#{cls.__name__.lower()})' for cls in kinds)} |\n"
+        for script, kinds in read.items()
+        if kinds
+    ]
+    return CONFIGURATION + "".join(lines) + "".join(_class_section(cls) for cls in classes)
+
+
+def _class_section(cls: type) -> str:
+    own = own_fields(cls)
+    documented = attribute_texts(cls)
+    types = typing.get_type_hints(cls)
+    rows = (
+        _row(field.name, _type_name(types[field.name]), _default(field), _meaning(field, documented)) for field in own
+    )
+    return f"\n## {cls.__name__}\n\n{_summary(cls)}\n\n{_table('key', rows)}{_inherited(cls, own)}"
+
+
+def own_fields(cls: type) -> list[dataclasses.Field]:
+    """The fields that a class declares here, in order; of a subclass of TRL's, those that it adds or sets."""
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    declared = [name for base in reversed(cls.__mro__) if _is_ours(base) for name in inspect.get_annotations(base)]
+    return [fields[name] for name in dict.fromkeys(declared) if name in fields]
+
+
+def _is_ours(cls: type) -> bool:
+    return not cls.__module__.startswith(("trl.", "transformers.", "builtins"))
+
+
+def attribute_texts(cls: type) -> dict[str, str]:
+    """What the section `Attributes:` of a class's docstring says of each."""
+    _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
+    texts: dict[str, str] = {}
+    name = ""
+    for line in section.split("\n\n")[0].splitlines():
+        if entry := re.fullmatch(r" {4}(\w+): (.*)", line):
+            name = entry[1]
+            texts[name] = entry[2]
+        elif name:
+            texts[name] += f" {line.strip()}"
+    return texts
+
+
+def _summary(cls: type) -> str:
+    return " ".join(inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].split())
+
+
+def _inherited(cls: type, own: list[dataclasses.Field]) -> str:
+    base = next((base.__name__ for base in cls.__mro__ if base.__name__ in INHERITED), None)
+    if base is None:
+        return ""
+    names = {field.name for field in own}
+    others = sorted(field.name for field in dataclasses.fields(cls) if field.name not in names and field.init)
+    listed = ", ".join(f"`{name}`" for name in others)
+    return f'\n??? note "{len(others)} more keys, of TRL\'s {base}"\n    See [{base}]({INHERITED[base]}): {listed}\n'
+
+
+def _type_name(annotation: Any) -> str:
+    name = annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
+    return re.sub(r"\b(typing|pathlib|builtins)\.", "", name)
+
+
+def _default(field: dataclasses.Field) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return _value(field.default_factory())
+    return "" if field.default is dataclasses.MISSING else _value(field.default)
+
+
+def _meaning(field: dataclasses.Field, documented: dict[str, str]) -> str:
+    help_text, text = field.metadata.get("help", ""), documented.get(field.name, "")
+    return _escape(help_text) + (f"<br><small>{_escape(text[:1].upper() + text[1:])}</small>" if text else "")
+
+
+# ------------------------------------------------------------------------------------- options of commands
+
+COMMANDS = """\
+# Commands
+
+Options of the programs that read no YAML file, made from their parsers when this site is built. Those that do are in
+[Configuration](configuration.md); `aurora-rl evaluate` and `aurora-rl footprint` take such keys beside their own
+options.
+"""
+
+
+def commands_page() -> str:
+    """Each sub-command of `aurora-rl`, then each script."""
+    parser = script_parser(COMMAND)
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    sections = [_command_section(f"aurora-rl {name}", sub) for name, sub in commands.choices.items()]
+    scripts = [(script, script_parser(script)) for script in SCRIPTS]
+    sections += [_command_section(script, p) for script, p in scripts if not getattr(p, "dataclass_types", [])]
+    return COMMANDS + "".join(sections)
+
+
+def _command_section(title: str, parser: argparse.ArgumentParser) -> str:
+    rows = (
+        _row(_option_names(action), _option_value(action), _option_default(action), _escape(_option_help(action)))
+        for action in parser._actions
+        if action.help != argparse.SUPPRESS and not isinstance(action, argparse._HelpAction)
+    )
+    return f"\n## {title}\n\n{_description(parser.description or '')}\n\n{_table('option', rows)}"
+
+
+def _description(text: str) -> str:
+    """What a program says of itself: written for a terminal, its lines run on here, but for its commands."""
+    paragraphs = re.split(r"\n\s*\n", text.strip("\n"))
+    return "\n\n".join(
+        f"```bash\n{inspect.cleandoc(paragraph)}\n```"
+        if all(line.startswith(("  ", *PROGRAMS)) for line in paragraph.splitlines())
+        else _escape(" ".join(paragraph.split()))
+        for paragraph in paragraphs
+    )
+
+
+def _option_names(action: argparse.Action) -> str:
+    return ", ".join(action.option_strings) or str(action.metavar or action.dest)
+
+
+def _option_value(action: argparse.Action) -> str:
+    if action.nargs == 0:
+        return ""
+    if action.choices is not None:
+        return " or ".join(map(str, action.choices))
+    named = " ".join(action.metavar) if isinstance(action.metavar, tuple) else action.metavar
+    value = named or str(getattr(action.type, "__name__", "str")).strip("_")
+    return f"{value} ..." if action.nargs in ("+", "*") else value
+
+
+def _option_default(action: argparse.Action) -> str:
+    if action.required:
+        return ""
+    return "" if action.default in (None, argparse.SUPPRESS) else _value(action.default)
+
+
+def _option_help(action: argparse.Action) -> str:
+    return (action.help or "").replace("%%", "%").replace("(default: %(default)s)", "").strip()
+
+
+# ------------------------------------------------------------------------------------- tables
+
+
+def _table(first: str, rows: Iterable[str]) -> str:
+    return f"| {first} | type | default | |\n|---|---|---|---|\n{''.join(rows)}"
+
+
+def _row(name: str, kind: str, default: str, meaning: str) -> str:
+    cells = [f"`{text}`" if text else "" for text in (name, kind, default)]
+    return f"| {' | '.join([*cells, meaning])} |\n"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str):
+        return value.replace("\n", "\\n") or '""'
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Path):
+        return str(value.relative_to(ROOT)) if value.is_relative_to(ROOT) else str(value)
+    return str(list(value) if isinstance(value, tuple) else value)
+
+
+def _escape(text: str) -> str:
+    """Text in a cell of a table: what reads as HTML or Markdown, or ends the cell, is escaped outside code."""
+    parts = text.split("`")
+    parts[::2] = [re.sub(r"([\[*_|])", r"\\\1", part.replace("<", "&lt;")) for part in parts[::2]]
+    return "`".join(parts)
