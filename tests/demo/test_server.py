@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import httpx
 import numpy as np
 import pytest
@@ -369,21 +370,36 @@ def test_a_file_that_is_too_large_is_told_before_it_is_sent(page, server, tmp_pa
     assert len(server.files()) == before
 
 
-@needs_chromium
-def test_a_recording_is_answered_with_its_sound(page):
+def record(page: Tab) -> None:
+    """Press the buttons that record what the camera sees."""
     button = "[...document.querySelectorAll('#clip button')].find((each) => each.innerText.trim() === '{}')"
+    page.wait_for("document.querySelector('#clip [aria-label=\"Capture from camera\"]')", seconds=WAIT)
     page.click("#clip [aria-label='Capture from camera']")
-    for label in ("Click to Access Webcam", "Record"):
-        page.wait_for(button.format(label), seconds=WAIT)
-        page.evaluate(f"{button.format(label)}.click()")
+    page.wait_for(button.format("Click to Access Webcam"), seconds=WAIT)
+    page.evaluate(f"{button.format('Click to Access Webcam')}.click()")
+    page.wait_for(button.format("Record"), seconds=WAIT)
+    page.wait_for("document.querySelector('#clip video')?.currentTime > 0.5", seconds=WAIT)  # the camera runs
+    page.evaluate(f"{button.format('Record')}.click()")
     page.wait_for(button.format("Stop"), seconds=WAIT)
-    time.sleep(1.5)  # of recording
+    time.sleep(3)  # of recording, of which a busy machine may catch a part
     page.evaluate(f"{button.format('Stop')}.click()")
     page.wait_for("document.querySelector('#clip video')?.currentSrc.includes('/file=')", seconds=WAIT)
-    page.type_into("#references textarea", "The wheel.")
-    page.click("#start")
-    page.wait_for(ANSWERED, seconds=WAIT)
-    assert page.evaluate("document.querySelector('#waveform path').getBBox().height") > 1  # silence is a line
+
+
+@needs_chromium
+def test_a_recording_is_answered_and_has_its_sound(page, server):
+    for _attempt in range(4):  # where the machine is too busy, the browser's recorder may leave a broken file
+        record(page)
+        page.type_into("#references textarea", "The wheel.")
+        page.click("#start")
+        outcome = f"(({ANSWERED}) ? 'answered' : document.querySelector('.aurora-error') && 'told')"
+        if page.wait_for(outcome, seconds=WAIT) == "answered":
+            break
+        page.open(server.address)
+    assert page.evaluate("document.querySelector('#chains h3').textContent") == "The wheel."
+    recording = max(server.folder.rglob("sample.webm"), key=lambda path: path.stat().st_mtime)
+    with av.open(str(recording)) as container:
+        assert container.streams.video and container.streams.audio
 
 
 @needs_chromium
