@@ -68,8 +68,9 @@ def reflection(sample: AVSample, *, learn_wrong: bool = False) -> Target:
     chain = gold_chain(sample).learned
     if sample.wrong is None:
         return Target(chain)
-    wrong, correction = f"{sample.wrong}\n", f"{REFLECTION_TRIGGER}\n{chain}"
-    return Target(wrong + correction) if learn_wrong else Target(correction, given=wrong)
+    # The line break is learned: after a wrong answer it is what tells "Wait" from "It is [SEG]."
+    correction = f"\n{REFLECTION_TRIGGER}\n{chain}"
+    return Target(sample.wrong + correction) if learn_wrong else Target(correction, given=sample.wrong)
 
 
 #: By the name that a YAML file gives as `target`.

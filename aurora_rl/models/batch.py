@@ -170,11 +170,11 @@ class SFTCollator:
         """Token ids of a completion with its end of turn, and how many of them are given.
 
         Both parts are tokenized as one text, as the model would write it; a token that reaches from what is given into
-        what is learned counts as given.
+        what is learned is learned (a full stop with the line break after it is one token of Qwen's).
         """
         tokenizer = self.encode.tokenizer
         tokens = tokenizer(target.given + target.learned, add_special_tokens=False, return_offsets_mapping=True)
-        num_given = sum(start < len(target.given) for start, _ in tokens.offset_mapping)
+        num_given = sum(end <= len(target.given) for _, end in tokens.offset_mapping)
         return [*tokens.input_ids, tokenizer.eos_token_id], num_given
 
 

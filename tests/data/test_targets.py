@@ -37,8 +37,8 @@ def test_the_teacher_answers_without_reasoning():
 
 def test_a_mistake_is_given_and_its_correction_learned():
     target = reflection(SAMPLE)
-    assert target.given == "Look: wrong.\nAnswer: the target is the dog.\n"
-    assert target.learned == ("Wait, let me reconsider.\nLook: right.\nAnswer: the target is the drum. It is [SEG].")
+    assert target.given == "Look: wrong.\nAnswer: the target is the dog."
+    assert target.learned == ("\nWait, let me reconsider.\nLook: right.\nAnswer: the target is the drum. It is [SEG].")
 
 
 def test_the_mistake_is_learned_too_where_that_is_asked_for():

@@ -5,7 +5,7 @@ import torch
 
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.sample import AVSample
-from aurora_rl.data.targets import Target
+from aurora_rl.data.targets import Target, reflection
 from aurora_rl.models.batch import PromptOptions, SampleEncoder, SFTCollator, collate_frames, distinct_media, right_pad
 
 PAD = 0
@@ -182,14 +182,23 @@ def test_what_is_given_carries_no_labels(encode, loaded, train_samples):
 
 
 def test_both_parts_are_tokenized_as_one_text(encode, loaded, train_samples):
-    """As the model would write them: a token across the border is given, for its first letter is."""
+    """As the model would write them: a token across the border is learned, for it is where the two ways part."""
     whole = encode.tokenizer("I see a drum", add_special_tokens=False).input_ids
     collate = SFTCollator(encode, loaded.seg_token_id, lambda sample: Target(given="I see a dr", learned="um"))
     batch = collate([train_samples[0].to_row()])
     num_prompt = len(encode(train_samples[0]).prompt.prompt_ids)
     assert batch["input_ids"][0, num_prompt:-1].tolist() == whole
     assert encode.tokenizer.decode(whole[-1]) == " drum"  # the last token begins in what is given
-    assert (batch["labels"][0] != -100).sum() == 1  # the end of the turn alone
+    learned = batch["labels"][0][batch["labels"][0] != -100].tolist()
+    assert learned == [whole[-1], encode.tokenizer.eos_token_id]
+
+
+def test_the_token_that_takes_a_chain_back_is_learned(encode, loaded, train_samples):
+    """After "the target is the dog." a model may write " It is [SEG]." or a line break and "Wait": that is the choice."""
+    sample = dataclasses.replace(train_samples[0], wrong="Answer: the target is the dog.")
+    batch = SFTCollator(encode, loaded.seg_token_id, reflection)([sample.to_row()])
+    learned = encode.tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100])
+    assert learned.lstrip(".").startswith("\nWait, let me reconsider.")
 
 
 def test_a_seg_in_what_is_given_is_no_answer(encode, loaded, train_samples):
