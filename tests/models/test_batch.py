@@ -194,7 +194,7 @@ def test_both_parts_are_tokenized_as_one_text(encode, loaded, train_samples):
 
 
 def test_the_token_that_takes_a_chain_back_is_learned(encode, loaded, train_samples):
-    """After "the target is the dog." a model may write " It is [SEG]." or a line break and "Wait": that is the choice."""
+    """After "the target is the dog." a model writes either " It is [SEG]." or a line break and "Wait"."""
     sample = dataclasses.replace(train_samples[0], wrong="Answer: the target is the dog.")
     batch = SFTCollator(encode, loaded.seg_token_id, reflection)([sample.to_row()])
     learned = encode.tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100])
