@@ -277,9 +277,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(runner: Runner) -> int:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, _frame: runner.stop(received))
-    runner.run()
+    previous = {
+        number: signal.signal(number, lambda received, _frame: runner.stop(received))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        runner.run()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     return 0 if runner.stopped_by is None else 128 + runner.stopped_by
 
 

@@ -110,6 +110,12 @@ def test_stages_run_after_those_they_refer_to(chain, out):
     assert (out / "c" / "output.txt").read_text() == "abc"
 
 
+def test_a_run_leaves_the_callers_signal_handlers_as_they_were(chain):
+    before = signal.getsignal(signal.SIGTERM)
+    main(["--config", chain])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_what_is_complete_is_not_run_again(chain, out):
     main(["--config", chain])
     assert main(["--config", chain]) == 0
