@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aurora_rl.bootstrap import Interval, bootstrap_over_seeds
-from aurora_rl.completions import parse_completion
+from aurora_rl.completions import normalise_category, parse_completion
 from aurora_rl.predictions import SampleResult, read_results
 from aurora_rl.summary import MEASURES
 
@@ -102,12 +102,24 @@ def scores(runs: Runs) -> dict[str, Spread | None]:
         seeds = [list(values_of(results, measure).values()) for results in runs.values()]
         row[measure] = spread([sum(values) / len(values) for values in seeds]) if all(seeds) else None
     row["taken_back"] = spread([sum(map(is_taken_back, results)) / len(results) for results in runs.values()])
+    row["right_at_first"], row["right_at_last"] = right_of_taken_back(runs, 0), right_of_taken_back(runs, -1)
     return row
 
 
 def is_taken_back(result: SampleResult) -> bool:
     """Whether the greedy answer reconsiders what it first said."""
     return parse_completion(result.greedy.text).standing != result.greedy.text
+
+
+def right_of_taken_back(runs: Runs, claim: int) -> Spread | None:
+    """Of the answers taken back, the share whose first (0) or last (-1) claim is true; None without any such answer."""
+    shares = []
+    for results in runs.values():
+        answers = [result for result in results if is_taken_back(result)]
+        claims = [parse_completion(result.greedy.text).targets or (None,) for result in answers]
+        right = [named[claim] == normalise_category(r.category) for named, r in zip(claims, answers, strict=True)]
+        shares += [sum(right) / len(right)] if right else []
+    return spread(shares) if shares else None
 
 
 def gain(after: Runs, before: Runs, measure: str) -> Interval | None:
@@ -124,7 +136,7 @@ def gain(after: Runs, before: Runs, measure: str) -> Interval | None:
 
 def markdown(table: dict[str, dict[str, Spread | None]], gains: list[dict[str, Any]]) -> str:
     """Both tables as text."""
-    header = ["stage", *COLUMNS.values(), "taken back"]
+    header = ["stage", *COLUMNS.values(), "taken back", "of these right at first", "right at last"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join([TITLES[stage], *map(_cell, row.values())]) + " |" for stage, row in table.items()]
     header = ["what is added", *(COLUMNS[measure] for measure in COMPARED)]

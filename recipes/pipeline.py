@@ -90,6 +90,10 @@ class Records:
         """The stage has to be run anew."""
         (self.folder / f"{name}.json").unlink(missing_ok=True)
 
+    def cpu_seconds(self, name: str) -> float:
+        """Processor time of a complete stage; 0 of another."""
+        return float((self._read(name) or {}).get("cpu_seconds", 0.0))
+
     def _read(self, name: str) -> dict[str, Any] | None:
         path = self.folder / f"{name}.json"
         return json.loads(path.read_text()) if path.is_file() else None
@@ -157,6 +161,10 @@ class Runner:
     @property
     def _goes_on(self) -> bool:
         return self._failure is None and self.stopped_by is None
+
+    def cpu_minutes(self) -> float:
+        """Processor time that the plan's complete stages took when they were run."""
+        return sum(self.records.cpu_seconds(name) for name in self.plan.stages) / 60
 
     def stop(self, signal_number: int) -> None:
         """Ask the running stages to write a checkpoint and end; no other is started."""
@@ -286,6 +294,7 @@ def _run(runner: Runner) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    say(f"the complete stages took {runner.cpu_minutes():.0f} minutes of processor time")
     return 0 if runner.stopped_by is None else 128 + runner.stopped_by
 
 

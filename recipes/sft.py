@@ -24,7 +24,7 @@ from aurora_rl.assemble import (
 from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.sample import AVSample
-from aurora_rl.data.targets import mistakes_and_replay
+from aurora_rl.data.targets import REFLECTION_TARGETS, mistakes_and_replay
 from aurora_rl.footprint import check_footprint
 from aurora_rl.logs import log_launch, setup_logging
 from aurora_rl.models.batch import SFTCollator
@@ -64,9 +64,11 @@ def main(
     setup_logging(is_main_process=training_args.process_index == 0)
     target = assemble_target(target_args)
     train_samples, eval_samples = load_training_splits(data_args)
-    if data_args.reflections is not None:
+    if target_args.target in REFLECTION_TARGETS:
         replay_share, seed = target_args.replay_share, training_args.seed
         train_samples = mistakes_and_replay(train_samples, replay_share=replay_share, seed=seed)
+    elif data_args.reflections is not None:
+        raise ValueError(f"target {target_args.target!r} would leave `reflections` unread: set `target: reflection`")
     samples = [*train_samples, *eval_samples]
     check_footprint(model_args, data_args, training_args, samples)
     loaded = assemble_model(model_args)

@@ -100,9 +100,11 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
     def _teacher_features(self, inputs: dict[str, Any]) -> torch.Tensor | None:
         """(B, C) as stored, or of the live teacher; taken out of the inputs, which go to the student."""
         teacher_inputs, features = inputs.pop("teacher_inputs", None), inputs.pop("teacher_features", None)
-        if teacher_inputs is not None and self.teacher is not None:
-            return self.teacher.features(teacher_inputs)
-        return features
+        if teacher_inputs is None:
+            return features
+        if self.teacher is None:
+            raise ValueError("the batches hold inputs of a live teacher: give it to the trainer as `teacher`")
+        return self.teacher.features(teacher_inputs)
 
     @torch.no_grad()
     def _log(self, name: str, value: torch.Tensor) -> None:

@@ -37,6 +37,16 @@ def test_a_stage_is_the_mean_of_its_seeds_with_the_lowest_and_the_highest() -> N
     assert row["chain_see"] is None  # not known in any row
 
 
+def test_answers_taken_back_are_counted_before_and_after() -> None:
+    """The first claim (a cat) is wrong and the last (the dog) right; a seed that takes nothing back does not count."""
+    worse = TAKEN_BACK.replace("the cat", "the dog").replace("the dog. It", "the cat. It")
+    runs = {0: [result(0, 0.2, TAKEN_BACK), result(1, 0.4)], 1: [result(0, 0.6, worse)] * 2, 2: [result(0, 0.6)]}
+    row = scores(runs)
+    assert dataclasses.astuple(row["right_at_first"]) == (0.5, 0.0, 1.0)
+    assert dataclasses.astuple(row["right_at_last"]) == (0.5, 0.0, 1.0)
+    assert scores({0: [result(0, 0.2)]})["right_at_last"] is None
+
+
 def test_a_gain_pairs_the_rows_of_the_same_seed() -> None:
     before = {0: [result(0, 0.1), result(1, 0.2)], 1: [result(0, 0.5), result(1, 0.5)]}
     after = {1: [result(1, 0.7), result(0, 0.6)], 0: [result(0, 0.3), result(1, 0.4)], 2: [result(0, 0.0)]}

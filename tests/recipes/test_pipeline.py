@@ -110,6 +110,15 @@ def test_stages_run_after_those_they_refer_to(chain, out):
     assert (out / "c" / "output.txt").read_text() == "abc"
 
 
+def test_the_processor_time_of_all_complete_stages_is_told(chain, out, capsys):
+    main(["--config", chain])
+    for record in (out / "stages").glob("*.json"):
+        record.write_text(json.dumps({**json.loads(record.read_text()), "cpu_seconds": 100.0}))
+    capsys.readouterr()
+    main(["--config", chain])
+    assert "the complete stages took 5 minutes of processor time" in capsys.readouterr().out
+
+
 def test_a_run_leaves_the_callers_signal_handlers_as_they_were(chain):
     before = signal.getsignal(signal.SIGTERM)
     main(["--config", chain])

@@ -1,5 +1,6 @@
 """Both training recipes, in process, on inputs that differ from the demo's: long clips, and SAM's mask decoder."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -90,3 +91,18 @@ def test_unknown_reward_is_an_error_before_training(
             grpo.RewardArguments(["reward_fns.format:no_such_reward"]),
             args,
         )
+
+
+@pytest.mark.parametrize(
+    ("target", "reflections", "message"),
+    [("reflection", False, "none of .* has a mistake"), ("chain", True, "would leave `reflections` unread")],
+)
+def test_reflective_training_and_its_mistakes_come_together(
+    target: str, reflections: bool, message: str, tiny_checkpoint: str, data_args: DataArguments, tmp_path: Path
+) -> None:
+    if reflections:
+        (tmp_path / "reflections.jsonl").touch()
+        data_args = dataclasses.replace(data_args, reflections=str(tmp_path / "reflections.jsonl"))
+    args = AuroraSFTConfig(str(tmp_path), max_steps=1, **QUIET)
+    with pytest.raises(Exception, match=message):
+        sft.main(ModelArguments(model=tiny_checkpoint), data_args, TargetArguments(target=target), args)

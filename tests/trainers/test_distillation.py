@@ -127,6 +127,15 @@ def test_the_loss_grows_by_lambda_times_the_squared_distance(make_sft, loaded, t
     assert distance > 0.01
 
 
+def test_inputs_of_a_teacher_that_is_not_there_are_refused(make_sft, teacher):
+    """Else a run would train without the distillation that its collator was set up for."""
+    trainer = make_sft(teach=live(teacher))
+    trainer.teacher = None
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    with pytest.raises(ValueError, match="give it to the trainer as `teacher`"):
+        trainer.compute_loss(trainer.model, batch)
+
+
 def test_lambda_zero_is_no_distillation_and_lambda_one_is_not(make_sft, features):
     none, _ = trained(make_sft)
     zero, _ = trained(make_sft, teach=stored(features), distill_weight=0.0)

@@ -222,7 +222,8 @@ def test_two_processes_take_the_steps_of_one(config: str, job: str, runs: Runs) 
 
 def test_the_teacher_is_heard_in_every_process(runs: Runs) -> None:
     distilled, plain = (runs("cpu")[job] for job in ("sft_distilled", "sft"))
-    assert [line["distillation"] > 0.01 for line in distilled.logs] == [True] * 3
+    # The teacher is the student before its first step; what differs there is only the text before `[SEG]`.
+    assert [line["distillation"] > 1e-3 for line in distilled.logs] == [True] * 3
     assert largest_difference(distilled, plain) > 10 * WEIGHT_TOLERANCE
 
 
