@@ -26,11 +26,11 @@ from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation import find_preset, sample_result, score_completion, score_rollout
 from aurora_rl.inference import Completion, Predictor
-from aurora_rl.journal import Journal, fingerprint
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.batch import EncodedSample
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.predictions import SampleResult, result_from_record, write_results
+from aurora_rl.resume_file import ResumeFile, fingerprint
 from aurora_rl.scores import RowScore, score_tables, write_scores
 from aurora_rl.summary import summarise
 
@@ -80,7 +80,7 @@ def evaluate_model(
 ) -> dict[str, Any] | None:
     """Score the model on the splits, then under each ablation, and write the files; the launched processes share it.
 
-    Every finished row goes to a journal; a run that was killed goes on from it, with the same command, model and data.
+    Every finished row goes to a resume file; a killed run goes on from it, with the same command, model and data.
 
     Returns:
         The content of out.json; None in a process that is not the main one.
@@ -99,24 +99,24 @@ def evaluate_model(
     loaded.model.to(state.device)
     tables = None
     for name in ("", *args.ablations):
-        with _open_journal(name, samples, model_args, data_args, args) as journal:
-            results = evaluate(samples, loaded, data_args, args, journal, ablation=name)
+        with _open_resume_file(name, samples, model_args, data_args, args) as resume_file:
+            results = evaluate(samples, loaded, data_args, args, resume_file, ablation=name)
             if state.is_main_process:
                 write(results, args, train_categories, suffix=f".{name}" if name else "")
                 tables = tables or write_tables(results, args, train_categories, source=model_args.model)
             state.wait_for_everyone()
-            journal.remove()
+            resume_file.remove()
     return tables
 
 
-def _open_journal(
+def _open_resume_file(
     ablation: str,
     samples: Sequence[AVSample],
     model_args: ModelArguments,
     data_args: DataArguments,
     args: EvaluationArguments,
-) -> Journal:
-    """This process's journal, of all that its rows' results depend on."""
+) -> ResumeFile:
+    """This process's resume file, of all that its rows' results depend on."""
     state = PartialState()
     name = f"results{f'.{ablation}' if ablation else ''}.partial.{state.process_index}.jsonl"
     weights = Path(model_args.model)
@@ -131,7 +131,7 @@ def _open_journal(
         "ablation": ablation,
         "process": [state.process_index, state.num_processes],
     }
-    return Journal(args.folder / name, identity)
+    return ResumeFile(args.folder / name, identity)
 
 
 def evaluate(
@@ -139,7 +139,7 @@ def evaluate(
     loaded: LoadedModel,
     data_args: DataArguments,
     args: EvaluationArguments,
-    journal: Journal,
+    resume_file: ResumeFile,
     *,
     ablation: str = "",
 ) -> list[SampleResult]:
@@ -150,7 +150,7 @@ def evaluate(
         loaded: the model.
         data_args: how clips are put to it.
         args: how it is scored.
-        journal: of this process; its rows are not scored again.
+        resume_file: of this process; its rows are not scored again.
         ablation: what is taken away, a key of `ABLATIONS`; completions are sampled where it is empty.
     """
     state = PartialState()
@@ -173,7 +173,7 @@ def evaluate(
         batch_size=args.batch_size,
         append_seg=args.append_seg,
     )
-    results = {result.key: result for result in map(result_from_record, journal.records)}
+    results = {result.key: result for result in map(result_from_record, resume_file.records)}
     asked = list(zip(samples, change.change_samples(samples), strict=True))[state.process_index :: state.num_processes]
     asked = [(sample, question) for sample, question in asked if sample.key not in results]
     num_samples = 0 if ablation else args.num_samples
@@ -183,7 +183,7 @@ def evaluate(
         asked, tqdm(answers, ablation or "evaluate", len(asked), disable=hidden), strict=True
     ):
         result = _score(sample, *answer, preset=args.preset)
-        journal.append(dataclasses.asdict(result))
+        resume_file.append(dataclasses.asdict(result))
         results[sample.key] = result
     return sorted(gather_object(list(results.values())), key=lambda result: result.row)
 

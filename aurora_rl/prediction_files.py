@@ -22,7 +22,7 @@ import torch
 from numpy.lib import format as npy
 
 from aurora_rl.data.media import MediaError, read_grey_levels
-from aurora_rl.journal import fingerprint
+from aurora_rl.resume_file import fingerprint
 
 #: Values of one clip's masks; 10 frames of 4K are 83 million.
 MAX_VALUES = 128_000_000

@@ -1,7 +1,7 @@
 """Saved predictions scored against the truth, without a model: `aurora-rl evaluate --predictions` and `--results`.
 
 A row's scores depend on its own files alone, so the number of processes and their order change no digit. Each finished
-row goes to a journal at once; a run that was killed goes on from it where preset, data and predictions are the same.
+row goes to a resume file at once; a killed run goes on from it where preset, data and predictions are the same.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from aurora_rl.data.media import MediaError, read_masks
 from aurora_rl.data.ref_avs import METADATA_FILE, MetadataRow, load_ref_avs_truth, read_metadata
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation import MASK_THRESHOLD, find_preset, score_masks
-from aurora_rl.journal import Journal, fingerprint
 from aurora_rl.prediction_files import PredictedMasks, PredictionError, list_predictions
 from aurora_rl.predictions import MaskRle, MaskScore, decode_masks, read_results
+from aurora_rl.resume_file import ResumeFile, fingerprint
 from aurora_rl.scores import RowScore, score_tables, write_scores
 
 logger = logging.getLogger(__name__)
@@ -152,15 +152,15 @@ def rescore(
     _check_rows(predictions, table)
     _tell_of_rows(predictions, samples)
     identity = {"preset": preset, "version": __version__, "dataset": _digest(dataset / METADATA_FILE)}
-    with Journal(output.with_suffix(".partial.jsonl"), identity) as journal:
-        scores = _score_all(samples, predictions, journal, preset=preset, num_workers=num_workers)
+    with ResumeFile(output.with_suffix(".partial.jsonl"), identity) as resume_file:
+        scores = _score_all(samples, predictions, resume_file, preset=preset, num_workers=num_workers)
         rows = [RowScore.of_sample(sample, scores[sample.row], preset=preset) for sample in samples]
         trained = {row.category for row in table if row.split == "train" and not row.is_null}
         tables = score_tables(rows, train_categories=trained) | {"source": predictions.source}
         if predictions.note:
             tables["note"] = predictions.note
         write_scores(output, rows, tables)
-        journal.remove()
+        resume_file.remove()
     return tables
 
 
@@ -278,9 +278,9 @@ def _check_num_frames(masks: PredictedMasks, num_frames: int) -> None:
 
 
 def _score_all(
-    samples: Sequence[AVSample], predictions: Predictions, journal: Journal, *, preset: str, num_workers: int
+    samples: Sequence[AVSample], predictions: Predictions, resume_file: ResumeFile, *, preset: str, num_workers: int
 ) -> dict[int, MaskScore]:
-    """Each row's scores, those from the journal included."""
+    """Each row's scores, those from the resume file included."""
     truth: dict[tuple[str, ...], str] = {}  # rows of a clip share their masks
     tasks = []
     for sample in samples:
@@ -289,9 +289,9 @@ def _score_all(
         prediction = predictions.rows.get(sample.row)
         marks = f"{truth[sample.mask_paths]}-{prediction.fingerprint if prediction else 'missing'}"
         tasks.append(Task(sample, prediction, preset, marks))
-    scores = _finished(journal, tasks)
+    scores = _finished(resume_file, tasks)
     if scores:
-        logger.info("%s: going on after %d finished row(s)", journal.path, len(scores))
+        logger.info("%s: going on after %d finished row(s)", resume_file.path, len(scores))
     troubles: dict[int, str] = {}
     left = [task for task in tasks if task.sample.row not in scores]
     for task, outcome in tqdm(_outcomes(left, num_workers), total=len(left), desc=preset, unit="row", disable=None):
@@ -300,7 +300,7 @@ def _score_all(
             troubles[row] = str(outcome)
         else:
             scores[row] = outcome
-            journal.append({"row": row, "fingerprint": task.fingerprint, "score": dataclasses.asdict(outcome)})
+            resume_file.append({"row": row, "fingerprint": task.fingerprint, "score": dataclasses.asdict(outcome)})
     if troubles:
         shown = [troubles[row] for row in sorted(troubles)[:NUM_SHOWN]]
         more = [f"... and {len(troubles) - NUM_SHOWN} more"] if len(troubles) > NUM_SHOWN else []
@@ -308,12 +308,12 @@ def _score_all(
     return scores
 
 
-def _finished(journal: Journal, tasks: Sequence[Task]) -> dict[int, MaskScore]:
+def _finished(resume_file: ResumeFile, tasks: Sequence[Task]) -> dict[int, MaskScore]:
     """Rows that an interrupted run has scored from the same files."""
     marks = {task.sample.row: task.fingerprint for task in tasks}
     return {
         record["row"]: MaskScore(**{**record["score"], "f_curve": ()})
-        for record in journal.records
+        for record in resume_file.records
         if marks.get(record["row"]) == record["fingerprint"]
     }
 

@@ -27,6 +27,7 @@ TITLES = {
     "reflection": "reflective training",
     "grpo_after_sft_plain": "GRPO after SFT without distillation",
     "grpo_after_sft": "GRPO after SFT with distillation",
+    "grpo_after_sft_longer": "GRPO after longer training",
     "grpo_after_reflection": "GRPO after reflective training",
 }
 #: What each stage adds: the stage, the one it is compared with, and the words for it.
@@ -36,9 +37,10 @@ COMPARISONS = (
     ("reflection", "sft_longer", "reflective training, beside as many steps on gold chains"),
     ("grpo_after_sft_plain", "sft_plain", "GRPO after SFT without distillation"),
     ("grpo_after_sft", "sft", "GRPO after SFT with distillation"),
+    ("grpo_after_sft_longer", "sft_longer", "GRPO after further steps on gold chains"),
     ("grpo_after_reflection", "reflection", "GRPO after reflective training"),
     ("grpo_after_sft", "grpo_after_sft_plain", "distillation, after GRPO"),
-    ("grpo_after_reflection", "grpo_after_sft", "reflective training, after GRPO"),
+    ("grpo_after_reflection", "grpo_after_sft_longer", "reflective training, after GRPO"),
 )
 COLUMNS = {
     "greedy_iou": "mask IoU",
@@ -139,9 +141,11 @@ def markdown(table: dict[str, dict[str, Spread | None]], gains: list[dict[str, A
     header = ["stage", *COLUMNS.values(), "taken back", "of these right at first", "right at last"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join([TITLES[stage], *map(_cell, row.values())]) + " |" for stage, row in table.items()]
-    header = ["what is added", *(COLUMNS[measure] for measure in COMPARED)]
+    header = ["what is added", "seeds", *(COLUMNS[measure] for measure in COMPARED)]
     lines += ["", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join([entry["name"], *(_gain_cell(entry[m]) for m in COMPARED)]) + " |" for entry in gains]
+    for entry in gains:
+        cells = [entry["name"], str(entry["seeds"]), *(_gain_cell(entry[measure]) for measure in COMPARED)]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -166,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = read_runs(args.pipeline)
     table = {stage: scores(of_stage) for stage, of_stage in runs.items()}
     gains = [
-        {"name": name, "after": after, "before": before}
+        {"name": name, "after": after, "before": before, "seeds": len(runs[after].keys() & runs[before].keys())}
         | {measure: gain(runs[after], runs[before], measure) for measure in COMPARED}
         for after, before, name in COMPARISONS
         if after in runs and before in runs

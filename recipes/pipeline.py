@@ -3,14 +3,16 @@
 python recipes/pipeline.py --config recipes/synthetic/pipeline.yaml --jobs 2     (`make demo-full`)
 python recipes/pipeline.py --config recipes/ref_avs/pipeline_7b.yaml
 
-Each stage is the command that a user would type. Its output goes to <output_dir>/logs/<stage>.log. Ctrl-C or SIGTERM
-stops the running stages, which write a checkpoint; the same command goes on from there.
+Each stage is the command that a user would type. Its output goes to <output_dir>/logs/<stage>.log. Ctrl-C, SIGTERM or
+a closed terminal stops the running stages, which write a checkpoint; the same command goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -21,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +69,38 @@ class Records:
                 f"  {shlex.join(record['command'])}\nand is now\n  {shlex.join(stage.command[1:])}"
             )
 
+    def check_inputs(self, stage: Stage) -> None:
+        """Refuse to trust what a stage has made, or begun, of outputs that were made anew since and differ.
+
+        Raises:
+            PipelineError: saying what to do.
+        """
+        record = self._read(stage.name)
+        if record is None:
+            return
+        changed = [name for name, outputs in self._inputs(stage).items() if record["inputs"].get(name) != outputs]
+        if changed:
+            raise PipelineError(
+                f"stage {stage.name} was run on other outputs of {', '.join(changed)} than are there now: run it anew "
+                f"with --redo {stage.name}, which deletes {stage.folder}"
+            )
+
     def was_started(self, stage: Stage) -> bool:
         return self._read(stage.name) is not None
 
-    def start(self, stage: Stage) -> None:
-        """Note that the stage's folder belongs to this command from now on."""
-        self._write(stage, {})
+    def start(self, stage: Stage, *, resumes: bool) -> None:
+        """Note that the stage's folder belongs to this command, on these inputs, from now on."""
+        spent = {name: self._spent(stage.name, name) if resumes else 0.0 for name in ("seconds", "cpu_seconds")}
+        self._write(stage, {"inputs": self._inputs(stage), **spent})
 
-    def complete(self, stage: Stage, seconds: float, cpu_seconds: float) -> None:
+    def spend(self, stage: Stage, seconds: float, cpu_seconds: float) -> None:
+        """Add the time that a run of the stage took, however it ended."""
+        record = self._read(stage.name) or {}
+        more = {"seconds": seconds, "cpu_seconds": cpu_seconds}
+        spent = {name: round(self._spent(stage.name, name) + value, 3) for name, value in more.items()}
+        self._write(stage, {**record, **spent})
+
+    def complete(self, stage: Stage) -> None:
         """Note that the stage is complete, with the hashes of its outputs.
 
         Raises:
@@ -84,22 +110,47 @@ class Records:
         if missing:
             raise PipelineError(f"stage {stage.name} ended well but did not write {missing}")
         digests = {name: file_digest(stage.folder / name) for name in stage.outputs}
-        self._write(stage, {"outputs": digests, "seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1)})
+        self._write(stage, {**(self._read(stage.name) or {}), "outputs": digests})
 
     def forget(self, name: str) -> None:
         """The stage has to be run anew."""
         (self.folder / f"{name}.json").unlink(missing_ok=True)
 
-    def cpu_seconds(self, name: str) -> float:
-        """Processor time of a complete stage; 0 of another."""
-        return float((self._read(name) or {}).get("cpu_seconds", 0.0))
+    def cpu_seconds(self) -> float:
+        """Processor time of the plan's stages, from the start or from their first checkpoint on."""
+        return sum(self._spent(name, "cpu_seconds") for name in self.plan.stages)
+
+    @contextlib.contextmanager
+    def lock(self, stage: Stage) -> Iterator[int]:
+        """A file descriptor that keeps others away from the stage's folder as long as any process holds it open.
+
+        Raises:
+            PipelineError: if one does.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.folder / f"{stage.name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with os.fdopen(descriptor):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise PipelineError(
+                    f"stage {stage.name} is still running, started by another pipeline or by one that was killed: wait "
+                    "for it, or end it"
+                ) from None
+            yield descriptor
+
+    def _inputs(self, stage: Stage) -> dict[str, dict[str, str]]:
+        return {name: (self._read(name) or {}).get("outputs", {}) for name in stage.needs}
+
+    def _spent(self, name: str, unit: str) -> float:
+        return float((self._read(name) or {}).get(unit, 0.0))
 
     def _read(self, name: str) -> dict[str, Any] | None:
         path = self.folder / f"{name}.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
     def _write(self, stage: Stage, more: dict[str, Any]) -> None:
-        record = {"digest": self.plan.digest(stage.name), "command": list(stage.command[1:]), **more}
+        record = {**more, "digest": self.plan.digest(stage.name), "command": list(stage.command[1:])}
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".{stage.name}.tmp"
         temporary.write_text(json.dumps(record, indent=2) + "\n")
@@ -162,17 +213,14 @@ class Runner:
     def _goes_on(self) -> bool:
         return self._failure is None and self.stopped_by is None
 
-    def cpu_minutes(self) -> float:
-        """Processor time that the plan's complete stages took when they were run."""
-        return sum(self.records.cpu_seconds(name) for name in self.plan.stages) / 60
-
     def stop(self, signal_number: int) -> None:
         """Ask the running stages to write a checkpoint and end; no other is started."""
         self.stopped_by = signal_number
         with self._lock:
             for process in self._processes.values():
-                for recipe in _recipes_of(process.pid):
-                    recipe.terminate()
+                with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                    for recipe in _recipes_of(process.pid):
+                        recipe.terminate()
 
     def _run_if_needed(self, stage: Stage) -> None:
         if not self._goes_on:  # it waited for its turn while another failed
@@ -183,24 +231,26 @@ class Runner:
             self._failure = self._failure or error  # here, before this thread takes the next stage
 
     def _run_unless_complete(self, stage: Stage) -> None:
+        self.records.check_inputs(stage)
         trouble = self.records.trouble(stage)
         if trouble is None:
             say(f"{stage.name}: complete")
             return
         resumes = stage.resumable and self.records.was_started(stage) and any(stage.folder.glob("checkpoint-*"))
         say(f"{stage.name}: {trouble}, {'goes on from its last checkpoint' if resumes else 'starts'}")
-        self.records.start(stage)
         start = time.perf_counter()
-        cpu_seconds = self._execute(stage, [*stage.command, *(["--resume_from_checkpoint", "true"] if resumes else [])])
-        seconds = time.perf_counter() - start
-        self.records.complete(stage, seconds, cpu_seconds)
-        say(f"{stage.name}: done in {seconds / 60:.1f} min")
+        with self.records.lock(stage) as lock:
+            self.records.start(stage, resumes=resumes)
+            self._execute(stage, [*stage.command, *(["--resume_from_checkpoint", "true"] if resumes else [])], lock)
+            self.records.complete(stage)
+        say(f"{stage.name}: done in {(time.perf_counter() - start) / 60:.1f} min")
 
-    def _execute(self, stage: Stage, command: Sequence[str]) -> float:
-        """Run a command to its end; returns the processor time that it took, in seconds."""
+    def _execute(self, stage: Stage, command: Sequence[str], lock: int) -> None:
+        """Run a command to its end; should this process be killed, the command's still holds the lock."""
         log = self.plan.output_dir / "logs" / f"{stage.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         stage.folder.mkdir(parents=True, exist_ok=True)
+        start = time.perf_counter()
         with log.open("ab") as file:
             file.write(f"\n=== {shlex.join(command)}\n".encode())
             file.flush()
@@ -210,6 +260,7 @@ class Runner:
                     stdout=file,
                     stderr=subprocess.STDOUT,
                     env=self._environment(),
+                    pass_fds=[lock],
                     start_new_session=True,  # a Ctrl-C reaches this process alone, which asks the stages to stop
                 )
                 self._processes[stage.name] = process
@@ -217,10 +268,10 @@ class Runner:
             with self._lock:
                 process.returncode = code = os.waitstatus_to_exitcode(status)
                 del self._processes[stage.name]
+        self.records.spend(stage, time.perf_counter() - start, usage.ru_utime + usage.ru_stime)
         if code:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
             raise StageFailedError(f"stage {stage.name} failed with exit code {code}; the end of {log}:\n{tail}")
-        return usage.ru_utime + usage.ru_stime
 
     def _environment(self) -> dict[str, str]:
         """Processes that each take all cores for their threads wait for one another."""
@@ -287,14 +338,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(runner: Runner) -> int:
     previous = {
         number: signal.signal(number, lambda received, _frame: runner.stop(received))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     }
     try:
         runner.run()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    say(f"the complete stages took {runner.cpu_minutes():.0f} minutes of processor time")
+    say(f"the stages took {runner.records.cpu_seconds() / 60:.0f} minutes of processor time")
     return 0 if runner.stopped_by is None else 128 + runner.stopped_by
 
 

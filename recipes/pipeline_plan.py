@@ -69,7 +69,10 @@ class Plan:
     stages: dict[str, Stage]
 
     def digest(self, name: str) -> str:
-        """Hash of all that a stage's outputs depend on, but the code: its command, its config, the stages it needs."""
+        """Hash of a stage's command and config and of those of the stages it needs.
+
+        Neither of the code nor of files from outside the pipeline.
+        """
         stage = self.stages[name]
         config = "" if stage.config is None else stage.config.read_text()
         parts = [stage.command[1:], config, [self.digest(needed) for needed in stage.needs]]

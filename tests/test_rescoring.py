@@ -268,8 +268,8 @@ def test_resumed_run_scores_what_is_left_and_writes_the_same_files(tmp_path, int
 
 
 def test_line_that_a_kill_cut_off_is_scored_again(tmp_path, interrupted, monkeypatch):
-    journal = tmp_path / "out.partial.jsonl"
-    journal.write_bytes(journal.read_bytes()[:-10])
+    resume_file = tmp_path / "out.partial.jsonl"
+    resume_file.write_bytes(resume_file.read_bytes()[:-10])
     scored = spy(monkeypatch)
     score(tmp_path, interrupted)
     assert len(scored) == 4

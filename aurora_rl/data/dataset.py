@@ -13,23 +13,31 @@ from aurora_rl.prompts import DEFAULT_INSTRUCTION, build_messages
 
 # Written out, so that a column's type does not depend on the rows: inferred, one that is None in every row (such as
 # `chain`) has the type null.
+#: What names a row and what it asks.
+ROW_FEATURES = {
+    "uid": Value("string"),
+    "row": Value("int64"),
+    "split": Value("string"),
+    "media_id": Value("string"),
+    "category": Value("string"),
+    "reference": Value("string"),
+    "fps": Value("float64"),
+}
+#: What only some benchmarks tell.
+ANNOTATION_FEATURES = {
+    "reference_type": Value("string"),
+    "chain": Value("string"),
+    "wrong": Value("string"),
+    "seen": List(Value("string")),
+    "heard": List(Value("string")),
+}
 FEATURES = Features(
     {
-        "uid": Value("string"),
-        "row": Value("int64"),
-        "split": Value("string"),
-        "media_id": Value("string"),
-        "category": Value("string"),
-        "reference": Value("string"),
-        "fps": Value("float64"),
+        **ROW_FEATURES,
         "frame_paths": List(Value("string")),
         "audio_path": Value("string"),
         "mask_paths": List(Value("string")),
-        "reference_type": Value("string"),
-        "chain": Value("string"),
-        "wrong": Value("string"),
-        "seen": List(Value("string")),
-        "heard": List(Value("string")),
+        **ANNOTATION_FEATURES,
         "origin": Value("string"),
         "use_audio_in_video": Value("bool"),
         "prompt": List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}),

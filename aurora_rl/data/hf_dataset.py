@@ -26,8 +26,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Audio, Features, Image, List, Value
+from datasets import Audio, Features, Image, List
 
+from aurora_rl.data.dataset import ANNOTATION_FEATURES, ROW_FEATURES
 from aurora_rl.data.files import DatasetError, UnsafePathError
 from aurora_rl.data.media import SAMPLING_RATE
 from aurora_rl.data.sample import AVSample
@@ -36,25 +37,15 @@ logger = logging.getLogger(__name__)
 
 FEATURES = Features(
     {
-        "uid": Value("string"),
-        "row": Value("int64"),
-        "split": Value("string"),
-        "media_id": Value("string"),
-        "category": Value("string"),
-        "reference": Value("string"),
-        "fps": Value("float64"),
+        **ROW_FEATURES,
         "frames": List(Image()),
         "audio": Audio(sampling_rate=SAMPLING_RATE),
         "masks": List(Image()),
-        "reference_type": Value("string"),
-        "chain": Value("string"),
-        "wrong": Value("string"),
-        "seen": List(Value("string")),
-        "heard": List(Value("string")),
+        **ANNOTATION_FEATURES,
     }
 )
 MEDIA_COLUMNS = ("frames", "audio", "masks")
-OPTIONAL_COLUMNS = ("audio", "reference_type", "chain", "wrong", "seen", "heard")  # null where a row has none
+OPTIONAL_COLUMNS = ("audio", *ANNOTATION_FEATURES)  # null where a row has none
 TEXT_COLUMNS = tuple(name for name in FEATURES if name not in MEDIA_COLUMNS)
 
 TABLE_FOLDER = "data"

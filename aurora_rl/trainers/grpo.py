@@ -13,33 +13,25 @@ A generation batch, in TRL's order (method names are TRL's):
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel
-from transformers.distributed.fsdp import is_fsdp_enabled
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
-from trl.extras.profiling import profiling_context
-from trl.models.utils import prepare_deepspeed, prepare_fsdp
-from trl.trainer.callbacks import SyncRefModelCallback
-from trl.trainer.utils import add_fused_lm_head, pad
+from trl.trainer.utils import pad
 
 from aurora_rl.completions import ParsedCompletion, completion_text, normalise_category, parse_completion
 from aurora_rl.data.sample import AVSample
-from aurora_rl.evaluation import hear_score, see_score
 from aurora_rl.losses import mask_loss
 from aurora_rl.metrics import mask_iou
 from aurora_rl.models.batch import EncodedSample, SampleEncoder, collate_frames, distinct_media
-from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.rollout_states import SegStates, recorded_states
 from aurora_rl.models.seg_tokens import find_seg
 from aurora_rl.models.segmentation import (
@@ -54,7 +46,10 @@ from aurora_rl.rewards import guard_reward_func, load_reward_func
 from aurora_rl.trainers.epoch_order import EpochOrder
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.health import RolloutHealthCallback
+from aurora_rl.trainers.reference_model import frozen_copy, install_reference
 from aurora_rl.trainers.resumable import ResumableTrainer
+from aurora_rl.trainers.rollout_metrics import reward_metrics, rollout_metrics
+from aurora_rl.trainers.vllm_sampler import VLLMSampler, vllm_engine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +80,6 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
 
     args: AuroraGRPOConfig
     _name = "Aurora GRPO"
-    _last_loaded_step: int  # the step whose weights vLLM has
 
     def __init__(
         self,
@@ -108,16 +102,17 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         specs = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
         guarded = [guard_reward_func(load_reward_func(spec), timeout_s=args.reward_timeout_s) for spec in specs]
         needs_copy = args.beta != 0.0 and not is_peft_model(model) and kwargs.get("peft_config") is None
-        reference = _frozen_copy(model) if needs_copy else None
+        reference = frozen_copy(model) if needs_copy else None
         # TRL's constructor would build a reference of a class it does not know, and an engine for images only.
         without_reference = {"beta": 0.0, "sync_ref_model": False} if needs_copy else {}
         with _options(args, use_vllm=False, **without_reference):
             super().__init__(model=model, reward_funcs=guarded, args=args, **kwargs)
         self.beta, self.use_vllm = args.beta, args.use_vllm
         if reference is not None:
-            self._install_reference(reference)
+            install_reference(self, reference)
         if self.use_vllm:
-            self._install_vllm()
+            self.vllm_generation = vllm_engine(self)
+            self._vllm = VLLMSampler(self, self.vllm_generation)
         # After super(), which has put its fused LM head in place of `forward`.
         policy = self.model.get_base_model() if is_peft_model(self.model) else self.model
         install_mask_forward(policy)
@@ -168,7 +163,8 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         self, prompt_ids: list, images: Any, multimodal_fields: Any, num_generations: int, *args: Any, **kwargs: Any
     ) -> Any:
         if self.use_vllm:
-            return self._generate_by_vllm(num_generations)
+            rollouts = self._vllm.generate([row.prompt for row in self._rows], num_generations=num_generations)
+            return rollouts.completion_ids, rollouts.logprobs
         _, media_index = distinct_media(self._rows)
         recording = recorded_states(self.model) if self._states_are_recorded else contextlib.nullcontext()
         # TRL samples in train mode, with LoRA's dropout on.
@@ -178,29 +174,6 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
             )
         self._seg_states = states.at_last(self.seg_token_id, completion_ids) if states is not None else None
         return completion_ids, logprobs
-
-    def _generate_by_vllm(self, num_generations: int) -> tuple[list[list[int]], list[list[float]]]:
-        if self.state.global_step != self._last_loaded_step:
-            with profiling_context(self, "sync_weights"):
-                self.vllm_generation.sync_weights()
-            self._last_loaded_step = self.state.global_step
-        rollouts = self.vllm_generation.generate_rows(
-            [row.prompt for row in self._rows],
-            seeds=self._request_seeds(),
-            num_generations=num_generations,
-            profiler=profiling_context(self, "vLLM.generate"),
-        )
-        return rollouts.completion_ids, rollouts.logprobs
-
-    def _request_seeds(self) -> list[int]:
-        """A seed for each row, by the run's seed, the step and the row's place in it, so that resuming is exact."""
-        is_eval = not self.model.training
-        step, turn = self._turns.get(is_eval, (-1, 0))
-        turn = turn + 1 if step == self.state.global_step else 0
-        self._turns[is_eval] = (self.state.global_step, turn)
-        first = self.accelerator.process_index * len(self._rows)
-        keys = [(self.args.seed, self.state.global_step, is_eval, turn, first + i) for i in range(len(self._rows))]
-        return [int(np.random.SeedSequence(key).generate_state(1)[0]) for key in keys]
 
     @property
     def _old_logps_are_computed(self) -> bool:
@@ -376,23 +349,15 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
             "mask_iou": iou,
         }.items():
             self._log_completion_extra(column, values)
-        for sample, p, value, correct in zip(samples, parsed, iou, self._answer_is_correct, strict=True):
-            kind = _kind(sample)
-            self._log_metric(f"iou/{kind}", value)
-            self._log_metric(f"category/{kind}", float(correct))
-            if (see := see_score(p, sample)) is not None:
-                self._log_metric("chain/see", see)
-            if (hear := hear_score(p, sample)) is not None:
-                self._log_metric("chain/hear", hear)
+        for name, metric in rollout_metrics(samples, parsed, iou, self._answer_is_correct):
+            self._log_metric(name, metric)
 
     def _log_rewards_by_type(self, rewards_per_func: torch.Tensor) -> None:
         start = self.accelerator.process_index * len(self._rows)
         local = rewards_per_func[start : start + len(self._rows)]
-        totals = (local * self.reward_weights.to(local.device)).nansum(1).tolist()
-        is_scored = (~local.isnan()).any(1).tolist()
-        for row, total, scored in zip(self._rows, totals, is_scored, strict=True):
-            if scored:
-                self._log_metric(f"reward/{_kind(row.sample)}", total)
+        samples = [row.sample for row in self._rows]
+        for name, metric in reward_metrics(samples, local, self.reward_weights.to(local.device)):
+            self._log_metric(name, metric)
 
     # ---- loss ---------------------------------------------------------------------------------------------------
 
@@ -446,55 +411,6 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         steps = self.current_gradient_accumulation_steps if mode == "train" else 1
         return self.args.mask_loss_weight * losses.total / steps
 
-    # ---- vLLM and the reference model ---------------------------------------------------------------------------
-
-    def _install_vllm(self) -> None:
-        """What TRL's constructor does, with the engine for frames and sound."""
-        from aurora_rl.rollout.engine import AuroraVLLMGeneration  # vLLM is an extra
-
-        args = self.args
-        self.vllm_generation = AuroraVLLMGeneration(
-            LoadedModel(self.model, self.encode.processor, self.encode.family, self.seg_token_id),
-            engine_kwargs=args.engine_kwargs,
-            request_timeout_s=args.vllm_request_timeout_s,
-            accelerator=self.accelerator,
-            processing_class=self.processing_class,
-            mode=args.vllm_mode,
-            structured_outputs_regex=args.vllm_structured_outputs_regex,
-            server_base_url=args.vllm_server_base_url,
-            server_host=args.vllm_server_host,
-            server_port=args.vllm_server_port,
-            server_timeout=args.vllm_server_timeout,
-            group_port=args.vllm_group_port,
-            tensor_parallel_size=args.vllm_tensor_parallel_size,
-            gpu_memory_utilization=args.vllm_gpu_memory_utilization,
-            max_model_length=args.vllm_max_model_length,
-            max_num_seqs=args.per_device_train_batch_size * args.vllm_tensor_parallel_size * args.steps_per_generation,
-            enable_sleep_mode=args.vllm_enable_sleep_mode,
-            repetition_penalty=self.repetition_penalty,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            max_completion_length=self.max_completion_length,
-            logprobs=0,
-            generation_kwargs=args.generation_kwargs,
-        )
-        self._last_loaded_step = -1
-        self._turns: dict[bool, tuple[int, int]] = {}
-
-    def _install_reference(self, reference: PreTrainedModel) -> None:
-        """What TRL does with a reference it has built itself."""
-        add_fused_lm_head(reference, temperature=self.temperature, cast_lm_head_to_fp32=self.args.cast_lm_head_to_fp32)
-        if self.is_deepspeed_enabled:
-            self.ref_model = prepare_deepspeed(reference, self.accelerator)
-        elif self.is_fsdp_enabled:
-            self.ref_model = prepare_fsdp(reference, self.accelerator)
-        else:
-            self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
-        if self.args.sync_ref_model:
-            self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
-
 
 def _frames_on(device: torch.device, rows: list[EncodedSample]) -> dict[str, torch.Tensor]:
     return {name: tensor.to(device) for name, tensor in collate_frames(rows).items()}
@@ -509,26 +425,6 @@ def _decoded(
 ) -> DecodedMasks:
     frame_counts = frames["seg_frame_counts"][frames["seg_clip_index"]]
     return DecodedMasks(row_mask_logits(model, mask_logits, frame_counts, [row.gt_masks for row in rows]), has_seg)
-
-
-def _kind(sample: AVSample) -> str:
-    """The group of references under which a sample's metrics are logged."""
-    return sample.reference_type or ("null" if sample.is_null else "all")
-
-
-def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """The policy before its first step. TRL would rebuild it from its class name, which transformers does not know."""
-    if is_fsdp_enabled():  # so does transformers call FSDP where the first process alone has loaded weights
-        raise ValueError(
-            "fsdp_cpu_ram_efficient_loading is true, but GRPO's reference model is a copy of the weights that each "
-            "process has loaded: set it to false, as accelerate_configs/fsdp2.yaml does"
-        )
-    if is_deepspeed_zero3_enabled():  # the weights are spread over the processes: there is nothing whole to copy
-        origin = model.config._name_or_path
-        reference = load_model(origin, segmenter=model.config.segmenter, dtype=model.dtype).model
-    else:
-        reference = copy.deepcopy(model)
-    return reference.requires_grad_(False).eval()
 
 
 @contextlib.contextmanager

@@ -88,7 +88,7 @@ def test_the_table_marks_what_is_beyond_chance(tmp_path: Path, capsys: pytest.Ca
         write_results(tmp_path / f"evaluate_sft-{seed}/results.jsonl", [result(i, 0.5) for i in range(20)])
     main(["--pipeline", str(tmp_path), "--output_dir", str(tmp_path / "table")])
     text = (tmp_path / "table" / "table.md").read_text()
-    assert "| distillation | **+0.300 [+0.300, +0.300]** | +0.000 [+0.000, +0.000] | – |" in text
+    assert "| distillation | 2 | **+0.300 [+0.300, +0.300]** | +0.000 [+0.000, +0.000] | – |" in text
     assert text.strip() == capsys.readouterr().out.strip()
 
 

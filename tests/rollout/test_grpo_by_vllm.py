@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import set_seed
+from trl.generation.vllm_generation import VLLMGeneration
 
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
+from aurora_rl.trainers.vllm_sampler import VLLMSampler
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -40,14 +42,12 @@ OPTIONS = {
 def make_trainer(generation, tiny_checkpoint, encode, train_samples, tmp_path, monkeypatch) -> Callable:
     """A trainer on the engine that runs already, with weights of its own to sync."""
 
-    def install(trainer: AuroraGRPOTrainer) -> None:
-        trainer.vllm_generation = generation
+    def engine_of(trainer: AuroraGRPOTrainer) -> VLLMGeneration:
         generation.model, generation.accelerator = trainer.model, trainer.accelerator
         generation.temperature, generation.max_completion_length = trainer.temperature, trainer.max_completion_length
-        trainer._last_loaded_step = -1
-        trainer._turns = {}
+        return generation
 
-    monkeypatch.setattr(AuroraGRPOTrainer, "_install_vllm", install)
+    monkeypatch.setattr("aurora_rl.trainers.grpo.vllm_engine", engine_of)
     for name in ("model", "accelerator", "temperature", "max_completion_length"):
         monkeypatch.setattr(generation, name, getattr(generation, name))
 
@@ -140,19 +140,19 @@ def test_masks_come_from_the_forward_pass_that_corrects(make_trainer):
     assert passes == ["Qwen2_5OmniThinkerTextModel", "SegmentationHead"]
 
 
-def test_each_request_has_a_seed_of_its_own(make_trainer):
+def test_each_request_has_a_seed_of_its_own(make_trainer, generation):
     trainer = make_trainer()
-    trainer._rows = [None] * 4
+    sampler = trainer._vllm
     trainer.model.train()
-    seeds = [trainer._request_seeds(), trainer._request_seeds()]  # two batches of one step
+    seeds = [sampler.request_seeds(4), sampler.request_seeds(4)]  # two batches of one step
     trainer.state.global_step = 1
-    seeds.append(trainer._request_seeds())
+    seeds.append(sampler.request_seeds(4))
     trainer.model.eval()
-    seeds.append(trainer._request_seeds())
+    seeds.append(sampler.request_seeds(4))
     assert len({seed for batch in seeds for seed in batch}) == 16
-    trainer._turns, trainer.state.global_step = {}, 0
+    resumed, trainer.state.global_step = VLLMSampler(trainer, generation), 0
     trainer.model.train()
-    assert trainer._request_seeds() == seeds[0]  # the same run resumed
+    assert resumed.request_seeds(4) == seeds[0]
 
 
 def history(folder: Path) -> list[dict]:

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import PeftConfig
+from torch import nn
 
 from aurora_rl.assemble import peft_config
 from aurora_rl.config import ModelArguments
@@ -80,6 +82,13 @@ class ScriptedTrainer(AuroraGRPOTrainer):
         texts = [self.script(row.sample, index) for index, row in enumerate(self._rows)]
         eos = [self._tokenizer.eos_token_id]
         return [self._tokenizer(text).input_ids + (eos if text.endswith(".") else []) for text in texts], None
+
+
+def bright_masks(model: nn.Module) -> nn.Module:
+    """Raise the bias of the mask logits, so that an untrained model predicts more than background."""
+    with torch.no_grad():
+        model.seg_head.projector[-1].bias[-1] = 2.5
+    return model
 
 
 def lora(loaded: LoadedModel, dropout: float) -> PeftConfig:

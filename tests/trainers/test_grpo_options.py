@@ -96,7 +96,7 @@ def test_gradient_checkpointing_changes_no_number(make_grpo: Callable[..., Auror
 def test_weights_in_the_first_process_alone_are_refused_where_the_reference_is_copied_from_them(
     make_grpo: Callable[..., AuroraGRPOTrainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aurora_rl.trainers.grpo.is_fsdp_enabled", lambda: True)
+    monkeypatch.setattr("aurora_rl.trainers.reference_model.is_fsdp_enabled", lambda: True)
     with pytest.raises(ValueError, match="fsdp_cpu_ram_efficient_loading is true"):
         make_grpo()
     make_grpo(peft=True)  # the reference is the policy without its adapters

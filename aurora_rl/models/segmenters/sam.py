@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -42,15 +40,6 @@ class SamFrameEncoder(SamFamilyFrameEncoder):
         vision_config = self.read_sam_config(self.config).vision_config
         grid = _grid_size(self.image_size, vision_config.patch_size)
         return (vision_config.output_channels, grid, grid)
-
-    def preprocess(self, frames: np.ndarray) -> Tensor:
-        """Pixel values (F, 3, S, S) float32 of frames (F, H, W, 3) uint8."""
-        inputs = self._image_processor(images=list(frames), input_data_format="channels_last", return_tensors="pt")
-        return inputs["pixel_values"]
-
-    @property
-    def normalisation(self) -> list[Any]:
-        return [self._image_processor.image_mean, self._image_processor.image_std]
 
     @functools.cached_property
     def _image_processor(self) -> SamImageProcessor:

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import Sam2Config, Sam2ImageProcessor, Sam2Model
@@ -70,15 +68,6 @@ class Sam2FrameEncoder(SamFamilyFrameEncoder):
             raise ValueError(f"image_size {self.image_size} must be a multiple of {SIZE_MULTIPLE} for SAM 2")
         grid = self.image_size // STRIDE
         return (4 * self.read_sam_config(self.config).mask_decoder_config.hidden_size, grid, grid)
-
-    def preprocess(self, frames: np.ndarray) -> Tensor:
-        """Pixel values (F, 3, S, S) float32 of frames (F, H, W, 3) uint8."""
-        inputs = self._image_processor(images=list(frames), input_data_format="channels_last", return_tensors="pt")
-        return inputs["pixel_values"]
-
-    @property
-    def normalisation(self) -> list[Any]:
-        return [self._image_processor.image_mean, self._image_processor.image_std]
 
     @functools.cached_property
     def _image_processor(self) -> Sam2ImageProcessor:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from aurora_rl.models.segmenters.base import FrameEncoder, Segmenter, check_frames
@@ -170,14 +170,20 @@ class SamFamilyFrameEncoder(FrameEncoder):
     def frozen_part(sam: PreTrainedModel) -> nn.Module:
         """Of the whole model, what turns pixels into frame inputs."""
 
-    @abc.abstractmethod
     def preprocess(self, frames: np.ndarray) -> Tensor:
         """Pixel values (F, 3, S, S) float32 of frames (F, H, W, 3) uint8."""
+        inputs = self._image_processor(images=list(frames), input_data_format="channels_last", return_tensors="pt")
+        return inputs["pixel_values"]
 
     @property
-    @abc.abstractmethod
     def normalisation(self) -> list[Any]:
         """Mean and standard deviation of `preprocess`."""
+        return [self._image_processor.image_mean, self._image_processor.image_std]
+
+    @functools.cached_property
+    @abc.abstractmethod
+    def _image_processor(self) -> BaseImageProcessor:
+        """The processor of transformers, for images of S x S."""
 
     @abc.abstractmethod
     def _at_image_size(self, encoder: nn.Module) -> nn.Module:

@@ -18,8 +18,8 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 
-class Journal:
-    """Opens a journal, and reads what an interrupted run of the same identity left in it.
+class ResumeFile:
+    """Opens a resume file, and reads what an interrupted run of the same identity left in it.
 
     Args:
         path: the file.
@@ -47,11 +47,11 @@ class Journal:
         self._write(record)
 
     def remove(self) -> None:
-        """Close the journal of a finished run and delete it."""
+        """Close the resume file of a finished run and delete it."""
         self._file.close()
         self.path.unlink()
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> ResumeFile:
         return self
 
     def __exit__(
