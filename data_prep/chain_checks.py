@@ -36,7 +36,8 @@ PROBLEMS = {
 
 #: Words of somebody who was told, not of somebody who found out. Each line is one family.
 LEAKS = (
-    r"ground[- ]truth",
+    r"ground[- ]?truth|the truth\b|for (?:your|my) eyes",
+    r"(?:first|earlier|previous|initial) (?:attempt|reasoning|answer)\b",
     r"the (?:given|provided|true|correct|expected|known|specified|supplied|desired|required|stated) "
     r"(?:category|label|class|answer|target|solution)",
     r"(?:category|label|class|answer|target) (?:is|was|has been) (?:given|provided|specified|supplied|known|stated)",

@@ -36,6 +36,8 @@ from data_prep.journal import RecordLog, read_records, to_lines, write_atomicall
 logger = logging.getLogger(__name__)
 
 REASONS = ("category", "no_seg", "iou")
+#: Arguments that no answer depends on.
+NEUTRAL = {"eval_split", "max_eval_samples", "chains", "reflections", "mask_cache", "media_cache", "embedding_cache"}
 
 
 @dataclasses.dataclass
@@ -97,11 +99,12 @@ def answer_record(
     }
 
 
-def settings(args: MistakeArguments, data_args: DataArguments, model: str) -> dict[str, Any]:
+def settings(args: MistakeArguments, model_args: ModelArguments, data_args: DataArguments) -> dict[str, Any]:
     """What the answers depend on; parts that were written under other settings are refused."""
-    draws = {name: getattr(args, name) for name in ("min_iou", "num_samples", "temperature", "seed")}
-    limits = {"max_completion_length": args.max_completion_length, "instruction": data_args.instruction}
-    return {"model": model, **draws, **limits}
+    names = ("min_iou", "num_samples", "temperature", "seed", "max_completion_length")
+    data = {name: value for name, value in dataclasses.asdict(data_args).items() if name not in NEUTRAL}
+    model = {"model": checkpoint_fingerprint(model_args.model)[:16], "dtype": model_args.dtype}
+    return {**model, **{name: getattr(args, name) for name in names}, **data}
 
 
 def begin(folder: Path, expected: dict[str, Any]) -> None:
@@ -152,9 +155,9 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: MistakeArgu
     out = Path(args.out)
     folder = out.with_name(f"{out.name}.parts")
     samples = load_split(data_args, data_args.train_split)[: args.max_rows]
-    model = checkpoint_fingerprint(model_args.model)[:16]
+    expected = settings(args, model_args, data_args)
     if state.is_main_process:
-        begin(folder, settings(args, data_args, model))
+        begin(folder, expected)
     state.wait_for_everyone()
     done = {(r["uid"], r["row"]) for part in folder.glob("*.jsonl") for r in read_records(part)}
     state.wait_for_everyone()  # before any of them is written to
@@ -171,7 +174,8 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: MistakeArgu
         batch_size=args.batch_size,
     )
     with RecordLog(folder / f"{state.process_index:05d}.jsonl") as log:
-        for _ in tqdm(ask(share, predictor, log, args, model), total=len(share), disable=not state.is_main_process):
+        asking = ask(share, predictor, log, args, expected["model"])
+        for _ in tqdm(asking, total=len(share), disable=not state.is_main_process):
             pass
     state.wait_for_everyone()
     if state.is_main_process:

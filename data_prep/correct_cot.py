@@ -1,7 +1,7 @@
 """Correct a model's wrong reasoning: the reflective set, from mistakes that `collect_mistakes.py` found.
 
-    OPENAI_API_KEY=... python data_prep/correct_cot.py --data_root data/ref_avs --mistakes mistakes.jsonl \\
-        --out reflective.jsonl --model gpt-4o-audio-preview
+    python data_prep/correct_cot.py --data_root data/ref_avs --mistakes mistakes.jsonl --out reflective.jsonl \\
+        --model Qwen/Qwen2.5-Omni-7B --base_url http://localhost:8000/v1
     python data_prep/correct_cot.py --data_root data/synthetic --mistakes mistakes.jsonl --out reflective.jsonl \\
         --gold data/synthetic/chains.jsonl
 
@@ -29,7 +29,16 @@ from data_prep.asking import Question, RunArguments, RunReport, failure_record, 
 from data_prep.chain_checks import ChainLimits
 from data_prep.chain_prompts import MediaArguments, chain_messages, chain_record, chain_schema, read_chain_reply
 from data_prep.endpoint import BadReplyError, EndpointArguments, RowFailedError
-from data_prep.journal import JournalError, Record, RowKey, records_by_row, row_key, to_lines, write_atomically
+from data_prep.journal import (
+    JournalError,
+    Record,
+    RecordLog,
+    RowKey,
+    records_by_row,
+    row_key,
+    to_lines,
+    write_atomically,
+)
 
 MISTAKE_KEYS = ("split", "category", "exp", "completion", "model")  # text, beside uid and row
 GOLD = "gold"
@@ -121,6 +130,24 @@ def correction_questions(
     return [question(mistake) for mistake in mistakes]
 
 
+def check_kept(out: Path, mistakes: Sequence[Mistake]) -> None:
+    """Refuse to go on in a file of corrections of other mistakes, which would stay in it.
+
+    Raises:
+        JournalError: naming the first of them.
+    """
+    if not out.exists():
+        return
+    completions = {(mistake.sample.uid, mistake.sample.row): without_seg(mistake.completion) for mistake in mistakes}
+    with RecordLog(out) as log:
+        for record in log.records:
+            if completions.get(row_key(record)) != record.get("wrong"):
+                raise JournalError(
+                    f"{out} corrects another mistake of uid {record['uid']!r}, row {record['row']} than there is now: "
+                    "name another file for the corrections of these mistakes"
+                )
+
+
 def correct_by_gold(mistakes: Sequence[Mistake], gold_path: Path, args: RunArguments) -> RunReport:
     """Write the reflective set with the chains of a file as corrections.
 
@@ -157,10 +184,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         data_args, args, run_args, media, limits, endpoint_args = parser.parse_args_and_config(argv)
         # A stage's config may name the very files that are made here.
         data_args = dataclasses.replace(data_args, chains=None, reflections=None)
-        mistakes = load_mistakes(Path(args.mistakes), data_args)[: run_args.max_rows]
+        all_mistakes = load_mistakes(Path(args.mistakes), data_args)
+        mistakes = all_mistakes[: run_args.max_rows]
         if args.gold is not None:
             report = correct_by_gold(mistakes, Path(args.gold), run_args)
         else:
+            check_kept(Path(run_args.out), all_mistakes)
             questions = correction_questions(mistakes, media, limits, generator=str(endpoint_args.model))
             report = run_questions(questions, endpoint_args, run_args)
     except ValueError as error:

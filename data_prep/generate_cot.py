@@ -1,7 +1,7 @@
 """Write chains of thought for a benchmark's rows with a stronger model, at any OpenAI-compatible endpoint.
 
-    OPENAI_API_KEY=... python data_prep/generate_cot.py --data_root data/ref_avs --split train --out chains.jsonl \\
-        --model gpt-4o-audio-preview --input_price 2.5 --output_price 10 --max_cost 50
+    python data_prep/generate_cot.py --data_root data/ref_avs --split train --out chains.jsonl \\
+        --model Qwen/Qwen2.5-Omni-7B --base_url http://localhost:8000/v1
 
 The same command continues a run that was killed or stopped. Ends with status 1 where it ended early.
 """

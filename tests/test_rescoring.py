@@ -308,12 +308,12 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from aurora_rl import rescoring
-wait = rescoring.Journal.append
+wait = rescoring.ResumeFile.append
 def append(self, record):
     wait(self, record)
     print(record["row"], flush=True)
     time.sleep(0.2)
-rescoring.Journal.append = append
+rescoring.ResumeFile.append = append
 if __name__ == "__main__":
     data, masks, out = map(Path, sys.argv[1:])
     splits = ["test_s", "test_u", "test_n"]

@@ -1,4 +1,5 @@
 import json
+import lzma
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
 CONFIG = SyntheticConfig(train=1, val=1, test_s=1, test_u=0, test_n=1, rows_per_clip=1, frames=2, size=32, seconds=1.0)
 DOCTOR_OPTIONS = ["--num_frames", "2"]
 KEYS = ["rows", "todo_rows", "null_rows", "duplicate_rows", "repeated_uids", "null_sentences", "splits"]
+OFFICIAL_TABLE = Path(__file__).parents[1] / "data" / "ref_avs_metadata.csv.xz"
 NOTES = "vid,uid,split,fid,exp\n" + "a_0_1,a_0_1_cat_1,train,0,The cat.\n" * 2
 
 
@@ -55,6 +57,25 @@ def test_problem_exits_with_1_and_says_what_to_do(broken: Path, capsys: pytest.C
     output = capsys.readouterr().out
     for words in ("audio missing", "1 clip", "metadata.csv:2", "add it or drop the clip's"):
         assert words in output
+
+
+def test_the_official_table_has_the_counts_that_are_known_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ref-AVSBench's own metadata.csv, see the licence beside it; the counts were taken by other means."""
+    (tmp_path / "metadata.csv").write_bytes(lzma.decompress(OFFICIAL_TABLE.read_bytes()))
+    assert doctor(tmp_path, "--metadata-only", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {key: found[key] for key in KEYS if key != "splits"} == {
+        "rows": 20459,
+        "todo_rows": 25,
+        "null_rows": 1708,
+        "duplicate_rows": 8,
+        "repeated_uids": 11,
+        "null_sentences": 8,
+    }
+    rows = {split: counts["rows"] for split, counts in found["splits"].items()}
+    assert rows == {"train": 14113, "val": 1349, "test_s": 2288, "test_u": 1656, "test_n": 1028, "TODO": 25}
 
 
 def test_json_has_the_promised_keys(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:

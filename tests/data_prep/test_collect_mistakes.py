@@ -129,6 +129,17 @@ def test_a_killed_run_goes_on_where_it_was(answering, collect, train_samples, tm
     assert collect() == resumed
 
 
+@pytest.mark.parametrize(("name", "value"), [("fps", 1.0), ("system_prompt", "Be brief."), ("max_pixels", 4096)])
+def test_a_run_that_puts_the_clips_otherwise_is_refused(name, value, answering, collect, data_args):
+    answering(flawed)
+    mistakes = collect()
+    data_args.chains = None  # no answer depends on it
+    assert collect() == mistakes
+    setattr(data_args, name, value)
+    with pytest.raises(ValueError, match=rf"was begun with other \['{name}'\]"):
+        collect()
+
+
 def test_a_run_with_other_settings_is_refused(answering, collect):
     answering(flawed)
     collect(min_iou=0.5)

@@ -134,6 +134,27 @@ def test_files_that_do_not_belong_together_are_refused(mistakes, chains, message
     assert not (tmp_path / "reflective.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    "now",
+    [[{**MISTAKES[0], "completion": "Look: another thing went wrong."}, MISTAKES[1]], [MISTAKES[1]]],
+    ids=["another mistake", "no mistake any more"],
+)
+def test_corrections_of_other_mistakes_are_neither_kept_nor_mixed_in(
+    now, make_rows, endpoint, run_options, tmp_path, capsys
+):
+    out = tmp_path / "reflective.jsonl"
+    options = [*run_options(make_rows(9), endpoint.url, out=out), "--mistakes", str(tmp_path / "mistakes.jsonl")]
+    write_lines(tmp_path / "mistakes.jsonl", MISTAKES[:2])
+    assert main(options) == 0
+    assert main([*options, "--max_rows", "1"]) == 0  # fewer of the same mistakes are no others
+    before = out.read_bytes()
+    write_lines(tmp_path / "mistakes.jsonl", now)
+    with pytest.raises(SystemExit):
+        main(options)
+    assert "corrects another mistake of uid" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
 def test_corrections_that_were_paid_for_are_not_overwritten_by_gold(make_rows, endpoint, run_options, tmp_path, capsys):
     mistakes = write_lines(tmp_path / "mistakes.jsonl", MISTAKES[:2])
     out = tmp_path / "reflective.jsonl"
