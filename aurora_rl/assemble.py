@@ -37,6 +37,7 @@ from aurora_rl.models.segmenters import build_frame_encoder
 from aurora_rl.models.sharding import loading_whole
 from aurora_rl.models.teacher import Teacher, teacher_fingerprint
 from aurora_rl.models.teacher_features import TeacherFeatures
+from aurora_rl.prompts import NULL_CATEGORY
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +172,7 @@ def find_train_categories(args: DataArguments) -> set[str]:
     if args.benchmark not in CATEGORY_READERS:
         return set()
     try:
-        return CATEGORY_READERS[args.benchmark](args.data_root, args.train_split)
+        return CATEGORY_READERS[args.benchmark](args.data_root, args.train_split) - {NULL_CATEGORY}
     except DatasetError as error:
         logger.info("new and seen categories are not told apart: %s", error)
         return set()

@@ -189,13 +189,13 @@ def find_test_splits(root: str | os.PathLike[str]) -> list[str]:
 
 
 def read_categories(root: str | os.PathLike[str], split: str) -> set[str]:
-    """Categories that a split's rows name in metadata.csv, null references aside.
+    """Categories that a split's rows name in metadata.csv.
 
     Raises:
         DatasetError: if there is no such split.
     """
     path = Path(root) / METADATA_FILE
-    return {row.category for row in rows_of_split(read_metadata(path), split, path=path) if not row.is_null}
+    return {row.category for row in rows_of_split(read_metadata(path), split, path=path)}
 
 
 def _parse_row(fields: Mapping[str, Any], *, row: int, path: Path) -> MetadataRow:
