@@ -27,6 +27,8 @@ from recipes import evaluate as recipe
 from tests.saved_predictions import levels, rows_of, write_pngs, write_truth
 
 ROOT = Path(__file__).parents[2]
+#: Of docs/evaluation.md: what the other rows of a batch may change of a model's scores in float32.
+BATCH_TOLERANCE = 1e-4
 EVIL = "<script>alert(1)</script>"
 
 
@@ -251,20 +253,43 @@ def test_evaluation_of_a_model_that_was_interrupted_goes_on(
     assert not list(tmp_path.rglob("*.partial.*"))
 
 
+def by_two_processes(command: list[str]) -> str:
+    """Run `aurora-rl` twice at once, as a launcher does; what it printed."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    launched = [*launcher, "-m", "aurora_rl.cli", *command]
+    done = subprocess.run(launched, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 @pytest.mark.multiprocess
-def test_two_processes_score_a_model_as_one_does(benchmark, tiny_checkpoint, tmp_path):
+def test_two_processes_score_a_model_row_by_row_as_one_does(benchmark, tiny_checkpoint, tmp_path):
     (tmp_path / "evaluate.yaml").write_text(CONFIG)
     command = ["evaluate", "--model", tiny_checkpoint, "--dataset", str(benchmark), "--split", "test_s", "test_n"]
     command += ["--config", str(tmp_path / "evaluate.yaml"), "--batch_size", "1", "--output"]
     assert main([*command, str(tmp_path / "one.json")]) == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    launched = [*launcher, "-m", "aurora_rl.cli", *command, str(tmp_path / "two.json")]
-    done = subprocess.run(launched, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("preset refavs") == 1
+    assert by_two_processes([*command, str(tmp_path / "two.json")]).count("preset refavs") == 1
     for name in ("one.json", "one.jsonl", "one/results.jsonl"):
         assert (tmp_path / name).read_bytes() == (tmp_path / name.replace("one", "two")).read_bytes()
+
+
+@pytest.mark.multiprocess
+def test_batches_change_the_last_digits_of_a_model_and_no_word(tiny_benchmark, tiny_checkpoint, tmp_path):
+    (tmp_path / "evaluate.yaml").write_text(CONFIG)
+    command = ["evaluate", "--model", tiny_checkpoint, "--dataset", str(tiny_benchmark), "--num_frames", "4"]
+    command += ["--config", str(tmp_path / "evaluate.yaml"), "--num_samples", "0"]
+    assert main([*command, "--batch_size", "1", "--output", str(tmp_path / "single.json")]) == 0
+    assert main([*command, "--batch_size", "4", "--output", str(tmp_path / "batches.json")]) == 0
+    by_two_processes([*command, "--batch_size", "4", "--output", str(tmp_path / "two.json")])
+    expected = read_scores(tmp_path / "single.json")
+    assert len(expected) == 9
+    for name in ("batches.json", "two.json"):
+        for ours, theirs in zip(read_scores(tmp_path / name), expected, strict=True):
+            assert (ours.key, ours.completion) == (theirs.key, theirs.completion)
+            assert pytest.approx(theirs.J, abs=BATCH_TOLERANCE) == ours.J
+            assert pytest.approx(theirs.F, abs=BATCH_TOLERANCE) == ours.F
+            assert pytest.approx(theirs.S, abs=BATCH_TOLERANCE) == ours.S
 
 
 def test_model_is_scored_as_the_pipeline_answers(benchmark, loaded, tmp_path):
