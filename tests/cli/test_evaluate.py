@@ -124,7 +124,7 @@ def test_page_holds_the_tables_and_loads_nothing(saved):
     (saved / "bad" / "1" / "2.png").unlink(), (saved / "bad" / "1").rmdir()
     assert rescore(saved, "bad", f"--report {saved / 'out.html'}") == 0
     page = Page(saved / "out.html")
-    assert "1 without a prediction" in page.text and "1 rows repeat another row" in page.text
+    assert "1 without a prediction" in page.text and "as empty masks. 1 rows repeat another row" in page.text
     assert "test_u, new categories" in page.text and "Mix, row weighted" in page.text
     assert "The types of 6 of 8 references are derived from the words of the sentence" in page.text
     assert EVIL in page.text and "script" not in page.tags
