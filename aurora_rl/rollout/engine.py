@@ -286,18 +286,20 @@ class AuroraVLLMGeneration(VLLMGeneration):
             "min_p": self.min_p or 0.0,
             "repetition_penalty": self.repetition_penalty,
             "max_tokens": self.max_completion_length,
-            "logprobs": 0,
-            "logit_bias": self.logit_bias,
         }
         if self.structured_outputs_regex is not None:
             options["structured_outputs"] = {"regex": self.structured_outputs_regex}
-        return {**options, **self.generation_kwargs}
+        asked = self.generation_kwargs
+        wanted_bias = {int(token_id): bias for token_id, bias in (asked.get("logit_bias") or {}).items()}
+        # What the user asks for wins, except over what training rests on: media are never sampled, and the
+        # log-probabilities are those of the sampled tokens, of which rivals would take the first place.
+        return {**options, **asked, "logprobs": 0, "logit_bias": {**wanted_bias, **self.logit_bias}}
 
     def _sampling_params(self, seed: int) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
-        options = {"seed": seed, **self._sampling_options()}
+        options = {**self._sampling_options(), "seed": seed}
         if isinstance(options.get("structured_outputs"), dict):
             options["structured_outputs"] = StructuredOutputsParams(**options["structured_outputs"])
         return SamplingParams(**options)

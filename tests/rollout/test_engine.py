@@ -120,6 +120,20 @@ def test_multimodal_tokens_are_never_sampled(generation, generate, rows, point_a
     assert hits() > 0
 
 
+def test_generation_kwargs_win_over_the_options_but_not_over_what_training_rests_on(generation, monkeypatch):
+    image = generation.loaded.model.config.image_token_id
+    suppressed = dict(generation.logit_bias)
+    asked = {"max_tokens": 7, "seed": 3, "logprobs": 5, "logit_bias": {"2": 4.0, image: 50.0}}  # JSON's keys are strings
+    monkeypatch.setattr(generation, "generation_kwargs", asked)
+    options = generation._sampling_options()
+    assert suppressed[image] == -100.0
+    assert options["logit_bias"] == {2: 4.0, **suppressed}
+    assert (options["max_tokens"], options["logprobs"]) == (7, 0)
+    params = generation._sampling_params(11)
+    assert (params.seed, params.max_tokens, params.logprobs) == (11, 7, 0)
+    assert params.logit_bias == options["logit_bias"]
+
+
 def test_a_request_is_repeated_by_its_seed(generation, generate, rows, monkeypatch):
     monkeypatch.setattr(generation, "temperature", 1.0)
     same_prompt = [rows[0]] * 4
