@@ -123,7 +123,12 @@ def test_multimodal_tokens_are_never_sampled(generation, generate, rows, point_a
 def test_generation_kwargs_win_over_the_options_but_not_over_what_training_rests_on(generation, monkeypatch):
     image = generation.loaded.model.config.image_token_id
     suppressed = dict(generation.logit_bias)
-    asked = {"max_tokens": 7, "seed": 3, "logprobs": 5, "logit_bias": {"2": 4.0, image: 50.0}}  # JSON's keys are strings
+    asked = {
+        "max_tokens": 7,
+        "seed": 3,
+        "logprobs": 5,
+        "logit_bias": {"2": 4.0, image: 50.0},
+    }  # JSON's keys are strings
     monkeypatch.setattr(generation, "generation_kwargs", asked)
     options = generation._sampling_options()
     assert suppressed[image] == -100.0
