@@ -100,7 +100,7 @@ def _merged(layer: BaseTunerLayer, prefix: str, gather: Gather) -> Iterator[tupl
             yield prefix + "bias", base.bias.detach()
 
 
-def _unpacked(module: nn.Module, parameter: nn.Parameter, name: str) -> torch.Tensor:
+def _unpacked(module: nn.Module, parameter: torch.Tensor, name: str) -> torch.Tensor:
     """A parameter as floating-point numbers, whether bitsandbytes has packed it into bytes or not."""
     if get_bnb_param_type(parameter):
         return dequantize_module_weight(module).detach()
