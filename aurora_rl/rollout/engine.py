@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -87,17 +87,33 @@ class AuroraVLLMGeneration(VLLMGeneration):
         self.accelerator.wait_for_everyone()
 
     def _init_client(self) -> None:
-        if self.accelerator.is_main_process:
-            from aurora_rl.rollout.client import AuroraVLLMClient
+        self._of_main_process(self._connect)
 
-            url = self.server_base_url or f"http://{self.server_host}:{self.server_port}"
-            self.vllm_client = AuroraVLLMClient(
-                base_url=url,
-                group_port=self.group_port,
-                connection_timeout=self.server_timeout,
-                request_timeout_s=self.request_timeout_s,
-            )
-            self.vllm_client.init_communicator(device=self.accelerator.device)
+    def _connect(self) -> None:
+        from aurora_rl.rollout.client import AuroraVLLMClient
+
+        self.vllm_client = AuroraVLLMClient(
+            base_url=self.server_base_url or f"http://{self.server_host}:{self.server_port}",
+            group_port=self.group_port,
+            connection_timeout=self.server_timeout,
+            request_timeout_s=self.request_timeout_s,
+        )
+        self.vllm_client.init_communicator(device=self.accelerator.device)
+
+    def _of_main_process(self, talk: Callable[[], Any]) -> Any:
+        """What the main process has of the server, on every process; its error too, or the others would wait for it."""
+        from aurora_rl.rollout.client import VLLMServerError
+
+        outcome: list[Any] = [None]
+        if self.accelerator.is_main_process:
+            try:
+                outcome = [talk()]
+            except VLLMServerError as error:
+                outcome = [error]
+        broadcast_object_list(outcome, from_process=0)
+        if isinstance(outcome[0], VLLMServerError):
+            raise outcome[0]
+        return outcome[0]
 
     def _init_colocated(self) -> None:
         from vllm import LLM
@@ -174,12 +190,18 @@ class AuroraVLLMGeneration(VLLMGeneration):
                 (name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
                 for name, tensor in self._iter_named_params()
             ]
-        if self.accelerator.is_main_process:
-            self.vllm_client.update_named_params(self._metadata[towers], self._iter_named_params())
-            self.vllm_client.reset_prefix_cache()
-        else:
-            for _ in self._iter_named_params():  # take part in the gathering
-                pass
+        tensors = self._iter_named_params()
+
+        def update() -> None:
+            try:
+                self.vllm_client.update_named_params(self._metadata[towers], tensors)
+                self.vllm_client.reset_prefix_cache()
+            finally:
+                _exhaust(tensors)  # the others are gathering, whatever has become of the server
+
+        if not self.accelerator.is_main_process:
+            _exhaust(tensors)
+        self._of_main_process(update)
 
     def _load_weights(self) -> None:
         if self.enable_sleep_mode:
@@ -233,8 +255,8 @@ class AuroraVLLMGeneration(VLLMGeneration):
         self, prompts: list[EnginePrompt], seeds: list[int], num_generations: int, profiler: Any
     ) -> tuple[list, list, list]:
         all_prompts, all_seeds = gather_object(prompts), gather_object(seeds)
-        payload: list[Any] = [None]
-        if self.accelerator.is_main_process:
+
+        def write() -> tuple[Any, Any, Any]:
             with profiler:
                 completions = self.vllm_client.generate_prompts(
                     all_prompts[::num_generations],
@@ -243,10 +265,10 @@ class AuroraVLLMGeneration(VLLMGeneration):
                     seeds=all_seeds[::num_generations],
                 )
             prompt_ids = [ids for ids in completions.prompt_ids for _ in range(num_generations)]
-            payload = [(prompt_ids, completions.completion_ids, completions.logprobs)]
-        broadcast_object_list(payload, from_process=0)
+            return prompt_ids, completions.completion_ids, completions.logprobs
+
         start = self.accelerator.process_index * len(prompts)
-        first, second, third = (values[start : start + len(prompts)] for values in payload[0])
+        first, second, third = (values[start : start + len(prompts)] for values in self._of_main_process(write))
         return first, second, third
 
     def _generate_colocated(
@@ -286,21 +308,28 @@ class AuroraVLLMGeneration(VLLMGeneration):
             "min_p": self.min_p or 0.0,
             "repetition_penalty": self.repetition_penalty,
             "max_tokens": self.max_completion_length,
-            "logprobs": 0,
-            "logit_bias": self.logit_bias,
         }
         if self.structured_outputs_regex is not None:
             options["structured_outputs"] = {"regex": self.structured_outputs_regex}
-        return {**options, **self.generation_kwargs}
+        asked = self.generation_kwargs
+        wanted_bias = {int(token_id): bias for token_id, bias in (asked.get("logit_bias") or {}).items()}
+        # What the user asks for wins, except over what training rests on: media are never sampled, and the
+        # log-probabilities are those of the sampled tokens, of which rivals would take the first place.
+        return {**options, **asked, "logprobs": 0, "logit_bias": {**wanted_bias, **self.logit_bias}}
 
     def _sampling_params(self, seed: int) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
-        options = {"seed": seed, **self._sampling_options()}
+        options = {**self._sampling_options(), "seed": seed}
         if isinstance(options.get("structured_outputs"), dict):
             options["structured_outputs"] = StructuredOutputsParams(**options["structured_outputs"])
         return SamplingParams(**options)
+
+
+def _exhaust(iterator: Iterator[Any]) -> None:
+    for _ in iterator:
+        pass
 
 
 def check_prompt_ids(expected: Sequence[int], seen: Sequence[int], tokenizer: Any) -> None:

@@ -1,7 +1,8 @@
 """The weights that vLLM needs, under the names it knows, one layer at a time.
 
 LoRA is merged into copies: TRL merges in place and takes it out again, which in bf16 leaves a rounding error behind
-at every step, and under ZeRO-3 holds the whole model on every process at once.
+at every step, and under ZeRO-3 holds the whole model on every process at once. Weights of 4 bits are unpacked for
+vLLM, whatever layer they belong to: what it multiplies by is what the policy does.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
+from peft.utils.integrations import dequantize_module_weight, get_bnb_param_type
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -34,7 +36,7 @@ def engine_weights(
     towers: bool,
     gather: Gather = lambda parameters: contextlib.nullcontext(),
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The language model's weights, LoRA merged; every process must run through all of them.
+    """The language model's weights, LoRA merged and 4 bits unpacked; every process must run through all of them.
 
     Args:
         model: the policy, wrapped by PEFT or not, sharded or not.
@@ -46,7 +48,8 @@ def engine_weights(
         vLLM's name and the whole tensor, which is valid until the next one is asked for.
 
     Raises:
-        ValueError: for an adapter that is not plain LoRA on a linear layer.
+        ValueError: for an adapter that is not plain LoRA on a linear layer, and for weights packed by another library
+            than bitsandbytes.
     """
     policy = model.get_base_model() if isinstance(model, PeftModel) else model
     skipped = {HEAD} if towers else {HEAD, *family.tower_names}
@@ -73,7 +76,7 @@ def _layers(module: nn.Module, prefix: str, skipped: set[str], gather: Gather) -
     if parameters := dict(module.named_parameters(recurse=False)):
         with gather(list(parameters.values())):
             for name, parameter in parameters.items():
-                yield prefix + name, _whole(parameter)
+                yield prefix + name, _whole(_unpacked(module, parameter, prefix + name))
     for name, child in module.named_children():
         if name not in skipped:
             # torch's activation checkpointing puts a wrapper of that name around a layer
@@ -88,7 +91,7 @@ def _merged(layer: BaseTunerLayer, prefix: str, gather: Gather) -> Iterator[tupl
     with gather(list(layer.parameters())):
         if any(isinstance(parameter, DTensor) for parameter in layer.parameters()):
             raise ValueError("LoRA under FSDP cannot be sent to vLLM: use DeepSpeed ZeRO")
-        weight = _dequantized(base)
+        weight = _unpacked(base, base.weight, prefix + "weight")
         for adapter in layer.active_adapters:
             if adapter in layer.lora_A:
                 weight = weight + layer.get_delta_weight(adapter).to(weight.dtype)
@@ -97,14 +100,17 @@ def _merged(layer: BaseTunerLayer, prefix: str, gather: Gather) -> Iterator[tupl
             yield prefix + "bias", base.bias.detach()
 
 
-def _dequantized(base: nn.Linear) -> torch.Tensor:
-    if not base.weight.is_floating_point():
-        from peft.utils.integrations import dequantize_module_weight  # bitsandbytes, on a GPU
+def _unpacked(module: nn.Module, parameter: torch.Tensor, name: str) -> torch.Tensor:
+    """A parameter as floating-point numbers, whether bitsandbytes has packed it into bytes or not."""
+    if get_bnb_param_type(parameter):
+        return dequantize_module_weight(module).detach()
+    if not parameter.is_floating_point():
+        raise ValueError(
+            f"{name} is packed as {parameter.dtype}, which cannot be sent to vLLM: start from weights that are not "
+            "quantised (load_in_4bit may quantise them), or set use_vllm to false"
+        )
+    return parameter.detach()
 
-        return dequantize_module_weight(base).detach()
-    return base.weight.detach()
 
-
-def _whole(parameter: nn.Parameter) -> torch.Tensor:
-    tensor = parameter.detach()
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,7 +1,8 @@
 """SIGTERM in training: a checkpoint at the next step that all ranks reach, then exit code 143.
 
 A scheduler that preempts a job sends SIGTERM, and so does a launcher when one rank has failed. In the second case the
-others wait in a collective that never ends, so a rank that reaches no step in time ends by itself.
+others wait in a collective that never ends, so a rank that reaches no step in time ends by itself. A process without
+others takes the time that its step needs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ logger = logging.getLogger(__name__)
 EXIT_CODE = 128 + signal.SIGTERM
 #: Below the 30 s after which torchrun and Slurm kill what SIGTERM has not ended, so that there is still a message.
 STOP_GRACE_S = 25.0
-STOP_GRACE_HELP = "Seconds from SIGTERM to the end of a step, after which a rank ends without a checkpoint."
+STOP_GRACE_HELP = (
+    "Seconds from SIGTERM to the end of a step, after which one of several ranks ends without a checkpoint."
+)
 
 
 class TrainingInterrupted(SystemExit):
@@ -41,13 +44,14 @@ class TerminationSignal:
     C writes to the wakeup descriptor reaches another thread at once.
 
     Args:
-        grace_s: seconds from the signal to `go_on`, after which the process is ended with exit code 143.
+        grace_s: seconds from the signal to `go_on`, after which the process is ended with exit code 143; None never
+            ends it.
 
     Attributes:
         is_received: whether the signal has come.
     """
 
-    def __init__(self, grace_s: float) -> None:
+    def __init__(self, grace_s: float | None) -> None:
         self.grace_s = grace_s
         self.is_received = False
         self._lock = threading.Lock()
@@ -85,7 +89,7 @@ class TerminationSignal:
             self.is_received = True
             if self._countdown is not None:
                 self._countdown.cancel()
-            self._countdown = None if seconds is None else self._start_countdown(seconds)
+            self._start_countdown(seconds)
 
     def _watch(self, reader: int) -> None:
         while numbers := os.read(reader, 64):
@@ -97,13 +101,13 @@ class TerminationSignal:
         with self._lock:
             if not self.is_received:
                 self.is_received = True
-                self._countdown = self._start_countdown(self.grace_s)
+                self._start_countdown(self.grace_s)
 
-    def _start_countdown(self, seconds: float) -> threading.Timer:
-        countdown = threading.Timer(seconds, self._give_up, args=(seconds,))
-        countdown.daemon = True
-        countdown.start()
-        return countdown
+    def _start_countdown(self, seconds: float | None) -> None:
+        self._countdown = None if seconds is None else threading.Timer(seconds, self._give_up, args=(seconds,))
+        if self._countdown is not None:
+            self._countdown.daemon = True
+            self._countdown.start()
 
     def _give_up(self, seconds: float) -> None:
         logger.error(

@@ -32,7 +32,8 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._termination = TerminationSignal(self.args.stop_grace_s)
+        # A process alone waits for no other, so that its step will end, however long it takes.
+        self._termination = TerminationSignal(self.args.stop_grace_s if self.args.world_size > 1 else None)
         self.add_callback(InterruptionCallback(self._termination, self._may_resume_after))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

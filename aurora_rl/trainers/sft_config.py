@@ -20,7 +20,8 @@ class AuroraSFTConfig(CPUDeviceMixin, SFTConfig):
         dice_variant: see `losses.dice_loss`.
         distill_weight: λ of the feature distillation, where there is a teacher; 0 trains without one.
         stop_grace_s: seconds that a rank may take from SIGTERM to the end of its step. Then it ends without a
-            checkpoint, because another rank may have failed and would be waited for without end.
+            checkpoint, because another rank may have failed and would be waited for without end. A process that trains
+            alone ends its step, however long that takes.
     """
 
     ce_weight: float = dataclasses.field(default=1.0, metadata={"help": "Weight of the cross-entropy."})

@@ -2,7 +2,7 @@
 
 generation   AuroraVLLMGeneration around the tiny model, whose weights it gets by `sync_weights`
 point_at     hands the engine another policy, weights synced
-make_prompts prompts with sound after the frames, between the frames, and of text alone
+make_prompts prompts with sound after the frames, between the frames, of frames alone, and of text alone
 """
 
 import os
@@ -70,11 +70,11 @@ def make_prompt(loaded: LoadedModel, *, kind: str, seed: int = 0, seconds: int =
     """A prompt of noise at two frames a second.
 
     Args:
-        kind: "separate" sound after the frames, "interleaved" between them, or "text".
+        kind: "separate" sound after the frames, "interleaved" between them, "silent" frames without any, or "text".
     """
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (2 * seconds, 64, 64, 3), dtype=np.uint8)
-    waveform = None if kind == "text" else rng.normal(0, 0.1, seconds * 16_000).astype(np.float32)
+    waveform = rng.normal(0, 0.1, seconds * 16_000).astype(np.float32)
     messages = build_messages(
         f"the {['drum', 'bell', 'dog'][seed % 3]} that sounds first",
         frames=None if kind == "text" else [Image.fromarray(frame) for frame in pixels],
@@ -83,7 +83,11 @@ def make_prompt(loaded: LoadedModel, *, kind: str, seed: int = 0, seconds: int =
         video_options={"sample_fps": 2.0, "min_pixels": 256, "max_pixels": 65536},
     )
     return loaded.family.encode(
-        loaded.processor, messages, waveform=waveform, fps=2.0, use_audio_in_video=kind == "interleaved"
+        loaded.processor,
+        messages,
+        waveform=waveform if kind in ("separate", "interleaved") else None,
+        fps=2.0,
+        use_audio_in_video=kind == "interleaved",
     )
 
 

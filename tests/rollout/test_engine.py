@@ -2,16 +2,19 @@
 
 import copy
 import dataclasses
+import importlib.util
 import re
 
 import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
+from transformers import BitsAndBytesConfig
 
 from aurora_rl.assemble import peft_config
 from aurora_rl.config import ModelArguments
 from aurora_rl.models.loading import LoadedModel, load_model
+from aurora_rl.models.quantization import NOT_QUANTIZED
 from aurora_rl.rollout.weights import engine_weights
 from benchmarks.vllm_parity import compare, measure, report
 
@@ -23,11 +26,11 @@ SAME = 1e-4
 
 @pytest.fixture(scope="module")
 def rows(generation, make_prompts):
-    """Sound after the frames, between them (several chunks), and text alone, in one batch."""
+    """Sound after the frames, between them (several chunks), none at all, and text alone, in one batch."""
     return [
         make_prompts(generation.loaded, kind=kind, seed=seed, seconds=seconds)
         for seed, (kind, seconds) in enumerate(
-            [("separate", 2), ("interleaved", 2), ("text", 2), ("interleaved", 7), ("separate", 5)]
+            [("separate", 2), ("interleaved", 2), ("text", 2), ("interleaved", 7), ("separate", 5), ("silent", 3)]
         )
     ]
 
@@ -55,7 +58,7 @@ def test_all_kinds_of_prompts_give_the_policys_log_probabilities(generation, gen
 
 
 def test_greedy_decoding_gives_the_tokens_of_transformers(generation, make_prompts):
-    kinds = ("separate", "interleaved", "text", "separate")
+    kinds = ("separate", "interleaved", "text", "silent")
     prompts = [make_prompts(generation.loaded, kind=kinds[i % 4], seed=i, seconds=1 + i % 3) for i in range(64)]
     agreements = measure(generation.loaded, prompts, generation, max_tokens=24)
     parted = [agreement for agreement in agreements if not agreement.is_same]
@@ -80,7 +83,7 @@ def test_vllms_own_positions_of_interleaved_prompts_are_others(generation, gener
 
     monkeypatch.delattr(Corrected, "get_mrope_input_positions")
     generation.llm.reset_prefix_cache()
-    interleaved, separate = [rows[1], rows[3]], [rows[0], rows[4]]
+    interleaved, separate = [rows[1], rows[3]], [rows[0], rows[4], rows[5]]
     assert difference(generation.model, generation.loaded, interleaved, generate(interleaved)) > 0.01
     assert difference(generation.model, generation.loaded, separate, generate(separate)) < SAME
     generation.llm.reset_prefix_cache()
@@ -118,6 +121,25 @@ def test_multimodal_tokens_are_never_sampled(generation, generate, rows, point_a
     assert hits() == 0
     monkeypatch.setattr(type(generation), "logit_bias", {})
     assert hits() > 0
+
+
+def test_generation_kwargs_win_over_the_options_but_not_over_what_training_rests_on(generation, monkeypatch):
+    image = generation.loaded.model.config.image_token_id
+    suppressed = dict(generation.logit_bias)
+    asked = {
+        "max_tokens": 7,
+        "seed": 3,
+        "logprobs": 5,
+        "logit_bias": {"2": 4.0, image: 50.0},
+    }  # JSON's keys are strings
+    monkeypatch.setattr(generation, "generation_kwargs", asked)
+    options = generation._sampling_options()
+    assert suppressed[image] == -100.0
+    assert options["logit_bias"] == {2: 4.0, **suppressed}
+    assert (options["max_tokens"], options["logprobs"]) == (7, 0)
+    params = generation._sampling_params(11)
+    assert (params.seed, params.max_tokens, params.logprobs) == (11, 7, 0)
+    assert params.logit_bias == options["logit_bias"]
 
 
 def test_a_request_is_repeated_by_its_seed(generation, generate, rows, monkeypatch):
@@ -163,6 +185,24 @@ def test_after_training_the_engine_follows_the_policy(generation, generate, rows
     assert difference(policy, loaded, rows, stale) > 0.1  # control: without the sync
     point_at(policy)
     assert difference(policy, loaded, rows, generate(rows)) < 1e-3
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_the_engine_follows_lora_on_weights_of_4_bits(generation, generate, rows, difference, point_at):
+    options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.float32}
+    config = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=list(NOT_QUANTIZED), **options)
+    loaded = load_model(generation.loaded.model.config._name_or_path, quantization_config=config)
+    for layer in loaded.model.modules():
+        layer.support_avx512bf16_for_cpu = False  # some CPUs would multiply in bfloat16, from a layout of their own
+    policy = get_peft_model(loaded.model, peft_config(ModelArguments(model="", use_peft=True, lora_r=4), loaded)).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    assert difference(policy, loaded, rows, generate(rows)) > 0.1  # control: without the sync
+    point_at(policy)
+    assert difference(policy, loaded, rows, generate(rows)) < SAME
 
 
 def test_weights_that_do_not_come_are_an_error(generation, monkeypatch):

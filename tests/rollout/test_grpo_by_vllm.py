@@ -161,7 +161,7 @@ def history(folder: Path) -> list[dict]:
     return [{key: line[key] for key in keys} for line in lines if "loss" in line]
 
 
-def test_a_resumed_run_is_the_unbroken_one(make_trainer, tmp_path):
+def test_a_resumed_run_is_the_unbroken_one(make_trainer, tmp_path, monkeypatch):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     make_trainer = functools.partial(make_trainer, lr_scheduler_type="constant")  # not that of a run of two steps
     trainer = make_trainer(output_dir=str(whole))
@@ -169,12 +169,30 @@ def test_a_resumed_run_is_the_unbroken_one(make_trainer, tmp_path):
     trainer.save_state()
     trainer.save_model(str(whole))
     make_trainer(output_dir=str(broken), max_steps=2, save_strategy="steps", save_steps=2).train()
-    trainer = make_trainer(output_dir=str(broken))
-    trainer.train(resume_from_checkpoint=str(broken / "checkpoint-2"))
-    trainer.save_state()
-    trainer.save_model(str(broken))
+    resume(make_trainer, broken, checkpoint=broken / "checkpoint-2")
     for found, expected in zip(history(broken), history(whole), strict=True):
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
     first, second = load_file(whole / "model.safetensors"), load_file(broken / "model.safetensors")
     for name, weight in first.items():
         assert_close(second[name], weight, rtol=1e-4, atol=1e-6)
+
+    # The control: seeds by the steps that this process has done, which are those of a run that began here.
+    request_seeds = VLLMSampler.request_seeds
+
+    def forgetful(sampler: VLLMSampler, num_rows: int) -> list[int]:
+        with monkeypatch.context() as patch:
+            patch.setattr(sampler.trainer.state, "global_step", sampler.trainer.state.global_step - 2)
+            return request_seeds(sampler, num_rows)
+
+    monkeypatch.setattr(VLLMSampler, "request_seeds", forgetful)
+    resume(make_trainer, tmp_path / "control", checkpoint=broken / "checkpoint-2")
+    found, expected = history(tmp_path / "control"), history(whole)
+    assert found[:2] == history(broken)[:2]
+    assert all(line["reward"] != other["reward"] for line, other in zip(found[2:], expected[2:], strict=True))
+
+
+def resume(make_trainer: Callable, folder: Path, *, checkpoint: Path) -> None:
+    trainer = make_trainer(output_dir=str(folder))
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    trainer.save_state()
+    trainer.save_model(str(folder))

@@ -89,7 +89,8 @@ class Server:
 
     def kill(self) -> None:
         """End it and its workers the hard way."""
-        self.signal(signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # somebody has done it already
+            self.signal(signal.SIGKILL)
         if self.process is not None:
             self.process.wait()
         self.process = None
@@ -132,14 +133,16 @@ def connect(server: Server, **options: Any) -> AuroraVLLMClient:
 
 @pytest.fixture
 def prompts(encode: SampleEncoder, loaded: LoadedModel, train_samples: list[AVSample]) -> dict[str, EncodedPrompt]:
-    """Clips whose sound is an audio part, ones where it lies between the frames, and text alone."""
+    """Clips whose sound is an audio part, ones where it lies between the frames or is missing, and text alone."""
     separate = [encode(sample).prompt for sample in train_samples[:3]]
     between = [encode(dataclasses.replace(sample, use_audio_in_video=True)).prompt for sample in train_samples[:3]]
+    silent = [encode(dataclasses.replace(sample, audio_path=None)).prompt for sample in train_samples[:3]]
     question = [{"role": "user", "content": [{"type": "text", "text": "the left one"}]}]
     text = loaded.family.encode(loaded.processor, question, waveform=None, fps=2.0)
     return (
         {f"separate {i}": p for i, p in enumerate(separate)}
         | {f"between {i}": p for i, p in enumerate(between)}
+        | {f"silent {i}": p for i, p in enumerate(silent)}
         | {"text": text}
     )
 
@@ -393,3 +396,47 @@ def test_a_server_that_dies_ends_the_wait_for_completions_and_for_weights(server
 def requests_running(server: Server) -> bool:
     metrics = requests.get(f"{server.url}/metrics", timeout=10).text
     return re.search(r"^vllm:num_requests_running\{.*\} [1-9]", metrics, re.MULTILINE) is not None
+
+
+#: Six rows a process and groups of four: the second of three prompts belongs to both processes.
+TWO_RANKS = shlex.split(
+    "-m accelerate.commands.launch --config_file accelerate_configs/zero3.yaml --num_processes 2 --mixed_precision no "
+    "--main_process_port 0 tests/rollout/deadly_server_grpo.py"
+)
+TWO_RANKS_OPTIONS = shlex.split(
+    "--config recipes/synthetic/grpo.yaml --seed 1 --max_steps 5 --eval_strategy no --warmup_steps 0 --use_peft true "
+    "--learning_rate 1e-2 --per_device_train_batch_size 6 --num_generations 4 --max_completion_length 12 "
+    "--reward_funcs tests/trainers/faulty_grpo.py:letters_reward --reward_weights 1 --use_cpu false "
+    "--ddp_backend gloo --bf16 false --use_vllm true --vllm_mode server --vllm_group_port 0"
+)
+
+
+@pytest.mark.multiprocess
+def test_two_ranks_share_a_server_and_both_end_by_its_death(the_server, tiny_checkpoint, tiny_benchmark, tmp_path):
+    the_server.start()  # and is waited for by the trainer
+    command = [sys.executable, *TWO_RANKS, str(the_server.process.pid), *TWO_RANKS_OPTIONS]
+    command += ["--model", tiny_checkpoint, "--data_root", str(tiny_benchmark), "--output_dir", str(tmp_path)]
+    command += ["--vllm_server_base_url", the_server.url]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    environment["OMP_NUM_THREADS"] = "1"
+    with (tmp_path / "stderr").open("w") as stderr:
+        launched = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=stderr)
+    try:
+        while the_server.process.poll() is None and launched.poll() is None:
+            time.sleep(0.2)
+        launched.wait(timeout=60)
+    finally:
+        launched.terminate()
+        the_server.kill()
+    last_words = (tmp_path / "stderr").read_text()[-20000:]
+    assert launched.returncode == 1, last_words
+    log = [line for line in json.loads((tmp_path / "log.json").read_text()) if "loss" in line]
+    assert [line["step"] for line in log] == [1, 2]
+    assert all(line["sampling/sampling_logp_difference/max"] < 1e-3 for line in log)
+    assert log[0]["grad_norm"] > 0  # the second update brought other weights than the first
+
+    for what, message in (("update", "/update_weights"), ("completions", "no connection.*6 attempts")):
+        said = [(tmp_path / f"{what}_{rank}").read_text() for rank in (0, 1)]
+        assert said[0] == said[1]
+        assert re.search(rf"{message}.*--resume_from_checkpoint true", said[0])
+    assert said[0] in last_words.rpartition("Root Cause")[2]

@@ -1,16 +1,20 @@
 """Which weights go to vLLM, under which names, and that LoRA comes merged while the policy stays as it is."""
 
 import copy
+import importlib.util
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.testing import assert_close
+from transformers import BitsAndBytesConfig
 
 from aurora_rl.assemble import peft_config
 from aurora_rl.config import ModelArguments
-from aurora_rl.models.loading import LoadedModel
+from aurora_rl.models.loading import LoadedModel, load_model
+from aurora_rl.models.quantization import NOT_QUANTIZED, is_quantized
+from aurora_rl.rollout.export import engine_config
 from aurora_rl.rollout.weights import changes_towers, engine_weights
 
 
@@ -113,3 +117,61 @@ def test_frozen_towers_do_not_change(loaded):
     assert changes_towers(loaded.model, loaded.family)  # the audio tower is still trained
     loaded.model.audio_tower.requires_grad_(False)
     assert not changes_towers(loaded.model, loaded.family)
+
+
+class Params4bit(nn.Parameter):
+    """Stands in for bitsandbytes' class of that name: packed into a column of bytes, here without any loss."""
+
+    quant_state: torch.Size
+
+
+def pack(parameter: nn.Parameter) -> Params4bit:
+    packed = Params4bit(parameter.detach().contiguous().view(torch.uint8).reshape(-1, 1), requires_grad=False)
+    packed.quant_state = parameter.shape
+    return packed
+
+
+def unpack(weight: Params4bit, state: object = None) -> torch.Tensor:
+    return weight.detach().reshape(-1).view(torch.float32).reshape(weight.quant_state)
+
+
+@pytest.mark.parametrize("wrap", [lambda loaded: copy.deepcopy(loaded.model), lora], ids=["plain", "lora"])
+def test_packed_weights_are_sent_as_the_numbers_they_stand_for(wrap, loaded, monkeypatch):
+    """LoRA lies on two of the seven matrices that are packed in each layer."""
+    monkeypatch.setattr("peft.utils.integrations.dequantize_bnb_weight", unpack)
+    model = wrap(loaded)
+    expected = sent(model, loaded)
+    quantized = {name.removesuffix(".weight") for name, p in loaded.model.named_parameters() if is_quantized(name, p)}
+    for name, module in model.named_modules():
+        path = name.removeprefix("base_model.model.").removesuffix(".base_layer")
+        if path in quantized and isinstance(module, nn.Linear):  # and not LoRA around it
+            module.weight = pack(module.weight)
+    packed = [parameter for parameter in model.parameters() if parameter.dtype == torch.uint8]
+    assert len(packed) == len(quantized) == 7 * loaded.model.config.text_config.num_hidden_layers
+    found = sent(model, loaded)
+    assert found.keys() == expected.keys()
+    assert all(found[name].equal(weight) for name, weight in expected.items())
+    assert all(parameter.dtype == torch.uint8 for parameter in packed)  # the policy's own stay packed
+
+
+def test_weights_that_nobody_can_unpack_are_refused(loaded):
+    linear = loaded.model.model.layers[0].mlp.up_proj
+    linear.weight = nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.up_proj\.weight is packed as torch\.uint8"):
+        sent(loaded.model, loaded)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_weights_of_4_bits_are_sent_as_the_policy_multiplies_by_them(tiny_checkpoint: str):
+    options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.float32}
+    config = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=list(NOT_QUANTIZED), **options)
+    quantized, plain = load_model(tiny_checkpoint, quantization_config=config), load_model(tiny_checkpoint)
+    expected = sent(plain.model, plain)
+    found = sent(quantized.model, quantized)
+    assert {name: weight.shape for name, weight in found.items()} == {name: w.shape for name, w in expected.items()}
+    up = quantized.model.model.layers[0].mlp.up_proj.train()  # in eval mode some CPUs multiply in bfloat16
+    inputs = torch.randn(3, up.in_features)
+    weight = found["thinker.model.layers.0.mlp.up_proj.weight"]
+    assert_close(inputs @ weight.T, up(inputs), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(weight, expected["thinker.model.layers.0.mlp.up_proj.weight"])  # control: 4 bits lose
+    assert "quantization_config" not in str(engine_config(quantized).to_dict())

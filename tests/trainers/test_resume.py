@@ -16,7 +16,8 @@ from transformers import Trainer, TrainerCallback
 
 from aurora_rl.data.sample import AVSample
 from aurora_rl.trainers.epoch_order import EpochOrder
-from aurora_rl.trainers.interruption import TrainingInterrupted
+from aurora_rl.trainers.interruption import TerminationSignal, TrainingInterrupted
+from aurora_rl.trainers.sft_config import AuroraSFTConfig
 
 #: Logged values that measure the machine, or (TRL's token count in SFT) start anew.
 VOLATILE = ("step_time", "num_tokens", "runtime", "per_second")
@@ -158,9 +159,30 @@ def test_grpo_after_sigterm(make_grpo: Callable[..., Trainer], train_samples: li
 
 def test_sigterm_in_the_last_step_changes_nothing(make_sft: Callable[..., Trainer]) -> None:
     trainer = make_sft()
+    trainer._termination.grace_s = 600.0  # as beside other processes
     trainer.add_callback(Terminate(trainer, 2))
     assert trainer.train().global_step == 2
     assert trainer._termination._countdown is None
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_a_process_alone_ends_its_step_however_long_that_takes(
+    stage: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up = []
+    monkeypatch.setattr(TerminationSignal, "_give_up", lambda self, seconds: given_up.append(seconds))
+    trainer = request.getfixturevalue(f"make_{stage}")(stop_grace_s=0.0)
+    trainer.add_callback(Terminate(trainer, 1))  # the step itself takes longer than no time
+    with pytest.raises(TrainingInterrupted):
+        trainer.train()
+    assert given_up == []
+    assert Path(trainer.args.output_dir, "checkpoint-1").is_dir()
+
+
+def test_one_of_several_processes_has_its_time(make_sft: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch):
+    assert make_sft(stop_grace_s=300.0)._termination.grace_s is None
+    monkeypatch.setattr(AuroraSFTConfig, "world_size", 2)
+    assert make_sft(stop_grace_s=300.0)._termination.grace_s == 300.0
 
 
 def test_every_epoch_has_an_order_of_its_own_whatever_went_before(make_grpo: Callable[..., Trainer]) -> None:

@@ -164,8 +164,9 @@ class Qwen2_5OmniFamily(MLLMFamily):
         return getattr(config, "thinker_config", config)
 
     def engine_config(self, config: PretrainedConfig) -> PretrainedConfig:
-        ours = ("segmenter", "clip_options")
-        thinker_config = {name: value for name, value in config.to_dict().items() if name not in ours}
+        # Quantised weights leave the trainer unpacked.
+        left_out = ("segmenter", "clip_options", "quantization_config")
+        thinker_config = {name: value for name, value in config.to_dict().items() if name not in left_out}
         full = Qwen2_5OmniConfig(thinker_config=thinker_config, enable_audio_output=False)
         full.architectures = ["Qwen2_5OmniForConditionalGeneration"]
         return full
