@@ -86,7 +86,7 @@ def test_a_test_that_runs_a_block_reads_its_page() -> None:
 
 
 def commands_of(block: Block) -> list[list[str]]:
-    """Words of each command; lines that end in a backslash go on, and comments and `NAME=value` in front are dropped."""
+    """Words of each command, without comments and `NAME=value` in front; lines that end in a backslash go on."""
     lines = block.code.replace("\\\n", " ").splitlines()
     commands = [itertools.dropwhile(is_assignment, shlex.split(line, comments=True)) for line in lines]
     return [words for words in map(list, commands) if words]
@@ -161,7 +161,7 @@ def check_export(arguments: list[str]) -> None:
 
 
 def check_vllm(arguments: list[str]) -> None:
-    """Its parser takes half a minute to import; tests/rollout/test_server.py starts the one command that runs on a CPU."""
+    """vLLM may be missing; the command for a CPU is started by tests/rollout/test_server.py."""
     command, model, *options = arguments
     assert command == "serve"
     assert not model.startswith("-") and all(name.startswith("--") for name in options if name.startswith("-"))

@@ -1,7 +1,7 @@
 """Every command that README and docs show is run here, in order, or says above it why it is not.
 
-A page's commands are run by bash in a folder that looks like a checkout after `make demo` and with Ref-AVSBench unpacked
-in data/ref_avs, only that the models are random and tiny and the benchmarks a few synthetic clips.
+A page's commands are run by bash in a folder that looks like a checkout after `make demo`, with Ref-AVSBench in
+data/ref_avs, only that the models are random and tiny, and the benchmarks a few synthetic clips.
 """
 
 import csv
@@ -24,7 +24,7 @@ from aurora_rl.data.media import load_clip
 from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
 from aurora_rl.models.loading import load_model
 from aurora_rl.rescoring import rescore, saved_predictions
-from tests.documented_blocks import ROOT, Block, unmarked
+from tests.documented_blocks import ROOT, Block, blocks_of, unmarked
 from tests.saved_predictions import write_pngs
 from tests.warm_interpreter import write_programs
 
@@ -65,9 +65,7 @@ def environment(programs: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def given(
-    tiny_checkpoint: str, tiny_benchmark: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
+def given(tiny_checkpoint: str, tiny_benchmark: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """What the pages take for granted, by its name in the checkout."""
     folder = tmp_path_factory.mktemp("given")
     ref_avs, masks = folder / "ref_avs", folder / "masks"
@@ -160,6 +158,15 @@ def test_commands_run_in_the_order_of_their_page(page: str, checkout: Path, prog
     done = run_blocks([block for block in unmarked("bash") if block.page == page], checkout, programs)
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     assert [name for name in LEFT.get(page, []) if not (checkout / name).exists()] == []
+    assert all(text in done.stdout for text in printed_on(page)), done.stdout
+
+
+def printed_on(page: str) -> list[str]:
+    """What a page shows as printed by its commands."""
+    if page != "docs/scaling.md":
+        return []
+    _, table, _ = (ROOT / page).read_text().split("<!-- scaling-table -->")
+    return [table.strip(), *(block.code for block in blocks_of(page) if block.language == "text")]
 
 
 def test_a_command_that_fails_ends_its_page(checkout: Path, programs: Path) -> None:
