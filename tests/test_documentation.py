@@ -82,6 +82,15 @@ def test_a_test_that_runs_a_block_reads_its_page() -> None:
         assert all(part in test for part in Path(block.page).parts), f"{block}: {block.text} does not read {block.page}"
 
 
+def test_what_a_reason_says_runs_elsewhere_does() -> None:
+    reasons = {str(block): block.text or "" for block in marked("not run")}
+    ci = (ROOT / ".ci" / "run").read_text()
+    for where, reason in reasons.items():
+        assert all((ROOT / name).exists() for name in re.findall(r"tests/[\w/.]*\w", reason)), where
+        in_ci = re.search(r"CI runs ([^;]+)", reason)
+        assert in_ci is None or all(command in ci for command in re.findall(r"`(.+?)`", in_ci[1])), where
+
+
 # Commands
 
 
