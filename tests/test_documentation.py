@@ -96,9 +96,16 @@ def test_what_a_reason_says_runs_elsewhere_does() -> None:
 
 def commands_of(block: Block) -> list[list[str]]:
     """Words of each command, without comments and `NAME=value` in front; lines that end in a backslash go on."""
-    lines = block.code.replace("\\\n", " ").splitlines()
+    exported = exports_of(block.page)
+    code = re.sub(r"\$([A-Z_]+)", lambda name: exported.get(name[1], name[0]), block.code)
+    lines = code.replace("\\\n", " ").splitlines()
     commands = [itertools.dropwhile(is_assignment, shlex.split(line, comments=True)) for line in lines]
     return [words for words in map(list, commands) if words]
+
+
+def exports_of(page: str) -> dict[str, str]:
+    code = "".join(block.code for block in blocks_of(page) if block.language == "bash")
+    return dict(re.findall(r"^export ([A-Z_]+)=(.+)$", code, flags=re.MULTILINE))
 
 
 def is_assignment(word: str) -> bool:
