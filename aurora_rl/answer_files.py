@@ -10,8 +10,10 @@ overlay.mp4     the clip with its masks drawn, its sound kept
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +31,29 @@ from aurora_rl.predictions import encode_masks
 FILES = ("answer.json", "chain.txt", "masks", "masks.json", "overlay.mp4")
 
 
-def check_folder(folder: Path, *, overwrite: bool) -> None:
+def check_folder(folder: Path, *, overwrite: bool, inputs: Iterable[Path]) -> None:
     """Make the folder for an answer, or see that an earlier one may go.
 
     Raises:
         FileExistsError: if it holds an answer and must not be overwritten.
+        ValueError: if a file that is to be read would be replaced.
     """
     there = [name for name in FILES if (folder / name).exists()]
     if there and not overwrite:
         raise FileExistsError(
             f"{folder} holds {', '.join(there)} of an earlier run: give another folder or --overwrite"
         )
+    replaced = {(folder / name).resolve() for name in FILES}
+    for path in inputs:
+        if replaced & {path.resolve(), *path.resolve().parents}:
+            raise ValueError(f"{path} would be read and replaced in one run: give another folder than {folder}")
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_answer(
     answer: ClipAnswer, pictures: Iterator[FrameMasks], folder: Path, *, model: str, every_frame: bool = False
 ) -> None:
-    """Write all files; an earlier answer's go first.
+    """Write all files beside an earlier answer's, which they replace when they are complete.
 
     Args:
         answer: from the pipeline.
@@ -55,7 +62,16 @@ def write_answer(
         model: where the answers come from.
         every_frame: whether masks are written of every picture, not only of the sampled ones.
     """
-    _remove_earlier(folder)
+    with tempfile.TemporaryDirectory(prefix=".answer-", dir=folder) as beside:
+        new = Path(beside)
+        _write_files(answer, pictures, new, every_frame=every_frame)
+        _write_json(new / "answer.json", {"model": model, **answer_record(answer)})
+        for name in FILES:
+            _remove(folder / name)
+            os.replace(new / name, folder / name)
+
+
+def _write_files(answer: ClipAnswer, pictures: Iterator[FrameMasks], folder: Path, *, every_frame: bool) -> None:
     masks = _MaskFiles(folder, answer)
     if not every_frame:
         for index, time in enumerate(answer.frame_times):
@@ -67,7 +83,6 @@ def write_answer(
                 masks.write(shown.index, shown.picture.time, shown.masks)
     masks.finish()
     (folder / "chain.txt").write_text(chain_text(answer), encoding="utf-8")
-    _write_json(folder / "answer.json", {"model": model, **answer_record(answer)})
 
 
 def answer_record(answer: ClipAnswer) -> dict[str, Any]:
@@ -174,13 +189,11 @@ class _MaskFiles:
         return (probs > MASK_THRESHOLD).numpy()
 
 
-def _remove_earlier(folder: Path) -> None:
-    for name in FILES:
-        path = folder / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -202,14 +203,20 @@ class AuroraPipeline:
 
         Raises:
             MediaError: naming the file, if something cannot be read or is too large.
-            ValueError: if there is no reference, or if windows would leave frames out.
+            ValueError: if there is no reference, if a rate or a length is not above 0, or if windows would leave
+                frames out.
         """
         references = [text] if isinstance(text, str) else list(text)
         if not references or not all(reference.strip() for reference in references):
             raise ValueError(f"the references are {references}: give at least one, none of them empty")
+        for name, value in (("fps", fps), ("window_seconds", window_seconds), ("stride_seconds", stride_seconds)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} is {value}: it must be a number above 0")
         watch = Stopwatch()
         with watch("read"):
-            footage = open_footage(video, audio=audio, fps=fps or self.options.fps, max_side=self.max_side)
+            footage = open_footage(
+                video, audio=audio, fps=self.options.fps if fps is None else fps, max_side=self.max_side
+            )
         length, stride = self._window_frames(window_seconds, stride_seconds)
         windows = cut_windows(footage.sampled(self.options.fps), length, stride)
         joined = _JoinedMasks(len(references), footage)

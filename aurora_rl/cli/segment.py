@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         video, references = _clip_and_references(args)
-        check_folder(args.output_dir, overwrite=args.overwrite)
+        files = [*(video if isinstance(video, list) else [video]), *([args.audio] if args.audio else [])]
+        check_folder(args.output_dir, overwrite=args.overwrite, inputs=files)
         pipeline = load_pipeline(args)
         started = time.perf_counter()
         answer = _answer(pipeline, video, references, args)

@@ -153,12 +153,39 @@ def test_an_earlier_answer_is_kept_unless_it_may_go(model, clip, tmp_path, capsy
     assert (out / "mine.txt").read_text() == "kept"
 
 
+def test_an_earlier_answer_is_kept_where_the_new_one_cannot_be_written(model, clip, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    assert segment(clip, "The drum.", "--model", model, "-o", out) == 0
+    before = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("aurora_rl.answer_files.chain_text", full)
+    assert segment(clip, "The bell.", "--model", model, "-o", out, "--overwrite") == 2
+    assert "no space left" in capsys.readouterr().err
+    assert {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("arguments", [["OUT/overlay.mp4", "The bell."], ["The bell.", "--frames", "OUT/masks/0"]])
+def test_what_is_read_is_not_overwritten(model, clip, tmp_path, capsys, arguments):
+    out = tmp_path / "out"
+    assert segment(clip, "The drum.", "--model", model, "-o", out) == 0
+    arguments = [each.replace("OUT", str(out)) for each in arguments]
+    assert segment(*arguments, "--model", model, "-o", out, "--overwrite") == 2
+    assert "would be read and replaced in one run" in capsys.readouterr().err
+    assert (out / "overlay.mp4").is_file() and list((out / "masks" / "0").iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (["nowhere.mp4", "The drum."], "nowhere.mp4 does not exist"),
         (["CLIP"], "there is no reference: say what to segment"),
         (["CLIP", "The drum.", "--stride", "9"], "leave frames out"),
+        (["CLIP", "The drum.", "--window", "0"], "window_seconds is 0.0: it must be a number above 0"),
+        (["CLIP", "The drum.", "--stride", "-1"], "stride_seconds is -1.0: it must be"),
+        (["CLIP", "The drum.", "--window", "nan"], "window_seconds is nan: it must be"),
         (["CLIP", "The drum.", "--fps", "4"], "--fps is the rate of --frames"),
         (["CLIP", "The drum.", "--audio", "nowhere.wav"], "nowhere.wav does not exist"),
         (["The drum.", "--frames", "EMPTY"], "holds no image files"),
