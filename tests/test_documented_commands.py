@@ -41,6 +41,8 @@ LEFT = {
     "docs/ref_avs.md": ["data/ref_avs/chains.jsonl"],
 }
 
+pytestmark = pytest.mark.timeout(600)  # a page's commands together, on a busy machine
+
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -145,7 +147,7 @@ def run_blocks(blocks: Sequence[Block], folder: Path, programs: Path) -> subproc
         env=environment(programs),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
     )
 
 
