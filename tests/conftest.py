@@ -15,7 +15,6 @@ encode           the encoder of samples that goes with `loaded`
 
 import importlib.util
 import json
-import logging
 import lzma
 import os
 from collections.abc import Callable, Sequence
@@ -71,17 +70,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def one_thread() -> None:
     """Tiny models gain nothing from threads, and workers that each take all cores wait for one another."""
     torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def logging_as_at_first() -> None:
-    """Every test hears the package's warnings, whatever a script that an earlier test ran did to logging."""
-    logging.disable(logging.NOTSET)
-    logging.getLogger().setLevel(logging.WARNING)
-    for name, logger in logging.root.manager.loggerDict.items():
-        if name.split(".")[0] in ("aurora_rl", "reward_fns", "data_prep") and isinstance(logger, logging.Logger):
-            logger.disabled, logger.propagate = False, True
-            logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)

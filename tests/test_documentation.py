@@ -3,20 +3,18 @@
 A block counts as checked by what it is:
 
 python           is executed, the blocks of a page one after the other
-bash             each command is read by its own program's parser; make's targets and files are looked up
+bash             each command is read by its own program's parser; make's targets and files are looked up; and
+                 tests/test_documented_commands.py runs it
 yaml             is read by the recipe that knows its keys
 json             is parsed
 text, bibtex     hold no code
 
-or by a comment on the line above it:
-
-<!-- not run: WHY -->            it needs what a test cannot have
-<!-- run by: tests/FILE.py -->   that test reads the page
-<!-- run with: STATEMENT -->     python, executed after this statement
+or by a comment on the line above it, as tests/documented_blocks.py lists them. Commands that are not run are read by
+their programs' parsers all the same.
 """
 
 import dataclasses
-import functools
+import itertools
 import json
 import re
 import shlex
@@ -41,55 +39,11 @@ from aurora_rl.config import DataArguments
 from aurora_rl.data.media import load_clip
 from aurora_rl.models.mllm import MLLMFamily
 from aurora_rl.models.segmenters import FRAME_ENCODERS, SEGMENTERS, build_frame_encoder, build_segmenter
+from tests.documented_blocks import PAGES, ROOT, Block, all_blocks, blocks_of, marked, unmarked
 from tools.script_parser import script_parser
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = [
-    "README.md",
-    "CONTRIBUTING.md",
-    "data_prep/README.md",
-    "reward_fns/README.md",
-    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
-]
-BLOCK = re.compile(
-    r"(?:^[ ]*<!--[ ](?P<mark>not\ run|run\ by|run\ with):[ ](?P<text>.+?)[ ]-->\n)?"
-    r"^(?P<indent>[ ]*)```(?P<language>\w*)\n(?P<code>.*?)^(?P=indent)```$",
-    re.MULTILINE | re.DOTALL | re.VERBOSE,
-)
 NOT_CODE = {"text", "bibtex"}
-PROGRAMS = {"accelerate", "aurora-rl", "export", "make", "pip", "python"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """A fenced block of a page, with the comment above it."""
-
-    page: str
-    line: int
-    language: str
-    code: str
-    mark: str | None
-    text: str | None
-
-    def __str__(self) -> str:
-        return f"{self.page}:{self.line}"
-
-
-@functools.cache
-def blocks_of(page: str) -> list[Block]:
-    text = (ROOT / page).read_text()
-    return [
-        Block(page, text[: m.start("indent")].count("\n") + 1, m["language"], m["code"], m["mark"], m["text"])
-        for m in BLOCK.finditer(text)
-    ]
-
-
-def marked(mark: str) -> list[Block]:
-    return [block for page in PAGES for block in blocks_of(page) if block.mark == mark]
-
-
-def unmarked(language: str) -> list[Block]:
-    return [b for page in PAGES for b in blocks_of(page) if b.language == language and b.mark in (None, "run with")]
+PROGRAMS = {"accelerate", "aurora-rl", "export", "make", "pip", "python", "vllm"}
 
 
 # Every block is of one kind
@@ -99,12 +53,12 @@ def test_no_block_goes_unseen() -> None:
     for page in PAGES:
         fences = re.findall(r"^ *```", (ROOT / page).read_text(), flags=re.MULTILINE)
         assert len(fences) == 2 * len(blocks_of(page)), page
-    assert len([block for page in PAGES for block in blocks_of(page)]) > 50
+    assert len(all_blocks()) > 50
 
 
 def test_every_block_is_checked_or_says_why_it_is_not() -> None:
     checked = {"python", "bash", "yaml", "json", *NOT_CODE}
-    blocks = [block for page in PAGES for block in blocks_of(page) if block.mark in (None, "run with")]
+    blocks = [block for block in all_blocks() if block.mark in (None, "run with")]
     lost = [str(block) for block in blocks if block.language not in checked]
     assert lost == [], "name the block's language, or say above it: <!-- not run: WHY -->"
 
@@ -128,13 +82,34 @@ def test_a_test_that_runs_a_block_reads_its_page() -> None:
         assert all(part in test for part in Path(block.page).parts), f"{block}: {block.text} does not read {block.page}"
 
 
+def test_what_a_reason_says_runs_elsewhere_does() -> None:
+    reasons = {str(block): block.text or "" for block in marked("not run")}
+    ci = (ROOT / ".ci" / "run").read_text()
+    for where, reason in reasons.items():
+        assert all((ROOT / name).exists() for name in re.findall(r"tests/[\w/.]*\w", reason)), where
+        in_ci = re.search(r"CI runs ([^;]+)", reason)
+        assert in_ci is None or all(command in ci for command in re.findall(r"`(.+?)`", in_ci[1])), where
+
+
 # Commands
 
 
 def commands_of(block: Block) -> list[list[str]]:
-    """Words of each command; lines that end in a backslash go on, and comments are dropped."""
-    lines = block.code.replace("\\\n", " ").splitlines()
-    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+    """Words of each command, without comments and `NAME=value` in front; lines that end in a backslash go on."""
+    exported = exports_of(block.page)
+    code = re.sub(r"\$([A-Z_]+)", lambda name: exported.get(name[1], name[0]), block.code)
+    lines = code.replace("\\\n", " ").splitlines()
+    commands = [itertools.dropwhile(is_assignment, shlex.split(line, comments=True)) for line in lines]
+    return [words for words in map(list, commands) if words]
+
+
+def exports_of(page: str) -> dict[str, str]:
+    code = "".join(block.code for block in blocks_of(page) if block.language == "bash")
+    return dict(re.findall(r"^export ([A-Z_]+)=(.+)$", code, flags=re.MULTILINE))
+
+
+def is_assignment(word: str) -> bool:
+    return re.fullmatch(r"[A-Z_]+=.+", word) is not None
 
 
 def fields_of(script: str) -> set[str]:
@@ -198,7 +173,14 @@ def check_pip(arguments: list[str]) -> None:
 
 
 def check_export(arguments: list[str]) -> None:
-    assert all(re.fullmatch(r"[A-Z_]+=.+", word) for word in arguments)
+    assert all(map(is_assignment, arguments))
+
+
+def check_vllm(arguments: list[str]) -> None:
+    """vLLM may be missing; the command for a CPU is started by tests/rollout/test_server.py."""
+    command, model, *options = arguments
+    assert command == "serve"
+    assert not model.startswith("-") and all(name.startswith("--") for name in options if name.startswith("-"))
 
 
 CHECKS: dict[str, Callable[[list[str]], None]] = {
@@ -208,16 +190,17 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "make": check_make,
     "pip": check_pip,
     "python": check_python,
+    "vllm": check_vllm,
 }
 
 
-@pytest.mark.parametrize("block", unmarked("bash"), ids=str)
+@pytest.mark.parametrize("block", all_blocks("bash"), ids=str)
 def test_commands_are_understood_by_their_programs(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     commands = commands_of(block)
     assert commands
     for program, *arguments in commands:
-        assert program in CHECKS, f"{block}: nothing here can check {program!r}, say above it why it is not run"
+        assert program in CHECKS, f"{block}: nothing here can check {program!r}"
         CHECKS[program](arguments)
 
 

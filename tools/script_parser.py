@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import logging
 import runpy
 import sys
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ def script_parser(script: str) -> argparse.ArgumentParser:
     Raises:
         ValueError: if it reads no command line.
     """
-    with _stopped_at_parser(), mock.patch.object(sys, "argv", [script]), _importable(ROOT):
+    with _stopped_at_parser(), _levels_kept(), mock.patch.object(sys, "argv", [script]), _importable(ROOT):
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")
         except ParserReached as reached:
@@ -51,6 +52,17 @@ def _stopped_at_parser() -> Iterator[None]:
 
     with mock.patch.object(argparse.ArgumentParser, "parse_known_args", stop):
         yield
+
+
+@contextlib.contextmanager
+def _levels_kept() -> Iterator[None]:
+    """Benchmarks make themselves quiet at once; whoever asks for their parsers goes on to hear warnings."""
+    levels = [(logger, logger.level) for logger in map(logging.getLogger, ("aurora_rl", "transformers"))]
+    try:
+        yield
+    finally:
+        for logger, level in levels:
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager
