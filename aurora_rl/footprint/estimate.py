@@ -9,7 +9,7 @@ import torch
 
 from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.footprint.activations import estimate_activations, estimate_sampling
-from aurora_rl.footprint.flops import StepFlops, estimate_flops
+from aurora_rl.footprint.flops import Rollouts, StepFlops, estimate_flops
 from aurora_rl.footprint.launch import Launch
 from aurora_rl.footprint.parameters import MetaModel, build_meta_model, total
 from aurora_rl.footprint.workload import Clips, Workload, build_workload
@@ -104,6 +104,7 @@ def estimate_footprint(
         Part(f"activations: {largest}, at its peak", temporary[largest], TRAINING),
         *_rollout_parts(meta, work, training_args, launch, half, device_memory),
     ]
+    rollouts = Rollouts.of(training_args, launch) if work.generated_rows else None
     shares = {part for part in parts if launch.offloads_optimizer and part.name == "optimiser state"}
     shares |= {part for part in parts if launch.offloads_parameters and part.name.startswith("weights: ")}
     return Footprint(
@@ -112,7 +113,7 @@ def estimate_footprint(
         device=tuple(part for part in parts if part.num_bytes and part not in shares),
         host=(*sorted(shares, key=lambda part: part.name), *_host_parts(work)),
         disk=tuple(_disk_parts(meta, clips)),
-        flops=_flops(meta, work, training_args, checkpointing=checkpointing),
+        flops=estimate_flops(meta, work, checkpointing=checkpointing, rollouts=rollouts),
     )
 
 
@@ -201,12 +202,3 @@ def _disk_parts(meta: MetaModel, clips: Clips) -> list[Part]:
     a_clip = clips.frames * torch.Size(encoder.frame_shape).numel() * torch.float16.itemsize
     name = "image embeddings of a clip" if clips.count is None else f"image embeddings of {clips.count:,} clips"
     return [Part(name, a_clip * (clips.count or 1))]
-
-
-def _flops(meta: MetaModel, work: Workload, args: Any, *, checkpointing: bool) -> StepFlops:
-    if not work.generated_rows:
-        return estimate_flops(meta, work, checkpointing=checkpointing, num_scored=0, samples_here=False)
-    is_off_policy = args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) != 0
-    num_scored = int(is_off_policy) + int(bool(args.beta))
-    samples_here = not args.use_vllm
-    return estimate_flops(meta, work, checkpointing=checkpointing, num_scored=num_scored, samples_here=samples_here)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Self
 
+from aurora_rl.footprint.launch import Launch
 from aurora_rl.footprint.parameters import MetaModel
 from aurora_rl.footprint.workload import Workload
+from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 
 #: Dense bfloat16 peaks in TFLOP/s, of the makers' data sheets, by a part of the device's name.
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0}
@@ -18,7 +21,7 @@ class StepFlops:
 
     Attributes:
         sampling: of rollouts.
-        scoring: of forward passes without gradient (old and reference log-probabilities).
+        scoring: of forward passes without gradient (old and reference log-probabilities, the rollouts' masks).
         training: of forward and backward passes.
     """
 
@@ -35,8 +38,38 @@ class StepFlops:
         return self.total / (tflops * 1e12 * utilisation)
 
 
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+    """What rollouts cost beside the training on them.
+
+    Attributes:
+        samples_here: whether this process's device samples; with a vLLM server it does not.
+        num_scored: forward passes without gradient over each rollout.
+        num_iterations: how often each rollout is trained on.
+    """
+
+    samples_here: bool
+    num_scored: int
+    num_iterations: int
+
+    @classmethod
+    def of(cls, args: AuroraGRPOConfig, launch: Launch) -> Self:
+        """As the trainer makes them.
+
+        Their masks need a pass of their own where the one that scores them gives none and sampling leaves no states
+        behind: an engine keeps its own, and sharded weights are not run by one process alone.
+        """
+        leaves_states = not (args.use_vllm or launch.zero_stage == 3)
+        needs_mask_pass = not (args.masks_share_forward or leaves_states)
+        return cls(
+            samples_here=not args.use_vllm or args.vllm_mode == "colocate",
+            num_scored=args.old_logps_are_computed + bool(args.beta) + needs_mask_pass,
+            num_iterations=args.num_iterations,
+        )
+
+
 def estimate_flops(
-    meta: MetaModel, work: Workload, *, checkpointing: bool, num_scored: int, samples_here: bool
+    meta: MetaModel, work: Workload, *, checkpointing: bool, rollouts: Rollouts | None = None
 ) -> StepFlops:
     """Two operations for each weight and token forward, two for the gradient of the input, two for the weight's own.
 
@@ -48,16 +81,17 @@ def estimate_flops(
         meta: the model.
         work: of one process.
         checkpointing: whether the forward pass is run again.
-        num_scored: forward passes without gradient over each rollout.
-        samples_here: whether this process samples; with a vLLM server it does not.
+        rollouts: what is sampled and scored; None in supervised training.
     """
     passed, trained = _multiplied_weights(meta)
     media, media_backward = _tower_flops(meta, work)
     forward = 2 * passed * work.tokens
     backward = 2 * (passed + trained) * work.tokens + media_backward
     passes = work.num_steps * (forward * (2 if checkpointing else 1) + media + backward)
-    sampling = 2 * passed * work.generated_rows * work.length + media * work.generated_rows / work.rows
-    return StepFlops(sampling if samples_here else 0.0, num_scored * work.num_steps * (forward + media), passes)
+    if rollouts is None:
+        return StepFlops(0.0, 0.0, passes)
+    a_rollout = work.num_steps * (forward + media) / rollouts.num_iterations  # with a cache, each token passes once
+    return StepFlops(rollouts.samples_here * a_rollout, rollouts.num_scored * a_rollout, passes)
 
 
 def _multiplied_weights(meta: MetaModel) -> tuple[int, int]:

@@ -140,6 +140,45 @@ def test_operations_of_a_step_by_hand(estimate) -> None:
     assert footprint.flops.seconds(1.0, 0.5) == full / 0.5e12
 
 
+@pytest.mark.parametrize(
+    ("options", "zero_stage", "passes"),
+    [
+        ({}, 0, 0),  # each rollout is trained on once, and sampling leaves the states for the masks behind
+        ({}, 3, 1),  # masks, for no states are left behind
+        ({"beta": 0.1}, 0, 1),  # the reference
+        ({"num_iterations": 2}, 0, 1),  # old log-probabilities, which give the masks too
+        ({"num_iterations": 2}, 3, 1),
+        ({"use_vllm": True}, 0, 1),  # old log-probabilities, for the engine's differ
+        ({"use_vllm": True, "beta": 0.1}, 3, 2),
+        ({"use_vllm": True, "vllm_importance_sampling_correction": False}, 0, 1),  # masks
+        ({"use_vllm": True, "mask_truncated_completions": True}, 0, 2),  # old log-probabilities and masks
+    ],
+)
+def test_forward_passes_over_the_rollouts(estimate, options: dict, zero_stage: int, passes: int) -> None:
+    options = {"num_generations": 2, "beta": 0.0, "vllm_mode": "colocate", "gradient_checkpointing": True, **options}
+    launch = Launch(num_processes=2, zero_stage=zero_stage, is_deepspeed=True)
+    flops = estimate(AuroraGRPOConfig, launch=launch, **options).flops
+    assert flops.scoring == passes * flops.sampling  # with a cache, sampling passes each token once
+
+
+def test_rollouts_that_are_trained_on_twice_are_sampled_half_as_often(estimate) -> None:
+    def sampling(**options) -> float:
+        return estimate(AuroraGRPOConfig, num_generations=2, **options).flops.sampling
+
+    once = sampling()
+    assert sampling(num_iterations=2) == once / 2
+    assert sampling(gradient_accumulation_steps=3) == pytest.approx(3 * once)
+    assert sampling(steps_per_generation=4) == once  # four times as many rollouts, every fourth step
+
+
+def test_an_engine_beside_the_trainer_samples_as_much_as_the_trainer_would(estimate) -> None:
+    def sampling(**options) -> float:
+        return estimate(AuroraGRPOConfig, num_generations=2, **options).flops.sampling
+
+    assert sampling(use_vllm=True, vllm_mode="colocate") == sampling() > 0
+    assert sampling(use_vllm=True, vllm_mode="server") == 0
+
+
 def test_tokens_by_hand(estimate) -> None:
     """4 frames of 64 x 64 in pairs, 16 x 16 pixels a token; 25 tokens a second of sound."""
     work = estimate(AuroraGRPOConfig, num_generations=2, max_completion_length=7).work
