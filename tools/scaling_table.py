@@ -20,7 +20,7 @@ from aurora_rl.footprint.by_hand import estimate
 SFT = "sft --config recipes/ref_avs/sft_7b.yaml --model docs/configs/qwen2_5_omni_7b --launch accelerate_configs/"
 GRPO = "grpo --config recipes/ref_avs/grpo_7b.yaml --model docs/configs/sft_7b --launch accelerate_configs/"
 FULL = "--model docs/configs/qwen2_5_omni_7b --use_peft false"
-VLLM = "--use_vllm true --vllm_mode colocate --vllm_gpu_memory_utilization 0.35 --memory_limit_gb 80"
+VLLM = "--use_vllm true --vllm_mode colocate --vllm_gpu_memory_utilization 0.35 --gpu_memory_gb 80"
 
 ROWS = {
     "SFT, LoRA, 1 GPU": f"{SFT}single_gpu.yaml",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.footprint.activations import estimate_activations, estimate_sampling
 from aurora_rl.footprint.flops import Rollouts, StepFlops, estimate_flops
 from aurora_rl.footprint.launch import Launch
@@ -15,7 +16,9 @@ from aurora_rl.footprint.parameters import MetaModel, build_meta_model, total
 from aurora_rl.footprint.workload import Clips, Workload, build_workload
 from aurora_rl.models.segmenters import build_frame_encoder
 
-ALWAYS, TRAINING, ROLLOUTS = "always", "training", "rollouts"
+ALWAYS, TRAINING, SAMPLING, SCORING = "always", "training", "sampling", "scoring"
+#: Moments of a run, which never meet.
+MOMENTS = (TRAINING, SAMPLING, SCORING)
 #: Bytes of optimiser state for each trained byte; other optimisers are taken to be AdamW.
 STATES = {"sgd": 0, "adamw_torch": 2, "adamw_torch_fused": 2}
 #: Elements that ZeRO-3 fetches ahead of the layer at work (DeepSpeed's `stage3_prefetch_bucket_size`).
@@ -29,7 +32,7 @@ class Part:
     Attributes:
         name: what takes them.
         num_bytes: how many.
-        when: always, while training or while rolling out; the last two never meet.
+        when: always or at one of the `MOMENTS`.
     """
 
     name: str
@@ -60,10 +63,22 @@ class Footprint:
     @property
     def peak(self) -> int:
         """Bytes of the device at the fullest moment."""
-        always, training, rollouts = (
-            sum(part.num_bytes for part in self.device if part.when == when) for when in (ALWAYS, TRAINING, ROLLOUTS)
-        )
-        return always + max(training, rollouts)
+        return _sum(fullest(self.device))
+
+    @property
+    def host_peak(self) -> int:
+        """Bytes of host memory at the fullest moment."""
+        return _sum(fullest(self.host))
+
+
+def fullest(parts: Iterable[Part]) -> list[Part]:
+    """Those that are there at the fullest moment."""
+    parts = list(parts)
+    return max(([part for part in parts if part.when in (ALWAYS, moment)] for moment in MOMENTS), key=_sum)
+
+
+def _sum(parts: Iterable[Part]) -> int:
+    return sum(part.num_bytes for part in parts)
 
 
 def estimate_footprint(
@@ -75,6 +90,7 @@ def estimate_footprint(
     clips: Clips,
     work: Workload | None = None,
     device_memory: int | None = None,
+    teacher: str | None = None,
 ) -> Footprint:
     """Estimate from arguments and the model's config; no weights are read and nothing is allocated.
 
@@ -86,6 +102,7 @@ def estimate_footprint(
         clips: what is known of the clips.
         work: what a process has in hand, where it is known better than `clips` and the arguments tell.
         device_memory: bytes of the device, of which vLLM takes its share where it runs beside the trainer.
+        teacher: the model of `live_teacher`.
     """
     half = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
     meta = build_meta_model(model_args, launch, half=half)
@@ -97,6 +114,7 @@ def estimate_footprint(
     parts = [
         *_weight_parts(meta, launch, half),
         *_reference_parts(meta, training_args, launch),
+        *_teacher_parts(teacher, model_args),
         *_optimiser_parts(meta, launch, training_args.optim),
         *_gradient_parts(meta, launch),
         Part("activations: decoder", activations.decoder, TRAINING),
@@ -105,16 +123,34 @@ def estimate_footprint(
         *_rollout_parts(meta, work, training_args, launch, half, device_memory),
     ]
     rollouts = Rollouts.of(training_args, launch) if work.generated_rows else None
-    shares = {part for part in parts if launch.offloads_optimizer and part.name == "optimiser state"}
-    shares |= {part for part in parts if launch.offloads_parameters and part.name.startswith("weights: ")}
+    offloaded = [part for part in parts if launch.is_gpu and _is_offloaded(part, launch)]
+    masks_on_device, masks_on_host = _rollout_masks(work, launch)
+    device = [*(part for part in parts if part not in offloaded), *masks_on_device]
+    host = [*sorted(offloaded, key=lambda part: part.name), *masks_on_host]
     return Footprint(
         launch=launch,
         work=work,
-        device=tuple(part for part in parts if part.num_bytes and part not in shares),
-        host=(*sorted(shares, key=lambda part: part.name), *_host_parts(work)),
+        device=tuple(part for part in device if part.num_bytes),
+        host=tuple(part for part in host if part.num_bytes),
         disk=tuple(_disk_parts(meta, clips)),
         flops=estimate_flops(meta, work, checkpointing=checkpointing, rollouts=rollouts),
     )
+
+
+def live_teacher(target_args: TargetArguments, training_args: Any) -> str | None:
+    """The teacher that supervised fine-tuning keeps beside the student, None where there is none."""
+    is_live = target_args.teacher_features is None and training_args.distill_weight != 0
+    return target_args.teacher if is_live else None
+
+
+def _is_offloaded(part: Part, launch: Launch) -> bool:
+    """Where the CPU is the device, offloading moves nothing."""
+    offloads = {
+        "optimiser state": launch.offloads_optimizer,
+        "gradients": launch.offloads_optimizer and launch.zero_stage >= 2,
+        "weights: ": launch.offloads_parameters,
+    }
+    return any(is_off and part.name.startswith(name) for name, is_off in offloads.items())
 
 
 def _shard(num_bytes: float, launch: Launch, stage: int) -> int:
@@ -146,6 +182,14 @@ def _reference_parts(meta: MetaModel, args: Any, launch: Launch) -> list[Part]:
     return [Part("reference adapter", _shard(meta.trained.trained_bytes, launch, 3) * meta.has_loaded_adapter)]
 
 
+def _teacher_parts(teacher: str | None, args: ModelArguments) -> list[Part]:
+    """Whole on every process, in the student's dtype (`assemble.assemble_teacher`)."""
+    if teacher is None:
+        return []
+    meta = build_meta_model(ModelArguments(model=teacher, dtype=args.dtype), Launch())
+    return [Part("teacher", total(meta.parts).num_bytes)]
+
+
 def _optimiser_parts(meta: MetaModel, launch: Launch, optim: str) -> list[Part]:
     """AdamW's two moments, in the weights' own dtype; DeepSpeed adds float32 weights and keeps all three in float32."""
     states, trained = STATES.get(str(getattr(optim, "value", optim)), 2), meta.trained
@@ -158,7 +202,9 @@ def _optimiser_parts(meta: MetaModel, launch: Launch, optim: str) -> list[Part]:
 
 def _gradient_parts(meta: MetaModel, launch: Launch) -> list[Part]:
     trained = meta.trained
-    parts = [Part("gradients", _shard(trained.trained_bytes, launch, 2), TRAINING)]
+    # DeepSpeed's optimiser on the host reads float32.
+    num_bytes = trained.trained * 4 if launch.is_deepspeed and launch.offloads_optimizer else trained.trained_bytes
+    parts = [Part("gradients", _shard(num_bytes, launch, 2), TRAINING)]
     if launch.is_deepspeed:
         itemsize = trained.trained_bytes / max(1, trained.trained)
         parts.append(Part("DeepSpeed's reduce bucket", round(launch.reduce_bucket_size * itemsize), TRAINING))
@@ -177,10 +223,10 @@ def _rollout_parts(
         # TRL puts sharded weights together to sample from them, unless it is told to do so layer by layer.
         gathered = total(meta.parts).num_bytes if launch.zero_stage == 3 and args.ds3_gather_for_generation else 0
         sizes = {"weights gathered for sampling": gathered, "key-value cache": cache, "prefill": prefill}
-        return [Part(name, num_bytes, ROLLOUTS) for name, num_bytes in sizes.items()]
+        return [Part(name, num_bytes, SAMPLING) for name, num_bytes in sizes.items()]
     if args.vllm_mode != "colocate":
         return []
-    when = ROLLOUTS if args.vllm_enable_sleep_mode else ALWAYS
+    when = SAMPLING if args.vllm_enable_sleep_mode else ALWAYS
     weights = total(meta.parts).num_bytes // args.vllm_tensor_parallel_size
     if cache := args.engine_kwargs.get("kv_cache_memory_bytes"):
         share = weights + int(cache)
@@ -189,10 +235,14 @@ def _rollout_parts(
     return [Part("vLLM: its own weights and key-value cache", share, when)]
 
 
-def _host_parts(work: Workload) -> list[Part]:
-    """Logits and probabilities in float32 and masks of all rollouts, at the frames' own size."""
-    pixels = work.frames * work.size[0] * work.size[1]
-    return [Part("masks of the rollouts", 9 * work.generated_rows * pixels)] if work.generated_rows else []
+def _rollout_masks(work: Workload, launch: Launch) -> tuple[list[Part], list[Part]]:
+    """Masks of all rollouts at the frames' own size, on the device and on the host.
+
+    A GPU has the logits in float32; with them, the host has probabilities and booleans for the rewards.
+    """
+    name, pixels = "masks of the rollouts", work.generated_rows * work.frames * work.size[0] * work.size[1]
+    logits, all_three = Part(name, 4 * pixels, SCORING), Part(name, 9 * pixels, SCORING)
+    return ([logits], [all_three]) if launch.is_gpu else ([all_three], [])
 
 
 def _disk_parts(meta: MetaModel, clips: Clips) -> list[Part]:

@@ -70,8 +70,24 @@ def test_offloaded_parts_move_to_the_host(estimate) -> None:
     offloaded = estimate(launch=dataclasses.replace(launch, offloads_optimizer=True, offloads_parameters=True))
     assert part(offloaded, "optimiser state") == part(offloaded, "weights: ") == 0
     assert {p.name for p in offloaded.host} >= {"optimiser state", "weights: language model"}
-    moved = part(on_device, "optimiser state") + part(on_device, "weights: ")
-    assert on_device.peak - offloaded.peak == moved
+    moved = ("optimiser state", "gradients", "weights: ")
+    assert on_device.peak - offloaded.peak == sum(part(on_device, name) for name in moved) == offloaded.host_peak
+
+
+def test_deepspeed_keeps_float32_gradients_beside_an_optimiser_on_the_host(estimate) -> None:
+    launch = Launch(num_processes=2, zero_stage=2, is_deepspeed=True)
+    model = {"dtype": "bfloat16"}
+    on_device = estimate(launch=launch, model=model)
+    offloaded = estimate(launch=dataclasses.replace(launch, offloads_optimizer=True), model=model)
+    gradients = sum(p.num_bytes for p in offloaded.host if p.name == "gradients")
+    head = part(on_device, "weights: mask head")  # float32 as it is
+    assert gradients == pytest.approx(2 * part(on_device, "gradients") - head / 2, abs=2)
+
+
+def test_on_a_cpu_offloading_moves_nothing(estimate) -> None:
+    launch = Launch(num_processes=2, zero_stage=3, is_deepspeed=True, is_gpu=False)
+    offloaded = estimate(launch=dataclasses.replace(launch, offloads_optimizer=True, offloads_parameters=True))
+    assert offloaded.host == () and offloaded.peak == estimate(launch=launch).peak
 
 
 def test_ddp_has_buckets_and_deepspeed_its_own(estimate) -> None:
@@ -93,9 +109,9 @@ def test_the_reference_is_a_copy_of_what_has_no_adapter(estimate) -> None:
 
 def test_the_peak_is_training_or_sampling_never_both(estimate) -> None:
     footprint = estimate(AuroraGRPOConfig, num_generations=2)
-    parts = (Part("a", 1), Part("b", 10, "training"), Part("c", 100, "rollouts"))
+    parts = (Part("a", 1), Part("b", 10, "training"), Part("c", 100, "sampling"))
     assert dataclasses.replace(footprint, device=parts).peak == 101
-    assert {p.when for p in footprint.device} == {"always", "training", "rollouts"}
+    assert {p.when for p in footprint.device} == {"always", "training", "sampling", "scoring"}
 
 
 def test_vllm_takes_its_share_always_or_while_it_is_awake(estimate) -> None:
@@ -106,7 +122,7 @@ def test_vllm_takes_its_share_always_or_while_it_is_awake(estimate) -> None:
     (engine,) = [p for p in run(vllm_mode="colocate").device if p.name.startswith("vLLM")]
     assert (engine.num_bytes, engine.when) == (250_000_000, "always")
     (engine,) = [p for p in run(vllm_mode="colocate", vllm_enable_sleep_mode=True).device if p.name.startswith("vLLM")]
-    assert engine.when == "rollouts"
+    assert engine.when == "sampling"
     sized = run(vllm_mode="colocate", vllm_engine_kwargs={"kv_cache_memory_bytes": 1000})
     assert part(sized, "vLLM") == part(sized, "weights: ") + 1000
     server = run(vllm_mode="server")
@@ -120,9 +136,14 @@ def test_embeddings_of_all_clips_lie_on_disk(omni_checkpoint, sam_checkpoint, es
     assert estimate().disk == ()
 
 
-def test_masks_of_the_rollouts_lie_on_the_host(estimate) -> None:
-    (masks,) = estimate(AuroraGRPOConfig, num_generations=2).host
-    assert masks.num_bytes == 4 * 4 * 64 * 64 * 9  # rows x frames x pixels x (two float32 and a bool)
+def test_masks_of_the_rollouts_lie_on_the_host_and_their_logits_on_the_gpu_too(estimate) -> None:
+    pixels = 4 * 4 * 64 * 64  # rows x frames x height x width
+    footprint = estimate(AuroraGRPOConfig, num_generations=2, launch=Launch())
+    (masks,) = footprint.host
+    assert masks.num_bytes == pixels * 9  # two float32 and a bool
+    assert part(footprint, "masks of the rollouts") == pixels * 4
+    on_cpu = estimate(AuroraGRPOConfig, num_generations=2)
+    assert part(on_cpu, "masks of the rollouts") == pixels * 9 and on_cpu.host == ()
 
 
 def test_operations_of_a_step_by_hand(estimate) -> None:
