@@ -17,8 +17,10 @@ from aurora_rl.footprint.workload import Clips, Workload, build_workload
 from aurora_rl.models.segmenters import build_frame_encoder
 
 ALWAYS, TRAINING, SAMPLING, SCORING = "always", "training", "sampling", "scoring"
+#: A backward pass comes to one after the other.
+MASKS, LM_HEAD, LAYERS = f"{TRAINING}: masks", f"{TRAINING}: LM head", f"{TRAINING}: layers"
 #: Moments of a run, which never meet.
-MOMENTS = (TRAINING, SAMPLING, SCORING)
+MOMENTS = (MASKS, LM_HEAD, LAYERS, SAMPLING, SCORING)
 #: Bytes of optimiser state for each trained byte; other optimisers are taken to be AdamW.
 STATES = {"sgd": 0, "adamw_torch": 2, "adamw_torch_fused": 2}
 #: Elements that ZeRO-3 fetches ahead of the layer at work (DeepSpeed's `stage3_prefetch_bucket_size`).
@@ -32,7 +34,7 @@ class Part:
     Attributes:
         name: what takes them.
         num_bytes: how many.
-        when: always or at one of the `MOMENTS`.
+        when: always, while training, or at one of the `MOMENTS`.
     """
 
     name: str
@@ -74,7 +76,11 @@ class Footprint:
 def fullest(parts: Iterable[Part]) -> list[Part]:
     """Those that are there at the fullest moment."""
     parts = list(parts)
-    return max(([part for part in parts if part.when in (ALWAYS, moment)] for moment in MOMENTS), key=_sum)
+    return max(([part for part in parts if _is_there(part, moment)] for moment in MOMENTS), key=_sum)
+
+
+def _is_there(part: Part, moment: str) -> bool:
+    return part.when == ALWAYS or moment.startswith(part.when)
 
 
 def _sum(parts: Iterable[Part]) -> int:
@@ -106,20 +112,21 @@ def estimate_footprint(
     """
     half = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
     meta = build_meta_model(model_args, launch, half=half)
+    teacher_meta = _build_teacher(teacher, model_args)
     work = work or build_workload(meta.base.config, data_args, training_args, clips)
     checkpointing = bool(training_args.gradient_checkpointing)
     activations = estimate_activations(meta, work, half=half, checkpointing=checkpointing, is_gpu=launch.is_gpu)
-    temporary = {"masks": activations.masks, "LM head": activations.lm_head, "one layer": activations.layer}
-    largest = max(temporary, key=lambda name: temporary[name])
     parts = [
         *_weight_parts(meta, launch, half),
         *_reference_parts(meta, training_args, launch),
-        *_teacher_parts(teacher, model_args),
+        *([Part("teacher", total(teacher_meta.parts).num_bytes)] if teacher_meta else []),
         *_optimiser_parts(meta, launch, training_args.optim),
         *_gradient_parts(meta, launch),
         Part("activations: decoder", activations.decoder, TRAINING),
         Part("activations: towers", activations.towers, TRAINING),
-        Part(f"activations: {largest}, at its peak", temporary[largest], TRAINING),
+        Part("activations: mask decoder and mask loss", activations.masks, MASKS),
+        Part("activations: LM head", activations.lm_head, LM_HEAD),
+        Part("activations: one layer", activations.layer, LAYERS),
         *_rollout_parts(meta, work, training_args, launch, half, device_memory),
     ]
     rollouts = Rollouts.of(training_args, launch) if work.generated_rows else None
@@ -133,7 +140,14 @@ def estimate_footprint(
         device=tuple(part for part in device if part.num_bytes),
         host=tuple(part for part in host if part.num_bytes),
         disk=tuple(_disk_parts(meta, clips)),
-        flops=estimate_flops(meta, work, checkpointing=checkpointing, rollouts=rollouts),
+        flops=estimate_flops(
+            meta,
+            work,
+            checkpointing=checkpointing,
+            is_gpu=launch.is_gpu,
+            rollouts=rollouts,
+            teacher=teacher_meta,
+        ),
     )
 
 
@@ -182,12 +196,9 @@ def _reference_parts(meta: MetaModel, args: Any, launch: Launch) -> list[Part]:
     return [Part("reference adapter", _shard(meta.trained.trained_bytes, launch, 3) * meta.has_loaded_adapter)]
 
 
-def _teacher_parts(teacher: str | None, args: ModelArguments) -> list[Part]:
+def _build_teacher(teacher: str | None, args: ModelArguments) -> MetaModel | None:
     """Whole on every process, in the student's dtype (`assemble.assemble_teacher`)."""
-    if teacher is None:
-        return []
-    meta = build_meta_model(ModelArguments(model=teacher, dtype=args.dtype), Launch())
-    return [Part("teacher", total(meta.parts).num_bytes)]
+    return None if teacher is None else build_meta_model(ModelArguments(model=teacher, dtype=args.dtype), Launch())
 
 
 def _optimiser_parts(meta: MetaModel, launch: Launch, optim: str) -> list[Part]:
@@ -228,11 +239,10 @@ def _rollout_parts(
         return []
     when = SAMPLING if args.vllm_enable_sleep_mode else ALWAYS
     weights = total(meta.parts).num_bytes // args.vllm_tensor_parallel_size
-    if cache := args.engine_kwargs.get("kv_cache_memory_bytes"):
-        share = weights + int(cache)
-    else:
-        share = round(args.vllm_gpu_memory_utilization * device_memory) if device_memory else weights
-    return [Part("vLLM: its own weights and key-value cache", share, when)]
+    cache = int(args.engine_kwargs.get("kv_cache_memory_bytes") or 0)
+    if not cache and device_memory:
+        cache = max(0, round(args.vllm_gpu_memory_utilization * device_memory) - weights)
+    return [Part("vLLM: its own weights", weights, when), Part("vLLM: its key-value cache", cache, when)]
 
 
 def _rollout_masks(work: Workload, launch: Launch) -> tuple[list[Part], list[Part]]:

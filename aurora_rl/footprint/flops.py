@@ -21,21 +21,26 @@ class StepFlops:
 
     Attributes:
         sampling: of rollouts.
-        scoring: of forward passes without gradient (old and reference log-probabilities, the rollouts' masks).
+        scoring: of forward passes without gradient (old and reference log-probabilities, the rollouts' masks; a live
+            teacher).
         training: of forward and backward passes.
+        recomputing: of what the backward pass runs forward again: checkpointed layers, and TRL's LM head in any case,
+            for it keeps no logits.
     """
 
     sampling: float
     scoring: float
     training: float
+    recomputing: float
 
     @property
     def total(self) -> float:
-        return self.sampling + self.scoring + self.training
+        return self.sampling + self.scoring + self.training + self.recomputing
 
-    def seconds(self, tflops: float, utilisation: float = UTILISATION) -> float:
-        """Time of a step. Sampling token by token is bound by memory, not by arithmetic, so it takes longer."""
-        return self.total / (tflops * 1e12 * utilisation)
+
+def least_seconds(flops: float, tflops: float, utilisation: float = UTILISATION) -> float:
+    """Time of so many operations. Sampling token by token is bound by memory, not by arithmetic, so it takes longer."""
+    return flops / (tflops * 1e12 * utilisation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,38 +74,76 @@ class Rollouts:
 
 
 def estimate_flops(
-    meta: MetaModel, work: Workload, *, checkpointing: bool, rollouts: Rollouts | None = None
+    meta: MetaModel,
+    work: Workload,
+    *,
+    checkpointing: bool,
+    is_gpu: bool,
+    rollouts: Rollouts | None = None,
+    teacher: MetaModel | None = None,
 ) -> StepFlops:
     """Two operations for each weight and token forward, two for the gradient of the input, two for the weight's own.
 
     6 N a token where all N weights are trained (Kaplan et al. 2020, section 2.1), 4 N where frozen weights are only
-    passed through, as under LoRA, and 2 N more where checkpointing runs the forward pass again. Attention's quadratic
-    term and the mask decoder are left out.
+    passed through, as under LoRA, and 2 N more where the forward pass runs again. Attention's quadratic term and the
+    mask decoder are left out.
 
     Args:
         meta: the model.
         work: of one process.
-        checkpointing: whether the forward pass is run again.
+        checkpointing: whether the layers' forward pass is run again.
+        is_gpu: whether the LM head takes the completion's tokens alone (see `activations`).
         rollouts: what is sampled and scored; None in supervised training.
+        teacher: the live teacher of supervised training.
     """
-    passed, trained = _multiplied_weights(meta)
+    layers, head = _layer_flops(meta), _head_flops(meta)
+    completions = work.rows * work.completion_tokens
+    scored = completions if is_gpu else work.tokens
     media, media_backward = _tower_flops(meta, work)
-    forward = 2 * passed * work.tokens
-    backward = 2 * (passed + trained) * work.tokens + media_backward
-    passes = work.num_steps * (forward * (2 if checkpointing else 1) + media + backward)
-    if rollouts is None:
-        return StepFlops(0.0, 0.0, passes)
-    a_rollout = work.num_steps * (forward + media) / rollouts.num_iterations  # with a cache, each token passes once
-    return StepFlops(rollouts.samples_here * a_rollout, rollouts.num_scored * a_rollout, passes)
+    forward = layers.passed * work.tokens + head.passed * scored + media
+    backward = layers.backward * work.tokens + head.backward * scored + media_backward
+    again = checkpointing * layers.passed * work.tokens + head.passed * scored
+    sampling, scoring, times = 0.0, 0.0, float(work.num_steps)
+    if teacher is not None:
+        scoring = _teacher_flops(teacher, work)
+    if rollouts is not None:
+        times /= rollouts.num_iterations
+        scoring = rollouts.num_scored * forward
+        if rollouts.samples_here:  # with a cache, each token passes once
+            sampling = layers.passed * work.tokens + head.passed * completions + media
+    return StepFlops(
+        sampling=times * sampling,
+        scoring=times * scoring,
+        training=work.num_steps * (forward + backward),
+        recomputing=work.num_steps * again,
+    )
 
 
-def _multiplied_weights(meta: MetaModel) -> tuple[int, int]:
-    """Weights that each token is multiplied by, embeddings not among them, and how many of these are trained."""
-    layers = list(meta.base.get_decoder().layers.parameters())
+@dataclasses.dataclass(frozen=True)
+class _TokenFlops:
+    """Operations of one token in matrices that it is multiplied by."""
+
+    passed: int
+    backward: int
+
+
+def _layer_flops(meta: MetaModel) -> _TokenFlops:
+    parameters = list(meta.base.get_decoder().layers.parameters())
+    passed = sum(p.numel() for p in parameters)
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    return _TokenFlops(2 * passed, 2 * (passed + trained))
+
+
+def _head_flops(meta: MetaModel) -> _TokenFlops:
+    """PEFT keeps the original beside the copy that is trained; a token passes one of the two."""
     head = meta.base.get_output_embeddings()
-    head_is_trained = any(p.requires_grad for p in head.parameters())
-    passed = sum(p.numel() for p in layers) + head.weight.numel()
-    return passed, sum(p.numel() for p in layers if p.requires_grad) + head_is_trained * head.weight.numel()
+    is_trained = any(p.requires_grad for p in head.parameters())
+    return _TokenFlops(2 * head.weight.numel(), 2 * (1 + is_trained) * head.weight.numel())
+
+
+def _teacher_flops(teacher: MetaModel, work: Workload) -> float:
+    """It reads the prompts, a few words after them, and has no use for the LM head."""
+    return _layer_flops(teacher).passed * work.rows * work.prompt_tokens + _tower_flops(teacher, work)[0]
 
 
 def _tower_flops(meta: MetaModel, work: Workload) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -10,8 +11,8 @@ import torch
 
 from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.data.sample import AVSample
-from aurora_rl.footprint.estimate import MOMENTS, Footprint, Part, estimate_footprint, fullest, live_teacher
-from aurora_rl.footprint.flops import PEAK_TFLOPS, UTILISATION
+from aurora_rl.footprint.estimate import ALWAYS, Footprint, Part, estimate_footprint, fullest, live_teacher
+from aurora_rl.footprint.flops import PEAK_TFLOPS, UTILISATION, StepFlops, least_seconds
 from aurora_rl.footprint.launch import Launch
 from aurora_rl.footprint.limits import Limits, device_memory, host_memory
 from aurora_rl.footprint.workload import Clips
@@ -138,22 +139,36 @@ def render(
         lines += ["in host memory, for each process:", *_rows(footprint.host), peak]
     if footprint.disk:
         lines += ["on disk:", *_rows(footprint.disk)]
-    teraflop = footprint.flops.total / 1e12
-    amount = f"{teraflop:,.0f}" if teraflop >= 10 else f"{teraflop:.2g}"
-    lines.append(f"estimated operations of a step, each process: {amount} TFLOP")
-    if tflops:
-        seconds = footprint.flops.seconds(tflops, utilisation)
-        lines[-1] += f", at least {seconds:,.2g} s at {utilisation:.0%} of {tflops:g} TFLOP/s"
-    return "\n".join(lines)
+    return "\n".join([*lines, *_operations(footprint.flops, tflops, utilisation)])
 
 
 def _rows(parts: Iterable[Part]) -> list[str]:
-    notes = {moment: f"  while {moment}" for moment in MOMENTS}
-    return [f"  {part.name:<46}{_gb(part.num_bytes):>12}{notes.get(part.when, '')}" for part in parts]
+    return [f"  {part.name:<46}{_gb(part.num_bytes):>12}{_note(part.when)}" for part in parts]
+
+
+def _note(when: str) -> str:
+    phase, _, turn = when.partition(":")
+    return "" if when == ALWAYS else f"  while {phase}" + ", one after the other" * bool(turn)
 
 
 def _total(name: str, num_bytes: int, limit: int | None) -> str:
     return f"  {name:<46}{_gb(num_bytes):>12}" + ("" if limit is None else f"  of {_gb(limit)}")
+
+
+def _operations(flops: StepFlops, tflops: float | None, utilisation: float) -> Iterator[str]:
+    """How a step's operations divide, and the least time that each share takes."""
+    speed = f", and their time at {utilisation:.0%} of {tflops:g} TFLOP/s, at least" if tflops else ""
+    yield f"estimated operations of a step, each process{speed}:"
+    shares = {**dataclasses.asdict(flops), "whole step": flops.total}
+    for name, amount in shares.items():
+        if amount:
+            time = f"{least_seconds(amount, tflops, utilisation):>10,.2g} s" if tflops else ""
+            yield f"  {name:<43}{_teraflop(amount):>9} TFLOP{time}"
+
+
+def _teraflop(flops: float) -> str:
+    amount = flops / 1e12
+    return f"{amount:,.0f}" if amount >= 10 else f"{amount:.2g}"
 
 
 def _advice(name: str) -> str:

@@ -7,6 +7,8 @@ import pytest
 
 from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.footprint import Clips, Footprint, Launch, Part, estimate_footprint
+from aurora_rl.footprint.estimate import ALWAYS, MOMENTS, TRAINING
+from aurora_rl.footprint.flops import StepFlops, least_seconds
 from aurora_rl.footprint.workload import build_workload
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
@@ -17,7 +19,14 @@ COMMON = {"use_cpu": True, "report_to": "none", "per_device_train_batch_size": 4
 
 @pytest.fixture
 def estimate(tiny_checkpoint: str, tmp_path):
-    def run(kind: type = AuroraSFTConfig, *, launch: Launch | None = None, model: dict | None = None, **options):
+    def run(
+        kind: type = AuroraSFTConfig,
+        *,
+        launch: Launch | None = None,
+        model: dict | None = None,
+        teacher: str | None = None,
+        **options,
+    ):
         defaults = COMMON | {"output_dir": str(tmp_path), "bf16": False, "gradient_checkpointing": False}
         model_args = ModelArguments(**{"model": tiny_checkpoint, "freeze": ["visual", "audio_tower"], **(model or {})})
         return estimate_footprint(
@@ -27,6 +36,7 @@ def estimate(tiny_checkpoint: str, tmp_path):
             launch=launch or Launch(is_gpu=False),
             clips=CLIPS,
             device_memory=10**9,
+            teacher=teacher,
         )
 
     return run
@@ -111,7 +121,7 @@ def test_the_peak_is_training_or_sampling_never_both(estimate) -> None:
     footprint = estimate(AuroraGRPOConfig, num_generations=2)
     parts = (Part("a", 1), Part("b", 10, "training"), Part("c", 100, "sampling"))
     assert dataclasses.replace(footprint, device=parts).peak == 101
-    assert {p.when for p in footprint.device} == {"always", "training", "sampling", "scoring"}
+    assert {p.when for p in footprint.device} == {ALWAYS, TRAINING, *MOMENTS}
 
 
 def test_vllm_takes_its_share_always_or_while_it_is_awake(estimate) -> None:
@@ -119,12 +129,15 @@ def test_vllm_takes_its_share_always_or_while_it_is_awake(estimate) -> None:
         options = {"num_generations": 2, "use_vllm": True, "vllm_gpu_memory_utilization": 0.25, **options}
         return estimate(AuroraGRPOConfig, **options)
 
-    (engine,) = [p for p in run(vllm_mode="colocate").device if p.name.startswith("vLLM")]
-    assert (engine.num_bytes, engine.when) == (250_000_000, "always")
-    (engine,) = [p for p in run(vllm_mode="colocate", vllm_enable_sleep_mode=True).device if p.name.startswith("vLLM")]
-    assert engine.when == "sampling"
+    def engine(footprint: Footprint) -> tuple[int, set[str]]:
+        parts = [p for p in footprint.device if p.name.startswith("vLLM")]
+        return sum(p.num_bytes for p in parts), {p.when for p in parts}
+
+    assert engine(run(vllm_mode="colocate")) == (250_000_000, {"always"})
+    assert engine(run(vllm_mode="colocate", vllm_enable_sleep_mode=True)) == (250_000_000, {"sampling"})
     sized = run(vllm_mode="colocate", vllm_engine_kwargs={"kv_cache_memory_bytes": 1000})
-    assert part(sized, "vLLM") == part(sized, "weights: ") + 1000
+    assert part(sized, "vLLM: its own weights") == part(sized, "weights: ")
+    assert part(sized, "vLLM: its key-value cache") == 1000
     server = run(vllm_mode="server")
     assert part(server, "vLLM") == part(server, "key-value") == server.flops.sampling == 0
 
@@ -146,19 +159,38 @@ def test_masks_of_the_rollouts_lie_on_the_host_and_their_logits_on_the_gpu_too(e
     assert part(on_cpu, "masks of the rollouts") == pixels * 9 and on_cpu.host == ()
 
 
-def test_operations_of_a_step_by_hand(estimate) -> None:
-    """6 N a token in full fine-tuning, 8 N with checkpointing; frozen towers forward only."""
-    footprint = estimate()
-    tokens = footprint.work.tokens
-    full = footprint.flops.training
-    again = estimate(gradient_checkpointing=True).flops.training
-    forward = again - full
-    media = full - 3 * forward
-    assert forward % (2 * tokens) == 0 and 0 < media < forward
-    assert estimate(gradient_accumulation_steps=3).flops.training == pytest.approx(3 * full)
-    lora = estimate(model={"use_peft": True, "lora_modules_to_save": ["seg_head"]}).flops.training
-    assert 2 * forward < lora - media < 2.2 * forward
-    assert footprint.flops.seconds(1.0, 0.5) == full / 0.5e12
+def test_operations_of_a_step_by_hand(estimate, meta) -> None:
+    """6 N a token in full fine-tuning, 2 N more where it runs again; of frozen towers the forward pass."""
+
+    def flops(*, is_gpu: bool = False, **options) -> StepFlops:
+        return estimate(launch=Launch(is_gpu=is_gpu), **options).flops
+
+    full, work = flops(), estimate().work
+    layers = 2 * sum(p.numel() for p in meta.base.get_decoder().layers.parameters()) * work.tokens
+    a_token = 2 * meta.base.lm_head.weight.numel()
+    head = a_token * work.tokens
+    media = full.training - 3 * layers - 3 * head
+    assert 0 < media < layers
+    assert full.recomputing == head
+    assert flops(gradient_checkpointing=True) == dataclasses.replace(full, recomputing=layers + head)
+    assert flops(gradient_accumulation_steps=3).training == 3 * full.training
+    on_gpu, num_prompt_tokens = flops(is_gpu=True), 4 * work.prompt_tokens  # which are not scored there
+    assert full.training - on_gpu.training == 3 * a_token * num_prompt_tokens
+    assert on_gpu.recomputing == a_token * 4 * work.completion_tokens
+    lora = flops(model={"use_peft": True, "lora_modules_to_save": ["seg_head"]}).training
+    assert 2 * layers + 2 * head < lora - media < 2.2 * layers + 2 * head
+    kept = flops(model={"use_peft": True, "lora_modules_to_save": ["seg_head", "lm_head"]}).training
+    assert kept - lora == head  # its own gradient
+    assert least_seconds(full.training, 1.0, 0.5) == full.training / 0.5e12
+
+
+def test_a_live_teacher_reads_the_prompts(estimate, meta, tiny_checkpoint: str) -> None:
+    flops, work = estimate(teacher=tiny_checkpoint).flops, estimate().work
+    layers = 2 * sum(p.numel() for p in meta.base.get_decoder().layers.parameters())
+    head = 2 * meta.base.lm_head.weight.numel()
+    media = estimate().flops.training - 3 * (layers + head) * work.tokens
+    assert flops.scoring == layers * work.rows * work.prompt_tokens + media
+    assert flops.training == estimate().flops.training
 
 
 @pytest.mark.parametrize(

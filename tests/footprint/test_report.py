@@ -8,6 +8,8 @@ import torch
 from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.data.sample import AVSample
 from aurora_rl.footprint import DoesNotFitError, Footprint, Launch, Limits, Part, check_footprint, complaint, render
+from aurora_rl.footprint.estimate import LAYERS, LM_HEAD, MASKS, SAMPLING, TRAINING
+from aurora_rl.footprint.flops import StepFlops
 from aurora_rl.footprint.limits import device_memory, host_memory
 from aurora_rl.footprint.report import ADVICE, known_tflops
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
@@ -108,6 +110,33 @@ def test_time_is_printed_only_where_the_peak_is_known(check) -> None:
     footprint = check()
     assert "TFLOP/s" not in render(footprint)
     assert "at 50% of 10 TFLOP/s" in render(footprint, tflops=10.0, utilisation=0.5)
+
+
+def test_time_and_operations_are_shown_by_share(check) -> None:
+    footprint = dataclasses.replace(
+        check(), flops=StepFlops(sampling=3e12, scoring=0.0, training=11e12, recomputing=1e12)
+    )
+    *_, heading, sampling, training, recomputing, whole = render(footprint, tflops=10.0, utilisation=0.5).splitlines()
+    assert heading.startswith("estimated operations of a step")  # and nothing is scored
+    assert sampling.split() == ["sampling", "3", "TFLOP", "0.6", "s"]
+    assert training.split() == ["training", "11", "TFLOP", "2.2", "s"]
+    assert recomputing.split() == ["recomputing", "1", "TFLOP", "0.2", "s"]
+    assert whole.split() == ["whole", "step", "15", "TFLOP", "3", "s"]
+
+
+def test_the_mask_decoder_is_listed_even_where_another_part_decides_the_peak(check) -> None:
+    lines = render(check()).splitlines()
+    (masks,) = [line for line in lines if "activations: mask decoder" in line]
+    assert masks.endswith("while training, one after the other")
+    parts = (
+        Part("weights: towers", 1),
+        Part("activations: decoder", 10, TRAINING),
+        Part("activations: mask decoder and mask loss", 300, MASKS),
+        Part("activations: LM head", 500, LM_HEAD),
+        Part("activations: one layer", 400, LAYERS),
+        Part("prefill", 505, SAMPLING),
+    )
+    assert dataclasses.replace(check(), device=parts).peak == 511
 
 
 def test_the_complaint_names_the_largest_parts_of_the_fullest_moment(check) -> None:
