@@ -48,12 +48,27 @@ def bootstrap_interval(
         raise ValueError("there are no values to take the mean of: give at least one")
     if clips is not None and len(clips) != len(values):
         raise ValueError(f"there are {len(clips)} clips for {len(values)} values: give one clip a value")
-    sums, counts = _sums_by_clip(values, clips)
-    picks = np.random.default_rng(seed).integers(len(sums), size=(num_resamples, len(sums)), dtype=np.int32)
-    means = sums[picks].sum(axis=1) / counts[picks].sum(axis=1)  # (num_resamples,)
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(means, [tail, 1.0 - tail])
-    return Interval(mean=math.fsum(values) / len(values), low=float(low), high=float(high))
+    means = _resampled_means(values, clips, np.random.default_rng(seed), num_resamples=num_resamples)
+    return _interval(math.fsum(values) / len(values), means, confidence)
+
+
+def bootstrap_mean_of_means(
+    groups: Sequence[tuple[Sequence[float], Sequence[Hashable]]],
+    *,
+    num_resamples: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Interval:
+    """The mean of the groups' means with its interval; each group, a split for example, is drawn by itself.
+
+    Args:
+        groups: of each group its values and their clips, as in `bootstrap_interval`; no clip is in two groups.
+        num_resamples, seed, confidence: as in `bootstrap_interval`.
+    """
+    rng = np.random.default_rng(seed)
+    resampled = [_resampled_means(values, clips, rng, num_resamples=num_resamples) for values, clips in groups]
+    mean = math.fsum(math.fsum(values) / len(values) for values, _ in groups) / len(groups)
+    return _interval(mean, np.mean(resampled, axis=0), confidence)
 
 
 def bootstrap_difference(
@@ -120,9 +135,23 @@ def bootstrap_over_seeds(
     seeds = rng.integers(len(values), size=(num_resamples, len(values)))
     rows = rng.integers(len(keys), size=(num_resamples, len(keys)))
     means = [values[of_seeds].mean(0)[of_rows].mean() for of_seeds, of_rows in zip(seeds, rows, strict=True)]
+    return _interval(float(values.mean()), np.array(means), confidence)
+
+
+def _interval(mean: float, resampled_means: np.ndarray, confidence: float) -> Interval:
     tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(means, [tail, 1.0 - tail])
-    return Interval(mean=float(values.mean()), low=float(low), high=float(high))
+    low, high = np.quantile(resampled_means, [tail, 1.0 - tail])
+    return Interval(mean=mean, low=float(low), high=float(high))
+
+
+def _resampled_means(
+    values: Sequence[float], clips: Sequence[Hashable] | None, rng: np.random.Generator, *, num_resamples: int
+) -> np.ndarray:
+    """(num_resamples,) the means over sets of clips that are drawn with replacement."""
+    sums, counts = _sums_by_clip(values, clips)
+    picks = rng.integers(len(sums), size=(num_resamples, len(sums)), dtype=np.int32)
+    means: np.ndarray = sums[picks].sum(axis=1) / counts[picks].sum(axis=1)
+    return means
 
 
 def _sums_by_clip(values: Sequence[float], clips: Sequence[Hashable] | None) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from aurora_rl.bootstrap import Interval, bootstrap_difference
-from aurora_rl.scores import LOWER_IS_BETTER, NULL_MEASURES, TARGET_MEASURES, Measure, RowScore, only_preset
+from aurora_rl.scores import (
+    LOWER_IS_BETTER,
+    NULL_MEASURES,
+    TARGET_MEASURES,
+    Measure,
+    RowScore,
+    novelty_group,
+    only_preset,
+)
 
 NUM_ROWS_SHOWN = 10
 
@@ -61,6 +69,8 @@ class Comparison:
         splits: the differences of each split.
         by_category: of J&F (S for null references) of each category.
         by_reference_type: likewise.
+        by_novelty: likewise, of the unseen split's seen and new categories.
+        derived_types: rows whose reference type is from the sentence.
         wins: rows that the second system improves most, largest first.
         losses: rows that it worsens most.
     """
@@ -70,6 +80,8 @@ class Comparison:
     splits: dict[str, list[Difference]]
     by_category: dict[str, list[Difference]]
     by_reference_type: dict[str, list[Difference]]
+    by_novelty: dict[str, list[Difference]]
+    derived_types: int
     wins: list[RowDifference]
     losses: list[RowDifference]
 
@@ -92,7 +104,9 @@ def compare_scores(first: Iterable[RowScore], second: Iterable[RowScore]) -> Com
         num_rows=len(pairs),
         splits=_by(pairs, lambda row: row.split),
         by_category=_by(pairs, lambda row: row.category, names=main),
-        by_reference_type=_by(pairs, lambda row: row.reference_type or "unknown", names=main),
+        by_reference_type=_by(pairs, lambda row: row.reference_type, names=main),
+        by_novelty=_by(pairs, novelty_group, names=main),
+        derived_types=sum(row.type_is_derived for row, _ in pairs),
         wins=[row for row in differences[::-1] if _gain(row) > 0][:NUM_ROWS_SHOWN],
         losses=[row for row in differences if _gain(row) < 0][:NUM_ROWS_SHOWN],
     )
@@ -118,12 +132,16 @@ def _pair(first: Sequence[RowScore], second: Sequence[RowScore]) -> tuple[list[P
 
 
 def _by(
-    pairs: Sequence[Pair], key: Callable[[RowScore], str], *, names: Sequence[str] = ()
+    pairs: Sequence[Pair], key: Callable[[RowScore], str | None], *, names: Sequence[str] = ()
 ) -> dict[str, list[Difference]]:
-    """The differences of each group of rows, those of null references alone last; all numbers, or those named."""
+    """The differences of each group of rows, those of null references alone last; all numbers, or those named.
+
+    Rows whose key is None are in no group.
+    """
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:
-        groups.setdefault(key(pair[0]), []).append(pair)
+        if (name := key(pair[0])) is not None:
+            groups.setdefault(name, []).append(pair)
     order = sorted(groups, key=lambda name: (all(row.is_null for row, _ in groups[name]), name))
     return {name: _differences(groups[name], names) for name in order}
 

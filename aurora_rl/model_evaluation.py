@@ -31,7 +31,7 @@ from aurora_rl.models.batch import EncodedSample
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.predictions import SampleResult, result_from_record, write_results
 from aurora_rl.resume_file import ResumeFile, fingerprint
-from aurora_rl.scores import RowScore, score_tables, write_scores
+from aurora_rl.scores import RowScore, mark_novelty, score_tables, write_scores
 from aurora_rl.summary import summarise
 
 logger = logging.getLogger(__name__)
@@ -223,7 +223,7 @@ def write_tables(
     results: list[SampleResult], args: EvaluationArguments, train_categories: set[str], *, source: str
 ) -> dict[str, Any]:
     """out.json, whose content is returned, and out.jsonl."""
-    rows = [RowScore.of_result(result) for result in results]
-    tables = score_tables(rows, train_categories=train_categories) | {"source": source}
+    rows = mark_novelty([RowScore.of_result(result) for result in results], train_categories)
+    tables = score_tables(rows) | {"source": source}
     write_scores(args.scores_file, rows, tables)
     return tables

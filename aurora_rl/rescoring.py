@@ -32,7 +32,7 @@ from aurora_rl.evaluation import MASK_THRESHOLD, find_preset, score_masks
 from aurora_rl.prediction_files import PredictedMasks, PredictionError, list_predictions
 from aurora_rl.predictions import MaskRle, MaskScore, decode_masks, read_results
 from aurora_rl.resume_file import ResumeFile, fingerprint
-from aurora_rl.scores import RowScore, score_tables, write_scores
+from aurora_rl.scores import RowScore, mark_novelty, score_tables, write_scores
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def rescore(
         splits: splits to score.
         preset: one of `evaluation.PRESETS`.
         num_workers: processes that share the rows.
-        chains: file of chains of thought that tells the reference types.
+        chains: file of chains of thought that may tell reference types.
 
     Returns:
         The content of out.json.
@@ -155,8 +155,8 @@ def rescore(
     with ResumeFile(output.with_suffix(".partial.jsonl"), identity) as resume_file:
         scores = _score_all(samples, predictions, resume_file, preset=preset, num_workers=num_workers)
         rows = [RowScore.of_sample(sample, scores[sample.row], preset=preset) for sample in samples]
-        trained = {row.category for row in table if row.split == "train" and not row.is_null}
-        tables = score_tables(rows, train_categories=trained) | {"source": predictions.source}
+        rows = mark_novelty(rows, {row.category for row in table if row.split == "train" and not row.is_null})
+        tables = score_tables(rows) | {"source": predictions.source}
         if predictions.note:
             tables["note"] = predictions.note
         write_scores(output, rows, tables)

@@ -51,13 +51,14 @@ def write_score_page(out_html: Path, tables: Mapping[str, Any], rows: Sequence[R
         tables: the content of out.json.
         rows: the rows of out.jsonl.
     """
-    mixes = {f"Mix, {name.replace('_', ' ')}": mix for name, mix in tables["mix"].items() if mix}
+    mixes, mix_intervals = (_label_mix(of["mix"]) for of in (tables, tables["intervals"]))
     targets = sorted((row for row in rows if not row.is_null), key=lambda row: ((row.J + row.F) / 2, row.row))
     _write(
         out_html,
         "scores.html.j2",
         tables=tables,
         splits=_table("Split", {**tables["splits"], **mixes}),
+        split_intervals={**tables["intervals"]["splits"], **mix_intervals},
         by_novelty=_table("Unseen split", tables["tables"]["by_novelty"]),
         by_reference_type=_table("Reference type", tables["tables"]["by_reference_type"]),
         by_category=_table("Category", tables["tables"]["by_category"]),
@@ -78,15 +79,20 @@ def write_comparison_page(out_html: Path, comparison: Comparison, *, first: str,
         second: what the page calls the second.
     """
     first, second = (first, second) if first != second else (f"{first} (first)", f"{second} (second)")
-    groups = {"Split": comparison.splits, "Reference type": comparison.by_reference_type}
+    groups = {
+        "Split": comparison.splits,
+        "Unseen split": comparison.by_novelty,
+        "Reference type": comparison.by_reference_type,
+        "Category": comparison.by_category,
+    }
     _write(
         out_html,
         "comparison.html.j2",
         comparison=comparison,
         first=first,
         second=second,
-        groups=groups | {"Category": comparison.by_category},
-        ranges={head: _range(group) for head, group in [*groups.items(), ("Category", comparison.by_category)]},
+        groups=groups,
+        ranges={head: _range(group) for head, group in groups.items()},
         preset_texts=PRESET_TEXTS[comparison.preset],
     )
 
@@ -98,6 +104,10 @@ def _write(out_html: Path, template: str, **values: Any) -> None:
     out_html.write_text(re.sub(r"\n\s*\n+", "\n", html), encoding="utf-8")
 
 
+def _label_mix(mixes: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Mapping[str, Any]]:
+    return {f"Mix, {name.replace('_', ' ')}": mix for name, mix in mixes.items() if mix}
+
+
 def _table(head: str, groups: Mapping[str, Mapping[str, Any]]) -> ScoreTable:
     names = [name for name in (*TARGET_MEASURES, *NULL_MEASURES) if any(name in group for group in groups.values())]
     return ScoreTable(head, tuple(names), groups)
@@ -106,4 +116,4 @@ def _table(head: str, groups: Mapping[str, Mapping[str, Any]]) -> ScoreTable:
 def _range(groups: Mapping[str, Sequence[Difference]]) -> tuple[float, float]:
     """Least and greatest difference to draw; holds 0."""
     rows = [row for group in groups.values() for row in group]
-    return min(-_MIN_REACH, *(row.gain.low for row in rows)), max(_MIN_REACH, *(row.gain.high for row in rows))
+    return min([-_MIN_REACH, *(row.gain.low for row in rows)]), max([_MIN_REACH, *(row.gain.high for row in rows)])

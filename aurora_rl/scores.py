@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aurora_rl.bootstrap import bootstrap_interval
+from aurora_rl.bootstrap import bootstrap_mean_of_means
 from aurora_rl.completions import normalise_category
+from aurora_rl.data.reference_types import reference_type_of
 from aurora_rl.data.sample import AVSample
 from aurora_rl.predictions import MaskScore, SampleResult
 from aurora_rl.prompts import NULL_CATEGORY
@@ -40,7 +41,8 @@ class RowScore:
         split: as in `AVSample`.
         media_id: the clip, shared by all rows that ask about it.
         category: the true category, `"null"` where the reference points at nothing.
-        reference_type: kind of reference, where the benchmark tells.
+        reference_type: kind of reference, as the benchmark or its chains tell it, or from the sentence.
+        type_is_derived: whether it is from the sentence (`reference_type_of`).
         text: the referring sentence.
         preset: name of the evaluation preset.
         J: region similarity, mean over frames.
@@ -49,6 +51,8 @@ class RowScore:
         S_per_frame: mean over frames of each frame's S.
         missing: whether there was no prediction, so that an empty mask was scored.
         completion: what the model said, where a model was asked.
+        novelty: "seen" or "new": whether the training split has the category; None for a null reference, and where the
+            training split's categories are not known (`mark_novelty`).
     """
 
     uid: str
@@ -56,7 +60,8 @@ class RowScore:
     split: str
     media_id: str
     category: str
-    reference_type: str | None
+    reference_type: str
+    type_is_derived: bool
     text: str
     preset: str
     J: float
@@ -65,37 +70,18 @@ class RowScore:
     S_per_frame: float
     missing: bool
     completion: str | None = None
+    novelty: str | None = None
 
     @classmethod
     def of_sample(cls, sample: AVSample, score: MaskScore, *, preset: str) -> RowScore:
         """A row's scores under a preset."""
-        return cls(
-            uid=sample.uid,
-            row=sample.row,
-            split=sample.split,
-            media_id=sample.media_id,
-            category=sample.category,
-            reference_type=sample.reference_type,
-            text=sample.reference,
-            preset=preset,
-            **_numbers(score),
-        )
+        return cls(**_facts(sample), preset=preset, **_numbers(score))
 
     @classmethod
     def of_result(cls, result: SampleResult) -> RowScore:
         """The scores of a model's greedy completion."""
-        return cls(
-            uid=result.uid,
-            row=result.row,
-            split=result.split,
-            media_id=result.media_id,
-            category=result.category,
-            reference_type=result.reference_type,
-            text=result.reference,
-            preset=result.preset,
-            completion=result.greedy.text,
-            **_numbers(result.greedy.clip),
-        )
+        numbers = _numbers(result.greedy.clip)
+        return cls(**_facts(result), preset=result.preset, completion=result.greedy.text, **numbers)
 
     @property
     def key(self) -> str:
@@ -106,6 +92,20 @@ class RowScore:
     def is_null(self) -> bool:
         """Whether the reference points at nothing."""
         return self.category == NULL_CATEGORY
+
+
+def _facts(row: AVSample | SampleResult) -> dict[str, Any]:
+    reference_type, type_is_derived = reference_type_of(row)
+    return {
+        "uid": row.uid,
+        "row": row.row,
+        "split": row.split,
+        "media_id": row.media_id,
+        "category": row.category,
+        "reference_type": reference_type,
+        "type_is_derived": type_is_derived,
+        "text": row.reference,
+    }
 
 
 def _numbers(score: MaskScore) -> dict[str, Any]:
@@ -137,40 +137,65 @@ LOWER_IS_BETTER = ("S", "S_per_frame", "false_alarm_rate")
 
 Table = dict[str, float | int]
 
+Intervals = dict[str, dict[str, float]]  # of each number its mean, low and high
 
-def score_tables(rows: Sequence[RowScore], *, train_categories: Iterable[str] = ()) -> dict[str, Any]:
+
+def mark_novelty(rows: Iterable[RowScore], train_categories: Iterable[str]) -> list[RowScore]:
+    """The rows with `novelty`, which the categories of the training split tell; none of them leaves it None."""
+    trained = set(map(normalise_category, train_categories))
+    if not trained:
+        return list(rows)
+    return [dataclasses.replace(row, novelty=_novelty(row, trained)) for row in rows]
+
+
+def _novelty(row: RowScore, trained: set[str]) -> str | None:
+    if row.is_null:
+        return None
+    return "seen" if normalise_category(row.category) in trained else "new"
+
+
+def novelty_group(row: RowScore) -> str | None:
+    """Such as "test_u, new categories"; None outside the unseen split, and where `novelty` is not known."""
+    is_known = row.split == MIX_SPLITS[1] and row.novelty
+    return f"{row.split}, {row.novelty} categories" if is_known else None
+
+
+def score_tables(rows: Sequence[RowScore]) -> dict[str, Any]:
     """What out.json holds.
 
     Args:
-        rows: rows scored under one preset.
-        train_categories: categories of the training split, which tell the new from the seen ones in the unseen split;
-            none leaves that table empty.
+        rows: rows scored under one preset, from `mark_novelty` where the unseen split is to be told apart.
 
     Returns:
         `preset`; `splits`: each split's table (J, F, J&F, n, missing; of null references S, S_per_frame, null_accuracy,
         false_alarm_rate, n, missing; a split with both has both, the number of null references being `n_null`); `mix`
-        over the seen and the unseen split by both definitions, None where one is absent; `intervals`: 95 % bootstrap
-        interval over clips of each number of each split; `tables`: the same numbers `by_category`, `by_reference_type`
-        and `by_novelty`; `duplicates`: rows that repeat another row's clip, category and sentence, and count like any.
+        over the seen and the unseen split by both definitions, None where one is absent; `tables`: the same numbers
+        `by_category`, `by_reference_type` and `by_novelty`; `intervals`: 95 % bootstrap interval over clips of each
+        number of `splits`, of `mix` and of each table, but of groups of a single clip; `derived_types`: rows whose
+        reference type is from the sentence; `duplicates`: rows that repeat an earlier row's uid and sentence, and count
+        like any.
 
     Raises:
         ValueError: if there are no rows, or they were scored under several presets.
     """
     preset = only_preset(rows)
-    by_split = _group(rows, lambda row: row.split)
-    seen, unseen = (by_split.get(split, []) for split in MIX_SPLITS)
-    trained = set(map(normalise_category, train_categories))
+    groupings = {
+        "splits": _group(rows, lambda row: row.split),
+        "by_category": _group(rows, lambda row: row.category),
+        "by_reference_type": _group(rows, lambda row: row.reference_type),
+        "by_novelty": _group(rows, novelty_group),
+    }
+    tables = {name: {group: table(of) for group, of in groups.items()} for name, groups in groupings.items()}
+    intervals = {name: {group: _intervals(of) for group, of in groups.items()} for name, groups in groupings.items()}
+    mix = _mix(*(groupings["splits"].get(split, []) for split in MIX_SPLITS))
     return {
         "preset": preset,
-        "splits": {split: table(group) for split, group in by_split.items()},
-        "mix": _mix(seen, unseen),
-        "intervals": {split: _intervals(group) for split, group in by_split.items()},
-        "tables": {
-            "by_category": _tables(rows, lambda row: row.category),
-            "by_reference_type": _tables(rows, lambda row: row.reference_type or "unknown"),
-            "by_novelty": _tables(unseen, lambda row: _novelty(row, trained)) if trained else {},
-        },
-        "duplicates": len(rows) - len({(row.split, row.media_id, row.category, row.text) for row in rows}),
+        "splits": tables.pop("splits"),
+        "mix": {definition: of and {name: of[name]["mean"] for name in of} for definition, of in mix.items()},
+        "intervals": {"splits": intervals.pop("splits"), "mix": mix, **intervals},
+        "tables": tables,
+        "derived_types": sum(row.type_is_derived for row in rows),
+        "duplicates": len(rows) - len({(row.split, row.uid, row.text) for row in rows}),
     }
 
 
@@ -207,40 +232,39 @@ def _means(rows: Sequence[RowScore], measures: Mapping[str, Measure]) -> Table:
     return {name: math.fsum(map(measure, rows)) / len(rows) for name, measure in measures.items()}
 
 
-def _mix(seen: Sequence[RowScore], unseen: Sequence[RowScore]) -> dict[str, Table | None]:
-    """Both meanings that papers give to "Mix"; None where one of the two splits is absent."""
+def _mix(seen: Sequence[RowScore], unseen: Sequence[RowScore]) -> dict[str, Intervals | None]:
+    """Both meanings that papers give to "Mix", with intervals; None where one of the two splits is absent."""
     seen, unseen = split_nulls(seen)[0], split_nulls(unseen)[0]
     if not seen or not unseen:
         return {"mean_of_splits": None, "row_weighted": None}
-    tables = [_means(rows, TARGET_MEASURES) for rows in (seen, unseen)]
-    mean_of_splits: Table = {name: (tables[0][name] + tables[1][name]) / 2 for name in TARGET_MEASURES}
-    return {"mean_of_splits": mean_of_splits, "row_weighted": _means([*seen, *unseen], TARGET_MEASURES)}
+    definitions = {"mean_of_splits": [seen, unseen], "row_weighted": [[*seen, *unseen]]}
+    return {
+        definition: {name: _interval(groups, measure) for name, measure in TARGET_MEASURES.items()}
+        for definition, groups in definitions.items()
+    }
 
 
-def _intervals(rows: Sequence[RowScore]) -> dict[str, dict[str, float]]:
-    targets, nulls = split_nulls(rows)
-    intervals = {}
-    for group, measures in ((targets, TARGET_MEASURES), (nulls, NULL_MEASURES)):
-        for name, measure in measures.items():
-            if group:
-                values, clips = [measure(row) for row in group], [row.media_id for row in group]
-                intervals[name] = dataclasses.asdict(bootstrap_interval(values, clips=clips))
+def _intervals(rows: Sequence[RowScore]) -> Intervals:
+    """The interval of each number; none of rows about a single clip, which tell nothing of other clips."""
+    intervals: Intervals = {}
+    for group, measures in zip(split_nulls(rows), (TARGET_MEASURES, NULL_MEASURES), strict=True):
+        if len({row.media_id for row in group}) > 1:
+            intervals |= {name: _interval([group], measure) for name, measure in measures.items()}
     return intervals
 
 
-def _novelty(row: RowScore, trained: set[str]) -> str:
-    return f"{row.split}, {'seen' if normalise_category(row.category) in trained else 'new'} categories"
+def _interval(groups: Iterable[Sequence[RowScore]], measure: Measure) -> dict[str, float]:
+    """The mean of the groups' means with its interval."""
+    drawn = [([measure(row) for row in rows], [row.media_id for row in rows]) for rows in groups]
+    return dataclasses.asdict(bootstrap_mean_of_means(drawn))
 
 
-def _tables(rows: Iterable[RowScore], key: Callable[[RowScore], str]) -> dict[str, Table]:
-    return {name: table(group) for name, group in _group(rows, key).items()}
-
-
-def _group(rows: Iterable[RowScore], key: Callable[[RowScore], str]) -> dict[str, list[RowScore]]:
-    """The groups by name, those of null references alone last."""
+def _group(rows: Iterable[RowScore], key: Callable[[RowScore], str | None]) -> dict[str, list[RowScore]]:
+    """The groups by name, those of null references alone last; rows whose key is None are in none."""
     groups: defaultdict[str, list[RowScore]] = defaultdict(list)
     for row in rows:
-        groups[key(row)].append(row)
+        if (name := key(row)) is not None:
+            groups[name].append(row)
     return {name: groups[name] for name in sorted(groups, key=lambda name: (not split_nulls(groups[name])[0], name))}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from aurora_rl.bootstrap import Interval, bootstrap_difference, bootstrap_interval
 from aurora_rl.completions import normalise_category
+from aurora_rl.data.reference_types import reference_type_of
 from aurora_rl.predictions import RolloutScore, SampleResult
 
 Measure = Callable[[SampleResult], float | None]
@@ -74,7 +75,8 @@ class EvalSummary:
         num_rows: rows evaluated.
         num_clips: clips they are about.
         num_missing: rows without masks, scored as empty masks.
-        num_duplicates: rows that repeat another row's clip, category and reference; they count like any other.
+        num_duplicates: rows that repeat an earlier row's uid and reference; they count like any other.
+        num_derived_types: rows whose reference type is from the sentence (`reference_type_of`).
         overall: table of all rows.
         intervals: 95 % bootstrap interval over clips of each measure of `overall`.
         splits: table of each split and, where the training categories are given, of the rows of the unseen split
@@ -90,6 +92,7 @@ class EvalSummary:
     num_clips: int
     num_missing: int
     num_duplicates: int
+    num_derived_types: int
     overall: Table
     intervals: dict[str, Interval]
     splits: dict[str, Table]
@@ -133,12 +136,15 @@ def summarise(
         num_rows=len(results),
         num_clips=len({result.media_id for result in results}),
         num_missing=sum(result.greedy.clip.is_missing for result in results),
-        num_duplicates=len(results) - len({(row.media_id, row.category, row.reference) for row in results}),
+        num_duplicates=len(results) - len({(row.split, row.uid, row.reference) for row in results}),
+        num_derived_types=sum(is_derived for _, is_derived in map(reference_type_of, results)),
         overall=_table(results),
         intervals=_intervals(results, num_resamples=num_resamples, seed=seed),
         splits=splits,
         mix=_mix([result for result in results if result.split in mix_splits], mix_splits),
-        reference_types={name: _table(rows) for name, rows in _group(results, _reference_type).items()},
+        reference_types={
+            name: _table(rows) for name, rows in _group(results, lambda row: reference_type_of(row)[0]).items()
+        },
         categories={name: _table(rows) for name, rows in _group(results, lambda result: result.category).items()},
     )
 
@@ -233,10 +239,6 @@ def _tables_by_novelty(unseen: Sequence[SampleResult], train_categories: Iterabl
         lambda row: f"{row.split}, {'known' if normalise_category(row.category) in trained else 'new'} categories",
     )
     return {name: _table(rows) for name, rows in groups.items()}
-
-
-def _reference_type(result: SampleResult) -> str:
-    return result.reference_type or "unknown"
 
 
 def _group(results: Iterable[SampleResult], key: Callable[[SampleResult], str]) -> Mapping[str, list[SampleResult]]:

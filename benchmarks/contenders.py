@@ -1,7 +1,7 @@
 """The two trainers, and where a step's parts are in them: `stock` is TRL's GRPOTrainer, `aurora` ours.
 
-Both sample the same number of tokens: the end of a completion is held off until its last token, and its last two are
-forced to be `[SEG]` and a full stop, because a random model never points at anything.
+Both sample token by token, but what they sample is dictated: the same random words, then `[SEG]` and a full stop,
+because a random model never points at anything.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, PrinterCallback
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from aurora_rl.trainers import grpo
@@ -36,26 +37,26 @@ def length_reward(completions: list, **columns: Any) -> list[float]:
     return [float(len(completion[0]["content"])) for completion in completions]
 
 
-class _EndsInSeg(LogitsProcessor):
-    """Makes `[SEG]` and a full stop the last two tokens of every completion.
+class _Dictation(LogitsProcessor):
+    """Makes the completions the same in every trainer: random words, then `[SEG]` and a full stop.
 
     Args:
-        ending: ids of the two.
+        tokenizer: whose plain tokens are drawn from.
+        ending: ids of the last two.
         completion_length: tokens of a completion.
     """
 
-    def __init__(self, ending: tuple[int, int], completion_length: int) -> None:
-        self.forced = dict(zip((completion_length - 2, completion_length - 1), ending, strict=True))
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ending: tuple[int, int], completion_length: int) -> None:
+        self.words = sorted(set(tokenizer.get_vocab().values()) - tokenizer.added_tokens_decoder.keys())
+        self.ending, self.completion_length = ending, completion_length
         self.position = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        token_id = self.forced.get(self.position)
+        completion_ids = np.random.default_rng(0).choice(self.words, (len(scores), self.completion_length))
+        completion_ids[:, -2:] = self.ending
+        token_ids = torch.tensor(completion_ids[:, self.position, None], device=scores.device)
         self.position += 1
-        if token_id is None:
-            return scores
-        forced = torch.full_like(scores, -torch.inf)
-        forced[:, token_id] = 0.0
-        return forced
+        return torch.full_like(scores, -torch.inf).scatter(1, token_ids, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +163,7 @@ def ready(trainer: Any, ending: tuple[int, int], stopwatch: Stopwatch) -> Conten
         ending: ids of `[SEG]` and of the full stop.
         stopwatch: counts its parts.
     """
-    _force_ending(trainer, ending)
+    _dictate(trainer, ending)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer._step = 0  # the next step rolls out
@@ -174,11 +175,12 @@ def ready(trainer: Any, ending: tuple[int, int], stopwatch: Stopwatch) -> Conten
     return contender
 
 
-def _force_ending(trainer: Any, ending: tuple[int, int]) -> None:
+def _dictate(trainer: Any, ending: tuple[int, int]) -> None:
     model, length = trainer.accelerator.unwrap_model(trainer.model), trainer.max_completion_length
+    tokenizer = trainer.processing_class.tokenizer
     generate = model.generate
     model.generate = lambda *args, **kwargs: generate(
-        *args, logits_processor=LogitsProcessorList([_EndsInSeg(ending, length)]), **kwargs
+        *args, logits_processor=LogitsProcessorList([_Dictation(tokenizer, ending, length)]), **kwargs
     )
 
 
@@ -198,8 +200,6 @@ def _watch_parts(trainer: Any, stopwatch: Stopwatch) -> None:
     stopwatch.watch(trainer, "_compute_loss", "forward")
     stopwatch.watch(trainer.accelerator, "backward", "mask backward" if has_masks else "backward")
     stopwatch.watch(trainer.accelerator, "gather", "sync")
-    if trainer.use_vllm:
-        stopwatch.watch(trainer.vllm_generation, "sync_weights", "sync")
 
 
 def _watch_mask_parts(trainer: AuroraGRPOTrainer, stopwatch: Stopwatch) -> None:

@@ -1,4 +1,4 @@
-"""Greedy decoding by transformers and by vLLM: the same tokens, or where and by how little they part.
+"""Greedy decoding by transformers and by vLLM: the same tokens, or where and by how little they part; a sync's time.
 
     python benchmarks/vllm_parity.py --config recipes/synthetic/evaluate.yaml --clips 64
 
@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import statistics
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,6 +28,8 @@ from aurora_rl.logs import setup_logging
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.mllm import EncodedPrompt
 from aurora_rl.rollout.engine import AuroraVLLMGeneration
+
+SYNCS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +136,16 @@ def report(agreements: Sequence[Agreement]) -> str:
     return "\n".join(lines)
 
 
+def time_of_sync(generation: AuroraVLLMGeneration) -> float:
+    """Median of the seconds that the weights of a step take to the engine, whose towers have theirs already."""
+    seconds = []
+    for _ in range(SYNCS):
+        start = time.perf_counter()
+        generation.sync_weights()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
 def _distinct_clips(samples: list[AVSample], count: int) -> list[AVSample]:
     clips = list({sample.media_id: sample for sample in samples}.values())
     if len(clips) < count:
@@ -175,6 +189,7 @@ def main() -> None:
     generation.sync_weights()
     agreements = measure(loaded, rows, generation, max_tokens=max_tokens)
     print(report(agreements))
+    print(f"a sync of the language model's weights: {time_of_sync(generation):.3f} s, the median of {SYNCS}")
     if args.json:
         args.json.write_text(json.dumps([dataclasses.asdict(agreement) for agreement in agreements], indent=1))
 

@@ -1,5 +1,6 @@
 """A tiny benchmark on disk and a tiny model on disk, made once a session; what a test changes, it loads for itself.
 
+official_rows    the rows of Ref-AVSBench's own metadata.csv
 tiny_benchmark   folder of a synthetic benchmark: 12 train clips, a few of each other split, 4 frames of 64 px
 data_args        how its clips are put to the model
 train_samples    its train split, with chains of thought
@@ -15,6 +16,7 @@ encode           the encoder of samples that goes with `loaded`
 import importlib.util
 import json
 import logging
+import lzma
 import os
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -38,6 +40,7 @@ from transformers import (
 
 from aurora_rl.assemble import assemble_encoder, load_split
 from aurora_rl.config import DataArguments
+from aurora_rl.data.ref_avs import MetadataRow, read_metadata
 from aurora_rl.data.sample import AVSample
 from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
 from aurora_rl.models.batch import SampleEncoder
@@ -85,6 +88,14 @@ def logging_as_at_first() -> None:
 def seed() -> None:
     """Every test starts from the same random state, whichever tests ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def official_rows(tmp_path_factory: pytest.TempPathFactory) -> list[MetadataRow]:
+    """All 20,459 rows, see the licence beside the file."""
+    path = tmp_path_factory.mktemp("official") / "metadata.csv"
+    path.write_bytes(lzma.decompress((Path(__file__).parent / "data" / "ref_avs_metadata.csv.xz").read_bytes()))
+    return read_metadata(path)
 
 
 @pytest.fixture(scope="session")

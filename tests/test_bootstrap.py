@@ -2,7 +2,7 @@
 
 import pytest
 
-from aurora_rl.bootstrap import bootstrap_difference, bootstrap_interval
+from aurora_rl.bootstrap import bootstrap_difference, bootstrap_interval, bootstrap_mean_of_means
 
 
 def test_interval_of_a_constant_is_that_constant():
@@ -28,6 +28,17 @@ def test_interval_is_the_same_for_the_same_seed_and_another_for_another():
     values = [0.0, 0.3, 1.0, 0.6, 0.8, 0.1, 0.45]
     assert bootstrap_interval(values, seed=1) == bootstrap_interval(values, seed=1)
     assert bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=2)
+
+
+def test_mean_of_means_weighs_the_groups_alike_and_draws_each_by_itself():
+    # A group of one value adds nothing to the spread: half the interval of the other group, around the mean of both.
+    coins, constant = [0.0, 1.0] * 200, [0.5] * 10
+    alone = bootstrap_interval(coins, clips=range(400))
+    both = bootstrap_mean_of_means([(coins, range(400)), (constant, range(10))])
+    assert both.mean == 0.5
+    assert both.low == pytest.approx(0.5 - (0.5 - alone.low) / 2)
+    assert both.high == pytest.approx(0.5 + (alone.high - 0.5) / 2)
+    assert bootstrap_mean_of_means([(coins, range(400))]) == alone
 
 
 def test_rows_of_one_clip_are_drawn_together():

@@ -77,7 +77,18 @@ def test_out_json_has_the_promised_form(tmp_path, folder):
     assert {split: table["n"] for split, table in tables["splits"].items()} == {"test_n": 2, "test_s": 3, "test_u": 3}
     assert set(tables["mix"]) == {"mean_of_splits", "row_weighted"}
     assert tables["tables"]["by_novelty"].keys() == {"test_u, new categories", "test_u, seen categories"}
-    assert tables["duplicates"] == 1
+    assert (tables["duplicates"], tables["derived_types"]) == (1, 6)
+    assert {line["row"]: (line["novelty"], line["reference_type"]) for line in lines(tmp_path)} == {
+        1: ("seen", "look"),
+        2: ("new", "look"),
+        3: ("seen", "audio"),
+        4: ("seen", "look"),
+        5: ("new", "look"),
+        6: ("new", "look"),
+        8: (None, "null"),
+        9: (None, "null"),
+    }
+    assert [line["row"] for line in lines(tmp_path) if line["type_is_derived"]] == [1, 2, 3, 4, 5, 6]
 
 
 def test_probabilities_as_npz_and_as_png_score_alike(tmp_path, folder):

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from aurora_rl.comparison import compare_scores
-from aurora_rl.scores import RowScore, read_scores, score_tables, write_scores
+from aurora_rl.data.ref_avs import MetadataRow
+from aurora_rl.data.sample import AVSample
+from aurora_rl.predictions import MaskScore
+from aurora_rl.scores import RowScore, mark_novelty, read_scores, score_tables, write_scores
 
 ROW = RowScore(
     uid="a_drum_1",
@@ -16,7 +19,8 @@ ROW = RowScore(
     split="test_s",
     media_id="a",
     category="drum",
-    reference_type=None,
+    reference_type="look",
+    type_is_derived=True,
     text="The drum.",
     preset="refavs",
     J=0.5,
@@ -34,7 +38,18 @@ def row(number: int, split: str = "test_s", **values: object) -> RowScore:
 
 
 def null(number: int, s: float, **values: object) -> RowScore:
-    return row(number, "test_n", category="null", S=s, **values)
+    return row(number, "test_n", category="null", reference_type="null", S=s, **values)
+
+
+def scored(sample: AVSample) -> RowScore:
+    """The row of an empty prediction."""
+    nothing = MaskScore(J=0.0, F=0.0, f_curve=(), S=0.0, S_frames=0.0, is_missing=True)
+    return RowScore.of_sample(sample, nothing, preset="refavs")
+
+
+def sample_of(row: MetadataRow) -> AVSample:
+    """A row of metadata.csv without its files."""
+    return row.to_sample(media_id=row.media_id, fps=1.0, frame_paths=(), audio_path=None, mask_paths=())
 
 
 # ---- tables -----------------------------------------------------------------------------------------------------
@@ -72,30 +87,72 @@ def test_mix_is_defined_in_two_ways():
 
 def test_unseen_split_is_told_apart_by_the_categories_of_the_training_split():
     rows = [row(0, "test_u", category="hair-dryer", J=0.25), row(1, "test_u", J=0.75), row(2, category="hair-dryer")]
-    novelty = score_tables(rows, train_categories=["Hair dryer"])["tables"]["by_novelty"]
-    assert {name: table["J"] for name, table in novelty.items()} == {
+    rows.append(row(3, "test_u", category="null"))
+    marked = mark_novelty(rows, ["Hair dryer"])
+    assert [r.novelty for r in marked] == ["seen", "new", "seen", None]
+    assert {name: table["J"] for name, table in score_tables(marked)["tables"]["by_novelty"].items()} == {
         "test_u, seen categories": 0.25,
         "test_u, new categories": 0.75,
     }
+    assert mark_novelty(rows, []) == rows
     assert score_tables(rows)["tables"]["by_novelty"] == {}
 
 
 def test_categories_and_reference_types_have_tables_of_their_own():
-    rows = [row(0, J=0.25, reference_type="space"), row(1, "test_u", J=0.75), null(2, 0.5)]
+    rows = [row(0, J=0.25, reference_type="space"), row(1, "test_u", J=0.75), null(2, 0.5, type_is_derived=False)]
     tables = score_tables(rows)["tables"]
     assert {name: table.get("J", table.get("S")) for name, table in tables["by_category"].items()} == {
         "drum": 0.5,
         "null": 0.5,
     }
-    assert {name: table["missing"] for name, table in tables["by_reference_type"].items()} == {"space": 0, "unknown": 0}
+    assert {name: table["missing"] for name, table in tables["by_reference_type"].items()} == {
+        "look": 0,
+        "space": 0,
+        "null": 0,
+    }
+    assert score_tables(rows)["derived_types"] == 2
+
+
+def test_row_says_whether_its_type_is_from_the_sentence(official_rows):
+    sample = sample_of(official_rows[0])
+    assert (scored(sample).reference_type, scored(sample).type_is_derived) == ("look", True)
+    told = scored(dataclasses.replace(sample, reference_type="name"))
+    assert (told.reference_type, told.type_is_derived) == ("name", False)
 
 
 def test_interval_is_over_clips_and_holds_the_mean():
     rows = [row(number, J=number / 20) for number in range(20)]
-    alone = score_tables(rows)["intervals"]["test_s"]["J"]
+    alone = score_tables(rows)["intervals"]["splits"]["test_s"]["J"]
     assert alone["low"] < alone["mean"] < alone["high"]
     in_pairs = [dataclasses.replace(r, media_id=f"clip{r.row // 2}") for r in rows]
-    assert score_tables(in_pairs)["intervals"]["test_s"]["J"]["low"] < alone["low"]
+    assert score_tables(in_pairs)["intervals"]["splits"]["test_s"]["J"]["low"] < alone["low"]
+
+
+def test_mix_and_every_table_have_intervals():
+    rows = [row(number, ("test_s", "test_u")[number % 2], J=number / 20) for number in range(20)]
+    tables = score_tables(mark_novelty([*rows, null(20, 0.5), null(21, 0.0)], ["cat"]))
+    intervals = tables["intervals"]
+    assert {name: list(groups) for name, groups in intervals.items()} == {
+        "splits": ["test_s", "test_u", "test_n"],
+        "mix": ["mean_of_splits", "row_weighted"],
+        "by_category": ["drum", "null"],
+        "by_reference_type": ["look", "null"],
+        "by_novelty": ["test_u, new categories"],
+    }
+    for groups in intervals.values():
+        assert all(
+            number["low"] <= number["mean"] <= number["high"] for of in groups.values() for number in of.values()
+        )
+    assert intervals["mix"]["mean_of_splits"]["J"]["mean"] == tables["mix"]["mean_of_splits"]["J"]
+    assert intervals["by_category"]["drum"]["J"] == intervals["mix"]["row_weighted"]["J"]
+    assert set(intervals["by_category"]["null"]) == {"S", "S_per_frame", "null_accuracy", "false_alarm_rate"}
+
+
+def test_rows_about_a_single_clip_have_no_interval():
+    rows = [row(0, J=0.0), row(1, category="cat"), row(2, category="cat", media_id="clip1")]
+    intervals = score_tables(rows)["intervals"]
+    assert intervals["by_category"] == {"cat": {}, "drum": {}}
+    assert "J" in intervals["splits"]["test_s"]
 
 
 def test_order_of_rows_changes_no_digit():
@@ -105,9 +162,29 @@ def test_order_of_rows_changes_no_digit():
 
 
 def test_duplicates_count_and_are_reported():
-    rows = [row(0, J=0.0), row(1, J=0.75), dataclasses.replace(row(2, J=0.75), media_id="clip1", text="Number 1.")]
+    rows = [row(0, J=0.0), row(1, J=0.75), row(2, J=0.75, uid="uid1", text="Number 1.")]
     tables = score_tables(rows)
     assert (tables["duplicates"], tables["splits"]["test_s"]["J"]) == (1, 0.5)
+
+
+def test_same_words_about_another_object_of_a_clip_are_no_duplicate():
+    rows = [
+        row(0, text="The drum."),
+        row(1, text="The drum.", media_id="clip0"),
+        row(2, uid="uid0", text="The left one."),
+    ]
+    assert score_tables(rows)["duplicates"] == 0
+
+
+def test_official_test_splits_have_8_duplicates_and_202_rows_of_seen_categories_in_the_unseen_split(official_rows):
+    rows = [scored(sample_of(row)) for row in official_rows if row.split in ("test_s", "test_u")]
+    trained = {row.category for row in official_rows if row.split == "train"}
+    tables = score_tables(mark_novelty(rows, trained))
+    assert tables["duplicates"] == 8
+    assert {name: table["n"] for name, table in tables["tables"]["by_novelty"].items()} == {
+        "test_u, new categories": 1454,
+        "test_u, seen categories": 202,
+    }
 
 
 @pytest.mark.parametrize("rows", [[], [row(0), row(1, preset="davis")]], ids=["none", "two presets"])
@@ -170,6 +247,19 @@ def test_rows_that_differ_most_come_first():
     assert [r.row for r in comparison.wins] == [1, 2]
     assert [r.row for r in comparison.losses] == [3, 4]
     assert list(comparison.by_category) == ["drum"] and len(comparison.by_category["drum"]) == 1
+
+
+def test_groups_are_compared_by_novelty_of_the_unseen_split():
+    rows = [row(0, "test_u", category="cat", J=0.25), row(1, "test_u", J=0.5), row(2, J=0.5), null(3, 0.5)]
+    first = mark_novelty(rows, ["drum"])
+    second = [dataclasses.replace(r, J=r.J / 2 if r.novelty == "new" else 2 * r.J) for r in first]
+    comparison = compare_scores(first, second)
+    assert {name: [(d.name, d.gain.mean) for d in found] for name, found in comparison.by_novelty.items()} == {
+        "test_u, new categories": [("J&F", -0.0625)],
+        "test_u, seen categories": [("J&F", 0.25)],
+    }
+    assert compare_scores(rows, rows).by_novelty == {}
+    assert comparison.derived_types == 4
 
 
 def test_different_presets_rows_or_benchmarks_are_refused():

@@ -122,18 +122,22 @@ def test_tables_by_split_type_and_category():
     rows = [
         result(0, iou=0.2),
         result(1, iou=0.6, reference_type="space", category="bell"),
-        result(2, iou=0.4, split="test_u", reference_type=None),
+        result(2, iou=0.4, split="test_u", reference_type=None, reference="the loudest drum"),
+        result(3, iou=0.4, split="test_n", reference_type=None, category="null"),
     ]
     summary = summarise(rows)
     assert {name: table["greedy_iou"] for name, table in summary.splits.items()} == {
+        "test_n": 0.4,
         "test_s": pytest.approx(0.4),
         "test_u": 0.4,
     }
     assert {name: table["num_rows"] for name, table in summary.reference_types.items()} == {
+        "audio": 1,
         "name": 1,
+        "null": 1,
         "space": 1,
-        "unknown": 1,
     }
+    assert summary.num_derived_types == 1
     assert summary.categories["drum"]["greedy_iou"] == pytest.approx(0.3)
 
 
@@ -146,9 +150,23 @@ def test_unseen_split_is_told_apart_by_training_categories():
 
 
 def test_duplicates_count_and_are_reported():
-    summary = summarise([result(0, iou=0.0), result(1, iou=0.6), result(2, iou=0.6, media_id="clip1")])
+    rows = [result(0, iou=0.0), result(1, iou=0.6), result(2, iou=0.6, media_id="clip1", uid="uid1")]
+    summary = summarise(rows)
     assert (summary.num_rows, summary.num_clips, summary.num_duplicates) == (3, 2, 1)
     assert summary.overall["greedy_iou"] == pytest.approx(0.4)
+    about_another_object = dataclasses.replace(rows[2], uid="uid2")
+    assert summarise([*rows[:2], about_another_object]).num_duplicates == 0
+
+
+def test_official_test_splits_have_8_duplicates(official_rows):
+    rows = [
+        result(
+            row.row, uid=row.uid, split=row.split, media_id=row.media_id, category=row.category, reference=row.reference
+        )
+        for row in official_rows
+        if row.split in ("test_s", "test_u")
+    ]
+    assert summarise(rows, num_resamples=2).num_duplicates == 8
 
 
 def test_summary_does_not_depend_on_the_order_of_rows():

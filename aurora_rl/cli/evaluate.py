@@ -48,7 +48,7 @@ def register(commands: Commands) -> None:
     parser.add_argument("--output", type=json_file, metavar="FILE", help="out.json, with out.jsonl beside it")
     parser.add_argument("--report", type=Path, metavar="FILE", help="also write an HTML page")
     parser.add_argument("--num_workers", type=positive, default=1, help="of saved masks: processes")
-    parser.add_argument("--chains", type=Path, metavar="FILE", help="chains of thought, which tell reference types")
+    parser.add_argument("--chains", type=Path, metavar="FILE", help="chains of thought, which may tell reference types")
     parser.set_defaults(run=run, options=[])
 
 

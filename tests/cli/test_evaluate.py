@@ -124,8 +124,9 @@ def test_page_holds_the_tables_and_loads_nothing(saved):
     (saved / "bad" / "1" / "2.png").unlink(), (saved / "bad" / "1").rmdir()
     assert rescore(saved, "bad", f"--report {saved / 'out.html'}") == 0
     page = Page(saved / "out.html")
-    assert "1 without a prediction" in page.text and "1 rows repeat another row" in page.text
+    assert "1 without a prediction" in page.text and "as empty masks. 1 rows repeat another row" in page.text
     assert "test_u, new categories" in page.text and "Mix, row weighted" in page.text
+    assert "The types of 6 of 8 references are derived from the words of the sentence" in page.text
     assert EVIL in page.text and "script" not in page.tags
     assert all(address.startswith("#") for address in page.addresses)
 
@@ -146,6 +147,10 @@ def test_two_systems_are_compared_in_text_json_and_html(saved, capsys):
     assert j["gain"]["mean"] == pytest.approx(good["test_s"]["J"] - bad["test_s"]["J"])
     page = Page(saved / "both.html")
     assert "good against bad" in page.text and "Largest wins of good" in page.text
+    assert "test_u, seen categories" in page.text and list(comparison["by_novelty"]) == list(
+        json.loads((saved / "good.json").read_text())["tables"]["by_novelty"]
+    )
+    assert "The types of 6 of 8 references are derived from the words of the sentence" in page.text
     assert all(address.startswith("#") for address in page.addresses)
 
 

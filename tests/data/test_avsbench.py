@@ -319,3 +319,15 @@ def test_sft_makes_a_batch_of_clips_of_one_frame_and_of_five(s4: Path, loaded) -
     assert encode.tokenizer.decode(answers[1]).count("[SEG]") == 1
     media = {k: v for k, v in batch.items() if k not in ("gt_masks", "seg_weights", "labels")}
     assert loaded.model(**media).mask_logits.shape[0] == 6  # 1 + 5 frames
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "split", "frames"),
+    [("avsbench_s4", "val", [5]), ("avsbench_ms3", "train", [5]), ("avsbench_avss", "train", [1, 5, 10])],
+)
+def test_each_trains_and_is_scored_like_any_other(benchmark, split, frames, request, train_and_score) -> None:
+    root = request.getfixturevalue(benchmark.removeprefix("avsbench_"))
+    results = train_and_score(split, data_root=str(root), benchmark=benchmark)
+    assert [len(result.greedy.preset_masks) for result in results] == frames
+    assert {(result.preset, result.reference) for result in results} == {("avsbench", SOUNDING_REFERENCE)}
+    assert all(0.0 <= result.greedy.clip.J <= 1.0 and not result.greedy.clip.is_missing for result in results)

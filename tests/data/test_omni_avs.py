@@ -266,3 +266,13 @@ def test_a_chain_that_does_not_tell_the_type_of_its_reference_leaves_the_benchma
     [with_chain, *_] = load_omni_avs(root, "train", mask_cache=root / "cache", chains=chains)
     assert with_chain.chain is not None
     assert with_chain.reference_type == "text"
+
+
+def test_it_trains_and_is_scored_like_any_other(root: Path, cache: Path, train_and_score) -> None:
+    results = train_and_score("train", data_root=str(root), benchmark="omni_avs", mask_cache=str(cache), num_frames=4)
+    assert [(result.category == "null", len(result.greedy.preset_masks)) for result in results] == [
+        (False, 4),
+        (False, 4),
+        (True, 4),
+    ]
+    assert not any(result.greedy.clip.is_missing for result in results)

@@ -38,7 +38,7 @@ def card(folder: Path) -> tuple[dict, str]:
 
 def row(split: str, category: str, **numbers: float) -> RowScore:
     scores = {"J": 0.0, "F": 0.0, "S": 0.0, "S_per_frame": 0.0, **numbers}
-    return RowScore("u", 0, split, "m", category, None, "The cat.", "refavs", missing=False, **scores)
+    return RowScore("u", 0, split, "m", category, "look", True, "The cat.", "refavs", missing=False, **scores)
 
 
 @pytest.fixture

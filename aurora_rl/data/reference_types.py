@@ -1,0 +1,64 @@
+"""The type of a reference, told from the words of its sentence, where neither a benchmark nor its chains tell it.
+
+Ref-AVSBench has no such column. Only tables of scores group rows by this type; samples, and with them training, keep
+None. The names are those of the synthetic benchmark, whose "name" (a category or a colour) is a "look" here:
+
+    audio order      The first object to make a sound.
+    audio + space    The sounding object on the left of the cello.
+    audio            The object making the loudest sound. The object making a sound by being played by the man.
+    space            The couch behind the two boys.
+    look             The object having white and gray fur. The drum. The man playing with a lion.
+
+The words were chosen on the official table, whose sentences come out of few moulds. "look" is what has no word of the
+others, so that the 103 rows of train and val that say but "NO." are there. A sound counts whoever makes it
+("the guitar behind the singing man"), and so does a place ("played by the man on the left").
+"""
+
+from __future__ import annotations
+
+import re
+
+from aurora_rl.data.sample import AVSample
+from aurora_rl.predictions import SampleResult
+from aurora_rl.prompts import NULL_CATEGORY
+
+#: Beginnings of words: "play" is in "played" and "playing".
+_SOUND = re.compile(
+    r"""\b(sound | noise | audi[bo] | emit | emission | resonat | resound | echo
+    | loud | volume | valume | silent | mute | intermittent | rhythm | tempo | tone | pitch | decibel
+    | music | song | melod | sing | play(?!\w*\ with\b) | perform | strum | plunk | tap | beat | struck
+    | hear | voice | vocal | speak | speech | talk | say | call | laugh | cry | crie | wail | scream | shout
+    | bark | howl | roar | honk | whistl)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_SPACE = re.compile(
+    r"""\b((left | right)(?!\ hand) | middle | center | corner | side | front | behind | between
+    | near | close\ to | closest | next\ to | beside | adjacent | far(ther | thest)?\b | distant
+    | above | under | below | beneath | on\ (the | a | his | her)\b(?!\ (left | right)\ hand))""",
+    re.IGNORECASE | re.VERBOSE,
+)
+#: Not "the first man from the left", which is a place.
+_ORDER = re.compile(
+    r"""\b((first | last)\b(?!.*\ from\b) | initial | initiat | inaugural | final | ultimate
+    | before | after | preced | prior | follow | subsequent)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def reference_type_of(row: AVSample | SampleResult) -> tuple[str, bool]:
+    """The type of a row, and whether it is derived from the sentence: `"null"` is told by the category."""
+    told = row.reference_type or (NULL_CATEGORY if row.is_null else None)
+    return told or derive_reference_type(row.reference), told is None
+
+
+def derive_reference_type(reference: str) -> str:
+    """The type of a sentence that refers to something, by its words.
+
+    Returns:
+        "audio order" for "The object that making a sound after the piano.", for example.
+    """
+    if not _SOUND.search(reference):
+        return "space" if _SPACE.search(reference) else "look"
+    if _ORDER.search(reference):
+        return "audio order"
+    return "audio + space" if _SPACE.search(reference) else "audio"
