@@ -17,12 +17,14 @@ from transformers import BitsAndBytesConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
+from aurora_rl.data import hf_dataset, ref_avs
 from aurora_rl.data.avsbench import load_avsbench_avss, load_avsbench_ms3, load_avsbench_s4
 from aurora_rl.data.chains import add_reflections
+from aurora_rl.data.files import DatasetError
 from aurora_rl.data.hf_dataset import load_hf_dataset
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.omni_avs import load_omni_avs
-from aurora_rl.data.ref_avs import load_ref_avs
+from aurora_rl.data.ref_avs import find_test_splits, load_ref_avs
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.data.targets import TARGETS, Target
 from aurora_rl.models.batch import PromptOptions, SampleEncoder
@@ -35,6 +37,7 @@ from aurora_rl.models.segmenters import build_frame_encoder
 from aurora_rl.models.sharding import loading_whole
 from aurora_rl.models.teacher import Teacher, teacher_fingerprint
 from aurora_rl.models.teacher_features import TeacherFeatures
+from aurora_rl.prompts import NULL_CATEGORY
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +154,36 @@ LOADERS: dict[str, Callable[[DataArguments, str, Path | None], list[AVSample]]] 
 }
 
 
+def list_test_splits(args: DataArguments) -> list[str]:
+    """The splits that are scored where none is named: all whose name begins with "test".
+
+    Raises:
+        DatasetError: if there are none.
+    """
+    # Of the other benchmarks it is one; where a dataset has another, its loader names those that are there.
+    return find_test_splits(args.data_root) if args.benchmark == "ref_avs" else ["test"]
+
+
+def find_train_categories(args: DataArguments) -> set[str]:
+    """Categories of the training split, which tell the new from the seen ones in an unseen split; no media are read.
+
+    None where the benchmark has no unseen split, or no training split beside it.
+    """
+    if args.benchmark not in CATEGORY_READERS:
+        return set()
+    try:
+        return CATEGORY_READERS[args.benchmark](args.data_root, args.train_split) - {NULL_CATEGORY}
+    except DatasetError as error:
+        logger.info("new and seen categories are not told apart: %s", error)
+        return set()
+
+
+CATEGORY_READERS: dict[str, Callable[[str, str], set[str]]] = {
+    "ref_avs": ref_avs.read_categories,
+    "hf_dataset": hf_dataset.read_categories,
+}
+
+
 def load_training_splits(args: DataArguments) -> tuple[list[AVSample], list[AVSample]]:
     """The samples to train on, and those to evaluate on while training: none where the arguments name no split."""
     train_samples = load_split(args, args.train_split)
@@ -256,6 +289,7 @@ def assemble_encoder(
     loaded: LoadedModel,
     samples: list[AVSample],
     *,
+    is_trainable: bool = True,
     load: Callable[[AVSample], AVClip] = load_clip,
     frames_are_changed: bool = False,
     device: torch.device | str = "cpu",
@@ -266,22 +300,24 @@ def assemble_encoder(
 
     Args:
         args: how clips are put to the model.
-        loaded: the model whose processor and mask decoder are fed; checkpoints saved from now on tell how.
+        loaded: the model whose processor and mask decoder are fed.
         samples: all samples that will be encoded.
+        is_trainable: whether the model is trained on them: then checkpoints saved from now on tell how they came, and a
+            mask decoder that reads embeddings needs the cache; otherwise frames are encoded as they come without it.
         load: reads a sample's media.
         frames_are_changed: whether `load` gives other frames than those on disk; these are encoded as they come,
             because the cache, keyed by clip, must neither answer for them nor keep them.
         device: where the frozen image encoder runs.
 
     Raises:
-        ValueError: if the mask decoder needs an embedding cache and the arguments name none.
+        ValueError: if training needs an embedding cache and the arguments name none.
     """
     frame_encoder = build_frame_encoder(loaded.segmenter_config)
     if frame_encoder.cacheable:  # the others stay on the CPU, where the workers of a data loader can run them
         frame_encoder.to(device)
-    if frame_encoder.cacheable and not frames_are_changed:
-        if args.embedding_cache is None:
-            raise ValueError("this mask decoder reads cached image embeddings: set `embedding_cache` to a folder")
+    if frame_encoder.cacheable and is_trainable and args.embedding_cache is None:
+        raise ValueError("this mask decoder is trained on cached embeddings: set `embedding_cache` to a folder")
+    if frame_encoder.cacheable and args.embedding_cache is not None and not frames_are_changed:
         cache = EmbeddingCache(Path(args.embedding_cache), frame_encoder)
         state = PartialState()
         cache.ensure(
@@ -301,6 +337,6 @@ def assemble_encoder(
             return frame_encoder.encode(clip.frames).cpu()
 
     options = _prompt_options(args)
-    if samples:
+    if is_trainable and samples:
         loaded.remember_clips(ClipOptions.of_samples(samples, options))
     return SampleEncoder(loaded.family, loaded.processor, frame_inputs, options=options, load=load)

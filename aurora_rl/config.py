@@ -52,6 +52,9 @@ class ModelArguments:
 class DataArguments:
     """Which benchmark is read, and how a clip is put to the model.
 
+    `fps`, `num_frames`, `instruction`, `system_prompt`, `min_pixels`, `max_pixels` and `use_audio_in_video` are, where
+    neither YAML nor the command line sets them, as the checkpoint says that it was trained (`recipe_parser`).
+
     Attributes:
         data_root: folder of the benchmark, for Ref-AVSBench the one with metadata.csv, media/ and gt_mask/.
         benchmark: which one it is, a key of `assemble.LOADERS`.
@@ -71,7 +74,7 @@ class DataArguments:
         max_pixels: upper limit of a frame's area for the vision tower.
         use_audio_in_video: whether the sound is put between the frames, chunk by chunk, instead of after them; rows of
             a data set of one's own may each choose, by `AVSample.use_audio_in_video`.
-        embedding_cache: folder for the frozen image encoder's embeddings; needed by the `sam` mask decoder only.
+        embedding_cache: folder for the frozen image encoder's embeddings; needed to train `sam` and `sam2` decoders.
     """
 
     data_root: str = dataclasses.field(metadata={"help": "Folder of the benchmark."})

@@ -7,6 +7,7 @@ out.jsonl (`scores.py`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from aurora_rl import __version__
 from aurora_rl.ablations import ABLATIONS, Ablation
-from aurora_rl.assemble import assemble_encoder, assemble_model, load_split
+from aurora_rl.assemble import assemble_encoder, assemble_model, find_train_categories, list_test_splits, load_split
 from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation import find_preset, sample_result, score_completion, score_rollout
@@ -42,13 +43,13 @@ class EvaluationArguments:
     """What is scored, and how."""
 
     output_dir: str | None = dataclasses.field(
-        default=None, metadata={"help": "Folder for the results, default `output` without its .json."}
+        default=None, metadata={"help": "Folder for the results; with `output` it is that without its .json."}
     )
     output: str | None = dataclasses.field(
         default=None, metadata={"help": "JSON file for the scores, default scores.json in `output_dir`."}
     )
     splits: list[str] = dataclasses.field(
-        default_factory=lambda: ["test_s", "test_u", "test_n"], metadata={"help": "Splits to score."}
+        default_factory=list, metadata={"help": "Splits to score, default all that begin with 'test'."}
     )
     preset: str = dataclasses.field(default="refavs", metadata={"help": "refavs, avsbench, aurora or davis."})
     num_samples: int = dataclasses.field(default=0, metadata={"help": "Completions sampled a row, beside the greedy."})
@@ -57,17 +58,19 @@ class EvaluationArguments:
     max_completion_length: int = dataclasses.field(default=512, metadata={"help": "Tokens of a completion."})
     batch_size: int = dataclasses.field(default=8, metadata={"help": "Sequences generated at once."})
     append_seg: bool = dataclasses.field(
-        default=False, metadata={"help": "Close completions without [SEG] by 'It is [SEG].', so that they have masks."}
+        default=True, metadata={"help": "Close completions without [SEG] by 'It is [SEG].', so that they have masks."}
     )
     seed: int = dataclasses.field(default=0, metadata={"help": "Of the sampled completions."})
     use_cpu: bool = dataclasses.field(default=False, metadata={"help": "Stay on the CPU."})
 
     @property
     def folder(self) -> Path:
-        """Where the results go."""
-        if self.output_dir is None and self.output is None:
-            raise ValueError("there is no output_dir and no output: say where the results go")
-        return Path(self.output_dir) if self.output_dir else Path(str(self.output)).with_suffix("")
+        """Where the results go; `output` first, as configs set `output_dir` and users type `output`."""
+        if self.output:
+            return Path(self.output).with_suffix("")
+        if self.output_dir:
+            return Path(self.output_dir)
+        raise ValueError("there is no output and no output_dir: say where the results go")
 
     @property
     def scores_file(self) -> Path:
@@ -93,18 +96,25 @@ def evaluate_model(
         raise ValueError(f"unknown ablations {unknown}: choose from {sorted(ABLATIONS)}")
     state = PartialState(cpu=args.use_cpu)
     setup_logging(is_main_process=state.is_main_process)
-    samples = [sample for split in args.splits for sample in load_split(data_args, split)]
-    train_categories = {sample.category for sample in load_split(data_args, data_args.train_split)}
+    splits = args.splits or list_test_splits(data_args)
+    samples = [sample for split in splits for sample in load_split(data_args, split)]
+    train_categories = find_train_categories(data_args)
     loaded = assemble_model(model_args, is_trainable=False)
     loaded.model.to(state.device)
     tables = None
-    for name in ("", *args.ablations):
-        with _open_resume_file(name, samples, model_args, data_args, args) as resume_file:
+    with contextlib.ExitStack() as stack:
+        # Removed when all passes are done: the same command goes on after a kill in any of them.
+        resume_files = {
+            name: stack.enter_context(_open_resume_file(name, samples, model_args, data_args, args))
+            for name in ("", *args.ablations)
+        }
+        for name, resume_file in resume_files.items():
             results = evaluate(samples, loaded, data_args, args, resume_file, ablation=name)
             if state.is_main_process:
                 write(results, args, train_categories, suffix=f".{name}" if name else "")
                 tables = tables or write_tables(results, args, train_categories, source=model_args.model)
-            state.wait_for_everyone()
+        state.wait_for_everyone()
+        for resume_file in resume_files.values():
             resume_file.remove()
     return tables
 
@@ -161,6 +171,7 @@ def evaluate(
         data_args,
         loaded,
         samples,
+        is_trainable=False,
         load=change.load,
         frames_are_changed=change.changes_frames,
         device=state.device,
@@ -214,7 +225,7 @@ def write(
     """results.jsonl and summary.json."""
     path = args.folder / f"results{suffix}.jsonl"
     write_results(path, results)
-    summary = summarise(results, train_categories=train_categories).to_dict()
+    summary = summarise(results, train_categories=train_categories or None).to_dict()
     path.with_name(f"summary{suffix}.json").write_text(json.dumps(summary, indent=2) + "\n")
     logger.info("%s: %s", path, {k: v for k, v in summary["overall"].items() if v is not None})
 

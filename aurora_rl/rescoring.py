@@ -24,7 +24,6 @@ import torch
 from tqdm import tqdm
 
 from aurora_rl import __version__
-from aurora_rl.data.files import DatasetError
 from aurora_rl.data.media import MediaError, read_masks
 from aurora_rl.data.ref_avs import METADATA_FILE, MetadataRow, load_ref_avs_truth, read_metadata
 from aurora_rl.data.sample import AVSample
@@ -162,19 +161,6 @@ def rescore(
         write_scores(output, rows, tables)
         resume_file.remove()
     return tables
-
-
-def find_test_splits(dataset: Path) -> list[str]:
-    """The splits of metadata.csv whose name begins with "test".
-
-    Raises:
-        DatasetError: if there are none.
-    """
-    splits = sorted({row.split for row in read_metadata(dataset / METADATA_FILE)})
-    found = [split for split in splits if split.startswith("test")]
-    if not found:
-        raise DatasetError(f"{dataset / METADATA_FILE} has no test split: choose among {splits} by --split")
-    return found
 
 
 def _check_rows(predictions: Predictions, table: Sequence[MetadataRow]) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 from accelerate import PartialState
 from torch.distributed.elastic.multiprocessing.errors import record
-from trl import TrlParser
 
 from aurora_rl.assemble import load_split
 from aurora_rl.config import DataArguments, ModelArguments
@@ -24,6 +23,7 @@ from aurora_rl.models.embedding_cache import CLIPS_PER_SHARD, EmbeddingCache
 from aurora_rl.models.embedding_shard import EmbeddingCacheError
 from aurora_rl.models.loading import read_segmenter_config
 from aurora_rl.models.segmenters import build_frame_encoder
+from aurora_rl.recipe_parser import RecipeParser
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def splits_of(data_args: DataArguments, args: CacheArguments) -> list[str]:
 @record  # the launcher's last words are the error of the process that failed first
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the recipe and the command line; a fault of the data ends the program without a traceback."""
-    parser = TrlParser((ModelArguments, DataArguments, CacheArguments))
+    parser = RecipeParser((ModelArguments, DataArguments, CacheArguments))
     model_args, data_args, args, _, unknown = parser.parse_args_and_config(
         argv, return_remaining_strings=True, separate_remaining_strings=True
     )

@@ -20,7 +20,6 @@ from typing import Any
 
 from accelerate import PartialState
 from tqdm import tqdm
-from trl import TrlParser
 
 from aurora_rl.assemble import assemble_encoder, assemble_model, load_split
 from aurora_rl.completions import parse_completion
@@ -31,6 +30,7 @@ from aurora_rl.inference import Completion, Predictor
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.batch import EncodedSample
 from aurora_rl.models.teacher import checkpoint_fingerprint
+from aurora_rl.recipe_parser import RecipeParser
 from data_prep.journal import RecordLog, read_records, to_lines, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: MistakeArgu
     share = left[state.process_index :: state.num_processes]
     loaded = assemble_model(model_args, is_trainable=False)
     loaded.model.to(state.device)
-    encode = assemble_encoder(data_args, loaded, samples, device=state.device)
+    encode = assemble_encoder(data_args, loaded, samples, is_trainable=False, device=state.device)
     predictor = Predictor(
         loaded.model,
         encode,
@@ -183,4 +183,4 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: MistakeArgu
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ModelArguments, DataArguments, MistakeArguments)).parse_args_and_config())
+    main(*RecipeParser((ModelArguments, DataArguments, MistakeArguments)).parse_args_and_config())

@@ -11,11 +11,11 @@ to it. `recipes/sft.py` does the same by itself where rows are missing from its 
 import logging
 
 from accelerate import PartialState
-from trl import TrlParser
 
 from aurora_rl.assemble import load_training_splits, stored_features
 from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.logs import setup_logging
+from aurora_rl.recipe_parser import RecipeParser
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 
 logger = logging.getLogger(__name__)
@@ -42,4 +42,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ModelArguments, DataArguments, TargetArguments, AuroraSFTConfig)).parse_args_and_config())
+    main(*RecipeParser((ModelArguments, DataArguments, TargetArguments, AuroraSFTConfig)).parse_args_and_config())

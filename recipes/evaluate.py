@@ -5,10 +5,9 @@ accelerate launch --config_file accelerate_configs/cpu.yaml recipes/evaluate.py 
 `aurora-rl evaluate` runs the same in one process; `aurora_rl/model_evaluation.py` says what it leaves behind.
 """
 
-from trl import TrlParser
-
 from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.model_evaluation import EvaluationArguments, evaluate_model
+from aurora_rl.recipe_parser import RecipeParser
 
 
 def main(model_args: ModelArguments, data_args: DataArguments, args: EvaluationArguments) -> None:
@@ -16,4 +15,4 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: EvaluationA
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ModelArguments, DataArguments, EvaluationArguments)).parse_args_and_config())
+    main(*RecipeParser((ModelArguments, DataArguments, EvaluationArguments)).parse_args_and_config())

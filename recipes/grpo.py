@@ -4,13 +4,13 @@ accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py --co
 """
 
 from torch.distributed.elastic.multiprocessing.errors import record
-from trl import TrlParser
 
 from aurora_rl.assemble import assemble_encoder, assemble_model, load_training_splits, peft_config, resume_point
 from aurora_rl.config import DataArguments, ModelArguments, RewardArguments
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.footprint import check_footprint
 from aurora_rl.logs import log_launch, setup_logging
+from aurora_rl.recipe_parser import RecipeParser
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 
@@ -45,4 +45,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ModelArguments, DataArguments, RewardArguments, AuroraGRPOConfig)).parse_args_and_config())
+    main(*RecipeParser((ModelArguments, DataArguments, RewardArguments, AuroraGRPOConfig)).parse_args_and_config())

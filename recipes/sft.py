@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 from torch.distributed.elastic.multiprocessing.errors import record
-from trl import TrlParser
 
 from aurora_rl.assemble import (
     assemble_encoder,
@@ -30,6 +29,7 @@ from aurora_rl.logs import log_launch, setup_logging
 from aurora_rl.models.batch import SFTCollator
 from aurora_rl.models.teacher import Teacher
 from aurora_rl.models.teacher_features import FeatureCollator, LiveTeacherCollator
+from aurora_rl.recipe_parser import RecipeParser
 from aurora_rl.trainers.sft import AuroraSFTTrainer
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 
@@ -92,4 +92,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ModelArguments, DataArguments, TargetArguments, AuroraSFTConfig)).parse_args_and_config())
+    main(*RecipeParser((ModelArguments, DataArguments, TargetArguments, AuroraSFTConfig)).parse_args_and_config())

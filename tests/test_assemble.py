@@ -9,6 +9,8 @@ from aurora_rl.ablations import ABLATIONS
 from aurora_rl.assemble import (
     assemble_encoder,
     assemble_model,
+    find_train_categories,
+    list_test_splits,
     load_split,
     load_training_splits,
     peft_config,
@@ -66,9 +68,6 @@ def test_split_has_its_chains_only_if_they_are_named(data_args):
     assert not any(sample.chain for sample in load_split(data_args, "val"))
 
 
-# The encoder of a `sam` model
-
-
 def test_training_splits_are_cut_and_optional(data_args):
     train_samples, eval_samples = load_training_splits(data_args)
     assert train_samples == load_split(data_args, "train") and eval_samples == []
@@ -82,6 +81,28 @@ def test_resuming_takes_a_folder_or_the_last_checkpoint():
     assert resume_point(None) is None
 
 
+def test_training_categories_are_read_without_media(data_args, tmp_path, caplog):
+    shutil.copy(Path(data_args.data_root) / "metadata.csv", tmp_path)
+    expected = {sample.category for sample in load_split(data_args, "train") if not sample.is_null}
+    data_args.data_root = str(tmp_path)
+    assert find_train_categories(data_args) == expected and len(expected) > 1
+    caplog.set_level("INFO", "aurora_rl.assemble")
+    data_args.train_split = "practice"
+    assert find_train_categories(data_args) == set()
+    assert "new and seen categories are not told apart" in caplog.text and "'practice'" in caplog.text
+    data_args.benchmark = "omni_avs"
+    assert find_train_categories(data_args) == set()
+
+
+def test_test_splits_are_those_that_the_benchmark_has(data_args):
+    assert list_test_splits(data_args) == ["test_n", "test_s", "test_u"]
+    data_args.benchmark = "avsbench_s4"
+    assert list_test_splits(data_args) == ["test"]
+
+
+# The encoder of a `sam` model
+
+
 def test_embeddings_of_all_samples_are_made_beforehand_and_read(sam_loaded, data_args, train_samples, tmp_path):
     data_args.embedding_cache = str(tmp_path)
     encode = assemble_encoder(data_args, sam_loaded, train_samples[:3])
@@ -92,9 +113,22 @@ def test_embeddings_of_all_samples_are_made_beforehand_and_read(sam_loaded, data
     assert torch.equal(frame_inputs, expected.half())
 
 
-def test_sam_without_a_cache_folder_is_an_error(sam_loaded, data_args, train_samples):
+def test_sam_is_not_trained_without_a_cache_folder_but_evaluated(sam_loaded, data_args, train_samples):
     with pytest.raises(ValueError, match="set `embedding_cache`"):
         assemble_encoder(data_args, sam_loaded, train_samples[:1])
+    encode = assemble_encoder(data_args, sam_loaded, train_samples[:1], is_trainable=False)
+    expected = build_frame_encoder(sam_loaded.segmenter_config).encode(encode.load(train_samples[0]).frames)
+    assert torch.equal(encode(train_samples[0]).frame_inputs, expected)
+
+
+def test_evaluation_does_not_change_what_a_checkpoint_remembers(loaded, encode, data_args, train_samples):
+    data_args.instruction = "Find {reference}"
+    assert (
+        assemble_encoder(data_args, loaded, train_samples, is_trainable=False).options.instruction == "Find {reference}"
+    )
+    assert loaded.clip_options.prompt == encode.options
+    assemble_encoder(data_args, loaded, train_samples)
+    assert loaded.clip_options.prompt.instruction == "Find {reference}"
 
 
 def test_changed_frames_are_neither_read_from_the_cache_nor_kept_in_it(sam_loaded, data_args, train_samples, tmp_path):

@@ -15,11 +15,11 @@ from PIL import Image
 
 from aurora_rl import rescoring
 from aurora_rl.data.files import DatasetError
-from aurora_rl.data.ref_avs import load_ref_avs_truth
+from aurora_rl.data.ref_avs import find_test_splits, load_ref_avs_truth
 from aurora_rl.evaluation import PRESETS, sample_result, score_completion
 from aurora_rl.prediction_files import PredictionError
 from aurora_rl.predictions import write_results
-from aurora_rl.rescoring import find_test_splits, rescore, saved_predictions, saved_results
+from aurora_rl.rescoring import rescore, saved_predictions, saved_results
 from aurora_rl.scores import read_scores
 from tests.direct_evaluation import direct_scores
 from tests.saved_predictions import ROWS, WITHOUT_MASKS, levels, rows_of, write_npzs, write_pngs, write_truth

@@ -70,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _rescore(args: argparse.Namespace) -> dict[str, Any]:
     # Here, because it imports torch, which takes seconds.
-    from aurora_rl.rescoring import find_test_splits, rescore, saved_predictions, saved_results
+    from aurora_rl.data.ref_avs import find_test_splits
+    from aurora_rl.rescoring import rescore, saved_predictions, saved_results
 
     if args.options:
         raise ValueError(f"{args.options[0]} is an option for a model: leave it out, or give --model")
@@ -93,10 +94,9 @@ def _rescore(args: argparse.Namespace) -> dict[str, Any]:
 def _evaluate_model(args: argparse.Namespace) -> dict[str, Any] | None:
     """The content of out.json; None in a process that only helps the main one."""
     # Here, because these import torch and transformers, which take seconds.
-    from trl import TrlParser
-
     from aurora_rl.config import DataArguments, ModelArguments
     from aurora_rl.model_evaluation import EvaluationArguments, evaluate_model
+    from aurora_rl.recipe_parser import RecipeParser
 
     options = {
         "model": args.model,
@@ -110,7 +110,7 @@ def _evaluate_model(args: argparse.Namespace) -> dict[str, Any] | None:
     for name, value in options.items():
         if value is not None:
             command += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
-    parser = TrlParser((ModelArguments, DataArguments, EvaluationArguments))
+    parser = RecipeParser((ModelArguments, DataArguments, EvaluationArguments))
     model_args, data_args, evaluation_args = parser.parse_args_and_config(command)
     args.output = evaluation_args.scores_file
     return evaluate_model(model_args, data_args, evaluation_args)

@@ -20,7 +20,7 @@ import math
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,12 @@ def load_hf_dataset(root: str | os.PathLike[str], split: str, *, media_cache: st
     return [sample for path in paths for sample in _samples_of(path, Path(media_cache))]
 
 
+def read_categories(root: str | os.PathLike[str], split: str) -> set[str]:
+    """Categories that a split's tables name, read without their media; raises as `load_hf_dataset`."""
+    rows = (row for path in _find_tables(Path(root), split) for row in _read_rows(path, ["category"]))
+    return {row["category"] for row in rows if row["category"]}
+
+
 def _find_tables(root: Path, split: str) -> list[Path]:
     folder = root / TABLE_FOLDER
     if not folder.is_dir():
@@ -133,9 +139,9 @@ def _to_sample(record: Mapping[str, Any], cache: Path) -> AVSample:
     )
 
 
-def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """A table's rows, a few at a time; a row's media are bytes."""
-    schema = FEATURES.arrow_schema
+def _read_rows(path: Path, columns: Sequence[str] = tuple(FEATURES)) -> Iterator[dict[str, Any]]:
+    """Columns of a table's rows, a few rows at a time; a row's media are bytes."""
+    schema = pa.schema([FEATURES.arrow_schema.field(name) for name in columns])
     try:
         with pq.ParquetFile(path) as file:
             missing = [name for name in FEATURES if name not in file.schema_arrow.names]
@@ -143,8 +149,8 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
                 raise DatasetError(f"{path} lacks the column(s) {missing}: make it by data_prep/to_hf_dataset.py")
             for group in range(file.num_row_groups):
                 _check_group(file, group, path)
-                for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=list(FEATURES)):
-                    yield from pa.Table.from_batches([batch]).select(list(FEATURES)).cast(schema).to_pylist()
+                for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=list(columns)):
+                    yield from pa.Table.from_batches([batch]).select(list(columns)).cast(schema).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"cannot read {path}: {error}; get the file anew") from error
 

@@ -174,6 +174,30 @@ def read_metadata(path: Path, *, malformed: dict[int, str] | None = None) -> lis
     return rows
 
 
+def find_test_splits(root: str | os.PathLike[str]) -> list[str]:
+    """The splits of metadata.csv whose name begins with "test".
+
+    Raises:
+        DatasetError: if there are none.
+    """
+    path = Path(root) / METADATA_FILE
+    splits = sorted({row.split for row in read_metadata(path)})
+    found = [split for split in splits if split.startswith("test")]
+    if not found:
+        raise DatasetError(f"{path} has no test split: choose among {splits}")
+    return found
+
+
+def read_categories(root: str | os.PathLike[str], split: str) -> set[str]:
+    """Categories that a split's rows name in metadata.csv.
+
+    Raises:
+        DatasetError: if there is no such split.
+    """
+    path = Path(root) / METADATA_FILE
+    return {row.category for row in rows_of_split(read_metadata(path), split, path=path)}
+
+
 def _parse_row(fields: Mapping[str, Any], *, row: int, path: Path) -> MetadataRow:
     uid = fields["uid"]
     line = row + 2  # line 1 of the file is the header

@@ -6,14 +6,13 @@ import argparse
 import dataclasses
 from typing import Any
 
-from trl import TrlParser
-
 from aurora_rl.config import DataArguments, ModelArguments, RewardArguments, TargetArguments
 from aurora_rl.footprint.estimate import Footprint, estimate_footprint, live_teacher
 from aurora_rl.footprint.launch import Launch
 from aurora_rl.footprint.limits import Limits
 from aurora_rl.footprint.report import complaint, render
 from aurora_rl.footprint.workload import Clips
+from aurora_rl.recipe_parser import RecipeParser
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 
@@ -41,7 +40,7 @@ def estimate(args: argparse.Namespace) -> tuple[Footprint, Limits]:
     """
     # Without `use_cpu` mixed precision asks for a GPU, which is not needed to think about one.
     command = ["--config", args.config, *args.options, "--use_cpu", "true"]
-    model_args, data_args, third, training_args = TrlParser(RECIPES[args.recipe]).parse_args_and_config(command)
+    model_args, data_args, third, training_args = RecipeParser(RECIPES[args.recipe]).parse_args_and_config(command)
     launch = _launch(args)
     limits = Limits.of(
         model_args, launch, device_memory=_bytes(args.gpu_memory_gb), host_memory=_bytes(args.host_memory_gb)

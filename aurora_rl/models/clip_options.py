@@ -43,6 +43,11 @@ class ClipOptions:
             use_audio_in_video=2 * interleaved > len(samples),
         )
 
+    def to_arguments(self) -> dict[str, Any]:
+        """The options as `config.DataArguments` names them."""
+        fields = self.to_dict()
+        return {**fields.pop("prompt"), **fields}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, as a checkpoint's config keeps it."""
         return dataclasses.asdict(self)

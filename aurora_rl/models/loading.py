@@ -141,6 +141,16 @@ def read_segmenter_config(name_or_path: str, segmenter: dict[str, Any] | None) -
     return complete_segmenter_config(config.segmenter) if is_new else config.segmenter
 
 
+def saved_clip_options(name_or_path: str) -> ClipOptions | None:
+    """What `LoadedModel.clip_options` will be of a checkpoint or adapter; no weights are read."""
+    fields = None
+    if adapter_config := find_adapter_config_file(name_or_path):
+        adapter = json.loads(Path(adapter_config).read_text())
+        fields, name_or_path = adapter.get("clip_options"), adapter["base_model_name_or_path"]
+    fields = fields or PretrainedConfig.get_config_dict(name_or_path)[0].get("clip_options")
+    return None if fields is None else ClipOptions.from_dict(fields)
+
+
 def has_segmenter(name_or_path: str) -> bool:
     """Whether a checkpoint that is no adapter was saved with a mask decoder."""
     return bool(PretrainedConfig.get_config_dict(name_or_path)[0].get("segmenter"))

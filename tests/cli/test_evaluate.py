@@ -1,8 +1,10 @@
 """`aurora-rl evaluate` and `aurora-rl compare` as they are typed."""
 
+import functools
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -12,11 +14,15 @@ import numpy as np
 import pytest
 
 from aurora_rl import model_evaluation
+from aurora_rl.assemble import load_split
 from aurora_rl.cli import main
 from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
 from aurora_rl.model_evaluation import EvaluationArguments
-from aurora_rl.predictions import read_results
+from aurora_rl.models.batch import PromptOptions
+from aurora_rl.models.clip_options import ClipOptions
+from aurora_rl.pipeline import AuroraPipeline
+from aurora_rl.predictions import decode_masks, read_results
 from aurora_rl.scores import read_scores
 from recipes import evaluate as recipe
 from tests.saved_predictions import levels, rows_of, write_pngs, write_truth
@@ -184,7 +190,6 @@ max_pixels: 65536
 num_samples: 2
 max_completion_length: 6
 batch_size: 2
-append_seg: true
 use_cpu: true
 """
 
@@ -205,7 +210,6 @@ def test_model_is_scored_as_by_the_recipe(benchmark, tiny_checkpoint, tmp_path, 
         num_samples=2,
         max_completion_length=6,
         batch_size=3,
-        append_seg=True,
         seed=3,
         use_cpu=True,
     )
@@ -224,7 +228,10 @@ def test_model_is_scored_as_by_the_recipe(benchmark, tiny_checkpoint, tmp_path, 
     assert "test_s" in capsys.readouterr().out
 
 
-def test_evaluation_of_a_model_that_was_interrupted_goes_on(benchmark, tiny_checkpoint, tmp_path, monkeypatch):
+@pytest.mark.parametrize("num_finished", [1, 3, 4], ids=["in the pass", "before the ablation", "in the ablation"])
+def test_evaluation_of_a_model_that_was_interrupted_goes_on(
+    benchmark, tiny_checkpoint, tmp_path, monkeypatch, num_finished
+):
     config = tmp_path / "evaluate.yaml"
     config.write_text(CONFIG)
     command = ["evaluate", "--model", tiny_checkpoint, "--dataset", str(benchmark), "--split", "test_s", "test_n"]
@@ -235,7 +242,7 @@ def test_evaluation_of_a_model_that_was_interrupted_goes_on(benchmark, tiny_chec
 
     def interrupt(sample, *answer, **options):
         scored.append(sample.row)
-        if len(scored) == 2:
+        if len(scored) == num_finished + 1:
             raise KeyboardInterrupt
         return score(sample, *answer, **options)
 
@@ -244,26 +251,89 @@ def test_evaluation_of_a_model_that_was_interrupted_goes_on(benchmark, tiny_chec
     with pytest.raises(KeyboardInterrupt):
         main([*command, str(tmp_path / "out.json")])
     assert main([*command, str(tmp_path / "out.json")]) == 0
-    assert len(scored) == 2 + 2 + 3  # of three rows one was kept; then those of the ablation
+    assert len(scored) == 3 + 3 + 1  # the rows, muted once more, and the one that was lost
     for name in ("results.jsonl", "results.audio_muted.jsonl", "summary.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not list(tmp_path.rglob("*.partial.*"))
 
 
+def by_two_processes(command: list[str]) -> str:
+    """Run `aurora-rl` twice at once, as a launcher does; what it printed."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    launched = [*launcher, "-m", "aurora_rl.cli", *command]
+    done = subprocess.run(launched, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 @pytest.mark.multiprocess
-def test_two_processes_score_a_model_as_one_does(benchmark, tiny_checkpoint, tmp_path):
+def test_two_processes_score_a_model_row_by_row_as_one_does(benchmark, tiny_checkpoint, tmp_path):
     (tmp_path / "evaluate.yaml").write_text(CONFIG)
     command = ["evaluate", "--model", tiny_checkpoint, "--dataset", str(benchmark), "--split", "test_s", "test_n"]
     command += ["--config", str(tmp_path / "evaluate.yaml"), "--batch_size", "1", "--output"]
     assert main([*command, str(tmp_path / "one.json")]) == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    launched = [*launcher, "-m", "aurora_rl.cli", *command, str(tmp_path / "two.json")]
-    done = subprocess.run(launched, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("preset refavs") == 1
+    assert by_two_processes([*command, str(tmp_path / "two.json")]).count("preset refavs") == 1
     for name in ("one.json", "one.jsonl", "one/results.jsonl"):
         assert (tmp_path / name).read_bytes() == (tmp_path / name.replace("one", "two")).read_bytes()
+
+
+@pytest.mark.multiprocess
+def test_batches_change_the_last_digits_of_a_model_and_no_word(tiny_benchmark, tiny_checkpoint, tmp_path):
+    (tmp_path / "evaluate.yaml").write_text(CONFIG)
+    command = ["evaluate", "--model", tiny_checkpoint, "--dataset", str(tiny_benchmark), "--num_frames", "4"]
+    command += ["--config", str(tmp_path / "evaluate.yaml"), "--num_samples", "0"]
+    assert main([*command, "--batch_size", "1", "--output", str(tmp_path / "single.json")]) == 0
+    assert main([*command, "--batch_size", "4", "--output", str(tmp_path / "batches.json")]) == 0
+    by_two_processes([*command, "--batch_size", "4", "--output", str(tmp_path / "two.json")])
+    expected = read_scores(tmp_path / "single.json")
+    assert len(expected) == 9
+    close = functools.partial(pytest.approx, abs=1e-4)  # as docs/evaluation.md says
+    for name in ("batches.json", "two.json"):
+        for ours, theirs in zip(read_scores(tmp_path / name), expected, strict=True):
+            assert (ours.key, ours.completion) == (theirs.key, theirs.completion)
+            assert close(theirs.J) == ours.J
+            assert close(theirs.F) == ours.F
+
+
+def test_model_is_scored_as_the_pipeline_answers(benchmark, loaded, tmp_path):
+    prompt = PromptOptions("Where is it? {reference}", "Be brief.", 256, 1024)
+    loaded.remember_clips(ClipOptions(prompt, fps=2.0, num_frames=2))
+    loaded.model.save_pretrained(tmp_path / "model")
+    loaded.processor.save_pretrained(tmp_path / "model")
+    command = ["evaluate", "--model", str(tmp_path / "model"), "--dataset", str(benchmark), "--use_cpu", "true"]
+    command += ["--max_completion_length", "6", "--batch_size", "1", "--output", str(tmp_path / "out.json")]
+    assert main(command) == 0
+    results = {result.key: result.greedy for result in read_results(tmp_path / "out" / "results.jsonl")}
+    assert len(results) == 3  # of the splits test_n and test_s; nobody named them
+    pipeline = AuroraPipeline(str(tmp_path / "model"), max_completion_length=6, device="cpu")
+    data_args = DataArguments(str(benchmark), fps=2.0, num_frames=2)
+    for sample in [*load_split(data_args, "test_s"), *load_split(data_args, "test_n")]:
+        answer = pipeline(video=list(sample.frame_paths), audio=sample.audio_path, text=sample.reference)
+        [reference] = answer.references
+        assert reference.windows[0].text == results[sample.key].text
+        assert np.array_equal(reference.masks, decode_masks(results[sample.key].pred_masks))
+
+
+def test_output_of_the_command_wins_over_the_output_dir_of_a_config(benchmark, tiny_checkpoint, tmp_path):
+    config = tmp_path / "evaluate.yaml"
+    config.write_text(f"{CONFIG}output_dir: {tmp_path / 'shared'}\nsplits: [test_n]\n")
+    command = ["evaluate", "--model", tiny_checkpoint, "--dataset", str(benchmark), "--config", str(config)]
+    assert main([*command, "--num_samples", "0", "--output", str(tmp_path / "a.json")]) == 0
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"results.jsonl", "summary.json"}
+    assert not (tmp_path / "shared").exists()
+    assert main([*command, "--num_samples", "0"]) == 0
+    assert (tmp_path / "shared" / "scores.json").read_bytes() == (tmp_path / "a.json").read_bytes()
+
+
+def test_media_of_the_training_split_are_not_needed(benchmark, tiny_checkpoint, tmp_path):
+    table = (benchmark / "metadata.csv").read_text().splitlines()
+    [trained] = {line.split(",")[1].rsplit("_", 2)[0] for line in table if line.split(",")[2] == "train"}
+    shutil.copytree(benchmark, tmp_path / "data", ignore=shutil.ignore_patterns(trained))
+    (tmp_path / "evaluate.yaml").write_text(CONFIG)
+    command = ["evaluate", "--model", tiny_checkpoint, "--dataset", str(tmp_path / "data"), "--split", "test_n"]
+    command += ["--config", str(tmp_path / "evaluate.yaml"), "--num_samples", "0"]
+    assert main([*command, "--output", str(tmp_path / "out.json")]) == 0
 
 
 def test_model_without_data_or_with_an_unknown_option_is_refused(tiny_checkpoint, tmp_path, capsys):

@@ -11,7 +11,7 @@ import pytest
 from datasets import Audio, DatasetDict, load_dataset
 from huggingface_hub import DatasetCard
 
-from aurora_rl.assemble import load_split
+from aurora_rl.assemble import find_train_categories, load_split
 from aurora_rl.config import DataArguments
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.hf_dataset import FEATURES, TEXT_COLUMNS, load_hf_dataset
@@ -178,6 +178,12 @@ def test_a_clip_without_sound_comes_back_without_sound(tiny_benchmark: Path, tmp
     write_split([sample], tmp_path / "data", "val")
     [found] = load_hf_dataset(tmp_path, "val", media_cache=tmp_path / "media")
     assert found.audio_path is None and load_clip(found).waveform is None
+
+
+def test_categories_are_read_without_the_media(hf_root: Path, tiny_benchmark: Path) -> None:
+    expected = {sample.category for sample in source(tiny_benchmark, "train") if not sample.is_null}
+    assert find_train_categories(DataArguments(str(hf_root), benchmark="hf_dataset")) == expected
+    assert find_train_categories(DataArguments(str(hf_root), benchmark="hf_dataset", train_split="dev")) == set()
 
 
 def test_references_of_a_clip_share_its_unpacked_files(hf_root: Path, tmp_path: Path) -> None:

@@ -52,10 +52,10 @@ def test_a_teacher_is_named_as_in_the_recipe(tiny_checkpoint: str, capsys: pytes
         assert ("\n  teacher " in capsys.readouterr().out) is is_listed
 
 
-def test_unusable_arguments_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unusable_arguments_exit_with_2(tiny_checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["footprint", "grpo", "--config", "nowhere.yaml", "--model", "m"]) == 2
     assert main(["footprint", "grpo", *CONFIG, "--model", "no/such/model"]) == 2
-    assert main(["footprint", "grpo", *CONFIG, "--model", "m", "--lerning_rate", "1"]) == 2
+    assert main(["footprint", "grpo", *CONFIG, "--model", tiny_checkpoint, "--lerning_rate", "1"]) == 2
     errors = capsys.readouterr().err
     assert "nowhere.yaml" in errors and "no/such/model" in errors and "lerning_rate" in errors
 

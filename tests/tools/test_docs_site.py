@@ -120,7 +120,7 @@ def test_a_key_has_its_type_default_help_and_docstring() -> None:
     assert (
         "| `lora_r` | `int` | `8` | LoRA rank.<br><small>Rank.</small> |\n" in page
         and "| `model` | `str` |  | Hub name or directory of the model to start from." in page
-        and "| `splits` | `list[str]` | `['test_s', 'test_u', 'test_n']` | Splits to score. |\n" in page
+        and "| `splits` | `list[str]` | `[]` | Splits to score, default all that begin with 'test'. |\n" in page
         and "| `beta` | `float` | `0.04` | KL coefficient. |\n" in page
     )
 

@@ -1,0 +1,43 @@
+"""A recipe's YAML and command line: what they leave open of how clips are put to a model is as its checkpoint says."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from trl import TrlParser
+
+from aurora_rl.models.clip_options import ClipOptions
+from aurora_rl.models.loading import saved_clip_options
+
+logger = logging.getLogger(__name__)
+
+
+class RecipeParser(TrlParser):
+    """Reads `ModelArguments` and `DataArguments` among others.
+
+    A value that YAML or the command line sets wins over the checkpoint's, with a warning where the two differ. What
+    neither sets and the checkpoint does not tell has the default of `DataArguments`.
+    """
+
+    def __init__(self, dataclass_types: Iterable[Any]) -> None:
+        super().__init__(tuple(dataclass_types))
+        actions = [action for action in self._actions if action.dest in ClipOptions().to_arguments()]
+        self.usual_clips = {action.dest: action.default for action in actions}
+        for action in actions:
+            action.default = argparse.SUPPRESS  # so that only what YAML or the command line sets is found
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As of `argparse`; every way of parsing comes through here."""
+        found, rest = super().parse_known_args(args, namespace)
+        options = saved_clip_options(found.model)
+        saved = options.to_arguments() if options else {}
+        for name, value in (self.usual_clips | saved).items():
+            own = vars(found).setdefault(name, value)
+            if own != value and name in saved:
+                logger.warning("%s was trained with %s %r, here it is %r", found.model, name, value, own)
+        return found, rest
