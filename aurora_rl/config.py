@@ -24,9 +24,10 @@ class ModelArguments:
         lora_dropout: dropout of the adapters.
         lora_modules_to_save: trained and saved whole beside the adapters.
         load_in_4bit: quantise the language model to 4 bits a weight beneath LoRA; needs bitsandbytes and a GPU.
-        memory_limit_gb: memory that a process may take, in GB of 10^9 bytes, by default what its device has. A recipe
-            whose estimate (`aurora_rl.footprint`) is above it stops before it loads anything.
-        ignore_memory_estimate: go on where the estimate is above the limit.
+        memory_limit_gb: memory of its device that a process may take, in GB of 10^9 bytes, by default all there is. A
+            recipe whose estimate (`aurora_rl.footprint`) is above it, or above the process's share of the host's
+            memory, stops before it loads anything.
+        ignore_memory_estimate: go on where the estimate is above a limit.
     """
 
     model: str = dataclasses.field(metadata={"help": "Hub name or directory of the model to start from."})
@@ -43,7 +44,7 @@ class ModelArguments:
         metadata={"help": "Trained and saved whole beside the adapters."},
     )
     load_in_4bit: bool = dataclasses.field(default=False, metadata={"help": "LoRA on a base of 4 bits a weight."})
-    memory_limit_gb: float | None = dataclasses.field(default=None, metadata={"help": "Memory a process may take."})
+    memory_limit_gb: float | None = dataclasses.field(default=None, metadata={"help": "Device memory for a process."})
     ignore_memory_estimate: bool = dataclasses.field(default=False, metadata={"help": "Run whatever is estimated."})
 
 

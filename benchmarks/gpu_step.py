@@ -4,8 +4,9 @@
     python benchmarks/gpu_step.py --size 7b
     python benchmarks/gpu_step.py --size toy     (a CPU, to see that it runs)
 
-The shapes are the published ones, the weights random: Qwen2.5-Omni in bf16 under LoRA, the SAM ViT-H mask decoder on
-embeddings as they come from the cache, 10 frames, 10 s of sound, G = 8, 256 new tokens.
+The shapes are the published ones, of docs/configs, and the weights random: Qwen2.5-Omni in bf16 under LoRA, the SAM
+ViT-H mask decoder on embeddings as they come from the cache, 10 frames, 10 s of sound, G = 8, 256 new tokens. Nothing
+is downloaded: the tokenizer has as many words as the real one, most of them in no text.
 """
 
 from __future__ import annotations
@@ -23,16 +24,20 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig
-from transformers import AutoProcessor, PretrainedConfig, ProcessorMixin
+from transformers import GenerationConfig, PretrainedConfig, ProcessorMixin
 from transformers.utils import logging as transformers_logging
 
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.sample import AVClip, AVSample
+from aurora_rl.footprint.flops import StepFlops, estimate_flops
+from aurora_rl.footprint.parameters import MetaModel
+from aurora_rl.footprint.report import known_tflops
+from aurora_rl.footprint.workload import Workload
 from aurora_rl.models.batch import PromptOptions, SampleEncoder
 from aurora_rl.models.loading import prepare_vocabulary
 from aurora_rl.models.mllm.qwen2_5_omni import AuroraQwen2_5Omni, Qwen2_5OmniFamily
 from aurora_rl.models.segmenters import build_frame_encoder
-from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
+from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni, build_tiny_processor, multimodal_token_fields
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from benchmarks.contenders import (
@@ -47,8 +52,9 @@ from benchmarks.contenders import (
 from benchmarks.timing import Stopwatch
 from benchmarks.workload import REFERENCE, VOCABULARY
 
-#: Dense bf16 FLOPs a second that the maker states, by a part of the device's name.
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+CONFIGS = Path(__file__).resolve().parents[1] / "docs" / "configs"
+#: As Qwen2.5-Omni reads frames and sound, and as many words as it knows.
+PUBLISHED = TinyOmniConfig(patch_size=14, num_mel_bins=128, hop_length=160, min_vocab_size=151_643)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +62,7 @@ class Shape:
     """What is run.
 
     Attributes:
-        hub_name: whose config and processor are taken; None for the tiny model.
+        config: folder in docs/configs with the model's config; None for the tiny model.
         segmenter: config of the mask decoder.
         frame_size: height and width of a frame in pixels.
         num_frames: F.
@@ -65,7 +71,7 @@ class Shape:
         completion_length: new tokens of every completion.
     """
 
-    hub_name: str | None
+    config: str | None
     segmenter: dict[str, Any]
     frame_size: tuple[int, int] = (360, 640)
     num_frames: int = 10
@@ -76,8 +82,8 @@ class Shape:
 
 SAM = {"type": "sam", "image_size": 1024}
 SHAPES = {
-    "3b": Shape("Qwen/Qwen2.5-Omni-3B", SAM),
-    "7b": Shape("Qwen/Qwen2.5-Omni-7B", SAM),
+    "3b": Shape("qwen2_5_omni_3b", SAM),
+    "7b": Shape("qwen2_5_omni_7b", SAM),
     "toy": Shape(None, {"type": "sam", "image_size": 64}, (32, 32), 2, 1.0, 2, 6),
 }
 
@@ -122,16 +128,26 @@ def build(shape: Shape, stopwatch: Stopwatch) -> Contender:
     return ready(trainer, (seg_token_id, processor.tokenizer.convert_tokens_to_ids(".")), stopwatch)
 
 
-def build_model(shape: Shape) -> tuple[AuroraQwen2_5Omni, ProcessorMixin]:
-    """Random weights, in bf16 but for the mask decoder, on the GPU if there is one."""
-    if shape.hub_name is None:
+def build_model(shape: Shape, *, device: str | None = None) -> tuple[AuroraQwen2_5Omni, ProcessorMixin]:
+    """Random weights, in bf16 but for the mask decoder.
+
+    Args:
+        shape: which model.
+        device: where the weights are made, a GPU unless it says otherwise; the tiny model's are made on the CPU.
+    """
+    if shape.config is None:
         return build_tiny_omni(VOCABULARY, shape.segmenter, TinyOmniConfig(num_layers=2))
-    config = AuroraQwen2_5Omni.config_class.from_pretrained(shape.hub_name)
-    config = Qwen2_5OmniFamily().config_from(config)
+    processor = build_tiny_processor(VOCABULARY, PUBLISHED)
+    tokenizer = processor.tokenizer
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = AuroraQwen2_5Omni.config_class.from_pretrained(CONFIGS / shape.config)
     config.segmenter = shape.segmenter
-    with torch.device("cuda"):
+    config.update(multimodal_token_fields(tokenizer))
+    config.text_config.update(ids)
+    with torch.device(device or "cuda"):
         model = _random_bf16(config)
-    return model, AutoProcessor.from_pretrained(shape.hub_name, trust_remote_code=False)
+    model.generation_config = GenerationConfig(**ids)
+    return model, processor
 
 
 def _random_bf16(config: PretrainedConfig) -> AuroraQwen2_5Omni:
@@ -147,15 +163,13 @@ def _random_bf16(config: PretrainedConfig) -> AuroraQwen2_5Omni:
 def summarise(contender: Contender, shape: Shape, steps: Sequence[Step]) -> dict[str, float]:
     """Medians: seconds by part, and what follows from them.
 
-    Model FLOPs utilisation counts what forward and backward of the language model must compute: 2 FLOPs a weight and
-    token forward; backward as much again, for LoRA leaves the weights themselves without gradients.
+    Model FLOPs utilisation counts what forward and backward passes must compute, with nothing that runs again.
     """
     numbers = {part: median(step.parts[part].wall if part in step.parts else 0.0 for step in steps) for part in _ALL}
     whole = median(step.seconds(_ALL, "wall") for step in steps)
     row = contender.trainer.encode(_sample())
     num_tokens = shape.num_generations * (len(row.prompt.prompt_ids) + shape.completion_length)
-    decoder = contender.trainer.accelerator.unwrap_model(contender.trainer.model).get_decoder()
-    flops = 4 * sum(p.numel() for p in decoder.layers.parameters()) * num_tokens
+    flops = step_flops(contender, shape).training
     passes = numbers["forward"] + numbers["backward"]
     numbers |= {
         "whole step, s": whole,
@@ -165,18 +179,31 @@ def summarise(contender: Contender, shape: Shape, steps: Sequence[Step]) -> dict
         "peak memory above the weights, GB": max(step.peak_gb for step in steps),
         "TFLOPs a second, forward + backward": flops / passes / 1e12,
     }
-    if (peak := _peak_flops()) is not None:
-        numbers["model FLOPs utilisation, forward + backward"] = flops / passes / peak
+    if (tflops := known_tflops(contender.trainer.accelerator.device)) is not None:
+        numbers["model FLOPs utilisation, forward + backward"] = flops / passes / (tflops * 1e12)
     return numbers
 
 
 _ALL = (*PARTS, *MASK_PARTS)
 
 
-def _peak_flops() -> float | None:
-    """Of this GPU; None where it is unknown."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+def step_flops(contender: Contender, shape: Shape) -> StepFlops:
+    """As `aurora-rl footprint` counts them, of the tokens that there are."""
+    trainer = contender.trainer
+    prompt = trainer.encode(_sample()).prompt
+    work = Workload(
+        rows=shape.num_generations,
+        clips=1,
+        prompt_tokens=len(prompt.prompt_ids),
+        completion_tokens=shape.completion_length,
+        patches=len(prompt.features["pixel_values_videos"]),
+        mels=int(prompt.features["feature_attention_mask"].sum()),
+        frames=shape.num_frames,
+        size=shape.frame_size,
+    )
+    meta = MetaModel(trainer.accelerator.unwrap_model(trainer.model), Qwen2_5OmniFamily(), (), has_loaded_adapter=False)
+    is_gpu = trainer.accelerator.device.type == "cuda"
+    return estimate_flops(meta, work, checkpointing=trainer.args.gradient_checkpointing, is_gpu=is_gpu)
 
 
 def _encoder(shape: Shape, processor: ProcessorMixin) -> SampleEncoder:

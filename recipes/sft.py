@@ -70,7 +70,7 @@ def main(
     elif data_args.reflections is not None:
         raise ValueError(f"target {target_args.target!r} would leave `reflections` unread: set `target: reflection`")
     samples = [*train_samples, *eval_samples]
-    check_footprint(model_args, data_args, training_args, samples)
+    check_footprint(model_args, data_args, training_args, samples, target_args=target_args)
     loaded = assemble_model(model_args)
     encode = assemble_encoder(data_args, loaded, samples, device=training_args.device)
     chains = SFTCollator(encode, loaded.seg_token_id, target)

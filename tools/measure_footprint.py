@@ -4,7 +4,8 @@ python tools/measure_footprint.py
 
 A model of 7 M weights, large enough to outweigh what else a step allocates, is trained for two steps in each setting.
 Weights, gradients and optimiser state are counted from the tensors themselves; the peak is that of PyTorch's CPU
-allocator during the second step, from its profiler. Takes about a minute.
+allocator during the second step, from its profiler; operations are those that PyTorch counts in the first. Takes about
+two minutes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
 from aurora_rl.assemble import assemble_encoder, assemble_model, load_split, peft_config
@@ -55,19 +57,25 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Bytes of one setting, estimated or measured.
+    """Bytes and operations of one setting, estimated or measured.
 
     Attributes:
         weights: of all parameters.
         gradients: after the backward pass.
         optimiser: state after the first step.
         step: most that the second step had allocated on top of weights and optimiser state.
+        flops: of products and convolutions in a step; PyTorch does not count the CPU's fused attention.
     """
 
     weights: int
     gradients: int
     optimiser: int
     step: int
+    flops: float
+
+
+#: Field -> its unit, and how many of it go into one of the table's.
+UNITS = dict.fromkeys(("weights", "gradients", "optimiser", "step"), ("MB", 1e6)) | {"flops": ("GFLOP", 1e9)}
 
 
 def measure(setting: str, model: Path, data_args: DataArguments) -> tuple[Measured, Measured]:
@@ -124,26 +132,32 @@ def summary(footprint: Footprint) -> Measured:
         return sum(part.num_bytes for part in footprint.device if part.name.startswith(start))
 
     weights, optimiser = total("weights: "), total("optimiser")
-    return Measured(weights, total("gradients"), optimiser, footprint.peak - weights - optimiser)
+    step = footprint.peak - weights - optimiser
+    return Measured(weights, total("gradients"), optimiser, step, footprint.flops.total)
 
 
 class StepWatch(TrainerCallback):
-    """Counts gradients and optimiser state, and profiles the second step."""
+    """Counts gradients and optimiser state, and the first step's operations, and profiles the second step."""
 
     def __init__(self, trainer: AuroraSFTTrainer) -> None:
         self.model = trainer.model
         self.profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self.operations = FlopCounterMode(display=False)
         self.gradients = self.optimiser = 0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 1:
+        if state.global_step == 0:
+            self.operations.__enter__()
+        else:
             self.profiler.start()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.gradients = sum(p.grad.nbytes for p in self.model.parameters() if p.grad is not None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, *, optimizer: Any, **kwargs: Any) -> None:
-        if state.global_step == 2:
+        if state.global_step == 1:
+            self.operations.__exit__(None, None, None)
+        else:
             self.profiler.stop()
         states = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
         self.optimiser = sum(t.nbytes for t in states)
@@ -151,7 +165,8 @@ class StepWatch(TrainerCallback):
     @property
     def measured(self) -> Measured:
         weights = sum(p.nbytes for p in self.model.parameters())
-        return Measured(weights, self.gradients, self.optimiser, allocated_peak(self.profiler))
+        step = allocated_peak(self.profiler)
+        return Measured(weights, self.gradients, self.optimiser, step, self.operations.get_total_flops())
 
 
 def allocated_peak(profiler: profile) -> int:
@@ -187,14 +202,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     args = parser.parse_args(argv)
     logging.disable(logging.WARNING)
-    fields = [field.name for field in dataclasses.fields(Measured)]
-    print("| setting | " + " | ".join(f"{name}, MB: estimated / measured" for name in fields) + " | step: ratio |")
-    print("|---" * (len(fields) + 2) + "|")
+    titles = [f"{name}, {unit}: estimated / measured" for name, (unit, _) in UNITS.items()]
+    print(f"| setting | {' | '.join(titles)} | ratio of steps, of flops |")
+    print("|---" * (len(titles) + 2) + "|")
     with prepared() as (model, data_args):
         for setting in args.settings:
-            estimate, found = measure(setting, model, data_args)
-            cells = [f"{getattr(estimate, n) / 1e6:.2f} / {getattr(found, n) / 1e6:.2f}" for n in fields]
-            print(f"| {setting} | " + " | ".join(cells) + f" | {estimate.step / found.step:.2f} |", flush=True)
+            print(f"| {setting} | {' | '.join(row(*measure(setting, model, data_args)))} |", flush=True)
+
+
+def row(estimate: Measured, found: Measured) -> Iterator[str]:
+    """The cells of one setting."""
+    for name, (_, size) in UNITS.items():
+        yield f"{getattr(estimate, name) / size:.2f} / {getattr(found, name) / size:.2f}"
+    yield f"{estimate.step / found.step:.2f}, {estimate.flops / found.flops:.2f}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Print the table of docs/scaling.md: how the memory of one recipe divides, from one GPU to sixteen.
+"""Print the tables of docs/scaling.md: how memory and time of one recipe divide, from one GPU to sixteen.
 
 python tools/scaling_table.py
 
@@ -11,21 +11,25 @@ import argparse
 import contextlib
 import logging
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from aurora_rl.cli import parse_arguments
 from aurora_rl.footprint import Footprint
 from aurora_rl.footprint.by_hand import estimate
+from aurora_rl.footprint.estimate import fullest
+from aurora_rl.footprint.flops import PEAK_TFLOPS, least_seconds
 
 SFT = "sft --config recipes/ref_avs/sft_7b.yaml --model docs/configs/qwen2_5_omni_7b --launch accelerate_configs/"
 GRPO = "grpo --config recipes/ref_avs/grpo_7b.yaml --model docs/configs/sft_7b --launch accelerate_configs/"
 FULL = "--model docs/configs/qwen2_5_omni_7b --use_peft false"
-VLLM = "--use_vllm true --vllm_mode colocate --vllm_gpu_memory_utilization 0.35 --memory_limit_gb 80"
+CLIPS = "--clips 4002"  # of Ref-AVSBench
+VLLM = "--use_vllm true --vllm_mode colocate --vllm_gpu_memory_utilization 0.35 --gpu_memory_gb 80"
 
 ROWS = {
     "SFT, LoRA, 1 GPU": f"{SFT}single_gpu.yaml",
     "SFT, LoRA on 4 bits, 1 GPU": f"{SFT}single_gpu.yaml --load_in_4bit true",
     "SFT, LoRA, 8 GPUs, ZeRO-2": f"{SFT}zero2.yaml",
+    "the same, its teacher beside it": f"{SFT}zero2.yaml --teacher docs/configs/sft_7b",
     "SFT, full, 8 GPUs, ZeRO-2": f"{SFT}zero2.yaml {FULL}",
     "SFT, full, 8 GPUs, ZeRO-3": f"{SFT}zero3.yaml {FULL}",
     "SFT, full, 16 GPUs, ZeRO-3": f"{SFT}zero3.yaml --processes 16 {FULL}",
@@ -37,42 +41,74 @@ ROWS = {
     "GRPO, LoRA, 8 GPUs, ZeRO-3": f"{GRPO}zero3.yaml",
     "GRPO, full, 8 GPUs, ZeRO-2": f"{GRPO}zero2.yaml {FULL}",
     "GRPO, full, 8 GPUs, ZeRO-3": f"{GRPO}zero3.yaml {FULL}",
+    "the same, offloaded to the host": f"{GRPO}zero3_offload.yaml {FULL}",
     "GRPO, full, 16 GPUs, ZeRO-3": f"{GRPO}zero3.yaml --processes 16 {FULL}",
 }
 
 #: Column -> how the names of its parts begin.
 COLUMNS = {
     "weights": ("weights: ", "weights gathered for one layer", "half-precision"),
-    "reference": ("reference",),
+    "reference, teacher": ("reference", "teacher"),
     "optimiser": ("optimiser",),
     "gradients, buckets": ("gradients", "DeepSpeed", "DDP"),
-    "activations": ("activations",),
-    "sampling": ("weights gathered for sampling", "key-value", "prefill", "vLLM"),
+    "activations": ("activations: decoder", "activations: towers", "activations: LM head", "activations: one layer"),
+    "mask decoder": ("activations: mask decoder", "masks of"),
+    "KV cache": ("key-value", "vLLM: its key-value"),
+    "other sampling": ("weights gathered for sampling", "prefill", "vLLM: its own"),
 }
+#: Of the whole run, or of a machine.
+PLACES = ("**peak**", "host memory", "feature cache, disk")
+TIMES = ("sampling", "scoring", "training", "recomputing", "**step**", "TFLOP of a step")
+#: Peak of the GPU in TFLOP/s.
+TFLOPS = PEAK_TFLOPS["H100"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the table, GB of 10^9 bytes for each process."""
+    """Print both tables: GB of 10^9 bytes, and seconds, of each process."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
-    for line in lines(ROWS):
-        print(line, flush=True)
+    footprints = {name: footprint_of(name) for name in ROWS}
+    print("\n".join([*table((*COLUMNS, *PLACES), footprints, memory_cells), ""]))
+    print("\n".join(table(TIMES, footprints, time_cells)))
 
 
-def lines(names: Sequence[str] | dict[str, str]) -> Iterator[str]:
-    """The table's lines for some of the `ROWS`."""
-    yield f"| | {' | '.join(COLUMNS)} | peak |"
-    yield "|---" * (len(COLUMNS) + 2) + "|"
-    for name in names:
-        with _without_warnings():
-            footprint, _ = estimate(parse_arguments(["footprint", *shlex.split(ROWS[name])]))
-        yield f"| {name} | {' | '.join(cells(footprint))} | **{footprint.peak / 1e9:.1f}** |"
+def footprint_of(name: str) -> Footprint:
+    """The estimate of one of the `ROWS`."""
+    with _without_warnings():
+        footprint, _ = estimate(parse_arguments(shlex.split(f"footprint {ROWS[name]} {CLIPS}")))
+    return footprint
 
 
-def cells(footprint: Footprint) -> Iterator[str]:
-    """The columns of one row."""
+def table(
+    columns: Sequence[str], footprints: dict[str, Footprint], cells: Callable[[Footprint], Iterator[str]]
+) -> Iterator[str]:
+    """A table's lines."""
+    yield f"| | {' | '.join(columns)} |"
+    yield "|---" * (len(columns) + 1) + "|"
+    for name, footprint in footprints.items():
+        yield f"| {name} | {' | '.join(cells(footprint))} |"
+
+
+def memory_cells(footprint: Footprint) -> Iterator[str]:
+    """Each column's fullest moment; the peak's own may be another."""
     for starts in COLUMNS.values():
-        num_bytes = sum(part.num_bytes for part in footprint.device if part.name.startswith(starts))
-        yield f"{num_bytes / 1e9:.1f}" if num_bytes else "–"
+        parts = [part for part in footprint.device if part.name.startswith(starts)]
+        yield _number(sum(part.num_bytes for part in fullest(parts)) / 1e9)
+    yield f"**{footprint.peak / 1e9:.1f}**"
+    yield _number(footprint.host_peak / 1e9)
+    yield _number(sum(part.num_bytes for part in footprint.disk) / 1e9)
+
+
+def time_cells(footprint: Footprint) -> Iterator[str]:
+    """The least seconds of each share and of the step, and the step's operations."""
+    flops = footprint.flops
+    for share in (flops.sampling, flops.scoring, flops.training, flops.recomputing):
+        yield _number(least_seconds(share, TFLOPS))
+    yield f"**{least_seconds(flops.total, TFLOPS):.1f}**"
+    yield f"{flops.total / 1e12:,.0f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if value else "–"
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from aurora_rl.cli.console import CLEAN, PROBLEMS, refuse
 DESCRIPTION = """Estimate memory and operations of a recipe's run from its config: no GPU, no weights and no data.
 
 Options of the recipe may follow, such as --model DIR for a folder with a config.json. Exit code 0: printed, and it
-fits where --memory_limit_gb is given, 1: it does not fit, 2: unusable arguments."""
+fits where a memory is given, 1: it does not fit, 2: unusable arguments."""
 
 
 def register(commands: Commands) -> None:
@@ -27,9 +27,12 @@ def register(commands: Commands) -> None:
     parser.add_argument("--config", required=True, help="YAML file of the recipe")
     parser.add_argument("--launch", type=Path, metavar="FILE", help="accelerate config (one GPU without it)")
     parser.add_argument("--processes", type=positive, help="instead of the accelerate config's")
+    parser.add_argument("--machines", type=positive, help="instead of the accelerate config's")
     parser.add_argument("--zero", type=int, choices=range(4), help="ZeRO stage instead of the accelerate config's")
     parser.add_argument("--clips", type=positive, help="number of clips of the benchmark, for the embedding cache")
     parser.add_argument("--frame_size", type=positive, nargs=2, metavar=("H", "W"), help="of the frames, in pixels")
+    parser.add_argument("--gpu_memory_gb", type=float, help="of one GPU; vLLM takes its share of it")
+    parser.add_argument("--host_memory_gb", type=float, help="of one machine, which its processes share")
     parser.add_argument("--tflops", type=float, help="peak of the device, for a time")
     parser.add_argument("--utilisation", type=float, default=0.4, help="share of the peak that is reached")
     parser.set_defaults(run=run, options=[])

@@ -4,11 +4,13 @@ workload     arguments, clips -> tokens, patches and masks that a process has in
 parameters   the model on the `meta` device: exact sizes of weights and of what is trained
 activations  parts of the model run on `meta`: what a forward and backward pass keeps
 estimate     all of it by part, for each process, under ZeRO and offload
+limits       what a process may take
 report       the table, and the check that stops a recipe
 """
 
-from aurora_rl.footprint.estimate import Footprint, Part, estimate_footprint
+from aurora_rl.footprint.estimate import Footprint, Part, estimate_footprint, live_teacher
 from aurora_rl.footprint.launch import Launch
+from aurora_rl.footprint.limits import Limits
 from aurora_rl.footprint.report import DoesNotFitError, check_footprint, complaint, render
 from aurora_rl.footprint.workload import Clips
 
@@ -17,9 +19,11 @@ __all__ = [
     "DoesNotFitError",
     "Footprint",
     "Launch",
+    "Limits",
     "Part",
     "check_footprint",
     "complaint",
     "estimate_footprint",
+    "live_teacher",
     "render",
 ]

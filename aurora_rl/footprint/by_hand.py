@@ -7,8 +7,9 @@ import dataclasses
 from typing import Any
 
 from aurora_rl.config import DataArguments, ModelArguments, RewardArguments, TargetArguments
-from aurora_rl.footprint.estimate import Footprint, estimate_footprint
+from aurora_rl.footprint.estimate import Footprint, estimate_footprint, live_teacher
 from aurora_rl.footprint.launch import Launch
+from aurora_rl.footprint.limits import Limits
 from aurora_rl.footprint.report import complaint, render
 from aurora_rl.footprint.workload import Clips
 from aurora_rl.recipe_parser import RecipeParser
@@ -23,16 +24,15 @@ RECIPES: dict[str, tuple[Any, ...]] = {
 
 
 def estimate_recipe(args: argparse.Namespace) -> tuple[str, bool]:
-    """What there is to print, and whether it fits in `memory_limit_gb` where that is given; raises as `estimate`."""
-    footprint, limit = estimate(args)
-    text = render(footprint, limit=limit, tflops=args.tflops, utilisation=args.utilisation)
-    if limit is None or footprint.peak <= limit:
-        return text, True
-    return f"{text}\n\n{complaint(footprint, limit)}", False
+    """What there is to print, and whether it fits as far as limits are given; raises as `estimate`."""
+    footprint, limits = estimate(args)
+    text = render(footprint, limits=limits, tflops=args.tflops, utilisation=args.utilisation)
+    problem = complaint(footprint, limits)
+    return (text, True) if problem is None else (f"{text}\n\n{problem}", False)
 
 
-def estimate(args: argparse.Namespace) -> tuple[Footprint, int | None]:
-    """The estimate for the command's arguments, and the limit in bytes that they give.
+def estimate(args: argparse.Namespace) -> tuple[Footprint, Limits]:
+    """The estimate for the command's arguments, and the limits that they give.
 
     Raises:
         ValueError: for an unknown option, or arguments that make no sense.
@@ -40,17 +40,25 @@ def estimate(args: argparse.Namespace) -> tuple[Footprint, int | None]:
     """
     # Without `use_cpu` mixed precision asks for a GPU, which is not needed to think about one.
     command = ["--config", args.config, *args.options, "--use_cpu", "true"]
-    model_args, data_args, *_, training_args = RecipeParser(RECIPES[args.recipe]).parse_args_and_config(command)
-    limit = None if model_args.memory_limit_gb is None else round(model_args.memory_limit_gb * 1e9)
+    model_args, data_args, third, training_args = RecipeParser(RECIPES[args.recipe]).parse_args_and_config(command)
+    launch = _launch(args)
+    limits = Limits.of(
+        model_args, launch, device_memory=_bytes(args.gpu_memory_gb), host_memory=_bytes(args.host_memory_gb)
+    )
     footprint = estimate_footprint(
         model_args,
         data_args,
         training_args,
-        launch=_launch(args),
+        launch=launch,
         clips=_clips(args, data_args),
-        device_memory=limit,
+        device_memory=_bytes(args.gpu_memory_gb) or limits.device,
+        teacher=live_teacher(third, training_args) if isinstance(third, TargetArguments) else None,
     )
-    return footprint, limit
+    return footprint, limits
+
+
+def _bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else round(gigabytes * 1e9)
 
 
 def _launch(args: argparse.Namespace) -> Launch:
@@ -58,6 +66,8 @@ def _launch(args: argparse.Namespace) -> Launch:
     changes: dict[str, Any] = {}
     if args.processes is not None:
         changes["num_processes"] = args.processes
+    if args.machines is not None:
+        changes["num_machines"] = args.machines
     if args.zero is not None:
         changes |= {"zero_stage": args.zero, "is_deepspeed": args.zero > 0}
     return dataclasses.replace(launch, **changes)

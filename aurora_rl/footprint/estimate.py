@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.footprint.activations import estimate_activations, estimate_sampling
-from aurora_rl.footprint.flops import StepFlops, estimate_flops
+from aurora_rl.footprint.flops import Rollouts, StepFlops, estimate_flops
 from aurora_rl.footprint.launch import Launch
 from aurora_rl.footprint.parameters import MetaModel, build_meta_model, total
 from aurora_rl.footprint.workload import Clips, Workload, build_workload
 from aurora_rl.models.segmenters import build_frame_encoder
 
-ALWAYS, TRAINING, ROLLOUTS = "always", "training", "rollouts"
+ALWAYS, TRAINING, SAMPLING, SCORING = "always", "training", "sampling", "scoring"
+#: A backward pass comes to one after the other.
+MASKS, LM_HEAD, LAYERS = f"{TRAINING}: masks", f"{TRAINING}: LM head", f"{TRAINING}: layers"
+#: Moments of a run, which never meet.
+MOMENTS = (MASKS, LM_HEAD, LAYERS, SAMPLING, SCORING)
 #: Bytes of optimiser state for each trained byte; other optimisers are taken to be AdamW.
 STATES = {"sgd": 0, "adamw_torch": 2, "adamw_torch_fused": 2}
 #: Elements that ZeRO-3 fetches ahead of the layer at work (DeepSpeed's `stage3_prefetch_bucket_size`).
@@ -29,7 +34,7 @@ class Part:
     Attributes:
         name: what takes them.
         num_bytes: how many.
-        when: always, while training or while rolling out; the last two never meet.
+        when: always, while training, or at one of the `MOMENTS`.
     """
 
     name: str
@@ -60,10 +65,26 @@ class Footprint:
     @property
     def peak(self) -> int:
         """Bytes of the device at the fullest moment."""
-        always, training, rollouts = (
-            sum(part.num_bytes for part in self.device if part.when == when) for when in (ALWAYS, TRAINING, ROLLOUTS)
-        )
-        return always + max(training, rollouts)
+        return _sum(fullest(self.device))
+
+    @property
+    def host_peak(self) -> int:
+        """Bytes of host memory at the fullest moment."""
+        return _sum(fullest(self.host))
+
+
+def fullest(parts: Iterable[Part]) -> list[Part]:
+    """Those that are there at the fullest moment."""
+    parts = list(parts)
+    return max(([part for part in parts if _is_there(part, moment)] for moment in MOMENTS), key=_sum)
+
+
+def _is_there(part: Part, moment: str) -> bool:
+    return part.when == ALWAYS or moment.startswith(part.when)
+
+
+def _sum(parts: Iterable[Part]) -> int:
+    return sum(part.num_bytes for part in parts)
 
 
 def estimate_footprint(
@@ -75,6 +96,7 @@ def estimate_footprint(
     clips: Clips,
     work: Workload | None = None,
     device_memory: int | None = None,
+    teacher: str | None = None,
 ) -> Footprint:
     """Estimate from arguments and the model's config; no weights are read and nothing is allocated.
 
@@ -86,34 +108,63 @@ def estimate_footprint(
         clips: what is known of the clips.
         work: what a process has in hand, where it is known better than `clips` and the arguments tell.
         device_memory: bytes of the device, of which vLLM takes its share where it runs beside the trainer.
+        teacher: the model of `live_teacher`.
     """
     half = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
     meta = build_meta_model(model_args, launch, half=half)
+    teacher_meta = _build_teacher(teacher, model_args)
     work = work or build_workload(meta.base.config, data_args, training_args, clips)
     checkpointing = bool(training_args.gradient_checkpointing)
     activations = estimate_activations(meta, work, half=half, checkpointing=checkpointing, is_gpu=launch.is_gpu)
-    temporary = {"masks": activations.masks, "LM head": activations.lm_head, "one layer": activations.layer}
-    largest = max(temporary, key=lambda name: temporary[name])
     parts = [
         *_weight_parts(meta, launch, half),
         *_reference_parts(meta, training_args, launch),
+        *([Part("teacher", total(teacher_meta.parts).num_bytes)] if teacher_meta else []),
         *_optimiser_parts(meta, launch, training_args.optim),
         *_gradient_parts(meta, launch),
         Part("activations: decoder", activations.decoder, TRAINING),
         Part("activations: towers", activations.towers, TRAINING),
-        Part(f"activations: {largest}, at its peak", temporary[largest], TRAINING),
+        Part("activations: mask decoder and mask loss", activations.masks, MASKS),
+        Part("activations: LM head", activations.lm_head, LM_HEAD),
+        Part("activations: one layer", activations.layer, LAYERS),
         *_rollout_parts(meta, work, training_args, launch, half, device_memory),
     ]
-    shares = {part for part in parts if launch.offloads_optimizer and part.name == "optimiser state"}
-    shares |= {part for part in parts if launch.offloads_parameters and part.name.startswith("weights: ")}
+    rollouts = Rollouts.of(training_args, launch) if work.generated_rows else None
+    offloaded = [part for part in parts if launch.is_gpu and _is_offloaded(part, launch)]
+    masks_on_device, masks_on_host = _rollout_masks(work, launch)
+    device = [*(part for part in parts if part not in offloaded), *masks_on_device]
+    host = [*sorted(offloaded, key=lambda part: part.name), *masks_on_host]
     return Footprint(
         launch=launch,
         work=work,
-        device=tuple(part for part in parts if part.num_bytes and part not in shares),
-        host=(*sorted(shares, key=lambda part: part.name), *_host_parts(work)),
+        device=tuple(part for part in device if part.num_bytes),
+        host=tuple(part for part in host if part.num_bytes),
         disk=tuple(_disk_parts(meta, clips)),
-        flops=_flops(meta, work, training_args, checkpointing=checkpointing),
+        flops=estimate_flops(
+            meta,
+            work,
+            checkpointing=checkpointing,
+            is_gpu=launch.is_gpu,
+            rollouts=rollouts,
+            teacher=teacher_meta,
+        ),
     )
+
+
+def live_teacher(target_args: TargetArguments, training_args: Any) -> str | None:
+    """The teacher that supervised fine-tuning keeps beside the student, None where there is none."""
+    is_live = target_args.teacher_features is None and training_args.distill_weight != 0
+    return target_args.teacher if is_live else None
+
+
+def _is_offloaded(part: Part, launch: Launch) -> bool:
+    """Where the CPU is the device, offloading moves nothing."""
+    offloads = {
+        "optimiser state": launch.offloads_optimizer,
+        "gradients": launch.offloads_optimizer and launch.zero_stage >= 2,
+        "weights: ": launch.offloads_parameters,
+    }
+    return any(is_off and part.name.startswith(name) for name, is_off in offloads.items())
 
 
 def _shard(num_bytes: float, launch: Launch, stage: int) -> int:
@@ -145,6 +196,11 @@ def _reference_parts(meta: MetaModel, args: Any, launch: Launch) -> list[Part]:
     return [Part("reference adapter", _shard(meta.trained.trained_bytes, launch, 3) * meta.has_loaded_adapter)]
 
 
+def _build_teacher(teacher: str | None, args: ModelArguments) -> MetaModel | None:
+    """Whole on every process, in the student's dtype (`assemble.assemble_teacher`)."""
+    return None if teacher is None else build_meta_model(ModelArguments(model=teacher, dtype=args.dtype), Launch())
+
+
 def _optimiser_parts(meta: MetaModel, launch: Launch, optim: str) -> list[Part]:
     """AdamW's two moments, in the weights' own dtype; DeepSpeed adds float32 weights and keeps all three in float32."""
     states, trained = STATES.get(str(getattr(optim, "value", optim)), 2), meta.trained
@@ -157,7 +213,9 @@ def _optimiser_parts(meta: MetaModel, launch: Launch, optim: str) -> list[Part]:
 
 def _gradient_parts(meta: MetaModel, launch: Launch) -> list[Part]:
     trained = meta.trained
-    parts = [Part("gradients", _shard(trained.trained_bytes, launch, 2), TRAINING)]
+    # DeepSpeed's optimiser on the host reads float32.
+    num_bytes = trained.trained * 4 if launch.is_deepspeed and launch.offloads_optimizer else trained.trained_bytes
+    parts = [Part("gradients", _shard(num_bytes, launch, 2), TRAINING)]
     if launch.is_deepspeed:
         itemsize = trained.trained_bytes / max(1, trained.trained)
         parts.append(Part("DeepSpeed's reduce bucket", round(launch.reduce_bucket_size * itemsize), TRAINING))
@@ -176,22 +234,25 @@ def _rollout_parts(
         # TRL puts sharded weights together to sample from them, unless it is told to do so layer by layer.
         gathered = total(meta.parts).num_bytes if launch.zero_stage == 3 and args.ds3_gather_for_generation else 0
         sizes = {"weights gathered for sampling": gathered, "key-value cache": cache, "prefill": prefill}
-        return [Part(name, num_bytes, ROLLOUTS) for name, num_bytes in sizes.items()]
+        return [Part(name, num_bytes, SAMPLING) for name, num_bytes in sizes.items()]
     if args.vllm_mode != "colocate":
         return []
-    when = ROLLOUTS if args.vllm_enable_sleep_mode else ALWAYS
+    when = SAMPLING if args.vllm_enable_sleep_mode else ALWAYS
     weights = total(meta.parts).num_bytes // args.vllm_tensor_parallel_size
-    if cache := args.engine_kwargs.get("kv_cache_memory_bytes"):
-        share = weights + int(cache)
-    else:
-        share = round(args.vllm_gpu_memory_utilization * device_memory) if device_memory else weights
-    return [Part("vLLM: its own weights and key-value cache", share, when)]
+    cache = int(args.engine_kwargs.get("kv_cache_memory_bytes") or 0)
+    if not cache and device_memory:
+        cache = max(0, round(args.vllm_gpu_memory_utilization * device_memory) - weights)
+    return [Part("vLLM: its own weights", weights, when), Part("vLLM: its key-value cache", cache, when)]
 
 
-def _host_parts(work: Workload) -> list[Part]:
-    """Logits and probabilities in float32 and masks of all rollouts, at the frames' own size."""
-    pixels = work.frames * work.size[0] * work.size[1]
-    return [Part("masks of the rollouts", 9 * work.generated_rows * pixels)] if work.generated_rows else []
+def _rollout_masks(work: Workload, launch: Launch) -> tuple[list[Part], list[Part]]:
+    """Masks of all rollouts at the frames' own size, on the device and on the host.
+
+    A GPU has the logits in float32; with them, the host has probabilities and booleans for the rewards.
+    """
+    name, pixels = "masks of the rollouts", work.generated_rows * work.frames * work.size[0] * work.size[1]
+    logits, all_three = Part(name, 4 * pixels, SCORING), Part(name, 9 * pixels, SCORING)
+    return ([logits], [all_three]) if launch.is_gpu else ([all_three], [])
 
 
 def _disk_parts(meta: MetaModel, clips: Clips) -> list[Part]:
@@ -201,12 +262,3 @@ def _disk_parts(meta: MetaModel, clips: Clips) -> list[Part]:
     a_clip = clips.frames * torch.Size(encoder.frame_shape).numel() * torch.float16.itemsize
     name = "image embeddings of a clip" if clips.count is None else f"image embeddings of {clips.count:,} clips"
     return [Part(name, a_clip * (clips.count or 1))]
-
-
-def _flops(meta: MetaModel, work: Workload, args: Any, *, checkpointing: bool) -> StepFlops:
-    if not work.generated_rows:
-        return estimate_flops(meta, work, checkpointing=checkpointing, num_scored=0, samples_here=False)
-    is_off_policy = args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) != 0
-    num_scored = int(is_off_policy) + int(bool(args.beta))
-    samples_here = not args.use_vllm
-    return estimate_flops(meta, work, checkpointing=checkpointing, num_scored=num_scored, samples_here=samples_here)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from pathlib import Path
 from typing import Any, Self
@@ -27,6 +28,7 @@ class Launch:
         offloads_parameters: whether sharded weights lie in host memory.
         reduce_bucket_size: elements of DeepSpeed's reduce buffer.
         is_gpu: whether the device is one where TRL's kernels run on Triton.
+        num_machines: that the processes are spread over.
     """
 
     num_processes: int = 1
@@ -36,12 +38,20 @@ class Launch:
     offloads_parameters: bool = False
     reduce_bucket_size: int = REDUCE_BUCKET_SIZE
     is_gpu: bool = True
+    num_machines: int = 1
+
+    @property
+    def local_processes(self) -> int:
+        """Processes that share a machine's memory."""
+        return math.ceil(self.num_processes / self.num_machines)
 
     @classmethod
     def of(cls, args: TrainingArguments) -> Self:
         """As the process that runs now has been launched."""
         state, plugin = args.distributed_state, args.deepspeed_plugin
         common: dict[str, Any] = {"num_processes": state.num_processes, "is_gpu": args.device.type == "cuda"}
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
+        common["num_machines"] = math.ceil(state.num_processes / local_processes)
         if plugin is not None:
             return cls(**common, **_deepspeed_fields(plugin.deepspeed_config["zero_optimization"]))
         is_fsdp = state.distributed_type == DistributedType.FSDP or os.environ.get("ACCELERATE_USE_FSDP") == "true"
@@ -52,6 +62,7 @@ class Launch:
         """As an accelerate config file would launch it."""
         config = yaml.safe_load(path.read_text())
         common: dict[str, Any] = {"num_processes": config["num_processes"], "is_gpu": not config["use_cpu"]}
+        common["num_machines"] = config.get("num_machines", 1)
         if "deepspeed_config" in config:
             fields = config["deepspeed_config"]
             zero: dict[str, Any] = {"stage": fields["zero_stage"]}
@@ -66,7 +77,8 @@ class Launch:
         kind = f"{'ZeRO' if self.is_deepspeed else 'FSDP, as ZeRO'}-{self.zero_stage}" if self.zero_stage else "whole"
         places = [what for what in ("optimizer", "parameters") if getattr(self, f"offloads_{what}")]
         offload = f", {' and '.join(places)} in host memory" if places else ""
-        return f"{self.num_processes} process{'es' * (self.num_processes > 1)}, {kind}{offload}"
+        machines = f" on {self.num_machines} machines" if self.num_machines > 1 else ""
+        return f"{self.num_processes} process{'es' * (self.num_processes > 1)}{machines}, {kind}{offload}"
 
 
 def _deepspeed_fields(zero: dict[str, Any]) -> dict[str, Any]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.data.sample import AVSample
-from aurora_rl.footprint.estimate import ROLLOUTS, TRAINING, Footprint, Part, estimate_footprint
-from aurora_rl.footprint.flops import PEAK_TFLOPS, UTILISATION
+from aurora_rl.footprint.estimate import ALWAYS, Footprint, Part, estimate_footprint, fullest, live_teacher
+from aurora_rl.footprint.flops import PEAK_TFLOPS, UTILISATION, StepFlops, least_seconds
 from aurora_rl.footprint.launch import Launch
+from aurora_rl.footprint.limits import Limits, device_memory, host_memory
 from aurora_rl.footprint.workload import Clips
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ ADVICE = {
     "weights gathered": "rollouts by vLLM (use_vllm: true)",
     "half-precision": "dtype: bfloat16 with DeepSpeed",
     "reference": "LoRA (use_peft: true), or beta: 0",
+    "teacher": "teacher_features: FILE, where the teacher's features are kept",
     "optimiser": "LoRA (use_peft: true), ZeRO-2 on more processes, optimiser offload",
     "gradients": "LoRA (use_peft: true), ZeRO-2 on more processes",
     "DeepSpeed": "a smaller reduce_bucket_size",
@@ -33,9 +35,11 @@ ADVICE = {
     "activations": "a smaller per_device_train_batch_size",
     "key-value": "a smaller per_device_train_batch_size or steps_per_generation, a smaller max_completion_length",
     "prefill": "a smaller per_device_train_batch_size or steps_per_generation",
+    "masks of": "a smaller per_device_train_batch_size or steps_per_generation, fewer processes on a machine",
     "vLLM": "a smaller vllm_gpu_memory_utilization, vllm_enable_sleep_mode: true, or vLLM on GPUs of its own",
 }
 NUM_ADVISED = 3
+NO_LIMITS = Limits()
 
 
 class DoesNotFitError(ValueError):
@@ -43,7 +47,12 @@ class DoesNotFitError(ValueError):
 
 
 def check_footprint(
-    model_args: ModelArguments, data_args: DataArguments, training_args: Any, samples: Sequence[AVSample]
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: Any,
+    samples: Sequence[AVSample],
+    *,
+    target_args: TargetArguments | None = None,
 ) -> Footprint:
     """Log the estimate and stop where it cannot fit.
 
@@ -52,33 +61,28 @@ def check_footprint(
         data_args: how clips are put to it.
         training_args: TRL's, of SFT or GRPO.
         samples: rows of the benchmark's table; of the media only one frame's header is read.
+        target_args: in supervised fine-tuning, which teacher there is.
 
     Raises:
-        DoesNotFitError: if the estimate is above the limit, unless `ignore_memory_estimate` is set.
+        DoesNotFitError: if the estimate is above a limit, unless `ignore_memory_estimate` is set.
     """
-    limit = memory_limit(model_args, training_args.device)
+    device, launch = training_args.device, Launch.of(training_args)
+    memory = device_memory(device)
     footprint = estimate_footprint(
         model_args,
         data_args,
         training_args,
-        launch=Launch.of(training_args),
+        launch=launch,
         clips=Clips.of(samples),
-        device_memory=limit,
+        device_memory=memory,
+        teacher=None if target_args is None else live_teacher(target_args, training_args),
     )
-    logger.info("%s", render(footprint, limit=limit, tflops=known_tflops(training_args.device)))
-    if footprint.peak > limit and not model_args.ignore_memory_estimate:
-        raise DoesNotFitError(complaint(footprint, limit))
+    limits = Limits.of(model_args, launch, device_memory=memory, host_memory=host_memory())
+    logger.info("%s", render(footprint, limits=limits, tflops=known_tflops(device)))
+    text = complaint(footprint, limits)
+    if text is not None and not model_args.ignore_memory_estimate:
+        raise DoesNotFitError(text)
     return footprint
-
-
-def memory_limit(args: ModelArguments, device: torch.device) -> int:
-    """Bytes that a process may take: as the arguments say, all of a GPU, or its share of the host's memory."""
-    if args.memory_limit_gb is not None:
-        return round(args.memory_limit_gb * 1e9)
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return host // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def known_tflops(device: torch.device) -> float | None:
@@ -89,23 +93,37 @@ def known_tflops(device: torch.device) -> float | None:
     return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
 
 
-def complaint(footprint: Footprint, limit: int) -> str:
-    """Why a run stops: the largest parts and what makes each smaller."""
-    largest = sorted(_fullest(footprint), key=lambda part: -part.num_bytes)[:NUM_ADVISED]
-    lines = [f"  {part.name}, {_gb(part.num_bytes)}: {_advice(part.name)}" for part in largest]
-    return "\n".join(
-        [
-            f"this run is estimated at {_gb(footprint.peak)} for each process, and there are {_gb(limit)}. "
-            "Its largest parts, and what makes them smaller where it is not on already:",
-            *lines,
-            "`aurora-rl footprint` estimates without running. If you know better: memory_limit_gb says what there is, "
-            "ignore_memory_estimate: true goes on regardless.",
-        ]
+def complaint(footprint: Footprint, limits: Limits) -> str | None:
+    """Why a run stops: the largest parts and what makes each smaller; None where it fits, as far as is known."""
+    lines: list[str] = []
+    if limits.device is not None and footprint.peak > limits.device:
+        lines += _excess("", footprint.peak, limits.device, footprint.device)
+    if limits.host is not None and footprint.host_peak > limits.host:
+        lines += _excess(" in host memory", footprint.host_peak, limits.host, footprint.host)
+    if not lines:
+        return None
+    lines.append(
+        "`aurora-rl footprint` estimates without running. If you know better: memory_limit_gb says what a device has, "
+        "ignore_memory_estimate: true goes on regardless."
     )
+    return "\n".join(lines)
+
+
+def _excess(where: str, num_bytes: int, limit: int, parts: Iterable[Part]) -> Iterator[str]:
+    yield (
+        f"this run is estimated at {_gb(num_bytes)}{where} for each process, and there are {_gb(limit)}. "
+        "Its largest parts, and what makes them smaller where it is not on already:"
+    )
+    for part in sorted(fullest(parts), key=lambda part: -part.num_bytes)[:NUM_ADVISED]:
+        yield f"  {part.name}, {_gb(part.num_bytes)}: {_advice(part.name)}"
 
 
 def render(
-    footprint: Footprint, *, limit: int | None = None, tflops: float | None = None, utilisation: float = UTILISATION
+    footprint: Footprint,
+    *,
+    limits: Limits = NO_LIMITS,
+    tflops: float | None = None,
+    utilisation: float = UTILISATION,
 ) -> str:
     """The estimate as text."""
     work = footprint.work
@@ -114,31 +132,43 @@ def render(
         f"  {work.rows} rows of {work.prompt_tokens:,} + {work.completion_tokens:,} tokens, "
         f"{work.frames} frames of {work.size[1]} x {work.size[0]}",
         *_rows(footprint.device),
-        f"  {'peak':<46}{_gb(footprint.peak):>12}" + (f"  of {_gb(limit)}" if limit else ""),
+        _total("peak", footprint.peak, limits.device),
     ]
     if footprint.host:
-        lines += ["in host memory, for each process:", *_rows(footprint.host)]
+        peak = _total("peak", footprint.host_peak, limits.host)
+        lines += ["in host memory, for each process:", *_rows(footprint.host), peak]
     if footprint.disk:
         lines += ["on disk:", *_rows(footprint.disk)]
-    teraflop = footprint.flops.total / 1e12
-    amount = f"{teraflop:,.0f}" if teraflop >= 10 else f"{teraflop:.2g}"
-    lines.append(f"estimated operations of a step, each process: {amount} TFLOP")
-    if tflops:
-        seconds = footprint.flops.seconds(tflops, utilisation)
-        lines[-1] += f", at least {seconds:,.2g} s at {utilisation:.0%} of {tflops:g} TFLOP/s"
-    return "\n".join(lines)
+    return "\n".join([*lines, *_operations(footprint.flops, tflops, utilisation)])
 
 
 def _rows(parts: Iterable[Part]) -> list[str]:
-    notes = {TRAINING: "  while training", ROLLOUTS: "  while sampling"}
-    return [f"  {part.name:<46}{_gb(part.num_bytes):>12}{notes.get(part.when, '')}" for part in parts]
+    return [f"  {part.name:<46}{_gb(part.num_bytes):>12}{_note(part.when)}" for part in parts]
 
 
-def _fullest(footprint: Footprint) -> list[Part]:
-    """The parts that are there at the fullest moment."""
-    sums = {w: sum(p.num_bytes for p in footprint.device if p.when == w) for w in (TRAINING, ROLLOUTS)}
-    other = min(sums, key=lambda when: sums[when])
-    return [part for part in footprint.device if part.when != other]
+def _note(when: str) -> str:
+    phase, _, turn = when.partition(":")
+    return "" if when == ALWAYS else f"  while {phase}" + ", one after the other" * bool(turn)
+
+
+def _total(name: str, num_bytes: int, limit: int | None) -> str:
+    return f"  {name:<46}{_gb(num_bytes):>12}" + ("" if limit is None else f"  of {_gb(limit)}")
+
+
+def _operations(flops: StepFlops, tflops: float | None, utilisation: float) -> Iterator[str]:
+    """How a step's operations divide, and the least time that each share takes."""
+    speed = f", and their time at {utilisation:.0%} of {tflops:g} TFLOP/s, at least" if tflops else ""
+    yield f"estimated operations of a step, each process{speed}:"
+    shares = {**dataclasses.asdict(flops), "whole step": flops.total}
+    for name, amount in shares.items():
+        if amount:
+            time = f"{least_seconds(amount, tflops, utilisation):>10,.2g} s" if tflops else ""
+            yield f"  {name:<43}{_teraflop(amount):>9} TFLOP{time}"
+
+
+def _teraflop(flops: float) -> str:
+    amount = flops / 1e12
+    return f"{amount:,.0f}" if amount >= 10 else f"{amount:.2g}"
 
 
 def _advice(name: str) -> str:

@@ -64,6 +64,7 @@ class TinyOmniConfig:
         rope_theta: base of the rotary frequencies. On tiny grids the published 1e6 leaves the width axis with
             frequencies too low to tell left from right.
         max_vocab_size: upper limit of the byte-pair vocabulary before added tokens.
+        min_vocab_size: the vocabulary is filled up to so many with words that no text makes.
         initializer_range: standard deviation of the random weights. The published 0.02 suits widths of thousands.
         audio_window: half the spectrogram columns that attend to each other in the audio tower.
         seed: of the random weights.
@@ -80,6 +81,7 @@ class TinyOmniConfig:
     hop_length: int = 320
     rope_theta: float = 10.0
     max_vocab_size: int = 2000
+    min_vocab_size: int = 0
     initializer_range: float = 0.02
     audio_window: int = 50
     seed: int = 0
@@ -119,12 +121,12 @@ def build_tiny_processor(texts: Iterable[str], config: TinyOmniConfig) -> Qwen2_
         feature_extractor=WhisperFeatureExtractor(
             feature_size=config.num_mel_bins, hop_length=config.hop_length, chunk_length=30, return_attention_mask=True
         ),
-        tokenizer=_train_tokenizer(texts, config.max_vocab_size),
+        tokenizer=_train_tokenizer(texts, config.max_vocab_size, config.min_vocab_size),
         chat_template=CHAT_TEMPLATE,
     )
 
 
-def _train_tokenizer(texts: Iterable[str], max_vocab_size: int) -> Qwen2Tokenizer:
+def _train_tokenizer(texts: Iterable[str], max_vocab_size: int, min_vocab_size: int) -> Qwen2Tokenizer:
     blank = Qwen2Tokenizer(vocab={}, merges=[])
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = blank.backend_tokenizer.pre_tokenizer
@@ -133,8 +135,9 @@ def _train_tokenizer(texts: Iterable[str], max_vocab_size: int) -> Qwen2Tokenize
     )
     bpe.train_from_iterator([*texts, "user assistant system"], trainer)
     state = json.loads(bpe.to_str())["model"]
+    fillers = {f"unused{token_id}": token_id for token_id in range(len(state["vocab"]), min_vocab_size)}
     tokenizer = Qwen2Tokenizer(
-        vocab=state["vocab"],
+        vocab=state["vocab"] | fillers,
         merges=[tuple(merge) for merge in state["merges"]],
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
@@ -144,6 +147,20 @@ def _train_tokenizer(texts: Iterable[str], max_vocab_size: int) -> Qwen2Tokenize
     tokenizer.add_tokens(["<|im_start|>"], special_tokens=True)
     ensure_seg_token(tokenizer, vocab_size=len(tokenizer) + 1)
     return tokenizer
+
+
+def multimodal_token_fields(tokenizer: Qwen2Tokenizer) -> dict[str, int]:
+    """Fields of a thinker's config that say which ids the tokenizer has given to its multimodal tokens."""
+    token_id = tokenizer.convert_tokens_to_ids
+    return {
+        "audio_token_index": token_id("<|AUDIO|>"),
+        "image_token_index": token_id("<|IMAGE|>"),
+        "video_token_index": token_id("<|VIDEO|>"),
+        "audio_start_token_id": token_id("<|audio_bos|>"),
+        "audio_end_token_id": token_id("<|audio_eos|>"),
+        "vision_start_token_id": token_id("<|vision_bos|>"),
+        "vision_end_token_id": token_id("<|vision_eos|>"),
+    }
 
 
 def _thinker_config(tokenizer: Qwen2Tokenizer, config: TinyOmniConfig) -> Qwen2_5OmniThinkerConfig:
@@ -195,13 +212,7 @@ def _thinker_config(tokenizer: Qwen2Tokenizer, config: TinyOmniConfig) -> Qwen2_
             "n_window": config.audio_window,
             "max_source_positions": 1500,
         },
-        audio_token_index=token_id("<|AUDIO|>"),
-        image_token_index=token_id("<|IMAGE|>"),
-        video_token_index=token_id("<|VIDEO|>"),
-        audio_start_token_id=token_id("<|audio_bos|>"),
-        audio_end_token_id=token_id("<|audio_eos|>"),
-        vision_start_token_id=token_id("<|vision_bos|>"),
-        vision_end_token_id=token_id("<|vision_eos|>"),
+        **multimodal_token_fields(tokenizer),
         user_token_id=token_id("user"),
         **init,
     )

@@ -132,7 +132,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows = self._encode_rows(inputs)
         self._rollout_masks: list[DecodedMasks] = []
-        self._mask_sink = self._rollout_masks if self._masks_share_forward else None
+        self._mask_sink = self._rollout_masks if self.args.masks_share_forward else None
         output = super()._generate_and_score_completions(inputs)
         self._rollout_masks = []  # at the frames' own size they take gigabytes
         self._seg_states = None
@@ -176,21 +176,6 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         return completion_ids, logprobs
 
     @property
-    def _old_logps_are_computed(self) -> bool:
-        """Whether TRL scores the rollouts before the rewards."""
-        generate_every = self.args.steps_per_generation * self.num_iterations
-        is_corrected = self.use_vllm and self.vllm_importance_sampling_correction
-        return is_corrected or self.args.gradient_accumulation_steps % generate_every != 0
-
-    @property
-    def _masks_share_forward(self) -> bool:
-        """Whether the rollouts' masks come from the forward pass that scores them.
-
-        Truncated completions that TRL masks are not attended to there: their masks are decoded apart.
-        """
-        return self._old_logps_are_computed and not self.mask_truncated_completions
-
-    @property
     def _states_are_recorded(self) -> bool:
         """Whether the rollouts' masks come from the states that sampling leaves behind.
 
@@ -198,7 +183,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         and whether a state is missing is each process's own affair.
         """
         is_sharded = is_deepspeed_zero3_enabled() or self.is_fsdp_enabled
-        return not (self._masks_share_forward or self.use_vllm or is_sharded)
+        return not (self.args.masks_share_forward or self.use_vllm or is_sharded)
 
     # ---- one forward: log-probabilities and masks ---------------------------------------------------------------
 

@@ -71,6 +71,21 @@ class AuroraGRPOConfig(CPUDeviceMixin, GRPOConfig):
         return step * self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) == 0
 
     @property
+    def old_logps_are_computed(self) -> bool:
+        """Whether TRL scores the rollouts before the rewards."""
+        generate_every = self.steps_per_generation * self.num_iterations
+        is_corrected = self.use_vllm and self.vllm_importance_sampling_correction
+        return is_corrected or self.gradient_accumulation_steps % generate_every != 0
+
+    @property
+    def masks_share_forward(self) -> bool:
+        """Whether the rollouts' masks come from the forward pass that scores them.
+
+        Truncated completions that TRL masks are not attended to there: their masks are decoded apart.
+        """
+        return self.old_logps_are_computed and not self.mask_truncated_completions
+
+    @property
     def engine_kwargs(self) -> dict[str, Any]:
         """`vllm_engine_kwargs` as a dictionary; the command line gives JSON."""
         given = self.vllm_engine_kwargs

@@ -2,12 +2,11 @@ import contextlib
 import io
 import json
 import math
-import re
 
 import pytest
 import torch
 
-from benchmarks import gpu_step, step_cost
+from benchmarks import step_cost
 from benchmarks.contenders import MASK_PARTS, PARTS, Step, make_aurora, make_stock
 from benchmarks.mask_decoding import WAYS
 from benchmarks.tables import Comparison
@@ -94,16 +93,3 @@ def test_ratios_are_medians_over_pairs_and_leave_masks_out():
     comparison = Comparison(pairs)
     assert comparison.ratio_without_masks("cpu") == pytest.approx(1.2)
     assert comparison.ratio("cpu") == pytest.approx(1.3)
-
-
-def test_the_gpu_benchmark_runs_at_toy_size_and_refuses_real_ones_without_a_gpu(tmp_path, capsys, monkeypatch):
-    gpu_step.main(["--size", "toy", "--repeats", "1", "--json", str(tmp_path / "out.json")])
-    numbers = json.loads((tmp_path / "out.json").read_text())
-    parts = sum(numbers[name] for name in (*PARTS, *MASK_PARTS))
-    assert parts == pytest.approx(numbers["whole step, s"])
-    assert numbers["tokens a second of the step"] > 0 and numbers["TFLOPs a second, forward + backward"] > 0
-    assert re.search(r"\| mask decode \| 0\.\d+", capsys.readouterr().out)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit):
-        gpu_step.main(["--size", "3b"])
-    assert "needs a GPU" in capsys.readouterr().err

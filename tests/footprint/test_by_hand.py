@@ -1,5 +1,7 @@
 """The command `aurora-rl footprint`."""
 
+import re
+
 import pytest
 
 from aurora_rl.cli import main
@@ -17,6 +19,37 @@ def test_a_config_is_estimated_and_a_limit_kept(tiny_checkpoint: str, capsys: py
     assert main([*command, "--zero", "2", "--memory_limit_gb", "0.01"]) == 1
     output = capsys.readouterr().out
     assert "1 process, ZeRO-2" in output and "what makes them smaller" in output
+
+
+def test_vllms_share_is_of_the_device_whatever_the_limit(
+    tiny_checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["footprint", "grpo", *CONFIG, "--model", tiny_checkpoint, "--gpu_memory_gb", "80"]
+    vllm = ["--use_vllm", "true", "--vllm_mode", "colocate", "--vllm_gpu_memory_utilization", "0.25"]
+    for limit in ("30", "60"):
+        assert main([*command, "--memory_limit_gb", limit, *vllm]) == 0
+        output = capsys.readouterr().out
+        assert re.search(r"vLLM: its key-value cache +20\.00 GB", output)  # beside weights of less than 1 MB
+        assert f"of {limit}.00 GB" in output
+
+
+def test_the_hosts_memory_is_shared_by_the_processes_of_a_machine(
+    tiny_checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["footprint", "grpo", *CONFIG, "--model", tiny_checkpoint, "--frame_size", "720", "1280"]
+    offload = ["--launch", "accelerate_configs/zero3_offload.yaml", "--host_memory_gb", "20"]
+    assert main([*command, *offload]) == 1
+    assert "in host memory for each process, and there are 2.50 GB" in capsys.readouterr().out  # of eight
+    assert main([*command, *offload, "--machines", "8"]) == 0
+    assert "8 processes on 8 machines, ZeRO-3" in capsys.readouterr().out
+
+
+def test_a_teacher_is_named_as_in_the_recipe(tiny_checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["footprint", "sft", "--config", "recipes/synthetic/sft.yaml", "--model", tiny_checkpoint]
+    live, stored = ["--teacher", tiny_checkpoint], ["--teacher_features", "features.safetensors"]
+    for options, is_listed in ((live, True), ([*live, *stored], False), ([*live, "--distill_weight", "0"], False)):
+        assert main([*command, *options]) == 0
+        assert ("\n  teacher " in capsys.readouterr().out) is is_listed
 
 
 def test_unusable_arguments_exit_with_2(tiny_checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,8 @@ import pytest
 
 from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.footprint import Clips, Footprint, Launch, Part, estimate_footprint
+from aurora_rl.footprint.estimate import ALWAYS, MOMENTS, TRAINING
+from aurora_rl.footprint.flops import StepFlops, least_seconds
 from aurora_rl.footprint.workload import build_workload
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
@@ -17,7 +19,14 @@ COMMON = {"use_cpu": True, "report_to": "none", "per_device_train_batch_size": 4
 
 @pytest.fixture
 def estimate(tiny_checkpoint: str, tmp_path):
-    def run(kind: type = AuroraSFTConfig, *, launch: Launch | None = None, model: dict | None = None, **options):
+    def run(
+        kind: type = AuroraSFTConfig,
+        *,
+        launch: Launch | None = None,
+        model: dict | None = None,
+        teacher: str | None = None,
+        **options,
+    ):
         defaults = COMMON | {"output_dir": str(tmp_path), "bf16": False, "gradient_checkpointing": False}
         model_args = ModelArguments(**{"model": tiny_checkpoint, "freeze": ["visual", "audio_tower"], **(model or {})})
         return estimate_footprint(
@@ -27,6 +36,7 @@ def estimate(tiny_checkpoint: str, tmp_path):
             launch=launch or Launch(is_gpu=False),
             clips=CLIPS,
             device_memory=10**9,
+            teacher=teacher,
         )
 
     return run
@@ -70,8 +80,24 @@ def test_offloaded_parts_move_to_the_host(estimate) -> None:
     offloaded = estimate(launch=dataclasses.replace(launch, offloads_optimizer=True, offloads_parameters=True))
     assert part(offloaded, "optimiser state") == part(offloaded, "weights: ") == 0
     assert {p.name for p in offloaded.host} >= {"optimiser state", "weights: language model"}
-    moved = part(on_device, "optimiser state") + part(on_device, "weights: ")
-    assert on_device.peak - offloaded.peak == moved
+    moved = ("optimiser state", "gradients", "weights: ")
+    assert on_device.peak - offloaded.peak == sum(part(on_device, name) for name in moved) == offloaded.host_peak
+
+
+def test_deepspeed_keeps_float32_gradients_beside_an_optimiser_on_the_host(estimate) -> None:
+    launch = Launch(num_processes=2, zero_stage=2, is_deepspeed=True)
+    model = {"dtype": "bfloat16"}
+    on_device = estimate(launch=launch, model=model)
+    offloaded = estimate(launch=dataclasses.replace(launch, offloads_optimizer=True), model=model)
+    gradients = sum(p.num_bytes for p in offloaded.host if p.name == "gradients")
+    head = part(on_device, "weights: mask head")  # float32 as it is
+    assert gradients == pytest.approx(2 * part(on_device, "gradients") - head / 2, abs=2)
+
+
+def test_on_a_cpu_offloading_moves_nothing(estimate) -> None:
+    launch = Launch(num_processes=2, zero_stage=3, is_deepspeed=True, is_gpu=False)
+    offloaded = estimate(launch=dataclasses.replace(launch, offloads_optimizer=True, offloads_parameters=True))
+    assert offloaded.host == () and offloaded.peak == estimate(launch=launch).peak
 
 
 def test_ddp_has_buckets_and_deepspeed_its_own(estimate) -> None:
@@ -93,9 +119,9 @@ def test_the_reference_is_a_copy_of_what_has_no_adapter(estimate) -> None:
 
 def test_the_peak_is_training_or_sampling_never_both(estimate) -> None:
     footprint = estimate(AuroraGRPOConfig, num_generations=2)
-    parts = (Part("a", 1), Part("b", 10, "training"), Part("c", 100, "rollouts"))
+    parts = (Part("a", 1), Part("b", 10, "training"), Part("c", 100, "sampling"))
     assert dataclasses.replace(footprint, device=parts).peak == 101
-    assert {p.when for p in footprint.device} == {"always", "training", "rollouts"}
+    assert {p.when for p in footprint.device} == {ALWAYS, TRAINING, *MOMENTS}
 
 
 def test_vllm_takes_its_share_always_or_while_it_is_awake(estimate) -> None:
@@ -103,12 +129,15 @@ def test_vllm_takes_its_share_always_or_while_it_is_awake(estimate) -> None:
         options = {"num_generations": 2, "use_vllm": True, "vllm_gpu_memory_utilization": 0.25, **options}
         return estimate(AuroraGRPOConfig, **options)
 
-    (engine,) = [p for p in run(vllm_mode="colocate").device if p.name.startswith("vLLM")]
-    assert (engine.num_bytes, engine.when) == (250_000_000, "always")
-    (engine,) = [p for p in run(vllm_mode="colocate", vllm_enable_sleep_mode=True).device if p.name.startswith("vLLM")]
-    assert engine.when == "rollouts"
+    def engine(footprint: Footprint) -> tuple[int, set[str]]:
+        parts = [p for p in footprint.device if p.name.startswith("vLLM")]
+        return sum(p.num_bytes for p in parts), {p.when for p in parts}
+
+    assert engine(run(vllm_mode="colocate")) == (250_000_000, {"always"})
+    assert engine(run(vllm_mode="colocate", vllm_enable_sleep_mode=True)) == (250_000_000, {"sampling"})
     sized = run(vllm_mode="colocate", vllm_engine_kwargs={"kv_cache_memory_bytes": 1000})
-    assert part(sized, "vLLM") == part(sized, "weights: ") + 1000
+    assert part(sized, "vLLM: its own weights") == part(sized, "weights: ")
+    assert part(sized, "vLLM: its key-value cache") == 1000
     server = run(vllm_mode="server")
     assert part(server, "vLLM") == part(server, "key-value") == server.flops.sampling == 0
 
@@ -120,24 +149,87 @@ def test_embeddings_of_all_clips_lie_on_disk(omni_checkpoint, sam_checkpoint, es
     assert estimate().disk == ()
 
 
-def test_masks_of_the_rollouts_lie_on_the_host(estimate) -> None:
-    (masks,) = estimate(AuroraGRPOConfig, num_generations=2).host
-    assert masks.num_bytes == 4 * 4 * 64 * 64 * 9  # rows x frames x pixels x (two float32 and a bool)
+def test_masks_of_the_rollouts_lie_on_the_host_and_their_logits_on_the_gpu_too(estimate) -> None:
+    pixels = 4 * 4 * 64 * 64  # rows x frames x height x width
+    footprint = estimate(AuroraGRPOConfig, num_generations=2, launch=Launch())
+    (masks,) = footprint.host
+    assert masks.num_bytes == pixels * 9  # two float32 and a bool
+    assert part(footprint, "masks of the rollouts") == pixels * 4
+    on_cpu = estimate(AuroraGRPOConfig, num_generations=2)
+    assert part(on_cpu, "masks of the rollouts") == pixels * 9 and on_cpu.host == ()
 
 
-def test_operations_of_a_step_by_hand(estimate) -> None:
-    """6 N a token in full fine-tuning, 8 N with checkpointing; frozen towers forward only."""
-    footprint = estimate()
-    tokens = footprint.work.tokens
-    full = footprint.flops.training
-    again = estimate(gradient_checkpointing=True).flops.training
-    forward = again - full
-    media = full - 3 * forward
-    assert forward % (2 * tokens) == 0 and 0 < media < forward
-    assert estimate(gradient_accumulation_steps=3).flops.training == pytest.approx(3 * full)
-    lora = estimate(model={"use_peft": True, "lora_modules_to_save": ["seg_head"]}).flops.training
-    assert 2 * forward < lora - media < 2.2 * forward
-    assert footprint.flops.seconds(1.0, 0.5) == full / 0.5e12
+def test_operations_of_a_step_by_hand(estimate, meta) -> None:
+    """6 N a token in full fine-tuning, 2 N more where it runs again; of frozen towers the forward pass."""
+
+    def flops(*, is_gpu: bool = False, **options) -> StepFlops:
+        return estimate(launch=Launch(is_gpu=is_gpu), **options).flops
+
+    full, work = flops(), estimate().work
+    layers = 2 * sum(p.numel() for p in meta.base.get_decoder().layers.parameters()) * work.tokens
+    a_token = 2 * meta.base.lm_head.weight.numel()
+    head = a_token * work.tokens
+    media = full.training - 3 * layers - 3 * head
+    assert 0 < media < layers
+    assert full.recomputing == head
+    assert flops(gradient_checkpointing=True) == dataclasses.replace(full, recomputing=layers + head)
+    assert flops(gradient_accumulation_steps=3).training == 3 * full.training
+    on_gpu, num_prompt_tokens = flops(is_gpu=True), 4 * work.prompt_tokens  # which are not scored there
+    assert full.training - on_gpu.training == 3 * a_token * num_prompt_tokens
+    assert on_gpu.recomputing == a_token * 4 * work.completion_tokens
+    lora = flops(model={"use_peft": True, "lora_modules_to_save": ["seg_head"]}).training
+    assert 2 * layers + 2 * head < lora - media < 2.2 * layers + 2 * head
+    kept = flops(model={"use_peft": True, "lora_modules_to_save": ["seg_head", "lm_head"]}).training
+    assert kept - lora == head  # its own gradient
+    assert least_seconds(full.training, 1.0, 0.5) == full.training / 0.5e12
+
+
+def test_a_live_teacher_reads_the_prompts(estimate, meta, tiny_checkpoint: str) -> None:
+    flops, work = estimate(teacher=tiny_checkpoint).flops, estimate().work
+    layers = 2 * sum(p.numel() for p in meta.base.get_decoder().layers.parameters())
+    head = 2 * meta.base.lm_head.weight.numel()
+    media = estimate().flops.training - 3 * (layers + head) * work.tokens
+    assert flops.scoring == layers * work.rows * work.prompt_tokens + media
+    assert flops.training == estimate().flops.training
+
+
+@pytest.mark.parametrize(
+    ("options", "zero_stage", "passes"),
+    [
+        ({}, 0, 0),  # each rollout is trained on once, and sampling leaves the states for the masks behind
+        ({}, 3, 1),  # masks, for no states are left behind
+        ({"beta": 0.1}, 0, 1),  # the reference
+        ({"num_iterations": 2}, 0, 1),  # old log-probabilities, which give the masks too
+        ({"num_iterations": 2}, 3, 1),
+        ({"use_vllm": True}, 0, 1),  # old log-probabilities, for the engine's differ
+        ({"use_vllm": True, "beta": 0.1}, 3, 2),
+        ({"use_vllm": True, "vllm_importance_sampling_correction": False}, 0, 1),  # masks
+        ({"use_vllm": True, "mask_truncated_completions": True}, 0, 2),  # old log-probabilities and masks
+    ],
+)
+def test_forward_passes_over_the_rollouts(estimate, options: dict, zero_stage: int, passes: int) -> None:
+    options = {"num_generations": 2, "beta": 0.0, "vllm_mode": "colocate", "gradient_checkpointing": True, **options}
+    launch = Launch(num_processes=2, zero_stage=zero_stage, is_deepspeed=True)
+    flops = estimate(AuroraGRPOConfig, launch=launch, **options).flops
+    assert flops.scoring == passes * flops.sampling  # with a cache, sampling passes each token once
+
+
+def test_rollouts_that_are_trained_on_twice_are_sampled_half_as_often(estimate) -> None:
+    def sampling(**options) -> float:
+        return estimate(AuroraGRPOConfig, num_generations=2, **options).flops.sampling
+
+    once = sampling()
+    assert sampling(num_iterations=2) == once / 2
+    assert sampling(gradient_accumulation_steps=3) == pytest.approx(3 * once)
+    assert sampling(steps_per_generation=4) == once  # four times as many rollouts, every fourth step
+
+
+def test_an_engine_beside_the_trainer_samples_as_much_as_the_trainer_would(estimate) -> None:
+    def sampling(**options) -> float:
+        return estimate(AuroraGRPOConfig, num_generations=2, **options).flops.sampling
+
+    assert sampling(use_vllm=True, vllm_mode="colocate") == sampling() > 0
+    assert sampling(use_vllm=True, vllm_mode="server") == 0
 
 
 def test_tokens_by_hand(estimate) -> None:

@@ -17,6 +17,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "accelerate_configs"
         ("zero2", Launch(8, 2, True)),
         ("zero3", Launch(8, 3, True)),
         ("fsdp2", Launch(8, 3)),
+        ("multi_node", Launch(16, 2, True, num_machines=2)),
     ],
 )
 def test_shipped_configs_are_read(name: str, expected: Launch) -> None:
@@ -30,6 +31,15 @@ def test_offload_is_read(tmp_path: Path) -> None:
     launch = Launch.read(path)
     assert launch.offloads_optimizer and not launch.offloads_parameters
     assert str(launch) == "8 processes, ZeRO-3, optimizer in host memory"
+
+
+def test_machines_are_told_by_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = AuroraSFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    monkeypatch.setattr(args.distributed_state, "num_processes", 6)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    launch = Launch.of(args)
+    assert (launch.num_machines, launch.local_processes) == (2, 3)
+    assert Launch(3, num_machines=2).local_processes == 2  # of the machine that has more
 
 
 def test_this_process_is_one_on_a_cpu(tmp_path: Path) -> None:

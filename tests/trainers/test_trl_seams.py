@@ -157,7 +157,7 @@ def test_old_log_probabilities_are_computed_where_the_trainer_expects_them(
         steps_per_generation=steps_per_generation,
         num_iterations=num_iterations,
     )
-    assert trainer._old_logps_are_computed is expected
+    assert trainer.args.old_logps_are_computed is expected
     found = "old_per_token_logps" in rollout(trainer)
     assert found is expected, "seam GRPOTrainer._generate_and_score_completions: other condition for old log-probs"
 
