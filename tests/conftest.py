@@ -57,9 +57,13 @@ settings.load_profile("aurora")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a GPU where there is none; vLLM's tests too where it is missing, but never in CI."""
-    has_vllm = importlib.util.find_spec("vllm") is not None or "CI" in os.environ
-    missing = {name for name, there in (("gpu", torch.cuda.is_available()), ("vllm", has_vllm)) if not there}
+    """Leave out what needs something that is not there; vLLM's tests never in CI."""
+    found = {
+        "gpu": torch.cuda.is_available(),
+        "quantization": importlib.util.find_spec("bitsandbytes") is not None,
+        "vllm": importlib.util.find_spec("vllm") is not None or "CI" in os.environ,
+    }
+    missing = {name for name, is_there in found.items() if not is_there}
     left_out = [item for item in items if missing & {mark.name for mark in item.iter_markers()}]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

@@ -1,7 +1,5 @@
 """How 4 bits are asked for. Weights of 4 bits themselves need a GPU, and have not been run."""
 
-import importlib.util
-
 import pytest
 import torch
 
@@ -83,10 +81,7 @@ def test_names_of_what_is_quantized_are_the_models(loaded) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(
-    not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None,
-    reason="needs a GPU and bitsandbytes",
-)
+@pytest.mark.quantization
 def test_a_model_of_4_bits_loads_with_its_head_in_float32(tiny_checkpoint: str) -> None:
     loaded = assemble_model(ModelArguments(model=tiny_checkpoint, use_peft=True, load_in_4bit=True))
     decoder = loaded.model.get_decoder()

@@ -13,7 +13,7 @@ from recipes.pipeline import main
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Stages that differ from one of these in their numbers alone.
-LEFT_OUT = ("sft_plain", "sft_longer", "grpo_after_sft_plain", "grpo_after_sft")
+LEFT_OUT = ("sft_plain", "sft_longer", "grpo_after_sft_plain", "grpo_after_sft", "grpo_after_sft_longer")
 FEW_STEPS = {"max_steps": 2, "per_device_train_batch_size": 4, "warmup_steps": 1, "logging_steps": 1, "save_steps": 2}
 TOY = {
     "data": {"train": 12, "val": 2, "test_s": 3, "test_n": 2},

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import importlib.util
 import re
 
 import pytest
@@ -187,7 +186,7 @@ def test_after_training_the_engine_follows_the_policy(generation, generate, rows
     assert difference(policy, loaded, rows, generate(rows)) < 1e-3
 
 
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+@pytest.mark.quantization
 def test_the_engine_follows_lora_on_weights_of_4_bits(generation, generate, rows, difference, point_at):
     options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.float32}
     config = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=list(NOT_QUANTIZED), **options)

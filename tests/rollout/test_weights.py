@@ -1,7 +1,6 @@
 """Which weights go to vLLM, under which names, and that LoRA comes merged while the policy stays as it is."""
 
 import copy
-import importlib.util
 
 import pytest
 import torch
@@ -161,7 +160,7 @@ def test_weights_that_nobody_can_unpack_are_refused(loaded):
         sent(loaded.model, loaded)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+@pytest.mark.quantization
 def test_weights_of_4_bits_are_sent_as_the_policy_multiplies_by_them(tiny_checkpoint: str):
     options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.float32}
     config = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=list(NOT_QUANTIZED), **options)
