@@ -167,7 +167,7 @@ def list_test_splits(args: DataArguments) -> list[str]:
 def find_train_categories(args: DataArguments) -> set[str]:
     """Categories of the training split, which tell the new from the seen ones in an unseen split; no media are read.
 
-    None where the benchmark has no unseen split, or no training split beside it.
+    Empty where the benchmark has no unseen split, or no training split beside it.
     """
     if args.benchmark not in CATEGORY_READERS:
         return set()
