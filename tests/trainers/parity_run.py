@@ -104,7 +104,10 @@ def main(jobs: list[tuple[str, list[str], int]]) -> None:
             # torchrun's own meeting point serves one group of processes only.
             os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(port)}
             run(name, options)
-            return
+            sys.stdout.flush()
+            sys.stderr.flush()
+            # All is written. An ordinary exit was seen to abort, in a thread that a communication library never joins.
+            os._exit(0)
         _, status = os.waitpid(child, 0)
         if status != 0:
             sys.exit(f"the job {name} {options} failed")
