@@ -50,11 +50,13 @@ class _Dictation(LogitsProcessor):
         self.words = sorted(set(tokenizer.get_vocab().values()) - tokenizer.added_tokens_decoder.keys())
         self.ending, self.completion_length = ending, completion_length
         self.position = 0
+        self.completion_ids = np.empty((0, completion_length), dtype=np.int64)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        completion_ids = np.random.default_rng(0).choice(self.words, (len(scores), self.completion_length))
-        completion_ids[:, -2:] = self.ending
-        token_ids = torch.tensor(completion_ids[:, self.position, None], device=scores.device)
+        if self.position == 0:
+            self.completion_ids = np.random.default_rng(0).choice(self.words, (len(scores), self.completion_length))
+            self.completion_ids[:, -2:] = self.ending
+        token_ids = torch.tensor(self.completion_ids[:, self.position, None], device=scores.device)
         self.position += 1
         return torch.full_like(scores, -torch.inf).scatter(1, token_ids, 0.0)
 

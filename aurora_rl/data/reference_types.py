@@ -10,7 +10,7 @@ None. The names are those of the synthetic benchmark, whose "name" (a category o
     look             The object having white and gray fur. The drum. The man playing with a lion.
 
 The words were chosen on the official table, whose sentences come out of few moulds. "look" is what has no word of the
-others, so that the 103 rows of train and val that say but "NO." are there. A sound counts whoever makes it
+others, so that the rows of train and val that say but "NO." are there. A sound counts whoever makes it
 ("the guitar behind the singing man"), and so does a place ("played by the man on the left").
 """
 
