@@ -1,8 +1,8 @@
 """GRPO's reference: a frozen copy of the policy before its first step.
 
-TRL would rebuild a whole model from the name of the policy's class, which transformers does not know. Of an adapter that
-is trained on, TRL keeps the copy as an adapter named "ref", which is made anew from the adapter's own folder each time
-that a run starts, and is in no checkpoint.
+TRL would rebuild a whole model from the name of the policy's class, which transformers does not know. Of an adapter
+that is trained on, TRL keeps the copy as an adapter named "ref", which is made anew from the adapter's own folder each
+time that a run starts, and is in no checkpoint.
 """
 
 from __future__ import annotations

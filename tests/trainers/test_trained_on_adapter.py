@@ -1,4 +1,4 @@
-"""An adapter that is trained on: its reference is the adapter as it was, from its own folder, before and after a resume."""
+"""An adapter that is trained on: its reference is the adapter as it was, before and after a resume."""
 
 import contextlib
 import copy
@@ -29,7 +29,9 @@ def adapter(loaded: LoadedModel) -> PeftModel:
 
 
 @pytest.fixture
-def make(make_grpo: Callable[..., Trainer], adapter: PeftModel, train_samples: list[AVSample]) -> Callable[..., Trainer]:
+def make(
+    make_grpo: Callable[..., Trainer], adapter: PeftModel, train_samples: list[AVSample]
+) -> Callable[..., Trainer]:
     """A run that goes on with the adapter; each gets the one that there was at first, as each launch loads it."""
     common = {"samples": train_samples[:8], "script": None, "rewards": [letters], "beta": 0.5, "learning_rate": 0.01}
     return lambda **options: make_grpo(model=copy.deepcopy(adapter), **{**common, **options})
