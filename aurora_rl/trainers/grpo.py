@@ -46,7 +46,12 @@ from aurora_rl.rewards import Deferred, guard_reward_func, load_reward_func
 from aurora_rl.trainers.epoch_order import EpochOrder
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.health import RolloutHealthCallback
-from aurora_rl.trainers.reference_model import frozen_copy, install_reference
+from aurora_rl.trainers.reference_model import (
+    frozen_copy,
+    install_reference,
+    load_policy_beside_reference,
+    only_trained_adapters,
+)
 from aurora_rl.trainers.resumable import ResumableTrainer
 from aurora_rl.trainers.rollout_metrics import reward_metrics, rollout_metrics
 from aurora_rl.trainers.vllm_sampler import VLLMSampler, vllm_engine
@@ -126,6 +131,14 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
 
     def _may_resume_after(self, step: int) -> bool:
         return self.args.ends_generation_batch(step)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        with only_trained_adapters(self.model):
+            super()._save(output_dir, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_policy_beside_reference(self.model if model is None else model, resume_from_checkpoint)
 
     # ---- rollouts -----------------------------------------------------------------------------------------------
 
