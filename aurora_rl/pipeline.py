@@ -203,12 +203,14 @@ class AuroraPipeline:
 
         Raises:
             MediaError: naming the file, if something cannot be read or is too large.
+            ControlTokenError: if a reference holds a control token of the tokenizer, such as `[SEG]`.
             ValueError: if there is no reference, if a rate or a length is not above 0, or if windows would leave
                 frames out.
         """
         references = [text] if isinstance(text, str) else list(text)
         if not references or not all(reference.strip() for reference in references):
             raise ValueError(f"the references are {references}: give at least one, none of them empty")
+        self.predictor.encode.check_references(references)
         for name, value in (("fps", fps), ("window_seconds", window_seconds), ("stride_seconds", stride_seconds)):
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} is {value}: it must be a number above 0")

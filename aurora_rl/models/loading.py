@@ -203,6 +203,8 @@ def _load_whole(name_or_path: str, segmenter: dict[str, Any] | None, **options: 
     if is_new:
         config.segmenter = complete_segmenter_config(config.segmenter)
     model = family.model_class.from_pretrained(name_or_path, config=config, use_safetensors=True, **options)
+    if is_new:
+        model.seg_head.float()  # transformers keeps only that in float32 which a checkpoint holds
     processor = AutoProcessor.from_pretrained(name_or_path, trust_remote_code=False)
     seg_token_id = prepare_vocabulary(model, processor, family)
     return LoadedModel(model, processor, family, seg_token_id), is_new
