@@ -58,7 +58,7 @@ def write_film(
     pixel_shape: Fraction = Fraction(1),
     codec: str = "libx264",
 ) -> Path:
-    """Encode (H, W, 3) uint8 frames, at 10 a second or at `times`, and sounds as PCM (as AAC in mp4), by their times."""
+    """Encode (H, W, 3) uint8 frames, at 10 a second or at `times`, and sounds as PCM (AAC in mp4), by their times."""
     with av.open(str(path), "w") as out:
         packets: list[Any] = []
         videos = [_video(out, each, codec, matrix, pixel_shape) for each in (frames, second_video) if len(each)]
