@@ -18,6 +18,9 @@ from aurora_rl.models.segmenters.sam import SamSegmenter
 from benchmarks.memory import peak_memory
 from benchmarks.timing import Seconds, now
 
+#: On every machine, so that the ways can be compared.
+MASKS_PER_CHUNK = 4
+
 Decode = Callable[[SamSegmenter, Tensor, Tensor], Tensor]
 
 
@@ -44,7 +47,7 @@ def decode_in_stock_loop(segmenter: SamSegmenter, frames: Tensor, prompts: Tenso
         )
         return mask_logits[:, :, 0]
 
-    size = segmenter.max_masks_per_chunk
+    size = MASKS_PER_CHUNK
     masks = [
         checkpoint(decode, frame_chunk, prompt_chunk, use_reentrant=False)
         for prompt in prompts.split(1, dim=1)
@@ -84,6 +87,7 @@ def measure_decoding(
     """Decode G completions on F frames in each of `WAYS`, which take turns."""
     torch.manual_seed(0)
     segmenter = SamSegmenter({"type": "sam", "image_size": image_size})
+    segmenter.max_masks_per_chunk = MASKS_PER_CHUNK
     frames = torch.randn(num_frames, *segmenter.frame_shape)
     prompts = torch.randn(num_frames, num_generations, segmenter.prompt_dim)
     decoding = {name: Decoding() for name in WAYS}

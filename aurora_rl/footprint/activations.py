@@ -164,7 +164,7 @@ def _mask_bytes(meta: MetaModel, work: Workload) -> int:
     decoder.to(next(decoder.parameters()).dtype)  # buffers, too; autocast would see to them
     frames, prompts = work.clips * work.frames, -(-work.rows // work.clips)
     inputs = frames * torch.Size(decoder.frame_shape).numel() * torch.float32.itemsize
-    chunk_frames, chunk_prompts = decoder._chunk_size(frames, prompts)
+    chunk_frames, chunk_prompts = decoder.chunk_size(frames, prompts, decoder.masks_that_fit(torch.device("meta")))
     _, decoding = _run_mask_decoder(decoder, min(chunk_frames, frames), chunk_prompts)
     logits, losses = _run_mask_loss(decoder, work)
     is_one_chunk = frames <= chunk_frames and prompts <= chunk_prompts

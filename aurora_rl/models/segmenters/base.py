@@ -27,9 +27,10 @@ class Segmenter(nn.Module, abc.ABC):
         config: everything needed to rebuild the module, `"type"` included.
         prompt_dim: C, the width of a prompt.
         frame_shape: shape of one frame's input, as `FrameEncoder.encode` returns it.
-        max_masks_per_chunk: how many masks (frames x prompts) are decoded in one call, None for all. Where gradients
-            are recorded each chunk is checkpointed, so that this bounds the activations in memory. N and G differ
-            between processes, and with them the chunks: see `models.sharding.gather_at_once`.
+        max_masks_per_chunk: how many masks (frames x prompts) are decoded in one call at most; None for as many as
+            `masks_that_fit`. Where gradients are recorded each chunk is checkpointed, so that this bounds the
+            activations in memory. N, G and memory differ between processes, and with them the chunks: see
+            `models.sharding.gather_at_once`.
     """
 
     prompt_dim: int
@@ -80,7 +81,8 @@ class Segmenter(nn.Module, abc.ABC):
         self._check_shapes(frame_inputs, prompts)
         dtype = next(self.parameters()).dtype
         frame_inputs, prompts = frame_inputs.to(dtype), prompts.to(dtype)
-        chunk_frames, chunk_prompts = self._chunk_size(*prompts.shape[:2])
+        most = self.max_masks_per_chunk or self.masks_that_fit(prompts.device)
+        chunk_frames, chunk_prompts = self.chunk_size(len(prompts), prompts.size(1), most)
         if len(prompts) <= chunk_frames and prompts.size(1) <= chunk_prompts:
             return self.decode(frame_inputs, prompts).float()
         chunks = zip(frame_inputs.split(chunk_frames), prompts.split(chunk_frames), strict=True)
@@ -117,12 +119,17 @@ class Segmenter(nn.Module, abc.ABC):
                 "give each frame its own row of prompts (expand one prompt over the F frames of a clip)"
             )
 
-    def _chunk_size(self, num_frames: int, num_prompts: int) -> tuple[int, int]:
+    def masks_that_fit(self, device: torch.device) -> int | None:
+        """How many masks the device's memory lets decode in one call, None for any number; at least 1."""
+        return None
+
+    @staticmethod
+    def chunk_size(num_frames: int, num_prompts: int, max_masks: int | None) -> tuple[int, int]:
         """Frames and prompts a chunk: as many prompts of a frame as fit, then as many frames."""
-        if self.max_masks_per_chunk is None:
+        if max_masks is None:
             return max(1, num_frames), max(1, num_prompts)
-        chunk_prompts = max(1, min(num_prompts, self.max_masks_per_chunk))
-        return max(1, self.max_masks_per_chunk // chunk_prompts), chunk_prompts
+        chunk_prompts = max(1, min(num_prompts, max_masks))
+        return max(1, max_masks // chunk_prompts), chunk_prompts
 
     def _decode_chunk(self, frame_inputs: Tensor, prompts: Tensor) -> Tensor:
         if not torch.is_grad_enabled():

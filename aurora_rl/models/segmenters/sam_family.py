@@ -20,8 +20,16 @@ from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from aurora_rl.models.segmenters.base import FrameEncoder, Segmenter, check_frames
+from aurora_rl.models.segmenters.memory import decoding_budget, power_of_two_below
 from aurora_rl.models.segmenters.sam_shared import MaskDecoder
 from aurora_rl.models.sharding import loading_whole
+
+#: What decoding a mask takes, in image embeddings of a frame, rounded up. Both SAMs at S = 1024 in float32: 23.3 with
+#: gradients, 98 MB a mask, counted over the tensors that live at the same time; 7 to 10.7 without, seen as growth of
+#: the process.
+COPIES_WITH_GRADIENTS, COPIES_WITHOUT_GRADIENTS = 24, 11
+#: Masks at once where memory is scarce; estimates count these, because more are decoded only where memory is free.
+USUAL_LEAST = 4
 
 
 class SamFamilySegmenter(Segmenter):
@@ -37,8 +45,6 @@ class SamFamilySegmenter(Segmenter):
     decoder_class: ClassVar[type[nn.Module]]
     #: Parts of the checkpoint's config on which shapes depend here.
     config_parts: ClassVar[tuple[str, ...]] = ("mask_decoder_config",)
-    #: At S = 1024 the activations of four masks take some 0.4 GB, and larger tensors are slower on a CPU.
-    max_masks_per_chunk = 4
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
@@ -53,6 +59,14 @@ class SamFamilySegmenter(Segmenter):
         self.no_mask_embed: Tensor
         self.register_buffer("no_mask_embed", torch.empty(1, self.prompt_dim, 1, 1))
         self._reset_buffers()
+
+    def masks_that_fit(self, device: torch.device) -> int:
+        """As many as the device's memory is for, a power of two; of a model without memory the least that is usual."""
+        if device.type == "meta":
+            return USUAL_LEAST
+        copies = COPIES_WITH_GRADIENTS if torch.is_grad_enabled() else COPIES_WITHOUT_GRADIENTS
+        embedding = self.image_positional_embeddings.numel() * next(self.parameters()).dtype.itemsize
+        return power_of_two_below(decoding_budget(device) / (copies * embedding))
 
     @classmethod
     def complete_config(cls, config: dict[str, Any]) -> dict[str, Any]:

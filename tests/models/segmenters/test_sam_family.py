@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from aurora_rl.models.segmenters import build_frame_encoder, build_segmenter
+from aurora_rl.models.segmenters import build_frame_encoder, build_segmenter, memory
 from aurora_rl.models.segmenters.sam import SamSegmenter
 from aurora_rl.models.segmenters.sam2 import Sam2Segmenter
 from aurora_rl.models.segmenters.sam_family import SamFamilySegmenter
@@ -82,6 +82,72 @@ def test_chunks_change_neither_masks_nor_gradients(kind, segmenter, monkeypatch)
         torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-8)
     # All at once; then 6 masks = 2 frames a chunk, each decoded again in the backward pass (last chunk first).
     assert calls == [5, 2, 2, 1, 1, 2, 2]
+
+
+def give_memory(monkeypatch: pytest.MonkeyPatch, total: float, free: float) -> None:
+    monkeypatch.setattr(memory, "device_memory", lambda device: (int(total), int(free)))
+
+
+@pytest.mark.parametrize(
+    ("total", "free", "trained", "shown"),
+    [
+        (80e9, 60e9, 32, 64),  # a 16th of all, 5 GB: 49 masks of 101 MB, 108 of 46 MB
+        (24e9, 20e9, 8, 32),  # 1.5 GB: 14 and 32
+        (80e9, 2e9, 8, 16),  # half of what is free, 1 GB: 9 and 21
+        (80e9, 1e6, 1, 1),
+    ],
+)
+def test_chunks_follow_the_devices_memory(total, free, trained, shown, monkeypatch):
+    give_memory(monkeypatch, total, free)
+    with torch.device("meta"):
+        segmenter = build_segmenter({"type": "sam", "image_size": 1024})
+    gpu = torch.device("cuda")
+    assert segmenter.masks_that_fit(gpu) == trained
+    with torch.no_grad():
+        assert segmenter.masks_that_fit(gpu) == shown
+
+
+def test_a_decoder_of_half_the_precision_decodes_twice_as_many(segmenter, monkeypatch):
+    give_memory(monkeypatch, 80e9, 60e9)
+    gpu = torch.device("cuda")
+    whole = segmenter.masks_that_fit(gpu)
+    assert segmenter.bfloat16().masks_that_fit(gpu) == 2 * whole
+
+
+def test_scarce_memory_changes_neither_masks_nor_gradients(kind, segmenter, monkeypatch):
+    frame_inputs, prompts = kind.inputs(3, 5)
+    segmenter.double()
+    one_mask = 24 * segmenter.image_positional_embeddings.numel() * 8  # bytes
+    decode, results = segmenter.decode, []
+    for masks, expected in ((1, {1}), (2.5, {1, 2}), (1000, {15})):
+        give_memory(monkeypatch, 1e15, 8 * masks * one_mask)  # of which a host gives an 8th
+        sizes: list[int] = []
+        monkeypatch.setattr(segmenter, "decode", lambda x, p, to=sizes: to.append(p[..., 0].numel()) or decode(x, p))
+        segmenter.zero_grad()
+        leaf = prompts.clone().requires_grad_()
+        mask_logits = segmenter(frame_inputs, leaf)
+        mask_logits.sigmoid().mean().backward()
+        assert set(sizes) == expected
+        results.append([mask_logits.detach(), leaf.grad, *(p.grad.clone() for p in segmenter.parameters())])
+    for found in results[:2]:
+        for chunked, whole in zip(found, results[2], strict=True):
+            torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-6)  # attention's softmax is in float32
+
+
+def test_memory_of_this_machine_is_read():
+    total, free = memory.device_memory(torch.device("cpu"))
+    assert 0 < free <= total
+    assert 0 < memory.decoding_budget(torch.device("cpu")) <= total / 32
+
+
+@pytest.mark.gpu
+def test_memory_of_a_gpu_counts_what_is_held_in_reserve():
+    device = torch.device("cuda")
+    total, free = memory.device_memory(device)
+    block = torch.empty(2**28, dtype=torch.uint8, device=device)
+    assert memory.device_memory(device)[1] <= free - 2**27
+    del block
+    assert memory.device_memory(device) == (total, pytest.approx(free, abs=2**27))
 
 
 def test_without_gradients_chunks_are_decoded_once(kind, segmenter, monkeypatch):
