@@ -1,0 +1,125 @@
+"""Hooks that gradient checkpointing leaves on the input layers in the course of a GRPO run, and what they cost a token.
+
+    python benchmarks/hooks.py --steps 60
+
+A tiny model with LoRA and frozen towers is trained twice: with transformers' own `enable_input_require_grads`, which
+hooks every part's input layer anew after each generation, and with ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from unittest import mock
+
+import torch
+from peft import LoraConfig
+from transformers import PreTrainedModel, PrinterCallback
+
+from aurora_rl.models.frozen_parts import FrozenPartsMixin
+from aurora_rl.models.loading import freeze
+from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
+from aurora_rl.trainers.grpo import AuroraGRPOTrainer
+from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
+from benchmarks.timing import now
+from benchmarks.workload import ImageEncoder, Workload, aurora_dataset, build_policy
+
+WORKLOAD = Workload(
+    num_generations=2, num_frames=2, completion_length=4, hidden_size=64, num_layers=2, num_heads=2, frame_size=32
+)
+CALLS = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """After a run: forward hooks on the input layers of language model and towers, and a call of the embedding.
+
+    Attributes:
+        count: of all three layers together.
+        microseconds: processor time of embedding one token.
+    """
+
+    count: int
+    microseconds: float
+
+
+def measure_hooks(steps: int) -> dict[str, Hooks]:
+    """Train `steps` steps in both ways."""
+    with _as_transformers():
+        before = _train(steps)
+    return {"transformers": before, "ours": _train(steps)}
+
+
+@contextlib.contextmanager
+def _as_transformers() -> Iterator[None]:
+    """Take our methods away for a while, so that those of transformers are found."""
+    names = ("enable_input_require_grads", "gradient_checkpointing_enable")
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(mock.patch.object(FrozenPartsMixin, name, getattr(PreTrainedModel, name)))
+        yield
+
+
+def _train(steps: int) -> Hooks:
+    policy = build_policy(WORKLOAD)
+    model = policy.copy()
+    freeze(model, list(Qwen2_5OmniFamily.tower_names))
+    trainer = AuroraGRPOTrainer(
+        model=model,
+        reward_funcs=["reward_fns.format:format_reward"],
+        args=AuroraGRPOConfig(
+            output_dir=tempfile.mkdtemp(),
+            max_steps=steps,
+            per_device_train_batch_size=WORKLOAD.num_generations,
+            num_generations=WORKLOAD.num_generations,
+            max_completion_length=WORKLOAD.completion_length,
+            gradient_checkpointing=True,
+            bf16=False,
+            use_cpu=True,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        ),
+        encode=ImageEncoder(policy, WORKLOAD),
+        seg_token_id=policy.seg_token_id,
+        train_dataset=aurora_dataset(),
+        processing_class=policy.processor,
+        peft_config=LoraConfig(
+            r=4,
+            target_modules=Qwen2_5OmniFamily.lora_target_modules,
+            modules_to_save=["seg_head"],
+            task_type="CAUSAL_LM",
+        ),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    parts = (model.get_decoder(), model.visual, model.audio_tower)
+    layers = [part.get_input_embeddings() for part in parts]
+    return Hooks(sum(len(layer._forward_hooks) for layer in layers), _microseconds(layers[0]))
+
+
+@torch.no_grad()
+def _microseconds(embedding: torch.nn.Module) -> float:
+    token = torch.zeros(1, 1, dtype=torch.long)
+    start = now()
+    for _ in range(CALLS):
+        embedding(token)
+    return 1e6 * (now() - start).on("cpu") / CALLS
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=60, help="optimiser steps of each run")
+    steps = parser.parse_args().steps
+    print(f"| after {steps} steps | hooks on the three input layers | one token embedded, µs |\n| --- | --- | --- |")
+    for name, hooks in measure_hooks(steps).items():
+        print(f"| {name} | {hooks.count} | {hooks.microseconds:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
