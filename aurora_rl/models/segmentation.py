@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from aurora_rl.models.frozen_parts import FrozenPartsMixin
 from aurora_rl.models.segmenters import Segmenter, build_segmenter
 
 #: Names of the keyword arguments that ask a forward pass for masks.
@@ -75,11 +76,16 @@ class SegmentationHead(nn.Module):
         return prompts, mask_logits[frame_index, slots.repeat_interleave(row_counts)]
 
 
-class SegmentationMixin(PreTrainedModel):
+class SegmentationMixin(FrozenPartsMixin, PreTrainedModel):
     """Put in front of a Hugging Face MLLM class; call `init_segmentation` at the end of `__init__`."""
 
     seg_head: nn.Module
-    # In bf16 the small updates of a learning rate of 1e-5 would be rounded away.
+    # In bf16 the small updates of a learning rate of 1e-5 would be rounded away. With `bf16: true` the head is, under
+    # - DDP and one process: float32, its products bf16 by autocast;
+    # - FSDP2: shards of float32, gathered as bf16 for a forward pass, which runs under autocast as well;
+    # - DeepSpeed, ZeRO-3 while loading included: bf16, without autocast. It keeps the *buffers* named here in float32,
+    #   parameters are cast; its optimiser updates float32 copies of them, so that no update is lost there either.
+    # Hence whatever meets a buffer casts it first: see `Segmenter.decode` and `SuppressingHead.bias`.
     _keep_in_fp32_modules_strict = ("seg_head",)
     #: Which distinct clip each row of the batch has, while `shared_media` is on; None where every row brings its own.
     media_index: list[int] | None = None
