@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
@@ -16,6 +17,8 @@ from aurora_rl.models.end_of_turn import end_token_ids, until_end
 from aurora_rl.models.seg_tokens import find_seg
 from aurora_rl.models.segmentation import row_mask_logits, shared_media, without_projection
 from aurora_rl.prompts import FINAL_SENTENCE
+
+Row = TypeVar("Row")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,22 @@ class Completion:
 
     text: str
     mask_probs: torch.Tensor | None
+
+
+def unfinished_batches(
+    rows: Sequence[Row], batch_size: int, *, is_done: Callable[[Row], bool]
+) -> Iterator[Sequence[Row]]:
+    """The batches in which a row is not done yet, each whole: padding makes a row's numbers depend on its batch.
+
+    Args:
+        rows: all rows of a process, in the order of an unbroken run.
+        batch_size: rows of a batch.
+        is_done: whether an earlier run has finished the row.
+    """
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        if not all(map(is_done, batch)):
+            yield batch
 
 
 class SeededSampling(LogitsProcessor):
