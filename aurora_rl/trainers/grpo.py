@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -80,7 +80,10 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         encode: turns a sample into tensors.
         seg_token_id: id of `[SEG]`.
         **kwargs: TRL's: `train_dataset` (rows of `data.dataset.to_dataset`), `eval_dataset`, `processing_class`,
-            `peft_config`, `callbacks`, `optimizers`.
+            `peft_config`, `callbacks`, `optimizers`. Not `tools` nor `environment_factory`.
+
+    Raises:
+        ValueError: if tools or an environment are given.
     """
 
     args: AuroraGRPOConfig
@@ -96,6 +99,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         seg_token_id: int,
         **kwargs: Any,
     ) -> None:
+        _refuse_more_turns(kwargs)
         self.encode = encode
         self.seg_token_id = seg_token_id
         # Rows that the sequences at hand belong to, and where the masks of the next forward passes are wanted.
@@ -409,6 +413,16 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         self._metrics[mode]["mask_loss"].append(self.accelerator.gather(losses.total.detach()).mean().item())
         steps = self.current_gradient_accumulation_steps if mode == "train" else 1
         return self.args.mask_loss_weight * losses.total / steps
+
+
+def _refuse_more_turns(options: Mapping[str, Any]) -> None:
+    """A second turn would be put to the model without the media of its row."""
+    for name in ("tools", "environment_factory"):
+        if options.get(name):
+            raise ValueError(
+                f"{name} is given, but a rollout has one turn for now: masks and media belong to the first completion. "
+                f"Leave {name} out"
+            )
 
 
 #: Columns of a completion without `[SEG]`.
