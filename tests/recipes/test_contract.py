@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import http.server
 import json
 import math
 import os
@@ -18,6 +19,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -34,7 +36,8 @@ from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
 from aurora_rl.models.loading import load_model
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
-from recipes import sft
+from recipes import pipeline, sft
+from recipes.pipeline_plan import Stage
 from tests.data.test_avsbench import write_audio, write_frames, write_masks
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(1500)]
@@ -72,6 +75,9 @@ KILLED_AFTER = {
     "data_prep/collect_mistakes.py": "data_prep.journal:RecordLog.append",
     "recipes/init_tiny.py": "transformers:PreTrainedModel.save_pretrained",
 }
+#: Where a stage of the pipeline is killed: its first checkpoint has just been written.
+SAVED = "aurora_rl.trainers.resumable:ResumableTrainer._save_checkpoint"
+PLAINLY = pipeline.Runner._execute
 #: Recipes that leave a file, and no checkpoint.
 KILLED = ("ref_avs/evaluate", "ref_avs/mistakes_7b", "avsbench/evaluate", "synthetic/evaluate", "synthetic/mistakes")
 
@@ -375,7 +381,6 @@ def drive(toys: Toys, lane: Callable[[str], Lane], tmp_path_factory: pytest.Temp
 LAUNCHES = [(name, config) for name in TRAINED for config in (Recipe(name).lane, *ALSO_UNDER.get(name, ()))]
 #: In the order of lanes, so that each is started once.
 LAUNCHES.sort(key=lambda launch: ("zero2", "zero3", "fsdp2", "multi_gpu", "cpu").index(launch[1]))
-HALF = {"zero2": "bfloat16", "zero3": "bfloat16", "fsdp2": "bfloat16", "cpu": "float32"}
 
 
 def expected_dtype(config: str, group: str) -> str:
@@ -390,6 +395,8 @@ def expected_dtype(config: str, group: str) -> str:
         return "float32"
     if kind == "buffers":
         return "bfloat16" if part == "lm_head" else "float32"
+    if group == "lora frozen":  # GRPO's reference: PEFT puts what TRL adds by itself in float32, and DeepSpeed's
+        return "bfloat16" if config == "zero2" else "float32"  # ZeRO-3 casts nothing that it has not spread at loading
     if config == "fsdp2" and (kind == "trained" or part in ("lora", "seg_head")):
         return "float32"
     return "bfloat16"
@@ -409,6 +416,12 @@ def trained_weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(path)
 
 
+def rotary_frequencies(model: str) -> dict[str, list[float]]:
+    """Of a model loaded in one process, by the names of its buffers."""
+    buffers = load_model(model).model.named_buffers()
+    return {name: buffer.flatten()[:8].tolist() for name, buffer in buffers if name.endswith("inv_freq")}
+
+
 @pytest.mark.parametrize(("name", "config"), LAUNCHES, ids=[f"{name}-{config}" for name, config in LAUNCHES])
 def test_two_steps_a_save_and_a_resume(name: str, config: str, drive: Drive, tmp_path: Path) -> None:
     recipe, out, again = Recipe(name), tmp_path / "unbroken", tmp_path / "resumed"
@@ -420,8 +433,9 @@ def test_two_steps_a_save_and_a_resume(name: str, config: str, drive: Drive, tmp
     if recipe.content.get("eval_strategy") == "steps":
         assert sum(any(key.startswith("eval_") for key in line) for line in logs(out)) == 2
     left = json.loads((out / "contract.json").read_text())
-    found = {group: dtypes for group, dtypes in left["dtypes"].items()}
+    found = left["dtypes"]
     assert found == {group: [expected_dtype(config, group)] for group in found}
+    assert left["rotary"] == rotary_frequencies(str(out))  # ZeRO-3 would make them in bf16
     assert {"language_model frozen" if config != "cpu" else "language_model trained", "masters"} <= found.keys()
     if recipe.base.get("use_peft"):
         trained = {group for group in found if group.endswith("trained")}
@@ -434,3 +448,155 @@ def test_two_steps_a_save_and_a_resume(name: str, config: str, drive: Drive, tmp
     weights, expected = trained_weights(again), trained_weights(out)
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_yamls_that_share_a_run_are_read_and_built(drive: Drive, tmp_path: Path) -> None:
+    assert SHARED == ["ref_avs/grpo_3b", "ref_avs/sft_3b"]
+    for name in SHARED:
+        went_well, said = drive(Recipe(name), Recipe(name).lane, tmp_path / name, build_only=True)
+        assert went_well and "built" in said, said
+
+
+def test_a_decoder_that_does_not_cast_its_buffers_breaks_the_contract(drive: Drive, tmp_path: Path) -> None:
+    went_well, said = drive(Recipe("ref_avs/sft_7b"), "zero2", tmp_path / "broken", uncast_buffers=True)
+    assert not went_well
+    assert re.search(r"RuntimeError: expected .*(dtype|scalar type)", said)  # each operator has words of its own
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_killed_and_run_again_it_leaves_what_an_unbroken_run_leaves(name: str, drive: Drive, tmp_path: Path) -> None:
+    recipe, file = Recipe(name), "results.jsonl"
+    if recipe.script == "data_prep/collect_mistakes.py":
+        file = "mistakes.jsonl"
+    places = [tmp_path / place / (file if "out" in recipe.content else "") for place in ("unbroken", "killed")]
+    went_well, said = drive(recipe, recipe.lane, places[0])
+    assert went_well, said
+    went_well, _ = drive(recipe, recipe.lane, places[1], killed_after=KILLED_AFTER[recipe.script])
+    assert not went_well and not (tmp_path / "killed" / file).exists()
+    went_well, said = drive(recipe, recipe.lane, places[1])
+    assert went_well, said
+    unbroken, again = (rows_of(tmp_path / place / file) for place in ("unbroken", "killed"))
+    assert len(unbroken) > 1 and unbroken == again
+
+
+def rows_of(path: Path) -> dict[str, str]:
+    """What each row was answered."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return {
+        row.get("key") or f"{row['uid']}/{row['row']}": row.get("completion") or row["greedy"]["text"] for row in rows
+    }
+
+
+def test_the_first_model_is_made_again_after_a_kill(drive: Drive, tmp_path: Path) -> None:
+    recipe, out = Recipe("synthetic/init"), tmp_path / "model"
+    went_well, _ = drive(recipe, "cpu", out, killed_after=KILLED_AFTER[recipe.script])
+    assert not went_well and not (out / "tokenizer.json").exists()
+    went_well, said = drive(recipe, "cpu", out)
+    assert went_well, said
+    assert load_model(str(out)).segmenter_config["type"] == recipe.content["segmenter"]["type"]
+
+
+class StrongerModel(http.server.BaseHTTPRequestHandler):
+    """Answers every question of data_prep/correct_cot.py by the truth that it is told."""
+
+    def do_POST(self) -> None:
+        asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        told = re.search(r"it refers to the ([\w -]+)\.", asked)
+        category = told[1] if told else "null"
+        named = f"a {category}" if told else "nothing that fits"
+        steps = {"look": f"I see {named}.", "listen": "I hear a low hum.", "read": f"It asks for {named}."}
+        message = {"role": "assistant", "content": json.dumps({**steps, "answer_category": category})}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "strong", "choices": [choice]}
+        data = json.dumps({**reply, "usage": usage}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def stronger_model() -> Iterator[str]:
+    """Address of an endpoint."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), StrongerModel) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        server.shutdown()
+
+
+def toy_stages(drive: Drive, endpoint: str, out: Path) -> Path:
+    """The stage file: each stage with the toy YAML of its recipe, the endpoint at another address."""
+    content = yaml.safe_load(RECIPES["ref_avs/pipeline_7b"].read_text())
+    lane = Path(content["accelerate_config"]).stem
+    for fields in content["stages"].values():
+        if "config" in fields:
+            recipe = Recipe(str(Path(fields["config"]).relative_to("recipes").with_suffix("")))
+            fields["config"] = str(drive.write(recipe, lane))
+        else:
+            fields["options"] |= {"base_url": endpoint, "data_root": str(drive.toys.benchmarks["ref_avs"])}
+    path = out / "pipeline.yaml"
+    path.write_text(yaml.safe_dump({**content, "output_dir": str(out / "stages")}, sort_keys=False))
+    return path
+
+
+def in_lane(drive: Drive, killed: str | None) -> Callable[..., None]:
+    """Stands in for `Runner._execute`: stages that are launched run in the lane, one of them killed as it saves."""
+
+    def execute(runner: pipeline.Runner, stage: Stage, command: list[str], lock: int) -> None:
+        if "accelerate.commands.launch" not in command:
+            return PLAINLY(runner, stage, command, lock)
+        config = Path(command[command.index("--config_file") + 1]).stem
+        script = command.index("--config_file") + 2
+        options = {"killed_after": SAVED} if stage.name == killed else {}
+        went_well, said = drive.lane(config).run(command[script], command[script + 1 :], **options)
+        if not went_well:
+            raise pipeline.StageFailedError(said)
+        return None
+
+    return execute
+
+
+def test_the_stages_of_the_7b_pipeline_follow_one_another_and_go_on_after_a_kill(
+    drive: Drive, stronger_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("GEMINI_API_KEY", "none")
+    path = toy_stages(drive, stronger_model, tmp_path)
+    monkeypatch.setattr(pipeline.Runner, "_execute", in_lane(drive, killed="reflection_7b"))
+    assert pipeline.main(["--config", str(path)]) == pipeline.FAILED
+    assert (tmp_path / "stages/reflection_7b/checkpoint-1").is_dir(), capsys.readouterr()
+    monkeypatch.setattr(pipeline.Runner, "_execute", in_lane(drive, killed=None))
+    assert pipeline.main(["--config", str(path)]) == 0, capsys.readouterr()
+    said = capsys.readouterr().out
+    assert "sft_7b: complete" in said and "reflection_7b: was cut off, goes on from its last checkpoint" in said
+    for stage in ("teacher_7b", "sft_7b", "reflection_7b", "grpo_7b"):
+        assert_finite(logs(tmp_path / "stages" / stage))
+    assert all("distillation" in line for line in logs(tmp_path / "stages/sft_7b") if "loss" in line)
+
+
+DRIVEN = {
+    *TRAINED,
+    *SHARED,
+    *KILLED,
+    "synthetic/init",
+    "ref_avs/pipeline_7b",
+}
+#: Driven by other tests, which name them.
+DRIVEN_ELSEWHERE = {
+    "synthetic/pipeline": "tests/recipes/test_all_stages.py",
+    "ref_avs/grpo_7b_vllm": "tests/rollout/test_shared_gpu.py",
+}
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_recipe_is_driven(name: str) -> None:
+    if name in DRIVEN_ELSEWHERE:
+        assert f"{Path(name).name}.yaml" in (ROOT / DRIVEN_ELSEWHERE[name]).read_text()
+    else:
+        assert name in DRIVEN, f"nothing drives recipes/{name}.yaml: put it into TRAINED or KILLED"
