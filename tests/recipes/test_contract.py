@@ -50,7 +50,8 @@ OVERRIDDEN = {
     *("max_completion_length", "dataloader_num_workers", "dataloader_persistent_workers"),
     *("max_eval_samples", "max_rows"),
     *("use_cpu", "ddp_backend"),
-    *("save_strategy", "save_only_model"),  # of the demo's recipes, which nobody resumes
+    # Of the demo's recipes, which keep one checkpoint at most: the resume starts from the last but one.
+    *("save_strategy", "save_only_model", "save_total_limit"),
 }
 #: Further launches of training recipes, beside the one that their first comment names.
 ALSO_UNDER = {"ref_avs/sft_7b": ("zero3", "fsdp2"), "ref_avs/grpo_7b": ("zero3", "fsdp2")}
@@ -353,7 +354,7 @@ class Drive:
     def _short(self, recipe: Recipe) -> dict[str, Any]:
         if recipe.script in ("recipes/sft.py", "recipes/grpo.py"):
             short = {"max_steps": 2, "save_steps": 1, "logging_steps": 1, "warmup_steps": 0}
-            short |= {"save_strategy": "steps", "save_only_model": False}
+            short |= {"save_strategy": "steps", "save_only_model": False, "save_total_limit": 2}
             short |= {"dataloader_num_workers": 0, "dataloader_persistent_workers": False}
             short |= {"eval_steps": 1, "max_eval_samples": 2} if "eval_steps" in recipe.content else {}
             return short | ({"max_completion_length": 16} if recipe.script == "recipes/grpo.py" else {})
