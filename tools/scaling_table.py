@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from aurora_rl.cli import parse_arguments
 from aurora_rl.footprint import Footprint
 from aurora_rl.footprint.by_hand import estimate
-from aurora_rl.footprint.estimate import fullest
 from aurora_rl.footprint.flops import PEAK_TFLOPS, least_seconds
+from aurora_rl.footprint.parts import fullest
 
 SFT = "sft --config recipes/ref_avs/sft_7b.yaml --model docs/configs/qwen2_5_omni_7b --launch accelerate_configs/"
 GRPO = "grpo --config recipes/ref_avs/grpo_7b.yaml --model docs/configs/sft_7b --launch accelerate_configs/"
