@@ -345,4 +345,6 @@ def assemble_encoder(
     options = _prompt_options(args)
     if is_trainable and samples:
         loaded.remember_clips(ClipOptions.of_samples(samples, options))
-    return SampleEncoder(loaded.family, loaded.processor, frame_inputs, options=options, load=load)
+    encode = SampleEncoder(loaded.family, loaded.processor, frame_inputs, options=options, load=load)
+    encode.check(samples)
+    return encode

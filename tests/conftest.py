@@ -71,9 +71,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Tiny models gain nothing from threads, and workers that each take all cores wait for one another."""
-    torch.set_num_threads(1)
+def few_threads() -> None:
+    """Tiny models gain nothing from threads, and workers that each take all cores wait for one another.
+
+    `make test-rounding` asks for two: sums are then taken in another order.
+    """
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from aurora_rl.models.frozen_parts import FrozenPartsMixin
 from aurora_rl.models.segmenters import Segmenter, build_segmenter
 
 #: Names of the keyword arguments that ask a forward pass for masks.
@@ -75,7 +76,7 @@ class SegmentationHead(nn.Module):
         return prompts, mask_logits[frame_index, slots.repeat_interleave(row_counts)]
 
 
-class SegmentationMixin(PreTrainedModel):
+class SegmentationMixin(FrozenPartsMixin, PreTrainedModel):
     """Put in front of a Hugging Face MLLM class; call `init_segmentation` at the end of `__init__`."""
 
     seg_head: nn.Module
