@@ -73,6 +73,7 @@ def estimate_footprint(
     work: Workload | None = None,
     device_memory: int | None = None,
     teacher: str | None = None,
+    meta: MetaModel | None = None,
 ) -> Footprint:
     """Estimate from arguments and the model's config; no weights are read and nothing is allocated.
 
@@ -85,9 +86,10 @@ def estimate_footprint(
         work: what a process has in hand, where it is known better than `clips` and the arguments tell.
         device_memory: bytes of the device, of which vLLM takes its share where it runs beside the trainer.
         teacher: the model of `live_teacher`.
+        meta: the model, where it has been built already.
     """
     half = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
-    meta = build_meta_model(model_args, launch, half=half)
+    meta = meta or build_meta_model(model_args, launch, half=half)
     teacher_meta = _build_teacher(teacher, model_args)
     work = work or build_workload(meta.base.config, data_args, training_args, clips)
     checkpointing = bool(training_args.gradient_checkpointing)
@@ -244,8 +246,9 @@ def _rollout_parts(
 def _rollout_masks(work: Workload, launch: Launch) -> tuple[list[Part], list[Part]]:
     """Masks of all rollouts at the frames' own size, on the device and on the host.
 
-    A GPU has the logits in float32; with them, the host has probabilities and booleans for the rewards.
+    Their float32 logits stay where they are, and the host has booleans for the rewards; one that reads probabilities
+    has them made for a completion at a time.
     """
     name, pixels = "masks of the rollouts", work.generated_rows * work.frames * work.size[0] * work.size[1]
-    logits, all_three = Part(name, 4 * pixels, SCORING), Part(name, 9 * pixels, SCORING)
-    return ([logits], [all_three]) if launch.is_gpu else ([all_three], [])
+    logits, booleans, both = (Part(name, size * pixels, SCORING) for size in (4, 1, 5))
+    return ([logits], [booleans]) if launch.is_gpu else ([both], [])
