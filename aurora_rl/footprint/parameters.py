@@ -112,12 +112,12 @@ def build_meta_model(args: ModelArguments, launch: Launch, *, half: torch.dtype 
         if args.freeze:
             freeze(model, args.freeze)
         model = _with_adapter(model, family, args, adapter, launch)
-    loaded = total(_measure(model, family, args))
+    loaded = total(measure_parts(model, family, args))
     if launch.is_deepspeed and half is not None:
         model.to(half)
     if args.load_in_4bit:
         _cast_trained(model, torch.bfloat16)  # TRL does
-    parts = tuple(_measure(model, family, args))
+    parts = tuple(measure_parts(model, family, args))
     return MetaModel(model, family, parts, bool(adapter), loaded, args.load_in_4bit)
 
 
@@ -147,7 +147,8 @@ def _cast_trained(model: nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def _measure(model: nn.Module, family: MLLMFamily, args: ModelArguments) -> Iterator[PartSize]:
+def measure_parts(model: nn.Module, family: MLLMFamily, args: ModelArguments) -> Iterator[PartSize]:
+    """Sizes by part, as the parameters are now; of `args`, whether the weights will have 4 bits."""
     groups: dict[str, list[PartSize]] = {name: [] for name in (TOWERS, LANGUAGE_MODEL, LORA, HEAD)}
     for name, parameter in model.named_parameters():
         numel, num_bytes = parameter.numel(), parameter.numel() * parameter.element_size()
