@@ -262,11 +262,6 @@ def _teacher_encoder(args: TargetArguments, data_args: DataArguments, loaded: Lo
     return SampleEncoder(loaded.family, loaded.processor, no_frames, options=_teacher_options(args, data_args))
 
 
-def resume_point(resume_from_checkpoint: str | None) -> str | bool | None:
-    """What `Trainer.train` takes: a checkpoint's folder as it is, `true` for the last one in `output_dir`."""
-    return True if (resume_from_checkpoint or "").lower() == "true" else resume_from_checkpoint
-
-
 def read_clip_options(config: str | Path) -> ClipOptions:
     """How a recipe's YAML file says that clips are put to the model; for checkpoints that do not tell themselves.
 

@@ -26,14 +26,16 @@ from aurora_rl.assemble import assemble_encoder, assemble_model, find_train_cate
 from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation import find_preset, sample_result, score_completion, score_rollout
-from aurora_rl.inference import Completion, Predictor
+from aurora_rl.inference import Completion, Predictor, unfinished_batches
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.batch import EncodedSample
 from aurora_rl.models.loading import LoadedModel
+from aurora_rl.output_lock import hold_output
 from aurora_rl.predictions import SampleResult, result_from_record, write_results
 from aurora_rl.resume_file import ResumeFile, fingerprint
 from aurora_rl.scores import RowScore, mark_novelty, score_tables, write_scores
 from aurora_rl.summary import summarise
+from aurora_rl.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -90,12 +92,24 @@ def evaluate_model(
 
     Raises:
         ValueError: if arguments or data cannot be used as they are.
+        OutputInUseError: if another run writes to the output.
     """
     find_preset(args.preset)
     if unknown := sorted(set(args.ablations) - set(ABLATIONS)):
         raise ValueError(f"unknown ablations {unknown}: choose from {sorted(ABLATIONS)}")
     state = PartialState(cpu=args.use_cpu)
     setup_logging(is_main_process=state.is_main_process)
+    with contextlib.ExitStack() as stack:
+        for output, is_folder in ((args.folder, True), (args.scores_file, False)):
+            lock = hold_output(output, is_folder=is_folder, is_main_process=state.is_main_process)
+            stack.enter_context(lock)
+        return _evaluate_alone(model_args, data_args, args, state)
+
+
+def _evaluate_alone(
+    model_args: ModelArguments, data_args: DataArguments, args: EvaluationArguments, state: PartialState
+) -> dict[str, Any] | None:
+    """`evaluate_model`, when no other run writes to the output."""
     splits = args.splits or list_test_splits(data_args)
     samples = [sample for split in splits for sample in load_split(data_args, split)]
     train_categories = find_train_categories(data_args)
@@ -187,29 +201,29 @@ def evaluate(
     )
     results = {result.key: result for result in map(result_from_record, resume_file.records)}
     asked = list(zip(samples, change.change_samples(samples), strict=True))[state.process_index :: state.num_processes]
-    asked = [(sample, question) for sample, question in asked if sample.key not in results]
     num_samples = 0 if ablation else args.num_samples
-    answers = _answers(predictor, [question for _, question in asked], args, num_samples=num_samples)
     hidden = None if state.is_main_process else True
-    for (sample, _), answer in zip(
-        asked, tqdm(answers, ablation or "evaluate", len(asked), disable=hidden), strict=True
-    ):
-        result = _score(sample, *answer, preset=args.preset)
-        resume_file.append(dataclasses.asdict(result))
-        results[sample.key] = result
+    batches = unfinished_batches(asked, args.batch_size, is_done=lambda pair: pair[0].key in results)
+    with tqdm(desc=ablation or "evaluate", initial=len(results), total=len(asked), disable=hidden) as progress:
+        for batch in batches:
+            answers = _answers(predictor, [question for _, question in batch], args, num_samples=num_samples)
+            for (sample, _), answer in zip(batch, answers, strict=True):
+                if sample.key not in results:
+                    results[sample.key] = _score(sample, *answer, preset=args.preset)
+                    resume_file.append(dataclasses.asdict(results[sample.key]))
+                    progress.update()
     return sorted(gather_object(list(results.values())), key=lambda result: result.row)
 
 
 def _answers(
     predictor: Predictor, questions: Sequence[AVSample], args: EvaluationArguments, *, num_samples: int
 ) -> Iterator[tuple[EncodedSample, Completion, list[Completion]]]:
-    """Each question, encoded once, with its greedy and its sampled completions."""
-    for start in range(0, len(questions), args.batch_size):
-        encoded = [predictor.encode(question) for question in questions[start : start + args.batch_size]]
-        greedy = predictor.complete(encoded)
-        sampled = predictor.complete(encoded, num_samples=num_samples, temperature=args.temperature, seed=args.seed)
-        for item, [completion] in zip(encoded, greedy, strict=True):
-            yield item, completion, next(sampled) if num_samples else []
+    """Each question of a batch, encoded once, with its greedy and its sampled completions."""
+    encoded = [predictor.encode(question) for question in questions]
+    greedy = predictor.complete(encoded)
+    sampled = predictor.complete(encoded, num_samples=num_samples, temperature=args.temperature, seed=args.seed)
+    for item, [completion] in zip(encoded, greedy, strict=True):
+        yield item, completion, next(sampled) if num_samples else []
 
 
 def _score(
@@ -225,9 +239,9 @@ def write(
 ) -> None:
     """results.jsonl and summary.json."""
     path = args.folder / f"results{suffix}.jsonl"
-    write_results(path, results)
     summary = summarise(results, train_categories=train_categories or None).to_dict()
-    path.with_name(f"summary{suffix}.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_results(path, results)
+    write_whole(path.with_name(f"summary{suffix}.json"), json.dumps(summary, indent=2) + "\n")
     logger.info("%s: %s", path, {k: v for k, v in summary["overall"].items() if v is not None})
 
 

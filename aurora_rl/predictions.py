@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 
 from aurora_rl import run_lengths
 from aurora_rl.prompts import NULL_CATEGORY
+from aurora_rl.whole_files import whole_file
 
 #: Of all frames of a clip; 30 frames of 1920 x 1080 are half of it.
 MAX_CLIP_PIXELS = 2**27
@@ -174,12 +175,10 @@ def _encode_mask(mask: np.ndarray) -> MaskRle:
 
 
 def write_results(path: str | Path, results: Iterable[SampleResult]) -> None:
-    """Write results as JSONL, one row a line, making the folder if need be."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    """Write results as JSONL, one row a line, whole or not at all, making the folder if need be."""
+    with whole_file(path) as file:
         for result in results:
-            file.write(json.dumps(dataclasses.asdict(result), ensure_ascii=False) + "\n")
+            file.write(f"{json.dumps(dataclasses.asdict(result), ensure_ascii=False)}\n".encode())
 
 
 def read_results(path: str | Path) -> list[SampleResult]:

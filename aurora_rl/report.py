@@ -22,6 +22,7 @@ from aurora_rl.gallery import GalleryClip, choose_rows, render_clip
 from aurora_rl.pages import page_environment
 from aurora_rl.predictions import SampleResult, read_results
 from aurora_rl.summary import EvalSummary, Table, compare, summarise
+from aurora_rl.whole_files import write_whole
 
 FilePath = str | Path
 
@@ -256,10 +257,8 @@ def write_report(
         clips=_gallery_clips(gallery, {results.before_name: before, results.after_name: after}, num_clips),
         measures=MEASURE_TEXTS,
     )
-    out_html = Path(out_html)
-    out_html.parent.mkdir(parents=True, exist_ok=True)
-    out_html.write_text(html, encoding="utf-8")
-    return out_html
+    write_whole(out_html, html)
+    return Path(out_html)
 
 
 def read_log_history(path: FilePath) -> list[dict[str, Any]]:

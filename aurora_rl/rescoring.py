@@ -28,6 +28,7 @@ from aurora_rl.data.media import MediaError, read_masks
 from aurora_rl.data.ref_avs import METADATA_FILE, MetadataRow, load_ref_avs_truth, read_metadata
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation import MASK_THRESHOLD, find_preset, score_masks
+from aurora_rl.output_lock import hold_output
 from aurora_rl.prediction_files import PredictedMasks, PredictionError, list_predictions
 from aurora_rl.predictions import MaskRle, MaskScore, decode_masks, read_results
 from aurora_rl.resume_file import ResumeFile, fingerprint
@@ -144,8 +145,26 @@ def rescore(
     Raises:
         ValueError: if data or predictions cannot be scored as they are; all bad rows are found before it is raised,
             and what was scored is kept for the next try.
+        OutputInUseError: if another run writes to the output.
     """
     find_preset(preset)
+    with hold_output(output, is_folder=False):
+        return _rescore_alone(
+            dataset, predictions, output, splits=splits, preset=preset, num_workers=num_workers, chains=chains
+        )
+
+
+def _rescore_alone(
+    dataset: Path,
+    predictions: Predictions,
+    output: Path,
+    *,
+    splits: Sequence[str],
+    preset: str,
+    num_workers: int,
+    chains: Path | None,
+) -> dict[str, Any]:
+    """`rescore`, when no other run writes to the output."""
     table = read_metadata(dataset / METADATA_FILE)
     samples = load_ref_avs_truth(dataset, list(dict.fromkeys(splits)), chains=chains)
     _check_rows(predictions, table)

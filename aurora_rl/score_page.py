@@ -11,6 +11,7 @@ from typing import Any
 from aurora_rl.comparison import Comparison, Difference
 from aurora_rl.pages import page_environment
 from aurora_rl.scores import LOWER_IS_BETTER, NULL_MEASURES, TARGET_MEASURES, RowScore
+from aurora_rl.whole_files import write_whole
 
 _MIN_REACH = 0.02  # of the picture of differences to both sides of 0
 _NUM_WORST = 10
@@ -100,8 +101,7 @@ def write_comparison_page(out_html: Path, comparison: Comparison, *, first: str,
 def _write(out_html: Path, template: str, **values: Any) -> None:
     page = page_environment().get_template(template)
     html = page.render(**values, measures=MEASURE_TEXTS, lower_is_better=LOWER_IS_BETTER)
-    out_html.parent.mkdir(parents=True, exist_ok=True)
-    out_html.write_text(re.sub(r"\n\s*\n+", "\n", html), encoding="utf-8")
+    write_whole(out_html, re.sub(r"\n\s*\n+", "\n", html))
 
 
 def _label_mix(mixes: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Mapping[str, Any]]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from aurora_rl.data.reference_types import reference_type_of
 from aurora_rl.data.sample import AVSample
 from aurora_rl.predictions import MaskScore, SampleResult
 from aurora_rl.prompts import NULL_CATEGORY
+from aurora_rl.whole_files import whole_files
 
 #: The seen and the unseen split, which Mix is of.
 MIX_SPLITS = ("test_s", "test_u")
@@ -277,17 +277,17 @@ def rows_file(output: Path) -> Path:
 
 
 def write_scores(output: Path, rows: Iterable[RowScore], tables: Mapping[str, Any]) -> None:
-    """Write out.jsonl, then out.json, each whole or not at all.
+    """Write out.jsonl and out.json, both whole or not at all.
 
     Args:
         output: the path of out.json.
         rows: the scores; written in the order of the benchmark's table.
         tables: from `score_tables`, with whatever else out.json is to say.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in sorted(rows, key=_place)]
-    _write_whole(rows_file(output), "".join(lines))
-    _write_whole(output, json.dumps(tables, indent=2, ensure_ascii=False) + "\n")
+    with whole_files(rows_file(output), output) as (rows_out, tables_out):
+        rows_out.write("".join(lines).encode())
+        tables_out.write(f"{json.dumps(tables, indent=2, ensure_ascii=False)}\n".encode())
 
 
 def read_scores(output: Path) -> list[RowScore]:
@@ -321,12 +321,3 @@ def _parse_row(record: Any) -> RowScore:
 
 def _place(row: RowScore) -> tuple[int, str]:
     return row.row, row.uid
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from aurora_rl.data.media import MediaError
+from aurora_rl.whole_files import write_whole
 from data_prep.endpoint import (
     BadReplyError,
     ChatEndpoint,
@@ -31,7 +32,7 @@ from data_prep.endpoint import (
     RowFailedError,
     Usage,
 )
-from data_prep.journal import Journal, Record, RecordLog, RowKey, row_key, write_atomically
+from data_prep.journal import Journal, Record, RecordLog, RowKey, row_key
 
 logger = logging.getLogger(__name__)
 
@@ -299,7 +300,7 @@ def failure_record(uid: str, row: int, split: str, error: RowFailedError | BadRe
 
 def write_report(report: RunReport, args: RunArguments) -> None:
     """Print it, and keep it beside the output."""
-    write_atomically(args.path("report.json"), (json.dumps(report.to_dict(), indent=2) + "\n").encode())
+    write_whole(args.path("report.json"), json.dumps(report.to_dict(), indent=2) + "\n")
     print(report.to_text())
 
 

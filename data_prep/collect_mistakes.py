@@ -14,7 +14,7 @@ import dataclasses
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ from aurora_rl.completions import parse_completion
 from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation import score_rollout
-from aurora_rl.inference import Completion, Predictor
+from aurora_rl.inference import Completion, Predictor, unfinished_batches
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.batch import EncodedSample
 from aurora_rl.models.teacher import checkpoint_fingerprint
+from aurora_rl.output_lock import OutputInUseError, hold_output
 from aurora_rl.recipe_parser import RecipeParser
-from data_prep.journal import RecordLog, read_records, to_lines, write_atomically
+from aurora_rl.whole_files import write_whole
+from data_prep.journal import RecordLog, RowKey, read_records, to_lines
 
 logger = logging.getLogger(__name__)
 
@@ -128,22 +130,33 @@ def begin(folder: Path, expected: dict[str, Any]) -> None:
         RecordLog(part).close()  # drops a last line that a kill has torn
     file = folder / "settings.json"
     if not file.exists():
-        write_atomically(file, json.dumps(expected, indent=2).encode())
+        write_whole(file, json.dumps(expected, indent=2).encode())
     elif (found := json.loads(file.read_text())) != expected:
         differing = [name for name in expected if found.get(name) != expected[name]]
         raise ValueError(f"{folder} was begun with other {differing}: delete it, or choose another `out`")
 
 
 def ask(
-    samples: list[AVSample], predictor: Predictor, log: RecordLog, args: MistakeArguments, model: str
+    samples: Sequence[AVSample],
+    done: Set[RowKey],
+    predictor: Predictor,
+    log: RecordLog,
+    args: MistakeArguments,
+    model: str,
 ) -> Iterator[None]:
-    """Ask the model, and append each answer to the log before the next one is yielded."""
-    answers = predictor.predict(
-        samples, num_samples=args.num_samples or None, temperature=args.temperature, seed=args.seed
-    )
-    for encoded, completions in answers:
-        log.append(answer_record(encoded, completions, min_iou=args.min_iou, model=model))
-        yield
+    """Ask the model about rows that are not done, and append each answer to the log before the next one is yielded."""
+
+    def is_done(sample: AVSample) -> bool:
+        return (sample.uid, sample.row) in done
+
+    for batch in unfinished_batches(samples, args.batch_size, is_done=is_done):
+        answers = predictor.predict(
+            batch, num_samples=args.num_samples or None, temperature=args.temperature, seed=args.seed
+        )
+        for encoded, completions in answers:
+            if not is_done(encoded.sample):
+                log.append(answer_record(encoded, completions, min_iou=args.min_iou, model=model))
+                yield
 
 
 def finish(out: Path, folder: Path, samples: list[AVSample]) -> None:
@@ -152,7 +165,7 @@ def finish(out: Path, folder: Path, samples: list[AVSample]) -> None:
     answers = {(r["uid"], r["row"]): r for part in sorted(folder.glob("*.jsonl")) for r in read_records(part)}
     asked = [answers[key] for key in sorted(keys, key=lambda key: key[1])]
     mistakes = [record for record in asked if record["reasons"]]
-    write_atomically(out, to_lines(mistakes))
+    write_whole(out, to_lines(mistakes))
     counts = Counter(reason for record in mistakes for reason in record["reasons"])
     reasons = ", ".join(f"{counts[reason]} {reason}" for reason in REASONS)
     logger.info("%s: %d mistakes in %d rows (%s)", out, len(mistakes), len(asked), reasons)
@@ -162,6 +175,15 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: MistakeArgu
     """Ask, keep and write, the rows shared by the launched processes."""
     state = PartialState(cpu=args.use_cpu)
     setup_logging(is_main_process=state.is_main_process)
+    try:
+        with hold_output(args.out, is_folder=False, is_main_process=state.is_main_process):
+            collect(model_args, data_args, args, state)
+    except OutputInUseError as error:
+        raise SystemExit(f"collect_mistakes: {error}") from None
+
+
+def collect(model_args: ModelArguments, data_args: DataArguments, args: MistakeArguments, state: PartialState) -> None:
+    """`main`, when no other run writes to the output."""
     out = Path(args.out)
     folder = out.with_name(f"{out.name}.parts")
     samples = load_split(data_args, data_args.train_split)[: args.max_rows]
@@ -171,8 +193,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: MistakeArgu
     state.wait_for_everyone()
     done = {(r["uid"], r["row"]) for part in folder.glob("*.jsonl") for r in read_records(part)}
     state.wait_for_everyone()  # before any of them is written to
-    left = [sample for sample in samples if (sample.uid, sample.row) not in done]
-    share = left[state.process_index :: state.num_processes]
+    share = samples[state.process_index :: state.num_processes]
     loaded = assemble_model(model_args, is_trainable=False)
     loaded.model.to(state.device)
     encode = assemble_encoder(data_args, loaded, samples, is_trainable=False, device=state.device)
@@ -184,8 +205,9 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: MistakeArgu
         batch_size=args.batch_size,
     )
     with RecordLog(folder / f"{state.process_index:05d}.jsonl") as log:
-        asking = ask(share, predictor, log, args, expected["model"])
-        for _ in tqdm(asking, total=len(share), disable=not state.is_main_process):
+        asking = ask(share, done, predictor, log, args, expected["model"])
+        left = sum((sample.uid, sample.row) not in done for sample in share)
+        for _ in tqdm(asking, total=left, disable=not state.is_main_process):
             pass
     state.wait_for_everyone()
     if state.is_main_process:

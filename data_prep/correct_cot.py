@@ -24,7 +24,9 @@ from aurora_rl.assemble import load_split
 from aurora_rl.config import DataArguments
 from aurora_rl.data.sample import AVSample
 from aurora_rl.logs import setup_logging
+from aurora_rl.output_lock import hold_output
 from aurora_rl.prompts import render_chain, without_seg
+from aurora_rl.whole_files import write_whole
 from data_prep.asking import Question, RunArguments, RunReport, failure_record, run_questions, write_report
 from data_prep.chain_checks import ChainLimits
 from data_prep.chain_prompts import MediaArguments, chain_messages, chain_record, chain_schema, read_chain_reply
@@ -37,7 +39,6 @@ from data_prep.journal import (
     records_by_row,
     row_key,
     to_lines,
-    write_atomically,
 )
 
 MISTAKE_KEYS = ("split", "category", "exp", "completion", "model")  # text, beside uid and row
@@ -168,9 +169,9 @@ def correct_by_gold(mistakes: Sequence[Mistake], gold_path: Path, args: RunArgum
             failures.append(failure_record(sample.uid, sample.row, sample.split, error))
             report.failures[error.reason] += 1
     report.answered, report.failed = len(records), len(failures)
-    for path, lines in ((out, records), (args.path("failures.jsonl"), failures)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, to_lines(sorted(lines, key=lambda record: record["row"])))
+    with hold_output(out, is_folder=False):
+        for path, lines in ((out, records), (args.path("failures.jsonl"), failures)):
+            write_whole(path, to_lines(sorted(lines, key=lambda record: record["row"])))
     write_report(report, args)
     return report
 

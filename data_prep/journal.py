@@ -8,7 +8,7 @@ torn last line, which the next opening drops. A file belongs to one process at a
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import logging
 import os
@@ -16,6 +16,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from aurora_rl.output_lock import OutputInUseError, hold, lock_of
+from aurora_rl.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -60,21 +63,6 @@ def records_by_row(path: Path) -> dict[RowKey, Record]:
     return records
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file by one that is complete: a reader finds the old or the new one, and so does the next run."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def to_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
     """Records as JSON lines."""
     return b"".join(_to_line(record) for record in records)
@@ -90,13 +78,17 @@ class RecordLog:
         records: what the file held when it was opened.
 
     Raises:
-        JournalError: if another process writes to it, or a line other than the last is no record.
+        JournalError: if another run writes to it, or a line other than the last is no record.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = _open_locked(path)
+        self._lock = contextlib.ExitStack()
+        try:
+            self._lock.enter_context(hold(lock_of(path, is_folder=False), output=path))
+        except OutputInUseError as error:
+            raise JournalError(str(error)) from None
+        self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             self.records = self._recover()
         except BaseException:
@@ -116,14 +108,15 @@ class RecordLog:
 
     def rewrite(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Replace all records, in the order of their rows; the file cannot be appended to afterwards."""
-        write_atomically(self.path, to_lines(sorted(records, key=lambda record: (record["row"], record["uid"]))))
+        write_whole(self.path, to_lines(sorted(records, key=lambda record: (record["row"], record["uid"]))))
         self.close()
 
     def close(self) -> None:
         """Let others open the file; may be called twice."""
         if self._fd >= 0:
-            os.close(self._fd)  # and with it goes the lock
+            os.close(self._fd)
             self._fd = -1
+            self._lock.close()
 
     def __enter__(self) -> Self:
         return self
@@ -187,20 +180,6 @@ class Journal(RecordLog):
         if key in self._by_key:
             raise JournalError(f"{self.path} already holds uid {key[0]!r}, row {key[1]}: keep one record a row")
         self._by_key[key] = dict(record)
-
-
-def _open_locked(path: Path) -> int:
-    """A descriptor to read and append, of the file that has this name now, locked for this process."""
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            raise JournalError(f"another process writes to {path}: wait for it, or name another file") from None
-        if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
-            return fd
-        os.close(fd)  # replaced by a run that ended between the two calls
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
+from aurora_rl.output_lock import hold_output
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = vars(parser.parse_args(argv))
     out, num_workers, overwrite = args.pop("out"), args.pop("num_workers"), args.pop("overwrite")
     try:
-        write_synthetic_benchmark(out, SyntheticConfig(**args), num_workers=num_workers, overwrite=overwrite)
+        with hold_output(out, is_folder=False):  # beside the folder, which is renamed when it is complete
+            write_synthetic_benchmark(out, SyntheticConfig(**args), num_workers=num_workers, overwrite=overwrite)
     except (FileExistsError, ValueError) as error:
         parser.error(str(error))
 

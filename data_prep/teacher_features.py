@@ -15,6 +15,7 @@ from accelerate import PartialState
 from aurora_rl.assemble import load_training_splits, stored_features
 from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.logs import setup_logging
+from aurora_rl.output_lock import OutputInUseError, hold_output
 from aurora_rl.recipe_parser import RecipeParser
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 
@@ -37,7 +38,11 @@ def main(
         raise ValueError("name the file for the features by `teacher_features`, and the teacher by `teacher`")
     train_samples, eval_samples = load_training_splits(data_args)
     samples = [*train_samples, *eval_samples]
-    stored_features(target_args, model_args, data_args, samples, device=training_args.device)
+    try:
+        with hold_output(target_args.teacher_features, is_folder=False, is_main_process=PartialState().is_main_process):
+            stored_features(target_args, model_args, data_args, samples, device=training_args.device)
+    except OutputInUseError as error:
+        raise SystemExit(f"teacher_features: {error}") from None
     logger.info("%s holds the features of %d rows", target_args.teacher_features, len(samples))
 
 

@@ -31,6 +31,7 @@ from aurora_rl.data.hf_dataset import FEATURES, TABLE_FOLDER, TABLE_NAME, TEXT_C
 from aurora_rl.data.media import MediaError, load_clip
 from aurora_rl.data.sample import AVSample
 from aurora_rl.logs import setup_logging
+from aurora_rl.output_lock import OutputInUseError, hold_output
 
 logger = logging.getLogger(__name__)
 
@@ -239,8 +240,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     setup_logging()
     try:
-        export(data_args, args)
-    except (DatasetError, MediaError) as error:
+        with hold_output(args.out, is_folder=False):  # beside the folder, which is renamed when it is complete
+            export(data_args, args)
+    except (DatasetError, MediaError, OutputInUseError) as error:
         raise SystemExit(f"to_hf_dataset: {error}") from error
 
 

@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from aurora_rl.data.chains import CHAIN_KEYS
+from aurora_rl.output_lock import hold_output
 from aurora_rl.prompts import REASONING_STEPS, SEG_TOKEN, answer_for
+from aurora_rl.whole_files import whole_files
 from data_prep.chain_checks import PROBLEMS, ChainLimits, Problem, find_problems, repair
-from data_prep.journal import Record, RowKey, row_key, to_lines, write_atomically
+from data_prep.journal import Record, RowKey, row_key, to_lines
 
 KEPT = "kept"
 
@@ -156,20 +158,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         limits = ChainLimits(max_step_chars=args.max_step_chars, allow_unnamed=args.allow_unnamed)
         verification = verify_file(args.chains, limits)
+        with hold_output(args.out, is_folder=False):
+            write(verification, args.out, sample_size=args.sample_size, seed=args.seed)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    write(verification, args.out, sample_size=args.sample_size, seed=args.seed)
     print(json.dumps(verification.to_dict(), indent=2) if args.json else verification.to_text())
 
 
 def write(verification: Verification, out: Path, *, sample_size: int, seed: int) -> None:
-    """The three files."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    """The three files, all or none."""
     kept = [verdict.record for verdict in verification.kept if verdict.record is not None]
-    write_atomically(out, to_lines(kept))
-    write_atomically(out.with_suffix(".dropped.jsonl"), to_lines(_dropped_record(v) for v in verification.dropped))
     page = verification.sample(sample_size, seed=seed)
-    write_atomically(out.with_suffix(".sample.md"), page.encode(errors="backslashreplace"))
+    with whole_files(out, out.with_suffix(".dropped.jsonl"), out.with_suffix(".sample.md")) as (to_keep, dropped, read):
+        to_keep.write(to_lines(kept))
+        dropped.write(to_lines(_dropped_record(verdict) for verdict in verification.dropped))
+        read.write(page.encode(errors="backslashreplace"))
 
 
 def _judge_line(number: int, line: bytes, seen: set[RowKey], limits: ChainLimits) -> Verdict:

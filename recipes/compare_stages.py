@@ -17,6 +17,7 @@ from aurora_rl.bootstrap import Interval, bootstrap_over_seeds
 from aurora_rl.completions import normalise_category, parse_completion
 from aurora_rl.predictions import SampleResult, read_results
 from aurora_rl.summary import MEASURES
+from aurora_rl.whole_files import write_whole
 
 #: Stages in the order of the table, with their names in it; one that was not evaluated is left out.
 TITLES = {
@@ -175,11 +176,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         for after, before, name in COMPARISONS
         if after in runs and before in runs
     ]
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     content = {"stages": table, "gains": gains}
-    (args.output_dir / "table.json").write_text(json.dumps(content, indent=2, default=dataclasses.asdict) + "\n")
+    write_whole(args.output_dir / "table.json", json.dumps(content, indent=2, default=dataclasses.asdict) + "\n")
     text = f"{NOTES}\n\n{markdown(table, gains)}\n"
-    (args.output_dir / "table.md").write_text(text)
+    write_whole(args.output_dir / "table.md", text)
     print(text)
 
 

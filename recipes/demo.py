@@ -22,6 +22,7 @@ from aurora_rl.config import DataArguments
 from aurora_rl.predictions import SampleResult, read_results
 from aurora_rl.report import ReportResults, write_report
 from aurora_rl.summary import compare, summarise
+from aurora_rl.whole_files import write_whole
 
 CONFIGS = Path("recipes/synthetic")
 #: What results.json says of each model, on the seen and the null test clips.
@@ -204,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     demo.seconds["report"] = round(time.perf_counter() - start, 1)
     content = json.dumps(collect(demo, without_chain_guards=args.without_chain_guards), indent=2)
     results_file = demo.output_dir / "results.json"
-    results_file.write_text(content + "\n")
+    write_whole(results_file, content + "\n")
     print(f"{content}\n\nnumbers: {results_file}\npage:    {page}")
 
 

@@ -5,7 +5,7 @@ accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py --co
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from aurora_rl.assemble import assemble_encoder, assemble_model, load_training_splits, peft_config, resume_point
+from aurora_rl.assemble import assemble_encoder, assemble_model, load_training_splits, peft_config
 from aurora_rl.config import DataArguments, ModelArguments, RewardArguments
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.footprint import check_footprint
@@ -13,6 +13,7 @@ from aurora_rl.logs import log_launch, setup_logging
 from aurora_rl.recipe_parser import RecipeParser
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
+from aurora_rl.trainers.resumable import alone_in_output
 
 
 @record  # the launcher's last words are the error of the process that failed first
@@ -23,6 +24,17 @@ def main(
     training_args: AuroraGRPOConfig,
 ) -> None:
     setup_logging(is_main_process=training_args.process_index == 0)
+    with alone_in_output(training_args):
+        train(model_args, data_args, reward_args, training_args)
+
+
+def train(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    reward_args: RewardArguments,
+    training_args: AuroraGRPOConfig,
+) -> None:
+    """Load, put together, train, and save the model."""
     train_samples, eval_samples = load_training_splits(data_args)
     check_footprint(model_args, data_args, training_args, [*train_samples, *eval_samples])
     loaded = assemble_model(model_args)
@@ -39,9 +51,7 @@ def main(
         peft_config=peft_config(model_args, loaded),
     )
     log_launch(trainer.accelerator)
-    trainer.train(resume_from_checkpoint=resume_point(training_args.resume_from_checkpoint))
-    trainer.save_model(training_args.output_dir)
-    trainer.save_state()
+    trainer.run_to_its_end()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -29,6 +28,8 @@ from typing import Any
 
 import psutil
 
+from aurora_rl.output_lock import OutputInUseError, hold
+from aurora_rl.whole_files import write_whole
 from recipes.pipeline_plan import PipelineError, Plan, Stage, read_plan
 
 FAILED, UNUSABLE = 1, 2  # exit codes; a stopped run exits with 128 + the signal, as a shell says it
@@ -121,21 +122,19 @@ class Records:
         return sum(self._spent(name, "cpu_seconds") for name in self.plan.stages)
 
     @contextlib.contextmanager
-    def lock(self, stage: Stage) -> Iterator[int]:
+    def lock(self, stage: Stage) -> Iterator[int | None]:
         """A file descriptor that keeps others away from the stage's folder as long as any process holds it open.
 
         Raises:
             PipelineError: if one does.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.folder / f"{stage.name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        with os.fdopen(descriptor):
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                descriptor = stack.enter_context(hold(self.folder / f"{stage.name}.lock", output=stage.folder))
+            except OutputInUseError as error:
                 raise PipelineError(
-                    f"stage {stage.name} is still running, started by another pipeline or by one that was killed: wait "
-                    "for it, or end it"
+                    f"stage {stage.name} is still running, started by another pipeline or by one that was killed "
+                    f"({error})"
                 ) from None
             yield descriptor
 
@@ -151,10 +150,7 @@ class Records:
 
     def _write(self, stage: Stage, more: dict[str, Any]) -> None:
         record = {**more, "digest": self.plan.digest(stage.name), "command": list(stage.command[1:])}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{stage.name}.tmp"
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
-        os.replace(temporary, self.folder / f"{stage.name}.json")
+        write_whole(self.folder / f"{stage.name}.json", json.dumps(record, indent=2) + "\n")
 
 
 def file_digest(path: Path) -> str:
@@ -245,7 +241,7 @@ class Runner:
             self.records.complete(stage)
         say(f"{stage.name}: done in {(time.perf_counter() - start) / 60:.1f} min")
 
-    def _execute(self, stage: Stage, command: Sequence[str], lock: int) -> None:
+    def _execute(self, stage: Stage, command: Sequence[str], lock: int | None) -> None:
         """Run a command to its end; should this process be killed, the command's still holds the lock."""
         log = self.plan.output_dir / "logs" / f"{stage.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -260,7 +256,7 @@ class Runner:
                     stdout=file,
                     stderr=subprocess.STDOUT,
                     env=self._environment(),
-                    pass_fds=[lock],
+                    pass_fds=[] if lock is None else [lock],
                     start_new_session=True,  # a Ctrl-C reaches this process alone, which asks the stages to stop
                 )
                 self._processes[stage.name] = process

@@ -17,7 +17,6 @@ from aurora_rl.assemble import (
     assemble_teacher,
     load_training_splits,
     peft_config,
-    resume_point,
     stored_features,
 )
 from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
@@ -30,6 +29,7 @@ from aurora_rl.models.batch import SFTCollator
 from aurora_rl.models.teacher import Teacher
 from aurora_rl.models.teacher_features import FeatureCollator, LiveTeacherCollator
 from aurora_rl.recipe_parser import RecipeParser
+from aurora_rl.trainers.resumable import alone_in_output
 from aurora_rl.trainers.sft import AuroraSFTTrainer
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 
@@ -62,6 +62,17 @@ def main(
     training_args: AuroraSFTConfig,
 ) -> None:
     setup_logging(is_main_process=training_args.process_index == 0)
+    with alone_in_output(training_args):
+        train(model_args, data_args, target_args, training_args)
+
+
+def train(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    target_args: TargetArguments,
+    training_args: AuroraSFTConfig,
+) -> None:
+    """Load, put together, train, and save the model."""
     target = assemble_target(target_args)
     train_samples, eval_samples = load_training_splits(data_args)
     if target_args.target in REFLECTION_TARGETS:
@@ -87,9 +98,7 @@ def main(
         teacher=teacher,
     )
     log_launch(trainer.accelerator)
-    trainer.train(resume_from_checkpoint=resume_point(training_args.resume_from_checkpoint))
-    trainer.save_model(training_args.output_dir)
-    trainer.save_state()
+    trainer.run_to_its_end()
 
 
 if __name__ == "__main__":

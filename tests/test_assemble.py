@@ -14,7 +14,6 @@ from aurora_rl.assemble import (
     load_split,
     load_training_splits,
     peft_config,
-    resume_point,
 )
 from aurora_rl.config import ModelArguments
 from aurora_rl.models.loading import SegmentationLoraConfig, load_model
@@ -78,12 +77,6 @@ def test_training_splits_are_drawn_from_and_optional(data_args):
     assert load_training_splits(data_args)[1] != drawn
     data_args.max_eval_samples = None
     assert load_training_splits(data_args)[1] == train_samples
-
-
-def test_resuming_takes_a_folder_or_the_last_checkpoint():
-    assert resume_point("outputs/sft/checkpoint-5") == "outputs/sft/checkpoint-5"
-    assert resume_point("true") is True and resume_point("True") is True
-    assert resume_point(None) is None
 
 
 def test_training_categories_are_read_without_media(data_args, tmp_path, caplog):

@@ -41,12 +41,12 @@ def run(args: argparse.Namespace) -> int:
     from aurora_rl.comparison import compare_scores
     from aurora_rl.score_page import write_comparison_page
     from aurora_rl.scores import read_scores
+    from aurora_rl.whole_files import write_whole
 
     try:
         comparison = compare_scores(read_scores(args.first), read_scores(args.second))
         if args.output:
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            args.output.write_text(json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False) + "\n")
+            write_whole(args.output, json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False) + "\n")
         if args.report:
             write_comparison_page(args.report, comparison, first=args.first.stem, second=args.second.stem)
     except (OSError, ValueError) as error:

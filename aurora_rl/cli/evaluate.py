@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,13 +56,19 @@ def register(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score, write the files, print the table to stdout and return the exit code."""
-    try:
-        tables = _evaluate_model(args) if args.predictions is args.results is None else _rescore(args)
-        if args.report and tables:
-            from aurora_rl.score_page import write_score_page
-            from aurora_rl.scores import read_scores
+    from aurora_rl.output_lock import hold_output
 
-            write_score_page(args.report, tables, read_scores(args.output))
+    try:
+        with contextlib.ExitStack() as stack:
+            if args.output:  # before the imports, which take seconds, so that a second run is told at once
+                is_main_process = os.environ.get("RANK", "0") == "0"
+                stack.enter_context(hold_output(args.output, is_folder=False, is_main_process=is_main_process))
+            tables = _evaluate_model(args) if args.predictions is args.results is None else _rescore(args)
+            if args.report and tables:
+                from aurora_rl.score_page import write_score_page
+                from aurora_rl.scores import read_scores
+
+                write_score_page(args.report, tables, read_scores(args.output))
     except (OSError, ValueError) as error:
         return refuse("evaluate", error)
     if tables:

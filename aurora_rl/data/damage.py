@@ -3,7 +3,8 @@
 Decoders go on after damage: they skip to the next frame, repeat the last one, or leave a second out. So the bytes are
 walked before they are decoded: every frame must begin where the last one ended, up to the file's end, and whatever
 checksum, number or length the kind has must be right. What has none cannot be seen: an MP3 or AAC without a header of
-its length that is cut on the border of two frames, and a changed bit that still decodes.
+its length that is cut on the border of two frames, and in AAC, in MP3 without LAME's checksum, and in MP4 and WebM a
+changed bit that still decodes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,15 @@ MP3_BITRATES = {
     2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 MP3_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
-LAME_TAG = 120  # bytes from the Xing tag up to the checksum of the music, two before the tag's own
+LAME_CHECKSUM = 32  # bytes from the encoder's name to the checksum of the music
+
+# RFC 9559: Segment and Cluster, and what stands in a file, in a Segment and in a Cluster.
+MATROSKA_OPENED = frozenset({0x18538067, 0x1F43B675})
+MATROSKA_PARTS = MATROSKA_OPENED | {
+    *(0x1A45DFA3, 0xEC, 0xBF),
+    *(0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367),
+    *(0xE7, 0x5854, 0xA7, 0xAB, 0xA3, 0xA0, 0xAF),
+}
 
 
 class _Damage(Exception):
@@ -157,11 +166,10 @@ def _check_xing(data: Bytes, starts: list[int], end: int) -> None:
             raise _Damage(f"cut off or damaged: {len(starts) - 1} frames of {promised}")
         place += 4
     place += (4 if flags & 2 else 0) + (100 if flags & 4 else 0) + (4 if flags & 8 else 0)
-    checksum = place + 32  # behind the encoder's name, delay and gain
-    own = int.from_bytes(data[checksum + 2 : checksum + 4], "big")
+    checksum = place + LAME_CHECKSUM
     music = int.from_bytes(data[checksum : checksum + 2], "big")
-    if checksum + 4 > starts[0] + frame[0] or not music or _crc16(data[starts[0] : checksum + 2]) != own:
-        return  # no LAME tag, or one that a tool has changed
+    if data[place : place + 3] not in (b"LAM", b"Lav") or not music:  # LAME's and FFmpeg's; others write none
+        return
     if len(starts) > 1 and _crc16(data[starts[1] : end]) != music:
         raise _Damage("damaged: its bytes do not match the checksum that its encoder wrote")
 
@@ -282,15 +290,19 @@ def _walk_mp4(data: Bytes) -> None:
 
 
 def _walk_matroska(data: Bytes) -> None:
-    place = 0
+    """Step from part to part, into the segment and its clusters, whose lengths a recorder leaves open."""
+    place, end = 0, 0
     while place < len(data):
-        place, _ = _ebml_number(data, place, keeps_marker=True)
+        start = place
+        place, name = _ebml_number(data, place, keeps_marker=True)
         place, size = _ebml_number(data, place, keeps_marker=False)
-        if size is None:  # written while it was recorded
-            return
-        place += size
-    if place > len(data):
-        raise _Damage(f"cut off: {place - len(data)} bytes are missing at its end")
+        if name not in MATROSKA_PARTS or (size is None and name not in MATROSKA_OPENED):
+            raise _Damage(f"damaged: no part begins at byte {start}, where the one before it ends")
+        end = max(end, place + (size or 0))
+        if name not in MATROSKA_OPENED:
+            place += size or 0
+    if end > len(data):
+        raise _Damage(f"cut off: {end - len(data)} bytes are missing at its end")
 
 
 def _ebml_number(data: Bytes, place: int, *, keeps_marker: bool) -> tuple[int, int | None]:

@@ -46,6 +46,9 @@ WAV_CODECS = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM"
 SOUND_KINDS = "WAV, FLAC, OGG, MP3, AAC, MP4 or WebM"
 #: Demuxers by `sound_kind`.
 DEMUXERS = {"flac": "flac", "ogg": "ogg", "mp3": "mp3", "aac": "aac", "mp4": "mov,mp4", "matroska": "matroska,webm"}
+#: Kinds whose frames follow one another: a gap between them is damage that the demuxer has left out.
+SEAMLESS = ("flac", "mp3", "aac")
+SEAM = 0.002  # seconds
 
 #: Seconds that a time stamp may differ from where the sound before it ends: containers round, and recorders waver.
 JITTER = 0.03
@@ -98,7 +101,14 @@ def open_sound(path: FilePath) -> Iterator[Sound]:
         stream = playing_track(container, "audio")
         if stream is None:
             raise MediaError(f"cannot read the audio {path}: it has no sound track; give one that has")
-        yield PlacedSound(container, stream, path, is_strict=True, samples=_promised_samples(stream, path, kind))
+        yield PlacedSound(
+            container,
+            stream,
+            path,
+            is_strict=True,
+            is_seamless=kind in SEAMLESS,
+            samples=_promised_samples(stream, path, kind),
+        )
 
 
 def _promised_samples(stream: Any, path: FilePath, kind: str) -> tuple[int, int] | None:
@@ -137,6 +147,7 @@ class PlacedSound:
         path: for errors.
         max_seconds: how long it may be.
         is_strict: whether damage that a decoder would hide is an error.
+        is_seamless: whether a gap is an error.
         samples: at least and at most so many there are; None if nobody knows. What a decoder gives beyond is padding.
     """
 
@@ -148,11 +159,13 @@ class PlacedSound:
         *,
         max_seconds: float = MAX_SECONDS,
         is_strict: bool = False,
+        is_seamless: bool = False,
         samples: tuple[int, int] | None = None,
     ) -> None:
         self.path = path
         self.max_seconds = max_seconds
         self.samples = samples
+        self.is_seamless = is_seamless
         self._frames = decoded(container, stream, path, is_strict=is_strict)
         self._first = next(self._frames, None)
         if self._first is None:
@@ -201,6 +214,11 @@ class PlacedSound:
         if seconds is None:
             return self._written
         place = round((seconds - self.start) * self.rate)
+        if self.is_seamless and abs(place - self._written) > SEAM * self.rate:
+            raise MediaError(
+                f"the audio {self.path} is damaged after {self._written / self.rate:.2f} s: what follows belongs to "
+                f"{place / self.rate:.2f} s; replace the file or drop the row"
+            )
         check_length(place / self.rate, self.path, max_seconds=self.max_seconds)
         return self._written if abs(place - self._written) <= JITTER * self.rate else place
 

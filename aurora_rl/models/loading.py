@@ -19,6 +19,7 @@ from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from aurora_rl.models.clip_options import ClipOptions
+from aurora_rl.models.end_of_turn import declare_ends
 from aurora_rl.models.mllm import MLLMFamily, get_family
 from aurora_rl.models.seg_tokens import ensure_seg_token, init_seg_embedding, suppress_tokens
 from aurora_rl.models.segmenters import complete_segmenter_config
@@ -216,6 +217,7 @@ def _load_whole(name_or_path: str, segmenter: dict[str, Any] | None, **options: 
     restore_rotary_frequencies(model)
     processor = AutoProcessor.from_pretrained(name_or_path, trust_remote_code=False)
     seg_token_id = prepare_vocabulary(model, processor, family)
+    declare_ends(model.generation_config, processor.tokenizer)
     return LoadedModel(model, processor, family, seg_token_id), is_new
 
 

@@ -17,10 +17,11 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from aurora_rl.data.sample import AVSample
 from aurora_rl.models.teacher import Teacher
+from aurora_rl.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -127,10 +128,8 @@ class TeacherFeatures:
 
     def _write(self) -> None:
         metadata = {"fingerprint": self.fingerprint, "rows": json.dumps(list(self._digests.items()))}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        save_file({TENSOR_NAME: torch.stack(list(self._features.values()))}, temporary, metadata=metadata)
-        os.replace(temporary, self.path)
+        tensors = {TENSOR_NAME: torch.stack(list(self._features.values()))}
+        write_whole(self.path, save(tensors, metadata))
 
 
 Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]

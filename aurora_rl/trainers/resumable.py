@@ -1,23 +1,49 @@
-"""What SFT and GRPO share so that a run may end at any moment: checkpoints that are whole or not there, and SIGTERM."""
+"""What SFT and GRPO share so that a run may end at any moment: checkpoints that are whole or not there, and SIGTERM.
+
+The same command with `--resume_from_checkpoint true`, given again, ends with the model of an unbroken run.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
+import re
 import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from aurora_rl.output_lock import OutputInUseError, hold_output
 from aurora_rl.trainers.interruption import InterruptionCallback, TerminationSignal
+from aurora_rl.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 
 #: Folder in `output_dir` where a checkpoint lies while it is written.
 INCOMPLETE = "incomplete"
+#: Folder in `INCOMPLETE` where a checkpoint lies that another of its name is about to replace.
+REPLACED = "replaced"
+UNUSABLE = 2  # exit code
+
+
+@contextmanager
+def alone_in_output(args: TrainingArguments) -> Iterator[None]:
+    """Keep other runs out of `output_dir`; a run that comes second ends with exit code 2 and a message."""
+    try:
+        with hold_output(args.output_dir, is_folder=True, is_main_process=args.process_index == 0):
+            yield
+    except OutputInUseError as error:
+        print(f"error: {error} (output_dir)", file=sys.stderr)
+        raise SystemExit(UNUSABLE) from None
 
 
 class ResumableTrainer(Trainer):
@@ -36,14 +62,74 @@ class ResumableTrainer(Trainer):
         self._termination = TerminationSignal(self.args.stop_grace_s if self.args.world_size > 1 else None)
         self.add_callback(InterruptionCallback(self._termination, self._may_resume_after))
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers'.
+    def run_to_its_end(self) -> None:
+        """Train and save the final model, from where `resume_from_checkpoint` says; nothing if that has been done.
+
+        What says that it has been done is the state beside the final model. It is removed when training begins and
+        written last, so that a kill at any moment between leaves the run unfinished.
+
+        Raises:
+            TrainingInterrupted: as `train`.
+        """
+        resume = self.args.resume_from_checkpoint
+        state_file = Path(self.args.output_dir, TRAINER_STATE_NAME)
+        *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
+        if _means_the_last(resume) and self._decided(lambda: _has_ended(Path(self.args.output_dir), max_steps)):
+            logger.info("%s: the run has ended, its model is there: nothing is left to do", self.args.output_dir)
+            return
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            state_file.unlink(missing_ok=True)
+        self.train(resume_from_checkpoint=resume)
+        self.save_model(self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            write_whole(state_file, _to_json(self.state))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As transformers'; True or "true" without a checkpoint starts from the beginning.
 
         Raises:
             TrainingInterrupted: after SIGTERM, when the checkpoint is written.
         """
+        if _means_the_last(resume_from_checkpoint):
+            resume_from_checkpoint = self._decided(self._find_checkpoint)
         with self._termination:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _decided(self, decide: Callable[[], Any]) -> Any:
+        """What the main process finds in `output_dir`; the others must not look, as it may change files there."""
+        decision = [decide() if self.is_world_process_zero() else None]
+        return broadcast_object_list(decision)[0]
+
+    def _find_checkpoint(self) -> str | None:
+        """The last checkpoint in `output_dir` that a run can go on from; None, with a message, where there is none."""
+        output_dir = Path(self.args.output_dir)
+        _finish_replacing(output_dir)
+        checkpoints = list_checkpoints(output_dir)
+        resumable = [checkpoint for checkpoint in checkpoints if holds_optimiser(checkpoint)]
+        if not resumable:
+            what = f"{len(checkpoints)} checkpoint(s) of weights alone (save_only_model)" if checkpoints else "none"
+            logger.warning("no checkpoint to go on from in %s (%s): starting from the beginning", output_dir, what)
+            return None
+        logger.info("going on from %s", resumable[-1])
+        return str(resumable[-1])
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        # transformers looks at the number of steps after a step, never before the first.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        # With a save_total_limit of 1 transformers deletes the last checkpoint here when another is the best: a run
+        # killed before its final model is written would have to go back to that one.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
 
     def _may_resume_after(self, step: int) -> bool:
         """Whether a run resumed after this many optimiser steps goes on as if it had not ended."""
@@ -98,6 +184,47 @@ class ResumableTrainer(Trainer):
 def _put_in_place(written: Path, checkpoint: Path) -> None:
     """Give a whole checkpoint its name; one of that name, from an earlier run, steps aside first."""
     if checkpoint.exists():
-        checkpoint.rename(written.parent / "replaced")
+        checkpoint.rename(written.parent / REPLACED)
     written.rename(checkpoint)
     shutil.rmtree(written.parent)
+
+
+def _has_ended(output_dir: Path, max_steps: int) -> bool:
+    """Whether the final model of a run of so many steps is in a folder."""
+    try:
+        state = json.loads((output_dir / TRAINER_STATE_NAME).read_bytes())
+        return state["global_step"] >= state["max_steps"] == max_steps and any(output_dir.glob("*.safetensors"))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _finish_replacing(output_dir: Path) -> None:
+    """Do what a kill inside `_put_in_place` has left: what steps aside does so for a checkpoint that is whole."""
+    incomplete = output_dir / INCOMPLETE
+    if not (incomplete / REPLACED).exists():
+        return
+    for written in incomplete.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if not (output_dir / written.name).exists():
+            written.rename(output_dir / written.name)
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """The folders `checkpoint-N`, the largest N last."""
+    found = [path for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
+    numbered = [path for path in found if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", path.name)]
+    return sorted(numbered, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def holds_optimiser(checkpoint: Path) -> bool:
+    """Whether a checkpoint holds the optimiser's state and the trainer's, as a run needs that goes on from it."""
+    has_optimiser = any(checkpoint.glob("optimizer*")) or any(checkpoint.glob("global_step*"))  # the latter: DeepSpeed
+    return has_optimiser and (checkpoint / TRAINER_STATE_NAME).is_file()
+
+
+def _means_the_last(resume_from_checkpoint: str | bool | None) -> bool:
+    return str(resume_from_checkpoint).lower() == "true"
+
+
+def _to_json(state: TrainerState) -> str:
+    """As `TrainerState.save_to_json` writes it."""
+    return json.dumps(dataclasses.asdict(state), indent=2, sort_keys=True) + "\n"

@@ -269,7 +269,7 @@ def test_two_runs_into_one_file_are_refused(make_rows, endpoint, run_options, tm
 
     with Journal(tmp_path / "out" / "chains.jsonl"), pytest.raises(SystemExit):
         main(run_options(make_rows(3), endpoint.url))
-    assert "another process writes to" in capsys.readouterr().err
+    assert "another run writes to" in capsys.readouterr().err
     assert endpoint.log == []
 
 

@@ -74,11 +74,11 @@ def test_a_second_record_of_a_row_is_refused_and_of_another_row_of_that_uid_is_n
 def test_two_writers_of_one_file_are_refused_also_after_it_was_replaced(tmp_path):
     path = tmp_path / "out.jsonl"
     with Journal(path) as journal:
-        with pytest.raises(JournalError, match="another process writes to"):
+        with pytest.raises(JournalError, match="another run writes to"):
             Journal(path)
         journal.append(record(0))
         journal.finish()
-    with Journal(path), pytest.raises(JournalError, match="another process writes to"):
+    with Journal(path), pytest.raises(JournalError, match="another run writes to"):
         Journal(path)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from aurora_rl.models.loading import LoadedModel
+from aurora_rl.models.segmentation import segmentation_model
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 
 OPTIONS = {
@@ -79,6 +80,20 @@ def test_a_bf16_model_trains_with_a_float32_head(
     trainer.train()
     logs = [log for log in trainer.state.log_history if "loss" in log]
     assert logs[0]["kl"] == 0.0 and math.isfinite(logs[1]["loss"])
+
+
+@pytest.mark.parametrize("peft", [False, True], ids=["full", "LoRA"])
+@pytest.mark.parametrize("cast", [False, True], ids=["", "head in float32"])
+def test_a_rollout_projects_only_the_last_position_of_a_prompt(
+    make_grpo: Callable[..., AuroraGRPOTrainer], peft: bool, cast: bool
+) -> None:
+    trainer = make_grpo(script=None, peft=peft, cast_lm_head_to_fp32=cast, max_steps=1)
+    positions: list[int] = []
+    lm_head = segmentation_model(trainer.model).lm_head
+    lm_head.register_forward_hook(lambda _module, _args, logits: positions.append(logits[..., :1].numel()))
+    trainer.train()
+    # Scoring passes project nothing here: TRL's fused head reads the weight.
+    assert set(positions) == {0, len(trainer._rows)}
 
 
 @pytest.mark.parametrize("peft", [False, True], ids=["full", "LoRA"])

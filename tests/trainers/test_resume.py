@@ -4,6 +4,7 @@ On one CPU thread, with the seeds in the configuration, and with a log at every 
 log over the steps since the checkpoint.
 """
 
+import contextlib
 import os
 import signal
 import time
@@ -155,6 +156,101 @@ def test_grpo_after_sigterm(make_grpo: Callable[..., Trainer], train_samples: li
     evaluation = {"eval_strategy": "steps"} if "eval_steps" in options else {}
     make = {"samples": train_samples[:8], "script": None, "rewards": [letters]}
     assert_goes_on_exactly(make_grpo, **make, **options, **evaluation)
+
+
+class KillBeforeTheModel(TrainerCallback):
+    """Ends a run between its last checkpoint and its final model."""
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+
+class Steps(TrainerCallback):
+    """Counts the optimiser steps that a run takes itself."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.count += 1
+
+
+def run(make: Callable[..., Trainer], folder: Path, *callbacks: TrainerCallback, **options: Any) -> int:
+    """What a recipe does, always with `--resume_from_checkpoint true`; the number of steps that were taken."""
+    steps = Steps()
+    trainer = make(callbacks=[steps, *callbacks], output_dir=str(folder), resume_from_checkpoint="true", **options)
+    with contextlib.suppress(KeyboardInterrupt):
+        trainer.run_to_its_end()
+    return steps.count
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The final model, and the names of the checkpoints."""
+    checkpoints = {path.name: b"" for path in folder.glob("checkpoint-*")}
+    return checkpoints | {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+#: Three steps of four in an epoch; the best checkpoint may be any.
+THREE = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+BEST = {"save_total_limit": 1, "load_best_model_at_end": True, "metric_for_best_model": "loss"}
+
+
+@pytest.mark.parametrize("options", [THREE, THREE | BEST], ids=["the last model", "the best model"])
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_the_same_command_ends_with_the_model_of_an_unbroken_run_whenever_it_was_killed(
+    stage: str, options: dict, request: pytest.FixtureRequest, train_samples: list[AVSample], tmp_path: Path
+) -> None:
+    make = request.getfixturevalue(f"make_{stage}")
+    options = {"samples": train_samples[:8], **options}
+    if stage == "grpo":
+        options |= {"script": None, "rewards": [letters], "per_device_eval_batch_size": 4}
+    assert run(make, tmp_path / "unbroken", **options) == 3
+    expected = files_of(tmp_path / "unbroken")
+    assert "model.safetensors" in expected and "checkpoint-3" in expected
+    folder = tmp_path / "killed"
+    assert run(make, folder, Kill(2), **options) == 2  # after checkpoint-1
+    assert run(make, folder, KillBeforeTheModel(), **options) == 2  # step 2 and 3
+    assert not (folder / "trainer_state.json").exists()
+    assert run(make, folder, **options) == 0
+    assert files_of(folder) == expected
+    assert run(make, folder, **options) == 0  # it has ended
+    assert files_of(folder) == expected
+
+
+def test_without_checkpoints_a_run_starts_from_the_beginning_says_so_and_is_not_repeated(
+    make_sft: Callable[..., Trainer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run(make_sft, tmp_path / "a") == 2
+    assert "no checkpoint to go on from" in caplog.text and "starting from the beginning" in caplog.text
+    before = files_of(tmp_path / "a")
+    caplog.clear()
+    caplog.set_level("INFO")
+    assert run(make_sft, tmp_path / "a") == 0
+    assert "the run has ended" in caplog.text
+    assert files_of(tmp_path / "a") == before
+    assert run(make_sft, tmp_path / "a", max_steps=3) == 3, "a longer run is another one"
+
+
+def test_checkpoints_of_weights_alone_are_not_taken_for_a_state_to_go_on_from(
+    make_sft: Callable[..., Trainer], train_samples: list[AVSample], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "samples": train_samples[:8]}
+    run(make_sft, tmp_path / "unbroken", **options)
+    assert run(make_sft, tmp_path / "killed", Kill(3), save_only_model=True, **options) == 3
+    assert run(make_sft, tmp_path / "killed", save_only_model=True, **options) == 3
+    assert "2 checkpoint(s) of weights alone" in caplog.text
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "unbroken")
+
+
+def test_a_kill_while_a_checkpoint_replaces_another_loses_neither(
+    make_sft: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    run(make_sft, tmp_path, save_strategy="steps", save_steps=2)
+    (tmp_path / "trainer_state.json").unlink()
+    (tmp_path / "incomplete" / "replaced").mkdir(parents=True)
+    (tmp_path / "checkpoint-2").rename(tmp_path / "incomplete" / "checkpoint-2")
+    assert run(make_sft, tmp_path, save_strategy="steps", save_steps=2) == 0
+    assert (tmp_path / "checkpoint-2").is_dir()
 
 
 def test_sigterm_in_the_last_step_changes_nothing(make_sft: Callable[..., Trainer]) -> None:
