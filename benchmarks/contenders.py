@@ -89,16 +89,20 @@ class Contender:
     num_forwards: int = 0
 
     def step(self) -> Step:
-        """Roll out one group and train on it, as often as the trainer's `num_iterations` says."""
+        """Roll out a group for each row of the data set and train on them, as often as `num_iterations` says."""
         trainer, self.num_forwards = self.trainer, 0
-        rows = [trainer.train_dataset[0]] * trainer.num_generations
+        rows = [row for row in trainer.train_dataset for _ in range(trainer.num_generations)]
+        accumulated = trainer.args.gradient_accumulation_steps
         with peak_memory() as peak, self.stopwatch.run():
-            for _ in range(trainer.num_iterations):
+            for number in range(1, trainer.num_iterations * trainer.args.steps_per_generation + 1):
+                is_last = number % accumulated == 0
+                trainer.accelerator.gradient_state._set_sync_gradients(is_last)  # as transformers' loop does
                 trainer.model.train()
                 trainer.training_step(trainer.model_wrapped, rows, None)
-                with self.stopwatch.part("optimizer"):
-                    trainer.optimizer.step()
-                    trainer.optimizer.zero_grad()
+                if is_last:
+                    with self.stopwatch.part("optimizer"):
+                        trainer.optimizer.step()
+                        trainer.optimizer.zero_grad()
         return Step(dict(self.stopwatch.parts), peak.gigabytes, self.num_forwards)
 
     def count_forward(self, *_: Any) -> None:

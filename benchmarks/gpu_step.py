@@ -2,11 +2,15 @@
 
     python benchmarks/gpu_step.py --size 3b      (one GPU of 80 GB: not measured)
     python benchmarks/gpu_step.py --size 7b
+    python benchmarks/gpu_step.py --size 7b --as_recipe --deepspeed --trace step.json
+    python benchmarks/gpu_step.py --size 7b --as_recipe --sampler vllm
     python benchmarks/gpu_step.py --size toy     (a CPU, to see that it runs)
 
 The shapes are the published ones, of docs/configs, and the weights random: Qwen2.5-Omni in bf16 under LoRA, the SAM
-ViT-H mask decoder on embeddings as they come from the cache, 10 frames, 10 s of sound, G = 8, 256 new tokens. Nothing
-is downloaded: the tokenizer has as many words as the real one, most of them in no text.
+ViT-H mask decoder on embeddings as they come from the cache, 10 frames of 1280 x 720, 10 s of sound, G = 8 completions
+of each of two clips, 256 new tokens. Two micro-batches make a step. Nothing is downloaded: the tokenizer has as many
+words as the real one, most of them in no text. `--as_recipe` trains what recipes/ref_avs/grpo_7b.yaml does: an adapter
+of rank 8 that was loaded, with `lm_head` and `embed_tokens`, against its reference, with 512 new tokens.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
+import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,14 +29,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig
-from transformers import GenerationConfig, PretrainedConfig, ProcessorMixin
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import GenerationConfig, PretrainedConfig, ProcessorMixin, training_args
 from transformers.utils import logging as transformers_logging
 
+from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.sample import AVClip, AVSample
+from aurora_rl.footprint import Clips, Launch, estimate_footprint
 from aurora_rl.footprint.flops import StepFlops, estimate_flops
-from aurora_rl.footprint.parameters import MetaModel
+from aurora_rl.footprint.parameters import MetaModel, measure_parts
+from aurora_rl.footprint.parts import ALWAYS, SAMPLING, TRAINING, Part, fullest
 from aurora_rl.footprint.report import known_tflops
 from aurora_rl.footprint.workload import Workload
 from aurora_rl.models.batch import PromptOptions, SampleEncoder
@@ -49,6 +58,7 @@ from benchmarks.contenders import (
     mask_functions_watched,
     ready,
 )
+from benchmarks.gpu_watch import TRAINED_TOWERS, WATCHED_PARTS, MomentPeaks, trace_step, watch_media_and_towers
 from benchmarks.timing import Stopwatch
 from benchmarks.workload import REFERENCE, VOCABULARY
 
@@ -73,13 +83,33 @@ class Shape:
 
     config: str | None
     segmenter: dict[str, Any]
-    frame_size: tuple[int, int] = (360, 640)
+    frame_size: tuple[int, int] = (720, 1280)
     num_frames: int = 10
     seconds: float = 10.0
     num_generations: int = 8
     completion_length: int = 256
 
 
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How the step is run.
+
+    Attributes:
+        as_recipe: train what the 7B recipe trains, instead of LoRA and the mask head alone.
+        deepspeed: ZeRO-2 in bf16 with one process, without autocast; otherwise plain PyTorch.
+        sampler: "transformers" or "vllm", in this process.
+    """
+
+    as_recipe: bool = False
+    deepspeed: bool = False
+    sampler: str = "transformers"
+
+
+PLAIN = Way()
+#: Clips of a generation batch; their rows are shuffled before they are cut into as many micro-batches.
+NUM_CLIPS = 2
+#: Of the recipe.
+RECIPE_COMPLETION_LENGTH, BETA = 512, 0.04
 SAM = {"type": "sam", "image_size": 1024}
 SHAPES = {
     "3b": Shape("qwen2_5_omni_3b", SAM),
@@ -93,39 +123,92 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SHAPES, required=True)
     parser.add_argument("--repeats", type=int, default=5, help="steps after the first, which warms up (default: 5)")
+    parser.add_argument("--as_recipe", action="store_true", help="train what recipes/ref_avs/grpo_7b.yaml trains")
+    parser.add_argument("--deepspeed", action="store_true", help="ZeRO-2 in bf16, one process")
+    parser.add_argument("--sampler", choices=("transformers", "vllm"), default="transformers", help="who samples")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="profile one more step, for chrome://tracing")
     parser.add_argument("--json", type=Path, help="file for the medians")
     args = parser.parse_args(argv)
     if args.size != "toy" and not torch.cuda.is_available():
         parser.error(f"--size {args.size} needs a GPU, and torch sees none; --size toy runs on a CPU")
-    shape, stopwatch = SHAPES[args.size], Stopwatch()
+    way, shape, stopwatch = Way(args.as_recipe, args.deepspeed, args.sampler), SHAPES[args.size], Stopwatch()
+    if way.as_recipe and args.size != "toy":
+        shape = dataclasses.replace(shape, completion_length=RECIPE_COMPLETION_LENGTH)
+    if way.deepspeed:
+        launch_deepspeed()
     with mask_functions_watched(stopwatch):
-        contender = build(shape, stopwatch)
-        numbers = summarise(contender, shape, [contender.step() for _ in range(args.repeats)])
+        contender = build(shape, stopwatch, way)
+        watch_media_and_towers(contender.trainer, stopwatch)
+        peaks = MomentPeaks(contender.trainer)
+        steps = []
+        for _ in range(args.repeats):
+            steps.append(contender.step())
+            peaks.end_step()
+        numbers = summarise(contender, shape, steps) | peaks.rows() | estimated_rows(contender, shape, way)
+        if args.trace:
+            numbers |= trace_step(contender.step, args.trace)
     print("\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value:.4g} |" for name, value in numbers.items())]))
     if args.json:
         args.json.write_text(json.dumps(numbers, indent=2) + "\n")
 
 
-def build(shape: Shape, stopwatch: Stopwatch) -> Contender:
+def launch_deepspeed() -> None:
+    """What `accelerate launch --config_file accelerate_configs/zero2.yaml --num_processes 1` sets."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
+        "ACCELERATE_MIXED_PRECISION": "bf16",
+        **{"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+    }
+    if not torch.cuda.is_available():  # transformers refuses bf16 without a GPU unless `use_cpu`, which drops DeepSpeed
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        training_args.is_torch_bf16_gpu_available = lambda: True
+
+
+def build(shape: Shape, stopwatch: Stopwatch, way: Way = PLAIN) -> Contender:
     """The trainer, ready to step."""
     model, processor = build_model(shape)
     seg_token_id = prepare_vocabulary(model, processor, Qwen2_5OmniFamily())
     trainer = AuroraGRPOTrainer(
-        model=model,
+        model=with_lora(model, way) if way.as_recipe else model,
         reward_funcs=[length_reward, "reward_fns.mask_iou:mask_iou_reward"],
-        args=_arguments(shape),
+        args=_arguments(shape, way),
         encode=_encoder(shape, processor),
         seg_token_id=seg_token_id,
-        train_dataset=to_dataset([_sample()]),
+        train_dataset=to_dataset([_sample(number) for number in range(NUM_CLIPS)]),
         processing_class=processor,
-        peft_config=LoraConfig(
-            r=16,
-            target_modules=Qwen2_5OmniFamily.lora_target_modules,
-            modules_to_save=["seg_head"],
-            task_type="CAUSAL_LM",
-        ),
+        peft_config=None if way.as_recipe else lora(way),
     )
+    if way.sampler == "vllm":
+        _dictate_to_vllm(trainer, shape, seg_token_id)
     return ready(trainer, (seg_token_id, processor.tokenizer.convert_tokens_to_ids(".")), stopwatch)
+
+
+def lora(way: Way) -> LoraConfig:
+    """What is trained: the recipe's, or LoRA of rank 16 and the mask head."""
+    saved = ["seg_head", "lm_head", "embed_tokens"] if way.as_recipe else ["seg_head"]
+    targets = Qwen2_5OmniFamily.lora_target_modules
+    rank = 8 if way.as_recipe else 16
+    return LoraConfig(r=rank, target_modules=targets, modules_to_save=saved, task_type="CAUSAL_LM")
+
+
+def with_lora(model: AuroraQwen2_5Omni, way: Way) -> PeftModel:
+    """The model with an adapter, as one that was loaded: TRL copies it for the reference."""
+    return get_peft_model(model, lora(way))
+
+
+def _dictate_to_vllm(trainer: Any, shape: Shape, seg_token_id: int) -> None:
+    """VLLM samples as long completions as it would; a random model points at nothing, so that they end in `[SEG]`."""
+    sample, stop = trainer._generate_single_turn, trainer.processing_class.tokenizer.convert_tokens_to_ids(".")
+
+    def dictated(*args: Any, **kwargs: Any) -> Any:
+        completion_ids, *rest = sample(*args, **kwargs)
+        return ([[*ids[: shape.completion_length - 2], seg_token_id, stop] for ids in completion_ids], *rest)
+
+    trainer._generate_single_turn = dictated
 
 
 def build_model(shape: Shape, *, device: str | None = None) -> tuple[AuroraQwen2_5Omni, ProcessorMixin]:
@@ -168,15 +251,17 @@ def summarise(contender: Contender, shape: Shape, steps: Sequence[Step]) -> dict
     numbers = {part: median(step.parts[part].wall if part in step.parts else 0.0 for step in steps) for part in _ALL}
     whole = median(step.seconds(_ALL, "wall") for step in steps)
     row = contender.trainer.encode(_sample())
-    num_tokens = shape.num_generations * (len(row.prompt.prompt_ids) + shape.completion_length)
+    num_completions = NUM_CLIPS * shape.num_generations
+    num_tokens = num_completions * (len(row.prompt.prompt_ids) + shape.completion_length)
+    rewards_cpu = median(step.seconds(("reward", "mask reward"), "cpu") for step in steps)
     flops = step_flops(contender, shape).training
-    passes = numbers["forward"] + numbers["backward"]
+    passes = numbers["forward"] + numbers[TRAINED_TOWERS] + numbers["backward"]
     numbers |= {
         "whole step, s": whole,
         "prompt tokens a completion": len(row.prompt.prompt_ids),
-        "new tokens a second of generation": shape.num_generations * shape.completion_length / numbers["generation"],
+        "new tokens a second of generation": num_completions * shape.completion_length / numbers["generation"],
         "tokens a second of the step": num_tokens / whole,
-        "peak memory above the weights, GB": max(step.peak_gb for step in steps),
+        "rewards, CPU s a completion": rewards_cpu / num_completions,
         "TFLOPs a second, forward + backward": flops / passes / 1e12,
     }
     if (tflops := known_tflops(contender.trainer.accelerator.device)) is not None:
@@ -184,26 +269,68 @@ def summarise(contender: Contender, shape: Shape, steps: Sequence[Step]) -> dict
     return numbers
 
 
-_ALL = (*PARTS, *MASK_PARTS)
+_ALL = (*PARTS, *MASK_PARTS, *WATCHED_PARTS)
 
 
 def step_flops(contender: Contender, shape: Shape) -> StepFlops:
     """As `aurora-rl footprint` counts them, of the tokens that there are."""
-    trainer = contender.trainer
-    prompt = trainer.encode(_sample()).prompt
-    work = Workload(
-        rows=shape.num_generations,
-        clips=1,
-        prompt_tokens=len(prompt.prompt_ids),
-        completion_tokens=shape.completion_length,
-        patches=len(prompt.features["pixel_values_videos"]),
-        mels=int(prompt.features["feature_attention_mask"].sum()),
-        frames=shape.num_frames,
-        size=shape.frame_size,
-    )
+    trainer, work = contender.trainer, step_work(contender, shape)
     meta = MetaModel(trainer.accelerator.unwrap_model(trainer.model), Qwen2_5OmniFamily(), (), has_loaded_adapter=False)
     is_gpu = trainer.accelerator.device.type == "cuda"
     return estimate_flops(meta, work, checkpointing=trainer.args.gradient_checkpointing, is_gpu=is_gpu)
+
+
+def step_work(contender: Contender, shape: Shape) -> Workload:
+    """What a micro-batch holds: rows of both clips, for they are shuffled."""
+    prompt, clips = contender.trainer.encode(_sample()).prompt, min(NUM_CLIPS, shape.num_generations)
+    return Workload(
+        rows=shape.num_generations,
+        clips=clips,
+        prompt_tokens=len(prompt.prompt_ids),
+        completion_tokens=shape.completion_length,
+        patches=clips * len(prompt.features["pixel_values_videos"]),
+        mels=clips * int(prompt.features["feature_attention_mask"].sum()),
+        frames=shape.num_frames,
+        size=shape.frame_size,
+        generated_rows=NUM_CLIPS * shape.num_generations,
+        num_steps=NUM_CLIPS,
+    )
+
+
+def estimated_rows(contender: Contender, shape: Shape, way: Way) -> dict[str, float]:
+    """What `aurora-rl footprint` estimates for this step, in GB: its lines, and both moments' sums."""
+    trainer = contender.trainer
+    launch = dataclasses.replace(Launch.of(trainer.args), is_gpu=trainer.accelerator.device.type == "cuda")
+    footprint = estimate_footprint(
+        ModelArguments(model=""),
+        DataArguments(data_root=""),
+        trainer.args,
+        launch=launch,
+        clips=Clips(None, shape.num_frames, shape.frame_size, shape.seconds),
+        work=step_work(contender, shape),
+        device_memory=torch.cuda.get_device_properties(0).total_memory if launch.is_gpu else None,
+        meta=_meta_model(shape, way),
+    )
+    lines = {f"estimated: {part.name}, GB": part.num_bytes / 1e9 for part in footprint.device}
+    sums = {moment: _peak_of(footprint.device, moment) / 1e9 for moment in (SAMPLING, TRAINING)}
+    return lines | {f"estimated: peak while {moment}, GB": value for moment, value in sums.items()}
+
+
+def _peak_of(parts: Sequence[Part], moment: str) -> int:
+    return sum(part.num_bytes for part in fullest(p for p in parts if p.when == ALWAYS or p.when.startswith(moment)))
+
+
+def _meta_model(shape: Shape, way: Way) -> MetaModel:
+    """The model that `build` trains, without its weights."""
+    model, processor = build_model(shape, device="meta")
+    model.to("meta")
+    prepare_vocabulary(model, processor, Qwen2_5OmniFamily())
+    with torch.device("meta"):
+        trained = with_lora(model, way)
+    if way.deepspeed:
+        trained.to(torch.bfloat16)
+    parts = tuple(measure_parts(trained, Qwen2_5OmniFamily(), ModelArguments(model="")))
+    return MetaModel(trained, Qwen2_5OmniFamily(), parts, has_loaded_adapter=way.as_recipe)
 
 
 def _encoder(shape: Shape, processor: ProcessorMixin) -> SampleEncoder:
@@ -224,15 +351,18 @@ def _encoder(shape: Shape, processor: ProcessorMixin) -> SampleEncoder:
     )
 
 
-def _sample() -> AVSample:
+def _sample(number: int = 0) -> AVSample:
     return AVSample(
-        uid="noise", row=0, split="train", media_id="noise", category="drum", reference=REFERENCE, fps=1.0,
-        frame_paths=(), audio_path="", mask_paths=(),
+        uid=f"noise {number}", row=number, split="train", media_id=f"noise {number}", category="drum",
+        reference=REFERENCE, fps=1.0, frame_paths=(), audio_path="", mask_paths=(),
     )  # fmt: skip
 
 
-def _arguments(shape: Shape) -> AuroraGRPOConfig:
+def _arguments(shape: Shape, way: Way) -> AuroraGRPOConfig:
     on_gpu = torch.cuda.is_available()
+    vllm: dict[str, Any] = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.35}
+    vllm |= {"vllm_max_model_length": 4096} if on_gpu else {}
+    shortest = "min_tokens" if way.sampler == "vllm" else "min_new_tokens"
     return AuroraGRPOConfig(
         output_dir=tempfile.gettempdir(),
         mask_loss_on="all",
@@ -240,15 +370,19 @@ def _arguments(shape: Shape) -> AuroraGRPOConfig:
         per_device_train_batch_size=shape.num_generations,
         num_generations=shape.num_generations,
         max_completion_length=shape.completion_length,
-        generation_kwargs={"min_new_tokens": shape.completion_length},
-        bf16=on_gpu,
-        use_cpu=not on_gpu,
+        gradient_accumulation_steps=NUM_CLIPS,
+        beta=BETA if way.as_recipe else 0.0,
+        generation_kwargs={shortest: shape.completion_length},
+        bf16=on_gpu or way.deepspeed,
+        use_cpu=not (on_gpu or way.deepspeed),
+        ddp_backend="gloo" if way.deepspeed and not on_gpu else None,
         gradient_checkpointing=on_gpu,
         lr_scheduler_type="constant",
         save_strategy="no",
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        **(vllm if way.sampler == "vllm" else {}),
     )
 
 

@@ -33,29 +33,35 @@ def peak_memory() -> Iterator[Peak]:
     peak = Peak()
     gc.collect()
     _return_freed_memory()
-    start = _reset()
+    start = reset_high_water_mark()
     yield peak
-    peak.gigabytes = max(0.0, _high_water_mark() - start) / 1e9
+    peak.gigabytes = max(0.0, high_water_mark() - start) / 1e9
 
 
-def _reset() -> float:
+def reset_high_water_mark() -> float:
     """Begin a new high-water mark; bytes in use now."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     if not CLEAR_REFS.exists():
-        return _high_water_mark()
+        return high_water_mark()
     CLEAR_REFS.write_text("5")
     return _status_bytes("VmRSS")
 
 
-def _high_water_mark() -> float:
+def high_water_mark() -> float:
+    """Most bytes in use since the mark was reset."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     if STATUS.exists():
         return _status_bytes("VmHWM")
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reserved_mark() -> float | None:
+    """Most bytes that PyTorch's allocator took from the GPU since the mark was reset, None without one."""
+    return float(torch.cuda.max_memory_reserved()) if torch.cuda.is_available() else None
 
 
 def _status_bytes(name: str) -> float:

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from aurora_rl.cli import parse_arguments
 from aurora_rl.footprint import Footprint
 from aurora_rl.footprint.by_hand import estimate
-from aurora_rl.footprint.estimate import fullest
 from aurora_rl.footprint.flops import PEAK_TFLOPS, least_seconds
+from aurora_rl.footprint.parts import fullest
 
 SFT = "sft --config recipes/ref_avs/sft_7b.yaml --model docs/configs/qwen2_5_omni_7b --launch accelerate_configs/"
 GRPO = "grpo --config recipes/ref_avs/grpo_7b.yaml --model docs/configs/sft_7b --launch accelerate_configs/"
@@ -50,14 +50,14 @@ COLUMNS = {
     "weights": ("weights: ", "weights gathered for one layer", "half-precision"),
     "reference, teacher": ("reference", "teacher"),
     "optimiser": ("optimiser",),
-    "gradients, buckets": ("gradients", "DeepSpeed", "DDP"),
+    "gradients, buckets": ("gradients", "DeepSpeed", "one gradient", "DDP"),
     "activations": ("activations: decoder", "activations: towers", "activations: LM head", "activations: one layer"),
     "mask decoder": ("activations: mask decoder", "masks of"),
     "KV cache": ("key-value", "vLLM: its key-value"),
     "other sampling": ("weights gathered for sampling", "prefill", "vLLM: its own"),
 }
 #: Of the whole run, or of a machine.
-PLACES = ("**peak**", "host memory", "feature cache, disk")
+PLACES = ("**peak**", "host memory", "feature cache, disk", "a checkpoint, disk")
 TIMES = ("sampling", "scoring", "training", "recomputing", "**step**", "TFLOP of a step")
 #: Peak of the GPU in TFLOP/s.
 TFLOPS = PEAK_TFLOPS["H100"]
@@ -95,7 +95,8 @@ def memory_cells(footprint: Footprint) -> Iterator[str]:
         yield _number(sum(part.num_bytes for part in fullest(parts)) / 1e9)
     yield f"**{footprint.peak / 1e9:.1f}**"
     yield _number(footprint.host_peak / 1e9)
-    yield _number(sum(part.num_bytes for part in footprint.disk) / 1e9)
+    for start in ("image embeddings", "a checkpoint"):
+        yield _number(sum(part.num_bytes for part in footprint.disk if part.name.startswith(start)) / 1e9)
 
 
 def time_cells(footprint: Footprint) -> Iterator[str]:

@@ -23,7 +23,7 @@ def register(commands: Commands) -> None:
         formatter_class=HelpFormatter,
         allow_abbrev=False,  # the recipe's own options must not be taken for this command's
     )
-    parser.add_argument("recipe", choices=("sft", "grpo"), help="whose arguments the config holds")
+    parser.add_argument("recipe", choices=("sft", "grpo", "evaluate"), help="whose arguments the config holds")
     parser.add_argument("--config", required=True, help="YAML file of the recipe")
     parser.add_argument("--launch", type=Path, metavar="FILE", help="accelerate config (one GPU without it)")
     parser.add_argument("--processes", type=positive, help="instead of the accelerate config's")

@@ -24,6 +24,9 @@ from aurora_rl.footprint.workload import Workload
 from aurora_rl.losses import mask_loss
 from aurora_rl.models.segmenters import Segmenter
 
+#: Copies of a prompt's states that lie beside the layer at work where nothing is kept for a backward pass: the embedded
+#: tokens, which the model's callers hold until its end, and the layer's input.
+ENTRIES = 2
 #: Bytes that a tower's layer of half precision keeps for each token and unit of width (Korthikanti et al. 2022, eq. 1).
 TOWER_LAYER_BYTES = 34
 #: Float32 copies of a tile of logits that TRL's LM head has alive at once where it runs without Triton.
@@ -36,7 +39,7 @@ class Activations:
 
     Attributes:
         decoder: kept by the language model's layers until their turn in the backward pass.
-        towers: kept by trained towers; frozen ones keep nothing.
+        towers: kept by trained towers; frozen ones keep nothing, for no gradient reaches their outputs.
         masks: most that mask decoder and mask loss have alive, on top of `decoder`.
         lm_head: most that the fused LM head has alive, on top of `decoder`.
         layer: most that one layer's backward pass has alive, on top of `decoder`.
@@ -72,7 +75,7 @@ def estimate_activations(
     entry = work.tokens * _width(meta) * dtype.itemsize
     return Activations(
         decoder=len(layers) * (entry if checkpointing else kept),
-        towers=_tower_bytes(meta, work, dtype),
+        towers=_tower_bytes(meta, work, dtype, checkpointing=checkpointing),
         masks=_mask_bytes(meta, work),
         lm_head=_lm_head_bytes(meta, work, dtype, is_gpu=is_gpu),
         layer=peak if checkpointing else peak - kept,
@@ -80,15 +83,45 @@ def estimate_activations(
 
 
 def estimate_sampling(meta: MetaModel, work: Workload, *, half: torch.dtype | None) -> tuple[int, int]:
-    """Bytes of the key-value cache of transformers' `generate` at its longest, and of a layer's prefill."""
+    """Bytes of the key-value cache of transformers' `generate` at its longest, and of the prefill beside it.
+
+    The prefill is a pass over the prompts, and projects the last position of each row onto the vocabulary: logits in
+    the model's dtype, of which `generate` makes a float32 copy.
+    """
     config = meta.base.config.get_text_config()
     dtype = half or next(_layers(meta)[0].parameters()).dtype
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     a_token = 2 * len(_layers(meta)) * config.num_key_value_heads * head_dim * dtype.itemsize
-    prompts = dataclasses.replace(work, rows=work.generated_rows, completion_tokens=0)
-    layer, inputs = _layer_and_inputs(meta, prompts, half)
-    logits = work.generated_rows * config.vocab_size * torch.float32.itemsize
-    return work.generated_rows * work.length * a_token, forward_only(lambda: layer(**inputs)) + logits
+    rows = work.generated_rows
+    prefill = estimate_pass(meta, work, rows=rows, length=work.prompt_tokens, half=half)
+    logits = rows * config.vocab_size * (dtype.itemsize + torch.float32.itemsize)
+    return rows * work.length * a_token, prefill + logits
+
+
+def estimate_pass(meta: MetaModel, work: Workload, *, rows: int, length: int, half: torch.dtype | None = None) -> int:
+    """Most bytes of the language model's pass over sequences without gradient: a layer's, its input, the mask.
+
+    Args:
+        meta: the model.
+        work: of which the rest is taken.
+        rows: sequences.
+        length: tokens of each.
+        half: dtype of mixed precision, None for none.
+    """
+    sequences = dataclasses.replace(work, rows=rows, prompt_tokens=length, completion_tokens=0)
+    layer, inputs = _layer_and_inputs(meta, sequences, half)
+    mask = inputs["attention_mask"]
+    entries = ENTRIES * inputs["hidden_states"].untyped_storage().nbytes()
+    return forward_only(lambda: layer(**inputs)) + entries + (0 if mask is None else mask.untyped_storage().nbytes())
+
+
+def estimate_mask_decoding(meta: MetaModel, work: Workload) -> int:
+    """Most bytes of masks without gradient: a chunk of decoding, all logits at the decoder's and the frames' size."""
+    decoder, frames, prompts = _decoder_and_chunk(meta, work)
+    inputs = work.clips * work.frames * torch.Size(decoder.frame_shape).numel() * torch.float32.itemsize
+    low_resolution, _ = _run_mask_loss(decoder, work)
+    full_size = work.rows * work.frames * work.size[0] * work.size[1] * torch.float32.itemsize
+    return inputs + low_resolution + max(full_size, _decode_a_chunk(decoder, frames, prompts))
 
 
 def _layers(meta: MetaModel) -> nn.ModuleList:
@@ -134,15 +167,24 @@ def _give_gradients(module: nn.Module) -> None:
             parameter.grad = torch.empty_like(parameter)
 
 
-def _tower_bytes(meta: MetaModel, work: Workload, dtype: torch.dtype) -> int:
+def _tower_bytes(meta: MetaModel, work: Workload, dtype: torch.dtype, *, checkpointing: bool) -> int:
+    """With checkpointing each layer keeps its input, and one at a time all that it computes."""
     config, scale = meta.base.config, dtype.itemsize / torch.bfloat16.itemsize
     vision, audio = config.vision_config, config.audio_config
-    sizes = {
-        "visual": work.patches * vision.hidden_size * vision.depth,
-        "audio_tower": work.mels * audio.d_model * audio.encoder_layers / 2,  # a convolution of stride 2 comes first
+    sizes = {  # (tokens x width, layers)
+        "visual": (work.patches * vision.hidden_size, vision.depth),
+        "audio_tower": (work.mels * audio.d_model / 2, audio.encoder_layers),  # a convolution of stride 2 comes first
     }
-    trained = [name for name in sizes if any(p.requires_grad for p in getattr(meta.base, name).parameters())]
-    return round(sum(TOWER_LAYER_BYTES * scale * sizes[name] for name in trained))
+    trained = [size for name, size in sizes.items() if _is_trained(getattr(meta.base, name))]
+    a_layer = TOWER_LAYER_BYTES * scale
+    if not checkpointing:
+        return round(sum(a_layer * entry * depth for entry, depth in trained))
+    inputs = sum(dtype.itemsize * entry * depth for entry, depth in trained)
+    return round(inputs + max((a_layer * entry for entry, _ in trained), default=0))
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _lm_head_bytes(meta: MetaModel, work: Workload, dtype: torch.dtype, *, is_gpu: bool) -> int:
@@ -160,15 +202,30 @@ def _lm_head_bytes(meta: MetaModel, work: Workload, dtype: torch.dtype, *, is_gp
 
 
 def _mask_bytes(meta: MetaModel, work: Workload) -> int:
-    decoder: Segmenter = copy.deepcopy(meta.base.seg_head.mask_decoder)
-    decoder.to(next(decoder.parameters()).dtype)  # buffers, too; autocast would see to them
+    decoder, chunk_frames, chunk_prompts = _decoder_and_chunk(meta, work)
     frames, prompts = work.clips * work.frames, -(-work.rows // work.clips)
     inputs = frames * torch.Size(decoder.frame_shape).numel() * torch.float32.itemsize
-    chunk_frames, chunk_prompts = decoder.chunk_size(frames, prompts, decoder.masks_that_fit(torch.device("meta")))
-    _, decoding = _run_mask_decoder(decoder, min(chunk_frames, frames), chunk_prompts)
+    _, decoding = _run_mask_decoder(decoder, chunk_frames, chunk_prompts)
     logits, losses = _run_mask_loss(decoder, work)
     is_one_chunk = frames <= chunk_frames and prompts <= chunk_prompts
     return inputs + logits + (losses + decoding if is_one_chunk else max(losses, logits + decoding))
+
+
+def _decoder_and_chunk(meta: MetaModel, work: Workload) -> tuple[Segmenter, int, int]:
+    """The mask decoder, and how many frames and prompts on each of them it takes at a time."""
+    decoder: Segmenter = copy.deepcopy(meta.base.seg_head.mask_decoder)
+    decoder.to(next(decoder.parameters()).dtype)  # buffers, too; autocast would see to them
+    frames, prompts = work.clips * work.frames, -(-work.rows // work.clips)
+    chunk_frames, chunk_prompts = decoder.chunk_size(frames, prompts, decoder.masks_that_fit(torch.device("meta")))
+    return decoder, min(chunk_frames, frames), chunk_prompts
+
+
+def _decode_a_chunk(decoder: Segmenter, frames: int, prompts: int) -> int:
+    dtype = next(decoder.parameters()).dtype
+    with torch.device("meta"):
+        frame_inputs = torch.empty(frames, *decoder.frame_shape, dtype=dtype)
+        embeddings = torch.empty(frames, prompts, decoder.prompt_dim, dtype=dtype)
+    return forward_only(lambda: decoder.decode(frame_inputs, embeddings))
 
 
 def _run_mask_decoder(decoder: Segmenter, frames: int, prompts: int) -> tuple[int, int]:

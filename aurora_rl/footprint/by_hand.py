@@ -7,11 +7,13 @@ import dataclasses
 from typing import Any
 
 from aurora_rl.config import DataArguments, ModelArguments, RewardArguments, TargetArguments
+from aurora_rl.footprint.answering import estimate_answering
 from aurora_rl.footprint.estimate import Footprint, estimate_footprint, live_teacher
 from aurora_rl.footprint.launch import Launch
 from aurora_rl.footprint.limits import Limits
 from aurora_rl.footprint.report import complaint, render
 from aurora_rl.footprint.workload import Clips
+from aurora_rl.model_evaluation import EvaluationArguments
 from aurora_rl.recipe_parser import RecipeParser
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
@@ -20,6 +22,7 @@ from aurora_rl.trainers.sft_config import AuroraSFTConfig
 RECIPES: dict[str, tuple[Any, ...]] = {
     "sft": (ModelArguments, DataArguments, TargetArguments, AuroraSFTConfig),
     "grpo": (ModelArguments, DataArguments, RewardArguments, AuroraGRPOConfig),
+    "evaluate": (ModelArguments, DataArguments, EvaluationArguments),
 }
 
 
@@ -40,21 +43,37 @@ def estimate(args: argparse.Namespace) -> tuple[Footprint, Limits]:
     """
     # Without `use_cpu` mixed precision asks for a GPU, which is not needed to think about one.
     command = ["--config", args.config, *args.options, "--use_cpu", "true"]
-    model_args, data_args, third, training_args = RecipeParser(RECIPES[args.recipe]).parse_args_and_config(command)
-    launch = _launch(args)
+    model_args, data_args, *others = RecipeParser(RECIPES[args.recipe]).parse_args_and_config(command)
+    launch, clips = _launch(args), _clips(args, data_args)
     limits = Limits.of(
         model_args, launch, device_memory=_bytes(args.gpu_memory_gb), host_memory=_bytes(args.host_memory_gb)
     )
+    if args.recipe == "evaluate":
+        return _estimate_evaluation(model_args, data_args, *others, launch=launch, clips=clips), limits
+    third, training_args = others
     footprint = estimate_footprint(
         model_args,
         data_args,
         training_args,
         launch=launch,
-        clips=_clips(args, data_args),
+        clips=clips,
         device_memory=_bytes(args.gpu_memory_gb) or limits.device,
         teacher=live_teacher(third, training_args) if isinstance(third, TargetArguments) else None,
     )
     return footprint, limits
+
+
+def _estimate_evaluation(
+    model_args: ModelArguments, data_args: DataArguments, args: EvaluationArguments, *, launch: Launch, clips: Clips
+) -> Footprint:
+    return estimate_answering(
+        model_args,
+        data_args,
+        batch_size=args.batch_size,
+        max_completion_length=args.max_completion_length,
+        launch=launch,
+        clips=clips,
+    )
 
 
 def _bytes(gigabytes: float | None) -> int | None:

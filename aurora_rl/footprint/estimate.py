@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,33 +12,24 @@ from aurora_rl.footprint.activations import estimate_activations, estimate_sampl
 from aurora_rl.footprint.flops import Rollouts, StepFlops, estimate_flops
 from aurora_rl.footprint.launch import Launch
 from aurora_rl.footprint.parameters import MetaModel, build_meta_model, total
+from aurora_rl.footprint.parts import (
+    ALWAYS,
+    LAYERS,
+    LM_HEAD,
+    LOADING,
+    MASKS,
+    SAMPLING,
+    SCORING,
+    TRAINING,
+    Part,
+    fullest,
+    sum_of,
+)
+from aurora_rl.footprint.storage import disk_parts, states_of
 from aurora_rl.footprint.workload import Clips, Workload, build_workload
-from aurora_rl.models.segmenters import build_frame_encoder
 
-ALWAYS, TRAINING, SAMPLING, SCORING = "always", "training", "sampling", "scoring"
-#: A backward pass comes to one after the other.
-MASKS, LM_HEAD, LAYERS = f"{TRAINING}: masks", f"{TRAINING}: LM head", f"{TRAINING}: layers"
-#: Moments of a run, which never meet.
-MOMENTS = (MASKS, LM_HEAD, LAYERS, SAMPLING, SCORING)
-#: Bytes of optimiser state for each trained byte; other optimisers are taken to be AdamW.
-STATES = {"sgd": 0, "adamw_torch": 2, "adamw_torch_fused": 2}
 #: Elements that ZeRO-3 fetches ahead of the layer at work (DeepSpeed's `stage3_prefetch_bucket_size`).
 PREFETCHED = 50_000_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """Bytes of one process.
-
-    Attributes:
-        name: what takes them.
-        num_bytes: how many.
-        when: always, while training, or at one of the `MOMENTS`.
-    """
-
-    name: str
-    num_bytes: int
-    when: str = ALWAYS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,26 +55,12 @@ class Footprint:
     @property
     def peak(self) -> int:
         """Bytes of the device at the fullest moment."""
-        return _sum(fullest(self.device))
+        return sum_of(fullest(self.device))
 
     @property
     def host_peak(self) -> int:
         """Bytes of host memory at the fullest moment."""
-        return _sum(fullest(self.host))
-
-
-def fullest(parts: Iterable[Part]) -> list[Part]:
-    """Those that are there at the fullest moment."""
-    parts = list(parts)
-    return max(([part for part in parts if _is_there(part, moment)] for moment in MOMENTS), key=_sum)
-
-
-def _is_there(part: Part, moment: str) -> bool:
-    return part.when == ALWAYS or moment.startswith(part.when)
-
-
-def _sum(parts: Iterable[Part]) -> int:
-    return sum(part.num_bytes for part in parts)
+        return sum_of(fullest(self.host))
 
 
 def estimate_footprint(
@@ -97,6 +73,7 @@ def estimate_footprint(
     work: Workload | None = None,
     device_memory: int | None = None,
     teacher: str | None = None,
+    meta: MetaModel | None = None,
 ) -> Footprint:
     """Estimate from arguments and the model's config; no weights are read and nothing is allocated.
 
@@ -109,9 +86,10 @@ def estimate_footprint(
         work: what a process has in hand, where it is known better than `clips` and the arguments tell.
         device_memory: bytes of the device, of which vLLM takes its share where it runs beside the trainer.
         teacher: the model of `live_teacher`.
+        meta: the model, where it has been built already.
     """
     half = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
-    meta = build_meta_model(model_args, launch, half=half)
+    meta = meta or build_meta_model(model_args, launch, half=half)
     teacher_meta = _build_teacher(teacher, model_args)
     work = work or build_workload(meta.base.config, data_args, training_args, clips)
     checkpointing = bool(training_args.gradient_checkpointing)
@@ -133,13 +111,14 @@ def estimate_footprint(
     offloaded = [part for part in parts if launch.is_gpu and _is_offloaded(part, launch)]
     masks_on_device, masks_on_host = _rollout_masks(work, launch)
     device = [*(part for part in parts if part not in offloaded), *masks_on_device]
-    host = [*sorted(offloaded, key=lambda part: part.name), *masks_on_host]
+    loading = loading_parts(meta, launch, beta=getattr(training_args, "beta", 0.0), teacher=teacher_meta)
+    host = [*loading, *sorted(offloaded, key=lambda part: part.name), *masks_on_host]
     return Footprint(
         launch=launch,
         work=work,
         device=tuple(part for part in device if part.num_bytes),
         host=tuple(part for part in host if part.num_bytes),
-        disk=tuple(_disk_parts(meta, clips)),
+        disk=tuple(disk_parts(meta, training_args, launch, clips)),
         flops=estimate_flops(
             meta,
             work,
@@ -196,6 +175,23 @@ def _reference_parts(meta: MetaModel, args: Any, launch: Launch) -> list[Part]:
     return [Part("reference adapter", _shard(meta.trained.trained_bytes, launch, 3) * meta.has_loaded_adapter)]
 
 
+def loading_parts(
+    meta: MetaModel, launch: Launch, *, beta: float = 0.0, teacher: MetaModel | None = None
+) -> list[Part]:
+    """Weights pass through host memory: each process reads them whole, in the dtype that it is told, before they go on.
+
+    GRPO's reference is copied there, too, and a teacher follows. Weights of 4 bits go to the GPU as they are read.
+    """
+    if not launch.is_gpu or meta.is_quantized:
+        return []
+    loaded = meta.loaded.num_bytes + (total(teacher.parts).num_bytes if teacher else 0)
+    if beta and meta.model is meta.base:
+        loaded += meta.loaded.num_bytes
+    elif beta and meta.has_loaded_adapter:
+        loaded += meta.loaded.trained_bytes
+    return [Part("weights on their way to the GPU", loaded, LOADING)]
+
+
 def _build_teacher(teacher: str | None, args: ModelArguments) -> MetaModel | None:
     """Whole on every process, in the student's dtype (`assemble.assemble_teacher`)."""
     return None if teacher is None else build_meta_model(ModelArguments(model=teacher, dtype=args.dtype), Launch())
@@ -203,7 +199,7 @@ def _build_teacher(teacher: str | None, args: ModelArguments) -> MetaModel | Non
 
 def _optimiser_parts(meta: MetaModel, launch: Launch, optim: str) -> list[Part]:
     """AdamW's two moments, in the weights' own dtype; DeepSpeed adds float32 weights and keeps all three in float32."""
-    states, trained = STATES.get(str(getattr(optim, "value", optim)), 2), meta.trained
+    states, trained = states_of(optim), meta.trained
     if launch.is_deepspeed:
         num_bytes: int = trained.trained * (1 + states) * torch.float32.itemsize
     else:  # one float32 a tensor counts the steps
@@ -219,6 +215,8 @@ def _gradient_parts(meta: MetaModel, launch: Launch) -> list[Part]:
     if launch.is_deepspeed:
         itemsize = trained.trained_bytes / max(1, trained.trained)
         parts.append(Part("DeepSpeed's reduce bucket", round(launch.reduce_bucket_size * itemsize), TRAINING))
+        if launch.zero_stage >= 2 and trained.largest_trained > launch.reduce_bucket_size:  # reduced by itself, whole
+            parts.append(Part("one gradient above the bucket", round(trained.largest_trained * itemsize), TRAINING))
     elif launch.num_processes > 1 and launch.zero_stage == 0:
         parts.append(Part("DDP's buckets", trained.trained_bytes))
     return parts
@@ -248,17 +246,9 @@ def _rollout_parts(
 def _rollout_masks(work: Workload, launch: Launch) -> tuple[list[Part], list[Part]]:
     """Masks of all rollouts at the frames' own size, on the device and on the host.
 
-    A GPU has the logits in float32; with them, the host has probabilities and booleans for the rewards.
+    Their float32 logits stay where they are, and the host has booleans for the rewards; one that reads probabilities
+    has them made for a completion at a time.
     """
     name, pixels = "masks of the rollouts", work.generated_rows * work.frames * work.size[0] * work.size[1]
-    logits, all_three = Part(name, 4 * pixels, SCORING), Part(name, 9 * pixels, SCORING)
-    return ([logits], [all_three]) if launch.is_gpu else ([all_three], [])
-
-
-def _disk_parts(meta: MetaModel, clips: Clips) -> list[Part]:
-    encoder = build_frame_encoder(meta.base.config.segmenter)
-    if not encoder.cacheable:
-        return []
-    a_clip = clips.frames * torch.Size(encoder.frame_shape).numel() * torch.float16.itemsize
-    name = "image embeddings of a clip" if clips.count is None else f"image embeddings of {clips.count:,} clips"
-    return [Part(name, a_clip * (clips.count or 1))]
+    logits, booleans, both = (Part(name, size * pixels, SCORING) for size in (4, 1, 5))
+    return ([logits], [booleans]) if launch.is_gpu else ([both], [])

@@ -39,6 +39,7 @@ class PartSize:
         trained: how many of them are trained.
         trained_bytes: what those take.
         trained_tensors: in how many tensors they lie.
+        largest_trained: parameters of the largest of those.
     """
 
     name: str
@@ -47,6 +48,7 @@ class PartSize:
     trained: int = 0
     trained_bytes: int = 0
     trained_tensors: int = 0
+    largest_trained: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +60,16 @@ class MetaModel:
         family: how it is fed.
         parts: sizes by part.
         has_loaded_adapter: whether the adapter was trained before.
+        loaded: sizes of the whole as it is loaded, before DeepSpeed casts it.
+        is_quantized: whether the language model's weights have 4 bits.
     """
 
     model: PreTrainedModel | PeftModel
     family: MLLMFamily
     parts: tuple[PartSize, ...]
     has_loaded_adapter: bool
+    loaded: PartSize = PartSize("all")
+    is_quantized: bool = False
 
     @property
     def base(self) -> PreTrainedModel:
@@ -76,9 +82,11 @@ class MetaModel:
 
 def total(parts: Iterable[PartSize]) -> PartSize:
     """The sizes of all parts together."""
-    names = [field.name for field in dataclasses.fields(PartSize)][1:]
+    names = [field.name for field in dataclasses.fields(PartSize)][1:-1]
     parts = list(parts)
-    return PartSize("all", **{name: sum(getattr(part, name) for part in parts) for name in names})
+    largest = max((part.largest_trained for part in parts), default=0)
+    sums = {name: sum(getattr(part, name) for part in parts) for name in names}
+    return PartSize("all", **sums, largest_trained=largest)
 
 
 def build_meta_model(args: ModelArguments, launch: Launch, *, half: torch.dtype | None = None) -> MetaModel:
@@ -104,11 +112,13 @@ def build_meta_model(args: ModelArguments, launch: Launch, *, half: torch.dtype 
         if args.freeze:
             freeze(model, args.freeze)
         model = _with_adapter(model, family, args, adapter, launch)
+    loaded = total(measure_parts(model, family, args))
     if launch.is_deepspeed and half is not None:
         model.to(half)
     if args.load_in_4bit:
         _cast_trained(model, torch.bfloat16)  # TRL does
-    return MetaModel(model, family, tuple(_measure(model, family, args)), bool(adapter))
+    parts = tuple(measure_parts(model, family, args))
+    return MetaModel(model, family, parts, bool(adapter), loaded, args.load_in_4bit)
 
 
 def _dtype_of(args: ModelArguments, config_dtype: torch.dtype | None) -> torch.dtype:
@@ -137,13 +147,14 @@ def _cast_trained(model: nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def _measure(model: nn.Module, family: MLLMFamily, args: ModelArguments) -> Iterator[PartSize]:
+def measure_parts(model: nn.Module, family: MLLMFamily, args: ModelArguments) -> Iterator[PartSize]:
+    """Sizes by part, as the parameters are now; of `args`, whether the weights will have 4 bits."""
     groups: dict[str, list[PartSize]] = {name: [] for name in (TOWERS, LANGUAGE_MODEL, LORA, HEAD)}
     for name, parameter in model.named_parameters():
         numel, num_bytes = parameter.numel(), parameter.numel() * parameter.element_size()
         if args.load_in_4bit and is_quantized(name, parameter):
             num_bytes = round(numel * NF4_BYTES)
-        trained = (numel, num_bytes, 1) if parameter.requires_grad else (0, 0, 0)
+        trained = (numel, num_bytes, 1, numel) if parameter.requires_grad else (0, 0, 0, 0)
         groups[_part_of(name, family)].append(PartSize(name, numel, num_bytes, *trained))
     for name, parameters in groups.items():
         if parameters:

@@ -11,16 +11,18 @@ import torch
 
 from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.data.sample import AVSample
-from aurora_rl.footprint.estimate import ALWAYS, Footprint, Part, estimate_footprint, fullest, live_teacher
+from aurora_rl.footprint.estimate import Footprint, estimate_footprint, live_teacher
 from aurora_rl.footprint.flops import PEAK_TFLOPS, UTILISATION, StepFlops, least_seconds
 from aurora_rl.footprint.launch import Launch
 from aurora_rl.footprint.limits import Limits, device_memory, host_memory
+from aurora_rl.footprint.parts import ALWAYS, Part, fullest
 from aurora_rl.footprint.workload import Clips
 
 logger = logging.getLogger(__name__)
 
 #: What makes a part smaller, by how its name begins.
 ADVICE = {
+    "weights on their way": "fewer processes on a machine, dtype: bfloat16 where weights are stored in float32",
     "weights: language model": "load_in_4bit: true with use_peft: true, or ZeRO-3",
     "weights: ": "ZeRO-3",
     "weights gathered": "rollouts by vLLM (use_vllm: true)",
@@ -30,11 +32,14 @@ ADVICE = {
     "optimiser": "LoRA (use_peft: true), ZeRO-2 on more processes, optimiser offload",
     "gradients": "LoRA (use_peft: true), ZeRO-2 on more processes",
     "DeepSpeed": "a smaller reduce_bucket_size",
+    "one gradient": "lora_modules_to_save: [seg_head], ZeRO-3",
     "DDP": "LoRA (use_peft: true), ZeRO-2",
     "activations: decoder": "gradient_checkpointing: true, a smaller per_device_train_batch_size, a smaller max_pixels",
     "activations": "a smaller per_device_train_batch_size",
     "key-value": "a smaller per_device_train_batch_size or steps_per_generation, a smaller max_completion_length",
     "prefill": "a smaller per_device_train_batch_size or steps_per_generation",
+    "pass for the masks": "a smaller batch_size",
+    "masks of the answers": "a smaller batch_size",
     "masks of": "a smaller per_device_train_batch_size or steps_per_generation, fewer processes on a machine",
     "vLLM": "a smaller vllm_gpu_memory_utilization, vllm_enable_sleep_mode: true, or vLLM on GPUs of its own",
 }

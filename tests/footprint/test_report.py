@@ -8,9 +8,9 @@ import torch
 from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.data.sample import AVSample
 from aurora_rl.footprint import DoesNotFitError, Footprint, Launch, Limits, Part, check_footprint, complaint, render
-from aurora_rl.footprint.estimate import LAYERS, LM_HEAD, MASKS, SAMPLING, TRAINING
 from aurora_rl.footprint.flops import StepFlops
 from aurora_rl.footprint.limits import device_memory, host_memory
+from aurora_rl.footprint.parts import LAYERS, LM_HEAD, MASKS, SAMPLING, TRAINING
 from aurora_rl.footprint.report import ADVICE, known_tflops
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 

@@ -1,0 +1,72 @@
+"""What answering alone takes: a model's evaluation, and the collection of its mistakes, which generate by batches."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.footprint.activations import estimate_mask_decoding, estimate_pass, estimate_sampling
+from aurora_rl.footprint.estimate import Footprint, loading_parts
+from aurora_rl.footprint.flops import Rollouts, StepFlops, estimate_flops
+from aurora_rl.footprint.launch import Launch
+from aurora_rl.footprint.parameters import MetaModel, build_meta_model
+from aurora_rl.footprint.parts import SAMPLING, SCORING, Part
+from aurora_rl.footprint.storage import embedding_parts
+from aurora_rl.footprint.workload import Clips, Workload, build_workload
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """One batch of answers, as `build_workload` asks for it: each row of a clip of its own."""
+
+    per_device_train_batch_size: int
+    max_completion_length: int
+    num_generations: int = 1
+    steps_per_generation: int = 1
+    gradient_accumulation_steps: int = 1
+
+
+def estimate_answering(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    *,
+    batch_size: int,
+    max_completion_length: int,
+    launch: Launch,
+    clips: Clips,
+) -> Footprint:
+    """Estimate `inference.Predictor` from arguments and the model's config; nothing is loaded.
+
+    Args:
+        model_args: which model. Of an adapter, the originals of what it holds whole stay beside the copies.
+        data_args: how clips are put to it.
+        batch_size: sequences that are generated at once.
+        max_completion_length: tokens of a completion.
+        launch: how the processes are spread; each holds the whole model.
+        clips: what is known of the clips.
+    """
+    meta = build_meta_model(model_args, launch)
+    work = build_workload(meta.base.config, data_args, _Batch(batch_size, max_completion_length), clips)
+    cache, prefill = estimate_sampling(meta, work, half=None)
+    device = [
+        *(Part(f"weights: {part.name}", part.num_bytes) for part in meta.parts),
+        Part("key-value cache", cache, SAMPLING),
+        Part("prefill", prefill, SAMPLING),
+        Part("pass for the masks", estimate_pass(meta, work, rows=work.rows, length=work.length), SCORING),
+        Part("masks of the answers", estimate_mask_decoding(meta, work), SCORING),
+    ]
+    return Footprint(
+        launch=launch,
+        work=work,
+        device=tuple(device),
+        host=tuple(loading_parts(meta, launch)),
+        disk=tuple(embedding_parts(meta, clips)),
+        flops=_flops(meta, work, launch),
+    )
+
+
+def _flops(meta: MetaModel, work: Workload, launch: Launch) -> StepFlops:
+    """Of one batch: each token is sampled, and passes once more for the masks."""
+    rollouts = Rollouts(samples_here=True, num_scored=1, num_iterations=1)
+    flops = estimate_flops(meta, work, checkpointing=False, is_gpu=launch.is_gpu, rollouts=rollouts)
+    return dataclasses.replace(flops, training=0.0, recomputing=0.0)
