@@ -3,7 +3,8 @@
 answer.json     what was said of each reference, window by window; times, sizes, notes, seconds that each part took
 chain.txt       the chains of thought to be read
 masks/<r>/      one PNG a frame of reference r, 8-bit grey, 0 or 255, at the video's own size
-masks.json      the same masks as a COCO file: images are frames, categories references, run lengths compressed
+masks.json      the same masks as a COCO file: images are frames, categories references, run lengths compressed; a
+                frame without the object has no annotation, as COCO has it
 overlay.mp4     the clip with its masks drawn, its sound kept
 """
 
@@ -162,9 +163,11 @@ class _MaskFiles:
         full = self._at_own_size(masks)
         for reference, (mask, rle) in enumerate(zip(full, encode_masks(full), strict=True)):
             Image.fromarray(mask.astype(np.uint8) * 255).save(self.folder / "masks" / str(reference) / name)
+            if not mask.any():
+                continue  # COCO notes what is there: an empty mask would count as an object that nobody can find
             self.annotations.append(
                 {
-                    "id": len(self.annotations),
+                    "id": len(self.annotations) + 1,  # COCOeval takes 0 for "no match"
                     "image_id": index,
                     "category_id": reference,
                     "segmentation": rle,
@@ -178,7 +181,12 @@ class _MaskFiles:
         """Write the COCO file."""
         _write_json(
             self.folder / "masks.json",
-            {"images": self.images, "annotations": self.annotations, "categories": self.categories},
+            {
+                "info": {"description": "masks of aurora-rl segment"},  # pycocotools does not load results without it
+                "images": self.images,
+                "annotations": self.annotations,
+                "categories": self.categories,
+            },
         )
 
     def _at_own_size(self, masks: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.data import hf_dataset, ref_avs
 from aurora_rl.data.avsbench import load_avsbench_avss, load_avsbench_ms3, load_avsbench_s4
 from aurora_rl.data.chains import add_reflections
+from aurora_rl.data.draw import draw_over_clips
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.hf_dataset import load_hf_dataset
 from aurora_rl.data.media import load_clip
@@ -185,10 +186,15 @@ CATEGORY_READERS: dict[str, Callable[[str, str], set[str]]] = {
 
 
 def load_training_splits(args: DataArguments) -> tuple[list[AVSample], list[AVSample]]:
-    """The samples to train on, and those to evaluate on while training: none where the arguments name no split."""
+    """The samples to train on, and those to evaluate on while training: none where the arguments name no split.
+
+    Raises:
+        ValueError: as `load_split` and `draw_over_clips`.
+    """
     train_samples = load_split(args, args.train_split)
     eval_samples = load_split(args, args.eval_split) if args.eval_split else []
-    return train_samples, eval_samples[: args.max_eval_samples]
+    # The checkpoint that is kept as the best one is chosen on these.
+    return train_samples, draw_over_clips(eval_samples, args.max_eval_samples, seed=args.eval_samples_seed)
 
 
 def assemble_target(args: TargetArguments) -> Callable[[AVSample], Target]:
@@ -334,4 +340,6 @@ def assemble_encoder(
     options = _prompt_options(args)
     if is_trainable and samples:
         loaded.remember_clips(ClipOptions.of_samples(samples, options))
-    return SampleEncoder(loaded.family, loaded.processor, frame_inputs, options=options, load=load)
+    encode = SampleEncoder(loaded.family, loaded.processor, frame_inputs, options=options, load=load)
+    encode.check(samples)
+    return encode

@@ -60,7 +60,9 @@ class DataArguments:
         benchmark: which one it is, a key of `assemble.LOADERS`.
         train_split: split to train on.
         eval_split: split for evaluation during training; None for none.
-        max_eval_samples: first so many rows of the eval split; None for all.
+        max_eval_samples: so many rows of the eval split, drawn to cover as many clips as they can; None for all.
+        eval_samples_seed: of that draw. It is not the training's seed, so that runs with several of those are compared
+            on the same rows.
         chains: JSONL with chains of thought, keyed by uid and row; relative to `data_root`.
         reflections: JSONL with chains that went wrong and their corrections, from `data_prep/correct_cot.py`.
         fps: frames a second of the stored frames; of Ref-AVSBench only, the other benchmarks fix or tell it.
@@ -84,7 +86,10 @@ class DataArguments:
     )
     train_split: str = dataclasses.field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = dataclasses.field(default=None, metadata={"help": "Split to evaluate on in training."})
-    max_eval_samples: int | None = dataclasses.field(default=None, metadata={"help": "First rows of the eval split."})
+    max_eval_samples: int | None = dataclasses.field(
+        default=None, metadata={"help": "Rows drawn over the eval split's clips."}
+    )
+    eval_samples_seed: int = dataclasses.field(default=0, metadata={"help": "Of the draw of max_eval_samples."})
     chains: str | None = dataclasses.field(default=None, metadata={"help": "JSONL with chains of thought."})
     reflections: str | None = dataclasses.field(default=None, metadata={"help": "JSONL with mistakes and corrections."})
     fps: float = dataclasses.field(default=1.0, metadata={"help": "Frames a second of the stored frames."})

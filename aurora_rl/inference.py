@@ -13,6 +13,7 @@ from trl.trainer.utils import pad
 
 from aurora_rl.data.sample import AVSample
 from aurora_rl.models.batch import EncodedSample, SampleEncoder, collate_frames, distinct_media
+from aurora_rl.models.end_of_turn import end_token_ids, until_end
 from aurora_rl.models.seg_tokens import find_seg
 from aurora_rl.models.segmentation import row_mask_logits, shared_media, without_projection
 from aurora_rl.prompts import FINAL_SENTENCE
@@ -100,6 +101,11 @@ class Predictor:
         self.batch_size = batch_size
         self.append_seg = append_seg
 
+    @property
+    def end_ids(self) -> list[int]:
+        """Tokens that end a completion."""
+        return end_token_ids(self.encode.tokenizer, self.model.generation_config)
+
     def predict(
         self, samples: Iterable[AVSample], *, num_samples: int | None = None, temperature: float = 1.0, seed: int = 0
     ) -> Iterator[tuple[EncodedSample, list[Completion]]]:
@@ -144,7 +150,7 @@ class Predictor:
 
     @torch.inference_mode()
     def generate(self, rows: Sequence[EncodedSample], noise: SeededSampling | None = None) -> list[torch.Tensor]:
-        """The ids of each row's completion, up to its end of turn.
+        """The ids of each row's completion, its end of turn included, see `models.end_of_turn`.
 
         Args:
             rows: from `encode`; those of one clip share its media, see `batch.distinct_media`.
@@ -153,7 +159,7 @@ class Predictor:
         tokenizer = self.encode.tokenizer
         config = GenerationConfig(
             max_new_tokens=self.max_completion_length,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=self.end_ids,
             pad_token_id=tokenizer.pad_token_id,
             do_sample=False,
         )
@@ -161,7 +167,7 @@ class Predictor:
         inputs, media_index = self._inputs(rows)
         with shared_media(self.model, media_index):
             sequences = self.model.generate(**inputs, generation_config=config, logits_processor=processors)
-        return self._until_end_of_turn(sequences[:, inputs["input_ids"].size(1) :])
+        return until_end(sequences[:, inputs["input_ids"].size(1) :], self.end_ids)
 
     @torch.inference_mode()
     def decode_masks(
@@ -192,12 +198,6 @@ class Predictor:
         logits = row_mask_logits(self.model, outputs.mask_logits, counts, [row.gt_masks for row in rows])
         return [row.sigmoid().cpu() if seg else None for row, seg in zip(logits, has_seg.tolist(), strict=True)]
 
-    def _until_end_of_turn(self, completion_ids: torch.Tensor) -> list[torch.Tensor]:
-        """What each sequence really said: everything up to its first end-of-turn token."""
-        is_eos = completion_ids == self.encode.tokenizer.eos_token_id
-        said = is_eos.cumsum(1) - is_eos.long() == 0
-        return [ids[mask] for ids, mask in zip(completion_ids, said, strict=True)]
-
     def _with_seg(self, completion_ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The completions, those without `[SEG]` closed by the answer's last sentence if `append_seg` asks for it."""
         if not self.append_seg:
@@ -206,8 +206,9 @@ class Predictor:
         closing = torch.tensor(
             tokenizer(f" {FINAL_SENTENCE}", add_special_tokens=False).input_ids, device=self.model.device
         )
+        ends = torch.tensor(self.end_ids, device=self.model.device)
         return [
-            ids if (ids == self.seg_token_id).any() else torch.cat([ids[ids != tokenizer.eos_token_id], closing])
+            ids if (ids == self.seg_token_id).any() else torch.cat([ids[~torch.isin(ids, ends)], closing])
             for ids in completion_ids
         ]
 

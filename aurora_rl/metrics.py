@@ -3,6 +3,7 @@
 Definitions follow the official Ref-AVS script (Wang et al., ECCV 2024) unless a docstring says otherwise.
 """
 
+import dataclasses
 import math
 
 import numpy as np
@@ -14,6 +15,84 @@ from torch.nn import functional
 _UNION_EPS = 1e-7
 _NUM_THRESHOLDS = 255
 _BETA_SQUARED = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskCounts:
+    """Pixels of a clip's masks, frame by frame: all that the scores of thresholded masks are made of.
+
+    Attributes:
+        predicted: (F,) int64, pixels predicted.
+        true: (F,) int64, pixels of the truth.
+        both: (F,) int64, pixels of both.
+        frame_pixels: pixels of a frame.
+        masks: the predicted masks and the truth.
+    """
+
+    predicted: Tensor
+    true: Tensor
+    both: Tensor
+    frame_pixels: int
+    masks: tuple[Tensor, Tensor] | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    def on_cpu(self, pred_masks: Tensor, gt_masks: Tensor) -> "MaskCounts":
+        """The same counts in main memory, fetched at once, as those of these copies of the masks."""
+        predicted, true, both = torch.stack([self.predicted, self.true, self.both]).cpu()
+        return MaskCounts(predicted, true, both, self.frame_pixels, masks=(pred_masks, gt_masks))
+
+    def belong_to(self, pred_masks: Tensor, gt_masks: Tensor) -> bool:
+        """Whether these very tensors were counted, and not others made of them."""
+        return self.masks is not None and self.masks[0] is pred_masks and self.masks[1] is gt_masks
+
+    @property
+    def union(self) -> Tensor:
+        """(F,) int64, pixels of either."""
+        return self.predicted + self.true - self.both
+
+    @property
+    def region_similarity(self) -> Tensor:
+        """(F,) float64, see the function of this name."""
+        iou = self.both.double() / (self.union.double() + _UNION_EPS)
+        background_share = (self.frame_pixels - self.predicted).double() / self.frame_pixels
+        return torch.where(self.true > 0, iou, background_share)
+
+    @property
+    def null_s(self) -> float:
+        """S of the clip, see the function of this name."""
+        return math.sqrt(int(self.predicted.sum()) / (self.frame_pixels * len(self.predicted)))
+
+    @property
+    def mask_iou(self) -> float:
+        """The mask quality that GRPO rewards, see the function of this name."""
+        return float(self.region_similarity.mean()) if self.true.any() else 1.0 - self.null_s
+
+
+def count_masks(pred_masks: Tensor, gt_masks: Tensor) -> MaskCounts:
+    """Count a clip's pixels once, where its masks are.
+
+    Args:
+        pred_masks: (F, H, W) bool.
+        gt_masks: (F, H, W) bool, on the same device.
+
+    Raises:
+        ValueError: if the shapes differ or a mask is not bool.
+    """
+    check_masks(pred_masks, gt_masks)
+    return MaskCounts(
+        predicted=_pixels_by_frame(pred_masks),
+        true=_pixels_by_frame(gt_masks),
+        both=_pixels_by_frame(pred_masks & gt_masks),
+        frame_pixels=gt_masks[0].numel(),
+        masks=(pred_masks, gt_masks),
+    )
+
+
+def _pixels_by_frame(masks: Tensor) -> Tensor:
+    """(F,) int64, true pixels of (F, H, W) bool masks."""
+    if masks.device.type != "cpu":
+        return masks.flatten(1).count_nonzero(1)
+    # A reduction of bool along one dimension takes torch a hundred times as long on a CPU.
+    return torch.tensor([int(np.count_nonzero(frame)) for frame in masks.numpy()])
 
 
 def region_similarity(pred_masks: Tensor, gt_masks: Tensor) -> Tensor:
@@ -29,11 +108,7 @@ def region_similarity(pred_masks: Tensor, gt_masks: Tensor) -> Tensor:
     Raises:
         ValueError: if the shapes differ or a mask is not bool.
     """
-    check_masks(pred_masks, gt_masks)
-    intersection = (pred_masks & gt_masks).sum((1, 2)).double()  # (F,)
-    union = (pred_masks | gt_masks).sum((1, 2)).double()  # (F,)
-    background_share = (~pred_masks).sum((1, 2)).double() / pred_masks[0].numel()  # (F,)
-    return torch.where(gt_masks.any(2).any(1), intersection / (union + _UNION_EPS), background_share)
+    return count_masks(pred_masks, gt_masks).region_similarity
 
 
 def jaccard(pred_masks: Tensor, gt_masks: Tensor) -> Tensor:
@@ -49,10 +124,8 @@ def jaccard(pred_masks: Tensor, gt_masks: Tensor) -> Tensor:
     Raises:
         ValueError: if the shapes differ or a mask is not bool.
     """
-    check_masks(pred_masks, gt_masks)
-    intersection = (pred_masks & gt_masks).sum((1, 2)).double()  # (F,)
-    union = (pred_masks | gt_masks).sum((1, 2)).double()  # (F,)
-    return torch.where(union > 0, intersection / union, 1.0)
+    counts = count_masks(pred_masks, gt_masks)
+    return torch.where(counts.union > 0, counts.both.double() / counts.union.double(), 1.0)
 
 
 def null_s(pred_masks: Tensor) -> float:
@@ -65,7 +138,7 @@ def null_s(pred_masks: Tensor) -> float:
         S in [0, 1]; a false alarm of 2 % of the pixels gives 0.141.
     """
     _check_mask("pred_masks", pred_masks)
-    return math.sqrt(int(pred_masks.sum()) / pred_masks.numel())
+    return math.sqrt(int(_pixels_by_frame(pred_masks).sum()) / pred_masks.numel())
 
 
 def mask_iou(pred_masks: Tensor, gt_masks: Tensor) -> float:
@@ -81,10 +154,34 @@ def mask_iou(pred_masks: Tensor, gt_masks: Tensor) -> float:
     Returns:
         A number in [0, 1].
     """
-    check_masks(pred_masks, gt_masks)
-    if not gt_masks.any():
-        return 1.0 - null_s(pred_masks)
-    return float(region_similarity(pred_masks, gt_masks).mean())
+    return count_masks(pred_masks, gt_masks).mask_iou
+
+
+def mask_place(pred_masks: Tensor) -> tuple[float, float, float] | None:
+    """Where masks lie, over all frames together.
+
+    Args:
+        pred_masks: (F, H, W) bool.
+
+    Returns:
+        Mean column of their pixels (0 at the left edge, 1 at the right), mean row (0 at the top) and their share of
+        all pixels; None if they are empty.
+    """
+    _check_mask("pred_masks", pred_masks)
+    # Frames first, in bytes: coordinates of millions of pixels are never written down.
+    bytes_of_frames = [part.view(torch.uint8).sum(0, dtype=torch.uint8) for part in pred_masks.split(255)]
+    frames = torch.stack([counts.int() for counts in bytes_of_frames]).sum(0)  # (H, W), frames that hold the pixel
+    by_row, by_column = frames.sum(1).double(), frames.sum(0).double()  # exact: far below 2 ** 53
+    num_pixels = float(by_row.sum())
+    if not num_pixels:
+        return None
+    return _mean_index(by_column), _mean_index(by_row), num_pixels / pred_masks.numel()
+
+
+def _mean_index(weights: Tensor) -> float:
+    """Mean place on an axis of N pixels with these weights (N,): 0 at its start, 1 at its end."""
+    indices = torch.arange(len(weights), dtype=torch.float64, device=weights.device)
+    return (float((indices * weights).sum() / weights.sum()) + 0.5) / len(weights)
 
 
 def f_measure_curve(mask_probs: Tensor, gt_masks: Tensor) -> Tensor:

@@ -149,7 +149,8 @@ def _open_resume_file(
         "version": __version__,
         "model": dataclasses.asdict(model_args),
         "weights": fingerprint((path.name, path.stat()) for path in files),
-        "data": dataclasses.asdict(data_args),
+        # How training draws its own rows changes nothing here, and files from before it was an argument go on.
+        "data": {name: value for name, value in dataclasses.asdict(data_args).items() if name != "eval_samples_seed"},
         "samples": hashlib.sha256(repr(samples).encode()).hexdigest(),
         "arguments": {field: value for field, value in vars(args).items() if field not in ("output", "output_dir")},
         "ablation": ablation,

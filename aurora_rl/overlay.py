@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -13,8 +13,9 @@ from typing import Self
 import av
 import numpy as np
 
+from aurora_rl.data.containers import SAMPLING_RATE
 from aurora_rl.data.footage import Footage, Picture
-from aurora_rl.data.media import SAMPLING_RATE, VIDEO_FORMATS
+from aurora_rl.data.sound import Sound
 
 #: One colour a reference, told apart by colour-blind eyes too (Okabe and Ito), brightest on dark video first.
 COLOURS = {
@@ -31,7 +32,6 @@ OUTLINE = 2  # pixels, more on a picture with sides of more than 400
 
 #: The first of these that this build of PyAV has.
 VIDEO_CODECS = ("libx264", "mpeg4")
-SOUND_FORMATS = ("wav", "flac", "mp3", "w64", *VIDEO_FORMATS)
 SOUND_RATE = 48_000  # Hz
 #: Ticks a second: whole numbers of them are frames at 24, 25, 29.97, 30, 50 and 60 a second, and MPEG-4 allows 65,535.
 TICKS = 30_000
@@ -90,7 +90,9 @@ class OverlayVideo:
         self._video.width, self._video.height = width + width % 2, height + height % 2
         self._video.pix_fmt = "yuv420p"
         self._video.codec_context.time_base = Fraction(1, TICKS)
-        self._sound = _SoundTrack(self._container, self.footage) if self.footage.waveform is not None else None
+        self._opened = contextlib.ExitStack()
+        sound = self._opened.enter_context(self.footage.sound())
+        self._sound = None if sound is None else _SoundTrack(self._container, sound)
         return self
 
     def write(self, picture: Picture) -> None:
@@ -106,6 +108,7 @@ class OverlayVideo:
             if kind is None:
                 self._finish()
         finally:
+            self._opened.close()
             self._container.close()
             if kind is not None:
                 self.path.unlink(missing_ok=True)
@@ -146,47 +149,47 @@ class OverlayVideo:
 class _SoundTrack:
     """The clip's sound as AAC, written beside the pictures so that a player need not seek."""
 
-    def __init__(self, container: av.container.OutputContainer, footage: Footage) -> None:
+    def __init__(self, container: av.container.OutputContainer, sound: Sound) -> None:
         self.container = container
-        self.frames = _sound_frames(footage)
-        self.first = next(self.frames, None)
-        layout = "mono" if self.first is None or self.first.layout.nb_channels == 1 else "stereo"
+        self.sound = sound
+        self.blocks = sound.blocks()
+        self.block = next(self.blocks, None)
+        layout = "mono" if self.block is None or _layout(sound, self.block) == "mono" else "stereo"
         self.stream = container.add_stream("aac", rate=SOUND_RATE, layout=layout)
         self.resample = av.AudioResampler(format="fltp", layout=layout, rate=SOUND_RATE)
-        self.written = round(footage.sound_start * SOUND_RATE)  # samples, from the first picture on
+        self.read = self.written = 0  # samples, from the first picture on
 
     def write_until(self, seconds: float) -> None:
         """Write what sounds before this time; with infinity also what the encoder holds back."""
-        while self.first is not None and self.written < seconds * SOUND_RATE:
-            self._write(self.resample.resample(self.first))
-            self.first = next(self.frames, None)
-            if self.first is None:
+        while self.block is not None and self.written < seconds * SOUND_RATE:
+            self._write(self.resample.resample(self._frame(self.block)))
+            self.block = next(self.blocks, None)
+            if self.block is None:
                 self._write(self.resample.resample(None))
                 self.container.mux(self.stream.encode(None))
+
+    def _frame(self, block: np.ndarray) -> av.AudioFrame:
+        layout = _layout(self.sound, block)
+        if layout == "mono":
+            block = block.mean(axis=0, keepdims=True)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block), format="fltp", layout=layout)
+        frame.sample_rate = self.sound.rate
+        frame.pts, frame.time_base = self.read, Fraction(1, self.sound.rate)
+        self.read += block.shape[1]
+        return frame
 
     def _write(self, frames: Sequence[av.AudioFrame]) -> None:
         for frame in frames:
             frame.pts, frame.time_base = self.written, Fraction(1, SOUND_RATE)
             self.written += frame.samples
-            if frame.pts >= 0:  # what sounds before the first picture is left out
-                self.container.mux(self.stream.encode(frame))
+            self.container.mux(self.stream.encode(frame))
 
 
-def _sound_frames(footage: Footage) -> Iterator[av.AudioFrame]:
-    """The sound as its file has it, or as it was given."""
-    if footage.sound_path is None:
-        assert footage.waveform is not None
-        for start in range(0, len(footage.waveform), SAMPLING_RATE):
-            samples = np.ascontiguousarray(footage.waveform[None, start : start + SAMPLING_RATE])
-            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
-            frame.sample_rate = SAMPLING_RATE
-            yield frame
-        return
-    options = {"format_whitelist": ",".join(SOUND_FORMATS), "protocol_whitelist": "file"}
-    with contextlib.closing(av.open(os.path.abspath(footage.sound_path), options=options)) as container:
-        for frame in container.decode(container.streams.audio[0]):
-            frame.pts = None  # counted anew after resampling
-            yield frame
+def _layout(sound: Sound, block: np.ndarray) -> str:
+    """Of a block (channels, n); channels that nobody knows the places of are mixed."""
+    if sound.layout is None:
+        return "mono"
+    return sound.layout if av.AudioLayout(sound.layout).nb_channels == len(block) else "mono"
 
 
 def _codec_options(codec: str) -> dict[str, str]:

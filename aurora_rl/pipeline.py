@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from aurora_rl.completions import parse_completion
+from aurora_rl.data.containers import MAX_SECONDS, SAMPLING_RATE, FilePath, MediaError
 from aurora_rl.data.footage import MAX_SIDE, Footage, Frame, Picture, open_footage
-from aurora_rl.data.media import SAMPLING_RATE, FilePath, MediaError
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.inference import Predictor
 from aurora_rl.models.batch import EncodedSample, SampleEncoder
@@ -188,6 +188,7 @@ class AuroraPipeline:
         fps: float | None = None,
         window_seconds: float | None = None,
         stride_seconds: float | None = None,
+        max_seconds: float = MAX_SECONDS,
     ) -> ClipAnswer:
         """Answer one or several references to a clip; several share the vision, audio and image encoders.
 
@@ -200,22 +201,29 @@ class AuroraPipeline:
             window_seconds: length of the windows that a longer clip is cut into, by default that of the model's
                 training clips.
             stride_seconds: from one window to the next, by default their length; the last one ends with the clip.
+            max_seconds: how long the clip may be, whatever its header says.
 
         Raises:
             MediaError: naming the file, if something cannot be read or is too large.
+            ControlTokenError: if a reference holds a control token of the tokenizer, such as `[SEG]`.
             ValueError: if there is no reference, if a rate or a length is not above 0, or if windows would leave
                 frames out.
         """
         references = [text] if isinstance(text, str) else list(text)
         if not references or not all(reference.strip() for reference in references):
             raise ValueError(f"the references are {references}: give at least one, none of them empty")
+        self.predictor.encode.check_references(references)
         for name, value in (("fps", fps), ("window_seconds", window_seconds), ("stride_seconds", stride_seconds)):
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} is {value}: it must be a number above 0")
         watch = Stopwatch()
         with watch("read"):
             footage = open_footage(
-                video, audio=audio, fps=self.options.fps if fps is None else fps, max_side=self.max_side
+                video,
+                audio=audio,
+                fps=self.options.fps if fps is None else fps,
+                max_side=self.max_side,
+                max_seconds=max_seconds,
             )
         length, stride = self._window_frames(window_seconds, stride_seconds)
         windows = cut_windows(footage.sampled(self.options.fps), length, stride)
@@ -316,8 +324,8 @@ class AuroraPipeline:
 
     def _sound_of(self, window: Window, waveform: np.ndarray | None) -> np.ndarray | None:
         """What sounds while a window's pictures are on screen; a clip of one window is heard whole, as in training."""
-        if waveform is None or (window.first == 0 and window.is_last):
-            return waveform
+        if waveform is None:
+            return None
         start = round(window.first / self.options.fps * SAMPLING_RATE)
         length = round(len(window.pictures) / self.options.fps * SAMPLING_RATE)
         sound = waveform[start:] if window.is_last else waveform[start : start + length]

@@ -6,7 +6,7 @@ becomes the completion text that SFT trains on and that `completions.parse_compl
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 SEG_TOKEN = "[SEG]"
 NULL_CATEGORY = "null"
@@ -33,6 +33,26 @@ DEFAULT_INSTRUCTION = (
     "Answer: end with 'the target is the <category>. It is [SEG].', "
     "or with 'there is no such target. It is [SEG].'"
 )
+
+
+class PromptText(str):
+    """Text of a prompt that remembers which of it is the recipe's own; it is the plain text to everybody else.
+
+    Attributes:
+        own: the text without what came from outside, such as the instruction without its reference.
+    """
+
+    own: str
+
+    def __new__(cls, text: str, own: str) -> Self:
+        """Join both."""
+        prompt_text = super().__new__(cls, text)
+        prompt_text.own = own
+        return prompt_text
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # str's own has one argument
+        """What a copy in another process is made of."""
+        return str(self), self.own
 
 
 def answer_for(category: str) -> str:
@@ -98,6 +118,8 @@ def build_messages(
         system_prompt: optional system message.
         video_options: extra keys of the video part, such as `max_pixels` and `sample_fps` (qwen-vl-utils).
 
+    Its texts are `PromptText`, by which a family's `encode` tells the reference, which is from outside, from the rest.
+
     Raises:
         ValueError: if the instruction has no `{reference}` field.
     """
@@ -110,6 +132,9 @@ def build_messages(
         content.append({"type": "video", "video": list(frames), **(video_options or {})})
     if frames is not None and has_audio:
         content.append({"type": "audio"})
-    content.append({"type": "text", "text": instruction.replace("{reference}", reference)})
-    system = [{"role": "system", "content": [{"type": "text", "text": system_prompt}]}] if system_prompt else []
-    return [*system, {"role": "user", "content": content}]
+    own = instruction.replace("{reference}", "")
+    content.append({"type": "text", "text": PromptText(instruction.replace("{reference}", reference), own)})
+    if not system_prompt:
+        return [{"role": "user", "content": content}]
+    system = {"role": "system", "content": [{"type": "text", "text": PromptText(system_prompt, system_prompt)}]}
+    return [system, {"role": "user", "content": content}]

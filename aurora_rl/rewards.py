@@ -34,8 +34,8 @@ class RewardFunc(Protocol):
 
     Called once per batch of R completions with keyword arguments only, each a list of R entries: `prompts`,
     `completions` (text or chat messages), `completion_ids`, every column of the dataset row (`uid`, `row`, `category`,
-    `reference`, ...) and what the trainer adds: `pred_masks`, `mask_probs`, `gt_masks`, `loudness_dbfs`, `sample`; and
-    TRL's `trainer_state`, `log_metric`, `log_extra`.
+    `reference`, ...) and what the trainer adds: `pred_masks`, `mask_probs`, `gt_masks`, `mask_counts`, `loudness_dbfs`,
+    `sample`; and TRL's `trainer_state`, `log_metric`, `log_extra`.
 
     Returns:
         R numbers; None where the reward does not apply to a row. An async function returns an awaitable of them.
@@ -43,6 +43,40 @@ class RewardFunc(Protocol):
 
     def __call__(self, *args: Any, **columns: Any) -> Sequence[float | None] | Awaitable[Sequence[float | None]]:
         """Score a batch of completions."""
+
+
+class Deferred:
+    """An entry of a column that is computed when a reward function reads it, once for all of them.
+
+    Args:
+        compute: gives the entry.
+    """
+
+    def __init__(self, compute: Callable[[], Any]) -> None:
+        self._compute = compute
+
+    @functools.cached_property
+    def value(self) -> Any:
+        """The entry."""
+        return self._compute()
+
+
+class DeferredColumn(Sequence[Any]):
+    """A column with `Deferred` entries, as a function sees it that takes it by `**columns`: read like a list.
+
+    Args:
+        entries: `Deferred` ones, and others as they are.
+    """
+
+    def __init__(self, entries: Sequence[Any]) -> None:
+        self._entries = entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._entries[index]
+        return [_entry(entry) for entry in found] if isinstance(index, slice) else _entry(found)
 
 
 def load_reward_func(spec: str | Callable[..., Any]) -> Callable[..., Any]:
@@ -92,11 +126,11 @@ def guard_reward_func(func: Callable[..., Any], *, timeout_s: float = 60.0) -> C
     """
     if isinstance(func, torch.nn.Module):
         return func
-    name = _name(func)
+    name, named = _name(func), _named_columns(func)
 
     def guarded(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
         try:
-            rewards = func(prompts=prompts, completions=completions, **columns)
+            rewards = func(prompts=prompts, completions=completions, **_readable(columns, named))
         except Exception as error:
             raise _failure(name, error, columns, len(completions)) from error
         return _checked(name, rewards, columns, len(completions))
@@ -105,7 +139,7 @@ def guard_reward_func(func: Callable[..., Any], *, timeout_s: float = 60.0) -> C
         limit = asyncio.timeout(timeout_s)
         try:
             async with limit:
-                rewards = await func(prompts=prompts, completions=completions, **columns)
+                rewards = await func(prompts=prompts, completions=completions, **_readable(columns, named))
         except Exception as error:
             # The function's own TimeoutError (an HTTP client's, say) is a failure like any other.
             late = TimeoutError(f"no answer within {timeout_s:g} s; make it faster or raise timeout_s")
@@ -116,6 +150,24 @@ def guard_reward_func(func: Callable[..., Any], *, timeout_s: float = 60.0) -> C
     wrapper.__name__ = wrapper.__qualname__ = name
     wrapper.__doc__ = func.__doc__
     return wrapper
+
+
+def _entry(entry: Any) -> Any:
+    return entry.value if isinstance(entry, Deferred) else entry
+
+
+def _named_columns(func: Callable[..., Any]) -> frozenset[str]:
+    """Columns that a function asks for by name."""
+    return frozenset(inspect.signature(func).parameters)
+
+
+def _readable(columns: Mapping[str, Any], named: frozenset[str]) -> dict[str, Any]:
+    """The columns as a function reads them: deferred entries are computed if it names the column, or when it looks."""
+    readable = dict(columns)
+    for name, entries in columns.items():
+        if isinstance(entries, list) and any(isinstance(entry, Deferred) for entry in entries):
+            readable[name] = [_entry(entry) for entry in entries] if name in named else DeferredColumn(entries)
+    return readable
 
 
 def _load_module(name: str) -> ModuleType:

@@ -219,7 +219,7 @@ def _watch_mask_parts(trainer: AuroraGRPOTrainer, stopwatch: Stopwatch) -> None:
 @contextlib.contextmanager
 def mask_functions_watched(stopwatch: Stopwatch) -> Iterator[None]:
     """Count what our trainers call by name for masks alone."""
-    parts = {"row_mask_logits": "mask decode", "collate_frames": "mask decode", "mask_iou": "mask reward"}
+    parts = {"row_mask_logits": "mask decode", "collate_frames": "mask decode", "count_masks": "mask reward"}
     unwatched = {name: getattr(grpo, name) for name in parts}
     try:
         for name, part in parts.items():

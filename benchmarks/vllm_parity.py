@@ -25,6 +25,7 @@ from aurora_rl.assemble import assemble_encoder, load_split
 from aurora_rl.config import DataArguments
 from aurora_rl.data.sample import AVSample
 from aurora_rl.logs import setup_logging
+from aurora_rl.models.end_of_turn import end_token_ids
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.mllm import EncodedPrompt
 from aurora_rl.rollout.engine import AuroraVLLMGeneration
@@ -62,7 +63,7 @@ def greedy(loaded: LoadedModel, row: EncodedPrompt, max_tokens: int) -> list[int
     config = GenerationConfig(
         max_new_tokens=max_tokens,
         do_sample=False,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=end_token_ids(tokenizer, loaded.model.generation_config),
         pad_token_id=tokenizer.pad_token_id,
     )
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **_media(loaded, row)}

@@ -45,7 +45,8 @@ class RunArguments:
 
     Attributes:
         out: JSONL to write or to continue; the other files lie beside it.
-        max_rows: only the first so many rows are looked at.
+        max_rows: only the first so many rows are looked at, for a trial: a clip's rows lie below each other, so that
+            they are few clips.
         max_cost: no row is begun once all runs into `out` have cost so much; rows under way are finished.
         max_failures_in_a_row: so many rows without an answer, one after the other, end the run.
     """

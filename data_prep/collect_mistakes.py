@@ -39,7 +39,16 @@ logger = logging.getLogger(__name__)
 
 REASONS = ("category", "no_seg", "iou")
 #: Arguments that no answer depends on.
-NEUTRAL = {"eval_split", "max_eval_samples", "chains", "reflections", "mask_cache", "media_cache", "embedding_cache"}
+NEUTRAL = {
+    "eval_split",
+    "max_eval_samples",
+    "eval_samples_seed",
+    "chains",
+    "reflections",
+    "mask_cache",
+    "media_cache",
+    "embedding_cache",
+}
 
 
 @dataclasses.dataclass
@@ -48,7 +57,8 @@ class MistakeArguments:
 
     Attributes:
         out: JSONL file of the mistakes.
-        max_rows: first so many rows of `train_split`; None for all.
+        max_rows: first so many rows of `train_split`, for a trial: a clip's rows lie below each other, so that they are
+            few clips; None for all.
         min_iou: IoU below which an answer of the right category is a mistake; 0 keeps wrong categories alone.
         num_samples: completions drawn a row, of which the first wrong one is kept; 0 for one, decoded greedily.
         temperature: of the drawn completions.

@@ -85,6 +85,7 @@ def train(
     loaded = assemble_model(model_args)
     encode = assemble_encoder(data_args, loaded, samples, device=training_args.device)
     chains = SFTCollator(encode, loaded.seg_token_id, target)
+    chains.check(samples)
     collate, teacher = with_teacher(chains, samples, model_args, data_args, target_args, training_args)
     trainer = AuroraSFTTrainer(
         model=loaded.model,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from aurora_rl.metrics import mask_iou, region_similarity
+from aurora_rl.metrics import MaskCounts, count_masks
 
 
 def mask_iou_reward(
@@ -15,6 +16,7 @@ def mask_iou_reward(
     *,
     pred_masks: list[Tensor | None],
     gt_masks: list[Tensor],
+    mask_counts: Sequence[MaskCounts | None] | None = None,
     **columns: Any,
 ) -> list[float | None]:
     """Mean over frames of the IoU; 1 - S where the truth is empty on all frames (`metrics.mask_iou`).
@@ -32,16 +34,16 @@ def mask_iou_reward(
         completions: not read.
         pred_masks: per completion (F, H, W) bool, or None if it holds no `[SEG]`.
         gt_masks: per completion (F, H, W) bool.
+        mask_counts: per completion the pixels of these masks, where somebody has counted them (the trainer has); those
+            of other masks are not looked at.
         **columns: not read.
 
     Returns:
         Per completion a number in [0, 1]; 0.0, not None, without `[SEG]`, even where empty masks would be right: the
         model has not answered.
     """
-    return [
-        0.0 if predicted is None else mask_iou(predicted, truth)
-        for predicted, truth in zip(pred_masks, gt_masks, strict=True)
-    ]
+    all_counts = _counted(pred_masks, gt_masks, mask_counts)
+    return [0.0 if counts is None else counts.mask_iou for counts in all_counts]
 
 
 def authors_mask_iou_reward(
@@ -50,6 +52,7 @@ def authors_mask_iou_reward(
     *,
     pred_masks: list[Tensor | None],
     gt_masks: list[Tensor],
+    mask_counts: Sequence[MaskCounts | None] | None = None,
     **columns: Any,
 ) -> list[float | None]:
     """The mask reward of the authors' release, for comparison: true-negative rate where the truth is empty.
@@ -68,7 +71,22 @@ def authors_mask_iou_reward(
 
     Args and returns as `mask_iou_reward`.
     """
+    all_counts = _counted(pred_masks, gt_masks, mask_counts)
+    return [0.0 if counts is None else float(counts.region_similarity.mean()) for counts in all_counts]
+
+
+def _counted(
+    pred_masks: Sequence[Tensor | None], gt_masks: Sequence[Tensor], known: Sequence[MaskCounts | None] | None
+) -> list[MaskCounts | None]:
+    """Counts of each completion's masks, those that are known not anew: masks that another function has changed are."""
+    known = known or [None] * len(pred_masks)
     return [
-        0.0 if predicted is None else float(region_similarity(predicted, truth).mean())
-        for predicted, truth in zip(pred_masks, gt_masks, strict=True)
+        None if predicted is None else _counts_of(predicted, truth, counts)
+        for predicted, truth, counts in zip(pred_masks, gt_masks, known, strict=True)
     ]
+
+
+def _counts_of(predicted: Tensor, truth: Tensor, known: MaskCounts | None) -> MaskCounts:
+    if known is not None and known.belong_to(predicted, truth):
+        return known
+    return count_masks(predicted, truth)

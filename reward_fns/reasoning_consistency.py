@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from aurora_rl.completions import ParsedCompletion, completion_text, normalise_category, parse_completion
+from aurora_rl.metrics import mask_place
 from aurora_rl.prompts import NULL_CATEGORY, REASONING_STEPS
 
 #: Loudest 100 ms of a clip, in dBFS, below which the clip counts as silent.
@@ -142,10 +143,10 @@ def _check_place(parsed: ParsedCompletion, reference: str, pred_masks: Tensor | 
     words = _spatial_words(parsed, reference)
     if not words or parsed.category == NULL_CATEGORY:
         return None
-    place = None if pred_masks is None else _place(pred_masks)
+    place = None if pred_masks is None else mask_place(pred_masks)
     if place is None:
         return 0.0
-    return sum(_AGREES[word](place) for word in words) / len(words)
+    return sum(_AGREES[word](_Place(*place)) for word in words) / len(words)
 
 
 def _check_sound(parsed: ParsedCompletion, loudness: float) -> float:
@@ -168,19 +169,6 @@ def _spatial_words(parsed: ParsedCompletion, reference: str) -> set[str]:
     ]
     said = "\n".join([reference, parsed.steps.get("read", ""), *about_answer])
     return {word for word, pattern in _SPATIAL_WORDS.items() if pattern.search(said)}
-
-
-def _place(pred_masks: Tensor) -> _Place | None:
-    """Where (F, H, W) masks lie, over all frames together; None if they are empty."""
-    _, rows, columns = pred_masks.nonzero(as_tuple=True)
-    if not len(rows):
-        return None
-    height, width = pred_masks.shape[1:]
-    return _Place(
-        x=(float(columns.double().mean()) + 0.5) / width,
-        y=(float(rows.double().mean()) + 0.5) / height,
-        share=len(rows) / pred_masks.numel(),
-    )
 
 
 def _claims_sound(parsed: ParsedCompletion) -> bool | None:

@@ -11,6 +11,7 @@ sam2_checkpoint  folder of a random SAM 2 in miniature, 64 pixels, its memory of
 film             writes an mp4 file: pictures at their times, sound, rotation
 loaded           the model of `tiny_checkpoint`, fresh for every test
 encode           the encoder of samples that goes with `loaded`
+projected        how many positions a row each call of a language model's head projects onto the vocabulary
 """
 
 import importlib.util
@@ -44,6 +45,7 @@ from aurora_rl.data.sample import AVSample
 from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
 from aurora_rl.models.batch import SampleEncoder
 from aurora_rl.models.loading import LoadedModel, load_model
+from aurora_rl.models.seg_tokens import SuppressingHead
 from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
 from aurora_rl.prompts import SEG_TOKEN
 
@@ -71,9 +73,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Tiny models gain nothing from threads, and workers that each take all cores wait for one another."""
-    torch.set_num_threads(1)
+def few_threads() -> None:
+    """Tiny models gain nothing from threads, and workers that each take all cores wait for one another.
+
+    `make test-rounding` asks for two: sums are then taken in another order.
+    """
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
 
 @pytest.fixture(autouse=True)
@@ -280,3 +285,17 @@ def loaded(tiny_checkpoint: str) -> LoadedModel:
 def encode(data_args: DataArguments, loaded: LoadedModel, train_samples: list[AVSample]) -> SampleEncoder:
     """Turns samples into the tensors that `loaded` reads."""
     return assemble_encoder(data_args, loaded, train_samples)
+
+
+@pytest.fixture
+def projected(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Filled from now on, whichever model projects."""
+    positions: list[int] = []
+    forward = SuppressingHead.forward
+
+    def record(self: SuppressingHead, hidden_states: torch.Tensor) -> torch.Tensor:
+        positions.append(hidden_states.size(1))
+        return forward(self, hidden_states)
+
+    monkeypatch.setattr(SuppressingHead, "forward", record)
+    return positions

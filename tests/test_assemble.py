@@ -67,11 +67,16 @@ def test_split_has_its_chains_only_if_they_are_named(data_args):
     assert not any(sample.chain for sample in load_split(data_args, "val"))
 
 
-def test_training_splits_are_cut_and_optional(data_args):
+def test_training_splits_are_drawn_from_and_optional(data_args):
     train_samples, eval_samples = load_training_splits(data_args)
     assert train_samples == load_split(data_args, "train") and eval_samples == []
-    data_args.eval_split, data_args.max_eval_samples = "val", 2
-    assert load_training_splits(data_args)[1] == load_split(data_args, "val")[:2]
+    data_args.eval_split, data_args.max_eval_samples = "train", 2  # the split with several clips
+    drawn = load_training_splits(data_args)[1]
+    assert len({sample.media_id for sample in drawn}) == 2 > len({sample.media_id for sample in train_samples[:2]})
+    data_args.eval_samples_seed = 1
+    assert load_training_splits(data_args)[1] != drawn
+    data_args.max_eval_samples = None
+    assert load_training_splits(data_args)[1] == train_samples
 
 
 def test_training_categories_are_read_without_media(data_args, tmp_path, caplog):

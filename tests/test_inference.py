@@ -310,3 +310,12 @@ def test_appended_seg_reads_the_state_at_the_seg_that_was_appended(predictor, lo
     assert ids.tolist() == [5, 6, *closing]
     [ids] = predictor._with_seg([torch.tensor([5, loaded.seg_token_id, 7])])
     assert ids.tolist() == [5, loaded.seg_token_id, 7]
+
+
+# What is projected onto the vocabulary
+
+
+@pytest.mark.parametrize("options", [{}, {"num_samples": 2}], ids=["greedy", "sampled"])
+def test_only_the_last_position_of_a_prompt_is_projected(predictor, train_samples, projected, options):
+    predict(predictor, train_samples[:2], **options)
+    assert projected and set(projected) == {1}

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from aurora_rl import metrics
 from aurora_rl.metrics import (
     f_measure_curve,
     jaccard,
@@ -190,3 +191,42 @@ def test_truth_is_resized_as_opencv_does_it(size):
     disc = (rows - 0.4 * height) ** 2 + (columns - 0.6 * width) ** 2 < (0.3 * height) ** 2
     expected = cv2.resize(disc.numpy().astype("uint8") * 255, (256, 256), interpolation=cv2.INTER_LINEAR) > 0
     assert (resize_truth(disc[None], (256, 256))[0].numpy() == expected).all()
+
+
+# ---- counts ---------------------------------------------------------------------------------------------------------
+
+
+def test_counts_are_those_of_the_pixels_frame_by_frame():
+    predicted = torch.tensor([[[1, 1], [0, 0]], [[1, 1], [1, 0]]]).bool()
+    truth = torch.tensor([[[1, 0], [1, 0]], [[0, 0], [0, 0]]]).bool()
+    counts = metrics.count_masks(predicted, truth)
+    assert [counts.predicted.tolist(), counts.true.tolist(), counts.both.tolist()] == [[2, 3], [2, 0], [1, 0]]
+    assert counts.frame_pixels == 4 and counts.union.tolist() == [3, 3]
+    assert counts.region_similarity.tolist() == pytest.approx([1 / 3, 1 / 4], abs=1e-6)
+    assert counts.mask_iou == pytest.approx((1 / 3 + 1 / 4) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "strided", "transposed"])
+def test_scores_of_counts_are_those_of_sums_over_the_masks(layout: str):
+    generator = torch.Generator().manual_seed(0)
+    predicted, truth = torch.rand(2, 7, 31, 45, generator=generator) > 0.6
+    truth[2] = False
+    if layout != "contiguous":
+        cut = (lambda x: x[:, ::2, 1::3]) if layout == "strided" else (lambda x: x.transpose(1, 2))
+        predicted, truth = cut(predicted), cut(truth)
+    union, both = (predicted | truth).sum((1, 2)).double(), (predicted & truth).sum((1, 2)).double()
+    background = (~predicted).double().mean((1, 2))
+    expected = torch.where(truth.any(2).any(1), both / (union + 1e-7), background)
+    torch.testing.assert_close(metrics.region_similarity(predicted, truth), expected, rtol=0, atol=1e-12)
+    assert metrics.mask_iou(predicted, truth) == pytest.approx(float(expected.mean()), abs=1e-12)
+
+
+@pytest.mark.parametrize("num_frames", [1, 3, 600])
+def test_place_of_masks_is_the_mean_of_their_pixels(num_frames: int):
+    masks = torch.rand(num_frames, 9, 13, generator=torch.Generator().manual_seed(1)) > 0.3
+    _, rows, columns = masks.nonzero(as_tuple=True)
+    x, y, share = metrics.mask_place(masks)
+    assert x == pytest.approx((float(columns.double().mean()) + 0.5) / 13, abs=1e-12)
+    assert y == pytest.approx((float(rows.double().mean()) + 0.5) / 9, abs=1e-12)
+    assert share == pytest.approx(float(masks.double().mean()), abs=1e-12)
+    assert metrics.mask_place(torch.zeros(2, 3, 3, dtype=torch.bool)) is None

@@ -65,6 +65,11 @@ def test_answer_is_that_of_evaluation(pipeline, loaded, encode, train_samples):
         assert np.array_equal(reference.masks, reference.mask_probs > 0.5)
 
 
+def test_only_the_last_position_of_a_prompt_is_projected(pipeline, train_samples, projected):
+    pipeline(**own_media(train_samples[0]) | {"text": ["the drum", "the bell on the left"]})
+    assert projected and set(projected) == {1}
+
+
 def test_frames_as_files_pictures_and_arrays_are_answered_alike(pipeline, train_samples):
     sample = train_samples[0]
     clip = load_clip(sample)

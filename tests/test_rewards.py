@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from aurora_rl.rewards import RewardError, guard_reward_func, load_reward_func
+from aurora_rl.rewards import Deferred, RewardError, guard_reward_func, load_reward_func
 
 COLUMNS = {"uid": ["cat_1", "cat_1", "dog_2"], "row": [7, 7, 9]}
 
@@ -258,3 +258,59 @@ def test_a_reward_model_is_left_to_trl():
 def test_loading_rewards_does_not_import_trl():
     code = "import sys, aurora_rl.rewards, reward_fns.reasoning_consistency; sys.exit('trl' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---- columns that are computed when they are read -------------------------------------------------------------------
+
+
+class Squares:
+    """Deferred entries, and which of them were computed."""
+
+    def __init__(self):
+        self.computed = []
+
+    def column(self):
+        return [Deferred(lambda n=n: self.computed.append(n) or n * n) for n in (1, 2)] + [None]
+
+
+def test_a_deferred_column_is_not_computed_for_a_function_that_does_not_read_it():
+    squares = Squares()
+    guarded = guard_reward_func(length_reward)
+    assert guarded(prompts=[""] * 3, completions=["a", "bb", ""], probs=squares.column()) == [1.0, 2.0, 0.0]
+    assert squares.computed == []
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_function_that_names_a_deferred_column_gets_a_list_of_what_was_meant(is_async):
+    squares, seen = Squares(), []
+
+    def named(prompts, completions, *, probs, **columns):
+        seen.append(probs)
+        return [0.0] * 3
+
+    async def named_async(prompts, completions, *, probs, **columns):
+        return named(prompts, completions, probs=probs)
+
+    answer = guard_reward_func(named_async if is_async else named)(
+        prompts=[""] * 3, completions=[""] * 3, probs=squares.column()
+    )
+    assert (asyncio.run(answer) if is_async else answer) == [0.0] * 3
+    assert seen == [[1, 4, None]] and isinstance(seen[0], list)
+
+
+def test_a_deferred_column_among_others_reads_like_a_list_and_computes_an_entry_once():
+    squares, column = Squares(), []
+
+    def reads_one(prompts, completions, **columns):
+        column.append(columns["probs"])
+        return [0.0 if entry is None else float(entry) for entry in columns["probs"][1:]] + [float(columns["probs"][1])]
+
+    probs = squares.column()
+    guarded = guard_reward_func(reads_one)
+    assert guarded(prompts=[""] * 3, completions=[""] * 3, probs=probs) == [4.0, 0.0, 4.0]
+    assert squares.computed == [2]
+    assert guarded(prompts=[""] * 3, completions=[""] * 3, probs=probs) == [4.0, 0.0, 4.0]
+    assert squares.computed == [2], "a second function computes it anew"
+    assert len(column[0]) == 3 and list(column[0]) == [1, 4, None] and column[0][-1] is None
+    with pytest.raises(IndexError):
+        column[0][3]

@@ -96,6 +96,9 @@ PROBLEM_KINDS = {
     "null_truths": ProblemKind(
         "null rows whose masks mark something", "mask folder", "empty the masks, or give the row its category"
     ),
+    "odd_audio": ProblemKind(
+        "sounds that are not heard as they are stored", "clip", "listen to them; they are read as told", is_error=False
+    ),
     "todo_rows": ProblemKind(
         f"rows of split {UNFINISHED_SPLIT}", "row", "nothing: loading leaves them out", is_error=False
     ),
@@ -414,9 +417,12 @@ def _find_in_audio(files: BenchmarkFiles, row: MetadataRow) -> Iterator[_Finding
     yield from problems
     for path in paths:
         try:
-            check_audio(path)
+            notes = check_audio(path)
         except MediaError as error:
             yield _Finding("unreadable_audio", f"{row}: {error}")
+            continue
+        if notes:
+            yield _Finding("odd_audio", f"{row}: {path}: {'; '.join(notes)}")
 
 
 def _find_in_masks(

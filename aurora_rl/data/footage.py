@@ -13,35 +13,48 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from aurora_rl.data.media import (
-    FRAME_FORMATS,
+from aurora_rl.data.containers import (
     MAX_IMAGE_PIXELS,
     MAX_SECONDS,
     SAMPLING_RATE,
     TIME_TOLERANCE,
     FilePath,
     MediaError,
-    check_is_file,
-    check_video_frame,
-    decode_audio,
-    frames_on_screen,
+    PixelBudget,
+    bounded_packets,
+    check_length,
+    note_of_tracks,
     open_video,
-    read_picture,
-    read_waveform,
+    packet_seconds,
+    playing_track,
+    told_as_media_error,
 )
+from aurora_rl.data.media import (
+    MOVING_FORMATS,
+    check_is_file,
+    frames_on_screen,
+    open_picture,
+    read_picture,
+    timed_frames,
+)
+from aurora_rl.data.sound import ShiftedSound, Sound, mono, open_sound, open_track
+from aurora_rl.data.upright import Display, display_of
 
 #: Longest side, in pixels, that pictures are brought down to; Ref-AVSBench's have it.
 MAX_SIDE = 1280
 #: Seconds of sound below which there is nothing to hear.
 SHORTEST_SOUND = 0.1
-#: Seconds that a video may end before its header says.
+#: Seconds that a video may end before its header says, and its sound before its pictures.
 MISSING_END = 0.5
+#: Seconds that a picture of an animation is shown which asks for less than browsers grant.
+SHORTEST_PICTURE = 0.011
+SHORT_PICTURE_SHOWN = 0.1
 
 Frame = FilePath | Image.Image | np.ndarray
 
@@ -64,18 +77,21 @@ class Footage(abc.ABC):
 
     Attributes:
         name: what errors and results call it.
-        own_size: (height, width) in pixels of the upright pictures as they are stored.
+        own_size: (height, width) of the pictures as players show them: upright, in square pixels.
         frame_size: (height, width) of the pictures as they are given, at most `max_side`.
         waveform: (N,) float32 in [-1, 1], mono, 16 kHz, from the first picture on; None for a clip without sound.
         sound_path: the file that the sound comes from; None where it comes from none.
-        sound_start: when that file's sound begins, in seconds after the first picture.
+        sound_start: when the file's first sound is heard, in seconds after the first picture; less than 0 where it
+            begins before.
+        max_seconds: how long the clip may be.
         notes: what a user should know of how the clip was read; more may come while it is read.
     """
 
-    def __init__(self, name: str, own_size: tuple[int, int], *, max_side: int) -> None:
+    def __init__(self, name: str, own_size: tuple[int, int], *, max_side: int, max_seconds: float) -> None:
         self.name = name
         self.own_size = own_size
         self.frame_size = limited_size(own_size, max_side)
+        self.max_seconds = max_seconds
         self.waveform: np.ndarray | None = None
         self.sound_path: FilePath | None = None
         self.sound_start = 0.0
@@ -86,10 +102,43 @@ class Footage(abc.ABC):
         """Every picture, in order of time."""
 
     @abc.abstractmethod
+    def read_own_sound(self) -> None:
+        """Give the clip the sound of its own file, if it has one."""
+
+    @abc.abstractmethod
     def sampled(self, fps: float) -> Iterator[Picture]:
         """The pictures on screen at 0, 1 / fps, 2 / fps ... seconds after the first one."""
 
-    def take_sound(self, waveform: np.ndarray | None, path: FilePath | None) -> None:
+    @contextlib.contextmanager
+    def sound(self) -> Iterator[Sound | None]:
+        """The sound as it is stored, with its own rate and channels, from the first picture on."""
+        if self.waveform is None:
+            yield None
+        elif self.sound_path is None:
+            yield _GivenSound(self.waveform)
+        else:
+            with self._stored_sound(self.sound_path) as sound:
+                yield sound
+
+    @contextlib.contextmanager
+    def _stored_sound(self, path: FilePath) -> Iterator[Sound | None]:
+        with open_sound(path) as sound:
+            yield sound
+
+    def read_sound(self, path: FilePath | None) -> None:
+        """Give the clip the sound of a file."""
+        if path is None:
+            self.take_sound(None)
+            return
+        check_is_file(path)
+        with self._stored_sound(path) as sound:
+            waveform = None if sound is None else mono(sound, sampling_rate=SAMPLING_RATE)
+            self.sound_start = sound.delay if isinstance(sound, ShiftedSound) else 0.0
+        self.take_sound(waveform, path)
+        for note in sound.notes if sound is not None and self.waveform is not None else ():
+            self._note(note)
+
+    def take_sound(self, waveform: np.ndarray | None, path: FilePath | None = None) -> None:
         """Give the clip its sound, unless there is nothing in it to hear."""
         if waveform is None:
             self._note("there is no sound: answered by the pictures alone")
@@ -97,6 +146,12 @@ class Footage(abc.ABC):
             self._note(f"{len(waveform) / SAMPLING_RATE:.3f} s of sound are too short: answered by the pictures alone")
         else:
             self.waveform, self.sound_path = waveform, path
+
+    def note_early_end(self, seconds: float) -> None:
+        """Say so where the sound ends before the pictures, which take so many seconds."""
+        missing = 0.0 if self.waveform is None else seconds - len(self.waveform) / SAMPLING_RATE
+        if missing > MISSING_END:
+            self._note(f"the sound ends {missing:.1f} s before the pictures: silence stands after it")
 
     def _note(self, text: str) -> None:
         if text not in self.notes:  # a clip may be read twice
@@ -109,36 +164,40 @@ def open_footage(
     audio: FilePath | np.ndarray | None = None,
     fps: float = 1.0,
     max_side: int = MAX_SIDE,
+    max_seconds: float = MAX_SECONDS,
 ) -> Footage:
     """A clip to be read.
 
     Args:
-        video: a video file, one still image, or F frames in time order: image files, PIL images or arrays (H, W, 3)
-            uint8, all of one size.
+        video: a video file, one image, still or animated, or F frames in time order: image files, PIL images or arrays
+            (H, W, 3) uint8, all of one size.
         audio: a sound file, or (N,) float32 in [-1, 1] at 16 kHz; None for the video's own sound.
         fps: frames a second of given frames; a video file knows its own.
         max_side: longest side of the pictures in pixels; larger ones are scaled down.
+        max_seconds: how long the clip may be, whatever its header says.
 
     Raises:
         MediaError: naming the file, if something cannot be read.
     """
-    if isinstance(video, (str, os.PathLike)):
-        footage: Footage = (
-            _FrameFootage([video], fps=fps, max_side=max_side)
-            if _is_image(video)
-            else (_VideoFootage(video, max_side=max_side))
-        )
-    else:
-        footage = _FrameFootage(video, fps=fps, max_side=max_side)
+    footage = _open_pictures(video, fps=fps, max_side=max_side, max_seconds=max_seconds)
     if isinstance(audio, np.ndarray):
-        footage.take_sound(_checked_waveform(audio), None)
+        footage.take_sound(_checked_waveform(audio))
     elif audio is not None:
-        footage.take_sound(read_waveform(audio), audio)
-    elif isinstance(footage, _VideoFootage):
-        footage.take_sound(footage.own_sound(), footage.path)
+        footage.read_sound(audio)
     else:
-        footage.take_sound(None, None)
+        footage.read_own_sound()
     return footage
+
+
+def _open_pictures(video: FilePath | Sequence[Frame], *, fps: float, max_side: int, max_seconds: float) -> Footage:
+    if not isinstance(video, (str, os.PathLike)):
+        return _FrameFootage(video, fps=fps, max_side=max_side, max_seconds=max_seconds)
+    kind = _image_kind(video)
+    if kind == "still":
+        return _FrameFootage([video], fps=fps, max_side=max_side, max_seconds=max_seconds)
+    if kind == "moving":
+        return _AnimationFootage(video, max_side=max_side, max_seconds=max_seconds)
+    return _VideoFootage(video, max_side=max_side, max_seconds=max_seconds)
 
 
 def limited_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:
@@ -153,96 +212,154 @@ def limited_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:
 class _VideoFootage(Footage):
     """A video file."""
 
-    def __init__(self, path: FilePath, *, max_side: int) -> None:
+    def __init__(self, path: FilePath, *, max_side: int, max_seconds: float) -> None:
         self.path = path
         check_is_file(path)
         with self._reading() as container:
-            if not container.streams.video:
+            stream = playing_track(container, "video")
+            if stream is None:
                 raise MediaError(f"{path} has no video stream: give a video, or frames beside this sound")
-            first = next(container.decode(container.streams.video[0]), None)
+            first = next(timed_frames(container, path), None)
             if first is None:
                 raise MediaError(f"the video {path} has no frames: replace the file")
-            check_video_frame(first, path)
             self._start = first.time
-        super().__init__(os.path.basename(path), _upright_size(first), max_side=max_side)
+            own_size = display_of(first, stream, path).size
+            note = note_of_tracks(container, "video")
+        super().__init__(os.path.basename(path), own_size, max_side=max_side, max_seconds=max_seconds)
+        if note is not None:
+            self._note(note)
 
     def pictures(self) -> Iterator[Picture]:
         with self._reading() as container:
-            for frame in container.decode(container.streams.video[0]):
-                check_video_frame(frame, self.path)
-                time = frame.time - self._start
-                if time > MAX_SECONDS:
-                    raise MediaError(f"{self.path} is longer than {MAX_SECONDS} s: cut it into clips")
-                yield Picture(time, self._pixels(frame))
+            for frame in timed_frames(container, self.path, max_seconds=self.max_seconds):
+                yield Picture(frame.time - self._start, self._pixels(frame, playing_track(container, "video")))
 
     def sampled(self, fps: float) -> Iterator[Picture]:
         with self._reading() as container:
-            number = 0
-            for frame in frames_on_screen(container, self.path, fps=fps):
-                yield Picture(number / fps, self._pixels(frame))
+            stream = playing_track(container, "video")
+            number, last, pixels = 0, None, None
+            for frame in frames_on_screen(container, self.path, fps=fps, max_seconds=self.max_seconds):
+                if pixels is None or frame is not last:  # a picture may stay on screen for an hour
+                    last, pixels = frame, self._pixels(frame, stream)
+                yield Picture(number / fps, pixels)
                 number += 1
-            self._note_missing_end(container, number / fps)
+        self.note_early_end(number / fps)
+        self._note_missing_end(self._start + number / fps)
 
-    def own_sound(self) -> np.ndarray | None:
-        """The first audio track from the first picture on; None where there is none."""
-        with self._reading() as container:
-            if not container.streams.audio:
-                return None
-            stream = container.streams.audio[0]
-            start = _seconds(stream.start_time, stream)
-            waveform = decode_audio(container, self.path)
-        self.sound_start = start - self._start
-        late = round(self.sound_start * SAMPLING_RATE)
-        silence = np.zeros(min(max(late, 0), MAX_SECONDS * SAMPLING_RATE), dtype=np.float32)
-        return np.concatenate([silence, waveform[max(-late, 0) :]])
+    def read_own_sound(self) -> None:
+        self.read_sound(self.path)
+
+    @contextlib.contextmanager
+    def _stored_sound(self, path: FilePath) -> Iterator[Sound | None]:
+        if path != self.path:
+            with super()._stored_sound(path) as sound:
+                yield sound
+            return
+        with open_track(path, start=self._start, max_seconds=self.max_seconds) as own:
+            yield own
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[av.container.InputContainer]:
         """The opened file; damage that shows while it is decoded is a `MediaError`."""
-        try:
-            with open_video(self.path) as container:
-                yield container
-        except MediaError:
-            raise
-        except (av.FFmpegError, ValueError) as error:
-            raise MediaError(f"cannot read the video {self.path}: {error}; replace or re-encode it") from error
+        with told_as_media_error("video", self.path), open_video(self.path) as container:
+            yield container
 
-    def _pixels(self, frame: av.VideoFrame) -> np.ndarray:
-        if _upright_size(frame) != self.own_size:
+    def _pixels(self, frame: av.VideoFrame, stream: Any) -> np.ndarray:
+        display: Display = display_of(frame, stream, self.path)
+        if display.size != self.own_size:
             raise MediaError(f"the video {self.path} changes its size: re-encode it to one size")
-        # Phones store upright video sideways and note the rotation, which is counter-clockwise like np.rot90's.
-        turns = round(frame.rotation / 90)
-        height, width = self.frame_size if turns % 2 == 0 else self.frame_size[::-1]
-        if self.frame_size == self.own_size:
-            pixels = frame.to_ndarray(format="rgb24")
-        else:  # in one go from the codec's pixels, so that a large picture never exists as RGB
-            small = frame.reformat(width=width, height=height, format="rgb24", interpolation=Interpolation.AREA)
-            pixels = small.to_ndarray()
-        return np.ascontiguousarray(np.rot90(pixels, k=turns))
+        return display.pixels(frame, self.frame_size)
 
-    def _note_missing_end(self, container: av.container.InputContainer, seconds: float) -> None:
-        """Say so where neither pictures, which take so many seconds, nor sound reach the end that the header tells."""
-        promised = (container.duration or 0) / av.time_base
-        if self.waveform is not None:
-            seconds = max(seconds, len(self.waveform) / SAMPLING_RATE)
-        if promised - seconds > max(MISSING_END, 0.1 * promised):
-            self._note(f"the file ends after {seconds:.1f} s of the {promised:.1f} s that it promises: it is cut off")
+    def _note_missing_end(self, reached: float) -> None:
+        """Say so where neither the pictures, which end then, nor any other track reach the end that is promised."""
+        with self._reading() as container:
+            promised = (container.duration or 0) / av.time_base
+            slack = max(MISSING_END, 0.1 * promised)
+            start = (container.start_time or 0) / av.time_base
+            # Matroska's header tells the end on the file's own time, others the length from the first track's start.
+            is_end = "matroska" in container.format.name
+            end = promised if is_end else promised + start
+            if end - reached <= slack:
+                return
+            for packet in bounded_packets(container.demux(), self.path):
+                if packet.pts is not None:
+                    seconds = float((packet.duration or 0) * packet.time_base)
+                    reached = max(reached, packet_seconds(packet) + seconds)
+                    if end - reached <= slack:
+                        return
+        if end - reached > slack:
+            self._note(f"the file ends after {reached:.1f} s of the {end:.1f} s that it promises: it is cut off")
+
+
+class _AnimationFootage(Footage):
+    """An animated GIF, WebP or PNG: its pictures once, each as long as it asks for."""
+
+    def __init__(self, path: FilePath, *, max_side: int, max_seconds: float) -> None:
+        self.path = path
+        with open_picture(path, MOVING_FORMATS) as image:
+            width, height = image.size
+        super().__init__(os.path.basename(path), (height, width), max_side=max_side, max_seconds=max_seconds)
+
+    def read_own_sound(self) -> None:
+        self.read_sound(None)
+
+    def pictures(self) -> Iterator[Picture]:
+        for picture, _ in self._timed():
+            yield picture
+
+    def sampled(self, fps: float) -> Iterator[Picture]:
+        number, end = 0, 0.0
+        for picture, end in self._timed():
+            while number == 0 or number / fps < end - TIME_TOLERANCE:
+                yield Picture(number / fps, picture.pixels)
+                number += 1
+        self.note_early_end(end)
+
+    def _timed(self) -> Iterator[tuple[Picture, float]]:
+        """Each picture and when it leaves the screen."""
+        time, budget, number = 0.0, PixelBudget(self.path), 0
+        with open_picture(self.path, MOVING_FORMATS) as image:
+            while True:
+                try:
+                    image.seek(number)
+                except EOFError:
+                    break
+                budget.spend(image.width * image.height, time)
+                pixels = self._scaled(image)
+                asked = float(image.info.get("duration", 0)) / 1000
+                end = time + (asked if asked >= SHORTEST_PICTURE else SHORT_PICTURE_SHOWN)
+                check_length(end, self.path, max_seconds=self.max_seconds)
+                yield Picture(time, pixels), end
+                time, number = end, number + 1
+            promised = getattr(image, "n_frames", 1)
+            if number < promised:
+                raise MediaError(f"{self.path} has {number} pictures of {promised}: replace the file")
+
+    def _scaled(self, image: Image.Image) -> np.ndarray:
+        picture = image.convert("RGB")
+        if self.frame_size != self.own_size:
+            height, width = self.frame_size
+            picture = picture.resize((width, height), Image.Resampling.BOX)
+        return np.asarray(picture)
 
 
 class _FrameFootage(Footage):
     """Pictures that lie there one by one, as files or in memory."""
 
-    def __init__(self, frames: Sequence[Frame], *, fps: float, max_side: int) -> None:
+    def __init__(self, frames: Sequence[Frame], *, fps: float, max_side: int, max_seconds: float) -> None:
         if not len(frames):
             raise MediaError("there are no frames: give at least one")
         if not fps > 0 or not math.isfinite(fps):
             raise ValueError(f"fps is {fps}: give a positive number of frames a second")
-        if len(frames) / fps > MAX_SECONDS:
-            raise MediaError(f"{len(frames)} frames at {fps:g} a second are more than {MAX_SECONDS} s: give fewer")
+        if len(frames) / fps > max_seconds:
+            raise MediaError(f"{len(frames)} frames at {fps:g} a second are more than {max_seconds:g} s: give fewer")
         self.frames = frames
         self.fps = fps
         height, width = _read_frame(frames[0], "frame 0").shape[:2]
-        super().__init__(_frames_name(frames), (height, width), max_side=max_side)
+        super().__init__(_frames_name(frames), (height, width), max_side=max_side, max_seconds=max_seconds)
+
+    def read_own_sound(self) -> None:
+        self.read_sound(None)
 
     def pictures(self) -> Iterator[Picture]:
         for index in range(len(self.frames)):
@@ -253,6 +370,8 @@ class _FrameFootage(Footage):
         while (index := math.floor(number / fps * self.fps + TIME_TOLERANCE)) < len(self.frames):
             yield self._picture(index, number / fps)
             number += 1
+        if len(self.frames) > 1:  # a still picture lasts as long as it sounds
+            self.note_early_end(len(self.frames) / self.fps)
 
     def _picture(self, index: int, time: float) -> Picture:
         pixels = _read_frame(self.frames[index], f"frame {index}")
@@ -268,24 +387,34 @@ class _FrameFootage(Footage):
         return Picture(time, pixels)
 
 
-def _seconds(ticks: int | None, stream: av.stream.Stream) -> float:
-    return 0.0 if ticks is None or stream.time_base is None else float(ticks * stream.time_base)
+class _GivenSound:
+    """A waveform that was given as an array."""
+
+    rate = SAMPLING_RATE
+    layout: str | None = "mono"
+    start = 0.0
+    path: FilePath = "the given sound"
+
+    def __init__(self, waveform: np.ndarray) -> None:
+        self.notes: list[str] = []
+        self._waveform = waveform
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """(1, n) float32, one behind the other."""
+        for start in range(0, len(self._waveform), SAMPLING_RATE):
+            yield self._waveform[None, start : start + SAMPLING_RATE]
 
 
-def _upright_size(frame: av.VideoFrame) -> tuple[int, int]:
-    return (frame.width, frame.height) if round(frame.rotation / 90) % 2 else (frame.height, frame.width)
-
-
-def _is_image(path: FilePath) -> bool:
-    """Whether a file is a still image, by its header."""
+def _image_kind(path: FilePath) -> str | None:
+    """`still` or `moving` for an image, by its header; None for what is none."""
     check_is_file(path)
     try:
-        with Image.open(path, formats=FRAME_FORMATS):
-            return True
+        with Image.open(path, formats=MOVING_FORMATS) as image:
+            return "moving" if image.format == "GIF" or getattr(image, "is_animated", False) else "still"
     except UnidentifiedImageError:
-        return False
+        return None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return True  # an image that is broken; reading it says how
+        return "still"  # an image that is broken; reading it says how
 
 
 def _frames_name(frames: Sequence[Frame]) -> str:

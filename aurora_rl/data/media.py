@@ -9,45 +9,66 @@ plain image, audio and video formats are opened (no format that runs a program o
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import av
 import numpy as np
-import soundfile
-import soxr
 from PIL import Image, ImageOps
 
+from aurora_rl.data.containers import (
+    MAX_IMAGE_PIXELS,
+    MAX_SECONDS,
+    SAMPLING_RATE,
+    TIME_TOLERANCE,
+    FilePath,
+    MediaError,
+    PixelBudget,
+    check_length,
+    decoded,
+    open_video,
+    playing_track,
+    told_as_media_error,
+)
 from aurora_rl.data.sample import AVClip, AVSample
+from aurora_rl.data.sound import Sound, check_sound, mono, open_sound, open_track
+from aurora_rl.data.upright import display_of
 
-SAMPLING_RATE = 16_000  # Hz, what the audio towers of the supported language models expect
+__all__ = [  # some of them come from below
+    "SAMPLING_RATE",
+    "TIME_TOLERANCE",
+    "FilePath",
+    "MediaError",
+    "check_audio",
+    "check_clip_pixels",
+    "check_is_file",
+    "load_clip",
+    "loudness_dbfs",
+    "open_video",
+    "read_frame_size",
+    "read_frames",
+    "read_grey_levels",
+    "read_mask_size",
+    "read_masks",
+    "read_picture",
+    "read_video",
+    "read_waveform",
+]
 
-MAX_IMAGE_PIXELS = 64_000_000  # one frame or mask; 8K video is 33 million
+logger = logging.getLogger(__name__)
+
 MAX_CLIP_PIXELS = 512_000_000  # all frames of a clip, 1.5 GB as RGB
-MAX_SECONDS = 3600  # of audio or video
-MAX_SAMPLING_RATE = 192_000
-MAX_PEAK = 4.0  # 12 dB over full scale: lossy codecs overshoot a little, integers stored as floats do by far
 
 FRAME_FORMATS = ("JPEG", "PNG", "WEBP")
+MOVING_FORMATS = (*FRAME_FORMATS, "GIF")  # of pictures that may be animated
 FRAME_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")  # 16-bit modes would be cut off, not scaled
 MASK_FORMATS = ("PNG",)
 MASK_MODES = ("L", "1", "P")
-AUDIO_FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
-# Demuxers of self-contained files. Playlists (hls, dash, concat) are left out: they open other files and addresses.
-VIDEO_FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "ogg", "flv")
 
-AUDIO_BLOCK = 16_384  # samples decoded at a time, so that a file of many channels stays small in memory
-CUT_DATA_CHUNK = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)  # in libsndfile's log of a file
-UNKNOWN_CHUNK_SIZE = 0x7FFFFFFF  # this and above is what programs write that stream a WAV
 LOUDNESS_WINDOW = 0.1  # seconds
-TIME_TOLERANCE = 1e-6  # seconds; time stamps are rounded to the container's time base
-FilePath = str | os.PathLike[str]
-
-
-class MediaError(ValueError):
-    """A clip's file is missing, unreadable, or disagrees with the clip's other files."""
 
 
 def load_clip(sample: AVSample) -> AVClip:
@@ -96,6 +117,11 @@ def read_picture(path: FilePath) -> np.ndarray:
     """
     with _open_image(path, formats=FRAME_FORMATS, modes=FRAME_MODES) as image:
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def open_picture(path: FilePath, formats: tuple[str, ...]) -> contextlib.AbstractContextManager[Image.Image]:
+    """An image of RGB or grey whose header was checked; damage that shows when it is decoded is a `MediaError`, too."""
+    return _open_image(path, formats=formats, modes=FRAME_MODES)
 
 
 def read_frame_size(path: FilePath) -> tuple[int, int]:
@@ -149,7 +175,10 @@ def read_grey_levels(paths: Sequence[FilePath]) -> np.ndarray:
 
 
 def read_waveform(path: FilePath, *, sampling_rate: int = SAMPLING_RATE) -> np.ndarray:
-    """Read an audio file (WAV, FLAC, OGG or MP3), mix it to mono by the mean and resample it.
+    """Read a sound file (WAV, FLAC, OGG, MP3, AAC, MP4 or WebM), mix it to mono by the mean and resample it.
+
+    Each part stands where its time stamps put it, from the first sample on; silence stands in gaps. What a user should
+    know of the sound is logged, once a file.
 
     Args:
         path: the audio file.
@@ -159,30 +188,29 @@ def read_waveform(path: FilePath, *, sampling_rate: int = SAMPLING_RATE) -> np.n
         (N,) float32 in [-1, 1].
 
     Raises:
-        MediaError: if the file cannot be read, is empty, too long, cut off, or holds values that are not finite.
+        MediaError: if the file is of no known kind, empty, too long, cut off or damaged, or holds values that are not
+            finite.
     """
-    with _open_audio(path) as file:
-        source_rate = file.samplerate
-        blocks = list(_mono_blocks(file))
-    mono = np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
-    return _finish_waveform(mono, path, source_rate=source_rate, sampling_rate=sampling_rate)
+    check_is_file(path)
+    with open_sound(path) as sound:
+        waveform = mono(sound, sampling_rate=sampling_rate)
+    _log_notes(sound)
+    return waveform
 
 
-def check_audio(path: FilePath) -> None:
+def check_audio(path: FilePath) -> list[str]:
     """Decode an audio file block by block and drop it: refuses what `read_waveform` refuses, in little memory.
+
+    Returns:
+        What a user should know of the sound: gaps, channels that cancel out.
 
     Raises:
         MediaError: as `read_waveform`.
     """
-    num_samples = 0
-    first = np.zeros(0, dtype=np.float32)
-    with _open_audio(path) as file:
-        for block in _mono_blocks(file):
-            _check_values(block, path)
-            first = block if num_samples == 0 else first
-            num_samples += block.size
-        if num_samples <= AUDIO_BLOCK:  # so short that it may be empty, or be resampled to nothing
-            _finish_waveform(first, path, source_rate=file.samplerate, sampling_rate=SAMPLING_RATE)
+    check_is_file(path)
+    with open_sound(path) as sound:
+        check_sound(sound, sampling_rate=SAMPLING_RATE)
+    return sound.notes
 
 
 def read_video(path: FilePath, *, fps: float, require_audio: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
@@ -196,8 +224,9 @@ def read_video(path: FilePath, *, fps: float, require_audio: bool = True) -> tup
         require_audio: whether a file without audio is an error.
 
     Returns:
-        Frames (F, H, W, 3) uint8, RGB, and the waveform (N,) float32 in [-1, 1], mono, 16 kHz, or None where the file
-        has no audio and none is required. Each starts at its own stream's start.
+        Frames (F, H, W, 3) uint8, RGB, as players show them, and the waveform (N,) float32 in [-1, 1], mono, 16 kHz, or
+        None where the file has no audio and none is required. Both start with the first picture: silence stands where
+        there is no sound, and what sounds before is left out.
 
     Raises:
         MediaError: if the file cannot be read, has no video or lacks a required audio stream, or is too large.
@@ -205,22 +234,20 @@ def read_video(path: FilePath, *, fps: float, require_audio: bool = True) -> tup
     if not fps > 0:
         raise ValueError(f"fps is {fps}: give a positive number of frames a second")
     check_is_file(path)
-    try:
+    with told_as_media_error("video", path):
         with open_video(path) as container:
-            has_audio = bool(container.streams.audio)
-            if require_audio and not has_audio:
+            if playing_track(container, "video") is None:
+                raise MediaError(f"{path} has no video stream: give a video, or read its audio with read_waveform")
+            if require_audio and playing_track(container, "audio") is None:
                 raise MediaError(
                     f"the video {path} has no audio stream: use one with sound or pass require_audio=False"
                 )
-            frames = _decode_frames(container, path, fps=fps)  # (F, H, W, 3)
-        if not has_audio:
-            return frames, None
-        with open_video(path) as container:
-            return frames, decode_audio(container, path)  # (N,)
-    except MediaError:
-        raise
-    except (av.FFmpegError, ValueError) as error:  # PyAV itself refuses with ValueError, e.g. audio that changes format
-        raise MediaError(f"cannot read the video {path}: {error}; replace or re-encode it") from error
+            start, frames = _decode_frames(container, path, fps=fps)  # (F, H, W, 3)
+        with open_track(path, start=start) as sound:
+            waveform = None if sound is None else mono(sound, sampling_rate=SAMPLING_RATE)  # (N,)
+    if sound is not None:
+        _log_notes(sound)
+    return frames, waveform
 
 
 def loudness_dbfs(waveform: np.ndarray | None, *, sampling_rate: int = SAMPLING_RATE) -> float:
@@ -331,50 +358,6 @@ def _check_image_header(image: Image.Image, path: FilePath, *, modes: tuple[str,
         raise MediaError(f"the image {path} has mode {image.mode}: expected one of {', '.join(modes)}, convert it")
 
 
-@contextlib.contextmanager
-def _open_audio(path: FilePath) -> Iterator[soundfile.SoundFile]:
-    """An audio file whose header was checked; damage that shows while it is decoded is a `MediaError`, too."""
-    check_is_file(path)
-    try:
-        with soundfile.SoundFile(os.fspath(path)) as file:
-            if file.format not in AUDIO_FORMATS:
-                raise MediaError(f"the audio {path} is {file.format}: expected {', '.join(AUDIO_FORMATS)}, convert it")
-            _check_sampling_rate(file.samplerate, path)
-            _check_length(file.frames / file.samplerate, path)
-            _check_not_cut_off(file, path)
-            yield file
-    except soundfile.SoundFileError as error:
-        raise MediaError(f"cannot read the audio {path}: {error}; replace the file or drop the row") from error
-
-
-def _mono_blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    """The mean of the channels, (n,) float32 at a time."""
-    for block in file.blocks(AUDIO_BLOCK, dtype="float32", always_2d=True):
-        yield block.mean(axis=1)
-
-
-def _check_sampling_rate(sampling_rate: int, path: FilePath) -> None:
-    if not 0 < sampling_rate <= MAX_SAMPLING_RATE:
-        raise MediaError(
-            f"the audio of {path} has {sampling_rate} Hz: the limit is {MAX_SAMPLING_RATE} Hz, resample it"
-        )
-
-
-def _check_not_cut_off(file: soundfile.SoundFile, path: FilePath) -> None:
-    """Refuse a WAV that ends before its header says; libsndfile only logs it, and would return the shorter audio."""
-    match = CUT_DATA_CHUNK.search(file.extra_info)
-    if match is None:
-        return
-    promised, found = int(match[1]), int(match[2])
-    if found < promised < UNKNOWN_CHUNK_SIZE:
-        raise MediaError(f"the audio {path} is cut off: {found} bytes of {promised}; replace the file or drop the row")
-
-
-def _check_length(seconds: float, path: FilePath) -> None:
-    if seconds > MAX_SECONDS:
-        raise MediaError(f"{path} is {seconds:.0f} s long: the limit is {MAX_SECONDS} s, cut it into clips")
-
-
 def check_clip_pixels(num_pixels: int, path: FilePath) -> None:
     """Refuse a clip whose frames up to `path` hold more than `MAX_CLIP_PIXELS` pixels together."""
     if num_pixels > MAX_CLIP_PIXELS:
@@ -394,60 +377,43 @@ def check_is_file(path: FilePath) -> None:
         raise MediaError(f"the file {path} does not exist or is no plain file: restore it or drop the row")
 
 
-def _finish_waveform(mono: np.ndarray, path: FilePath, *, source_rate: int, sampling_rate: int) -> np.ndarray:
-    """Check a decoded mono waveform (N,) and bring it to `sampling_rate`."""
-    if mono.size == 0:
-        raise MediaError(f"the audio of {path} is empty: replace the file or drop the row")
-    _check_values(mono, path)
-    waveform = soxr.resample(mono, source_rate, sampling_rate, quality="HQ")
-    if waveform.size == 0:
-        raise MediaError(f"the audio of {path} is shorter than one sample at {sampling_rate} Hz: replace the file")
-    return np.clip(waveform, -1.0, 1.0).astype(np.float32, copy=False)
+def _log_notes(sound: Sound) -> None:
+    for note in sound.notes:
+        _log_once(os.path.abspath(sound.path), note)
 
 
-def _check_values(mono: np.ndarray, path: FilePath) -> None:
-    """Refuse a decoded mono waveform (N,), N > 0, whose values are no audio."""
-    if not np.isfinite(mono).all():
-        raise MediaError(f"the audio of {path} holds values that are not finite: replace the file or drop the row")
-    peak = float(np.abs(mono).max())
-    if peak > MAX_PEAK:
-        raise MediaError(f"the audio of {path} has a peak of {peak:g}: expected values in [-1, 1], scale it")
+@functools.lru_cache(maxsize=10_000)
+def _log_once(path: str, note: str) -> None:  # a training reads its files again in every epoch
+    logger.warning("%s: %s", path, note)
 
 
-def open_video(path: FilePath) -> av.container.InputContainer:
-    """A video file of one of `VIDEO_FORMATS`; PyAV raises `av.FFmpegError` where it is none."""
-    # The absolute path keeps a file name such as "concat:a" from being read as a protocol.
-    options = {"format_whitelist": ",".join(VIDEO_FORMATS), "protocol_whitelist": "file"}
-    return av.open(os.path.abspath(path), options=options)
-
-
-def _decode_frames(container: av.container.InputContainer, path: FilePath, *, fps: float) -> np.ndarray:
-    """Frames (F, H, W, 3) on screen at 0, 1 / fps, 2 / fps ... seconds."""
-    if not container.streams.video:
-        raise MediaError(f"{path} has no video stream: give a video, or read its audio with read_waveform")
+def _decode_frames(container: av.container.InputContainer, path: FilePath, *, fps: float) -> tuple[float, np.ndarray]:
+    """When the first picture is shown, and frames (F, H, W, 3) on screen at 0, 1 / fps, 2 / fps ... seconds after."""
+    stream = playing_track(container, "video")
     frames: list[np.ndarray] = []
+    start: float | None = None
     for frame in frames_on_screen(container, path, fps=fps):
-        # Phones store upright video sideways and note the rotation, which is counter-clockwise like np.rot90's.
-        picture = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90))
-        if frames and picture.shape != frames[0].shape:
+        start = frame.time if start is None else start
+        display = display_of(frame, stream, path)
+        if frames and display.size != frames[0].shape[:2]:
             raise MediaError(f"the video {path} changes its size: re-encode it to one size")
-        frames.append(picture)
-        check_clip_pixels(len(frames) * picture.shape[0] * picture.shape[1], path)
-    if not frames:
+        check_clip_pixels((len(frames) + 1) * display.size[0] * display.size[1], path)
+        frames.append(display.pixels(frame, display.size))
+    if start is None:
         raise MediaError(f"the video {path} has no frames: replace the file")
-    return np.stack(frames)
+    return start, np.stack(frames)
 
 
-def frames_on_screen(container: av.container.InputContainer, path: FilePath, *, fps: float) -> Iterator[av.VideoFrame]:
+def frames_on_screen(
+    container: av.container.InputContainer, path: FilePath, *, fps: float, max_seconds: float = MAX_SECONDS
+) -> Iterator[av.VideoFrame]:
     """Yield the frame shown at each of 0, 1 / fps, 2 / fps ... seconds until the last one leaves the screen."""
-    stream = container.streams.video[0]
+    stream = playing_track(container, "video")
     shown: av.VideoFrame | None = None
     start, num_yielded = 0.0, 0
-    for frame in container.decode(stream):
-        check_video_frame(frame, path)
+    for frame in timed_frames(container, path, max_seconds=max_seconds):
         if shown is None:
             start, shown = frame.time, frame
-        _check_length(frame.time - start, path)
         while num_yielded / fps < frame.time - start - TIME_TOLERANCE:
             yield shown
             num_yielded += 1
@@ -455,10 +421,30 @@ def frames_on_screen(container: av.container.InputContainer, path: FilePath, *, 
     if shown is None:
         return
     end = shown.time - start + _last_frame_seconds(shown, stream)
-    _check_length(end, path)
+    check_length(end, path, max_seconds=max_seconds)
     while num_yielded == 0 or num_yielded / fps < end - TIME_TOLERANCE:
         yield shown
         num_yielded += 1
+
+
+def timed_frames(
+    container: av.container.InputContainer, path: FilePath, *, max_seconds: float = MAX_SECONDS
+) -> Iterator[av.VideoFrame]:
+    """Frames of the video track that plays, all of which have a time; as many as its time and its size leave room for.
+
+    Raises:
+        MediaError: naming the file.
+    """
+    stream = playing_track(container, "video")
+    budget = PixelBudget(path)
+    start: float | None = None
+    _check_picture_size(stream.width, stream.height, path)  # before memory is taken for it
+    for frame in decoded(container, stream, path):
+        check_video_frame(frame, path)
+        start = frame.time if start is None else start
+        check_length(frame.time - start, path, max_seconds=max_seconds)
+        budget.spend(frame.width * frame.height, frame.time - start)
+        yield frame
 
 
 def check_video_frame(frame: av.VideoFrame, path: FilePath) -> None:
@@ -469,10 +455,14 @@ def check_video_frame(frame: av.VideoFrame, path: FilePath) -> None:
     """
     if frame.time is None:
         raise MediaError(f"the video {path} has frames without time stamps: remux it, for example to mp4")
-    if frame.width * frame.height > MAX_IMAGE_PIXELS:
+    _check_picture_size(frame.width, frame.height, path)
+
+
+def _check_picture_size(width: int, height: int, path: FilePath) -> None:
+    if width * height > MAX_IMAGE_PIXELS:
         raise MediaError(
-            f"the video {path} has frames of {frame.width}x{frame.height} pixels: the limit is {MAX_IMAGE_PIXELS} in "
-            "all, scale it down"
+            f"the video {path} has frames of {width}x{height} pixels: the limit is {MAX_IMAGE_PIXELS} in all, scale it "
+            "down"
         )
 
 
@@ -490,21 +480,6 @@ def _last_frame_seconds(frame: av.VideoFrame, stream: av.video.stream.VideoStrea
     if not candidates and stream.average_rate:
         candidates.append(float(1 / stream.average_rate))
     return max(min(candidates, default=0.0), 0.0)
-
-
-def decode_audio(container: av.container.InputContainer, path: FilePath) -> np.ndarray:
-    """The first audio stream as (N,) float32, mono, 16 kHz."""
-    stream = container.streams.audio[0]
-    _check_sampling_rate(stream.rate, path)
-    to_float = av.AudioResampler(format="fltp")  # keeps rate and channels
-    blocks: list[np.ndarray] = []
-    num_samples = 0
-    for frame in container.decode(stream):
-        blocks += [part.to_ndarray().mean(axis=0) for part in to_float.resample(frame)]  # (channels, n) -> (n,)
-        num_samples += frame.samples
-        _check_length(num_samples / stream.rate, path)
-    mono = np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
-    return _finish_waveform(mono, path, source_rate=stream.rate, sampling_rate=SAMPLING_RATE)
 
 
 def _size_text(image: np.ndarray) -> str:

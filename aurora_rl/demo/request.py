@@ -16,8 +16,8 @@ from pathlib import Path
 import av
 import torch
 
+from aurora_rl.data.containers import MediaError, bounded_packets, open_video
 from aurora_rl.data.footage import Picture
-from aurora_rl.data.media import MediaError, open_video
 from aurora_rl.demo.waveform import draw_waveform
 from aurora_rl.overlay import COLOURS, OverlayVideo, colour_of, draw_masks
 from aurora_rl.pages import page_environment
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 MAX_REFERENCES = len(COLOURS)
 MAX_REFERENCE_LENGTH = 300  # characters; the longest of Ref-AVSBench has 104
 MEGABYTE = 1024 * 1024  # bytes; Gradio's own message counts so
+ADDED_SECONDS = 2.0  # that decoders may give beyond what the packets' time stamps tell: padding of whole frames
 SHOWN_REFERENCE = 40  # characters of a reference that is too long
 
 
@@ -98,7 +99,7 @@ class RequestAnswerer:
             raise RequestError("There is no clip: upload one, record one or load an example.")
         check_clip(clip, self.limits)
         with _told_to_visitors(clip):
-            answer = self.pipeline(video=clip, text=references)
+            answer = self.pipeline(video=clip, text=references, max_seconds=self.limits.max_seconds + ADDED_SECONDS)
             overlay = self._draw(answer)
         templates = page_environment()
         return ShownAnswer(
@@ -175,7 +176,7 @@ def read_seconds(clip: Path, *, enough: float) -> float:
     with open_video(clip) as container:
         first: float | None = None
         length = 0.0
-        for packet in container.demux():
+        for packet in bounded_packets(container.demux(), clip):
             if packet.pts is None or packet.time_base is None:
                 continue
             start = float(packet.pts * packet.time_base)

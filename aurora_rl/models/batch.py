@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from aurora_rl.data.media import load_clip, loudness_dbfs
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.data.targets import Target
+from aurora_rl.models.control_tokens import check_references, check_target, naming
 from aurora_rl.models.mllm import EncodedPrompt, MLLMFamily
 from aurora_rl.models.seg_tokens import find_seg
 from aurora_rl.prompts import DEFAULT_INSTRUCTION, build_messages
@@ -84,6 +85,17 @@ class SampleEncoder:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self.processor.tokenizer
 
+    def check(self, samples: Sequence[AVSample]) -> None:
+        """Check what rows ask before the first clip is read; raises a `ControlTokenError` that names the row."""
+        first = {sample.reference: sample for sample in reversed(samples)}  # thousands of rows ask the same
+        for sample in first.values():
+            with naming(sample):
+                self.check_references([sample.reference])
+
+    def check_references(self, references: Iterable[str]) -> None:
+        """Check what is to be asked; raises a `ControlTokenError`."""
+        check_references(self.tokenizer, references, instruction=self.options.instruction)
+
     def __call__(self, sample: AVSample) -> EncodedSample:
         clip = self.load(sample)
         return self._encode(sample, clip, self.frame_inputs(sample, clip))
@@ -113,15 +125,17 @@ class SampleEncoder:
             system_prompt=self.options.system_prompt,
             video_options={"sample_fps": sample.fps} | {k: v for k, v in limits.items() if v is not None},
         )
-        return EncodedSample(
-            sample=sample,
-            prompt=self.family.encode(
+        with naming(sample):
+            prompt = self.family.encode(
                 self.processor,
                 messages,
                 waveform=clip.waveform,
                 fps=sample.fps,
                 use_audio_in_video=sample.use_audio_in_video,
-            ),
+            )
+        return EncodedSample(
+            sample=sample,
+            prompt=prompt,
             frame_inputs=frame_inputs,
             gt_masks=torch.from_numpy(clip.gt_masks),
             loudness_dbfs=loudness_dbfs(clip.waveform),
@@ -144,7 +158,7 @@ class SFTCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         encoded = [self.encode(AVSample.from_row(row)) for row in rows]
-        completions = [self._tokenize(self.target(item.sample)) for item in encoded]
+        completions = [self._tokenize(item.sample) for item in encoded]
         batch = right_pad(
             [item.prompt.prompt_ids for item in encoded],
             [ids for ids, _ in completions],
@@ -166,13 +180,29 @@ class SFTCollator:
             "gt_masks": [item.gt_masks for item in encoded],
         }
 
-    def _tokenize(self, target: Target) -> tuple[list[int], int]:
+    def check(self, samples: Iterable[AVSample]) -> None:
+        """Check what rows are to say before the first of them is needed.
+
+        Raises:
+            ControlTokenError: naming a row whose category or chain holds a control token.
+            ValueError: if a row has no such target.
+        """
+        for sample in samples:
+            self._checked_target(sample)
+
+    def _checked_target(self, sample: AVSample) -> Target:
+        target = self.target(sample)
+        with naming(sample):
+            check_target(self.encode.tokenizer, target)
+        return target
+
+    def _tokenize(self, sample: AVSample) -> tuple[list[int], int]:
         """Token ids of a completion with its end of turn, and how many of them are given.
 
         Both parts are tokenized as one text, as the model would write it; a token that reaches from what is given into
         what is learned is learned (a full stop with the line break after it is one token of Qwen's).
         """
-        tokenizer = self.encode.tokenizer
+        tokenizer, target = self.encode.tokenizer, self._checked_target(sample)
         tokens = tokenizer(target.given + target.learned, add_special_tokens=False, return_offsets_mapping=True)
         num_given = sum(end <= len(target.given) for _, end in tokens.offset_mapping)
         return [*tokens.input_ids, tokenizer.eos_token_id], num_given

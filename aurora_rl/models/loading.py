@@ -14,14 +14,16 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel
 from transformers import AutoProcessor, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from aurora_rl.models.clip_options import ClipOptions
+from aurora_rl.models.end_of_turn import declare_ends
 from aurora_rl.models.mllm import MLLMFamily, get_family
 from aurora_rl.models.seg_tokens import ensure_seg_token, init_seg_embedding, suppress_tokens
 from aurora_rl.models.segmenters import complete_segmenter_config
-from aurora_rl.models.sharding import gathered
+from aurora_rl.models.sharding import gathered, restore_rotary_frequencies
 from aurora_rl.prompts import SEG_TOKEN
 
 logger = logging.getLogger(__name__)
@@ -193,7 +195,14 @@ def _load_adapter(
     config = SegmentationLoraConfig(**{**fields, "segmenter": loaded.segmenter_config})
     if config.clip_options is not None:  # the adapter was trained later than what lies beneath it
         loaded.model.config.clip_options = config.clip_options
-    model = PeftModel.from_pretrained(loaded.model, name_or_path, is_trainable=is_trainable, config=config)
+    model = PeftModel.from_pretrained(
+        loaded.model,
+        name_or_path,
+        is_trainable=is_trainable,
+        config=config,
+        # ZeRO-3 wants all that is trained in one dtype, which is that of the model; TRL makes new adapters so as well.
+        autocast_adapter_dtype=not is_deepspeed_zero3_enabled(),
+    )
     return dataclasses.replace(loaded, model=model)
 
 
@@ -203,8 +212,12 @@ def _load_whole(name_or_path: str, segmenter: dict[str, Any] | None, **options: 
     if is_new:
         config.segmenter = complete_segmenter_config(config.segmenter)
     model = family.model_class.from_pretrained(name_or_path, config=config, use_safetensors=True, **options)
+    if is_new:
+        model.seg_head.float()  # transformers keeps only that in float32 which a checkpoint holds
+    restore_rotary_frequencies(model)
     processor = AutoProcessor.from_pretrained(name_or_path, trust_remote_code=False)
     seg_token_id = prepare_vocabulary(model, processor, family)
+    declare_ends(model.generation_config, processor.tokenizer)
     return LoadedModel(model, processor, family, seg_token_id), is_new
 
 

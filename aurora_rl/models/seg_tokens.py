@@ -59,17 +59,18 @@ class SuppressingHead(nn.Linear):
 
     @property
     def bias(self) -> torch.Tensor:  # type: ignore[override]
-        """(V,) 0, or `SUPPRESSED_LOGIT` where a token is suppressed."""
+        """(V,) 0, or `SUPPRESSED_LOGIT` where a token is suppressed, in the dtype that the weight has by now."""
+        suppressed_logits = self.suppressed_logits.to(self.weight.dtype)  # DeepSpeed casts weights, but not buffers
         if is_deepspeed_zero3_enabled():
             # TRL's fused head asks every weight that it reads whether it has to be gathered.
             from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
-            setattr(self.suppressed_logits, "ds_status", ZeroParamStatus.AVAILABLE)  # noqa: B010
+            setattr(suppressed_logits, "ds_status", ZeroParamStatus.AVAILABLE)  # noqa: B010
         if isinstance(self.weight, DTensor):
             # Sharded by FSDP2, which leaves buffers as they are; TRL's fused head gathers both or none.
             mesh = self.weight.device_mesh
-            return DTensor.from_local(self.suppressed_logits, mesh, [Replicate()] * mesh.ndim, run_check=False)
-        return self.suppressed_logits
+            return DTensor.from_local(suppressed_logits, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        return suppressed_logits
 
 
 def suppress_tokens(lm_head: nn.Linear, token_ids: list[int]) -> None:

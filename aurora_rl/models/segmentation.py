@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from aurora_rl.models.frozen_parts import FrozenPartsMixin
 from aurora_rl.models.segmenters import Segmenter, build_segmenter
 
 #: Names of the keyword arguments that ask a forward pass for masks.
@@ -75,11 +76,16 @@ class SegmentationHead(nn.Module):
         return prompts, mask_logits[frame_index, slots.repeat_interleave(row_counts)]
 
 
-class SegmentationMixin(PreTrainedModel):
+class SegmentationMixin(FrozenPartsMixin, PreTrainedModel):
     """Put in front of a Hugging Face MLLM class; call `init_segmentation` at the end of `__init__`."""
 
     seg_head: nn.Module
-    # In bf16 the small updates of a learning rate of 1e-5 would be rounded away.
+    # In bf16 the small updates of a learning rate of 1e-5 would be rounded away. With `bf16: true` the head is, under
+    # - DDP and one process: float32, its products bf16 by autocast;
+    # - FSDP2: shards of float32, gathered as bf16 for a forward pass, which runs under autocast as well;
+    # - DeepSpeed, ZeRO-3 while loading included: bf16, without autocast. It keeps the *buffers* named here in float32,
+    #   parameters are cast; its optimiser updates float32 copies of them, so that no update is lost there either.
+    # Hence whatever meets a buffer casts it first: see `Segmenter.decode` and `SuppressingHead.bias`.
     _keep_in_fp32_modules_strict = ("seg_head",)
     #: Which distinct clip each row of the batch has, while `shared_media` is on; None where every row brings its own.
     media_index: list[int] | None = None
@@ -103,6 +109,13 @@ class SegmentationMixin(PreTrainedModel):
         self.seg_head = SegmentationHead(hidden_size, segmenter_config)
         self.post_init()
 
+    def _supports_logits_to_keep(self) -> bool:
+        """Tell `generate` to ask for the last position alone, though the family's own signature does not know it.
+
+        Of a prompt's positions the logits take (B, L, V): 8 GB for 16 rows of 1,700 tokens and 152,064 words.
+        """
+        return True
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Keep each layer's own initialisation inside the head; the language model's 0.02 starves a small decoder."""
@@ -120,6 +133,7 @@ class SegmentationMixin(PreTrainedModel):
         seg_frames: torch.Tensor | None = None,
         seg_frame_counts: torch.Tensor | None = None,
         seg_clip_index: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> Any:
         """Run `inner_forward` once; with `seg_index`, its output also carries prompts and masks.
@@ -131,11 +145,14 @@ class SegmentationMixin(PreTrainedModel):
             inner_forward: the forward pass without masks.
             seg_index: (B,) position of `[SEG]` in each row.
             seg_frames, seg_frame_counts, seg_clip_index: see `SegmentationHead.forward`.
+            logits_to_keep: as in transformers: how many of the last positions are projected onto the vocabulary, or
+                which positions; 0 for all.
         """
-        if seg_index is None:
-            return inner_forward(*args, **kwargs)
-        with _decoder_output(self) as captured:
-            outputs = inner_forward(*args, **kwargs)
+        with projecting_only(self.lm_head, logits_to_keep):
+            if seg_index is None:
+                return inner_forward(*args, **kwargs)
+            with _decoder_output(self) as captured:
+                outputs = inner_forward(*args, **kwargs)
         hidden_states = captured["last_hidden_state"]  # (B, L, D), after the final norm
         rows = torch.arange(len(seg_index), device=hidden_states.device)
         prompts, mask_logits = self.seg_head(
@@ -186,11 +203,31 @@ def shared_media(model: nn.Module, media_index: Sequence[int]) -> Iterator[None]
         inner.media_index = None
 
 
-@contextlib.contextmanager
-def without_projection(lm_head: nn.Module) -> Iterator[None]:
+def without_projection(lm_head: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Make `lm_head` return (B, L, 0), for a forward pass whose logits nobody reads: (B, L, V) is large."""
+    return _projecting_by(lm_head, lambda hidden_states: hidden_states[..., :0])
+
+
+def projecting_only(lm_head: nn.Module, logits_to_keep: int | torch.Tensor) -> contextlib.AbstractContextManager[None]:
+    """Make `lm_head` project some of the positions of (B, L, D) only.
+
+    Args:
+        lm_head: in whatever PEFT or TRL have put around it.
+        logits_to_keep: how many of the last positions, or which positions; 0 for all.
+    """
+    keeps_all = isinstance(logits_to_keep, int) and logits_to_keep == 0
+    if keeps_all or torch.compiler.is_compiling():  # what `generate` compiles reads one token a row
+        return contextlib.nullcontext()
+    positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+    project = lm_head.forward
+    return _projecting_by(lm_head, lambda hidden_states: project(hidden_states[:, positions]))
+
+
+@contextlib.contextmanager
+def _projecting_by(lm_head: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Replace `lm_head.forward` for a while; its hooks, which gather its weights under ZeRO-3, stay."""
     patched = lm_head.__dict__.get("forward")  # TRL's cast_lm_head_to_fp32 sets one
-    lm_head.__dict__["forward"] = lambda hidden_states: hidden_states[..., :0]
+    lm_head.__dict__["forward"] = forward
     try:
         yield
     finally:

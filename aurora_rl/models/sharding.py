@@ -3,7 +3,9 @@
 import contextlib
 from collections.abc import Iterable, Iterator
 
+import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -35,6 +37,21 @@ def loading_whole() -> Iterator[None]:
         yield
     finally:
         hf_deepspeed.set_hf_deepspeed_config(config)
+
+
+@torch.no_grad()
+def restore_rotary_frequencies(model: PreTrainedModel) -> None:
+    """Under ZeRO-3 with bf16, compute the frequencies of rotary positions anew, in float32.
+
+    `deepspeed.zero.Init` turns whatever a module computes while it is built into bf16. A frequency that is off by
+    0.2 % turns position 2,000 by whole radians: the model would see other positions than everywhere else.
+    """
+    if not is_deepspeed_zero3_enabled():
+        return
+    for module in model.modules():
+        if hasattr(module, "original_inv_freq"):
+            module.float()  # it owns buffers alone
+            model._init_weights(module)
 
 
 def gather_at_once(model: nn.Module, part: type[nn.Module]) -> None:

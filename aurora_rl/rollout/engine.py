@@ -20,6 +20,7 @@ from torch import nn
 from trl.generation.vllm_generation import VLLMGeneration, empty_cache, extract_logprobs
 from trl.trainer.utils import ensure_master_addr_port
 
+from aurora_rl.models.end_of_turn import end_token_ids
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.mllm import EncodedPrompt, EnginePrompt
 from aurora_rl.rollout.export import export_for_vllm
@@ -74,6 +75,11 @@ class AuroraVLLMGeneration(VLLMGeneration):
         """Keeps multimodal tokens from being sampled, as the policy's own head does."""
         policy = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         return {token_id: SUPPRESSED_BIAS for token_id in self.family.multimodal_token_ids(policy.config)}
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Tokens that end a completion."""
+        return end_token_ids(self.loaded.processor.tokenizer, self.loaded.model.generation_config)
 
     # ---- the engine ---------------------------------------------------------------------------------------------
 
@@ -313,9 +319,11 @@ class AuroraVLLMGeneration(VLLMGeneration):
             options["structured_outputs"] = {"regex": self.structured_outputs_regex}
         asked = self.generation_kwargs
         wanted_bias = {int(token_id): bias for token_id, bias in (asked.get("logit_bias") or {}).items()}
-        # What the user asks for wins, except over what training rests on: media are never sampled, and the
-        # log-probabilities are those of the sampled tokens, of which rivals would take the first place.
-        return {**options, **asked, "logprobs": 0, "logit_bias": {**wanted_bias, **self.logit_bias}}
+        # What the user asks for wins, except over what training rests on: media are never sampled, the
+        # log-probabilities are those of the sampled tokens, of which rivals would take the first place, and a
+        # completion ends where the trainer takes it to end, whatever vLLM has read of a generation config.
+        ends = {"ignore_eos": True, "stop_token_ids": self.end_ids}
+        return {**options, **asked, **ends, "logprobs": 0, "logit_bias": {**wanted_bias, **self.logit_bias}}
 
     def _sampling_params(self, seed: int) -> Any:
         from vllm import SamplingParams

@@ -14,9 +14,10 @@ WEIGHT_TRANSFER_ENGINES = {
 
 
 def register() -> None:
-    """Make vLLM know our model classes and weight transfers; nothing of its own is replaced."""
+    """Make vLLM know our model classes and weight transfers; of its own, one method of the CPU build is replaced."""
     from vllm import ModelRegistry
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+    from vllm.platforms import current_platform
 
     known = ModelRegistry.get_supported_archs()
     for name, path in MODEL_CLASSES.items():
@@ -25,3 +26,7 @@ def register() -> None:
     for name, (module, class_name) in WEIGHT_TRANSFER_ENGINES.items():
         if name not in WeightTransferEngineFactory._registry:
             WeightTransferEngineFactory.register_engine(name, module, class_name)
+    if current_platform.is_cpu():
+        from aurora_rl.rollout.vllm_cpu_seeds import let_seeded_prompts_be_read_in_parts
+
+        let_seeded_prompts_be_read_in_parts()

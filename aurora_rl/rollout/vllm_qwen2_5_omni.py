@@ -13,8 +13,10 @@ from vllm.model_executor.models.qwen2_5_omni_thinker import (
     Qwen2_5OmniThinkerForConditionalGeneration,
     Qwen2_5OmniThinkerMultiModalProcessor,
     Qwen2_5OmniThinkerProcessingInfo,
+    merge_interleaved_embeddings,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from aurora_rl.rollout.vllm_narrow_heads import heads_of_any_size
 
@@ -25,16 +27,37 @@ from aurora_rl.rollout.vllm_narrow_heads import heads_of_any_size
     dummy_inputs=Qwen2_5OmniThinkerDummyInputsBuilder,
 )
 class AuroraQwen2_5OmniForConditionalGeneration(Qwen2_5OmniThinkerForConditionalGeneration):
-    """vLLM's own class but for M-RoPE positions of interleaved prompts, and narrow heads on CPUs.
+    """vLLM's own class but for interleaved prompts, and narrow heads on CPUs.
 
     vLLM 0.31 starts the chunks of frames and sound at `<|audio_bos|>`, one token early, and gives that token a position
-    of its own, while transformers gives it that of `<|vision_bos|>`.
+    of its own, while transformers gives it that of `<|vision_bos|>`. And where a part of the prompt has been read
+    already, by the step before or for another request, it may take what is left for frames followed by sound, and put
+    the ones where the others belong.
     """
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         text_config = vllm_config.model_config.hf_config.thinker_config.text_config
         with heads_of_any_size(text_config.hidden_size // text_config.num_attention_heads):
             super().__init__(vllm_config=vllm_config, prefix=prefix)
+
+    def embed_input_ids(
+        self,
+        input_ids: torch.Tensor,
+        multimodal_embeddings: Any = None,
+        *,
+        is_multimodal: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(tokens, width) inputs of the language model: each medium's embeddings at its own placeholders, in order."""
+        if multimodal_embeddings is None or is_multimodal is None or not len(multimodal_embeddings):
+            return super().embed_input_ids(input_ids, multimodal_embeddings, is_multimodal=is_multimodal)
+        with gpu_sync_allowed():  # vLLM forbids to wait for the GPU elsewhere; the mask lies in host memory
+            ids = input_ids.to(is_multimodal.device)
+        text = self._embed_text_input_ids(
+            input_ids, self.get_language_model().embed_input_ids, is_multimodal=is_multimodal
+        )
+        is_video = is_multimodal & (ids == self.config.video_token_index)
+        is_audio = is_multimodal & (ids == self.config.audio_token_index)
+        return merge_interleaved_embeddings(text, multimodal_embeddings, is_video, is_audio, is_multimodal)
 
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: Sequence[Any]

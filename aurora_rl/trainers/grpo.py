@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from trl.trainer.utils import pad
 from aurora_rl.completions import ParsedCompletion, completion_text, normalise_category, parse_completion
 from aurora_rl.data.sample import AVSample
 from aurora_rl.losses import mask_loss
-from aurora_rl.metrics import mask_iou
+from aurora_rl.metrics import count_masks
 from aurora_rl.models.batch import EncodedSample, SampleEncoder, collate_frames, distinct_media
 from aurora_rl.models.rollout_states import SegStates, recorded_states
 from aurora_rl.models.seg_tokens import find_seg
@@ -42,11 +42,16 @@ from aurora_rl.models.segmentation import (
     shared_media,
 )
 from aurora_rl.models.sharding import gather_at_once
-from aurora_rl.rewards import guard_reward_func, load_reward_func
+from aurora_rl.rewards import Deferred, guard_reward_func, load_reward_func
 from aurora_rl.trainers.epoch_order import EpochOrder
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.health import RolloutHealthCallback
-from aurora_rl.trainers.reference_model import frozen_copy, install_reference
+from aurora_rl.trainers.reference_model import (
+    frozen_copy,
+    install_reference,
+    load_policy_beside_reference,
+    only_trained_adapters,
+)
 from aurora_rl.trainers.resumable import ResumableTrainer
 from aurora_rl.trainers.rollout_metrics import reward_metrics, rollout_metrics
 from aurora_rl.trainers.vllm_sampler import VLLMSampler, vllm_engine
@@ -75,7 +80,10 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         encode: turns a sample into tensors.
         seg_token_id: id of `[SEG]`.
         **kwargs: TRL's: `train_dataset` (rows of `data.dataset.to_dataset`), `eval_dataset`, `processing_class`,
-            `peft_config`, `callbacks`, `optimizers`.
+            `peft_config`, `callbacks`, `optimizers`. Not `tools` nor `environment_factory`.
+
+    Raises:
+        ValueError: if tools or an environment are given.
     """
 
     args: AuroraGRPOConfig
@@ -91,6 +99,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         seg_token_id: int,
         **kwargs: Any,
     ) -> None:
+        _refuse_more_turns(kwargs)
         self.encode = encode
         self.seg_token_id = seg_token_id
         # Rows that the sequences at hand belong to, and where the masks of the next forward passes are wanted.
@@ -126,6 +135,14 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
 
     def _may_resume_after(self, step: int) -> bool:
         return self.args.ends_generation_batch(step)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        with only_trained_adapters(self.model):
+            super()._save(output_dir, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_policy_beside_reference(self.model if model is None else model, resume_from_checkpoint)
 
     # ---- rollouts -----------------------------------------------------------------------------------------------
 
@@ -273,13 +290,14 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
 
     def _with_masks(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The rows as reward functions see them: with the media's columns, and with masks where there is a `[SEG]`."""
-        mask_logits = [row.float().cpu() for decoded in self._rollout_masks for row in decoded.mask_logits]
-        has_seg = [bool(x) for decoded in self._rollout_masks for x in decoded.has_seg]
-        mask_probs = [row.sigmoid() if seg else None for row, seg in zip(mask_logits, has_seg, strict=True)]
+        mask_logits = [row for decoded in self._rollout_masks for row in decoded.mask_logits]
+        has_seg = [seg for decoded in self._rollout_masks for seg in decoded.has_seg.tolist()]
+        # The G copies of a row share one truth, which goes to the masks' device once.
+        truths = {id(row.gt_masks): row.gt_masks.to(mask_logits[0].device) for row in self._rows}
         return [
             {**row, "sample": encoded.sample, "gt_masks": encoded.gt_masks, "loudness_dbfs": encoded.loudness_dbfs}
-            | {"mask_probs": probs, "pred_masks": None if probs is None else probs > 0.5}
-            for row, encoded, probs in zip(inputs, self._rows, mask_probs, strict=True)
+            | (_mask_columns(logits, encoded.gt_masks, truths[id(encoded.gt_masks)]) if seg else _NO_MASKS)
+            for row, encoded, logits, seg in zip(inputs, self._rows, mask_logits, has_seg, strict=True)
         ]
 
     @torch.no_grad()
@@ -325,7 +343,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
 
     def _log_rollouts(self, rows: list[dict[str, Any]], parsed: list[ParsedCompletion]) -> None:
         """What the completions table and the curves show beside TRL's own."""
-        iou = [0.0 if row["pred_masks"] is None else mask_iou(row["pred_masks"], row["gt_masks"]) for row in rows]
+        iou = [0.0 if row["mask_counts"] is None else row["mask_counts"].mask_iou for row in rows]
         samples = [row["sample"] for row in rows]
         for column, values in {
             "uid": [sample.uid for sample in samples],
@@ -395,6 +413,38 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         self._metrics[mode]["mask_loss"].append(self.accelerator.gather(losses.total.detach()).mean().item())
         steps = self.current_gradient_accumulation_steps if mode == "train" else 1
         return self.args.mask_loss_weight * losses.total / steps
+
+
+def _refuse_more_turns(options: Mapping[str, Any]) -> None:
+    """A second turn would be put to the model without the media of its row."""
+    for name in ("tools", "environment_factory"):
+        if options.get(name):
+            raise ValueError(
+                f"{name} is given, but a rollout has one turn for now: masks and media belong to the first completion. "
+                f"Leave {name} out"
+            )
+
+
+#: Columns of a completion without `[SEG]`.
+_NO_MASKS: dict[str, Any] = {"pred_masks": None, "mask_probs": None, "mask_counts": None}
+
+
+@torch.no_grad()
+def _mask_columns(mask_logits: torch.Tensor, gt_masks: torch.Tensor, truth: torch.Tensor) -> dict[str, Any]:
+    """What reward functions see of a completion's masks; logits stay where they are unless one reads `mask_probs`.
+
+    Args:
+        mask_logits: (F, H, W).
+        gt_masks: (F, H, W) bool.
+        truth: `gt_masks` on the logits' device.
+    """
+    predicted = mask_logits > 0  # p > 0.5
+    pred_masks = predicted.cpu()
+    return {
+        "pred_masks": pred_masks,
+        "mask_probs": Deferred(lambda: mask_logits.detach().float().sigmoid().cpu()),
+        "mask_counts": count_masks(predicted, truth).on_cpu(pred_masks, gt_masks),
+    }
 
 
 def _frames_on(device: torch.device, rows: list[EncodedSample]) -> dict[str, torch.Tensor]:

@@ -10,6 +10,8 @@ from aurora_rl.logs import is_terminal
 from aurora_rl.trainers.cpu_device import CPUDeviceMixin
 from aurora_rl.trainers.interruption import STOP_GRACE_HELP, STOP_GRACE_S
 
+#: Arguments of transformers' `GenerationConfig` and vLLM's `SamplingParams` that would end completions elsewhere.
+ENDS = ("eos_token_id", "forced_eos_token_id", "ignore_eos", "stop", "stop_strings", "stop_token_ids")
 MASK_LOSS_ON = ("all", "correct_only", "off")
 
 
@@ -35,8 +37,8 @@ class AuroraGRPOConfig(CPUDeviceMixin, GRPOConfig):
         stop_grace_s: see `AuroraSFTConfig`.
 
     Raises:
-        ValueError: for an unknown `mask_loss_on`, a combination of vLLM's options that does not work, or checkpoints
-            that would cut a generation batch.
+        ValueError: for an unknown `mask_loss_on`, `generation_kwargs` that end completions, a combination of vLLM's
+            options that does not work, or checkpoints that would cut a generation batch.
     """
 
     mask_loss_on: str = _option("correct_only", f"One of {MASK_LOSS_ON}.")
@@ -62,6 +64,7 @@ class AuroraGRPOConfig(CPUDeviceMixin, GRPOConfig):
         super().__post_init__()
         if self.mask_loss_on not in MASK_LOSS_ON:
             raise ValueError(f"mask_loss_on={self.mask_loss_on!r}: choose one of {MASK_LOSS_ON}")
+        self._check_ends()
         if self.use_vllm:
             self._check_vllm()
         self._check_checkpoint_boundary()
@@ -90,6 +93,14 @@ class AuroraGRPOConfig(CPUDeviceMixin, GRPOConfig):
         """`vllm_engine_kwargs` as a dictionary; the command line gives JSON."""
         given = self.vllm_engine_kwargs
         return json.loads(given) if isinstance(given, str) else given or {}
+
+    def _check_ends(self) -> None:
+        if named := sorted(set(self.generation_kwargs or {}) & set(ENDS)):
+            raise ValueError(
+                f"generation_kwargs has {', '.join(named)}, but masks, rewards and evaluation end a completion by one "
+                "rule: at the tokenizer's eos_token and what the checkpoint's generation_config.json names. Drop it, "
+                "or name the token there as eos_token_id"
+            )
 
     def _check_vllm(self) -> None:
         if self.vllm_model_impl != "vllm":

@@ -1,4 +1,4 @@
-"""Warnings about a GRPO run that goes wrong quietly: no variance, cut completions, a chain that rots."""
+"""Warnings about a GRPO run that goes wrong quietly: no variance, cut completions, a rotting chain, a stale sampler."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
+
+#: What TRL logs of vLLM's log-probabilities beside the policy's, and of the ratios that correct for the difference.
+LOGP_DIFFERENCE = "sampling/sampling_logp_difference/mean"
+IMPORTANCE_RATIO = "sampling/importance_sampling_ratio/mean"
 
 #: Metrics that say how good the chain is, whatever the final answer; those that a run logs are watched.
 CHAIN_METRICS = ("chain/see", "chain/hear", "rewards/reasoning_consistency_reward/mean")
@@ -25,6 +29,10 @@ class RolloutHealthCallback(TrainerCallback):
         max_zero_std: share of groups without reward variance above which GRPO has little to learn from.
         max_clipped: share of completions cut at the length limit above which the answers are lost.
         chain_drop: fall of a chain metric that is worth a warning while the reward rises.
+        max_logp_difference: nats by which a token's log-probability may differ between vLLM and the policy, on
+            average; rounding in bf16 should stay far below, other weights do not.
+        max_ratio_error: distance of the mean importance ratio from 1 that is worth a warning: ratios of a sampler that
+            follows the policy average 1.
         window: number of logs averaged at either end.
     """
 
@@ -33,11 +41,20 @@ class RolloutHealthCallback(TrainerCallback):
     _warned: set[str]
 
     def __init__(
-        self, *, max_zero_std: float = 0.8, max_clipped: float = 0.2, chain_drop: float = 0.1, window: int = 10
+        self,
+        *,
+        max_zero_std: float = 0.8,
+        max_clipped: float = 0.2,
+        chain_drop: float = 0.1,
+        max_logp_difference: float = 0.1,
+        max_ratio_error: float = 0.1,
+        window: int = 10,
     ) -> None:
         self.max_zero_std = max_zero_std
         self.max_clipped = max_clipped
         self.chain_drop = chain_drop
+        self.max_logp_difference = max_logp_difference
+        self.max_ratio_error = max_ratio_error
         self.window = window
 
     def on_train_begin(
@@ -70,8 +87,27 @@ class RolloutHealthCallback(TrainerCallback):
             f"{_percent(logs, 'completions/clipped_ratio')} of the completions are cut at max_completion_length="
             f"{getattr(args, 'max_completion_length', None)}, before their [SEG]: raise it",
         )
+        self._check_sampler(args, logs)
         self._remember(logs)
         self._check_chain()
+
+    def _check_sampler(self, args: TrainingArguments, logs: Mapping[str, Any]) -> None:
+        """Whether vLLM samples from the policy; runs without vLLM log nothing of it."""
+        difference, ratio = logs.get(LOGP_DIFFERENCE), logs.get(IMPORTANCE_RATIO)
+        self._check(
+            LOGP_DIFFERENCE,
+            difference is not None and not difference <= self.max_logp_difference,  # NaN is worth a warning too
+            f"vLLM's log-probability of a token differs from the policy's by {difference} on average, more than "
+            f"{self.max_logp_difference:g}: it samples from other weights, or from another prompt or temperature. Look "
+            "at the weight sync and at both sides' dtype (docs/vllm.md)",
+        )
+        self._check(
+            IMPORTANCE_RATIO,
+            ratio is not None and not abs(ratio - 1.0) <= self.max_ratio_error,
+            f"the importance ratios between the policy and vLLM average {ratio}, where 1 is expected, by "
+            f"vllm_importance_sampling_mode={getattr(args, 'vllm_importance_sampling_mode', None)}: "
+            f"{_ratio_remedy(args)}",
+        )
 
     def _remember(self, logs: Mapping[str, Any]) -> None:
         for name in ("reward", *CHAIN_METRICS):
@@ -103,6 +139,15 @@ class RolloutHealthCallback(TrainerCallback):
             self._warned.add(trouble)
         elif not is_bad:
             self._warned.discard(trouble)
+
+
+def _ratio_remedy(args: TrainingArguments) -> str:
+    if str(getattr(args, "vllm_importance_sampling_mode", None)).startswith("sequence"):
+        return (
+            "a ratio of a whole completion multiplies the rounding noise of all its tokens, and completions beyond the "
+            "limits are cut off or dropped. Set it to token_truncate"
+        )
+    return "many tokens are corrected or dropped, so that vLLM has other weights than the policy, or other dtypes"
 
 
 def _percent(logs: Mapping[str, Any], name: str) -> str:

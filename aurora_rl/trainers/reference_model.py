@@ -1,12 +1,18 @@
 """GRPO's reference: a frozen copy of the policy before its first step.
 
-TRL would rebuild it from the name of the policy's class, which transformers does not know.
+TRL would rebuild a whole model from the name of the policy's class, which transformers does not know. Of an adapter
+that is trained on, TRL keeps the copy as an adapter named "ref", which is made anew from the adapter's own folder each
+time that a run starts, and is in no checkpoint.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
+from pathlib import Path
 
+from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.distributed.fsdp import is_fsdp_enabled
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -35,6 +41,32 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     else:
         reference = copy.deepcopy(model)
     return reference.requires_grad_(False).eval()
+
+
+#: TRL's name for the copy of an adapter that is trained on.
+REFERENCE_ADAPTER = "ref"
+
+
+@contextlib.contextmanager
+def only_trained_adapters(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Let `save_pretrained` leave the reference out.
+
+    Its copies of the embeddings and the LM head would take as many bytes as the policy's. And transformers resumes from
+    adapters in sub-folders alone where there are any, so that the policy itself would start anew.
+    """
+    configs = model.peft_config if isinstance(model, PeftModel) else {}
+    reference = configs.pop(REFERENCE_ADAPTER, None)
+    try:
+        yield
+    finally:
+        if reference is not None:
+            configs[REFERENCE_ADAPTER] = reference
+
+
+def load_policy_beside_reference(model: PreTrainedModel | PeftModel, checkpoint: str) -> None:
+    """Load the trained adapter of a checkpoint from before the reference was left out (see `only_trained_adapters`)."""
+    if isinstance(model, PeftModel) and Path(checkpoint, REFERENCE_ADAPTER).is_dir():
+        model.load_adapter(checkpoint, model.active_adapter, is_trainable=True)
 
 
 def install_reference(trainer: GRPOTrainer, reference: PreTrainedModel) -> None:

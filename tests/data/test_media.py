@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from aurora_rl.data import media
+from aurora_rl.data import media, sound
 from aurora_rl.data.media import (
     MediaError,
     check_audio,
@@ -258,8 +258,8 @@ def test_audio_longer_than_an_hour_is_refused_by_its_header(tmp_path: Path) -> N
     [
         (np.zeros(0), 16_000),
         (np.zeros(1), 192_000),  # resampled to nothing
-        (np.full(media.AUDIO_BLOCK + 1, np.inf), 16_000),
-        (np.append(np.zeros(media.AUDIO_BLOCK), 5.0), 16_000),  # too loud in its second block
+        (np.full(sound.AUDIO_BLOCK + 1, np.inf), 16_000),
+        (np.append(np.zeros(sound.AUDIO_BLOCK), 5.0), 16_000),  # too loud in its second block
     ],
 )
 def test_audio_is_checked_for_all_that_reading_it_refuses(tmp_path: Path, values: np.ndarray, rate: int) -> None:
@@ -272,7 +272,7 @@ def test_audio_is_checked_for_all_that_reading_it_refuses(tmp_path: Path, values
     assert str(check_error.value) == str(read_error.value)
 
 
-@pytest.mark.parametrize("num_samples", [1, media.AUDIO_BLOCK, media.AUDIO_BLOCK + 1])
+@pytest.mark.parametrize("num_samples", [1, sound.AUDIO_BLOCK, sound.AUDIO_BLOCK + 1])
 def test_audio_that_can_be_read_passes_the_check(tmp_path: Path, num_samples: int) -> None:
     soundfile.write(tmp_path / "a.wav", np.full((num_samples, 2), 0.5), 16_000)
     assert read_waveform(tmp_path / "a.wav").size == num_samples

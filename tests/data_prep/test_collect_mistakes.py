@@ -162,3 +162,9 @@ def test_a_real_model_that_knows_nothing_is_wrong_in_every_row(collect, train_sa
     mistakes = collect(max_rows=4, max_completion_length=4, batch_size=4)
     assert [record["row"] for record in mistakes] == [sample.row for sample in train_samples[:4]]
     assert all({"category", "no_seg"} <= set(record["reasons"]) for record in mistakes)
+
+
+@pytest.mark.parametrize("num_samples", [0, 2])
+def test_only_the_last_position_of_a_prompt_is_projected(collect, projected, num_samples):
+    collect(max_rows=2, max_completion_length=4, num_samples=num_samples)
+    assert projected and set(projected) == {1}

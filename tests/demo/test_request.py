@@ -117,6 +117,11 @@ def test_an_answer_is_a_video_a_waveform_and_chains(answerer, film):
     assert 'data-seconds="2.' in shown.waveform
 
 
+def test_only_the_last_position_of_a_prompt_is_projected(answerer, film, projected):
+    answerer.answer(film(GREY), "The drum.")
+    assert projected and set(projected) == {1}
+
+
 def test_a_clip_without_sound_is_answered_and_says_so(answerer, film):
     shown = answerer.answer(film(GREY), "The drum.")
     assert "no sound; below" in shown.waveform

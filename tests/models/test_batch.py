@@ -7,6 +7,7 @@ from aurora_rl.data.media import load_clip
 from aurora_rl.data.sample import AVSample
 from aurora_rl.data.targets import Target, reflection
 from aurora_rl.models.batch import PromptOptions, SampleEncoder, SFTCollator, collate_frames, distinct_media, right_pad
+from aurora_rl.models.control_tokens import ControlTokenError
 
 PAD = 0
 
@@ -19,6 +20,12 @@ def on_other_clips(samples: list[AVSample]) -> list[AVSample]:
 def collate(encode, loaded, samples, completion=lambda sample: sample.chain) -> dict:
     collator = SFTCollator(encode, loaded.seg_token_id, lambda sample: Target(completion(sample)))
     return collator([sample.to_row() for sample in samples])
+
+
+def asks_for_seg(encode: SampleEncoder) -> SampleEncoder:
+    """The encoder with an instruction that names `[SEG]`, as the default one does."""
+    options = PromptOptions("{reference} Answer by [SEG].")
+    return SampleEncoder(encode.family, encode.processor, encode.frame_inputs, options=options)
 
 
 # A sample
@@ -107,8 +114,7 @@ def test_labels_are_the_completion_and_its_end_of_turn(encode, loaded, train_sam
 
 
 def test_seg_index_is_that_of_the_completion(encode, loaded, train_samples):
-    sample = dataclasses.replace(train_samples[0], reference="what [SEG] means")
-    batch = collate(encode, loaded, [sample])
+    batch = collate(asks_for_seg(encode), loaded, [train_samples[0]])
     positions = (batch["input_ids"][0] == loaded.seg_token_id).nonzero().flatten().tolist()
     assert len(positions) == 2  # one in the prompt
     assert batch["seg_index"].tolist() == positions[1:]
@@ -125,8 +131,7 @@ def test_completion_without_seg_weighs_nothing(encode, loaded, train_samples):
 
 
 def test_seg_in_the_prompt_alone_weighs_nothing(encode, loaded, train_samples):
-    sample = dataclasses.replace(train_samples[0], reference="what [SEG] means")
-    batch = collate(encode, loaded, [sample], lambda sample: "I see a drum.")
+    batch = collate(asks_for_seg(encode), loaded, [train_samples[0]], lambda sample: "I see a drum.")
     assert batch["seg_weights"].tolist() == [0.0]
 
 
@@ -201,6 +206,7 @@ def test_the_token_that_takes_a_chain_back_is_learned(encode, loaded, train_samp
     assert learned.lstrip(".").startswith("\nWait, let me reconsider.")
 
 
-def test_a_seg_in_what_is_given_is_no_answer(encode, loaded, train_samples):
+def test_a_seg_in_what_is_given_is_refused(encode, loaded, train_samples):
     collate = SFTCollator(encode, loaded.seg_token_id, lambda sample: Target(given="It is [SEG].\n", learned="No."))
-    assert collate([train_samples[0].to_row()])["seg_weights"].tolist() == [0.0]
+    with pytest.raises(ControlTokenError, match=r"control token '\[SEG\]'"):
+        collate([train_samples[0].to_row()])

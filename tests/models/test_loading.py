@@ -88,6 +88,15 @@ def test_saved_bfloat16_model_comes_back_in_bfloat16(loaded, tmp_path):
     assert load_model(str(tmp_path), dtype="float32").model.dtype == torch.float32
 
 
+def test_new_head_is_in_float32_beside_a_model_in_bfloat16(omni_checkpoint, sam_checkpoint):
+    segmenter = {"type": "sam", "checkpoint": sam_checkpoint, "image_size": 64}
+    head = load_model(omni_checkpoint, segmenter=segmenter, dtype=torch.bfloat16).model.seg_head
+    assert {tensor.dtype for tensor in (*head.parameters(), *head.buffers())} == {torch.float32}
+    pretrained = SamSegmenter.from_checkpoint(sam_checkpoint, image_size=64).state_dict()
+    found = head.mask_decoder.state_dict()
+    assert all(torch.equal(found[name], pretrained[name]) for name in pretrained)  # not rounded
+
+
 def test_head_stays_in_float32_when_the_model_is_loaded_in_bfloat16(tiny_checkpoint, encode, train_samples):
     loaded = load_model(tiny_checkpoint, dtype=torch.bfloat16)
     assert {weight.dtype for weight in loaded.model.seg_head.parameters()} == {torch.float32}

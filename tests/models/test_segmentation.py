@@ -19,7 +19,7 @@ from aurora_rl.models.batch import EncodedSample, SampleEncoder, SFTCollator, co
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.mllm.qwen2_5_omni import AuroraQwen2_5Omni
 from aurora_rl.models.seg_tokens import find_seg
-from aurora_rl.models.segmentation import install_mask_forward, row_mask_logits, shared_media
+from aurora_rl.models.segmentation import install_mask_forward, projecting_only, row_mask_logits, shared_media
 
 #: Float32 on tiny models: sums in another order differ by about 1e-6.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -427,3 +427,33 @@ def test_config_without_mask_decoder_is_an_error(loaded):
     config.segmenter = None
     with pytest.raises(ValueError, match="load_model"):
         AuroraQwen2_5Omni(config)
+
+
+# Positions that are projected onto the vocabulary
+
+
+@pytest.mark.parametrize("keep", [1, 3, torch.tensor([2, 5])], ids=["last", "last three", "chosen"])
+def test_kept_logits_are_those_of_all_positions(loaded, keep):
+    ids = torch.arange(5, 19).view(2, 7)
+    everything = loaded.model(input_ids=ids).logits
+    kept = loaded.model(input_ids=ids, logits_to_keep=keep).logits
+    assert_close(kept, everything[:, keep if torch.is_tensor(keep) else slice(-keep, None)], **CLOSE)
+    assert_close(loaded.model(input_ids=ids).logits, everything)  # the head is as it was
+
+
+def test_an_error_while_projecting_leaves_the_head_as_it_was(loaded):
+    with pytest.raises(TypeError), projecting_only(loaded.model.lm_head, 1):
+        loaded.model.lm_head(None)
+    assert loaded.model.lm_head(torch.zeros(1, 3, loaded.model.lm_head.in_features)).shape[1] == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 3}])
+def test_generate_answers_the_same_with_the_last_position_alone(loaded, projected, options, monkeypatch):
+    ids = torch.tensor([[5, 6, 7, 8, 9, 5, 6, 7, 8]])
+    asked = {"input_ids": ids, "max_new_tokens": 6, "do_sample": False, **options}
+    found = loaded.model.eval().generate(**asked)
+    assert max(projected) <= 4  # speculation reads the candidates' positions as well
+    del projected[:]
+    monkeypatch.setattr(AuroraQwen2_5Omni, "_supports_logits_to_keep", lambda self: False)
+    assert torch.equal(found, loaded.model.generate(**asked))
+    assert max(projected) >= 4

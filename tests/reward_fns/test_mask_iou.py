@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from aurora_rl.metrics import count_masks
 from reward_fns.mask_iou import authors_mask_iou_reward, mask_iou_reward
 
 EMPTY = torch.zeros(2, 10, 10, dtype=torch.bool)
@@ -41,3 +42,16 @@ def test_a_false_alarm_of_two_percent_costs_its_root():
 def test_masks_of_one_frame_for_a_clip_of_two_are_refused():
     with pytest.raises(ValueError, match=r"\(1, 10, 10\)"):
         _reward(mask_iou_reward, OBJECT[:1], OBJECT)
+
+
+@pytest.mark.parametrize("reward_func", [mask_iou_reward, authors_mask_iou_reward])
+def test_counts_are_taken_from_the_trainer_for_its_own_masks_only(reward_func, monkeypatch):
+    counts = [count_masks(HALF, OBJECT), None]
+    columns = {"gt_masks": [OBJECT, OBJECT], "mask_counts": counts}
+    counted = []
+    monkeypatch.setattr("reward_fns.mask_iou.count_masks", lambda *masks: counted.append(masks) or count_masks(*masks))
+    rewards = reward_func(prompts=["p"] * 2, completions=["c"] * 2, pred_masks=[HALF, None], **columns)
+    assert rewards == [pytest.approx(0.5), 0.0] and not counted
+    changed = [OBJECT.clone(), OBJECT]  # by a function of a user's own, which hands all columns on
+    rewards = reward_func(prompts=["p"] * 2, completions=["c"] * 2, pred_masks=changed, **columns)
+    assert rewards == [pytest.approx(1.0), pytest.approx(1.0)] and len(counted) == 2

@@ -88,6 +88,19 @@ def test_vllms_own_positions_of_interleaved_prompts_are_others(generation, gener
     generation.llm.reset_prefix_cache()
 
 
+def test_prompts_of_which_a_part_is_known_are_read_right(generation, generate, make_prompts, difference):
+    """The first block of each is kept from the pass before: what is left of frames and sound begins anywhere."""
+    kinds = ("interleaved", "separate", "interleaved", "interleaved")
+    rows = [make_prompts(generation.loaded, kind=kind, seed=i, seconds=5 + i) for i, kind in enumerate(kinds)]
+    block = generation.llm.llm_engine.vllm_config.cache_config.block_size
+    assert all(block < len(row.prompt_ids) for row in rows)
+    generation.llm.reset_prefix_cache()
+    for _ in range(2):
+        assert difference(generation.model, generation.loaded, rows, generate(rows)) < SAME
+    for row in rows:  # a batch of one has no neighbour that makes vLLM look closer
+        assert difference(generation.model, generation.loaded, [row], generate([row])) < SAME
+
+
 def test_another_prompt_than_the_policys_is_an_error_that_shows_where(generation, generate, make_prompts):
     row = make_prompts(generation.loaded, kind="text")
     other = dataclasses.replace(row, prompt_ids=[*row.prompt_ids[:2], 5, *row.prompt_ids[3:]])
@@ -139,6 +152,34 @@ def test_generation_kwargs_win_over_the_options_but_not_over_what_training_rests
     params = generation._sampling_params(11)
     assert (params.seed, params.max_tokens, params.logprobs) == (11, 7, 0)
     assert params.logit_bias == options["logit_bias"]
+
+
+def test_a_completion_ends_where_the_trainer_takes_it_to_end(generation, generate, rows, monkeypatch):
+    """The engine has started without the second end, as a server may have."""
+    config, end = generation.loaded.model.generation_config, generation.loaded.processor.tokenizer.eos_token_id
+    before = generate(rows).completion_ids
+    second = next(token for ids in before for token in ids[:-1] if token != end)
+    monkeypatch.setattr(config, "eos_token_id", [second])
+    after = generate(rows).completion_ids
+    expected = [ids[: ids.index(second) + 1] if second in ids else ids for ids in before]
+    assert after == expected != before
+    monkeypatch.setattr(generation, "generation_kwargs", {"ignore_eos": False, "stop_token_ids": []})
+    assert generate(rows).completion_ids == expected
+
+
+def test_seeded_prompts_of_more_tokens_than_a_step_takes_are_answered_as_alone(generation, generate, rows, monkeypatch):
+    monkeypatch.setattr(generation, "temperature", 1.0)
+    monkeypatch.setattr(generation, "max_completion_length", 4)
+    size = generation.llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+    long = [rows[3], rows[4]]  # of 7 and 5 s
+    many = [long[i % 2] for i in range(2 * size // sum(len(row.prompt_ids) for row in long) + 4)]
+    assert sum(len(row.prompt_ids) for row in many) > size
+    seeds = list(range(len(many)))
+    generation.llm.reset_prefix_cache()
+    together = generate(many, seeds=seeds).completion_ids
+    alone = [generate([row], seeds=[seed]).completion_ids[0] for row, seed in list(zip(many, seeds, strict=True))[::8]]
+    assert together[::8] == alone
+    assert len({tuple(ids) for ids in together}) > len(many) / 2
 
 
 def test_a_request_is_repeated_by_its_seed(generation, generate, rows, monkeypatch):

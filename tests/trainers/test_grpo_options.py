@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from aurora_rl.models.loading import LoadedModel
+from aurora_rl.models.segmentation import segmentation_model
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 
 OPTIONS = {
@@ -82,6 +83,20 @@ def test_a_bf16_model_trains_with_a_float32_head(
 
 
 @pytest.mark.parametrize("peft", [False, True], ids=["full", "LoRA"])
+@pytest.mark.parametrize("cast", [False, True], ids=["", "head in float32"])
+def test_a_rollout_projects_only_the_last_position_of_a_prompt(
+    make_grpo: Callable[..., AuroraGRPOTrainer], peft: bool, cast: bool
+) -> None:
+    trainer = make_grpo(script=None, peft=peft, cast_lm_head_to_fp32=cast, max_steps=1)
+    positions: list[int] = []
+    lm_head = segmentation_model(trainer.model).lm_head
+    lm_head.register_forward_hook(lambda _module, _args, logits: positions.append(logits[..., :1].numel()))
+    trainer.train()
+    # Scoring passes project nothing here: TRL's fused head reads the weight.
+    assert set(positions) == {0, len(trainer._rows)}
+
+
+@pytest.mark.parametrize("peft", [False, True], ids=["full", "LoRA"])
 def test_gradient_checkpointing_changes_no_number(make_grpo: Callable[..., AuroraGRPOTrainer], peft: bool) -> None:
     histories = []
     for flag in (False, True):
@@ -142,3 +157,9 @@ def test_checkpoints_between_generation_batches_are_accepted(
     make_grpo: Callable[..., AuroraGRPOTrainer], options: dict
 ) -> None:
     assert make_grpo(save_strategy="steps", **options).args.save_steps == options["save_steps"]
+
+
+@pytest.mark.parametrize("option", [{"tools": [len]}, {"environment_factory": dict}])
+def test_more_than_one_turn_is_refused_by_name(option: dict, loaded: LoadedModel) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(option))} is given, but a rollout has one turn"):
+        AuroraGRPOTrainer(loaded.model, [len], None, encode=None, seg_token_id=loaded.seg_token_id, **option)

@@ -1,12 +1,14 @@
 """Warnings about a run that goes wrong quietly: each once, and none about a run that goes well."""
 
+import inspect
 import logging
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from trl.trainer import grpo_trainer
 
-from aurora_rl.trainers.health import RolloutHealthCallback
+from aurora_rl.trainers.health import IMPORTANCE_RATIO, LOGP_DIFFERENCE, RolloutHealthCallback
 
 GOOD = {"reward": 0.5, "frac_reward_zero_std": 0.3, "completions/clipped_ratio": 0.0, "chain/see": 0.9}
 
@@ -15,9 +17,15 @@ GOOD = {"reward": 0.5, "frac_reward_zero_std": 0.3, "completions/clipped_ratio":
 def warnings_of(caplog: pytest.LogCaptureFixture) -> Any:
     """Warnings about a run that logs these dictionaries, `resumed_from` being those of the run it goes on."""
 
-    def run(logs: list[dict[str, Any]], *, resumed_from: list[dict[str, Any]] = (), is_main: bool = True) -> list[str]:
+    def run(
+        logs: list[dict[str, Any]],
+        *,
+        resumed_from: list[dict[str, Any]] = (),
+        is_main: bool = True,
+        mode: str = "token_truncate",
+    ) -> list[str]:
         callback = RolloutHealthCallback(window=2)
-        args = SimpleNamespace(max_completion_length=72)
+        args = SimpleNamespace(max_completion_length=72, vllm_importance_sampling_mode=mode)
         state = SimpleNamespace(is_world_process_zero=is_main, log_history=list(resumed_from))
         callback.on_train_begin(args, state, None)
         caplog.clear()
@@ -82,6 +90,36 @@ def test_a_resumed_run_is_compared_with_its_own_beginning(warnings_of: Any) -> N
     assert warnings_of(history[3:]) == []
     [message] = warnings_of(history[3:], resumed_from=history[:3])
     assert message.startswith("chain/see fell by 0.30")
+
+
+def sampler(difference: float, ratio: float) -> dict[str, Any]:
+    """A log of a run whose completions vLLM writes."""
+    return {**GOOD, LOGP_DIFFERENCE: difference, IMPORTANCE_RATIO: ratio}
+
+
+def test_what_is_watched_of_the_sampler_is_what_trl_logs() -> None:
+    source = inspect.getsource(grpo_trainer)
+    assert f'"{LOGP_DIFFERENCE}"' in source
+    assert f'"{IMPORTANCE_RATIO}"' in source
+
+
+def test_a_sampler_that_follows_the_policy_is_left_in_peace(warnings_of: Any) -> None:
+    assert warnings_of([sampler(0.0, 1.0), sampler(0.02, 1.01), sampler(0.1, 0.95)]) == []
+
+
+@pytest.mark.parametrize("difference", [0.3, float("nan")])
+def test_a_sampler_with_other_log_probabilities_is_named_once(warnings_of: Any, difference: float) -> None:
+    [message] = warnings_of([sampler(difference, 1.0)] * 3)
+    assert message.startswith(f"vLLM's log-probability of a token differs from the policy's by {difference} on average")
+
+
+@pytest.mark.parametrize("ratio", [0.8, 1.2, float("nan")])
+def test_ratios_that_do_not_average_one_are_named_with_their_mode(warnings_of: Any, ratio: float) -> None:
+    [message] = warnings_of([sampler(0.02, ratio)] * 3)
+    assert message.startswith(f"the importance ratios between the policy and vLLM average {ratio}, where 1 is expected")
+    assert "token_truncate: many tokens are corrected" in message
+    [message] = warnings_of([sampler(0.02, ratio)] * 3, mode="sequence_mask")
+    assert message.endswith("Set it to token_truncate")
 
 
 def test_one_process_of_many_speaks(warnings_of: Any) -> None:

@@ -95,6 +95,7 @@ class MLLMFamily(abc.ABC):
         processes of a sharded model must all run the same modules, whatever clips they have.
 
         Raises:
+            ControlTokenError: if a text from outside would become a control token, see `models.control_tokens`.
             ValueError: if placeholders and media do not match, or the sound is too short to be heard.
         """
 

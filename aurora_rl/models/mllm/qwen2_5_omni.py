@@ -20,6 +20,7 @@ from transformers import (
     Qwen2_5OmniThinkerForConditionalGeneration,
 )
 
+from aurora_rl.models.control_tokens import ControlTokenError, check_prompt, own_messages
 from aurora_rl.models.mllm.base import EncodedPrompt, EnginePrompt, MLLMFamily
 from aurora_rl.models.segmentation import BackboneView, SegmentationMixin
 
@@ -189,6 +190,8 @@ class Qwen2_5OmniFamily(MLLMFamily):
         text = processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         has_audio_part = waveform is not None and not use_audio_in_video
         _check_placeholders(text, processor, images=images, videos=videos, num_audios=int(has_audio_part))
+        prompt_ids = processor.tokenizer(text, add_special_tokens=False).input_ids
+        _check_no_forgery(processor, messages, prompt_ids)
         _check_audible(waveform, processor, needed=use_audio_in_video)
         options: dict[str, Any] = {
             # process_vision_info has sized the frames already; sampling them again would drop some. The cap belongs to
@@ -215,13 +218,15 @@ class Qwen2_5OmniFamily(MLLMFamily):
             features |= _trimmed_audio(features)
         elif features:  # a prompt of text alone runs no tower
             features |= _nothing_to_hear(processor.feature_extractor)
+        expanded_ids = inputs["input_ids"][0].tolist()
+        _check_expansion(processor, prompt_ids, expanded_ids)
         engine = EnginePrompt(
-            prompt_ids=processor.tokenizer(text, add_special_tokens=False).input_ids,
+            prompt_ids=prompt_ids,
             messages=_without_media(messages),
             media=_engine_media(images, videos, waveform, fps=fps, processor=processor),
             processor_options=_engine_options(processor, fps=fps, use_audio_in_video=use_audio_in_video),
         )
-        return EncodedPrompt(inputs["input_ids"][0].tolist(), features, engine)
+        return EncodedPrompt(expanded_ids, features, engine)
 
     def collate_features(
         self, features: Sequence[Mapping[str, torch.Tensor]], media_index: Sequence[int]
@@ -298,6 +303,40 @@ def _check_placeholders(
     ):
         if text.count(token) != given:
             raise ValueError(f"the prompt has {text.count(token)} {token} where {given} are given: {text!r}")
+
+
+def _check_no_forgery(
+    processor: ProcessorMixin, messages: Sequence[Mapping[str, Any]], prompt_ids: Sequence[int]
+) -> None:
+    """Raise a `ControlTokenError` where a reference adds a control token to the prompt."""
+    own = processor.apply_chat_template(own_messages(messages), tokenize=False, add_generation_prompt=True)
+    check_prompt(processor.tokenizer, prompt_ids, own, _texts(messages))
+
+
+def _check_expansion(processor: ProcessorMixin, prompt_ids: Sequence[int], expanded_ids: Sequence[int]) -> None:
+    """Raise a `ControlTokenError` unless expanding the placeholders left the words alone.
+
+    The processor has names of its own for placeholders, `<|audio_placeholder|>` for example, which are plain text to
+    the tokenizer and become the real ones here.
+    """
+    names = [f"{medium}_token" for medium in ("audio", "image", "video")]
+    names += [f"{kind}_{end}_token" for kind in ("audio", "vision") for end in ("bos", "eos")]
+    media = set(processor.tokenizer.convert_tokens_to_ids([getattr(processor, name) for name in names]))
+    words, expanded_words = ([token for token in ids if token not in media] for ids in (prompt_ids, expanded_ids))
+    if words != expanded_words:
+        raise ControlTokenError(
+            "the reference holds what the processor reads as a medium's placeholder, such as '<|audio_placeholder|>': "
+            "write it in other words"
+        )
+
+
+def _texts(messages: Sequence[Mapping[str, Any]]) -> str:
+    """All that a conversation says, for an error."""
+    contents = (message["content"] for message in messages)
+    parts = (
+        content if isinstance(content, str) else " ".join(p.get("text", "") for p in content) for content in contents
+    )
+    return " ".join(parts).strip()
 
 
 def _padded_length(waveform: np.ndarray | None, feature_extractor: Any) -> int | None:

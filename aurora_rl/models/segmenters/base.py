@@ -47,7 +47,11 @@ class Segmenter(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def decode(self, frame_inputs: Tensor, prompts: Tensor) -> Tensor:
-        """Mask logits of all frames and prompts in one call; shapes as in `forward`, any floating dtype."""
+        """Mask logits of all frames and prompts in one call; shapes as in `forward`, any floating dtype.
+
+        The inputs have the parameters' dtype. A buffer need not have it and is cast where it is used,
+        `self.table.to(frame_inputs)`: DeepSpeed and FSDP2 compute in bf16 with parameters alone, and without autocast.
+        """
 
     def reset_parameters(self) -> None:
         """Draw all weights anew, each layer by PyTorch's own initialisation.

@@ -73,8 +73,9 @@ class SamSegmenter(SamFamilySegmenter):
 
     def decode(self, frame_inputs: Tensor, prompts: Tensor) -> Tensor:
         """SAM's mask decoder over N image embeddings with G prompts each."""
-        image_embeddings = frame_inputs + self.no_mask_embed
-        return decode_prompts(self.mask_decoder, image_embeddings, self.image_positional_embeddings, prompts)
+        image_embeddings = frame_inputs + self.no_mask_embed.to(frame_inputs)
+        positions = self.image_positional_embeddings.to(frame_inputs)
+        return decode_prompts(self.mask_decoder, image_embeddings, positions, prompts)
 
     def postprocess(self, mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Enlarge to S x S, cut the padding off, resize to the frame: `SamImageProcessor.post_process_masks`."""

@@ -112,8 +112,8 @@ class Sam2Segmenter(SamFamilySegmenter):
         finest, finer, image_embeddings = unpack_features(frame_inputs)
         return decode_prompts(
             self.mask_decoder,
-            image_embeddings + self.no_mask_embed,
-            self.image_positional_embeddings,
+            image_embeddings + self.no_mask_embed.to(frame_inputs),
+            self.image_positional_embeddings.to(frame_inputs),
             prompts,
             high_res_features=(finest, finer),
         )

@@ -22,6 +22,9 @@ MaskDecoder: TypeAlias = SamMaskDecoder | Sam2MaskDecoder
 Attention: TypeAlias = SamAttention | Sam2Attention
 TwoWayBlock: TypeAlias = SamTwoWayAttentionBlock | Sam2TwoWayAttentionBlock
 
+#: A power of two, so that scaling by it rounds nothing; large enough to drown a bias, small enough for float16.
+PROBE_SCALE = 1024.0
+
 
 def decode_prompts(
     decoder: MaskDecoder,
@@ -106,10 +109,13 @@ def _tokens_to_image(attention: Attention, query: Tensor, key: Tensor, value: Te
 
 
 def _weight_and_bias(projection: nn.Linear) -> tuple[Tensor, Tensor]:
-    """(C, D) and (D,) such that `projection(x) = x @ weight + bias`."""
+    """(C, D) and (D,) such that `projection(x) = x @ weight + bias`.
+
+    The weight is asked for enlarged: in bf16, a weight plus a larger bias would be rounded at the bias's size.
+    """
     width, device = projection.in_features, projection.weight.device
-    answers = projection(torch.eye(width + 1, width, device=device, dtype=projection.weight.dtype))
-    return answers[:-1] - answers[-1], answers[-1]
+    answers = projection(PROBE_SCALE * torch.eye(width + 1, width, device=device, dtype=projection.weight.dtype))
+    return (answers[:-1] - answers[-1]) / PROBE_SCALE, answers[-1]
 
 
 def _image_to_tokens(attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

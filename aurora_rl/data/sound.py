@@ -1,0 +1,422 @@
+"""Sound of a file, each part of it where its time stamps put it: silence in gaps, overlaps left out, nothing invented.
+
+    with open_sound("speech.mp3") as sound:
+        for block in sound.blocks():  # (channels, n) float32, without a break from the sound's first sample on
+            ...
+
+`mono` brings such blocks to what a model hears. Nothing is in memory as a whole but that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import av
+import numpy as np
+import soundfile
+import soxr
+
+from aurora_rl.data.containers import (
+    MAX_CHANNELS,
+    MAX_SECONDS,
+    FilePath,
+    MediaError,
+    check_length,
+    check_sampling_rate,
+    decoded,
+    note_of_tracks,
+    open_container,
+    open_video,
+    playing_track,
+    told_as_media_error,
+)
+from aurora_rl.data.damage import check_whole, flac_samples, sound_kind
+
+AUDIO_BLOCK = 16_384  # samples read of a WAV at a time, so that a file of many channels stays small in memory
+MAX_PEAK = 4.0  # 12 dB over full scale: lossy codecs overshoot a little, integers stored as floats do by far
+CUT_DATA_CHUNK = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)  # in libsndfile's log of a file
+UNKNOWN_CHUNK_SIZE = 0x7FFFFFFF  # this and above is what programs write that stream a WAV
+WAV_FORMATS = ("WAV", "WAVEX", "RF64")
+WAV_CODECS = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM")
+SOUND_KINDS = "WAV, FLAC, OGG, MP3, AAC, MP4 or WebM"
+#: Demuxers by `sound_kind`.
+DEMUXERS = {"flac": "flac", "ogg": "ogg", "mp3": "mp3", "aac": "aac", "mp4": "mov,mp4", "matroska": "matroska,webm"}
+#: Kinds whose frames follow one another: a gap between them is damage that the demuxer has left out.
+SEAMLESS = ("flac", "mp3", "aac")
+SEAM = 0.002  # seconds
+
+#: Seconds that a time stamp may differ from where the sound before it ends: containers round, and recorders waver.
+JITTER = 0.03
+#: Seconds by which sound that starts late is worth a note.
+LATE_START = 0.1
+#: Seconds that a file may end before its header says.
+SHORT_END = 0.1
+#: The mean of the channels has less than this share of the power that channels with nothing in common leave it.
+CANCELLED = 0.1
+
+
+class Sound(Protocol):
+    """What sounds in a file.
+
+    Attributes:
+        path: the file.
+        rate: samples a second.
+        layout: of the channels, as FFmpeg names it; None where the file does not tell.
+        start: when the first sample sounds, in seconds of the file's own time.
+        notes: what a user should know; complete when all blocks were read.
+    """
+
+    path: FilePath
+    rate: int
+    layout: str | None
+    start: float
+    notes: list[str]
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """(channels, n) float32, one behind the other; once."""
+
+
+@contextlib.contextmanager
+def open_sound(path: FilePath) -> Iterator[Sound]:
+    """A sound file, or the sound of a video that stands for one, whose bytes were checked.
+
+    Raises:
+        MediaError: naming the file, here or while blocks are read, if it is of no known kind, cut off, damaged or too
+            long.
+    """
+    kind = sound_kind(path)
+    if kind == "wav":
+        with _open_wav(path) as sound:
+            yield sound
+        return
+    if kind is None:
+        raise MediaError(f"cannot read the audio {path}: it is of no known kind: expected {SOUND_KINDS}, convert it")
+    check_whole(path, kind)
+    with told_as_media_error("audio", path), open_container(path, (DEMUXERS[kind],)) as container:
+        stream = playing_track(container, "audio")
+        if stream is None:
+            raise MediaError(f"cannot read the audio {path}: it has no sound track; give one that has")
+        yield PlacedSound(
+            container,
+            stream,
+            path,
+            is_strict=True,
+            is_seamless=kind in SEAMLESS,
+            samples=_promised_samples(stream, path, kind),
+        )
+
+
+def _promised_samples(stream: Any, path: FilePath, kind: str) -> tuple[int, int] | None:
+    """At least and at most so many samples the file says that it has; None where it says nothing."""
+    if kind == "flac":
+        samples = flac_samples(path)
+        return (samples, samples) if samples else None
+    seconds = _promised_seconds(stream)
+    if seconds is None or kind in ("mp3", "aac"):  # their frames were counted, and lengths in seconds are estimates
+        return None
+    if kind == "ogg":  # the last page's number is exact
+        samples = round(seconds * stream.rate)
+        return samples - round(SHORT_END * stream.rate), samples
+    slack = SHORT_END * stream.rate
+    return round(seconds * stream.rate - slack), 2**62
+
+
+def _promised_seconds(stream: Any) -> float | None:
+    """Length that the container tells of a track."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    written = stream.metadata.get("DURATION", "")  # Matroska's, as FFmpeg writes it: the end on the file's own time
+    parts = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", written)
+    if parts is None:
+        return None
+    hours, minutes, seconds = parts.groups()
+    return 3600 * int(hours) + 60 * int(minutes) + float(seconds) - float((stream.start_time or 0) * stream.time_base)
+
+
+class PlacedSound:
+    """A track of a container.
+
+    Args:
+        container: just opened.
+        stream: the track.
+        path: for errors.
+        max_seconds: how long it may be.
+        is_strict: whether damage that a decoder would hide is an error.
+        is_seamless: whether a gap is an error.
+        samples: at least and at most so many there are; None if nobody knows. What a decoder gives beyond is padding.
+    """
+
+    def __init__(
+        self,
+        container: av.container.InputContainer,
+        stream: Any,
+        path: FilePath,
+        *,
+        max_seconds: float = MAX_SECONDS,
+        is_strict: bool = False,
+        is_seamless: bool = False,
+        samples: tuple[int, int] | None = None,
+    ) -> None:
+        self.path = path
+        self.max_seconds = max_seconds
+        self.samples = samples
+        self.is_seamless = is_seamless
+        self._frames = decoded(container, stream, path, is_strict=is_strict)
+        self._first = next(self._frames, None)
+        if self._first is None:
+            raise MediaError(f"the audio of {path} is empty: replace the file or drop the row")
+        self.rate: int = self._first.sample_rate
+        self.layout: str | None = self._first.layout.name
+        check_sampling_rate(self.rate, path)
+        if self._first.layout.nb_channels > MAX_CHANNELS:
+            raise MediaError(f"{path} has {self._first.layout.nb_channels} channels: the limit is {MAX_CHANNELS}")
+        self.start = _frame_seconds(self._first) or 0.0
+        note = note_of_tracks(container, "audio")
+        self.notes = [] if note is None else [note]
+        self._written = self._silence = self._left_out = 0  # samples
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """(channels, n) float32, one behind the other; once."""
+        for frame, samples in self._float_frames():
+            gap = self._place(frame) - self._written
+            yield from self._silent_blocks(gap, len(samples))
+            samples = samples[:, max(-gap, 0) :]
+            self._left_out += min(max(-gap, 0), frame.samples)
+            if self.samples is not None:
+                samples = samples[:, : max(self.samples[1] - self._written, 0)]
+            self._written += samples.shape[1]
+            if samples.size:
+                yield samples
+        self._check_end()
+        self._write_notes()
+
+    def _float_frames(self) -> Iterator[tuple[Any, np.ndarray]]:
+        """Decoded frames and their samples (channels, n); no more of them than fit into the longest sound."""
+        to_float = av.AudioResampler(format="fltp")  # keeps rate and channels
+        frame, num_samples = self._first, 0
+        while frame is not None:
+            if frame.sample_rate != self.rate or frame.layout.name != self.layout:
+                raise MediaError(f"the audio of {self.path} changes its format: re-encode it")
+            num_samples += frame.samples
+            check_length(num_samples / self.rate, self.path, max_seconds=self.max_seconds)
+            for part in to_float.resample(frame):
+                yield frame, part.to_ndarray()
+            frame = next(self._frames, None)
+
+    def _place(self, frame: Any) -> int:
+        """Index of a frame's first sample, counted from the first one of all."""
+        seconds = _frame_seconds(frame)
+        if seconds is None:
+            return self._written
+        place = round((seconds - self.start) * self.rate)
+        if self.is_seamless and abs(place - self._written) > SEAM * self.rate:
+            raise MediaError(
+                f"the audio {self.path} is damaged after {self._written / self.rate:.2f} s: what follows belongs to "
+                f"{place / self.rate:.2f} s; replace the file or drop the row"
+            )
+        check_length(place / self.rate, self.path, max_seconds=self.max_seconds)
+        return self._written if abs(place - self._written) <= JITTER * self.rate else place
+
+    def _silent_blocks(self, samples: int, channels: int) -> Iterator[np.ndarray]:
+        while samples > 0:
+            block = np.zeros((channels, min(samples, self.rate)), dtype=np.float32)
+            samples -= block.shape[1]
+            self._written += block.shape[1]
+            self._silence += block.shape[1]
+            yield block
+
+    def _check_end(self) -> None:
+        if self.samples is not None and self._written < self.samples[0]:
+            raise MediaError(
+                f"the audio {self.path} is cut off or damaged: {self._written / self.rate:.2f} s of at least "
+                f"{self.samples[0] / self.rate:.2f} s; replace the file or drop the row"
+            )
+
+    def _write_notes(self) -> None:
+        if self._silence:
+            self.notes.append(f"the sound has gaps: silence stands there for {self._silence / self.rate:.2f} s")
+        if self._left_out > JITTER * self.rate:
+            self.notes.append(
+                f"{self._left_out / self.rate:.2f} s of sound overlap what sounds before them and are left out"
+            )
+
+
+def _frame_seconds(frame: Any) -> float | None:
+    return None if frame.pts is None or frame.time_base is None else float(frame.pts * frame.time_base)
+
+
+class _WavSound:
+    """A WAV file, which has no time stamps."""
+
+    def __init__(self, file: soundfile.SoundFile, path: FilePath) -> None:
+        self.path = path
+        self.rate: int = file.samplerate
+        self.layout: str | None = {1: "mono", 2: "stereo"}.get(file.channels)
+        self.start = 0.0
+        self.notes: list[str] = []
+        self._file = file
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """(channels, n) float32, one behind the other; once."""
+        for block in self._file.blocks(AUDIO_BLOCK, dtype="float32", always_2d=True):
+            yield np.ascontiguousarray(block.T)
+
+
+@contextlib.contextmanager
+def _open_wav(path: FilePath) -> Iterator[_WavSound]:
+    try:
+        with soundfile.SoundFile(os.fspath(path)) as file:
+            if file.format not in WAV_FORMATS or not file.subtype.startswith(WAV_CODECS):
+                raise MediaError(f"the audio {path} is {file.format} of {file.subtype}: expected PCM, convert it")
+            check_sampling_rate(file.samplerate, path)
+            check_length(file.frames / file.samplerate, path)
+            _check_not_cut_off(file, path)
+            yield _WavSound(file, path)
+    except (soundfile.SoundFileError, TypeError) as error:  # a TypeError where the name alone says what it holds
+        raise MediaError(f"cannot read the audio {path}: {error}; replace the file or drop the row") from error
+
+
+def _check_not_cut_off(file: soundfile.SoundFile, path: FilePath) -> None:
+    """Refuse a WAV that ends before its header says; libsndfile only logs it, and would return the shorter audio."""
+    match = CUT_DATA_CHUNK.search(file.extra_info)
+    if match is None:
+        return
+    promised, found = int(match[1]), int(match[2])
+    if found < promised < UNKNOWN_CHUNK_SIZE:
+        raise MediaError(f"the audio {path} is cut off: {found} bytes of {promised}; replace the file or drop the row")
+
+
+class Mono:
+    """A sound's channels mixed by their mean; once.
+
+    Attributes:
+        num_samples: read so far.
+    """
+
+    def __init__(self, sound: Sound) -> None:
+        self.sound = sound
+        self.num_samples = 0
+        self._power = self._power_of_mean = 0.0
+        self._channels = 1
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """(n,) float32 at a time.
+
+        Raises:
+            MediaError: if values are no audio, or if there are none at all.
+        """
+        for block in self.sound.blocks():
+            mean = block.mean(axis=0)
+            _check_values(mean, self.sound.path)
+            self._channels = len(block)
+            if self._channels > 1:
+                self._power += float(np.square(block, dtype=np.float64).sum()) / self._channels
+                self._power_of_mean += float(np.square(mean, dtype=np.float64).sum())
+            self.num_samples += mean.size
+            yield mean
+        if not self.num_samples:
+            raise MediaError(f"the audio of {self.sound.path} is empty: replace the file or drop the row")
+        self._note_cancelling()
+
+    def _note_cancelling(self) -> None:
+        """Channels with nothing in common leave their mean the n-th part of their power, opposite ones nothing."""
+        if self._power and self._power_of_mean * self._channels < CANCELLED * self._power:
+            ratio = self._power_of_mean / self._power
+            fall = f"{-10 * math.log10(ratio):.0f} dB quieter" if ratio > 1e-12 else "silent"
+            self.sound.notes.append(f"the channels of the sound cancel out: mixed to one, it is {fall}")
+
+
+def mono(sound: Sound, *, sampling_rate: int) -> np.ndarray:
+    """A sound mixed to one channel and resampled, (N,) float32 in [-1, 1].
+
+    Raises:
+        MediaError: if it is empty, or holds values that are no audio.
+    """
+    resample = soxr.ResampleStream(sound.rate, sampling_rate, 1, dtype="float32", quality="HQ")
+    parts = [resample.resample_chunk(np.ascontiguousarray(block)) for block in Mono(sound).blocks()]
+    parts.append(resample.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
+    waveform = np.concatenate(parts)
+    _check_resampled(waveform, sound.path, sampling_rate)
+    return np.clip(waveform, -1.0, 1.0, out=waveform)
+
+
+def check_sound(sound: Sound, *, sampling_rate: int) -> None:
+    """Decode a sound and drop it: refuses what `mono` refuses, in little memory."""
+    mixed = Mono(sound)
+    for _ in mixed.blocks():
+        pass
+    if mixed.num_samples <= AUDIO_BLOCK:  # so short that it may be resampled to nothing
+        nothing = np.zeros(mixed.num_samples, dtype=np.float32)
+        _check_resampled(soxr.resample(nothing, sound.rate, sampling_rate, quality="HQ"), sound.path, sampling_rate)
+
+
+def _check_resampled(waveform: np.ndarray, path: FilePath, sampling_rate: int) -> None:
+    if waveform.size == 0:
+        raise MediaError(f"the audio of {path} is shorter than one sample at {sampling_rate} Hz: replace the file")
+
+
+def _check_values(mean: np.ndarray, path: FilePath) -> None:
+    """Refuse a decoded mono waveform (N,), N > 0, whose values are no audio."""
+    if not np.isfinite(mean).all():
+        raise MediaError(f"the audio of {path} holds values that are not finite: replace the file or drop the row")
+    peak = float(np.abs(mean).max())
+    if peak > MAX_PEAK:
+        raise MediaError(f"the audio of {path} has a peak of {peak:g}: expected values in [-1, 1], scale it")
+
+
+def shifted(blocks: Iterator[np.ndarray], samples: int) -> Iterator[np.ndarray]:
+    """Blocks (channels, n) that begin so many samples later, behind silence, or earlier, without what sounds before."""
+    for block in blocks:
+        for done in range(0, max(samples, 0), AUDIO_BLOCK):
+            yield np.zeros((len(block), min(AUDIO_BLOCK, samples - done)), dtype=np.float32)
+        samples = min(samples, 0)
+        kept = block[:, -samples:]
+        samples = min(samples + block.shape[1], 0)
+        if kept.size:
+            yield kept
+
+
+class ShiftedSound:
+    """A sound from a moment of its file's time on, for example from the first picture on.
+
+    Args:
+        sound: just opened.
+        start: the moment in seconds; None for the sound's own first sample.
+        max_seconds: how much silence there may be in front.
+    """
+
+    def __init__(self, sound: Sound, start: float | None, *, max_seconds: float = MAX_SECONDS) -> None:
+        self.path, self.rate, self.layout, self.notes = sound.path, sound.rate, sound.layout, sound.notes
+        self.delay = 0.0 if start is None else sound.start - start
+        self.start = sound.start - self.delay
+        self._sound = sound
+        check_length(self.delay, self.path, max_seconds=max_seconds)
+        if self.delay > LATE_START:
+            self.notes.append(f"the sound starts {self.delay:.2f} s after the pictures: silence stands before it")
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """(channels, n) float32, one behind the other; once."""
+        return shifted(self._sound.blocks(), round(self.delay * self.rate))
+
+
+@contextlib.contextmanager
+def open_track(path: FilePath, *, start: float, max_seconds: float = MAX_SECONDS) -> Iterator[ShiftedSound | None]:
+    """The sound of a video from a moment on; None where it has none, or has no sound in it.
+
+    Args:
+        path: a video file.
+        start: time of the first picture, in seconds of the file's own time.
+        max_seconds: how long it may be.
+    """
+    with told_as_media_error("video", path), open_video(path) as container:
+        stream = playing_track(container, "audio")
+        if stream is None:
+            yield None
+            return
+        sound = PlacedSound(container, stream, path, max_seconds=max_seconds)
+        yield ShiftedSound(sound, start, max_seconds=max_seconds)

@@ -1,0 +1,130 @@
+"""Text from outside never becomes a control token: neither `[SEG]` nor a turn of the chat nor a medium's placeholder.
+
+A tokenizer reads some strings as one token with a meaning of its own, wherever they stand: `<|im_end|>` ends a turn,
+`[SEG]` asks for masks. References, categories and chains of thought come from tables that anybody may have written, so
+a text that would give such a token is refused. What counts are the ids that the tokenizer makes of it, not how the text
+looks: tokenizers strip spaces and normalise letters before they look for their tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from aurora_rl.data.sample import AVSample
+from aurora_rl.data.targets import Target
+from aurora_rl.prompts import SEG_TOKEN, PromptText, build_messages
+
+SHOWN_TEXT = 120  # characters of a text that an error repeats
+
+
+class ControlTokenError(ValueError):
+    """A text from outside holds what the tokenizer reads as a control token."""
+
+
+def control_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids of all tokens that were added to the vocabulary, special or not, `[SEG]` among them."""
+    return frozenset(tokenizer.added_tokens_decoder) | frozenset(tokenizer.all_special_ids)
+
+
+def own_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A conversation with only those texts in it that are the recipe's own: what came from outside is left out."""
+
+    def own(text: str) -> str:
+        return text.own if isinstance(text, PromptText) else ""
+
+    def own_part(part: Mapping[str, Any]) -> dict[str, Any]:
+        return {**part, "text": own(part["text"])} if part["type"] == "text" else dict(part)
+
+    return [
+        {
+            **message,
+            "content": own(message["content"])
+            if isinstance(message["content"], str)
+            else [own_part(part) for part in message["content"]],
+        }
+        for message in messages
+    ]
+
+
+def check_prompt(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], own_text: str, text: str) -> None:
+    """Check that a prompt has the control tokens of its own text, in their order, and no others.
+
+    Args:
+        tokenizer: the model's.
+        prompt_ids: the prompt's ids.
+        own_text: the prompt as it would be without what came from outside.
+        text: what came from outside, for the error.
+
+    Raises:
+        ControlTokenError: naming the first token that has no business there.
+    """
+    control = control_token_ids(tokenizer)
+    expected = [token for token in _ids(tokenizer, own_text) if token in control]
+    found = [token for token in prompt_ids if token in control]
+    if found == expected:
+        return
+    different = [
+        token for token, other in zip(found, [*expected, *[None] * len(found)], strict=False) if token != other
+    ]
+    raise _refusal(tokenizer, different[0] if different else expected[len(found)], text)
+
+
+def check_target(tokenizer: PreTrainedTokenizerBase, target: Target) -> None:
+    """Check that a completion has no control token but the `[SEG]` of its answer, at the end.
+
+    Raises:
+        ControlTokenError: naming the first other one.
+    """
+    text = target.given + target.learned
+    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    control = control_token_ids(tokenizer)
+    seg_token_id = tokenizer.convert_tokens_to_ids(SEG_TOKEN)
+    for token, (start, end) in zip(tokens.input_ids, tokens.offset_mapping, strict=True):
+        is_last = not any(character.isalnum() for character in text[end:])  # a full stop may follow
+        is_answer = token == seg_token_id and start >= len(target.given) and is_last
+        if token in control and not is_answer:
+            raise _refusal(tokenizer, token, text)
+
+
+def check_references(tokenizer: PreTrainedTokenizerBase, references: Iterable[str], *, instruction: str) -> None:
+    """Check questions before any clip is read.
+
+    Args:
+        tokenizer: the model's.
+        references: what is asked.
+        instruction: user text with a `{reference}` field.
+
+    Raises:
+        ControlTokenError: naming the first that holds a control token.
+    """
+    for reference in references:
+        [message] = build_messages(reference, instruction=instruction)
+        text = message["content"][0]["text"]
+        check_prompt(tokenizer, _ids(tokenizer, text), text.own, reference)
+
+
+@contextlib.contextmanager
+def naming(sample: AVSample) -> Iterator[None]:
+    """Put the row that a refused text comes from before the error."""
+    try:
+        yield
+    except ControlTokenError as error:
+        if not sample.origin:
+            raise
+        raise ControlTokenError(f"clip {sample.uid!r} (row {sample.row}, {sample.origin}): {error}") from error
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def _refusal(tokenizer: PreTrainedTokenizerBase, token: int, text: str) -> ControlTokenError:
+    shown = text if len(text) <= SHOWN_TEXT else f"{text[:SHOWN_TEXT]}..."
+    return ControlTokenError(
+        f"{shown!r} holds what the tokenizer reads as its control token {tokenizer.convert_ids_to_tokens(token)!r}: "
+        "write it in other words"
+    )
