@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml
 from trl import TrlParser
 
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.loading import saved_clip_options
+from aurora_rl.yaml_environment import set_environment
 
 logger = logging.getLogger(__name__)
 
 
-class RecipeParser(TrlParser):
+class ConfigParser(TrlParser):
+    """TRL's, whose YAML files may set no other environment variables by `env` than those of `yaml_environment`."""
+
+    def parse_args_and_config(self, args: Iterable[str] | None = None, *options: Any, **more: Any) -> tuple[Any, ...]:
+        """As TRL's.
+
+        Raises:
+            ValueError: also if `env` sets what it may not; no variable is set then.
+        """
+        words = list(sys.argv[1:] if args is None else args)
+        for flag, path in zip(words, words[1:], strict=False):
+            if flag == "--config":
+                content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+                if isinstance(content, dict) and "env" in content:
+                    set_environment(content["env"], config=path)
+        return super().parse_args_and_config(words, *options, **more)
+
+
+class RecipeParser(ConfigParser):
     """Reads `ModelArguments` and `DataArguments` among others.
 
     A value that YAML or the command line sets wins over the checkpoint's, with a warning where the two differ. What

@@ -18,14 +18,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trl import TrlParser
-
 from aurora_rl.assemble import load_split
 from aurora_rl.config import DataArguments
 from aurora_rl.data.sample import AVSample
 from aurora_rl.logs import setup_logging
 from aurora_rl.output_lock import hold_output
 from aurora_rl.prompts import render_chain, without_seg
+from aurora_rl.recipe_parser import ConfigParser
 from aurora_rl.whole_files import write_whole
 from data_prep.asking import Question, RunArguments, RunReport, failure_record, run_questions, write_report
 from data_prep.chain_checks import ChainLimits
@@ -180,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, correct, report."""
     setup_logging()
     kinds = (DataArguments, CorrectArguments, RunArguments, MediaArguments, ChainLimits, EndpointArguments)
-    parser = TrlParser(kinds)
+    parser = ConfigParser(kinds)
     try:
         data_args, args, run_args, media, limits, endpoint_args = parser.parse_args_and_config(argv)
         # A stage's config may name the very files that are made here.

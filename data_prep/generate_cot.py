@@ -12,12 +12,11 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from trl import TrlParser
-
 from aurora_rl.assemble import load_split
 from aurora_rl.config import DataArguments
 from aurora_rl.data.sample import AVSample
 from aurora_rl.logs import setup_logging
+from aurora_rl.recipe_parser import ConfigParser
 from data_prep.asking import Question, RunArguments, run_questions
 from data_prep.chain_checks import ChainLimits
 from data_prep.chain_prompts import MediaArguments, chain_messages, chain_record, chain_schema, read_chain_reply
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, ask, report."""
     setup_logging()
     kinds = (DataArguments, GenerateArguments, RunArguments, MediaArguments, ChainLimits, EndpointArguments)
-    parser = TrlParser(kinds)
+    parser = ConfigParser(kinds)
     try:
         data_args, args, run_args, media, limits, endpoint_args = parser.parse_args_and_config(argv)
         # A stage's config may name the very files that are made here.

@@ -21,7 +21,6 @@ from datasets.info import DatasetInfosDict
 from datasets.splits import SplitDict, SplitInfo
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
-from trl import TrlParser
 
 from aurora_rl import __version__
 from aurora_rl.assemble import load_split
@@ -32,6 +31,7 @@ from aurora_rl.data.media import MediaError, load_clip
 from aurora_rl.data.sample import AVSample
 from aurora_rl.logs import setup_logging
 from aurora_rl.output_lock import OutputInUseError, hold_output
+from aurora_rl.recipe_parser import ConfigParser
 
 logger = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ def _metadata(sizes: Sequence[SplitSize], title: str, license: str | None) -> st
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the recipe and the command line; a fault of the data ends the program without a traceback."""
-    parser = TrlParser((DataArguments, ExportArguments))
+    parser = ConfigParser((DataArguments, ExportArguments))
     data_args, args, _, unknown = parser.parse_args_and_config(
         argv, return_remaining_strings=True, separate_remaining_strings=True
     )

@@ -5,12 +5,11 @@ python recipes/init_tiny.py --config recipes/synthetic/init.yaml
 
 import dataclasses
 
-from trl import TrlParser
-
 from aurora_rl.assemble import load_split
 from aurora_rl.config import DataArguments
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
+from aurora_rl.recipe_parser import ConfigParser
 
 
 @dataclasses.dataclass
@@ -37,4 +36,4 @@ def main(data_args: DataArguments, init_args: InitArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser((DataArguments, InitArguments)).parse_args_and_config())
+    main(*ConfigParser((DataArguments, InitArguments)).parse_args_and_config())

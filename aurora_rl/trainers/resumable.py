@@ -24,6 +24,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from aurora_rl.output_lock import OutputInUseError, hold_output
 from aurora_rl.trainers.interruption import InterruptionCallback, TerminationSignal
+from aurora_rl.trainers.safe_loading import deepspeed_loads_weights_alone, refuse_pickled_index
 from aurora_rl.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
@@ -91,10 +92,13 @@ class ResumableTrainer(Trainer):
 
         Raises:
             TrainingInterrupted: after SIGTERM, when the checkpoint is written.
+            UnsafeCheckpointError: if a file of the checkpoint could run code when it is opened.
         """
         if _means_the_last(resume_from_checkpoint):
             resume_from_checkpoint = self._decided(self._find_checkpoint)
-        with self._termination:
+        if isinstance(resume_from_checkpoint, str):
+            refuse_pickled_index(Path(resume_from_checkpoint))
+        with deepspeed_loads_weights_alone(), self._termination:
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _decided(self, decide: Callable[[], Any]) -> Any:

@@ -124,7 +124,11 @@ def test_a_killed_run_goes_on_where_it_was(answering, collect, train_samples, tm
         file.write(b'{"uid": "torn')  # as a kill in the middle of a write leaves it
     asked = answering(flawed)
     resumed = collect()
-    assert [sample.row for sample in asked] == [s.row for s in train_samples if s.row >= 5]
+    # The batch of row 5 whole, as padding makes a row's numbers depend on its batch; its other rows are not kept twice.
+    first = 5 - 5 % MistakeArguments.batch_size
+    assert [sample.row for sample in asked] == [s.row for s in train_samples if s.row >= first]
+    rows = [json.loads(line)["row"] for line in part.read_text().splitlines()]
+    assert rows == [sample.row for sample in train_samples]
     shutil.rmtree(part.parent)
     assert collect() == resumed
 

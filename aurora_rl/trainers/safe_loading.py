@@ -1,0 +1,87 @@
+"""DeepSpeed's part of a checkpoint, read as weights and plain numbers alone.
+
+DeepSpeed unpickles its files, and a pickled file can run code. Here `torch.load` admits tensors, containers and the few
+classes of plain values that DeepSpeed itself writes; a file with anything else is refused before any of it is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import transformers.trainer
+
+#: What DeepSpeed writes beside tensors, under ZeRO-1 to 3 in float32, float16 and bfloat16: values without behaviour.
+PLAIN_CLASSES = (
+    "deepspeed.runtime.fp16.loss_scaler:LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler:DynamicLossScaler",
+    "deepspeed.runtime.zero.config:ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment:fragment_address",
+)
+
+
+class UnsafeCheckpointError(ValueError):
+    """A file of a checkpoint that could run code when it is opened."""
+
+
+@contextlib.contextmanager
+def deepspeed_loads_weights_alone() -> Iterator[None]:
+    """While the block runs, transformers makes DeepSpeed resume, or load the best checkpoint, without unpickling."""
+    load_checkpoint = transformers.trainer.deepspeed_load_checkpoint
+
+    def load_weights_alone(*args: Any, **kwargs: Any) -> None:
+        with weights_alone():
+            load_checkpoint(*args, **kwargs)
+
+    with mock.patch.object(transformers.trainer, "deepspeed_load_checkpoint", load_weights_alone):
+        yield
+
+
+@contextlib.contextmanager
+def weights_alone() -> Iterator[None]:
+    """While the block runs, `torch.load` unpickles nothing but tensors, containers and `PLAIN_CLASSES`.
+
+    Raises:
+        UnsafeCheckpointError: from `torch.load`, naming the file.
+    """
+    load = torch.load
+
+    def load_weights(file: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return load(file, *args, **{**kwargs, "weights_only": True})
+        except pickle.UnpicklingError as error:
+            name = file if isinstance(file, str | os.PathLike) else "a file of the checkpoint"
+            raise UnsafeCheckpointError(
+                f"{name} is damaged, or holds more than weights, which could run code when it is opened ({error}): "
+                "resume from a checkpoint that you know, or start from the beginning"
+            ) from None
+
+    plain = torch.serialization.safe_globals([_find(name) for name in PLAIN_CLASSES])
+    with plain, mock.patch.object(torch, "load", load_weights):
+        yield
+
+
+def refuse_pickled_index(checkpoint: Path) -> None:
+    """FSDP's sharded checkpoints have an index that PyTorch unpickles: they are not resumed from.
+
+    Raises:
+        UnsafeCheckpointError: naming the index.
+    """
+    for index in checkpoint.glob("**/.metadata"):
+        raise UnsafeCheckpointError(
+            f"{index} is a pickled index, which could run code when it is opened: train with fsdp_state_dict_type "
+            "FULL_STATE_DICT, whose checkpoints hold weights alone"
+        )
+
+
+def _find(name: str) -> type:
+    module, _, attribute = name.partition(":")
+    found: type = getattr(importlib.import_module(module), attribute)
+    return found
