@@ -14,6 +14,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from peft import PeftModel
+from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from aurora_rl.models.loading import LoadedModel, has_segmenter, load_model
@@ -65,6 +66,7 @@ def export_for_hub(name_or_path: str, folder: str | Path, options: HubExport, de
     _name_image_encoder(loaded, options.image_encoder)
     if isinstance(loaded.model, PeftModel) and options.merge:
         loaded = dataclasses.replace(loaded, model=loaded.model.merge_and_unload())
+        _declare_ties(loaded.model)
     _save(loaded, folder, base_model)
     write_model_card(folder, loaded, details, base_model=base_model)
     return folder
@@ -126,6 +128,13 @@ def _name_image_encoder(loaded: LoadedModel, image_encoder: str | None) -> None:
             f"the mask decoder reads its image encoder from {checkpoint}, which others do not have: name the same "
             "weights on the hub by --image_encoder, such as facebook/sam-vit-huge"
         )
+
+
+def _declare_ties(model: PreTrainedModel) -> None:
+    """Say at every place of the config whether head and embeddings are one; LoRA's saved modules part them."""
+    are_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = are_tied
 
 
 def _save(loaded: LoadedModel, folder: Path, base_model: str | None) -> None:

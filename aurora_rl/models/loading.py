@@ -18,6 +18,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from aurora_rl.models.adapters import check_saved_head
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.end_of_turn import declare_ends
 from aurora_rl.models.mllm import MLLMFamily, get_family
@@ -203,6 +204,7 @@ def _load_adapter(
         # ZeRO-3 wants all that is trained in one dtype, which is that of the model; TRL makes new adapters so as well.
         autocast_adapter_dtype=not is_deepspeed_zero3_enabled(),
     )
+    check_saved_head(model)
     return dataclasses.replace(loaded, model=model)
 
 

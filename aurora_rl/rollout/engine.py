@@ -25,7 +25,7 @@ from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.mllm import EncodedPrompt, EnginePrompt
 from aurora_rl.rollout.export import export_for_vllm
 from aurora_rl.rollout.plugin import register
-from aurora_rl.rollout.weights import changes_towers, engine_weights
+from aurora_rl.rollout.weights import changes_towers, check_adapters, engine_weights
 
 #: The lowest bias that vLLM accepts: exp(-100) of the probability is left.
 SUPPRESSED_BIAS = -100.0
@@ -52,6 +52,9 @@ class AuroraVLLMGeneration(VLLMGeneration):
         engine_kwargs: more arguments of `vllm.LLM` (colocate mode); they win over those chosen here.
         request_timeout_s: seconds the server may take for one request.
         **kwargs: TRL's, see `VLLMGeneration`.
+
+    Raises:
+        ValueError: for an adapter that cannot be merged for vLLM.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class AuroraVLLMGeneration(VLLMGeneration):
         self.request_timeout_s = request_timeout_s
         self._towers_are_stale = True
         self._metadata: dict[bool, list[tuple[str, str, list[int]]]] = {}
+        check_adapters(loaded.model)
         super().__init__(model=loaded.model, **kwargs)
 
     @property

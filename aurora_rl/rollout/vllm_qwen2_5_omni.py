@@ -37,6 +37,8 @@ class AuroraQwen2_5OmniForConditionalGeneration(Qwen2_5OmniThinkerForConditional
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         text_config = vllm_config.model_config.hf_config.thinker_config.text_config
+        # The head's weights always come, beside those of the embeddings, whatever an older export says of them.
+        text_config.tie_word_embeddings = False
         with heads_of_any_size(text_config.hidden_size // text_config.num_attention_heads):
             super().__init__(vllm_config=vllm_config, prefix=prefix)
 

@@ -84,10 +84,27 @@ def _layers(module: nn.Module, prefix: str, skipped: set[str], gather: Gather) -
             yield from _layers(child, inner, skipped, gather)
 
 
+def check_adapters(model: nn.Module) -> None:
+    """Refuse what `engine_weights` could not merge, before an engine is started for it.
+
+    Raises:
+        ValueError: for an adapter that is not plain LoRA on a linear layer.
+    """
+    policy = model.get_base_model() if isinstance(model, PeftModel) else model
+    for name, module in policy.named_modules():
+        if isinstance(module, BaseTunerLayer) and not name.startswith(f"{HEAD}."):
+            _check_is_plain(module, name)
+
+
+def _check_is_plain(layer: BaseTunerLayer, name: str) -> None:
+    is_lora_on_linear = isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), nn.Linear)
+    if not is_lora_on_linear or any(layer.use_dora.values()):
+        raise ValueError(f"{name}: only plain LoRA on linear layers can be merged for vLLM, not {layer}")
+
+
 def _merged(layer: BaseTunerLayer, prefix: str, gather: Gather) -> Iterator[tuple[str, torch.Tensor]]:
+    _check_is_plain(layer, prefix[:-1])
     base = layer.get_base_layer()
-    if not isinstance(layer, LoraLayer) or not isinstance(base, nn.Linear) or any(layer.use_dora.values()):
-        raise ValueError(f"{prefix[:-1]}: only plain LoRA on linear layers can be merged for vLLM, not {layer}")
     with gather(list(layer.parameters())):
         if any(isinstance(parameter, DTensor) for parameter in layer.parameters()):
             raise ValueError("LoRA under FSDP cannot be sent to vLLM: use DeepSpeed ZeRO")

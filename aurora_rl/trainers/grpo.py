@@ -31,6 +31,7 @@ from aurora_rl.completions import ParsedCompletion, completion_text, normalise_c
 from aurora_rl.data.sample import AVSample
 from aurora_rl.losses import mask_loss
 from aurora_rl.metrics import count_masks
+from aurora_rl.models.adapters import check_trained_head
 from aurora_rl.models.batch import EncodedSample, SampleEncoder, collate_frames, distinct_media
 from aurora_rl.models.rollout_states import SegStates, recorded_states
 from aurora_rl.models.seg_tokens import find_seg
@@ -116,6 +117,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         without_reference = {"beta": 0.0, "sync_ref_model": False} if needs_copy else {}
         with _options(args, use_vllm=False, **without_reference):
             super().__init__(model=model, reward_funcs=guarded, args=args, **kwargs)
+        check_trained_head(self.model)
         self.beta, self.use_vllm = args.beta, args.use_vllm
         if reference is not None:
             install_reference(self, reference)

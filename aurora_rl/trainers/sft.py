@@ -16,6 +16,7 @@ from trl import SFTTrainer
 
 from aurora_rl.losses import feature_distillation_loss, mask_loss
 from aurora_rl.metrics import mask_iou
+from aurora_rl.models.adapters import check_trained_head
 from aurora_rl.models.segmentation import SegmentationHead, install_mask_forward, row_mask_logits
 from aurora_rl.models.sharding import gather_at_once
 from aurora_rl.models.teacher import Teacher
@@ -39,6 +40,7 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
 
     def __init__(self, *args: Any, teacher: Teacher | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        check_trained_head(self.model)
         self.teacher = None if teacher is None else teacher.to(self.accelerator.device)
         # After super(), which has put its fused LM head in place of `forward`.
         install_mask_forward(self.model.get_base_model() if is_peft_model(self.model) else self.model)

@@ -168,6 +168,9 @@ class Qwen2_5OmniFamily(MLLMFamily):
         # Quantised weights leave the trainer unpacked.
         left_out = ("segmenter", "clip_options", "quantization_config")
         thinker_config = {name: value for name, value in config.to_dict().items() if name not in left_out}
+        # Head and embeddings are sent as two, whether they are one here or LoRA has parted them.
+        thinker_config["tie_word_embeddings"] = False
+        thinker_config["text_config"] = {**thinker_config["text_config"], "tie_word_embeddings": False}
         full = Qwen2_5OmniConfig(thinker_config=thinker_config, enable_audio_output=False)
         full.architectures = ["Qwen2_5OmniForConditionalGeneration"]
         return full
