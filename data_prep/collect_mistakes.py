@@ -30,6 +30,7 @@ from aurora_rl.inference import Completion, Predictor
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.batch import EncodedSample
 from aurora_rl.models.teacher import checkpoint_fingerprint
+from aurora_rl.plain_files import parse_json, read_text_file
 from aurora_rl.recipe_parser import RecipeParser
 from data_prep.journal import RecordLog, read_records, to_lines, write_atomically
 
@@ -119,7 +120,7 @@ def begin(folder: Path, expected: dict[str, Any]) -> None:
     file = folder / "settings.json"
     if not file.exists():
         write_atomically(file, json.dumps(expected, indent=2).encode())
-    elif (found := json.loads(file.read_text())) != expected:
+    elif (found := parse_json(read_text_file(file))) != expected:
         differing = [name for name in expected if found.get(name) != expected[name]]
         raise ValueError(f"{folder} was begun with other {differing}: delete it, or choose another `out`")
 
