@@ -16,6 +16,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from aurora_rl import run_lengths
+from aurora_rl.plain_files import RecordError, read_records
 from aurora_rl.prompts import NULL_CATEGORY
 from aurora_rl.whole_files import whole_file
 
@@ -188,15 +189,17 @@ def read_results(path: str | Path) -> list[SampleResult]:
         ValueError: if a line is no result, or a row is there twice; the message names the line.
     """
     results: dict[str, SampleResult] = {}
-    with Path(path).open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
+    try:
+        for place, record in read_records(path):
             try:
-                result = result_from_record(json.loads(line))
+                result = result_from_record(record)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{path}:{number} is no evaluation result ({error}): evaluate again") from error
+                raise ValueError(f"{place} is no evaluation result ({error}): evaluate again") from error
             if result.key in results:
-                raise ValueError(f"{path}:{number} holds row {result.key!r} a second time: evaluate into a fresh file")
+                raise ValueError(f"{place} holds row {result.key!r} a second time: evaluate into a fresh file")
             results[result.key] = result
+    except RecordError as error:
+        raise ValueError(f"{error.place} is no evaluation result ({error.reason}): evaluate again") from error
     return list(results.values())
 
 

@@ -7,7 +7,6 @@ loads nothing from anywhere: pictures, sound and curves are inside it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from aurora_rl.charts import Series, line_chart
 from aurora_rl.data.sample import AVSample
 from aurora_rl.gallery import GalleryClip, choose_rows, render_clip
 from aurora_rl.pages import page_environment
+from aurora_rl.plain_files import parse_json, read_text_file
 from aurora_rl.predictions import SampleResult, read_results
 from aurora_rl.summary import EvalSummary, Table, compare, summarise
 from aurora_rl.whole_files import write_whole
@@ -273,7 +273,7 @@ def read_log_history(path: FilePath) -> list[dict[str, Any]]:
     path = Path(path)
     path = path / "trainer_state.json" if path.is_dir() else path
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["log_history"])
+        return list(parse_json(read_text_file(path))["log_history"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is no trainer state ({error}): give the file that trainer.save_state() writes"

@@ -23,6 +23,7 @@ from aurora_rl.bootstrap import bootstrap_mean_of_means
 from aurora_rl.completions import normalise_category
 from aurora_rl.data.reference_types import reference_type_of
 from aurora_rl.data.sample import AVSample
+from aurora_rl.plain_files import RecordError, read_records
 from aurora_rl.predictions import MaskScore, SampleResult
 from aurora_rl.prompts import NULL_CATEGORY
 from aurora_rl.whole_files import whole_files
@@ -297,18 +298,20 @@ def read_scores(output: Path) -> list[RowScore]:
         ValueError: if there is none, a line is no such row, or a row is there twice.
     """
     path = rows_file(output)
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"there is no {path}: give the out.json of `aurora-rl evaluate`, with its rows beside it")
     rows: dict[str, RowScore] = {}
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
+    try:
+        for place, record in read_records(path):
             try:
-                row = _parse_row(json.loads(line))
+                row = _parse_row(record)
             except (ValueError, TypeError) as error:
-                raise ValueError(f"{path}:{number} is no row of scores ({error}): evaluate again") from error
+                raise ValueError(f"{place} is no row of scores ({error}): evaluate again") from error
             if row.key in rows:
-                raise ValueError(f"{path}:{number} holds row {row.key!r} a second time: evaluate again")
+                raise ValueError(f"{place} holds row {row.key!r} a second time: evaluate again")
             rows[row.key] = row
+    except RecordError as error:
+        raise ValueError(f"{error.place} is no row of scores ({error.reason}): evaluate again") from error
     return list(rows.values())
 
 

@@ -17,8 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+<<<<<<< HEAD
 from aurora_rl.output_lock import OutputInUseError, hold, lock_of
 from aurora_rl.whole_files import write_whole
+=======
+from aurora_rl.plain_files import parse_json, parse_record
+>>>>>>> w-hostile
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +141,7 @@ class RecordLog:
     def _mend_last_line(self, line: bytes, *, start: int) -> None:
         """Complete a last line that lacks only its end, as an editor may leave it; drop one that was torn by a kill."""
         try:
-            row_key(json.loads(line))
+            row_key(parse_json(line))
         except (ValueError, AttributeError):
             logger.warning("%s: dropped a last line of %d bytes that a kill had torn", self.path, len(line))
             os.ftruncate(self._fd, start)
@@ -198,9 +202,7 @@ def _parse_lines(path: Path, lines: Iterable[bytes]) -> list[Record]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise JournalError(f"expected a JSON object, not {line[:80]!r}")
+            record = parse_record(line)
             row_key(record)
         except ValueError as error:  # also of the UTF-8 and JSON decoders
             raise JournalError(f"{path}:{number}: {error}; mend or remove the line") from error

@@ -22,6 +22,7 @@ from typing import Any
 
 from aurora_rl.data.chains import CHAIN_KEYS
 from aurora_rl.output_lock import hold_output
+from aurora_rl.plain_files import parse_json
 from aurora_rl.prompts import REASONING_STEPS, SEG_TOKEN, answer_for
 from aurora_rl.whole_files import whole_files
 from data_prep.chain_checks import PROBLEMS, ChainLimits, Problem, find_problems, repair
@@ -179,9 +180,9 @@ def _judge_line(number: int, line: bytes, seen: set[RowKey], limits: ChainLimits
     """The verdict on a line; `seen` holds the rows that are kept already, and gets this one."""
     text = line.decode(errors="backslashreplace")
     try:
-        record = json.loads(line)
+        record = parse_json(line)
         key = _check_keys(record)
-    except (ValueError, RecursionError) as error:  # also of the UTF-8 and JSON decoders
+    except ValueError as error:  # also of the UTF-8 and JSON decoders
         return Verdict(number, None, text, problems=(Problem("unreadable", str(error)),))
     if key in seen:
         return Verdict(number, record, text, problems=(Problem("duplicate", f"uid {key[0]!r}, row {key[1]}"),))

@@ -17,6 +17,7 @@ from typing import Any
 
 from aurora_rl.data.files import DatasetError, Row
 from aurora_rl.data.sample import AVSample
+from aurora_rl.plain_files import NotPlainFileError, RecordError, read_records
 from aurora_rl.prompts import SEG_TOKEN, render_chain
 
 CHAIN_KEYS = {"uid": str, "row": int, "category": str, "steps": dict, "answer": str}  # what each record must have
@@ -93,15 +94,15 @@ def _read_chains(path: Path, rows: Sequence[Row]) -> dict[int, dict[str, Any]]:
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each record of a file with its place, file and line."""
-    if not path.is_file():
+    if not path.exists():
         raise DatasetError(f"there is no file of chains {path}: make one first, or leave it out")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            place = f"{path}:{number}"
-            if line.strip():
-                with _at(place):
-                    record = _parse_chain(line)
-                yield place, record
+    try:
+        for place, record in read_records(path):
+            with _at(place):
+                _check_chain(record)
+            yield place, record
+    except (RecordError, NotPlainFileError) as error:
+        raise DatasetError(str(error)) from error
 
 
 @contextmanager
@@ -113,12 +114,17 @@ def _at(place: str) -> Iterator[None]:
         raise DatasetError(f"{place}: {error}") from error
 
 
-def _parse_chain(line: bytes) -> dict[str, Any]:
-    record = json.loads(line)
-    if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in CHAIN_KEYS.items()):
+def _check_chain(record: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless a record has what a chain has, of the right types and in words that can be written."""
+    if not all(type(record.get(name)) is kind for name, kind in CHAIN_KEYS.items()):  # True is no row
         keys = ", ".join(f"{name} ({kind.__name__})" for name, kind in CHAIN_KEYS.items())
-        raise DatasetError(f"expected a JSON object with {keys}, not {line[:80]!r}")
-    return record
+        raise DatasetError(f"expected a JSON object with {keys}, not {json.dumps(record)[:80]}")
+    texts = [record["uid"], record["category"], record["answer"], *record["steps"].values()]
+    optional = [record.get("reference_type"), record.get("wrong"), record.get("split"), record.get("exp")]
+    for text in [*texts, *(text for text in optional if text is not None)]:
+        if not isinstance(text, str):
+            raise DatasetError(f"{str(text)[:80]!r} is no text: the steps and all that is said of a row are strings")
+        text.encode()  # a UnicodeEncodeError, which is a ValueError, for half a surrogate pair
 
 
 def _row_of_chain(record: Mapping[str, Any], rows: Sequence[Row]) -> int:
@@ -154,6 +160,6 @@ def _categories(record: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
     value = record.get(name)
     if value is None:
         return None
-    if not isinstance(value, list):  # a string would be taken apart into letters
-        raise DatasetError(f"{name} is {value!r}: expected a list of categories or null")
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):  # a string has letters
+        raise DatasetError(f"{name} is {repr(value)[:80]}: expected a list of categories or null")
     return tuple(value)

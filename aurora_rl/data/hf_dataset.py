@@ -32,6 +32,7 @@ from aurora_rl.data.dataset import ANNOTATION_FEATURES, ROW_FEATURES
 from aurora_rl.data.files import DatasetError, UnsafePathError
 from aurora_rl.data.media import SAMPLING_RATE
 from aurora_rl.data.sample import AVSample
+from aurora_rl.plain_files import read_records
 
 logger = logging.getLogger(__name__)
 
@@ -112,9 +113,12 @@ def _samples_of(path: Path, cache: Path) -> list[AVSample]:
     identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {TEXT_COLUMNS}"
     listing = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.jsonl"
     if listing.is_file():
-        records = [json.loads(line) for line in listing.read_bytes().split(b"\n") if line]
-        if all((cache / name).is_file() for name in _files_of(records)):
-            return [_to_sample(record, cache) for record in records]
+        try:
+            records = [record for _, record in read_records(listing)]
+            if all((cache / name).is_file() for name in _files_of(records)):
+                return [_to_sample(record, cache) for record in records]
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("%s is damaged (%s): the media are unpacked again", listing, error)
     logger.info("unpacking the media of %s into %s", path, cache)
     records = [_unpack(row, cache, origin=f"{path.name}:{number}") for number, row in enumerate(_read_rows(path))]
     _write("\n".join(json.dumps(record) for record in records).encode(), listing)

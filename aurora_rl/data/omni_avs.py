@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 import os
 from collections import Counter
@@ -35,6 +34,7 @@ from aurora_rl.data.files import BenchmarkFiles, DatasetError, MissingFilesError
 from aurora_rl.data.masks import write_mask
 from aurora_rl.data.media import MediaError, read_frame_size
 from aurora_rl.data.sample import AVSample
+from aurora_rl.plain_files import parse_json
 from aurora_rl.prompts import NULL_CATEGORY
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def _read_rows(path: Path, split: str) -> list[_Row]:
 
 def _parse_row(line: str, *, row: int, split: str, place: str) -> _Row:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError as error:
         raise DatasetError(f"{place} is no JSON: {error}; fix or drop the line") from error
     wrong = [
@@ -159,7 +159,7 @@ def _read_videos(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DatasetError(f"there is no {path}: it holds the masks of all videos, get it beside the expressions")
     try:
-        videos = json.loads(path.read_bytes())
+        videos = parse_json(path.read_bytes())
     except ValueError as error:
         raise DatasetError(f"cannot read {path}: {error}; expected JSON, get the file anew") from error
     if not isinstance(videos, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import gradio as gr
 
 from aurora_rl.demo.examples import SyntheticExamples
-from aurora_rl.demo.request import RequestAnswerer, RequestError, error_card
+from aurora_rl.demo.request import FAILED, RequestAnswerer, RequestError, error_card
+
+logger = logging.getLogger(__name__)
 
 #: Requests that wait while one is answered; further ones are told that the page is busy.
 MAX_WAITING = 8
@@ -38,6 +41,26 @@ def keep_to_folder(video: gr.Video, folder: Path) -> gr.Video:
 
     video.async_move_resource_to_block_cache = move_own
     return video
+
+
+def tell_every_error(page: gr.Blocks) -> None:
+    """Have the page answer whatever goes wrong with words.
+
+    Gradio tells visitors of its own errors only. Of others, as of a request that nobody's browser would send, it tells
+    that there was one: `{"error": null}`. Their text stays in the log, as it may name what is the server's own.
+    """
+    process = page.process_api
+
+    async def process_and_tell(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await process(*args, **kwargs)
+        except gr.Error:
+            raise
+        except Exception as error:
+            logger.exception("a request failed")
+            raise gr.Error(FAILED, print_exception=False) from error
+
+    page.process_api = process_and_tell
 
 
 def build_page(answerer: RequestAnswerer, examples: SyntheticExamples) -> gr.Blocks:
@@ -92,6 +115,7 @@ def build_page(answerer: RequestAnswerer, examples: SyntheticExamples) -> gr.Blo
                 show_progress="hidden",
             )
         another.click(load_example, outputs=[clip, references], concurrency_limit=1)
+    tell_every_error(page)
     page.queue(max_size=MAX_WAITING, api_open=False)
     return page
 

@@ -19,6 +19,7 @@ import torch
 from aurora_rl.data.containers import MediaError, bounded_packets, open_video
 from aurora_rl.data.footage import Picture
 from aurora_rl.demo.waveform import draw_waveform
+from aurora_rl.models.control_tokens import ControlTokenError
 from aurora_rl.overlay import COLOURS, OverlayVideo, colour_of, draw_masks
 from aurora_rl.pages import page_environment
 from aurora_rl.pipeline import AuroraPipeline, ClipAnswer
@@ -31,6 +32,10 @@ MAX_REFERENCE_LENGTH = 300  # characters; the longest of Ref-AVSBench has 104
 MEGABYTE = 1024 * 1024  # bytes; Gradio's own message counts so
 ADDED_SECONDS = 2.0  # that decoders may give beyond what the packets' time stamps tell: padding of whole frames
 SHOWN_REFERENCE = 40  # characters of a reference that is too long
+
+
+#: What a visitor is told of an error that is not the visitor's.
+FAILED = "The server could not answer this: its log says why. Try another clip or other words."
 
 
 class RequestError(ValueError):
@@ -192,10 +197,12 @@ def _told_to_visitors(clip: Path) -> Iterator[None]:
     """What goes wrong with a clip becomes a `RequestError`; what is the server's own business goes to the log."""
     try:
         yield
+    except ControlTokenError as error:
+        raise RequestError(f"{_upper(str(error))}.") from error
     except MediaError as error:
         text = str(error).replace(f"{os.path.abspath(clip.parent)}{os.sep}", "")
         if not text.startswith(clip.name):
-            text = text[0].upper() + text[1:]
+            text = _upper(text)
         raise RequestError(f"{text}.") from error
     except torch.OutOfMemoryError as error:
         logger.exception("no memory for a request")
@@ -203,6 +210,13 @@ def _told_to_visitors(clip: Path) -> Iterator[None]:
     except OSError as error:
         logger.exception("a request failed")
         raise RequestError("The server could not write the answer: try again later.") from error
+    except Exception as error:
+        logger.exception("a request failed")
+        raise RequestError(FAILED) from error
+
+
+def _upper(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _css_colours(answer: ClipAnswer) -> list[str]:

@@ -46,6 +46,7 @@ from aurora_rl.models.embedding_shard import (
     write_shard,
 )
 from aurora_rl.models.segmenters.base import FrameEncoder
+from aurora_rl.plain_files import parse_json, read_text_file
 
 logger = logging.getLogger(__name__)
 
@@ -269,7 +270,7 @@ class EmbeddingCache:
         """The shards that the index knows; none where there is no index of this encoder that can be read."""
         path = self.folder / INDEX_FILE
         try:
-            index = json.loads(path.read_bytes())
+            index = parse_json(read_text_file(path))
             if index["fingerprint"] != self.encoder.fingerprint:
                 raise ValueError(f"it belongs to the encoder {index['fingerprint']!r}")
             return {name: _parse_shard(fields) for name, fields in index["shards"].items()}

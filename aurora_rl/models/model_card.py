@@ -6,7 +6,6 @@ Nothing is made up: data and licence are what the exporter states, scores what a
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from peft import PeftModel
 from aurora_rl import __version__
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.loading import LoadedModel
+from aurora_rl.plain_files import parse_json, read_text_file
 
 TAGS = ["audio-visual-segmentation", "referring-segmentation", "video", "audio", "chain-of-thought", "aurora-rl"]
 PIPELINE_TAG = "mask-generation"  # the hub's nearest; it has no task that takes a video, its sound and a sentence
@@ -100,7 +100,7 @@ def score_table(path: Path) -> str:
 
 def _read_scores(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text_file(path))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON ({error}): give out.json of `aurora-rl evaluate`") from error
     is_table = isinstance(content, dict) and isinstance(content.get("preset"), str)
