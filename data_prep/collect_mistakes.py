@@ -30,11 +30,8 @@ from aurora_rl.inference import Completion, Predictor, unfinished_batches
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.batch import EncodedSample
 from aurora_rl.models.teacher import checkpoint_fingerprint
-<<<<<<< HEAD
 from aurora_rl.output_lock import OutputInUseError, hold_output
-=======
 from aurora_rl.plain_files import parse_json, read_text_file
->>>>>>> w-hostile
 from aurora_rl.recipe_parser import RecipeParser
 from aurora_rl.whole_files import write_whole
 from data_prep.journal import RecordLog, RowKey, read_records, to_lines
@@ -134,13 +131,8 @@ def begin(folder: Path, expected: dict[str, Any]) -> None:
         RecordLog(part).close()  # drops a last line that a kill has torn
     file = folder / "settings.json"
     if not file.exists():
-<<<<<<< HEAD
         write_whole(file, json.dumps(expected, indent=2).encode())
-    elif (found := json.loads(file.read_text())) != expected:
-=======
-        write_atomically(file, json.dumps(expected, indent=2).encode())
     elif (found := parse_json(read_text_file(file))) != expected:
->>>>>>> w-hostile
         differing = [name for name in expected if found.get(name) != expected[name]]
         raise ValueError(f"{folder} was begun with other {differing}: delete it, or choose another `out`")
 
