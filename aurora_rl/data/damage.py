@@ -19,6 +19,7 @@ from aurora_rl.data.containers import FilePath, MediaError
 Bytes = mmap.mmap | bytes
 
 ID3_HEADER = 10  # bytes
+LONGEST_PADDING = 4096
 ID3V1 = 128
 APE_FOOTER = 32
 OGG_HEADER = 27
@@ -48,11 +49,11 @@ class _Damage(Exception):
 def sound_kind(path: FilePath) -> str | None:
     """wav, flac, ogg, mp3, aac, mp4 or matroska, by the first bytes; None for whatever else."""
     with open(path, "rb") as file:
-        head = file.read(ID3_HEADER)
+        head = file.read(LONGEST_PADDING)
         if head[:3] == b"ID3":
             file.seek(_id3_length(head))
-            head = file.read(4096).lstrip(b"\0")
-        head += file.read(12)
+            head = file.read(LONGEST_PADDING)
+    head = head if head[4:8] == b"ftyp" else head.lstrip(b"\0")
     if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
         return "wav"
     known = {b"fLaC": "flac", b"OggS": "ogg", b"\x1aE\xdf\xa3": "matroska"}
@@ -62,7 +63,7 @@ def sound_kind(path: FilePath) -> str | None:
         return "mp4"
     if head[:1] == b"\xff" and head[1:2] and head[1] & 0xF6 == 0xF0:
         return "aac"
-    return "mp3" if _mp3_frame(head.lstrip(b"\0"), 0) else None
+    return "mp3" if _mp3_frame(head, 0) else None
 
 
 def check_whole(path: FilePath, kind: str) -> None:
@@ -100,7 +101,7 @@ def _start_of_frames(data: Bytes) -> int:
 
 
 def _end_of_frames(data: Bytes) -> int:
-    """Where the tags behind the frames begin: ID3v1, Lyrics3, APE, padding."""
+    """Where the tags behind the frames begin: ID3v1, Lyrics3, APE."""
     end = len(data)
     if data[end - ID3V1 : end - ID3V1 + 3] == b"TAG":
         end -= ID3V1
@@ -140,8 +141,6 @@ def _walk_mp3(data: Bytes) -> None:
     while place < end:
         frame = _mp3_frame(data, place)
         if frame is None:
-            if not any(data[place:end]):  # padding
-                break
             raise _Damage(f"damaged: no frame begins at byte {place}, where the one before it ends")
         starts.append(place)
         place += frame[0]

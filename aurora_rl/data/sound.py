@@ -119,9 +119,8 @@ def _promised_samples(stream: Any, path: FilePath, kind: str) -> tuple[int, int]
     seconds = _promised_seconds(stream)
     if seconds is None or kind in ("mp3", "aac"):  # their frames were counted, and lengths in seconds are estimates
         return None
-    if kind == "ogg":  # the last page's number is exact
-        samples = round(seconds * stream.rate)
-        return samples - round(SHORT_END * stream.rate), samples
+    if kind == "ogg":  # whose pages were counted; what lies behind the last one's number is padding
+        return 0, round(seconds * stream.rate)
     slack = SHORT_END * stream.rate
     return round(seconds * stream.rate - slack), 2**62
 

@@ -177,8 +177,8 @@ def cuts(data: bytes, number: int) -> Iterator[tuple[int, bytes]]:
         yield end, data[:end]
 
 
-def flips(data: bytes, number: int, *, start: float = 0.1, seed: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Copies with one byte changed, and its place."""
+def flips(data: bytes, number: int, *, start: float = 0.2, seed: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Copies with one byte changed, and its place; by default behind the padding that FFmpeg puts into FLAC."""
     random = np.random.default_rng(seed)
     for place in np.linspace(len(data) * start, len(data) - 1, number).astype(int):
         changed = bytearray(data)
@@ -186,13 +186,13 @@ def flips(data: bytes, number: int, *, start: float = 0.1, seed: int = 0) -> Ite
         yield int(place), bytes(changed)
 
 
-def holes(data: bytes, number: int, *, length: int, start: float = 0.1) -> Iterator[tuple[int, bytes]]:
+def holes(data: bytes, number: int, *, length: int, start: float = 0.2) -> Iterator[tuple[int, bytes]]:
     """Copies that lack some bytes, and where."""
     for place in np.linspace(len(data) * start, len(data) * 0.9, number).astype(int):
         yield int(place), data[:place] + data[place + length :]
 
 
-def zeroed(data: bytes, number: int, *, length: int, start: float = 0.1) -> Iterator[tuple[int, bytes]]:
+def zeroed(data: bytes, number: int, *, length: int, start: float = 0.2) -> Iterator[tuple[int, bytes]]:
     """Copies in which some bytes are 0, as a disk or a download leaves them, and where."""
     for place in np.linspace(len(data) * start, len(data) * 0.9, number).astype(int):
         yield int(place), data[:place] + bytes(length) + data[place + length :]

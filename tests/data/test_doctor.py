@@ -15,6 +15,7 @@ from PIL import Image
 from aurora_rl.data.doctor import PROBLEM_KINDS, Report, SplitFacts, examine, examine_metadata
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
+from tests.data.odd_files import tone, write_sound
 
 CONFIG = SyntheticConfig(train=2, val=1, test_s=1, test_u=1, test_n=2, rows_per_clip=2, frames=2, size=32, seconds=1.0)
 CLIP = "train-00000_0_1000"  # the first clip of metadata.csv, of two rows
@@ -161,9 +162,27 @@ def test_one_broken_thing_is_one_problem(root: Path, kind: str, break_it: Callab
     assert "metadata.csv:" in report.problems[0].first
 
 
+def test_stereo_that_cancels_out_is_a_note(root: Path) -> None:
+    wave = 0.5 * np.sin(np.arange(16_000) / 10)
+    soundfile.write(audio(root), np.stack([wave, -wave], axis=1), 16_000)
+    report = examine(root, num_frames=CONFIG.frames)
+    assert counts_of(report) == {"odd_audio": 1}
+    assert not report.has_errors
+    assert "cancel out" in report.problems[0].first and str(audio(root)) in report.problems[0].first
+
+
+def test_a_damaged_mp3_named_wav_is_found(root: Path) -> None:
+    write_sound(audio(root), "mp3", tone(1))
+    assert examine(root, num_frames=CONFIG.frames).problems == ()
+    audio(root).write_bytes(audio(root).read_bytes()[:-500])
+    report = examine(root, num_frames=CONFIG.frames)
+    assert counts_of(report) == {"unreadable_audio": 1}
+    assert "cut off" in report.problems[0].first
+
+
 def test_every_kind_of_problem_has_a_test() -> None:
     in_metadata = {"malformed_rows", "unsafe_names", "todo_rows", "duplicate_rows", "repeated_uids"}
-    assert {kind for kind, _ in BREAKS} | in_metadata == set(PROBLEM_KINDS)
+    assert {kind for kind, _ in BREAKS} | in_metadata | {"odd_audio"} == set(PROBLEM_KINDS)
 
 
 def test_first_example_is_the_first_of_the_file_and_names_the_broken_file(root: Path) -> None:
