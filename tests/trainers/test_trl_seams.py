@@ -32,6 +32,8 @@ GRPO_OVERRIDES = {
     ],
     "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
     "_compute_loss": ["model", "inputs"],
+    "_save": ["output_dir", "state_dict"],
+    "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
 }  # fmt: skip
 RESUMABLE_OVERRIDES = {
     "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
@@ -39,7 +41,13 @@ RESUMABLE_OVERRIDES = {
     "_save_checkpoint": ["model", "trial"],
     "_push_from_checkpoint": ["checkpoint_folder"],
     "_determine_best_metric": ["metrics", "trial"],
-}
+    "_run_epoch": [
+        "model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial",
+        "ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained",
+        "steps_trained_in_current_epoch",
+    ],
+    "_finalize_training": ["trial", "num_train_samples", "start_time"],
+}  # fmt: skip
 SFT_OVERRIDES = {
     "get_batch_samples": ["epoch_iterator", "num_batches", "device"],
     "compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"],

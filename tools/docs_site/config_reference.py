@@ -38,6 +38,8 @@ SCRIPTS = [
     "data_prep/cache_features.py",
     "data_prep/to_hf_dataset.py",
     "benchmarks/step_cost.py",
+    "benchmarks/hooks.py",
+    "benchmarks/reward_time.py",
     "benchmarks/gpu_step.py",
     "benchmarks/metrics.py",
     "benchmarks/vllm_parity.py",
