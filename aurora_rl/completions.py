@@ -8,28 +8,26 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from aurora_rl.prompts import FINAL_SENTENCE, NULL_CATEGORY, REASONING_STEPS, SEG_TOKEN, STEP_LABELS
 
 _STEP_OF_LABEL = {label: step for step, label in STEP_LABELS.items()}
 _LABEL = re.compile(rf"^[ \t]*({'|'.join(map(re.escape, STEP_LABELS.values()))})", re.MULTILINE)
-# A sentence cut off by the length limit is no claim: "the target is the man" may have become "the mandolin".
-_SENTENCE_END = rf"[.!?\n]|{re.escape(SEG_TOKEN)}"
-_TARGET = re.compile(
-    r"there is no such target\b"
-    rf"|the target is (?:(?:the|an|a)\s+)?(?P<category>[^.!?\n\[]+?)\s*(?:{_SENTENCE_END})",
+# A completion may be any text, of a policy that has collapsed too: no pattern reads a run of white space, or a
+# sentence, again from each of its characters.
+_CLAIM_PART = re.compile(
+    r"(?P<null>there is no such target\b)|(?P<claim>the target is )(?:(?:the|an|a)\s++(?=[^.!?\n\[]))?"
+    rf"|(?P<end>[.!?\n]|{re.escape(SEG_TOKEN)})|\[",
     re.IGNORECASE,
 )
 #: The whole of an answer without reasoning (prompts.teacher_answer).
 _FORCED_ANSWER = re.compile(rf"\s*It is (?P<category>[^.!?\n\[]+?) {re.escape(SEG_TOKEN)}\.?\s*")
-#: "Wait, let me reconsider." as a sentence of its own; not "they wait for the bus".
-_WITHDRAWAL = re.compile(
-    r"(?:^|(?<=[.!?\n]))\s*wait\b[^.!?\n]*[.!?\n]?|\blet me (?:reconsider|think again|check again)\b[^.!?\n]*[.!?\n]?",
-    re.IGNORECASE,
-)
-_LIST_SEPARATOR = re.compile(r",?\s+(?:and\s+then|and|then)\s+|,\s*")
+#: "Wait, let me reconsider."; a "wait" counts where it begins a sentence, not in "they wait for the bus".
+_WITHDRAWAL = re.compile(r"(?P<wait>wait)\b|\blet me (?:reconsider|think again|check again)\b", re.IGNORECASE)
+_REST_OF_SENTENCE = re.compile(r"[^.!?\n]*+[.!?\n]?")
+_LIST_SEPARATOR = re.compile(r"(?:,|(?<!\s))\s++(?:and\s++then|and|then)\s++|,\s*+")
 _ARTICLE = re.compile(r"^(?:the|an|a) ")
 _NOTHING = frozenset({"nothing", "no sound", "silence"})
 
@@ -97,7 +95,7 @@ def parse_completion(text: str) -> ParsedCompletion:
     >>> parsed.category, parsed.seen, parsed.heard, parsed.num_seg, parsed.has_all_steps
     ('drum', ('drum',), None, 1, False)
     """
-    standing = _WITHDRAWAL.split(text)[-1]
+    standing = _standing(text)
     restarted = _split_steps(standing)
     starts_anew = any(step == REASONING_STEPS[0] for step, _ in restarted)
     labelled = restarted if starts_anew else _split_steps(text)
@@ -130,11 +128,44 @@ def _split_steps(text: str) -> list[tuple[str, str]]:
     ]
 
 
-def _claims(text: str) -> Iterable[str]:
+def _standing(text: str) -> str:
+    """What follows the last sentence that withdraws what was said before, or all of the text."""
+    for match in reversed(list(_WITHDRAWAL.finditer(text))):
+        if match["wait"] is None or _begins_sentence(text, match.start()):
+            rest = _REST_OF_SENTENCE.match(text, match.end())
+            return text[rest.end() if rest else match.end() :]
+    return text
+
+
+def _begins_sentence(text: str, position: int) -> bool:
+    while position > 0 and text[position - 1].isspace() and text[position - 1] != "\n":
+        position -= 1
+    return position == 0 or text[position - 1] in ".!?\n"
+
+
+def _claims(text: str) -> Iterator[str]:
+    """Every final claim, normalised, in order.
+
+    A sentence cut off by the length limit is no claim: "the target is the man" may have become "the mandolin". So a
+    claim counts when its sentence ends; what it holds is then part of it, be it another "the target is".
+    """
     if forced := _FORCED_ANSWER.fullmatch(text):
         yield normalise_category(forced["category"])
-    for match in _TARGET.finditer(text):
-        yield NULL_CATEGORY if match["category"] is None else normalise_category(match["category"])
+    claim: re.Match[str] | None = None
+    nulls_within = 0  # that count if the claim around them does not
+    for part in _CLAIM_PART.finditer(text):
+        if part["claim"]:
+            claim = claim or part
+        elif part["null"]:
+            if claim is None:
+                yield NULL_CATEGORY
+            else:
+                nulls_within += 1
+        else:
+            said = text[claim.end() : part.start()] if claim and part["end"] else ""
+            yield from [normalise_category(said)] if said else [NULL_CATEGORY] * nulls_within
+            claim, nulls_within = None, 0
+    yield from [NULL_CATEGORY] * nulls_within
 
 
 def _perceived(step: str, *, verb: str) -> tuple[str, ...] | None:

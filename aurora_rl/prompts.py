@@ -16,7 +16,9 @@ FINAL_SENTENCE = f"It is {SEG_TOKEN}."
 #: What stands between reasoning that went wrong and the reasoning that corrects it (paper, reflective training).
 REFLECTION_TRIGGER = "Wait, let me reconsider."
 _ASKS_FOR_MASKS = re.compile(
-    rf"\s*\bit is\s*{re.escape(SEG_TOKEN)}[ \t]*\.?|[ \t]*{re.escape(SEG_TOKEN)}", re.IGNORECASE
+    # White space is read from the start of its run alone: a run of n characters would else be read n times.
+    rf"(?:(?<!\s)\s++)?\bit is\s*+{re.escape(SEG_TOKEN)}[ \t]*+\.?|(?:(?<![ \t])[ \t]++)?{re.escape(SEG_TOKEN)}",
+    re.IGNORECASE,
 )
 
 #: The steps before the answer, in the order they must appear (paper, figure of the reasoning pipeline).

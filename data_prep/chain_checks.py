@@ -197,9 +197,10 @@ def _drop_label(step: str, text: str) -> str:
 
 
 def _drop_markdown(text: str) -> str:
-    text = re.sub(r"^\s*(?:#{1,6}|[-*•>]|\d+[.)])\s+", "", text, flags=re.MULTILINE)  # headings, lists, quotations
+    # Headings, lists, quotations; of white space a line's own, since a run of empty lines would be read again for each.
+    text = re.sub(r"^[^\S\n]*+(?:#{1,6}|[-*•>]|\d++[.)])\s++", "", text, flags=re.MULTILINE)
     text = re.sub(r"```\w*", "", text).replace("`", "")
-    return re.sub(r"(?<!\w)(\*\*|__|\*)(?=\S)(.+?)(?<=\S)\1(?!\w)", r"\2", text, flags=re.DOTALL)
+    return re.sub(r"(?<!\w)(\*\*|__|\*)(?=\S)(.{1,500}?)(?<=\S)\1(?!\w)", r"\2", text, flags=re.DOTALL)
 
 
 def _drop_quotes(text: str) -> str:

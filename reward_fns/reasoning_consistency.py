@@ -37,6 +37,7 @@ _SPATIAL_WORDS = {
     "centre": re.compile(rf"\b(?:centre|center|middle)\b(?![ -]aged){_NOT_BESIDE}", re.IGNORECASE),
     "largest": re.compile(r"(?<!of the )(?<!on the )\b(?:largest|biggest)\b", re.IGNORECASE),
 }
+_LONGEST_CATEGORY = 100  # characters; anything longer is no name of an object
 _CLAUSE_END = re.compile(r"[.,;!?\n]|\b(?:and|then|while|but)\b")
 _SILENCE = re.compile(
     r"\b(?:nothing|silent|silence|muted|inaudible|no (?:audible )?sounds?|(?:not|cannot|can't) hear)\b"
@@ -158,7 +159,11 @@ def _check_one_target(parsed: ParsedCompletion) -> float:
 
 
 def _names(text: str, category: str) -> bool:
-    return re.search(rf"\b{re.escape(category)}s?\b", normalise_category(text)) is not None
+    # A collapsed policy may answer thousands of characters, which would be compared at each character of the text.
+    return (
+        len(category) <= _LONGEST_CATEGORY
+        and re.search(rf"\b{re.escape(category)}s?\b", normalise_category(text)) is not None
+    )
 
 
 def _spatial_words(parsed: ParsedCompletion, reference: str) -> set[str]:
