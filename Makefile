@@ -82,7 +82,7 @@ docs: $(STAMP)  ## the documentation site, in site/index.html
 	$(PY) -m mkdocs build --strict
 
 # One thread a worker: the tests' models are tiny, and workers that each take all cores wait for one another.
-test test-rounding: export OMP_NUM_THREADS ?= 1
+test: export OMP_NUM_THREADS ?= 1
 test: export HF_HUB_OFFLINE ?= 1
 test: $(VLLM)  ## the tests, those of vLLM included
 	$(PY) -m pytest $(PYTEST_ARGS)

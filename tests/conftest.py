@@ -76,7 +76,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def few_threads() -> None:
     """Tiny models gain nothing from threads, and workers that each take all cores wait for one another.
 
-    `make test-rounding` asks for two: sums are then taken in another order.
+    `OMP_NUM_THREADS=2` asks for two: sums are then taken in another order.
     """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
