@@ -1,4 +1,4 @@
-"""Of a model whose head and embeddings are one tensor, vLLM samples from the policy, also where LoRA has set them apart."""
+"""Of a model whose head and embeddings are one tensor, vLLM samples from the policy, also where LoRA sets them apart."""
 
 import copy
 from pathlib import Path
