@@ -22,6 +22,7 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from aurora_rl.models.checkpoint_files import CheckpointError
 from aurora_rl.output_lock import OutputInUseError, hold_output
 from aurora_rl.trainers.interruption import InterruptionCallback, TerminationSignal
 from aurora_rl.trainers.safe_loading import deepspeed_loads_weights_alone, refuse_pickled_index
@@ -134,6 +135,14 @@ class ResumableTrainer(Trainer):
             return super()._finalize_training(*args, **kwargs)
         finally:
             self.args.save_total_limit = limit
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse a checkpoint that lacks weights; transformers would go on from those of the start, with a warning."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        missing = sorted(name for name in load_result.missing_keys if name not in tied)
+        if missing:
+            raise CheckpointError(f"the checkpoint lacks the weight {missing[0]}: go on from an earlier one")
+        super()._issue_warnings_after_load(load_result)
 
     def _may_resume_after(self, step: int) -> bool:
         """Whether a run resumed after this many optimiser steps goes on as if it had not ended."""

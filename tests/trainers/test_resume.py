@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback
 
 from aurora_rl.data.sample import AVSample
+from aurora_rl.models.checkpoint_files import CheckpointError
 from aurora_rl.trainers.epoch_order import EpochOrder
 from aurora_rl.trainers.interruption import TerminationSignal, TrainingInterrupted
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
@@ -240,6 +242,18 @@ def test_checkpoints_of_weights_alone_are_not_taken_for_a_state_to_go_on_from(
     assert run(make_sft, tmp_path / "killed", save_only_model=True, **options) == 3
     assert "2 checkpoint(s) of weights alone" in caplog.text
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("part", ["seg_head.projector", "lm_head", "embed_tokens"])
+def test_a_checkpoint_that_lacks_a_weight_is_refused_by_name(
+    make_sft: Callable[..., Trainer], tmp_path: Path, part: str
+) -> None:
+    run(make_sft, tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    file = tmp_path / "checkpoint-1" / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: weight for name, weight in weights.items() if part not in name}, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"the checkpoint lacks the weight .*{part}"):
+        run(make_sft, tmp_path, max_steps=2)
 
 
 def test_a_kill_while_a_checkpoint_replaces_another_loses_neither(
