@@ -22,6 +22,7 @@ import torch
 from numpy.lib import format as npy
 
 from aurora_rl.data.media import MediaError, read_grey_levels
+from aurora_rl.plain_files import check_plain_file
 from aurora_rl.resume_file import fingerprint
 
 #: Values of one clip's masks; 10 frames of 4K are 83 million.
@@ -161,6 +162,7 @@ def _in_order(folder: str, names: Iterable[str]) -> list[str]:
 
 def _read_npz(path: str) -> PredictedMasks:
     try:
+        check_plain_file(path)
         name = _check_npz(path)
         with np.load(path, allow_pickle=False) as arrays, np.errstate(over="ignore"):  # a huge logit is infinite
             array = arrays[name].astype(np.float32)
