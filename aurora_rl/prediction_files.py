@@ -197,7 +197,7 @@ def _read_npz(path: str) -> PredictedMasks:
         raise
     except DAMAGE as error:
         raise PredictionError(
-            f"cannot read {path}: {error or type(error).__name__}; write it anew by numpy.savez"
+            f"cannot read {path}: {str(error) or type(error).__name__}; write it anew by numpy.savez"
         ) from error
     values = torch.from_numpy(array)
     if name == "logits":

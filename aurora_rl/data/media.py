@@ -333,8 +333,10 @@ def _read_image(
 
 
 #: What Pillow raises on damaged files.
-DAMAGED_IMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, MemoryError)
-DAMAGED_IMAGE += (struct.error, zlib.error)
+DAMAGED_IMAGE = (
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, MemoryError),
+    *(struct.error, zlib.error),
+)
 
 
 @contextlib.contextmanager
