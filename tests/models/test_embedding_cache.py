@@ -523,6 +523,7 @@ LETTERS = "abcdefghijklmnopqrst"
 
 def run(folder: Path, load: Callable[[AVSample], np.ndarray] = load_grey) -> None:
     """Cache 20 clips, two a shard."""
+    torch.set_num_threads(1)  # the threads of the process that this one is forked from are not here
     EmbeddingCache(folder / "cache", PatchMeans()).ensure(samples_of(folder, LETTERS), load, clips_per_shard=2)
 
 

@@ -50,6 +50,8 @@ OVERRIDDEN = {
     *("max_completion_length", "dataloader_num_workers", "dataloader_persistent_workers"),
     *("max_eval_samples", "max_rows"),
     *("use_cpu", "ddp_backend"),
+    # vLLM's on a CPU, where its default takes a share of the machine's memory for keys and values.
+    "vllm_engine_kwargs",
     # Of the demo's recipes, which keep one checkpoint at most: the resume starts from the last but one.
     *("save_strategy", "save_only_model", "save_total_limit"),
 }
@@ -61,6 +63,7 @@ TRAINED = (
     "ref_avs/teacher_7b",
     "ref_avs/reflection_7b",
     "ref_avs/grpo_7b",
+    "ref_avs/grpo_7b_vllm",
     "avsbench/sft_7b",
     "synthetic/sft",
     "synthetic/teacher",
@@ -102,6 +105,10 @@ class Recipe:
         return next(word for word in self.command if word.endswith(".py"))
 
     @property
+    def samples_by_vllm(self) -> bool:
+        return bool(self.content.get("use_vllm"))
+
+    @property
     def base(self) -> dict[str, Any]:
         """The content with what it takes over from the recipe whose model it goes on from."""
         model = self.content.get("model", "")
@@ -129,7 +136,7 @@ class Recipe:
             bool(self.content.get("gradient_checkpointing")),
             self.content.get("beta"),
             self.content.get("target", "chain"),
-            bool(self.content.get("use_vllm")),
+            self.samples_by_vllm,
         )
 
 
@@ -365,7 +372,8 @@ class Drive:
         if recipe.script == "recipes/init_tiny.py":
             return {}
         is_training = recipe.script in ("recipes/sft.py", "recipes/grpo.py")
-        device = {"use_cpu": not (is_training and config.startswith("zero"))}  # DeepSpeed only trains
+        device: dict[str, Any] = {"use_cpu": not (is_training and config.startswith("zero"))}  # DeepSpeed only trains
+        device |= {"vllm_engine_kwargs": {"kv_cache_memory_bytes": 64_000_000}} if recipe.samples_by_vllm else {}
         return device | ({"ddp_backend": "gloo"} if is_training and config != "cpu" else {})
 
 
@@ -418,7 +426,13 @@ def rotary_frequencies(model: str) -> dict[str, list[float]]:
     return {name: buffer.flatten()[:8].tolist() for name, buffer in buffers if name.endswith("inv_freq")}
 
 
-@pytest.mark.parametrize(("name", "config"), LAUNCHES, ids=[f"{name}-{config}" for name, config in LAUNCHES])
+def as_parameter(name: str, config: str) -> Any:
+    return pytest.param(
+        name, config, id=f"{name}-{config}", marks=[pytest.mark.vllm] if Recipe(name).samples_by_vllm else []
+    )
+
+
+@pytest.mark.parametrize(("name", "config"), [as_parameter(*launch) for launch in LAUNCHES])
 def test_two_steps_a_save_and_a_resume(name: str, config: str, drive: Drive, tmp_path: Path) -> None:
     recipe, out, again = Recipe(name), tmp_path / "unbroken", tmp_path / "resumed"
     went_well, said = drive(recipe, config, out)
@@ -426,6 +440,7 @@ def test_two_steps_a_save_and_a_resume(name: str, config: str, drive: Drive, tmp
     steps = [line for line in logs(out) if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2]
     assert_finite(logs(out))
+    assert all(("sampling/sampling_logp_difference/max" in line) == recipe.samples_by_vllm for line in steps)
     if recipe.content.get("eval_strategy") == "steps":
         assert sum(any(key.startswith("eval_") for key in line) for line in logs(out)) == 2
     left = json.loads((out / "contract.json").read_text())
@@ -510,7 +525,6 @@ DRIVEN = {
 #: Driven by other tests, which name them.
 DRIVEN_ELSEWHERE = {
     "synthetic/pipeline": "tests/recipes/test_all_stages.py",
-    "ref_avs/grpo_7b_vllm": "tests/rollout/test_shared_gpu.py",
 }
 
 

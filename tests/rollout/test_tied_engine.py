@@ -1,4 +1,4 @@
-"""Of a model whose head and embeddings are one tensor, vLLM samples from the policy, also where LoRA sets them apart."""
+"""Of a model whose head and embeddings are one tensor, vLLM samples from the policy, also where LoRA parts them."""
 
 import copy
 from pathlib import Path
