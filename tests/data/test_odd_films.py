@@ -1,4 +1,4 @@
-"""Clips as phones, browsers and editors leave them: turned, squeezed, of several tracks, moving pictures, late starts."""
+"""Clips as phones, browsers and editors leave them: turned, squeezed, with several tracks, animated, starting late."""
 
 import struct
 import zlib
