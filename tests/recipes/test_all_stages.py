@@ -1,6 +1,11 @@
-"""The shipped pipeline at toy size: every stage of the method through the commands that a user would type."""
+"""The shipped pipeline at toy size, stopped once: every stage of the method by the commands that a user would type."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,8 +46,20 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setenv("PYTHONPATH", str(ROOT))
+        stop_while_it_teaches(path, folder / "out")
         assert main(["--config", str(path)]) == 0
     return folder / "out"
+
+
+def stop_while_it_teaches(path: Path, out: Path) -> None:
+    """Run the pipeline and stop it by SIGTERM once its stage `teacher` has begun."""
+    process = subprocess.Popen([sys.executable, "recipes/pipeline.py", "--config", str(path)], env=dict(os.environ))
+    while not (out / "logs" / "teacher.log").exists():
+        assert process.poll() is None, "the pipeline ended before its stage `teacher`"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM
+    assert not (out / "logs" / "sft-0.log").exists()
 
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(1500)]
