@@ -282,11 +282,17 @@ def _opencv_neighbours(length: int, new_length: int, device: torch.device) -> tu
 
 
 def _bilinear(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """(F, *size), in the dtype of `frames` (F, H, W); computed in float64.
+
+    Saved probabilities are often levels of 8 bits, and so many pixels lie exactly on a threshold. In float32 it is the
+    processor's way to round that puts them on one side of it or the other, and J differs in the fifth digit.
+    """
     if tuple(frames.shape[1:]) == tuple(size):
         return frames
-    return functional.interpolate(frames[:, None], size=size, mode="bilinear", align_corners=False, antialias=False)[
-        :, 0
-    ]
+    resized = functional.interpolate(
+        frames[:, None].double(), size=size, mode="bilinear", align_corners=False, antialias=False
+    )
+    return resized[:, 0].to(frames.dtype)
 
 
 def _clip_f_measure_curve(scores: Tensor, gt_masks: Tensor) -> Tensor:
