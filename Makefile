@@ -19,8 +19,14 @@ BENCH_ARGS ?=
 # Tests of one file share a worker, so that its fixtures (tiny models, clips on disk) are made once.
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
+ROUNDING_TESTS := $(addprefix tests/, models/test_segmentation.py models/segmenters models/test_batch.py models/mllm \
+  models/test_embedding_cache.py models/test_loading.py models/test_rollout_states.py test_inference.py test_pipeline.py \
+  test_ablations.py test_metrics.py test_metrics_properties.py test_prediction_files.py test_rescoring.py \
+  trainers/test_grpo.py trainers/test_grpo_states.py trainers/test_grpo_runs.py trainers/test_resume.py \
+  trainers/test_distillation.py trainers/test_sft.py cli/test_evaluate.py paths)
+
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm demo demo-full smoke bench docs test check lint format clean
+.PHONY: help setup vllm demo demo-full smoke bench docs test test-rounding check lint format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -86,6 +92,15 @@ test: export OMP_NUM_THREADS ?= 1
 test: export HF_HUB_OFFLINE ?= 1
 test: $(VLLM)  ## the tests, those of vLLM included
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+# Tests that compare floats of two ways to the same number, with other kernels and two threads: sums are taken in another
+# order there, as on another processor.
+test-rounding: export HF_HUB_OFFLINE ?= 1
+test-rounding: export ATEN_CPU_CAPABILITY ?= default
+test-rounding: export OMP_NUM_THREADS ?= 2
+test-rounding: export OMP_WAIT_POLICY ?= PASSIVE
+test-rounding: $(STAMP)  ## the tests that compare floats, as another processor rounds (ATEN_CPU_CAPABILITY=avx2 for a third)
+	$(PY) -m pytest -m "not vllm and not multiprocess" $(ROUNDING_TESTS)
 
 lint: $(STAMP)  ## style, formatting, types and import layers, without the tests
 	$(PY) -m ruff check .

@@ -38,6 +38,7 @@ from aurora_rl.models.segmenters import build_frame_encoder
 from aurora_rl.models.sharding import loading_whole
 from aurora_rl.models.teacher import Teacher, teacher_fingerprint
 from aurora_rl.models.teacher_features import TeacherFeatures
+from aurora_rl.plain_files import read_text_file
 from aurora_rl.prompts import NULL_CATEGORY
 
 logger = logging.getLogger(__name__)
@@ -268,7 +269,7 @@ def read_clip_options(config: str | Path) -> ClipOptions:
     Raises:
         ValueError: if the file is no mapping.
     """
-    fields = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    fields = yaml.safe_load(read_text_file(config))
     if not isinstance(fields, dict):
         raise ValueError(f"{config} holds no keys: give a recipe's config, such as recipes/synthetic/evaluate.yaml")
     known = {field.name for field in dataclasses.fields(DataArguments)}

@@ -10,8 +10,10 @@ checked before anything is decoded, and nothing is unpickled.
 from __future__ import annotations
 
 import dataclasses
+import lzma
 import os
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -22,6 +24,7 @@ import torch
 from numpy.lib import format as npy
 
 from aurora_rl.data.media import MediaError, read_grey_levels
+from aurora_rl.plain_files import check_plain_file
 from aurora_rl.resume_file import fingerprint
 
 #: Values of one clip's masks; 10 frames of 4K are 83 million.
@@ -30,6 +33,15 @@ MAX_VALUES = 128_000_000
 _ARRAYS = ("probs", "logits")
 _ROW = re.compile(r"([0-9]{1,9})(\.npz)?")
 _FRAME = re.compile(r"([0-9]{1,9})\.png", re.IGNORECASE)
+
+
+#: What zipfile, its decoders and numpy raise at damaged files. Python's parser, which numpy asks about a header, ends
+#: one that is nested too deep by a MemoryError or a RecursionError, a RuntimeError.
+DAMAGE = (
+    *(OSError, EOFError, ValueError, TypeError, KeyError, IndexError, OverflowError, RuntimeError, MemoryError),
+    *(SyntaxError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
+MAX_HEADER = 10_000  # bytes, numpy's own limit, which it applies to a header that it has read
 
 
 class PredictionError(ValueError):
@@ -57,11 +69,13 @@ class PredictionFile:
         path: an npz file, or a folder of PNG files.
         names: the folder's PNG files in any order; empty for an npz file.
         fingerprint: changes when a file does.
+        trouble: why there is nothing to read; empty for nothing.
     """
 
     path: str
     names: tuple[str, ...]
     fingerprint: str
+    trouble: str = ""
 
     def read(self) -> PredictedMasks:
         """Read and check the masks.
@@ -69,6 +83,8 @@ class PredictionFile:
         Raises:
             PredictionError: naming the file, if it is damaged, too large, or holds something else than such masks.
         """
+        if self.trouble:
+            raise PredictionError(self.trouble)
         return _read_npz(self.path) if self.path.endswith(".npz") else _read_folder(self.path, self.names)
 
 
@@ -89,7 +105,7 @@ def list_predictions(folder: str | os.PathLike[str]) -> PredictionFolder:
     """Find the predictions in a folder; nothing is read yet.
 
     Raises:
-        PredictionError: if it is no folder, or one row has two predictions.
+        PredictionError: if it is no folder. A row with two predictions has one that raises when it is read.
     """
     if not os.path.isdir(folder):
         raise PredictionError(f"there is no folder {folder}: give the one that holds <row>.npz or <row>/<frame>.png")
@@ -102,27 +118,39 @@ def list_predictions(folder: str | os.PathLike[str]) -> PredictionFolder:
                 ignored.append(entry.path)
                 continue
             file = _npz_file(entry) if match[2] else _png_folder(entry, ignored)
-            other = rows.setdefault(int(match[1]), file)
+            row = int(match[1])
+            other = rows.setdefault(row, file)
             if other is not file:
-                raise PredictionError(
-                    f"row {int(match[1])} has two predictions, {other.path} and {file.path}: keep one"
-                )
+                trouble = f"row {row} has two predictions, {other.path} and {file.path}: keep one"
+                rows[row] = dataclasses.replace(other, trouble=trouble)
     return PredictionFolder(rows, tuple(ignored))
 
 
 def _npz_file(entry: os.DirEntry[str]) -> PredictionFile:
-    return PredictionFile(entry.path, (), fingerprint([(entry.name, entry.stat())]))
+    return PredictionFile(entry.path, (), fingerprint([(entry.name, _status(entry))]))
 
 
 def _png_folder(folder: os.DirEntry[str], ignored: list[str]) -> PredictionFile:
     """A row's folder; what is no PNG file, or hidden, goes to `ignored`."""
-    with os.scandir(folder) as entries:
-        files = list(entries)
+    try:
+        with os.scandir(folder) as entries:
+            files = list(entries)
+    except OSError as error:
+        trouble = f"cannot list {folder.path}: {error}; restore it, or remove it"
+        return PredictionFile(folder.path, (), fingerprint([(folder.name, _status(folder))]), trouble)
     is_png = [file.name.lower().endswith(".png") and not file.name.startswith(".") for file in files]
     frames = [file for file, kept in zip(files, is_png, strict=True) if kept]
     ignored += sorted(file.path for file, kept in zip(files, is_png, strict=True) if not kept)
     names = tuple(frame.name for frame in frames)
-    return PredictionFile(folder.path, names, fingerprint((frame.name, frame.stat()) for frame in frames))
+    return PredictionFile(folder.path, names, fingerprint((frame.name, _status(frame)) for frame in frames))
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result:
+    """Of the file itself, or of a link that leads nowhere, which reading will tell."""
+    try:
+        return entry.stat()
+    except OSError:
+        return entry.stat(follow_symlinks=False)
 
 
 # ------------------------------------------------------------------------------------------------ PNG files
@@ -161,13 +189,16 @@ def _in_order(folder: str, names: Iterable[str]) -> list[str]:
 
 def _read_npz(path: str) -> PredictedMasks:
     try:
+        check_plain_file(path)
         name = _check_npz(path)
         with np.load(path, allow_pickle=False) as arrays, np.errstate(over="ignore"):  # a huge logit is infinite
             array = arrays[name].astype(np.float32)
     except PredictionError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise PredictionError(f"cannot read {path}: {error}; write it anew by numpy.savez") from error
+    except DAMAGE as error:
+        raise PredictionError(
+            f"cannot read {path}: {str(error) or type(error).__name__}; write it anew by numpy.savez"
+        ) from error
     values = torch.from_numpy(array)
     if name == "logits":
         if values.isnan().any():
@@ -193,7 +224,7 @@ def _check_npz(path: str) -> str:
         with archive.open(info) as file:
             shape, dtype = _read_header(file, path)
             header_bytes = file.tell()
-    if dtype.kind != "f":
+    if dtype.kind != "f" or dtype.itemsize > 8:
         raise PredictionError(f"{path}: {found[0]} is {dtype}, expected float16, float32 or float64")
     if len(shape) != 3:
         raise PredictionError(f"{path}: {found[0]} has shape {shape}, expected (F, H, W)")
@@ -207,6 +238,11 @@ def _read_header(file: IO[bytes], path: str) -> tuple[tuple[int, ...], np.dtype]
     version = npy.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise PredictionError(f"{path} has an array of npy version {version}: write it by numpy.savez")
+    start = file.tell()
+    length = int.from_bytes(file.read(2 if version == (1, 0) else 4), "little")
+    if length > MAX_HEADER:
+        raise PredictionError(f"{path} has an array with a header of {length} bytes: write it by numpy.savez")
+    file.seek(start)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, _, dtype = read(file)
     return shape, dtype

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,7 +16,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from aurora_rl import run_lengths
-from aurora_rl.plain_files import RecordError, read_records
+from aurora_rl.plain_files import check_plain_file, parse_record
 from aurora_rl.prompts import NULL_CATEGORY
 from aurora_rl.whole_files import whole_file
 
@@ -182,29 +182,47 @@ def write_results(path: str | Path, results: Iterable[SampleResult]) -> None:
             file.write(f"{json.dumps(dataclasses.asdict(result), ensure_ascii=False)}\n".encode())
 
 
-def read_results(path: str | Path) -> list[SampleResult]:
+def read_results(path: str | Path, *, malformed: list[str] | None = None) -> list[SampleResult]:
     """Read what `write_results` wrote.
+
+    Args:
+        path: the file.
+        malformed: takes the trouble of each line that is no result; None makes the first such line an error.
 
     Raises:
         ValueError: if a line is no result, or a row is there twice; the message names the line.
     """
     results: dict[str, SampleResult] = {}
-    try:
-        for place, record in read_records(path):
-            try:
-                result = result_from_record(record)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{place} is no evaluation result ({error}): evaluate again") from error
-            if result.key in results:
-                raise ValueError(f"{place} holds row {result.key!r} a second time: evaluate into a fresh file")
-            results[result.key] = result
-    except RecordError as error:
-        raise ValueError(f"{error.place} is no evaluation result ({error.reason}): evaluate again") from error
+    for place, line in _lines(path):
+        try:
+            result = result_from_record(parse_record(line))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            trouble = f"{place} is no evaluation result ({error}): evaluate again"
+            if malformed is None:
+                raise ValueError(trouble) from error
+            malformed.append(trouble)
+            continue
+        if result.key in results:
+            raise ValueError(f"{place} holds row {result.key!r} a second time: evaluate into a fresh file")
+        results[result.key] = result
     return list(results.values())
+
+
+def _lines(path: str | Path) -> Iterator[tuple[str, bytes]]:
+    """The lines of a file that are not empty, with their places, `file:line`."""
+    check_plain_file(path)
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield f"{path}:{number}", line
 
 
 def result_from_record(record: Mapping[str, Any]) -> SampleResult:
     """The result of a line of JSON."""
+    if type(record["row"]) is not int or record["row"] < 0:
+        raise ValueError(f"row is {record['row']!r}: expected a number from 0")
+    if not all(isinstance(record[name], str) for name in ("uid", "split", "media_id", "category", "reference")):
+        raise ValueError("uid, split, media_id, category and reference must be texts")
     greedy = dict(record["greedy"])
     clip = dict(greedy["clip"])
     greedy["clip"] = ClipScore(**{**clip, "f_curve": tuple(clip["f_curve"])})

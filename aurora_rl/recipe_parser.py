@@ -6,7 +6,6 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,6 +13,7 @@ from trl import TrlParser
 
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.loading import saved_clip_options
+from aurora_rl.plain_files import read_text_file
 from aurora_rl.yaml_environment import set_environment
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class ConfigParser(TrlParser):
         words = list(sys.argv[1:] if args is None else args)
         for flag, path in zip(words, words[1:], strict=False):
             if flag == "--config":
-                content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+                content = yaml.safe_load(read_text_file(path))
                 if isinstance(content, dict) and "env" in content:
                     set_environment(content["env"], config=path)
         return super().parse_args_and_config(words, *options, **more)

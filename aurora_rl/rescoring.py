@@ -65,6 +65,7 @@ class Predictions:
         uids: the uid of each row, where the source tells it.
         ignored: files among them that are no predictions.
         note: what a reader of the scores must know; empty for nothing.
+        damaged: what is wrong with predictions of which it is not known whose they are.
     """
 
     rows: Mapping[int, Prediction]
@@ -72,6 +73,7 @@ class Predictions:
     uids: Mapping[int, str] = dataclasses.field(default_factory=dict)
     ignored: Sequence[str] = ()
     note: str = ""
+    damaged: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +106,7 @@ def saved_results(path: Path, *, preset: str) -> Predictions:
     """The masks in a results.jsonl of `recipes/evaluate.py`, to score them under another preset.
 
     Raises:
-        ValueError: if the file is no such file, or the preset takes J at another threshold than they were saved at.
+        ValueError: if a row is in the file twice, or the preset takes J at another threshold than they were saved at.
     """
     threshold = find_preset(preset).j_threshold
     if threshold != MASK_THRESHOLD:
@@ -112,10 +114,12 @@ def saved_results(path: Path, *, preset: str) -> Predictions:
             f"{path} holds masks of p > {MASK_THRESHOLD}, but preset {preset} takes J at p > {threshold}: masks have "
             "one threshold only; score saved probabilities, or evaluate the model again"
         )
-    results = [result for result in read_results(path) if not result.greedy.clip.is_missing]
+    damaged: list[str] = []
+    read = read_results(path, malformed=damaged)
+    results = [result for result in read if not result.greedy.clip.is_missing]
     rows = {result.row: SavedMasks(result.greedy.pred_masks, f"{path}, row {result.row}") for result in results}
     uids = {result.row: result.uid for result in results}
-    return Predictions(rows, source=str(path), uids=uids, note=BINARY_MASKS_NOTE)
+    return Predictions(rows, source=str(path), uids=uids, note=BINARY_MASKS_NOTE, damaged=damaged)
 
 
 def rescore(
@@ -257,6 +261,9 @@ def score_row(task: Task) -> MaskScore:
             score = score_masks(masks.mask_probs, gt_masks, preset=task.preset, mask_logits=masks.mask_logits)
     except (MediaError, PredictionError) as error:
         raise PredictionError(f"row {sample.row} ({sample.uid}): {error}") from error
+    except (MemoryError, RuntimeError, OSError) as error:  # also of torch, where masks are larger than the memory
+        reason = str(error) or type(error).__name__
+        raise PredictionError(f"row {sample.row} ({sample.uid}) cannot be scored: {reason}") from error
     return dataclasses.replace(score, f_curve=())
 
 
@@ -297,7 +304,7 @@ def _score_all(
     scores = _finished(resume_file, tasks)
     if scores:
         logger.info("%s: going on after %d finished row(s)", resume_file.path, len(scores))
-    troubles: dict[int, str] = {}
+    troubles: dict[int, str] = dict(enumerate(predictions.damaged, start=-len(predictions.damaged)))
     left = [task for task in tasks if task.sample.row not in scores]
     for task, outcome in tqdm(_outcomes(left, num_workers), total=len(left), desc=preset, unit="row", disable=None):
         row = task.sample.row

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from aurora_rl.plain_files import parse_json
+from aurora_rl.plain_files import check_plain_file, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,9 @@ class ResumeFile:
         path: the file.
         identity: what two runs must have in common for one to go on from the other's records; JSON.
 
+    Raises:
+        NotPlainFileError: if something else has the file's name.
+
     Attributes:
         records: the records of the interrupted run, in the order in which they were made.
     """
@@ -36,6 +39,8 @@ class ResumeFile:
         self.records: list[dict[str, Any]] = []
         whole = self._read(dict(identity))
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            check_plain_file(path)
         self._file = path.open("r+b" if whole else "wb")
         if whole:
             self._file.truncate(whole)  # a kill may have cut the last line off

@@ -28,6 +28,7 @@ from aurora_rl.logs import setup_logging
 from aurora_rl.models.end_of_turn import end_token_ids
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.mllm import EncodedPrompt
+from aurora_rl.plain_files import read_text_file
 from aurora_rl.rollout.engine import AuroraVLLMGeneration
 
 SYNCS = 5
@@ -165,7 +166,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     setup_logging(is_main_process=True)
-    config = yaml.safe_load(args.config.read_text())
+    config = yaml.safe_load(read_text_file(args.config))
     config |= {key: getattr(args, key) for key in ("model", "data_root") if getattr(args, key)}
     names = {field.name for field in dataclasses.fields(DataArguments)}
     data_args = DataArguments(**{name: value for name, value in config.items() if name in names})

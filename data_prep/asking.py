@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ from data_prep.journal import Journal, Record, RecordLog, RowKey, row_key
 
 logger = logging.getLogger(__name__)
 
+FIRST_ROWS = 8  # that are refused in the same words: the others would be, too
 INTERRUPTED = 130  # what a shell makes of Ctrl-C
 
 
@@ -172,9 +174,13 @@ class Run:
             self._failures = self._files.enter_context(RecordLog(args.path("failures.jsonl")))
             self._usage = self._files.enter_context(RecordLog(args.path("usage.jsonl")))
             self._files = self._files.pop_all()
-        self._open_questions = [question for question in questions if question.key not in self._journal]
         self._failed = {row_key(record): record for record in self._failures.records}
+        open_questions = [question for question in questions if question.key not in self._journal]
+        # Rows that failed before come last: many in a row would end each run before it came to the others.
+        self._open_questions = sorted(open_questions, key=lambda question: question.key in self._failed)
         self._failures_in_a_row = 0
+        self._refusals: list[str] = []  # what the endpoint said, without numbers
+        self._last_refusal = ""
         num_kept = len(questions) - len(self._open_questions)
         self.report = RunReport(model=str(endpoint.args.model), rows=len(questions), kept=num_kept)
         for record in self._usage.records:
@@ -228,6 +234,9 @@ class Run:
         self._failed[question.key] = record
         self.report.failed += 1
         self.report.failures[error.reason] += 1
+        if error.reason == "bad_request":
+            self._last_refusal = str(error)
+            self._refusals.append(re.sub(r"\d+", "0", str(error)))
         self._failures_in_a_row += error.attempts > 0  # a file that cannot be read tells nothing of the endpoint
 
     def _log_usage(self, question: Question, usage: Usage) -> None:
@@ -247,7 +256,17 @@ class Run:
             report.stopped = f"all runs cost {report.total_cost:.4f}, max_cost is {args.max_cost:g}"
         elif self._failures_in_a_row >= args.max_failures_in_a_row:
             report.stopped = f"{self._failures_in_a_row} rows in a row failed: see {args.path('failures.jsonl')}"
+        elif self._are_all_refused_alike():
+            report.stopped = (
+                f"the endpoint refused the first {len(self._refusals)} rows alike, so that the others were not asked; "
+                f"the last one: {self._last_refusal}"
+            )
         return report.stopped is not None
+
+    def _are_all_refused_alike(self) -> bool:
+        """Whether the endpoint has answered nothing so far, and refused as many rows as it takes in the same words."""
+        has_answered = self._endpoint.has_answered or self.report.kept > 0
+        return not has_answered and len(self._refusals) >= FIRST_ROWS and len(set(self._refusals)) == 1
 
     def _finish(self) -> None:
         """Leave files that do not tell in which order the answers came, nor how often the run was broken off."""

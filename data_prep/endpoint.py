@@ -2,7 +2,8 @@
 
 What goes wrong on the way (a status of 429 or 5xx, a timeout, a connection that breaks, half a body, a reply that is
 not what was asked for) is repeated with growing pauses. After a 429 nobody asks until the pause is over. What no
-repetition mends (a wrong key, no such model, no money left) ends the run.
+repetition mends fails the row where it concerns the row (moderation, size), and ends the run where it concerns all of
+them (a wrong key, no such model, no money left): `data_prep.refusals` tells them apart.
 
 The key comes from the environment alone. It is in no text that leaves this module: errors of the `openai` package are
 taken apart here and never passed on, and the key is cut out of what the endpoint says.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import email.utils
+import html
 import json
 import logging
 import os
@@ -27,20 +29,24 @@ from typing import Any, TypeVar
 import openai
 from openai.types.chat import ChatCompletion
 
+from data_prep.refusals import Kind, Refusal, one_line, read_refusal, refusal_of
+
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-ENDS_THE_RUN = (401, 402, 403, 404)
-REPEATED_STATUSES = (408, 409, 425)  # and all from 500
-RATE_LIMITED = 429
-OUT_OF_MONEY = "insufficient_quota"  # comes as a 429, which no waiting mends
 LONGEST_RETRY_AFTER_S = 3600.0
 NO_KEY = "EMPTY"  # what local servers are sent, who ask for none
 DETAIL_LENGTH = 300
+SHORTEST_SECRET = 8  # characters; shorter keys ("EMPTY", "x") are placeholders, and words of ordinary replies
+KEY_BEGINNING = 12  # characters of a long key by which one that is quoted in part is found
 #: Log every request with its address, or more, at levels below warnings.
 CHATTY_LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
 RESPONSE_FORMATS = ("json_schema", "json_object", "none")
+MAX_TOKENS_FIELDS = ("max_completion_tokens", "max_tokens")
+HINTS = {"response_format": "try --response_format json_object or none"} | {
+    field: "see --max_tokens_field" for field in MAX_TOKENS_FIELDS
+}
 
 
 @dataclasses.dataclass
@@ -54,6 +60,8 @@ class EndpointArguments:
         response_format: how the form of a reply is asked for beside the words: "json_schema", "json_object" for
             endpoints that only know JSON, "none" for those that know neither.
         max_tokens: of a reply, reasoning included.
+        max_tokens_field: what a request calls that: "max_completion_tokens" or, at Mistral and several local servers,
+            "max_tokens"; by default the first, and the second once the endpoint has refused the first.
         temperature: None leaves it to the endpoint.
         extra_body: further fields of each request as JSON, such as `{"top_k": 20}`.
         concurrency: rows that are asked about at the same time.
@@ -71,6 +79,9 @@ class EndpointArguments:
     api_key_env: str = dataclasses.field(default="OPENAI_API_KEY", metadata={"help": "Variable that holds the key."})
     response_format: str = dataclasses.field(default="json_schema", metadata={"help": " | ".join(RESPONSE_FORMATS)})
     max_tokens: int = dataclasses.field(default=2048, metadata={"help": "Of a reply."})
+    max_tokens_field: str | None = dataclasses.field(
+        default=None, metadata={"help": " | ".join(MAX_TOKENS_FIELDS) + "; by default as the endpoint knows it."}
+    )
     temperature: float | None = dataclasses.field(default=None, metadata={"help": "By default the endpoint's."})
     extra_body: str | None = dataclasses.field(default=None, metadata={"help": "Further request fields, as JSON."})
     concurrency: int = dataclasses.field(default=16, metadata={"help": "Rows asked about at the same time."})
@@ -85,6 +96,10 @@ class EndpointArguments:
     def __post_init__(self) -> None:
         if self.response_format not in RESPONSE_FORMATS:
             raise ValueError(f"response_format is {self.response_format!r}: choose from {', '.join(RESPONSE_FORMATS)}")
+        if self.max_tokens_field not in (None, *MAX_TOKENS_FIELDS):
+            raise ValueError(
+                f"max_tokens_field is {self.max_tokens_field!r}: choose from {', '.join(MAX_TOKENS_FIELDS)}"
+            )
         for name in ("max_tokens", "concurrency", "max_attempts", "max_rate_limits", "timeout_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
@@ -162,6 +177,7 @@ class ChatEndpoint:
 
     Attributes:
         failed_attempts: how many attempts failed, by reason.
+        has_answered: whether any row has had a reply, good or not.
 
     Raises:
         ValueError: if no model is named, or the key is not one.
@@ -172,6 +188,10 @@ class ChatEndpoint:
             raise ValueError("no model is named: say by --model which one the endpoint shall answer with")
         self.args = args
         self.failed_attempts: Counter[str] = Counter()
+        self.has_answered = False
+        self._asking = self._undecided = 0  # rows under way, and those of them that wait for what the others get
+        self._changed = asyncio.Condition()
+        self._max_tokens_field = args.max_tokens_field or MAX_TOKENS_FIELDS[0]
         self._key = read_api_key(args.api_key_env)
         self._pause = SharedPause(args, random.Random(seed))
         for name in CHATTY_LOGGERS:
@@ -204,12 +224,25 @@ class ChatEndpoint:
             RowFailedError: if there is none within the bounds.
             EndpointRefusedError: if there will be none for any row.
         """
-        body = self._body(messages, schema)
+        self._asking += 1
+        try:
+            return await self._ask(messages, schema, read, on_usage)
+        finally:
+            self._asking -= 1
+            await self._tell_undecided()
+
+    async def _ask(
+        self,
+        messages: list[dict[str, Any]],
+        schema: Mapping[str, Any],
+        read: Callable[[str], Result],
+        on_usage: Callable[[Usage], None],
+    ) -> Result:
         attempts = rate_limits = 0
         while True:
             await self._pause.over()
             try:
-                result = read(await self._request(body, on_usage))
+                result = read(await self._request(self._body(messages, schema), on_usage))
             except BadReplyError as error:
                 self.failed_attempts[error.reason] += 1
                 is_rate_limit = error.reason == "rate_limit"
@@ -225,11 +258,10 @@ class ChatEndpoint:
                 return result
 
     def _body(self, messages: list[dict[str, Any]], schema: Mapping[str, Any]) -> dict[str, Any]:
-        body: dict[str, Any] = {
-            "model": self.args.model,
-            "messages": messages,
-            "max_completion_tokens": self.args.max_tokens,
-        }
+        body: dict[str, Any] = {"model": self.args.model, "messages": messages}
+        extra_fields = self.args.extra_fields()
+        if extra_fields.keys().isdisjoint(MAX_TOKENS_FIELDS):
+            body[self._max_tokens_field] = self.args.max_tokens
         if self.args.temperature is not None:
             body["temperature"] = self.args.temperature
         if self.args.response_format == "json_schema":
@@ -239,60 +271,109 @@ class ChatEndpoint:
             }
         elif self.args.response_format == "json_object":
             body["response_format"] = {"type": "json_object"}
-        return body | {"extra_body": self.args.extra_fields()}
+        return body | {"extra_body": extra_fields}
 
     async def _request(self, body: Mapping[str, Any], on_usage: Callable[[Usage], None]) -> str:
         """Text of one reply."""
+        completion = await self._completion(body)
+        usage = _read_usage(completion)
+        if usage is not None:
+            on_usage(usage)
+        if (refusal := _refusal_inside(completion)) is not None:
+            raise await self._judge(refusal, wait_s=None)
+        if usage is not None:
+            self.has_answered = True
+            await self._tell_undecided()
+        return self._without_key(_read_text(completion), shortest=SHORTEST_SECRET)
+
+    async def _completion(self, body: Mapping[str, Any]) -> object:
+        """What the endpoint sends for one request; asked again at once where it knows the other field only."""
         try:
             async with asyncio.timeout(self.args.timeout_s):
-                completion = await self._client.chat.completions.create(**body)
+                return await self._client.chat.completions.create(**body)
         except (TimeoutError, openai.APITimeoutError):
             raise BadReplyError("timeout", f"no reply within {self.args.timeout_s:g} s") from None
         except openai.APIStatusError as error:
-            raise self._judge_status(error) from None
+            refusal, headers = read_refusal(error.status_code, error.response.text), error.response.headers
         except openai.APIConnectionError as error:
             raise BadReplyError("connection", _innermost(error)) from None
         except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
             # The package reads bodies with json.loads and trusts their form.
             raise BadReplyError("broken_body", f"{type(error).__name__}: {error}") from None
-        usage = _read_usage(completion)
-        if usage is not None:
-            on_usage(usage)
-        return self._without_key(_read_text(completion))
+        if self._knows_the_other_field(body, refusal):
+            return await self._completion(_with_max_tokens(body))
+        raise await self._judge(refusal, wait_s=retry_after(headers))
 
-    def _judge_status(self, error: openai.APIStatusError) -> Exception:
-        """What a status of 4xx or 5xx means: the end of the run, or of the attempt."""
-        status = error.status_code
-        said = self._clean(f"status {status}: {error.message}")
-        if status in ENDS_THE_RUN or error.code == OUT_OF_MONEY:
-            return EndpointRefusedError(f"the endpoint refuses ({said}). {self._what_to_do(status)}")
-        wait_s = retry_after(error.response.headers)
+    def _knows_the_other_field(self, body: Mapping[str, Any], refusal: Refusal) -> bool:
+        """Whether to ask by `max_tokens`, which is remembered: some endpoints refuse the newer name."""
+        tried, other = MAX_TOKENS_FIELDS
+        is_free = self.args.max_tokens_field is None and tried in body
+        if not is_free or refusal.kind is not Kind.BAD_REQUEST or not refusal.knows_no(tried):
+            return False
+        if self._max_tokens_field != other:
+            logger.info("The endpoint does not know %s: it is asked by %s from now on.", tried, other)
+        self._max_tokens_field = other
+        return True
+
+    async def _judge(self, refusal: Refusal, *, wait_s: float | None) -> Exception:
+        """What a refusal means: the end of the run, of the row, or of the attempt."""
+        kind, said = refusal.kind, self._clean(f"status {refusal.status}: {refusal.words}")
         if wait_s is not None and wait_s > LONGEST_RETRY_AFTER_S:
             return EndpointRefusedError(f"the endpoint asks to wait for {wait_s:.0f} s ({said}): run again after that")
-        if status == RATE_LIMITED:
-            return BadReplyError("rate_limit", said, wait_s=wait_s)
-        if status >= 500 or status in REPEATED_STATUSES:
-            return BadReplyError("server_error", said, wait_s=wait_s)
-        if "response_format" in said:
-            said += "; try --response_format json_object or none"
-        return BadReplyError("bad_request", said, repeatable=False)
+        if kind in (Kind.MONEY, Kind.KEY, Kind.ADDRESS) or (kind is Kind.UNCLEAR and await self._nobody_is_answered()):
+            return EndpointRefusedError(f"the endpoint refuses ({said}). {self._what_to_do(refusal)}")
+        if kind in (Kind.RATE_LIMIT, Kind.SERVER_ERROR):
+            return BadReplyError(kind.value, said, wait_s=wait_s)
+        hints = [hint for field, hint in HINTS.items() if field in refusal.words]
+        reason = "bad_request" if kind is Kind.UNCLEAR else kind.value
+        return BadReplyError(reason, "; ".join([said, *hints[:1]]), repeatable=False)
 
-    def _what_to_do(self, status: int) -> str:
-        if status == 404:
-            return f"Check --base_url, which ends in /v1, and --model, which is {self.args.model!r}."
-        if status in (402, RATE_LIMITED):
+    async def _nobody_is_answered(self) -> bool:
+        """Whether a refusal that may concern the row concerns all rows.
+
+        It is known once another row under way has a reply, or none is left that may still get one.
+        """
+        self._undecided += 1
+        try:
+            await self._tell_undecided()
+            async with self._changed:
+                await self._changed.wait_for(lambda: self.has_answered or self._undecided >= self._asking)
+        finally:
+            self._undecided -= 1
+        return not self.has_answered
+
+    async def _tell_undecided(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _what_to_do(self, refusal: Refusal) -> str:
+        if refusal.kind is Kind.MONEY:
             return "The account has no money or quota left."
+        if refusal.kind is Kind.ADDRESS or (refusal.kind is Kind.UNCLEAR and refusal.status != 403):
+            return f"Check --base_url, which ends in /v1, and --model, which is {self.args.model!r}."
         if self._key is None:
             return "There is no key: put it into the environment variable that --api_key_env names."
         return f"Check the key in the environment variable {self.args.api_key_env}, and what it may do."
 
     def _clean(self, text: str) -> str:
         """An error's text, which may quote the endpoint at length: without the key, and no longer than need be."""
-        text = self._without_key(text)
+        text = one_line(self._without_key(text))
         return text if len(text) <= DETAIL_LENGTH else text[:DETAIL_LENGTH] + "..."
 
-    def _without_key(self, text: str) -> str:
-        return text if self._key is None else text.replace(self._key, "[key]")
+    def _without_key(self, text: str, *, shortest: int = 1) -> str:
+        """Text without the key, however it is written, or a beginning of it."""
+        if self._key is None or len(self._key) < shortest:
+            return text
+        for written in (
+            self._key,
+            json.dumps(self._key)[1:-1],
+            html.escape(self._key),
+            urllib.parse.quote(self._key, ""),
+        ):
+            text = text.replace(written, "[key]")
+        if len(self._key) <= KEY_BEGINNING:
+            return text
+        return re.sub(re.escape(self._key[:KEY_BEGINNING]) + r"[^\s\"'<>,;]*", "[key]", text)
 
 
 class SharedPause:
@@ -395,12 +476,30 @@ def _read_usage(completion: object) -> Usage | None:
     return Usage(requests=1, uncounted=1)
 
 
+def _with_max_tokens(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A request with the older name of its field for the longest reply."""
+    tried, other = MAX_TOKENS_FIELDS
+    return {other if name == tried else name: value for name, value in body.items()}
+
+
+def _refusal_inside(completion: object) -> Refusal | None:
+    """The error that proxies send with a status of 200, instead of a reply or inside it; None where there is none."""
+    choices = getattr(completion, "choices", None)
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    error = getattr(completion, "error", None) or getattr(choice, "error", None)
+    if not error:
+        return None
+    status = error.get("code") if isinstance(error, dict) else None
+    return refusal_of(status if isinstance(status, int) and 400 <= status < 600 else 500, error)
+
+
 def _read_text(completion: object) -> str:
     """What the model wrote; the package builds its objects without checking them."""
     choices = getattr(completion, "choices", None)
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = getattr(choice, "message", None)
-    refusal, text = getattr(message, "refusal", None), getattr(message, "content", None)
+    text, refusal = _join_parts(getattr(message, "content", None))
+    refusal = getattr(message, "refusal", None) or refusal
     if refusal:
         raise BadReplyError("refused", f"the model refuses: {refusal}")
     finish_reason = getattr(choice, "finish_reason", None)
@@ -409,5 +508,17 @@ def _read_text(completion: object) -> str:
     if finish_reason == "length":
         raise BadReplyError("cut_off", "the reply was cut off: raise --max_tokens")
     if not isinstance(text, str) or not text.strip():
-        raise BadReplyError("broken_body", "the response holds no text of a model")
+        said = f": {completion}" if isinstance(completion, str) else ""  # a page instead of JSON
+        raise BadReplyError("broken_body", f"the response holds no text of a model{said}")
     return text
+
+
+def _join_parts(content: object) -> tuple[object, str]:
+    """Text and refusal of a message's content, which some endpoints send as a list of parts; thinking is left out."""
+    if not isinstance(content, list):
+        return content, ""
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+    told = [part for part in parts if isinstance(part, dict)]
+    texts = [part.get("text") for part in told if part.get("type", "text") in ("text", "output_text")]
+    refusals = [str(part.get("refusal") or "") for part in told if part.get("type") == "refusal"]
+    return "".join(text for text in texts if isinstance(text, str)), " ".join(refusals).strip()

@@ -89,6 +89,9 @@ class RecordLog:
             self._lock.enter_context(hold(lock_of(path, is_folder=False), output=path))
         except OutputInUseError as error:
             raise JournalError(str(error)) from None
+        if path.exists() and not path.is_file():
+            self._lock.close()
+            raise JournalError(f"{path} is no plain file: name another")
         self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             self.records = self._recover()

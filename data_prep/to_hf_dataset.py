@@ -27,7 +27,7 @@ from aurora_rl.assemble import load_split
 from aurora_rl.config import DataArguments
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.hf_dataset import FEATURES, TABLE_FOLDER, TABLE_NAME, TEXT_COLUMNS, table_name
-from aurora_rl.data.media import MediaError, load_clip
+from aurora_rl.data.media import MediaError, check_is_file, load_clip
 from aurora_rl.data.sample import AVSample
 from aurora_rl.logs import setup_logging
 from aurora_rl.output_lock import OutputInUseError, hold_output
@@ -156,6 +156,7 @@ def _row(sample: AVSample) -> dict[str, Any]:
 
 def _embed(path: str) -> dict[str, Any]:
     """A file as `datasets` embeds it, byte for byte: encoding a sound would need torchcodec, and lose some of it."""
+    check_is_file(path)
     if os.path.getsize(path) > MAX_FILE_BYTES:
         raise MediaError(f"{path} has {os.path.getsize(path)} bytes: the limit is {MAX_FILE_BYTES}, cut or convert it")
     return {"bytes": Path(path).read_bytes(), "path": os.path.basename(path)}

@@ -22,7 +22,7 @@ from typing import Any
 
 from aurora_rl.data.chains import CHAIN_KEYS
 from aurora_rl.output_lock import hold_output
-from aurora_rl.plain_files import parse_json
+from aurora_rl.plain_files import check_plain_file, parse_json
 from aurora_rl.prompts import REASONING_STEPS, SEG_TOKEN, answer_for
 from aurora_rl.whole_files import whole_files
 from data_prep.chain_checks import PROBLEMS, ChainLimits, Problem, find_problems, repair
@@ -113,7 +113,9 @@ def verify_file(path: Path, limits: ChainLimits) -> Verification:
 
     Raises:
         OSError: if it cannot be read.
+        NotPlainFileError: if it is a pipe or a device.
     """
+    check_plain_file(path)
     verdicts: list[Verdict] = []
     seen: set[RowKey] = set()
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):

@@ -29,6 +29,7 @@ from typing import Any
 import psutil
 
 from aurora_rl.output_lock import OutputInUseError, hold
+from aurora_rl.plain_files import check_plain_file
 from aurora_rl.whole_files import write_whole
 from recipes.pipeline_plan import PipelineError, Plan, Stage, read_plan
 
@@ -155,6 +156,7 @@ class Records:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
+    check_plain_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

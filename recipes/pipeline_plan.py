@@ -29,6 +29,8 @@ from typing import Any
 
 import yaml
 
+from aurora_rl.plain_files import read_text_file
+
 #: Keys of a stage in the file.
 STAGE_KEYS = {"run", "launch", "config", "options", "outputs", "each", "needs", "resumable"}
 TOP_KEYS = {"output_dir", "accelerate_config", "stages"}
@@ -74,7 +76,7 @@ class Plan:
         Neither of the code nor of files from outside the pipeline.
         """
         stage = self.stages[name]
-        config = "" if stage.config is None else stage.config.read_text()
+        config = "" if stage.config is None else read_text_file(stage.config)
         parts = [stage.command[1:], config, [self.digest(needed) for needed in stage.needs]]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -123,7 +125,7 @@ def read_plan(path: str | Path, *, output_dir: str | Path | None = None) -> Plan
     Raises:
         PipelineError: if a key is unknown, a stage is referred to that is not there, or stages need one another.
     """
-    content = yaml.safe_load(Path(path).read_text())
+    content = yaml.safe_load(read_text_file(path))
     _check_keys(f"{path}", content, TOP_KEYS, required={"output_dir", "stages"})
     root = Path(output_dir or content["output_dir"])
     drafts = [draft for kind, fields in content["stages"].items() for draft in _drafts(kind, fields)]

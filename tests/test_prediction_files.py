@@ -90,8 +90,11 @@ def test_fingerprint_changes_with_a_frame(tmp_path: Path):
 
 def test_row_with_two_predictions_is_refused(tmp_path: Path):
     write_npzs(write_pngs(tmp_path, {7: LEVELS}), {7: PROBS})
+    write_npzs(tmp_path, {8: PROBS})
+    found = list_predictions(tmp_path).rows
     with pytest.raises(PredictionError, match=r"row 7 has two predictions, .*7 and .*7\.npz"):
-        list_predictions(tmp_path)
+        found[7].read()
+    assert torch.equal(found[8].read().mask_probs, torch.from_numpy(PROBS))
 
 
 def test_folder_that_is_not_there_is_refused(tmp_path: Path):
@@ -209,6 +212,74 @@ def zip_with_header(path: Path, shape: tuple[int, ...], data: bytes) -> None:
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("probs.npy", header.getvalue() + data)
+
+
+def zip_with_text(path: Path, text: bytes, *, version: int = 1, length: int | None = None) -> None:
+    """An array whose header is this text."""
+    size = (len(text) if length is None else length).to_bytes(2 if version == 1 else 4, "little")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("probs.npy", b"\x93NUMPY" + bytes([version, 0]) + size + text + bytes(16))
+
+
+HEADER = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 2, 2)}"
+HEADERS = {
+    "minus signs": b"-" * 9000 + b"1",
+    "brackets": b"[" * 4000 + b"]" * 4000,
+    "sums": b"+".join([b"1"] * 4500),
+    "attributes": b"a" + b".a" * 4000,
+    "keys of two types": b"{'descr': '<f4', 1: False, 'shape': (1, 2, 2)}",
+    "unhashable key": b"{[]: 1}",
+    "negative shape": HEADER.replace(b"(1, 2, 2)", b"(-1, -2, 2)"),
+    "endless shape": HEADER.replace(b"(1, 2, 2)", b"(" + b"9" * 4000 + b", 1, 1)"),
+    "shape of texts": HEADER.replace(b"(1, 2, 2)", b"('a', 2, 2)"),
+    "no such type": HEADER.replace(b"<f4", b"<q99"),
+    "deep type": HEADER.replace(b"'<f4'", b"[('a', " * 500 + b"'<f4'" + b")]" * 500),
+    "type of 16 bytes": HEADER.replace(b"<f4", b"<f16").replace(b"(1, 2, 2)", b"(1, 1, 1)"),
+    "no UTF-8": b"\xff" * 60,
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("text", HEADERS.values(), ids=HEADERS)
+def test_header_of_another_kind_is_refused(tmp_path: Path, text: bytes, version: int):
+    zip_with_text(tmp_path / "7.npz", text, version=version)
+    with pytest.raises(PredictionError, match=r"7\.npz"):
+        read(tmp_path)
+
+
+def test_header_that_would_inflate_to_gigabytes_is_not_read(tmp_path: Path):
+    zip_with_text(tmp_path / "7.npz", HEADER + b" " * 3_000_000, version=2)
+    with pytest.raises(PredictionError, match="a header of 3000060 bytes"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_each_changed_byte_of_an_npz_is_refused_or_harmless(tmp_path: Path, method: int):
+    data = io.BytesIO()
+    np.save(data, PROBS)
+    path = tmp_path / "7.npz"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("probs.npy", data.getvalue())
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            assert read(tmp_path).shape == PROBS.shape
+        except PredictionError as error:
+            assert "7.npz" in str(error)
+
+
+def test_each_changed_byte_of_a_png_is_refused_or_harmless(tmp_path: Path):
+    path = png(Image.fromarray(LEVELS[0]), tmp_path) / "7" / "0.png"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for content in (whole[:place], whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :]):
+            path.write_bytes(content)
+            try:
+                assert read(tmp_path).ndim == 3
+            except PredictionError as error:
+                assert "0.png" in str(error)
 
 
 def test_array_that_claims_gigabytes_is_refused_before_it_is_decoded(tmp_path: Path):

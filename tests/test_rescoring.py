@@ -2,10 +2,15 @@
 
 import json
 import os
+import pickle
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +209,74 @@ def test_all_bad_rows_are_named_and_the_good_ones_kept_for_the_next_try(tmp_path
     score(tmp_path, folder)
     assert sorted(scored) == [2, 5]
     assert not list(tmp_path.glob("*.partial.jsonl"))
+
+
+def broken_npz(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    def write(folder: Path) -> None:
+        write_npzs(folder, {2: levels(2) / np.float32(255)})
+        (folder / "2.npz").write_bytes(change((folder / "2.npz").read_bytes()))
+
+    return write
+
+
+def bomb(folder: Path) -> None:
+    """A PNG of a few bytes that claims 100,000 x 100,000 pixels."""
+    (folder / "2").mkdir()
+    Image.new("L", (1, 1)).save(folder / "2/0.png")
+    data = (folder / "2/0.png").read_bytes()
+    header = b"IHDR" + struct.pack(">II", 100_000, 100_000) + data[24:29]
+    (folder / "2/0.png").write_bytes(data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:])
+
+
+#: What may be in the place of row 2's prediction.
+BAD_PREDICTIONS: dict[str, Callable[[Path], object]] = {
+    "npz, cut off": broken_npz(lambda data: data[:-40]),
+    "npz, empty": broken_npz(lambda data: b""),
+    "npz, a pickle": broken_npz(lambda data: pickle.dumps([1, 2])),
+    "npz, objects": lambda folder: np.savez(folder / "2.npz", probs=np.array([None])),
+    "npz, NaN": lambda folder: write_npzs(folder, {2: np.full((3, 20, 24), np.nan)}),
+    "npz, shape": lambda folder: write_npzs(folder, {2: np.zeros((20, 24))}),
+    "npz, number of frames": lambda folder: write_npzs(folder, {2: np.zeros((4, 20, 24))}),
+    "npz, integers": lambda folder: write_npzs(folder, {2: np.zeros((3, 20, 24), dtype=np.uint8)}),
+    "npz, a link to nowhere": lambda folder: (folder / "2.npz").symlink_to(folder / "nowhere"),
+    "npz, a pipe": lambda folder: os.mkfifo(folder / "2.npz"),
+    "png, a link to nowhere": lambda folder: (folder / "2").mkdir() or (folder / "2/0.png").symlink_to("nowhere"),
+    "png, a pipe": lambda folder: (folder / "2").mkdir() or os.mkfifo(folder / "2/0.png"),
+    "png, a folder": lambda folder: (folder / "2/0.png").mkdir(parents=True),
+    "png, none": lambda folder: (folder / "2").mkdir(),
+    "png, a bomb": bomb,
+    "two": lambda folder: write_npzs(write_pngs(folder, {2: levels(2)}), {2: levels(2) / np.float32(255)}),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_PREDICTIONS)
+def test_bad_prediction_of_any_kind_is_one_bad_row(tmp_path, folder, monkeypatch, kind):
+    shutil.rmtree(folder / "2")
+    BAD_PREDICTIONS[kind](folder)
+    scored = spy(monkeypatch)
+    with pytest.raises(PredictionError, match=r"^1 row\(s\) cannot be scored: (row 2 \(s0_cat_2\)|row 2 has two)"):
+        score(tmp_path, folder)
+    assert sorted(scored) == rows_of(*TEST_SPLITS)
+    assert not (tmp_path / "out.json").exists()
+    shutil.rmtree(folder / "2", ignore_errors=True)
+    (folder / "2.npz").unlink(missing_ok=True)
+    write_pngs(folder, {2: levels(2)})
+    scored.clear()
+    score(tmp_path, folder)
+    assert scored == [2]
+
+
+def test_row_that_the_memory_has_no_room_for_is_one_bad_row(tmp_path, folder, monkeypatch):
+    score_masks = rescoring.score_masks
+
+    def score_unless_large(mask_probs, *args, **options):
+        if mask_probs[0, 0, 0] == levels(2)[0, 0, 0] / np.float32(255):
+            raise RuntimeError("not enough memory: you tried to allocate 9 bytes")
+        return score_masks(mask_probs, *args, **options)
+
+    monkeypatch.setattr(rescoring, "score_masks", score_unless_large)
+    with pytest.raises(PredictionError, match=r"^1 row.*row 2 \(s0_cat_2\) cannot be scored: not enough memory"):
+        score(tmp_path, folder)
 
 
 def spy(monkeypatch) -> list[int]:
@@ -406,6 +479,66 @@ def test_results_under_a_preset_of_many_thresholds_say_that_they_have_one(tmp_pa
 def test_results_are_refused_under_a_preset_of_another_threshold(results):
     with pytest.raises(ValueError, match=r"masks of p > 0.5, but preset refavs takes J at p > 0.4"):
         saved_results(results, preset="refavs")
+
+
+BAD_MASKS = {
+    "none": [],
+    "a number": [7],
+    "no size": [{"counts": "0"}],
+    "gigabytes": [{"size": [1_000_000, 1_000_000], "counts": "0"}],
+    "negative size": [{"size": [-1, 5], "counts": "0"}],
+    "another alphabet": [{"size": [20, 24], "counts": "\u2603" * 50}],
+    "an endless number": [{"size": [20, 24], "counts": "o" * 100_000}],
+    "too few pixels": [{"size": [20, 24], "counts": [5]}],
+    "a text": "masks",
+    "an object": {"size": [20, 24]},
+}
+#: What may be in the place of row 2's line.
+BAD_LINES: dict[str, Callable[[dict], object]] = {
+    "cut off": lambda record: json.dumps(record)[:-30],
+    "nested": lambda record: "[" * 5000 + "]" * 5000,
+    "a list": lambda record: "[1, 2]",
+    "row as text": lambda record: json.dumps({**record, "row": "2"}),
+    "row below 0": lambda record: json.dumps({**record, "row": -2}),
+    "uid as a list": lambda record: json.dumps({**record, "uid": ["a"]}),
+    "no answer": lambda record: json.dumps({**record, "greedy": None}),
+    "masks as a number": lambda record: json.dumps({**record, "greedy": {**record["greedy"], "pred_masks": 7}}),
+}
+
+
+def with_another_line_2(results: Path, change: Callable[[dict], object]) -> None:
+    lines = results.read_text().splitlines()
+    index = next(index for index, line in enumerate(lines) if json.loads(line)["row"] == 2)
+    lines[index] = str(change(json.loads(lines[index])))
+    results.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("masks", BAD_MASKS.values(), ids=BAD_MASKS)
+def test_bad_masks_of_a_result_are_one_bad_row(tmp_path, results, monkeypatch, masks):
+    with_another_line_2(results, lambda r: json.dumps({**r, "greedy": {**r["greedy"], "pred_masks": masks}}))
+    scored = spy(monkeypatch)
+    with pytest.raises(
+        PredictionError, match=r"^1 row\(s\) cannot be scored: row 2 \(s0_cat_2\): .*results\.jsonl, row 2"
+    ):
+        rescore_results(tmp_path, results)
+    assert sorted(scored) == rows_of(*TEST_SPLITS)
+
+
+@pytest.mark.parametrize("kind", BAD_LINES)
+def test_bad_line_of_results_is_named_and_the_others_are_scored(tmp_path, results, monkeypatch, kind):
+    with_another_line_2(results, BAD_LINES[kind])
+    scored = spy(monkeypatch)
+    with pytest.raises(
+        PredictionError, match=r"^1 row\(s\) cannot be scored: .*results\.jsonl:2 is no evaluation result"
+    ):
+        rescore_results(tmp_path, results)
+    assert sorted(scored) == rows_of(*TEST_SPLITS)
+    assert not (tmp_path / "out.json").exists()
+
+
+def rescore_results(tmp_path: Path, results: Path) -> None:
+    predictions = saved_results(results, preset="davis")
+    rescore(tmp_path / "data", predictions, tmp_path / "out.json", splits=TEST_SPLITS, preset="davis")
 
 
 def test_results_of_another_dataset_are_refused(tmp_path, results):

@@ -15,6 +15,8 @@ from typing import Any, Literal
 import av
 from av.stream import Disposition
 
+from aurora_rl.plain_files import check_plain_file
+
 FilePath = str | os.PathLike[str]
 
 SAMPLING_RATE = 16_000  # Hz, what the audio towers of the supported language models expect
@@ -50,7 +52,12 @@ class MediaError(ValueError):
 
 
 def open_container(path: FilePath, formats: Sequence[str]) -> av.container.InputContainer:
-    """A file of one of these demuxers; PyAV raises `av.FFmpegError` where it is none."""
+    """A file of one of these demuxers; PyAV raises `av.FFmpegError` where it is none.
+
+    Raises:
+        NotPlainFileError: if it is a pipe or a device, which would be waited for.
+    """
+    check_plain_file(path)
     # The absolute path keeps a file name such as "concat:a" from being read as a protocol.
     options = {
         "format_whitelist": ",".join(formats),

@@ -32,7 +32,7 @@ from aurora_rl.data.dataset import ANNOTATION_FEATURES, ROW_FEATURES
 from aurora_rl.data.files import DatasetError, UnsafePathError
 from aurora_rl.data.media import SAMPLING_RATE
 from aurora_rl.data.sample import AVSample
-from aurora_rl.plain_files import read_records
+from aurora_rl.plain_files import NotPlainFileError, check_plain_file, read_records
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,10 @@ def _find_tables(root: Path, split: str) -> list[Path]:
         wrong = sorted({path.name for path in ours} ^ expected)
         raise DatasetError(f"the tables of split {split!r} in {folder} are not complete ({wrong[:3]}): get them anew")
     for path in ours:
+        try:
+            check_plain_file(path)
+        except NotPlainFileError as error:
+            raise DatasetError(str(error)) from error
         if not path.resolve().is_relative_to(root.resolve()):
             raise UnsafePathError(f"{path} is a link to {path.resolve()} outside {root.resolve()}: copy the file in")
     return list(ours)

@@ -12,6 +12,8 @@ import contextlib
 import functools
 import logging
 import os
+import struct
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -344,6 +346,13 @@ def _read_image(
         return np.asarray(image.convert(convert_to) if convert_to else image)
 
 
+#: What Pillow raises on damaged files.
+DAMAGED_IMAGE = (
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, MemoryError),
+    *(struct.error, zlib.error),
+)
+
+
 @contextlib.contextmanager
 def _open_image(path: FilePath, *, formats: tuple[str, ...], modes: tuple[str, ...]) -> Iterator[Image.Image]:
     """An image whose header was checked; damage that shows while it is decoded is a `MediaError`, too."""
@@ -356,7 +365,7 @@ def _open_image(path: FilePath, *, formats: tuple[str, ...], modes: tuple[str, .
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MediaError(f"the image {path} is too large: {error}; scale it down") from error
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
+    except DAMAGED_IMAGE as error:
         raise MediaError(
             f"cannot read the image {path}: {error}; expected {' or '.join(formats)}, replace the file or drop the row"
         ) from error

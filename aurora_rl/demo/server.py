@@ -13,14 +13,17 @@ from urllib.parse import urlsplit
 import fastapi
 import gradio as gr
 import uvicorn
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from aurora_rl.demo.connections import BodyDeadline, ImpatientProtocol
 from aurora_rl.demo.examples import SyntheticExamples
 from aurora_rl.demo.page import build_page, page_looks
 from aurora_rl.demo.request import MEGABYTE, Limits, RequestAnswerer
+from aurora_rl.demo.uploads import leaving_no_half_files, stored_bytes, tell_begun_files
 from aurora_rl.pipeline import AuroraPipeline
 
 #: What a browser that shows the page asks for. Gradio answers far more: it fetches addresses, keeps histories,
@@ -46,6 +49,8 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+#: As many of the largest clips as are kept at the same time, answers counted.
+STORED_CLIPS = 20
 SHUTDOWN_SECONDS = 2  # that open connections are waited for
 
 
@@ -57,20 +62,65 @@ class Doorkeeper:
         max_upload: bytes of an upload.
         hosts: names that the page may be called by, against pages elsewhere whose name is made to point here; None
             for any.
+        folder: where uploads and answers lie.
+        max_stored: bytes that they may take together; an upload for which there is no room is refused.
     """
 
-    def __init__(self, app: ASGIApp, *, max_upload: int, hosts: frozenset[str] | None) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_upload: int, hosts: frozenset[str] | None, folder: Path, max_stored: int
+    ) -> None:
         self.app = app
         self.max_upload = max_upload
         self.hosts = hosts
+        self.folder = folder
+        self.max_stored = max_stored
+        self._coming = 0  # bytes of the uploads that are being received
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
-            refused = self._refusal(scope)
-            await (refused or self.app)(scope, receive, _with_headers(send))
+            send = _with_headers(send)
+            if refused := self._refusal(scope):
+                await refused(scope, receive, send)
+            elif scope["method"] != "POST":
+                await self.app(scope, receive, send)
+            elif scope["path"] == UPLOAD:
+                await self._take_upload(scope, receive, send)
+            else:
+                await self._take_body(scope, receive, send)
+
+    async def _take_upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let an upload in where there is room for it, and let nothing of it stay that is not whole."""
+        length = _length(scope)
+        self._coming += length
+        try:
+            if await run_in_threadpool(stored_bytes, self.folder) + self._coming > self.max_stored:
+                await _closing("The page has no room for further clips now: try again in an hour.", 507)(
+                    scope, receive, send
+                )
+                return
+            with leaving_no_half_files():
+                await self._take_body(scope, receive, send)
+        finally:
+            self._coming -= length
+
+    async def _take_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request with a body, unless that stops coming."""
+        body = BodyDeadline(receive, _length(scope))
+
+        async def send_in_time(message: Message) -> None:
+            if not body.is_over:
+                await send(message)
+
+        try:
+            await self.app(scope, body, send_in_time)
+        except Exception:
+            if not body.is_over:  # else it is the application's way to say that the visitor is gone
+                raise
+        if body.is_over:
+            await _closing("The request did not come to its end.", 408)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> PlainTextResponse | None:
         headers = Headers(scope=scope)
@@ -94,6 +144,15 @@ class Doorkeeper:
         return None
 
 
+def _length(scope: Scope) -> int:
+    return int(Headers(scope=scope)["content-length"])  # `_size_refusal` has looked at it
+
+
+def _closing(text: str, status: int) -> PlainTextResponse:
+    """A refusal after which the connection ends: what is left of the body is nobody's."""
+    return PlainTextResponse(text, status, headers={"Connection": "close"})
+
+
 def build_app(
     pipeline: AuroraPipeline, folder: Path, *, limits: Limits, hosts: frozenset[str] | None
 ) -> fastapi.FastAPI:
@@ -105,8 +164,15 @@ def build_app(
         limits: of clips.
         hosts: see `Doorkeeper`.
     """
+    tell_begun_files()
     page = build_page(RequestAnswerer(pipeline, limits, folder), SyntheticExamples(folder, pipeline.options))
-    door = Middleware(Doorkeeper, max_upload=limits.max_bytes, hosts=hosts)
+    door = Middleware(
+        Doorkeeper,
+        max_upload=limits.max_bytes,
+        hosts=hosts,
+        folder=folder,
+        max_stored=STORED_CLIPS * limits.max_bytes,
+    )
     return gr.mount_gradio_app(
         fastapi.FastAPI(middleware=[door], docs_url=None, redoc_url=None, openapi_url=None),
         page,
@@ -143,9 +209,14 @@ def serve(
     with listening(host, port) as connection, contextlib.suppress(KeyboardInterrupt):
         hosts = frozenset({"127.0.0.1", "localhost", "::1", host}) if is_loopback(host) else None
         app = build_app(pipeline, folder, limits=limits, hosts=hosts)
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS)
+        config = server_config(app)
         ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         uvicorn.Server(config).run(sockets=[connection])
+
+
+def server_config(app: ASGIApp) -> uvicorn.Config:
+    """How an application is served: to visitors who do not keep it waiting."""
+    return uvicorn.Config(app, http=ImpatientProtocol, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS)
 
 
 @contextlib.contextmanager

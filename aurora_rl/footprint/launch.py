@@ -12,6 +12,8 @@ import yaml
 from accelerate.utils import DistributedType
 from transformers import TrainingArguments
 
+from aurora_rl.plain_files import read_text_file
+
 #: Elements of the buffer in which DeepSpeed reduces gradients, where its config does not say.
 REDUCE_BUCKET_SIZE = 500_000_000
 
@@ -60,7 +62,7 @@ class Launch:
     @classmethod
     def read(cls, path: Path) -> Self:
         """As an accelerate config file would launch it."""
-        config = yaml.safe_load(path.read_text())
+        config = yaml.safe_load(read_text_file(path))
         common: dict[str, Any] = {"num_processes": config["num_processes"], "is_gpu": not config["use_cpu"]}
         common["num_machines"] = config.get("num_machines", 1)
         if "deepspeed_config" in config:

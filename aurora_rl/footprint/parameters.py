@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -17,6 +15,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from aurora_rl.assemble import lora_config
 from aurora_rl.config import ModelArguments
 from aurora_rl.footprint.launch import Launch
+from aurora_rl.models.checkpoint_files import check_checkpoint_files, read_adapter_config
 from aurora_rl.models.loading import SegmentationLoraConfig, freeze, read_model_config
 from aurora_rl.models.mllm import MLLMFamily
 from aurora_rl.models.quantization import is_quantized
@@ -97,8 +96,9 @@ def build_meta_model(args: ModelArguments, launch: Launch, *, half: torch.dtype 
         launch: how the run is spread.
         half: dtype of mixed precision; DeepSpeed casts the whole model to it.
     """
+    check_checkpoint_files(args.model)
     adapter_file = find_adapter_config_file(args.model)
-    adapter = json.loads(Path(adapter_file).read_text()) if adapter_file else {}
+    adapter = read_adapter_config(adapter_file) if adapter_file else {}
     family, config, is_new = read_model_config(
         adapter.get("base_model_name_or_path", args.model), adapter.get("segmenter") or args.segmenter
     )

@@ -119,7 +119,7 @@ class EmbeddingCache:
             raise EmbeddingCacheError(f"clip {media_id!r} is not in {self.folder}: {FILL} on its split first")
         if frame_paths:
             self._check_frames(media_id, frame_paths)
-        return read_frame_inputs(self.folder / self._shard_of[media_id], media_id)
+        return self._read(media_id)
 
     def ensure(
         self,
@@ -254,6 +254,18 @@ class EmbeddingCache:
                     "not belong here, move it away"
                 )
         return found.clips
+
+    def _read(self, media_id: str) -> Tensor:
+        """A clip's frame inputs; of a shard that the index vouches for nobody has looked into the header yet."""
+        path = self.folder / self._shard_of[media_id]
+        frame_inputs = read_frame_inputs(path, media_id)
+        expected = (self._shards[path.name].clips[media_id].num_frames, *self.encoder.frame_shape)
+        if tuple(frame_inputs.shape) != expected or frame_inputs.dtype != self.dtype:
+            raise EmbeddingCacheError(
+                f"{path} holds clip {media_id!r} as {frame_inputs.dtype} of shape {tuple(frame_inputs.shape)}, "
+                f"expected {self.dtype} of shape {expected}: {FILL} with --drop_damaged to encode its clips anew"
+            )
+        return frame_inputs
 
     def _check_frames(self, media_id: str, frame_paths: Sequence[str]) -> None:
         name = self._shard_of[media_id]

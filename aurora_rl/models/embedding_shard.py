@@ -24,6 +24,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from aurora_rl.plain_files import NotPlainFileError, check_plain_file, parse_json
+
 SUFFIX = ".safetensors"
 SHARD_NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
 DTYPE_NAMES = {torch.float16: "F16", torch.float32: "F32"}  # safetensors' own
@@ -105,8 +107,9 @@ def read_header(path: Path) -> ShardHeader:
         EmbeddingCacheError: if the file is no shard, or cut off.
     """
     try:
+        check_plain_file(path)
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})[METADATA_KEY])
+            metadata = parse_json((file.metadata() or {})[METADATA_KEY])
             slices = {media_id: file.get_slice(media_id) for media_id in file.keys()}  # noqa: SIM118 - no mapping
             shapes = {media_id: tuple(part.get_shape()) for media_id, part in slices.items()}
             dtypes = {part.get_dtype() for part in slices.values()}
@@ -129,16 +132,19 @@ def read_frame_inputs(path: Path, media_id: str) -> Tensor:
         EmbeddingCacheError: if the file is gone, is no shard, or does not hold the clip.
     """
     try:
+        check_plain_file(path)
         with safe_open(path, framework="pt") as file:
             return file.get_tensor(media_id)
     except FileNotFoundError as error:
         raise _gone(path) from error
-    except SafetensorError as error:
+    except (SafetensorError, NotPlainFileError) as error:
         raise _damaged(path, error) from error
 
 
 def is_whole(path: Path) -> bool:
     """Whether a shard's bytes, read from first to last, are those that it was named after."""
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == path.stem
 

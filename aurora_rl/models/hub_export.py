@@ -7,7 +7,6 @@ The folder is written anew, file by file, and never copied from a run's: what a 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from aurora_rl.models.checkpoint_files import check_checkpoint_files, read_adapter_config
 from aurora_rl.models.loading import LoadedModel, has_segmenter, load_model
 from aurora_rl.models.model_card import CardDetails, write_model_card
 
@@ -58,6 +58,7 @@ def export_for_hub(name_or_path: str, folder: str | Path, options: HubExport, de
     """
     folder = Path(folder)
     _check_is_new(folder)
+    check_checkpoint_files(name_or_path)
     adapter_config = find_adapter_config_file(name_or_path)
     if adapter_config is None and not has_segmenter(name_or_path):
         raise ValueError(f"{name_or_path} has no mask decoder, it was not trained here: export it with --to vllm")
@@ -105,7 +106,7 @@ def _base_model(name_or_path: str, adapter_config: str | None, options: HubExpor
     """Hub name of what lies beneath; None where only this machine has it, which a merged model does not mind."""
     if options.base_model is not None or adapter_config is None:
         return options.base_model
-    beneath = json.loads(Path(adapter_config).read_text())["base_model_name_or_path"]
+    beneath: str = read_adapter_config(adapter_config)["base_model_name_or_path"]
     if not Path(beneath).exists():
         return beneath
     if not options.merge:

@@ -6,7 +6,6 @@ Loading reads safetensors only and never runs a repository's code.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,13 @@ from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from aurora_rl.models.adapters import check_saved_head
+from aurora_rl.models.checkpoint_files import (
+    check_adapter_is_whole,
+    check_checkpoint_files,
+    check_model_is_whole,
+    named_weights,
+    read_adapter_config,
+)
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.end_of_turn import declare_ends
 from aurora_rl.models.mllm import MLLMFamily, get_family
@@ -101,8 +107,11 @@ def load_model(
 
     Raises:
         ValueError: if a plain MLLM is loaded without `segmenter`, or a trained one with another than its own.
+        CheckpointError: if weights are missing, damaged or of other shapes than the model's; a ValueError too.
+        NotPlainFileError: if a file of the checkpoint is a pipe or a device; a ValueError too.
         OSError: if the weights are not there as safetensors.
     """
+    check_checkpoint_files(name_or_path)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
@@ -120,6 +129,7 @@ def read_model_config(name_or_path: str, segmenter: dict[str, Any] | None) -> tu
     Raises:
         ValueError: if a plain MLLM is named without `segmenter`, or a trained one with another than its own.
     """
+    check_checkpoint_files(name_or_path)
     config_dict, _ = PretrainedConfig.get_config_dict(name_or_path)
     family = get_family(config_dict["model_type"])
     config = family.config_from(family.model_class.config_class.from_pretrained(name_or_path))
@@ -136,8 +146,9 @@ def read_segmenter_config(name_or_path: str, segmenter: dict[str, Any] | None) -
     Raises:
         ValueError: as `load_model`.
     """
+    check_checkpoint_files(name_or_path)
     if adapter_config := find_adapter_config_file(name_or_path):
-        fields = json.loads(Path(adapter_config).read_text())
+        fields = read_adapter_config(adapter_config)
         segmenter = _agreed_segmenter(name_or_path, fields.get("segmenter"), segmenter)
         name_or_path = fields["base_model_name_or_path"]
     _, config, is_new = read_model_config(name_or_path, segmenter)
@@ -147,15 +158,18 @@ def read_segmenter_config(name_or_path: str, segmenter: dict[str, Any] | None) -
 def saved_clip_options(name_or_path: str) -> ClipOptions | None:
     """What `LoadedModel.clip_options` will be of a checkpoint or adapter; no weights are read."""
     fields = None
+    check_checkpoint_files(name_or_path)
     if adapter_config := find_adapter_config_file(name_or_path):
-        adapter = json.loads(Path(adapter_config).read_text())
+        adapter = read_adapter_config(adapter_config)
         fields, name_or_path = adapter.get("clip_options"), adapter["base_model_name_or_path"]
+        check_checkpoint_files(name_or_path)
     fields = fields or PretrainedConfig.get_config_dict(name_or_path)[0].get("clip_options")
     return None if fields is None else ClipOptions.from_dict(fields)
 
 
 def has_segmenter(name_or_path: str) -> bool:
     """Whether a checkpoint that is no adapter was saved with a mask decoder."""
+    check_checkpoint_files(name_or_path)
     return bool(PretrainedConfig.get_config_dict(name_or_path)[0].get("segmenter"))
 
 
@@ -187,23 +201,25 @@ def freeze(model: torch.nn.Module, names: list[str]) -> None:
 def _load_adapter(
     name_or_path: str, config_file: Path, segmenter: dict[str, Any] | None, *, is_trainable: bool, **options: Any
 ) -> LoadedModel:
-    fields = json.loads(config_file.read_text())
+    fields = read_adapter_config(config_file)
     segmenter = _agreed_segmenter(name_or_path, fields.get("segmenter"), segmenter)
     loaded, is_new = _load_whole(fields["base_model_name_or_path"], segmenter, **options)
     if is_new and "seg_head" not in (fields.get("modules_to_save") or ()):
         raise ValueError(f"neither {name_or_path} nor the model beneath it holds the weights of a mask decoder")
-    cached_file(name_or_path, ADAPTER_WEIGHTS)  # an error where it is missing
+    weights = cached_file(name_or_path, ADAPTER_WEIGHTS)  # an error where it is missing
     config = SegmentationLoraConfig(**{**fields, "segmenter": loaded.segmenter_config})
     if config.clip_options is not None:  # the adapter was trained later than what lies beneath it
         loaded.model.config.clip_options = config.clip_options
-    model = PeftModel.from_pretrained(
-        loaded.model,
-        name_or_path,
-        is_trainable=is_trainable,
-        config=config,
-        # ZeRO-3 wants all that is trained in one dtype, which is that of the model; TRL makes new adapters so as well.
-        autocast_adapter_dtype=not is_deepspeed_zero3_enabled(),
-    )
+    with named_weights(name_or_path):
+        model = PeftModel.from_pretrained(
+            loaded.model,
+            name_or_path,
+            is_trainable=is_trainable,
+            config=config,
+            # ZeRO-3 wants all that is trained in one dtype, the model's; TRL makes new adapters so as well.
+            autocast_adapter_dtype=not is_deepspeed_zero3_enabled(),
+        )
+    check_adapter_is_whole(name_or_path, weights, model)
     check_saved_head(model)
     return dataclasses.replace(loaded, model=model)
 
@@ -213,7 +229,16 @@ def _load_whole(name_or_path: str, segmenter: dict[str, Any] | None, **options: 
     family, config, is_new = read_model_config(name_or_path, segmenter)
     if is_new:
         config.segmenter = complete_segmenter_config(config.segmenter)
-    model = family.model_class.from_pretrained(name_or_path, config=config, use_safetensors=True, **options)
+    with named_weights(name_or_path):
+        model, loading = family.model_class.from_pretrained(
+            name_or_path,
+            config=config,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by their names
+            **options,
+        )
+    check_model_is_whole(name_or_path, loading, new_part="seg_head" if is_new else None)
     if is_new:
         model.seg_head.float()  # transformers keeps only that in float32 which a checkpoint holds
     restore_rotary_frequencies(model)

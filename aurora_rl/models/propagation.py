@@ -23,6 +23,7 @@ from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenc
 
 from aurora_rl.data.footage import Picture
 from aurora_rl.data.media import TIME_TOLERANCE
+from aurora_rl.models.checkpoint_files import check_checkpoint_files
 from aurora_rl.models.segmenters import build_frame_encoder
 from aurora_rl.models.segmenters.base import resize_masks
 from aurora_rl.models.segmenters.sam2 import STRIDE, Sam2FrameEncoder
@@ -186,6 +187,7 @@ def load_video_model(segmenter: dict[str, Any]) -> Sam2VideoModel:
     Raises:
         ValueError: if the checkpoint holds the image model alone.
     """
+    check_checkpoint_files(segmenter["checkpoint"])
     revision = segmenter.get("revision") or "main"
     config = Sam2VideoConfig.from_pretrained(segmenter["checkpoint"], revision=revision)
     return load_whole(

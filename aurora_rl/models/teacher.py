@@ -20,6 +20,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from aurora_rl.data.sample import AVSample
 from aurora_rl.data.targets import forced_answer
 from aurora_rl.models.batch import PromptOptions, SampleEncoder, SFTCollator
+from aurora_rl.models.checkpoint_files import check_checkpoint_files, read_adapter_config
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.segmentation import segmentation_model, without_projection
 from aurora_rl.prompts import teacher_answer
@@ -79,12 +80,13 @@ def checkpoint_fingerprint(name_or_path: str) -> str:
     Raises:
         OSError: if there is no such checkpoint.
     """
+    check_checkpoint_files(name_or_path)
     adapter = find_adapter_config_file(name_or_path)
     config_file = Path(adapter or cached_file(name_or_path, "config.json"))
     files = sorted([config_file, *config_file.parent.glob("*.safetensors")])
     parts = [[file.name, _file_hash(file)] for file in files]
     if adapter:
-        parts.append(["base", checkpoint_fingerprint(json.loads(config_file.read_text())["base_model_name_or_path"])])
+        parts.append(["base", checkpoint_fingerprint(read_adapter_config(config_file)["base_model_name_or_path"])])
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import save
 
 from aurora_rl.data.sample import AVSample
 from aurora_rl.models.teacher import Teacher
+from aurora_rl.plain_files import check_plain_file, parse_json
 from aurora_rl.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
@@ -112,9 +113,10 @@ class TeacherFeatures:
 
     def _read(self) -> None:
         try:
+            check_plain_file(self.path)
             with safe_open(self.path, framework="pt") as file:
                 metadata, features = file.metadata() or {}, file.get_tensor(TENSOR_NAME)
-                rows = json.loads(metadata["rows"])
+                rows = parse_json(metadata["rows"])
         except (SafetensorError, KeyError, ValueError) as error:
             raise TeacherFeaturesError(f"{self.path} is no file of teacher features ({error}): delete it") from error
         if metadata.get("fingerprint") != self.fingerprint:
@@ -122,9 +124,21 @@ class TeacherFeatures:
                 f"{self.path} holds the features of another teacher, {_short(metadata.get('fingerprint'))} and not "
                 f"{_short(self.fingerprint)}: delete it, or name another file for this teacher"
             )
-        if features.ndim != 2 or len(features) != len(rows):
-            raise TeacherFeaturesError(f"{self.path}: features {tuple(features.shape)} of {len(rows)} rows, delete it")
+        self._check_form(features, rows)
         self._add([(key, digest, row) for (key, digest), row in zip(rows, features, strict=True)])
+
+    def _check_form(self, features: torch.Tensor, rows: Any) -> None:
+        if not isinstance(rows, list) or not all(
+            isinstance(row, list) and len(row) == 2 and all(isinstance(part, str) for part in row) for row in rows
+        ):
+            raise TeacherFeaturesError(f"{self.path} does not tell which rows its features are of: delete it")
+        if features.ndim != 2 or len(features) != len(rows) or features.dtype != torch.float32:
+            raise TeacherFeaturesError(
+                f"{self.path} holds features of shape {tuple(features.shape)}, {features.dtype}, for {len(rows)} "
+                "rows, expected (rows, width) torch.float32: delete it"
+            )
+        if not torch.isfinite(features).all():
+            raise TeacherFeaturesError(f"{self.path} holds features that are not finite: delete it")
 
     def _write(self) -> None:
         metadata = {"fingerprint": self.fingerprint, "rows": json.dumps(list(self._digests.items()))}

@@ -17,12 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
+from peft import PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from aurora_rl.models.checkpoint_files import (
+    CheckpointError,
+    check_adapter_is_whole,
+    check_checkpoint_files,
+    named_weights,
+)
 from aurora_rl.output_lock import OutputInUseError, hold_output
+from aurora_rl.plain_files import parse_json, read_text_file
 from aurora_rl.trainers.interruption import InterruptionCallback, TerminationSignal
 from aurora_rl.trainers.safe_loading import deepspeed_loads_weights_alone, refuse_pickled_index
 from aurora_rl.whole_files import write_whole
@@ -92,11 +101,14 @@ class ResumableTrainer(Trainer):
 
         Raises:
             TrainingInterrupted: after SIGTERM, when the checkpoint is written.
+            CheckpointError: if the checkpoint lacks weights.
+            NotPlainFileError: if a file of the checkpoint is a pipe or a device.
             UnsafeCheckpointError: if a file of the checkpoint could run code when it is opened.
         """
         if _means_the_last(resume_from_checkpoint):
             resume_from_checkpoint = self._decided(self._find_checkpoint)
         if isinstance(resume_from_checkpoint, str):
+            check_checkpoint_files(resume_from_checkpoint)
             refuse_pickled_index(Path(resume_from_checkpoint))
         with deepspeed_loads_weights_alone(), self._termination:
             return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -134,6 +146,22 @@ class ResumableTrainer(Trainer):
             return super()._finalize_training(*args, **kwargs)
         finally:
             self.args.save_total_limit = limit
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with named_weights(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        loaded = self.accelerator.unwrap_model(self.model if model is None else model)
+        weights = Path(resume_from_checkpoint, SAFETENSORS_WEIGHTS_NAME)
+        if isinstance(loaded, PeftModel) and weights.is_file():
+            check_adapter_is_whole(resume_from_checkpoint, weights, loaded)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse a checkpoint that lacks weights; transformers would go on from those of the start, with a warning."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        missing = sorted(name for name in load_result.missing_keys if name not in tied)
+        if missing:
+            raise CheckpointError(f"the checkpoint lacks the weight {missing[0]}: go on from an earlier one")
+        super()._issue_warnings_after_load(load_result)
 
     def _may_resume_after(self, step: int) -> bool:
         """Whether a run resumed after this many optimiser steps goes on as if it had not ended."""
@@ -196,7 +224,7 @@ def _put_in_place(written: Path, checkpoint: Path) -> None:
 def _has_ended(output_dir: Path, max_steps: int) -> bool:
     """Whether the final model of a run of so many steps is in a folder."""
     try:
-        state = json.loads((output_dir / TRAINER_STATE_NAME).read_bytes())
+        state = parse_json(read_text_file(output_dir / TRAINER_STATE_NAME))
         return state["global_step"] >= state["max_steps"] == max_steps and any(output_dir.glob("*.safetensors"))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False

@@ -124,6 +124,36 @@ def test_saved_predictions_are_scored_without_transformers(saved):
     assert done.returncode == 0, done.stderr
 
 
+#: The command, which stops after its first clip until it is told to go on.
+STOPPED = """
+import sys
+from aurora_rl import rescoring
+from aurora_rl.cli import main
+append = rescoring.ResumeFile.append
+def append_and_wait(self, record):
+    append(self, record)
+    print("scored", flush=True)
+    sys.stdin.read()
+rescoring.ResumeFile.append = append_and_wait
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.multiprocess
+def test_of_two_rescorings_into_one_output_the_second_is_refused_and_the_first_ends_well(saved, capsys):
+    command = ["evaluate", "--predictions", str(saved / "good"), "--dataset", str(saved / "data")]
+    command += ["--output", str(saved / "good.json"), "--num_workers", "1"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", STOPPED, *command], cwd=ROOT, text=True, **pipes) as first:
+        assert first.stdout.readline() == "scored\n"
+        assert rescore(saved, "good") == 2
+        said = capsys.readouterr()
+        assert f"process {first.pid}" in said.err and "Traceback" not in said.err and said.out == ""
+        _, errors = first.communicate("")
+    assert first.returncode == 0, errors
+    assert len(read_scores(saved / "good.json")) == 8
+
+
 def test_page_holds_the_tables_and_loads_nothing(saved):
     table = (saved / "data" / "metadata.csv").read_text()
     (saved / "data" / "metadata.csv").write_text(table.replace("The loud drum.", EVIL))
@@ -256,6 +286,38 @@ def test_evaluation_of_a_model_that_was_interrupted_goes_on(
     for name in ("results.jsonl", "results.audio_muted.jsonl", "summary.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not list(tmp_path.rglob("*.partial.*"))
+
+
+@pytest.mark.parametrize("num_finished", [2, 5])
+def test_evaluation_in_batches_that_was_interrupted_gives_the_words_and_masks_of_an_unbroken_one(
+    tiny_benchmark, tiny_checkpoint, tmp_path, monkeypatch, num_finished
+):
+    (tmp_path / "evaluate.yaml").write_text(CONFIG)
+    command = ["evaluate", "--model", tiny_checkpoint, "--dataset", str(tiny_benchmark), "--num_frames", "4"]
+    command += ["--config", str(tmp_path / "evaluate.yaml"), "--num_samples", "2", "--batch_size", "4", "--output"]
+    assert main([*command, str(tmp_path / "whole.json")]) == 0
+    score, scored = model_evaluation._score, []
+
+    def interrupt(sample, *answer, **options):
+        if len(scored) == num_finished:
+            raise KeyboardInterrupt
+        scored.append(sample.row)
+        return score(sample, *answer, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(model_evaluation, "_score", interrupt)
+        main([*command, str(tmp_path / "out.json")])
+    assert main([*command, str(tmp_path / "out.json")]) == 0
+    whole, resumed = (read_results(tmp_path / name / "results.jsonl") for name in ("whole", "out"))
+    assert len(scored) == num_finished < len(whole)
+    for mine, other in zip(resumed, whole, strict=True):
+        assert (mine.key, mine.greedy.text) == (other.key, other.greedy.text)
+        assert (mine.greedy.pred_masks, mine.greedy.preset_masks) == (
+            other.greedy.pred_masks,
+            other.greedy.preset_masks,
+        )
+        for ours, theirs in zip(mine.sampled, other.sampled, strict=True):  # of which scores alone are kept
+            assert dataclasses.asdict(ours) == pytest.approx(dataclasses.asdict(theirs), abs=1e-4)
 
 
 def by_two_processes(command: list[str]) -> str:

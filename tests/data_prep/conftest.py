@@ -40,12 +40,16 @@ class Request:
 class FakeEndpoint:
     """HTTP/1.1 by hand, so that it can break in the middle of a reply.
 
-    plan   (row, attempt from 1) -> what happens; "good" is the right answer
-    log    every request, in the order of arrival
+    plan      (row, attempt from 1) -> what happens; "good" is the right answer
+    bodies    status and body of further actions, by name
+    judge     (the request's body, action) -> what happens instead
+    log       every request, in the order of arrival
     """
 
     def __init__(self) -> None:
         self.plan: Plan = lambda row, attempt: "good"
+        self.bodies: dict[str, tuple[int, str]] = {}
+        self.judge: Callable[[dict, str], str] = lambda body, action: action
         self.log: list[Request] = []
         self.delay_s = 0.0
         self._attempts: Counter[int] = Counter()
@@ -82,7 +86,7 @@ class FakeEndpoint:
         assert line.startswith("POST /v1/chat/completions ")
         row = int(re.search(r"thing of row (\d+)", json.dumps(body))[1])
         self._attempts[row] += 1
-        action = self.plan(row, self._attempts[row])
+        action = self.judge(body, self.plan(row, self._attempts[row]))
         self.log.append(Request(row, self._attempts[row], action, time.monotonic(), headers, body))
         await asyncio.sleep(0.3 if action == "slow" else self.delay_s)
         if action == "drop":
@@ -90,7 +94,7 @@ class FakeEndpoint:
             return
         if action == "hang":
             await asyncio.sleep(60)
-        raw = response(action, row, headers)
+        raw = http(*self.bodies[action]) if action in self.bodies else response(action, row, headers)
         writer.write(raw[: len(raw) // 2] if action == "half" else raw)
         await writer.drain()
         if action == "half":

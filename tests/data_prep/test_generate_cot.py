@@ -152,6 +152,84 @@ def test_a_refusal_ends_the_run_at_once_and_keeps_what_is_finished(status, make_
     assert report["stopped"].startswith(f"the endpoint refuses (status {status[:3]}")
 
 
+#: Statuses that end a run elsewhere, or fail a row, and here concern the row.
+ROWS_REFUSED = [
+    (403, {"error": {"code": 403, "message": "Your input was flagged", "metadata": {"reasons": ["violence"]}}}),
+    (403, {"detail": "This clip is not for us"}),
+    (404, {"error": {"message": "The image could not be read"}}),
+    (401, {"error": {"message": "no", "code": "content_policy_violation"}}),
+    (413, {"error": "request entity too large"}),
+    (422, {"detail": [{"loc": ["body", "messages"], "msg": "bad image"}]}),
+    (451, {}),
+    (418, {"message": {"detail": "no tea"}}),
+]
+
+
+@pytest.mark.parametrize(("status", "body"), ROWS_REFUSED)
+@pytest.mark.parametrize("refused_row", [0, 5])
+def test_a_row_that_is_refused_fails_and_the_run_goes_on(
+    status, body, refused_row, make_rows, endpoint, run_options, tmp_path
+):
+    endpoint.bodies["refused"] = (status, json.dumps(body))
+    endpoint.plan = lambda row, attempt: "refused" if row == refused_row else "good"
+    assert main(run_options(make_rows(30), endpoint.url, concurrency=1)) == 0
+    (failure,) = read_lines(tmp_path / "out/chains.failures.jsonl")
+    assert (failure["row"], failure["attempts"]) == (refused_row, 1)
+    assert f"status {status}: " in failure["detail"]
+    assert len(read_lines(tmp_path / "out/chains.jsonl")) == 29
+
+
+RUNS_REFUSED = [
+    (401, {"detail": "Unauthorized"}, "There is no key"),
+    (403, {"error": {"message": "Forbidden"}}, "There is no key"),
+    (400, {"error": {"message": "API key not valid."}}, "There is no key"),
+    (404, {"detail": "Not Found"}, "Check --base_url"),
+    (404, {"error": {"code": "model_not_found", "message": "The model `strong` does not exist"}}, "--model, which is"),
+    (402, {"error": "Insufficient Balance"}, "no money or quota left"),
+    (429, {"error": {"code": "insufficient_quota", "message": "You exceeded it"}}, "no money or quota left"),
+]
+
+
+@pytest.mark.parametrize(("status", "body", "advice"), RUNS_REFUSED)
+def test_a_wrong_key_address_or_purse_ends_the_run_with_the_words_and_what_to_do(
+    status, body, advice, make_rows, endpoint, run_options, tmp_path
+):
+    endpoint.bodies["refused"] = (status, json.dumps(body))
+    endpoint.plan = lambda row, attempt: "refused"
+    assert main(run_options(make_rows(30), endpoint.url, concurrency=1)) == 1
+    assert len(endpoint.log) == 1
+    report = json.loads((tmp_path / "out/chains.report.json").read_text())
+    assert (report["failed"], report["not_asked"]) == (0, 30)
+    assert f"status {status}: " in report["stopped"] and advice in report["stopped"]
+
+
+def test_a_run_whose_first_rows_are_all_refused_alike_ends_in_words(make_rows, endpoint, run_options, tmp_path):
+    endpoint.judge = lambda body, action: "400"
+    assert main(run_options(make_rows(30), endpoint.url, concurrency=1)) == 1
+    report = json.loads((tmp_path / "out/chains.report.json").read_text())
+    assert (report["failed"], report["not_asked"]) == (8, 22)
+    assert report["stopped"].startswith("the endpoint refused the first 8 rows alike")
+    assert "status 400 for Bearer" in report["stopped"]
+
+
+def test_rows_refused_in_other_words_or_by_moderation_do_not_end_a_run(make_rows, endpoint, run_options, tmp_path):
+    endpoint.bodies |= {f"odd {row}": (400, f'{{"detail": "bad {"abcdefghijkl"[row]}"}}') for row in range(12)}
+    endpoint.bodies["flagged"] = (403, '{"detail": "Your input was flagged"}')
+    endpoint.plan = lambda row, attempt: f"odd {row}" if row < 12 else "flagged" if row < 24 else "good"
+    assert main(run_options(make_rows(30), endpoint.url, concurrency=1)) == 0
+    report = json.loads((tmp_path / "out/chains.report.json").read_text())
+    assert report["failures"] == {"bad_request": 12, "moderated": 12} and report["answered"] == 6
+
+
+def test_rows_that_failed_before_are_asked_last(make_rows, endpoint, run_options, tmp_path):
+    endpoint.plan = lambda row, attempt: "400" if row in (1, 3) else "good"
+    options = run_options(make_rows(6), endpoint.url, concurrency=1)
+    assert main([*options, "--max_rows", "4"]) == 0
+    assert main(options) == 0
+    assert [request.row for request in endpoint.log] == [0, 1, 2, 3, 4, 5, 1, 3]
+    assert [chain["row"] for chain in read_lines(tmp_path / "out/chains.jsonl")] == [0, 2, 4, 5]
+
+
 def test_the_run_ends_cleanly_at_max_cost_and_goes_on_with_a_higher_one(make_rows, endpoint, run_options, tmp_path):
     root = make_rows(30)
     # A row costs 100 x 1 + 20 x 5 = 200 millionths.

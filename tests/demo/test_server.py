@@ -3,25 +3,35 @@
 Nothing but the clips of the page's own folder comes out of it, whatever is asked for.
 """
 
+import contextlib
 import http.client
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
 import httpx
 import numpy as np
 import pytest
+import uvicorn
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
 
 from aurora_rl.cli import main
+from aurora_rl.demo import connections
 from aurora_rl.demo.request import MEGABYTE
+from aurora_rl.demo.server import Doorkeeper, listening, server_config
+from aurora_rl.demo.uploads import stored_bytes
 from tests.demo.chromium import Tab, find_chromium, open_chromium
 
 SECRET = "not for visitors"
@@ -258,6 +268,130 @@ def test_an_upload_that_is_too_large_is_refused_and_nothing_stays(server):
 def test_a_request_of_unknown_or_great_size_is_refused(server):
     assert server.http.post("/gradio_api/queue/join", content=iter([b"{}"])).status_code == 411
     assert server.http.post("/gradio_api/queue/join", json={"data": "x" * 1_000_001}).status_code == 413
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+PART = b'--x\r\nContent-Disposition: form-data; name="%b"; filename="clip.mp4"\r\nContent-Type: video/mp4\r\n\r\n'
+
+
+def begin_upload(server: Server, body: bytes, length: int) -> socket.socket:
+    """Send the head of an upload and the beginning of its body."""
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=WAIT)
+    head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nContent-Length: {length}\r\n"
+    connection.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=x\r\n\r\n" + body)
+    return connection
+
+
+def test_an_upload_that_is_broken_off_is_removed(server):
+    before = server.files()
+    with begin_upload(server, PART % b"files" + bytes(100_000), 500_000):
+        wait_until(lambda: len(server.files()) > len(before))
+    wait_until(lambda: server.files() == before)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [PART % b"files" + bytes(1000), PART % b"other" + bytes(1000) + b"\r\n--x--\r\n"],
+    ids=["without an end", "of another name"],
+)
+def test_an_upload_that_comes_to_nothing_is_removed(server, body):
+    before = server.files()
+    with begin_upload(server, body, len(body)) as connection:
+        assert connection.recv(100).startswith(b"HTTP/1.1 ")
+    wait_until(lambda: server.files() == before)
+
+
+def test_stored_uploads_are_bounded_all_together(server):
+    before = set(server.files())
+    statuses = []
+    try:
+        while len(statuses) < 25 and (not statuses or statuses[-1] == 200):
+            statuses.append(server.upload(bytes([len(statuses)]) * (MEGABYTE - 10)).status_code)
+        assert statuses[-1] == 507 and 5 < len(statuses) < 22
+        assert sum(path.stat().st_size for path in server.files()) <= 20 * MEGABYTE
+        assert "no room for further clips" in server.upload(bytes(MEGABYTE - 10)).text
+        assert len(server.files()) == len(before) + len(statuses) - 1
+    finally:
+        for path in set(server.files()) - before:
+            path.unlink()
+    assert server.upload(b"small").status_code == 200
+
+
+def test_many_small_files_count_for_more_than_their_bytes(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}").write_bytes(b"x")
+    (tmp_path / "large").write_bytes(bytes(100_000))
+    assert stored_bytes(tmp_path) == 3 * 65_536 + 100_000
+
+
+async def answer_after_the_body(scope: Scope, receive: Receive, send: Send) -> None:
+    body = await Request(scope, receive).body()
+    await PlainTextResponse(f"{len(body)} bytes")(scope, receive, send)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[int]:
+    """Port of an application that waits a fraction of a second."""
+    for name in ("HEAD_SECONDS", "IDLE_SECONDS"):
+        monkeypatch.setattr(connections, name, 0.3)
+    door = Doorkeeper(answer_after_the_body, max_upload=10**6, hosts=None, folder=tmp_path, max_stored=10**7)
+    config = server_config(door)
+    config.lifespan = "off"
+    application = uvicorn.Server(config)
+    with listening("127.0.0.1", 0) as connection:
+        thread = threading.Thread(target=application.run, kwargs={"sockets": [connection]})
+        thread.start()
+        yield connection.getsockname()[1]
+        application.should_exit = True
+        thread.join()
+
+
+HEAD = b"POST /gradio_api/cancel HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n"], ids=["", "line", "headers"])
+def test_a_connection_that_does_not_ask_is_closed(impatient, sent):
+    with socket.create_connection(("127.0.0.1", impatient), timeout=WAIT) as connection:
+        connection.sendall(sent)
+        assert connection.recv(100) == b""
+
+
+def test_a_connection_that_begins_a_second_request_and_does_not_end_it_is_closed(impatient):
+    with socket.create_connection(("127.0.0.1", impatient), timeout=WAIT) as connection:
+        connection.sendall(HEAD + bytes(100))
+        received = b""
+        while not received.endswith(b"100 bytes"):
+            received += connection.recv(1000)
+        connection.sendall(b"GET / HT")
+        assert connection.recv(100) == b""
+
+
+def test_a_body_that_stops_coming_is_told_and_given_up(impatient):
+    with socket.create_connection(("127.0.0.1", impatient), timeout=WAIT) as connection:
+        connection.sendall(HEAD + bytes(50))
+        received = b""
+        while part := connection.recv(1000):
+            received += part
+    assert received.startswith(b"HTTP/1.1 408 ") and b"did not come to its end" in received
+
+
+def test_a_body_that_trickles_is_given_up(impatient, monkeypatch):
+    monkeypatch.setattr(connections, "SLOWEST_RATE", 10**9)
+    with socket.create_connection(("127.0.0.1", impatient), timeout=WAIT) as connection:
+        connection.sendall(HEAD.replace(b"100", b"900000"))
+        with contextlib.suppress(OSError):  # it is closed while it is sent
+            for _ in range(int(WAIT / 0.05)):
+                connection.sendall(b"x")
+                time.sleep(0.05)
+                if select.select([connection], [], [], 0)[0]:
+                    break
+        assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
 def test_errors_are_told_on_the_page_without_the_servers_folders(server):

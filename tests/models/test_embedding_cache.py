@@ -3,6 +3,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import time
 import weakref
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import SamConfig, SamModel
 
@@ -301,6 +302,26 @@ def test_a_damaged_header_is_an_error_that_names_the_file_and_the_remedy(make_ca
             use()
 
 
+def test_a_shard_whose_index_lies_about_its_shape_is_refused(make_cache, tmp_path):
+    make_cache().ensure(samples_of(tmp_path, "a"), load_grey)
+    path = only_shard(make_cache())
+    save_file({"a": torch.zeros(1, 2, dtype=torch.float16)}, path)
+    index = path.with_name("index.json")
+    index.write_text(re.sub(r'"bytes": \d+', f'"bytes": {path.stat().st_size}', index.read_text()))
+    with pytest.raises(EmbeddingCacheError, match=rf"{path.name} holds clip 'a' as .*\(1, 2\), expected .*\(2, "):
+        make_cache().get("a")
+
+
+def test_a_pipe_in_a_shards_place_is_refused_and_not_waited_for(make_cache, tmp_path):
+    make_cache().ensure(samples_of(tmp_path, "a"), load_grey)
+    path = only_shard(make_cache())
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(EmbeddingCacheError, match=f"{path.name} is damaged .*no plain file but a pipe"):
+        make_cache().get("a")
+    assert make_cache().find_damaged() == [path]
+
+
 def test_a_shard_deleted_under_a_reader_is_an_error_that_says_what_to_run(make_cache, tmp_path):
     cache = make_cache()
     cache.ensure(samples_of(tmp_path, "a"), load_grey)
@@ -502,6 +523,7 @@ LETTERS = "abcdefghijklmnopqrst"
 
 def run(folder: Path, load: Callable[[AVSample], np.ndarray] = load_grey) -> None:
     """Cache 20 clips, two a shard."""
+    torch.set_num_threads(1)  # the threads of the process that this one is forked from are not here
     EmbeddingCache(folder / "cache", PatchMeans()).ensure(samples_of(folder, LETTERS), load, clips_per_shard=2)
 
 

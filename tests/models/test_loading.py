@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import os
 import pickle
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoProcessor, Qwen2_5OmniThinkerForConditionalGeneration
 
@@ -17,8 +21,17 @@ from aurora_rl.config import ModelArguments
 from aurora_rl.data.targets import gold_chain
 from aurora_rl.inference import Predictor
 from aurora_rl.models.batch import SFTCollator
-from aurora_rl.models.loading import LoadedModel, freeze, load_model, read_segmenter_config
+from aurora_rl.models.checkpoint_files import CheckpointError
+from aurora_rl.models.loading import (
+    LoadedModel,
+    freeze,
+    has_segmenter,
+    load_model,
+    read_segmenter_config,
+    saved_clip_options,
+)
 from aurora_rl.models.segmenters.sam import SamSegmenter
+from aurora_rl.plain_files import NotPlainFileError
 
 SEGMENTER = {"type": "dot", "image_size": 32, "width": 8}
 
@@ -266,6 +279,102 @@ def test_adapter_that_lacks_the_heads_weights_is_an_error(omni_checkpoint, tmp_p
     folder = save(new, with_lora(new, lora_modules_to_save=["lm_head"]), tmp_path)
     with pytest.raises(ValueError, match="holds the weights of a mask decoder"):
         load_model(folder)
+
+
+# A checkpoint that lacks weights, or holds others
+
+
+def rewrite(file: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change the weights of a safetensors file."""
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def without(part: str) -> Callable[[dict[str, torch.Tensor]], object]:
+    return lambda weights: weights.pop(next(name for name in weights if part in name))
+
+
+def reshaped(part: str) -> Callable[[dict[str, torch.Tensor]], object]:
+    return lambda weights: weights.update({next(name for name in weights if part in name): torch.zeros(3, 5)})
+
+
+PARTS_OF_A_MODEL = ["seg_head.projector", "seg_head.mask_decoder", "lm_head", "embed_tokens", "visual.", "mlp.up_proj"]
+
+
+@pytest.mark.parametrize("is_sharded", [False, True], ids=["one file", "shards"])
+@pytest.mark.parametrize("part", PARTS_OF_A_MODEL)
+def test_model_that_lacks_a_weight_or_has_it_in_another_shape_is_refused_by_name(loaded, tmp_path, part, is_sharded):
+    loaded.model.save_pretrained(tmp_path, max_shard_size="100KB" if is_sharded else "1GB")
+    loaded.processor.save_pretrained(tmp_path)
+    files = list(tmp_path.glob("*.safetensors"))
+    assert (len(files) > 1) is is_sharded
+    file = next(file for file in files if any(part in name for name in load_file(file)))
+    whole = file.read_bytes()
+    rewrite(file, reshaped(part))
+    with pytest.raises(CheckpointError, match=rf"{re.escape(part)}.* of shape \(3, 5\), expected \("):
+        load_model(str(tmp_path))
+    file.write_bytes(whole)
+    rewrite(file, without(part))
+    with pytest.raises(CheckpointError, match=f"{tmp_path} lacks the weight .*{re.escape(part)}"):
+        load_model(str(tmp_path))
+
+
+def test_new_head_excuses_no_weight_but_its_own(omni_checkpoint, tmp_path):
+    folder = Path(shutil.copytree(omni_checkpoint, tmp_path / "model"))
+    rewrite(folder / "model.safetensors", without("mlp.up_proj"))
+    with pytest.raises(CheckpointError, match=r"lacks the weight .*mlp\.up_proj"):
+        load_model(str(folder), segmenter=SEGMENTER)
+
+
+@pytest.mark.parametrize("part", ["seg_head.projector", "lm_head", "embed_tokens", "lora_A", "lora_B"])
+def test_adapter_that_lacks_a_weight_or_has_it_in_another_shape_is_refused_by_name(loaded, tmp_path, part):
+    folder = Path(save(loaded, with_lora(loaded), tmp_path))
+    file = folder / "adapter_model.safetensors"
+    whole = file.read_bytes()
+    rewrite(file, reshaped(part))
+    with pytest.raises(CheckpointError, match=rf"holds the weight .*{part}.*\[3, 5\]"):
+        load_model(str(folder))
+    file.write_bytes(whole)
+    rewrite(file, without(part))
+    with pytest.raises(CheckpointError, match=f"{folder} lacks the weight .*{part}"):
+        load_model(str(folder))
+
+
+def test_damaged_weights_are_told_with_the_checkpoint(loaded, tmp_path):
+    folder = Path(save(loaded, loaded.model, tmp_path))
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=f"a file of weights in {folder} is damaged"):
+        load_model(str(folder))
+
+
+def test_index_that_names_a_file_elsewhere_is_refused(loaded, tmp_path):
+    loaded.model.save_pretrained(tmp_path, max_shard_size="100KB")
+    index = tmp_path / "model.safetensors.index.json"
+    fields = json.loads(index.read_text())
+    fields["weight_map"]["lm_head.weight"] = "../other.safetensors"
+    index.write_text(json.dumps(fields))
+    with pytest.raises(CheckpointError, match=r"names '\.\./other\.safetensors', which is not in its folder"):
+        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 5000 + "]" * 5000, '{"base_model_name_or_path": 7}'])
+def test_adapter_config_of_another_form_is_refused(loaded, tmp_path, content):
+    folder = Path(save(loaded, with_lora(loaded), tmp_path))
+    (folder / "adapter_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match="adapter_config.json"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "adapter_config.json"])
+@pytest.mark.parametrize("read", [load_model, read_segmenter_config, saved_clip_options, has_segmenter])
+def test_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tiny_checkpoint, tmp_path, read, name):
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(NotPlainFileError, match=f"{name} is no plain file but a pipe"):
+        read(str(folder), segmenter=None) if read in (load_model, read_segmenter_config) else read(str(folder))
 
 
 # Nothing runs that a checkpoint brings along

@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,11 @@ from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
 from aurora_rl.models.loading import load_model
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
-from recipes import sft
-from recipes.pipeline_plan import read_plan
+from recipes import pipeline, sft
+from recipes.pipeline import Runner, StageFailedError
+from recipes.pipeline_plan import Stage
 from tests.data.test_avsbench import write_audio, write_frames, write_masks
+from tests.recipes.correcting_endpoint import correcting_endpoint
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(1500)]
 
@@ -50,6 +52,8 @@ OVERRIDDEN = {
     *("max_completion_length", "dataloader_num_workers", "dataloader_persistent_workers"),
     *("max_eval_samples", "max_rows"),
     *("use_cpu", "ddp_backend"),
+    # vLLM's on a CPU, where its default takes a share of the machine's memory for keys and values.
+    "vllm_engine_kwargs",
     # Of the demo's recipes, which keep one checkpoint at most: the resume starts from the last but one.
     *("save_strategy", "save_only_model", "save_total_limit"),
 }
@@ -61,6 +65,7 @@ TRAINED = (
     "ref_avs/teacher_7b",
     "ref_avs/reflection_7b",
     "ref_avs/grpo_7b",
+    "ref_avs/grpo_7b_vllm",
     "avsbench/sft_7b",
     "synthetic/sft",
     "synthetic/teacher",
@@ -102,6 +107,10 @@ class Recipe:
         return next(word for word in self.command if word.endswith(".py"))
 
     @property
+    def samples_by_vllm(self) -> bool:
+        return bool(self.content.get("use_vllm"))
+
+    @property
     def base(self) -> dict[str, Any]:
         """The content with what it takes over from the recipe whose model it goes on from."""
         model = self.content.get("model", "")
@@ -129,7 +138,7 @@ class Recipe:
             bool(self.content.get("gradient_checkpointing")),
             self.content.get("beta"),
             self.content.get("target", "chain"),
-            bool(self.content.get("use_vllm")),
+            self.samples_by_vllm,
         )
 
 
@@ -365,7 +374,8 @@ class Drive:
         if recipe.script == "recipes/init_tiny.py":
             return {}
         is_training = recipe.script in ("recipes/sft.py", "recipes/grpo.py")
-        device = {"use_cpu": not (is_training and config.startswith("zero"))}  # DeepSpeed only trains
+        device: dict[str, Any] = {"use_cpu": not (is_training and config.startswith("zero"))}  # DeepSpeed only trains
+        device |= {"vllm_engine_kwargs": {"kv_cache_memory_bytes": 64_000_000}} if recipe.samples_by_vllm else {}
         return device | ({"ddp_backend": "gloo"} if is_training and config != "cpu" else {})
 
 
@@ -418,7 +428,13 @@ def rotary_frequencies(model: str) -> dict[str, list[float]]:
     return {name: buffer.flatten()[:8].tolist() for name, buffer in buffers if name.endswith("inv_freq")}
 
 
-@pytest.mark.parametrize(("name", "config"), LAUNCHES, ids=[f"{name}-{config}" for name, config in LAUNCHES])
+def as_parameter(name: str, config: str) -> Any:
+    return pytest.param(
+        name, config, id=f"{name}-{config}", marks=[pytest.mark.vllm] if Recipe(name).samples_by_vllm else []
+    )
+
+
+@pytest.mark.parametrize(("name", "config"), [as_parameter(*launch) for launch in LAUNCHES])
 def test_two_steps_a_save_and_a_resume(name: str, config: str, drive: Drive, tmp_path: Path) -> None:
     recipe, out, again = Recipe(name), tmp_path / "unbroken", tmp_path / "resumed"
     went_well, said = drive(recipe, config, out)
@@ -426,6 +442,7 @@ def test_two_steps_a_save_and_a_resume(name: str, config: str, drive: Drive, tmp
     steps = [line for line in logs(out) if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2]
     assert_finite(logs(out))
+    assert all(("sampling/sampling_logp_difference/max" in line) == recipe.samples_by_vllm for line in steps)
     if recipe.content.get("eval_strategy") == "steps":
         assert sum(any(key.startswith("eval_") for key in line) for line in logs(out)) == 2
     left = json.loads((out / "contract.json").read_text())
@@ -492,12 +509,71 @@ def test_the_first_model_is_made_again_after_a_kill(drive: Drive, tmp_path: Path
     assert load_model(str(out)).segmenter_config["type"] == recipe.content["segmenter"]["type"]
 
 
-def test_the_stages_of_the_7b_pipeline_are_recipes_that_are_driven() -> None:
-    plan = read_plan(RECIPES["ref_avs/pipeline_7b"])
-    launched = [stage for stage in plan.stages.values() if stage.config is not None]
-    assert len(launched) == len(plan.stages) - 1  # the corrections are asked of an endpoint
-    names = {str(stage.config.relative_to("recipes").with_suffix("")) for stage in launched}
-    assert names <= {*TRAINED, *KILLED}
+class LaneRunner(Runner):
+    """The pipeline's own runner, whose launched stages run in a lane under the same accelerate config."""
+
+    lane: Lane
+    #: The stages that were run, in order.
+    ran: list[str]
+    #: A stage that is killed at the end of a function, and that function.
+    killed: tuple[str, str] | None
+
+    def _execute(self, stage: Stage, command: Sequence[str], lock: int | None) -> None:
+        self.ran.append(stage.name)
+        if "accelerate.commands.launch" not in command:
+            super()._execute(stage, command, lock)
+            return
+        script = next(number for number, word in enumerate(command) if word.endswith(".py"))
+        options = {"killed_after": self.killed[1]} if self.killed and self.killed[0] == stage.name else {}
+        went_well, said = self.lane.run(command[script], list(command[script + 1 :]), **options)
+        if not went_well:
+            raise StageFailedError(said)
+
+
+def write_7b_pipeline(drive: Drive, url: str, folder: Path) -> Path:
+    """The pipeline of the 7B model, each stage's recipe as `Drive.write` changes it, the endpoint at `url`."""
+    content = Recipe("ref_avs/pipeline_7b").content
+    for stage in content["stages"].values():
+        if "config" in stage:
+            name = stage["config"].removeprefix("recipes/").removesuffix(".yaml")
+            stage["config"] = str(drive.write(Recipe(name), "zero2"))
+    benchmark = str(drive.toys.benchmarks["ref_avs"])
+    content["stages"]["corrections_7b"]["options"] |= {"data_root": benchmark, "base_url": url}
+    path = folder / "pipeline.yaml"
+    path.write_text(yaml.safe_dump({**content, "output_dir": str(folder / "out")}, sort_keys=False))
+    return path
+
+
+def test_the_7b_pipeline_is_killed_and_goes_on_to_its_scores(
+    drive: Drive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert Recipe("ref_avs/pipeline_7b").content["accelerate_config"] == "accelerate_configs/zero2.yaml"
+    monkeypatch.setattr(pipeline, "Runner", LaneRunner)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("GEMINI_API_KEY", "a-key")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    LaneRunner.lane = drive.lane("zero2")
+    LaneRunner.ran = []
+    LaneRunner.killed = ("sft_7b", "aurora_rl.trainers.resumable:ResumableTrainer._save_checkpoint")
+    with correcting_endpoint() as (url, asked):
+        path = str(write_7b_pipeline(drive, url, tmp_path))
+        assert pipeline.main(["--config", path]) == 1, capsys.readouterr().err
+        assert LaneRunner.ran == ["teacher_7b", "sft_7b"]
+        assert (tmp_path / "out/sft_7b/checkpoint-1").is_dir()
+        LaneRunner.killed, LaneRunner.ran = None, []
+        code = pipeline.main(["--config", path])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    assert "sft_7b: was cut off, goes on from its last checkpoint" in said.out
+    stages = ["sft_7b", "mistakes_7b", "corrections_7b", "reflection_7b", "grpo_7b", "evaluation_7b"]
+    assert LaneRunner.ran == stages
+    for stage in ("teacher_7b", "sft_7b", "reflection_7b", "grpo_7b"):
+        assert [line["step"] for line in logs(tmp_path / "out" / stage) if "loss" in line] == [1, 2]
+        assert_finite(logs(tmp_path / "out" / stage))
+    assert any("distillation" in line for line in logs(tmp_path / "out/sft_7b"))
+    corrected = (tmp_path / "out/corrections_7b/reflections.jsonl").read_text().splitlines()
+    assert asked == ["gemini-3.5-flash"] * len(asked) and len(corrected) == len(asked) > 0
+    assert len(rows_of(tmp_path / "out/evaluation_7b/results.jsonl")) == 6
 
 
 DRIVEN = {
@@ -505,12 +581,11 @@ DRIVEN = {
     *SHARED,
     *KILLED,
     "synthetic/init",
-    "ref_avs/pipeline_7b",  # stage by stage; how stages follow one another is tested on the demo's
+    "ref_avs/pipeline_7b",
 }
 #: Driven by other tests, which name them.
 DRIVEN_ELSEWHERE = {
     "synthetic/pipeline": "tests/recipes/test_all_stages.py",
-    "ref_avs/grpo_7b_vllm": "tests/rollout/test_shared_gpu.py",
 }
 
 

@@ -4,12 +4,15 @@ The teacher is the student's own architecture with other weights: it answers "It
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from aurora_rl.assemble import assemble_teacher, stored_features
 from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
@@ -261,6 +264,31 @@ def test_a_damaged_file_is_named(features):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(TeacherFeaturesError, match=r"features\.safetensors is no file of teacher features"):
         TeacherFeatures(path, features.fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda features: features[0], r"of shape \(\d+,\)"),
+        (lambda features: features[:-1], r"of shape .* for \d+ rows"),
+        (lambda features: features.half(), "torch.float16"),
+        (lambda features: features * torch.nan, "not finite"),
+    ],
+    ids=["shape", "rows", "dtype", "NaN"],
+)
+def test_a_file_of_other_features_is_named(features, change, words):
+    with safe_open(features.path, framework="pt") as file:
+        metadata, stored = file.metadata(), file.get_tensor("features")
+    save_file({"features": change(stored).contiguous()}, features.path, metadata=metadata)
+    with pytest.raises(TeacherFeaturesError, match=rf"features\.safetensors.*{words}.*delete it"):
+        TeacherFeatures(features.path, features.fingerprint)
+
+
+def test_a_pipe_in_place_of_the_file_is_named_and_not_waited_for(features):
+    Path(features.path).unlink()
+    os.mkfifo(features.path)
+    with pytest.raises(TeacherFeaturesError, match=r"features\.safetensors is no plain file but a pipe"):
+        TeacherFeatures(features.path, features.fingerprint)
 
 
 def test_a_teacher_of_another_width_is_refused(make_sft, features):

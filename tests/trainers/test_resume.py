@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback
 
 from aurora_rl.data.sample import AVSample
+from aurora_rl.models.checkpoint_files import CheckpointError
+from aurora_rl.plain_files import NotPlainFileError
 from aurora_rl.trainers.epoch_order import EpochOrder
 from aurora_rl.trainers.interruption import TerminationSignal, TrainingInterrupted
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
@@ -240,6 +243,39 @@ def test_checkpoints_of_weights_alone_are_not_taken_for_a_state_to_go_on_from(
     assert run(make_sft, tmp_path / "killed", save_only_model=True, **options) == 3
     assert "2 checkpoint(s) of weights alone" in caplog.text
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("part", ["seg_head.projector", "lm_head", "embed_tokens"])
+def test_a_checkpoint_that_lacks_a_weight_is_refused_by_name(
+    make_sft: Callable[..., Trainer], tmp_path: Path, part: str
+) -> None:
+    run(make_sft, tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    file = tmp_path / "checkpoint-1" / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: weight for name, weight in weights.items() if part not in name}, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"the checkpoint lacks the weight .*{part}"):
+        run(make_sft, tmp_path, max_steps=2)
+
+
+@pytest.mark.parametrize("part", ["seg_head.projector", "lora_A"])
+def test_an_adapters_checkpoint_that_lacks_a_weight_is_refused_by_name(
+    make_sft: Callable[..., Trainer], tmp_path: Path, part: str
+) -> None:
+    run(make_sft, tmp_path, max_steps=1, save_strategy="steps", save_steps=1, peft=True)
+    file = tmp_path / "checkpoint-1" / "adapter_model.safetensors"
+    weights = load_file(file)
+    save_file({name: weight for name, weight in weights.items() if part not in name}, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"checkpoint-1 lacks the weight .*{part}"):
+        run(make_sft, tmp_path, max_steps=2, peft=True)
+
+
+def test_a_pipe_in_a_checkpoint_is_refused_and_not_waited_for(make_sft: Callable[..., Trainer], tmp_path: Path) -> None:
+    run(make_sft, tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    file = tmp_path / "checkpoint-1" / "rng_state.pth"
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(NotPlainFileError, match=r"rng_state\.pth is no plain file but a pipe"):
+        run(make_sft, tmp_path, max_steps=2)
 
 
 def test_a_kill_while_a_checkpoint_replaces_another_loses_neither(

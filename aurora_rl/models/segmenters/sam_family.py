@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
+from aurora_rl.models.checkpoint_files import check_checkpoint_files
 from aurora_rl.models.segmenters.base import FrameEncoder, Segmenter, check_frames
 from aurora_rl.models.segmenters.memory import decoding_budget, power_of_two_below
 from aurora_rl.models.segmenters.sam_shared import MaskDecoder
@@ -73,6 +74,7 @@ class SamFamilySegmenter(Segmenter):
         """The config with the shapes of the checkpoint that it names, unless it states them."""
         if "checkpoint" not in config or "sam_config" in config:
             return config
+        check_checkpoint_files(config["checkpoint"])
         revision = config.get("revision") or "main"
         sam_config = cls.frame_encoder.config_class.from_pretrained(config["checkpoint"], revision=revision)
         return {**config, "sam_config": cls._differences_from_default(sam_config)}
@@ -263,8 +265,9 @@ def load_whole(model_class: type[PreTrainedModel], checkpoint: str, **options: A
     """A pretrained model in float32, from safetensors only.
 
     Raises:
-        ValueError: if weights are missing.
+        ValueError: if weights are missing or of other shapes, or a file of the checkpoint is no plain file.
     """
+    check_checkpoint_files(checkpoint)
     with loading_whole():
         model, loading = model_class.from_pretrained(
             checkpoint,
@@ -272,9 +275,10 @@ def load_whole(model_class: type[PreTrainedModel], checkpoint: str, **options: A
             dtype=torch.float32,
             attn_implementation="sdpa",
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by their names
             **options,
         )
-    absent = sorted([*loading["missing_keys"], *loading["mismatched_keys"]])
+    absent = sorted([*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])])
     if absent:
         raise ValueError(
             f"checkpoint {checkpoint!r} is no whole {model_class.__name__}, it lacks for example {absent[0]}: "
