@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from aurora_rl.data.media import load_clip
+from aurora_rl.data.clip_reader import ClipReader
 from aurora_rl.data.sample import AVClip, AVSample
 
 
@@ -41,14 +41,16 @@ class Ablation:
         change_clip: maps a loaded clip to what the model gets.
         change_samples: maps the samples, in order, to those that are asked.
         changes_frames: whether `change_clip` changes what is seen, so that no cache of image embeddings holds.
+        read: loads a clip.
     """
 
     change_clip: Callable[[AVClip], AVClip] = lambda clip: clip
     change_samples: Callable[[Sequence[AVSample]], Sequence[AVSample]] = lambda samples: samples
     changes_frames: bool = False
+    read: Callable[[AVSample], AVClip] = dataclasses.field(default_factory=ClipReader, repr=False, compare=False)
 
     def load(self, sample: AVSample) -> AVClip:
-        return self.change_clip(load_clip(sample))
+        return self.change_clip(self.read(sample))
 
 
 ABLATIONS = {

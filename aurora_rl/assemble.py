@@ -20,10 +20,10 @@ from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.data import hf_dataset, ref_avs
 from aurora_rl.data.avsbench import load_avsbench_avss, load_avsbench_ms3, load_avsbench_s4
 from aurora_rl.data.chains import add_reflections
+from aurora_rl.data.clip_reader import ClipReader
 from aurora_rl.data.draw import draw_over_clips
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.hf_dataset import load_hf_dataset
-from aurora_rl.data.media import load_clip
 from aurora_rl.data.omni_avs import load_omni_avs
 from aurora_rl.data.ref_avs import find_test_splits, load_ref_avs
 from aurora_rl.data.sample import AVClip, AVSample
@@ -292,7 +292,7 @@ def assemble_encoder(
     samples: list[AVSample],
     *,
     is_trainable: bool = True,
-    load: Callable[[AVSample], AVClip] = load_clip,
+    load: Callable[[AVSample], AVClip] | None = None,
     frames_are_changed: bool = False,
     device: torch.device | str = "cpu",
 ) -> SampleEncoder:
@@ -306,7 +306,7 @@ def assemble_encoder(
         samples: all samples that will be encoded.
         is_trainable: whether the model is trained on them: then checkpoints saved from now on tell how they came, and a
             mask decoder that reads embeddings needs the cache; otherwise frames are encoded as they come without it.
-        load: reads a sample's media.
+        load: reads a sample's media; a `ClipReader` by default.
         frames_are_changed: whether `load` gives other frames than those on disk; these are encoded as they come,
             because the cache, keyed by clip, must neither answer for them nor keep them.
         device: where the frozen image encoder runs.
@@ -314,6 +314,7 @@ def assemble_encoder(
     Raises:
         ValueError: if training needs an embedding cache and the arguments name none.
     """
+    read = load or ClipReader()
     frame_encoder = build_frame_encoder(loaded.segmenter_config)
     if frame_encoder.cacheable:  # the others stay on the CPU, where the workers of a data loader can run them
         frame_encoder.to(device)
@@ -324,16 +325,19 @@ def assemble_encoder(
         state = PartialState()
         cache.ensure(
             samples,
-            lambda sample: load(sample).frames,
+            lambda sample: read(sample).frames,
             process_index=state.process_index,
             num_processes=state.num_processes,
         )
         state.wait_for_everyone()
         cache.refresh()  # what the other processes have written
 
+        uses_gpu = False
+
         def frame_inputs(sample: AVSample, clip: AVClip) -> torch.Tensor:
             return cache.get(sample.media_id)
     else:
+        uses_gpu = frame_encoder.cacheable and torch.device(device).type != "cpu"
 
         def frame_inputs(sample: AVSample, clip: AVClip) -> torch.Tensor:
             return frame_encoder.encode(clip.frames).cpu()
@@ -341,6 +345,6 @@ def assemble_encoder(
     options = _prompt_options(args)
     if is_trainable and samples:
         loaded.remember_clips(ClipOptions.of_samples(samples, options))
-    encode = SampleEncoder(loaded.family, loaded.processor, frame_inputs, options=options, load=load)
+    encode = SampleEncoder(loaded.family, loaded.processor, frame_inputs, options=options, load=read, uses_gpu=uses_gpu)
     encode.check(samples)
     return encode

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from trl.trainer.utils import pad
 from aurora_rl.data.sample import AVSample
 from aurora_rl.models.batch import EncodedSample, SampleEncoder, collate_frames, distinct_media
 from aurora_rl.models.end_of_turn import end_token_ids, until_end
+from aurora_rl.models.read_ahead import encoded_batches
 from aurora_rl.models.seg_tokens import find_seg
 from aurora_rl.models.segmentation import row_mask_logits, shared_media, without_projection
 from aurora_rl.prompts import FINAL_SENTENCE
@@ -108,13 +110,14 @@ class Predictor:
 
     def predict(
         self, samples: Iterable[AVSample], *, num_samples: int | None = None, temperature: float = 1.0, seed: int = 0
-    ) -> Iterator[tuple[EncodedSample, list[Completion]]]:
+    ) -> Generator[tuple[EncodedSample, list[Completion]], None, None]:
         """Yield each sample, encoded, with its completions, in order; arguments as in `complete`."""
-        samples = list(samples)
-        for start in range(0, len(samples), self.batch_size):
-            encoded = [self.encode(sample) for sample in samples[start : start + self.batch_size]]
-            completions = self.complete(encoded, num_samples=num_samples, temperature=temperature, seed=seed)
-            yield from zip(encoded, completions, strict=True)
+        rows = list(samples)
+        batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+        with contextlib.closing(encoded_batches(self.encode, batches)) as encoded_ahead:
+            for encoded in encoded_ahead:
+                completions = self.complete(encoded, num_samples=num_samples, temperature=temperature, seed=seed)
+                yield from zip(encoded, completions, strict=True)
 
     def complete(
         self,

@@ -30,6 +30,7 @@ from aurora_rl.inference import Completion, Predictor, unfinished_batches
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.batch import EncodedSample
 from aurora_rl.models.loading import LoadedModel
+from aurora_rl.models.read_ahead import encoded_batches
 from aurora_rl.output_lock import hold_output
 from aurora_rl.predictions import SampleResult, result_from_record, write_results
 from aurora_rl.resume_file import ResumeFile, fingerprint
@@ -203,10 +204,14 @@ def evaluate(
     asked = list(zip(samples, change.change_samples(samples), strict=True))[state.process_index :: state.num_processes]
     num_samples = 0 if ablation else args.num_samples
     hidden = None if state.is_main_process else True
-    batches = unfinished_batches(asked, args.batch_size, is_done=lambda pair: pair[0].key in results)
-    with tqdm(desc=ablation or "evaluate", initial=len(results), total=len(asked), disable=hidden) as progress:
-        for batch in batches:
-            answers = _answers(predictor, [question for _, question in batch], args, num_samples=num_samples)
+    batches = list(unfinished_batches(asked, args.batch_size, is_done=lambda pair: pair[0].key in results))
+    questions = [[question for _, question in batch] for batch in batches]
+    with (
+        tqdm(desc=ablation or "evaluate", initial=len(results), total=len(asked), disable=hidden) as progress,
+        contextlib.closing(encoded_batches(encode, questions)) as encoded_ahead,
+    ):
+        for batch, encoded in zip(batches, encoded_ahead, strict=True):
+            answers = _answers(predictor, encoded, args, num_samples=num_samples)
             for (sample, _), answer in zip(batch, answers, strict=True):
                 if sample.key not in results:
                     results[sample.key] = _score(sample, *answer, preset=args.preset)
@@ -216,10 +221,9 @@ def evaluate(
 
 
 def _answers(
-    predictor: Predictor, questions: Sequence[AVSample], args: EvaluationArguments, *, num_samples: int
+    predictor: Predictor, encoded: Sequence[EncodedSample], args: EvaluationArguments, *, num_samples: int
 ) -> Iterator[tuple[EncodedSample, Completion, list[Completion]]]:
-    """Each question of a batch, encoded once, with its greedy and its sampled completions."""
-    encoded = [predictor.encode(question) for question in questions]
+    """Each question of a batch with its greedy and its sampled completions."""
     greedy = predictor.complete(encoded)
     sampled = predictor.complete(encoded, num_samples=num_samples, temperature=args.temperature, seed=args.seed)
     for item, [completion] in zip(encoded, greedy, strict=True):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -112,13 +113,14 @@ class ImageEncoder(SampleEncoder):
         truth[:, : workload.frame_size // 2] = True
         self.clip = AVClip(frames, np.zeros(0, np.float32), truth)
 
-    def __call__(self, sample: AVSample) -> EncodedSample:
+    def prepare(self, sample: AVSample) -> Callable[[], EncodedSample]:
         parts: list[dict[str, Any]] = [{"type": "image", "image": Image.fromarray(frame)} for frame in self.clip.frames]
         messages = [{"role": "user", "content": [*parts, {"type": "text", "text": sample.reference}]}]
-        return EncodedSample(
+        encoded = EncodedSample(
             sample=sample,
             prompt=self.family.encode(self.processor, messages, waveform=None, fps=sample.fps),
             frame_inputs=self.frame_inputs(sample, self.clip),
             gt_masks=torch.from_numpy(self.clip.gt_masks),
             loudness_dbfs=0.0,
         )
+        return lambda: encoded

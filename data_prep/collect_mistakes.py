@@ -10,6 +10,7 @@ of processes. At the end the mistakes are written to <out>, sorted by row, for `
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -150,10 +151,12 @@ def ask(
     def is_done(sample: AVSample) -> bool:
         return (sample.uid, sample.row) in done
 
-    for batch in unfinished_batches(samples, args.batch_size, is_done=is_done):
-        answers = predictor.predict(
-            batch, num_samples=args.num_samples or None, temperature=args.temperature, seed=args.seed
-        )
+    # Whole batches, as many rows as the predictor puts into one.
+    rows = [sample for batch in unfinished_batches(samples, args.batch_size, is_done=is_done) for sample in batch]
+    answers = predictor.predict(
+        rows, num_samples=args.num_samples or None, temperature=args.temperature, seed=args.seed
+    )
+    with contextlib.closing(answers):
         for encoded, completions in answers:
             if not is_done(encoded.sample):
                 log.append(answer_record(encoded, completions, min_iou=args.min_iou, model=model))

@@ -14,7 +14,7 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -73,10 +73,25 @@ MASK_MODES = ("L", "1", "P")
 LOUDNESS_WINDOW = 0.1  # seconds
 
 
-def load_clip(sample: AVSample) -> AVClip:
+def read_media(sample: AVSample) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read a sample's frames (F, H, W, 3) and its sound (N,), None where it has none.
+
+    Raises:
+        MediaError: naming the file, if one cannot be read.
+    """
+    return read_frames(sample.frame_paths), None if sample.audio_path is None else read_waveform(sample.audio_path)
+
+
+def load_clip(
+    sample: AVSample, *, read: Callable[[AVSample], tuple[np.ndarray, np.ndarray | None]] = read_media
+) -> AVClip:
     """Read a sample's frames, audio and masks.
 
     A null reference without mask files has empty masks: its truth is empty by definition.
+
+    Args:
+        sample: the row.
+        read: gives its frames and its sound.
 
     Raises:
         MediaError: naming the sample and the file, if a file cannot be read, if frames and masks differ in number or
@@ -84,8 +99,7 @@ def load_clip(sample: AVSample) -> AVClip:
     """
     _check_mask_count(sample)
     try:
-        frames = read_frames(sample.frame_paths)  # (F, H, W, 3)
-        waveform = None if sample.audio_path is None else read_waveform(sample.audio_path)  # (N,)
+        frames, waveform = read(sample)  # (F, H, W, 3), (N,)
         gt_masks = read_masks(sample.mask_paths) if sample.mask_paths else np.zeros(frames.shape[:3], dtype=bool)
     except MediaError as error:
         raise MediaError(f"{_name(sample)}: {error}") from error

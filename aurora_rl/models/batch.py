@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from aurora_rl.data.media import load_clip, loudness_dbfs
+from aurora_rl.data.clip_reader import ClipReader
+from aurora_rl.data.media import loudness_dbfs
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.data.targets import Target
 from aurora_rl.models.control_tokens import check_references, check_target, naming
@@ -63,7 +64,9 @@ class SampleEncoder:
         processor: the checkpoint's processor.
         frame_inputs: maps (sample, clip) to the mask decoder's inputs (F, ...): a frame encoder, or its cache.
         options: how the sample is put to the model.
-        load: reads the media; replaced by ablations that mute or blank a clip.
+        load: reads the media; replaced by ablations that mute or blank a clip. A `ClipReader` by default.
+        uses_gpu: whether `frame_inputs` runs an encoder on a GPU, which no other thread than the model's may do: it
+            would take memory that the model has by then.
     """
 
     def __init__(
@@ -73,13 +76,15 @@ class SampleEncoder:
         frame_inputs: Callable[[AVSample, AVClip], torch.Tensor],
         *,
         options: PromptOptions | None = None,
-        load: Callable[[AVSample], AVClip] = load_clip,
+        load: Callable[[AVSample], AVClip] | None = None,
+        uses_gpu: bool = False,
     ) -> None:
         self.family = family
         self.processor = processor
         self.frame_inputs = frame_inputs
         self.options = options or PromptOptions()
-        self.load = load
+        self.load = load or ClipReader()
+        self.uses_gpu = uses_gpu
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -97,8 +102,16 @@ class SampleEncoder:
         check_references(self.tokenizer, references, instruction=self.options.instruction)
 
     def __call__(self, sample: AVSample) -> EncodedSample:
+        return self.prepare(sample)()
+
+    def prepare(self, sample: AVSample) -> Callable[[], EncodedSample]:
+        """Do all that needs no GPU, which may be done in another thread; what is returned does the rest."""
         clip = self.load(sample)
-        return self._encode(sample, clip, self.frame_inputs(sample, clip))
+        if self.uses_gpu:
+            encoded = self._encode(sample, clip, torch.empty(0))
+            return lambda: dataclasses.replace(encoded, frame_inputs=self.frame_inputs(sample, clip))
+        encoded = self._encode(sample, clip, self.frame_inputs(sample, clip))
+        return lambda: encoded
 
     def encode_references(self, samples: Sequence[AVSample], clip: AVClip) -> list[EncodedSample]:
         """Rows that ask about one clip, whose media nobody has to read again.

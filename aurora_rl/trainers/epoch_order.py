@@ -23,8 +23,12 @@ class EpochOrder(Sampler):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
+        return self.of(self.epoch())
+
+    def of(self, epoch: int) -> Iterator[int]:
+        """The order of an epoch, drawn at the first `next`; it changes nothing in one that has been drawn."""
         if self.sampler.shuffle:
-            self.sampler.generator.manual_seed(self.sampler.seed + self.epoch())
+            self.sampler.generator.manual_seed(self.sampler.seed + epoch)
         return iter(self.sampler)
 
     def __len__(self) -> int:

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +35,7 @@ from aurora_rl.losses import mask_loss
 from aurora_rl.metrics import count_masks
 from aurora_rl.models.adapters import check_trained_head
 from aurora_rl.models.batch import EncodedSample, SampleEncoder, collate_frames, distinct_media
+from aurora_rl.models.read_ahead import ReadAhead
 from aurora_rl.models.rollout_states import SegStates, recorded_states
 from aurora_rl.models.seg_tokens import find_seg
 from aurora_rl.models.segmentation import (
@@ -55,6 +58,7 @@ from aurora_rl.trainers.reference_model import (
 )
 from aurora_rl.trainers.resumable import ResumableTrainer
 from aurora_rl.trainers.rollout_metrics import reward_metrics, rollout_metrics
+from aurora_rl.trainers.upcoming import UpcomingBatches
 from aurora_rl.trainers.vllm_sampler import VLLMSampler, vllm_engine
 
 
@@ -108,6 +112,10 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         self._mask_sink: list[DecodedMasks] | None = None
         # What sampling has left behind for the masks of the rollouts at hand.
         self._seg_states: SegStates | None = None
+        # What the epoch goes on with, and TRL's count of micro-batches where it began.
+        self._upcoming: UpcomingBatches | None = None
+        self._first_step = 0
+        self._order: EpochOrder | None = None
 
         specs = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
         guarded = [guard_reward_func(load_reward_func(spec), timeout_s=args.reward_timeout_s) for spec in specs]
@@ -118,6 +126,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         with _options(args, use_vllm=False, **without_reference):
             super().__init__(model=model, reward_funcs=guarded, args=args, **kwargs)
         check_trained_head(self.model)
+        self._ahead = ReadAhead(encode)
         self.beta, self.use_vllm = args.beta, args.use_vllm
         if reference is not None:
             install_reference(self, reference)
@@ -133,7 +142,8 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         self.add_callback(RolloutHealthCallback())
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
-        return EpochOrder(super()._get_train_sampler(dataset), lambda: int(self.state.epoch))
+        self._order = EpochOrder(super()._get_train_sampler(dataset), lambda: int(self.state.epoch))
+        return self._order
 
     def _may_resume_after(self, step: int) -> bool:
         return self.args.ends_generation_batch(step)
@@ -160,13 +170,50 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         return output | self._mask_weights(output["completion_ids"], output["completion_mask"])
 
     def _encode_rows(self, inputs: list[dict[str, Any]]) -> list[EncodedSample]:
-        """Each distinct row is read once; its G copies share the tensors."""
-        encoded: dict[str, EncodedSample] = {}
-        samples = [AVSample.from_row(row) for row in inputs]
-        for sample in samples:
-            if sample.key not in encoded:
-                encoded[sample.key] = self.encode(sample)
-        return [encoded[sample.key] for sample in samples]
+        """Each distinct row is read once, ahead of its turn in training; its G copies share the tensors."""
+        encoded = self._ahead.take([AVSample.from_row(row) for row in inputs])
+        if self.model.training:
+            self._ahead.begin([AVSample.from_row(row) for row in self._next_generation_batch()])
+        return encoded
+
+    def _next_generation_batch(self) -> list[dict[str, Any]]:
+        """The rows that this process's next rollouts are for; none where the run ends before."""
+        if self._upcoming is None:
+            return []
+        generate_every = self.args.steps_per_generation * self.num_iterations
+        distance = generate_every - self._step % generate_every
+        place, per_step = self._step - self._first_step, self.args.gradient_accumulation_steps
+        end = place % per_step + distance  # micro-batches from the start of this step to the next rollouts
+        steps_left = self.state.max_steps - self.state.global_step
+        if end // per_step >= steps_left:
+            return []
+        rows = self._upcoming.look_ahead(place, distance)
+        if rows is not None:
+            return rows
+        # The epoch ends, and with it a step, however few micro-batches that has.
+        return self._first_rows_of_next_epoch() if math.ceil(end / per_step) < steps_left else []
+
+    def _first_rows_of_next_epoch(self) -> list[dict[str, Any]]:
+        """What the data loader will give this process first; rows that it gives instead are read in their turn."""
+        if self._order is None:
+            return []
+        num_rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
+        start = self.accelerator.process_index * num_rows
+        order = self._order.of(int(self.state.epoch) + 1)
+        return [self.train_dataset[index] for index in itertools.islice(order, start, start + num_rows)]
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        if self._upcoming is None or self._upcoming.batches is not epoch_iterator:
+            self._upcoming, self._first_step = UpcomingBatches(epoch_iterator), self._step
+        return super().get_batch_samples(self._upcoming, num_batches, device)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `ResumableTrainer`'s; media are read ahead as long as it lasts."""
+        try:
+            with self._ahead:
+                return super().train(*args, **kwargs)
+        finally:
+            self._upcoming = None
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict[str, torch.Tensor]]:
         """The prompts' media are in `self._rows`; TRL would know images only (huggingface/trl#6294)."""

@@ -23,6 +23,7 @@ from accelerate.utils import DistributedType
 from trl import TrlParser
 
 from aurora_rl.data.sample import AVSample
+from aurora_rl.models.batch import EncodedSample
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.sft import AuroraSFTTrainer
 
@@ -44,7 +45,15 @@ def replayed_completion(sample: AVSample, index: int) -> str:
 
 
 class ReplayedGRPOTrainer(AuroraGRPOTrainer):
-    """Rolls out `replayed_completion`, whichever process a row has come to."""
+    """Rolls out `replayed_completion`, whichever process a row has come to, and insists on media read ahead."""
+
+    is_first_batch = True
+
+    def _encode_rows(self, inputs: list[dict[str, Any]]) -> list[EncodedSample]:
+        missed = {AVSample.from_row(row) for row in inputs} - set(self._ahead._begun)
+        assert self.is_first_batch or not missed, f"not read ahead: {[sample.key for sample in missed]}"
+        self.is_first_batch = False
+        return super()._encode_rows(inputs)
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[list[list[int]], None]:
         first = self.accelerator.process_index * len(self._rows)

@@ -56,6 +56,8 @@ GRPO = shlex.split(
 WHOLE = shlex.split("--per_device_train_batch_size 8")
 HALVES = shlex.split("--per_device_train_batch_size 4")
 QUARTERS = shlex.split("--per_device_train_batch_size 2 --gradient_accumulation_steps 2")
+#: Each step takes all 28 prompts, so that every batch is the first one of an epoch.
+EPOCHS = shlex.split("--per_device_train_batch_size 14 --gradient_accumulation_steps 4")
 LORA = shlex.split("--use_peft --lora_r 4 --lora_dropout 0 --gradient_checkpointing true")
 SAVE = shlex.split("--save_strategy steps --save_steps 2 --save_only_model false")
 FAULT = shlex.split("--fault local_masks")
@@ -72,6 +74,7 @@ JOBS: Mapping[str, Mapping[str, list[str]]] = {
         "sft": QUARTERS + SAVE,
         "sft_distilled": QUARTERS,
         "grpo": QUARTERS + SAVE,
+        "grpo_epochs": EPOCHS,
         "sft_resumed": QUARTERS,
         "grpo_resumed": QUARTERS,
         "sft_fault": HALVES + FAULT,
@@ -225,6 +228,11 @@ def test_the_teacher_is_heard_in_every_process(runs: Runs) -> None:
     # The teacher is the student before its first step; what differs there is only the text before `[SEG]`.
     assert [line["distillation"] > 1e-3 for line in distilled.logs] == [True] * 3
     assert largest_difference(distilled, plain) > 10 * WEIGHT_TOLERANCE
+
+
+def test_media_are_read_ahead_in_every_process_over_the_end_of_an_epoch(runs: Runs) -> None:
+    """The replaying trainer of parity_run.py ends a run in which they are not."""
+    assert [line["epoch"] for line in runs("multi_gpu")["grpo_epochs"].logs] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("job", ["sft", "grpo"])

@@ -40,6 +40,7 @@ SCRIPTS = [
     "benchmarks/step_cost.py",
     "benchmarks/hooks.py",
     "benchmarks/reward_time.py",
+    "benchmarks/idle_share.py",
     "benchmarks/gpu_step.py",
     "benchmarks/metrics.py",
     "benchmarks/vllm_parity.py",

@@ -1,0 +1,49 @@
+"""What an epoch's iterator will give, seen before it is its turn."""
+
+from collections.abc import Iterator
+from typing import Any
+
+
+class UpcomingBatches(Iterator[Any]):
+    """An iterator over the same batches that can be asked for a later one.
+
+    A batch holds rows of the dataset, that is paths and text; their media are read elsewhere.
+
+    Args:
+        batches: the epoch's iterator, used by nobody else from now on.
+    """
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self.batches = batches
+        self._drawn: dict[int, Any] = {}  # by place in the epoch, as far as it may still be asked for
+        self._num_drawn = 0
+        self._num_given = 0
+
+    def __next__(self) -> Any:
+        self._draw(self._num_given + 1)
+        if self._num_given == self._num_drawn:
+            raise StopIteration
+        self._num_given += 1
+        return self._drawn[self._num_given - 1]
+
+    def look_ahead(self, place: int, distance: int) -> Any | None:
+        """The batch so many after the one at this place; None behind the last one.
+
+        Args:
+            place: of a batch in the epoch, counted from 0; what lies before it is forgotten.
+            distance: how many further on.
+        """
+        for known in [known for known in self._drawn if known < min(place, self._num_given)]:
+            del self._drawn[known]
+        self._draw(place + distance + 1)
+        return self._drawn.get(place + distance)
+
+    def _draw(self, num_batches: int) -> None:
+        """Draw from the iterator until so many have been drawn in all, or there are no more."""
+        for _ in range(num_batches - self._num_drawn):
+            try:
+                batch = next(self.batches)
+            except StopIteration:
+                return
+            self._drawn[self._num_drawn] = batch
+            self._num_drawn += 1

@@ -1,0 +1,205 @@
+"""How much of a GRPO step passes in waiting for media, read in their turn and read while the step before trains.
+
+    python benchmarks/idle_share.py --json out.json
+
+Clips of noise, ten pictures of 640 x 360 and ten seconds of sound each, are written to a temporary folder, four a
+step. The same model is trained on them in both ways, which take turns, and what passes inside `_encode_rows` is
+waiting. A step of a tiny model on a CPU is shorter than one of 7B on a GPU, and shares the processor's cores with the
+thread that reads: seconds of waiting mean something elsewhere, shares are those of this machine and this model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from PIL import Image
+from transformers import PrinterCallback, TrainerCallback
+
+from aurora_rl.data.dataset import to_dataset
+from aurora_rl.data.media import SAMPLING_RATE
+from aurora_rl.data.sample import AVSample
+from aurora_rl.models.batch import PromptOptions, SampleEncoder
+from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
+from aurora_rl.models.segmenters import build_frame_encoder
+from aurora_rl.trainers.grpo import AuroraGRPOTrainer
+from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
+from benchmarks.timing import Seconds, Stopwatch, now
+from benchmarks.workload import Policy, Workload, build_policy
+
+WORKLOAD = Workload(
+    num_generations=2, num_frames=10, completion_length=16, hidden_size=64, num_layers=2, num_heads=2, frame_size=64
+)
+WAYS = ("in turn", "ahead")
+#: Prompts of a step, each on a clip of its own.
+CLIPS_A_STEP = 4
+#: Area of a frame in front of the tower, in pixels: what is read is large, what the tiny towers see is small.
+MIN_PIXELS, MAX_PIXELS = 256, 64 * 64
+
+
+def write_clips(
+    folder: Path, num_clips: int, *, num_frames: int, size: tuple[int, int], seconds: float
+) -> list[AVSample]:
+    """Clips of smooth noise in JPEG, with masks in PNG and sound in WAV, a row each.
+
+    Args:
+        folder: gets the files.
+        num_clips: how many.
+        num_frames: pictures of a clip.
+        size: of a picture, width and height in pixels.
+        seconds: of sound.
+    """
+    generator = np.random.default_rng(0)
+    return [_write_clip(folder / f"clip{row}", row, generator, num_frames, size, seconds) for row in range(num_clips)]
+
+
+def _write_clip(
+    folder: Path, row: int, generator: np.random.Generator, num_frames: int, size: tuple[int, int], seconds: float
+) -> AVSample:
+    folder.mkdir()
+    mask = np.zeros(size[::-1], dtype=np.uint8)
+    mask[: size[1] // 2] = 255
+    for frame in range(num_frames):
+        coarse = generator.integers(0, 256, (9, 16, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize(size).save(folder / f"{frame}.jpg")
+        Image.fromarray(mask).save(folder / f"{frame}.png")
+    waveform = generator.uniform(-0.1, 0.1, round(seconds * SAMPLING_RATE))
+    soundfile.write(folder / "sound.wav", waveform, SAMPLING_RATE)
+    return AVSample(
+        uid=folder.name, row=row, split="train", media_id=folder.name, category="drum", reference="the drum", fps=1.0,
+        frame_paths=tuple(str(folder / f"{frame}.jpg") for frame in range(num_frames)),
+        audio_path=str(folder / "sound.wav"),
+        mask_paths=tuple(str(folder / f"{frame}.png") for frame in range(num_frames)),
+    )  # fmt: skip
+
+
+class InTurnGRPOTrainer(AuroraGRPOTrainer):
+    """Knows no next batch, so that every batch is read in its turn."""
+
+    def _next_generation_batch(self) -> list[dict[str, Any]]:
+        return []
+
+
+class _StepTimes(TrainerCallback):
+    """Seconds of each step, and of what passed in it in waiting for media.
+
+    Args:
+        stopwatch: has `media` as a part.
+    """
+
+    def __init__(self, stopwatch: Stopwatch) -> None:
+        self.stopwatch = stopwatch
+        self.waited: list[float] = []
+        self.whole: list[float] = []
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._start, self._media = now().wall, self._media_so_far()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.whole.append(now().wall - self._start)
+        self.waited.append(self._media_so_far() - self._media)
+
+    def _media_so_far(self) -> float:
+        return self.stopwatch.parts.get("media", Seconds()).wall
+
+
+def train(policy: Policy, samples: list[AVSample], workload: Workload, *, way: str) -> tuple[list[float], list[float]]:
+    """Train once on each clip; seconds waited in each step but the first, which nothing precedes, and its length."""
+    frame_encoder = build_frame_encoder(policy.model.config.segmenter)
+    encode = SampleEncoder(
+        Qwen2_5OmniFamily(),
+        policy.processor,
+        lambda sample, clip: frame_encoder.encode(clip.frames),
+        options=PromptOptions(instruction="{reference}", min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS),
+    )
+    stopwatch = Stopwatch()
+    times = _StepTimes(stopwatch)
+    with tempfile.TemporaryDirectory() as output:
+        trainer = (AuroraGRPOTrainer if way == "ahead" else InTurnGRPOTrainer)(
+            model=policy.copy(),
+            reward_funcs=["reward_fns.format:format_reward"],
+            args=AuroraGRPOConfig(
+                output_dir=output,
+                max_steps=len(samples) // CLIPS_A_STEP,
+                per_device_train_batch_size=workload.num_generations * CLIPS_A_STEP,
+                num_generations=workload.num_generations,
+                max_completion_length=workload.completion_length,
+                gradient_checkpointing=False,
+                bf16=False,
+                use_cpu=True,
+                save_strategy="no",
+                logging_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+            ),
+            encode=encode,
+            seg_token_id=policy.seg_token_id,
+            train_dataset=to_dataset(samples, instruction="{reference}"),
+            processing_class=policy.processor,
+            callbacks=[times],
+        )
+        trainer.remove_callback(PrinterCallback)
+        stopwatch.watch(trainer, "_encode_rows", "media")
+        with stopwatch.run():
+            trainer.train()
+    return times.waited[1:], times.whole[1:]
+
+
+def measure(workload: Workload, *, size: tuple[int, int], seconds: float, steps: int, rounds: int) -> dict[str, Any]:
+    """Median seconds waited in a step, the median step, and the share of all steps' time that is waiting."""
+    policy = build_policy(workload)
+    waited: dict[str, list[float]] = {way: [] for way in WAYS}
+    whole: dict[str, list[float]] = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory() as folder:
+        samples = write_clips(
+            Path(folder), steps * CLIPS_A_STEP, num_frames=workload.num_frames, size=size, seconds=seconds
+        )
+        for _ in range(rounds):
+            for way in WAYS:
+                waits, steps_taken = train(policy, samples, workload, way=way)
+                waited[way] += waits
+                whole[way] += steps_taken
+    return {
+        way: {
+            "waited_s": statistics.median(waited[way]),
+            "step_s": statistics.median(whole[way]),
+            "share": sum(waited[way]) / sum(whole[way]),
+        }
+        for way in WAYS
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print a table, and write the numbers as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=6, help="optimiser steps of each run; the first is not counted")
+    parser.add_argument("--rounds", type=int, default=2, help="runs in each way")
+    parser.add_argument("--size", type=int, nargs=2, default=(640, 360), metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument("--seconds", type=float, default=10.0, help="sound of a clip")
+    parser.add_argument("--completion_length", type=int, default=WORKLOAD.completion_length, help="tokens rolled out")
+    parser.add_argument("--json", type=Path, help="file for the numbers")
+    args = parser.parse_args(argv)
+    numbers = measure(
+        dataclasses.replace(WORKLOAD, completion_length=args.completion_length),
+        size=tuple(args.size),
+        seconds=args.seconds,
+        steps=args.steps,
+        rounds=args.rounds,
+    )
+    print("| media are read | waited in a step, s | a step, s | share |\n| --- | --- | --- | --- |")
+    for way, row in numbers.items():
+        print(f"| {way} | {row['waited_s']:.3f} | {row['step_s']:.2f} | {100 * row['share']:.1f}% |")
+    if args.json:
+        args.json.write_text(json.dumps(numbers, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
