@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 import openai
 from openai.types.chat import ChatCompletion
 
+from aurora_rl.addresses import check_address
 from data_prep.refusals import Kind, Refusal, one_line, read_refusal, refusal_of
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,9 @@ class EndpointArguments:
         if (self.input_price is None) != (self.output_price is None):
             raise ValueError("only one of input_price and output_price is given: a cost needs both")
         self.extra_fields()
-        _check_address(self.base_url)
+        check_address(self.base_url, name="base_url")
+        if self.base_url is None:  # the client reads it there
+            check_address(os.environ.get("OPENAI_BASE_URL"), name="OPENAI_BASE_URL")
 
     def extra_fields(self) -> dict[str, Any]:
         """`extra_body` read; a `ValueError` where it is no JSON object."""
@@ -446,17 +449,6 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except ValueError:
         return None
-
-
-def _check_address(base_url: str | None) -> None:
-    """An address may carry a password, and is shown in errors and lists of processes: such a one is refused."""
-    if base_url is None:
-        return
-    parts = urllib.parse.urlsplit(base_url)
-    if parts.username is not None or parts.password is not None or parts.query:
-        raise ValueError("base_url holds a user's name, a password or a query: keys come from the environment only")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"base_url is {base_url!r}: expected http(s)://host[:port]/v1")
 
 
 def _innermost(error: BaseException) -> str:

@@ -57,7 +57,7 @@ def test_constraints_are_exact_and_name_no_build() -> None:
 def test_built_wheel_holds_exactly_the_two_packages(tmp_path: Path) -> None:
     pytest.importorskip("hatchling")
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
-    build = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    build = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert build.returncode == 0, build.stderr
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name == f"aurora_rl-{aurora_rl.__version__}-py3-none-any.whl"

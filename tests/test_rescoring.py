@@ -434,7 +434,7 @@ def is_running(pid: int) -> bool:
 
 
 def wait_until(condition) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < end, "workers outlived their run"
         time.sleep(0.1)

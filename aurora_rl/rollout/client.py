@@ -21,6 +21,7 @@ from requests.adapters import HTTPAdapter
 from trl.generation.vllm_client import VLLMClient, parse_logprobs
 from vllm.utils.network_utils import get_ip
 
+from aurora_rl.addresses import check_address
 from aurora_rl.models.mllm.base import EnginePrompt
 from aurora_rl.rollout.chat_request import chat_request
 from aurora_rl.rollout.gloo_transfer import GlooGroup
@@ -73,6 +74,7 @@ class AuroraVLLMClient(VLLMClient):
             `connection_timeout`, how many seconds to wait for a server that is starting.
 
     Raises:
+        ValueError: if `base_url` is no address, or holds a secret.
         VLLMServerError: if no server answers within `connection_timeout`.
     """
 
@@ -81,6 +83,7 @@ class AuroraVLLMClient(VLLMClient):
     def __init__(
         self, *, request_timeout_s: float = 600.0, max_retries: int = 5, backoff_s: float = 1.0, **kwargs: Any
     ) -> None:
+        check_address(kwargs.get("base_url"), name="vllm_server_base_url")
         self.request_timeout_s, self.max_retries, self.backoff_s = request_timeout_s, max_retries, backoff_s
         super().__init__(**kwargs)
         # Retries are ours: TRL's repeat what must not be, such as an update of weights.

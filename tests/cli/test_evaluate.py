@@ -120,7 +120,7 @@ def test_saved_predictions_are_scored_without_transformers(saved):
     code += "sys.exit(code or (f'imported {heavy}' if heavy else 0))"
     options = ["--predictions", saved / "good", "--dataset", saved / "data", "--output", saved / "out.json"]
     command = [sys.executable, "-c", code, "evaluate", *options, "--report", saved / "out.html"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 

@@ -328,3 +328,11 @@ def test_a_placeholder_for_a_key_changes_no_reply(endpoint, monkeypatch):
     monkeypatch.setenv("MY_KEY", "drum")
     (result,), _, _ = ask(endpoint.url, [0], api_key_env="MY_KEY")
     assert result["answer_category"] == "drum"
+
+
+def test_an_address_of_the_environment_keeps_the_rule_of_the_option(monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://me:secret@localhost:8000/v1")
+    EndpointArguments(model="m", base_url="http://localhost:8000/v1")
+    with pytest.raises(ValueError, match="OPENAI_BASE_URL holds") as raised:
+        EndpointArguments(model="m")
+    assert "secret" not in str(raised.value)

@@ -46,7 +46,7 @@ def finished_rows(path: Path) -> set[int]:
 
 def kill_when(process: multiprocessing.Process, out: Path, *, num_finished: int) -> set[int]:
     """SIGKILL as soon as so many rows are finished; the rows that are."""
-    give_up = time.monotonic() + 120
+    give_up = time.monotonic() + 240
     while len(finished_rows(out)) < num_finished:
         assert process.is_alive() and time.monotonic() < give_up, "the run ended, or hangs, before it could be killed"
         time.sleep(0.002)

@@ -36,7 +36,7 @@ from tests.demo.chromium import Tab, find_chromium, open_chromium
 
 SECRET = "not for visitors"
 START = "import sys; from aurora_rl.cli import main; sys.exit(main())"
-WAIT = 120.0  # seconds; only hangs take so long
+WAIT = 240.0  # seconds; only hangs take so long
 needs_chromium = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium or Chrome on the PATH")
 
 

@@ -549,7 +549,7 @@ def test_killed_in_the_middle_and_resumed_equals_unbroken(tmp_path):
         return load_grey(sample)
 
     process = start(tmp_path, stick_at_h)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not stuck.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
@@ -576,7 +576,7 @@ def test_two_processes_at_once_give_the_same_set(tmp_path):
 
     processes = [start(tmp_path, load_slowly) for _ in range(2)]
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=240)
     assert [process.exitcode for process in processes] == [0, 0]
     run(tmp_path, never)
     assert cached_values(tmp_path) == {name: ord(name) for name in LETTERS}

@@ -296,7 +296,7 @@ class Lane:
     def close(self) -> None:
         (self.folder / "stop").touch()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=60)
+            self.process.wait(timeout=600)
         self.process.kill()
         self.log.close()
 

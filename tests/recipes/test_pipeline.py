@@ -273,7 +273,7 @@ def test_a_stopped_pipeline_goes_on_from_the_checkpoint(scripts, tmp_path, out, 
     wait_for(out / "a" / "starts")
     time.sleep(0.3)
     process.send_signal(signal_number)
-    assert process.wait(timeout=60) == 128 + signal_number
+    assert process.wait(timeout=240) == 128 + signal_number
     step = int((out / "a" / "checkpoint-1" / "step").read_text())
     assert 0 < step < 40
     first = json.loads((out / "stages" / "a.json").read_text())

@@ -424,7 +424,7 @@ def test_two_ranks_share_a_server_and_both_end_by_its_death(the_server, tiny_che
     try:
         while the_server.process.poll() is None and launched.poll() is None:
             time.sleep(0.2)
-        launched.wait(timeout=60)
+        launched.wait(timeout=240)
     finally:
         launched.terminate()
         the_server.kill()

@@ -39,7 +39,7 @@ def import_torchvision(tmp_path: Path, *, cuda: str | None, extension: str = "")
     script = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{start_hook}"
     script += "assert 'torch' not in sys.modules, 'the hook imported torch at the start'\n"
     script += "import torchvision; print(torchvision._meta_registrations.seen)"
-    return subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, timeout=280)
 
 
 def test_operators_are_declared_where_the_native_library_does_not_load(tmp_path: Path) -> None:

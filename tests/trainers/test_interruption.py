@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -100,7 +100,7 @@ def test_a_rank_in_a_collective_that_never_ends_is_ended_by_the_signal(kind: str
         time.sleep(1)  # rank 0 is in the collective
         ranks[0].send_signal(signal.SIGTERM)
         if kind == "thread":
-            assert ranks[0].wait(timeout=60) == 143
+            assert ranks[0].wait(timeout=240) == 143
             assert "no step that all ranks reach within 1 s" in ranks[0].stderr.read()
         else:
             with pytest.raises(subprocess.TimeoutExpired):
