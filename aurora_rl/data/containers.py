@@ -38,6 +38,8 @@ PIXELS_A_BYTE = 100_000
 
 # Demuxers of self-contained files. Playlists (hls, dash, concat) are left out: they open other files and addresses.
 VIDEO_FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "ogg", "flv")
+#: Demuxers of sounds, which may hold a cover: opened where a video is asked for, so that the answer is "no video".
+SOUND_FORMATS = ("mp3", "flac", "aac", "wav", "aiff")
 
 #: What players show or play when asked for it alone: a cover, a preview, a director's comment, a description of scenes.
 NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
@@ -70,8 +72,8 @@ def open_container(path: FilePath, formats: Sequence[str]) -> av.container.Input
 
 
 def open_video(path: FilePath) -> av.container.InputContainer:
-    """A video file of one of `VIDEO_FORMATS`; PyAV raises `av.FFmpegError` where it is none."""
-    return open_container(path, VIDEO_FORMATS)
+    """A file of `VIDEO_FORMATS`, or a sound without any video; PyAV raises `av.FFmpegError` where it is neither."""
+    return open_container(path, (*VIDEO_FORMATS, *SOUND_FORMATS))
 
 
 def playing_track(container: av.container.InputContainer, kind: MediaKind) -> Any:

@@ -170,7 +170,7 @@ def _check_xing(data: Bytes, starts: list[int], end: int) -> None:
     if data[place : place + 3] not in (b"LAM", b"Lav") or not music:  # LAME's and FFmpeg's; others write none
         return
     if len(starts) > 1 and _crc16(data[starts[1] : end]) != music:
-        raise _Damage("damaged: its bytes do not match the checksum that its encoder wrote")
+        raise _Damage("damaged, or made louder by a tool: it does not match the checksum of its encoder")
 
 
 def _crc16(data: Bytes) -> int:

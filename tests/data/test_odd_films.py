@@ -1,15 +1,18 @@
 """Clips as phones, browsers and editors leave them: turned, squeezed, with several tracks, animated, starting late."""
 
+import io
 import struct
 import zlib
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from PIL import Image
 
 from aurora_rl.data.footage import open_footage
-from aurora_rl.data.media import MediaError
+from aurora_rl.data.media import MediaError, read_waveform
 from aurora_rl.overlay import OverlayVideo
 from tests.data.odd_files import ORIENTATIONS, grey, tone, write_film
 
@@ -51,6 +54,40 @@ def test_pixels_that_are_not_square_are_shown_square(tmp_path, quarters, shape, 
     [first, *_] = footage.pictures()
     assert footage.own_size == first.pixels.shape[:2] == size
     assert abs(int(first.pixels[2, 2, 0]) - 20) < 12 and abs(int(first.pixels[-3, -3, 0]) - 230) < 12
+
+
+def test_a_turned_clip_of_oblong_pixels_is_widened_before_it_is_turned(tmp_path, quarters):
+    film = write_film(tmp_path / "a.mp4", frames=[quarters] * 3, matrix=(0, 1, -1, 0), pixel_shape=Fraction(2))
+    footage = open_footage(film)
+    assert footage.own_size == next(footage.pictures()).pixels.shape[:2] == (96, 32)
+
+
+@pytest.mark.parametrize("suffix", ["mp3", "m4a", "flac"])
+def test_the_cover_of_a_sound_file_is_no_video(tmp_path, suffix):
+    cover = io.BytesIO()
+    Image.fromarray(grey(90)).save(cover, "JPEG")
+    path = tmp_path / f"song.{suffix}"
+    codec, muxer = {"mp3": ("libmp3lame", "mp3"), "m4a": ("aac", "mp4"), "flac": ("flac", "flac")}[suffix]
+    with av.open(str(path), "w", format=muxer) as out:
+        sound = out.add_stream(codec, rate=44_100, layout="mono")
+        picture = out.add_stream("mjpeg", rate=1)
+        picture.width, picture.height, picture.pix_fmt = 48, 32, "yuvj420p"
+        picture.disposition = Disposition.attached_pic
+        samples = np.sin(np.arange(44_100) / 16).astype(np.float32)[None] / 2
+        kind = {"libmp3lame": "fltp", "aac": "fltp", "flac": "s16"}[codec]
+        if kind == "s16":
+            samples = (samples * 32_767).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(samples, format=kind, layout="mono")
+        frame.sample_rate, frame.pts = 44_100, 0
+        packets = [*sound.encode(frame), *sound.encode(None)]
+        packet = av.Packet(cover.getvalue())
+        packet.stream, packet.pts, packet.dts, packet.time_base = picture, 0, 0, Fraction(1, 1)
+        out.mux(packet)
+        for packet in packets:
+            out.mux(packet)
+    with pytest.raises(MediaError, match="no video"):
+        open_footage(path)
+    assert len(read_waveform(path)) == pytest.approx(RATE, abs=2_000)
 
 
 @pytest.mark.parametrize("default", [0, 1])
