@@ -75,6 +75,19 @@ def test_deepspeed_steps_in_half_precision_without_autocast(tmp_path: Path) -> N
     assert numbers["estimated: DeepSpeed's reduce bucket, GB"] == pytest.approx(1.0)  # 5e8 of bfloat16
 
 
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+def test_vllm_samples_and_is_sent_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own: an engine leaves torch's process group behind."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    command = ["-m", "benchmarks.gpu_step", "--size", "toy", "--repeats", "1", "--as_recipe", "--sampler", "vllm"]
+    out = tmp_path / "out.json"
+    done = subprocess.run([sys.executable, *command, "--json", str(out)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    numbers = json.loads(out.read_text())
+    assert all(numbers[part] > 0 for part in ("generation", "weight sync", "forward", "backward"))
+
+
 @dataclasses.dataclass
 class Event:
     """As the profiler has them; times in microseconds."""
