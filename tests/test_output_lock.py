@@ -11,12 +11,19 @@ import pytest
 
 from aurora_rl.output_lock import OutputInUseError, hold, hold_output, lock_of
 
+#: The child is waited for: until a process that is forked has run, it has the lock as its parent has.
 HOLDER = """
-import os, sys
+import os, sys, time
 from aurora_rl.output_lock import hold_output
 with hold_output(sys.argv[1], is_folder=True):
+    child_runs, end_of_child = os.pipe()
     if len(sys.argv) > 2 and not os.fork():
-        os.execvp("sleep", ["sleep", "1000"]) if sys.argv[2] == "exec" else __import__("time").sleep(1000)
+        if sys.argv[2] == "exec":
+            os.execvp("sleep", ["sleep", "1000"])
+        os.close(end_of_child)
+        time.sleep(1000)
+    os.close(end_of_child)
+    os.read(child_runs, 1)
     print("held", flush=True)
     sys.stdin.read()
 """

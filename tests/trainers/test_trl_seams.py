@@ -34,6 +34,8 @@ GRPO_OVERRIDES = {
     "_compute_loss": ["model", "inputs"],
     "_save": ["output_dir", "state_dict"],
     "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
+    "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+    "get_batch_samples": ["epoch_iterator", "num_batches", "device"],
 }  # fmt: skip
 RESUMABLE_OVERRIDES = {
     "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
@@ -47,6 +49,8 @@ RESUMABLE_OVERRIDES = {
         "steps_trained_in_current_epoch",
     ],
     "_finalize_training": ["trial", "num_train_samples", "start_time"],
+    "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
+    "_issue_warnings_after_load": ["load_result"],
 }  # fmt: skip
 SFT_OVERRIDES = {
     "get_batch_samples": ["epoch_iterator", "num_batches", "device"],
