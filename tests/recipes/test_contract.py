@@ -206,7 +206,7 @@ def write_reflections(benchmark: Path, path: Path) -> Path:
 def taught_adapter(omni: str, sam: str, benchmark: Path, folder: Path) -> str:
     """An adapter on a model that has learned the form of an answer, so that GRPO's rollouts have masks and rewards."""
     segmenter = {"type": "sam", "checkpoint": sam, "image_size": 64}
-    training = {"max_steps": 60, "learning_rate": 3e-3, "per_device_train_batch_size": 4, "warmup_steps": 5}
+    training = {"max_steps": 40, "learning_rate": 3e-3, "per_device_train_batch_size": 4, "warmup_steps": 5}
     quiet = {
         "save_strategy": "no",
         "report_to": "none",
@@ -230,6 +230,7 @@ def taught_adapter(omni: str, sam: str, benchmark: Path, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def toys(
+    lane: Callable[[str], Lane],  # so that the first one imports its libraries meanwhile
     tiny_benchmark: Path,
     omni_checkpoint: str,
     sam_checkpoint: str,
@@ -249,6 +250,10 @@ def toys(
             "synthetic": write_reflections(tiny_benchmark, folder / "reflections_synthetic.jsonl"),
         },
     )
+
+
+#: Accelerate configs, in the order in which they are driven.
+LANES = ("zero2", "zero3", "fsdp2", "multi_gpu", "cpu")
 
 
 class Lane:
@@ -307,19 +312,29 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def lane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Lane]]:
-    """The lane of an accelerate config; one at a time, because each holds the libraries in memory twice."""
-    open_lanes: list[Lane] = []
+def lane(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Lane]]:
+    """The lane of an accelerate config. The next one imports its libraries while this one works; no third is open."""
+    collected = " ".join(item.name for item in request.session.items)
+    coming = [config for config in LANES if f"-{config}]" in collected]
+    open_lanes: dict[str, Lane] = {}
+
+    def start(config: str) -> None:
+        if config not in open_lanes:
+            open_lanes[config] = Lane(config, tmp_path_factory.mktemp(config))
 
     def of(config: str) -> Lane:
-        if not open_lanes or open_lanes[0].config != config:
-            while open_lanes:
-                open_lanes.pop().close()
-            open_lanes.append(Lane(config, tmp_path_factory.mktemp(config)))
-        return open_lanes[0]
+        start(config)
+        following = coming[coming.index(config) + 1 :][:1] if config in coming else []
+        for other in [other for other in open_lanes if other not in (config, *following)]:
+            open_lanes.pop(other).close()
+        for other in following:
+            start(other)
+        return open_lanes[config]
 
+    for config in coming[:1]:
+        start(config)
     yield of
-    for each in open_lanes:
+    for each in open_lanes.values():
         each.close()
 
 
@@ -386,7 +401,7 @@ def drive(toys: Toys, lane: Callable[[str], Lane], tmp_path_factory: pytest.Temp
 
 LAUNCHES = [(name, config) for name in TRAINED for config in (Recipe(name).lane, *ALSO_UNDER.get(name, ()))]
 #: In the order of lanes, so that each is started once.
-LAUNCHES.sort(key=lambda launch: ("zero2", "zero3", "fsdp2", "multi_gpu", "cpu").index(launch[1]))
+LAUNCHES.sort(key=lambda launch: LANES.index(launch[1]))
 
 
 def expected_dtype(config: str, group: str) -> str:
