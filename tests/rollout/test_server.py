@@ -4,6 +4,7 @@ A test that kills the server leaves the next one to start it again, so those sta
 """
 
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -24,8 +25,11 @@ import numpy as np
 import pytest
 import requests
 import torch
+from peft import get_peft_model
 from trl import TrlParser
 
+from aurora_rl.assemble import peft_config
+from aurora_rl.config import ModelArguments
 from aurora_rl.data.sample import AVSample
 from aurora_rl.models.batch import SampleEncoder
 from aurora_rl.models.loading import LoadedModel, load_model
@@ -217,6 +221,28 @@ def test_vllm_decodes_what_was_sent_bit_for_bit(prompts, num_frames, num_samples
         sound = urls.get("audio_url", urls["video_url"]).removeprefix("data:").split(";base64,", 1)
         samples, rate = AudioMediaIO().load_base64(*sound)
         assert rate == 16_000 and np.array_equal(samples, waveform)
+
+
+def test_of_a_tied_model_the_server_samples_from_the_policy(server, loaded, prompts, sampling, tmp_path):
+    for config in (loaded.model.config, loaded.model.config.text_config):
+        config.tie_word_embeddings = True
+    loaded.model.tie_weights()
+    # What is served is then the very same: head and embeddings stand apart in every export.
+    exported = export_for_vllm(loaded, tmp_path / "engine") / "config.json"
+    assert json.loads(exported.read_text()) == json.loads((server.folder / "config.json").read_text())
+    adapter = peft_config(ModelArguments(model="", use_peft=True, lora_r=4), loaded)
+    adapter.modules_to_save = ["seg_head", "lm_head"]
+    policy = dataclasses.replace(loaded, model=get_peft_model(copy.deepcopy(loaded.model), adapter).eval())
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lm_head.modules_to_save" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    client = connect(server)
+    client.init_communicator("cpu")
+    push(client, policy, towers=True)
+    completions = generate(client, prompts, sampling)
+    assert max(differences(completions, policy, prompts).values()) < ROUNDING
+    assert max(differences(completions, loaded, prompts).values()) > 100 * ROUNDING  # control: one tensor for both
 
 
 def test_the_server_reads_the_prompts_and_has_the_log_probs_of_the_policy(server, loaded, prompts, sampling):
