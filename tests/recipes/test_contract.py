@@ -443,12 +443,16 @@ def rotary_frequencies(model: str) -> dict[str, list[float]]:
     return {name: buffer.flatten()[:8].tolist() for name, buffer in buffers if name.endswith("inv_freq")}
 
 
-def rows_of(path: Path) -> dict[str, str]:
-    """What each row was answered."""
+def rows_of(path: Path) -> dict[str, tuple[str, Any]]:
+    """What each row was answered: the text, and the masks where the file has them."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return {
-        row.get("key") or f"{row['uid']}/{row['row']}": row.get("completion") or row["greedy"]["text"] for row in rows
+        f"{row['uid']}/{row['row']}": (row.get("completion") or row["greedy"]["text"], masks_of(row)) for row in rows
     }
+
+
+def masks_of(row: Mapping[str, Any]) -> Any:
+    return row["greedy"]["pred_masks"] if "greedy" in row else None
 
 
 # Tests that need one lane stand side by side: it is started once. Here begins ZeRO-2's.
