@@ -187,7 +187,8 @@ def read_results(path: str | Path, *, malformed: list[str] | None = None) -> lis
 
     Args:
         path: the file.
-        malformed: takes the trouble of each line that is no result; None makes the first such line an error.
+        malformed: takes the trouble of each line that is no result, or of a row that is there already; None makes the
+            first such line an error.
 
     Raises:
         ValueError: if a line is no result, or a row is there twice; the message names the line.
@@ -195,17 +196,23 @@ def read_results(path: str | Path, *, malformed: list[str] | None = None) -> lis
     results: dict[str, SampleResult] = {}
     for place, line in _lines(path):
         try:
-            result = result_from_record(parse_record(line))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            trouble = f"{place} is no evaluation result ({error}): evaluate again"
+            result = _result_of(place, line)
+            if result.key in results:
+                raise ValueError(f"{place} holds row {result.key!r} a second time: evaluate into a fresh file")
+        except ValueError as error:
             if malformed is None:
-                raise ValueError(trouble) from error
-            malformed.append(trouble)
-            continue
-        if result.key in results:
-            raise ValueError(f"{place} holds row {result.key!r} a second time: evaluate into a fresh file")
-        results[result.key] = result
+                raise
+            malformed.append(str(error))
+        else:
+            results[result.key] = result
     return list(results.values())
+
+
+def _result_of(place: str, line: bytes) -> SampleResult:
+    try:
+        return result_from_record(parse_record(line))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{place} is no evaluation result ({error}): evaluate again") from error
 
 
 def _lines(path: str | Path) -> Iterator[tuple[str, bytes]]:

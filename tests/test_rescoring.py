@@ -546,3 +546,14 @@ def test_results_of_another_dataset_are_refused(tmp_path, results):
     predictions = saved_results(results, preset="davis")
     with pytest.raises(PredictionError, match="has row 1 as 's9_drum_1', metadata.csv as 's0_drum_1'"):
         rescore(tmp_path / "data", predictions, tmp_path / "out.json", splits=["test_s"], preset="davis")
+
+
+def test_a_row_that_results_hold_twice_is_named_and_the_others_are_scored(tmp_path, results, monkeypatch):
+    lines = results.read_text().splitlines()
+    results.write_text("\n".join([*lines, lines[1]]) + "\n")
+    scored = spy(monkeypatch)
+    with pytest.raises(
+        PredictionError, match=rf"^1 row\(s\) cannot be scored: .*:{len(lines) + 1} holds row .* a second time"
+    ):
+        rescore_results(tmp_path, results)
+    assert sorted(scored) == rows_of(*TEST_SPLITS)
