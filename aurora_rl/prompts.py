@@ -75,9 +75,18 @@ def without_seg(text: str) -> str:
     >>> without_seg("Answer: the target is the drum. It is [SEG].")
     'Answer: the target is the drum.'
     """
-    while SEG_TOKEN in text:  # again, because what stood around one may make up another
-        text = _ASKS_FOR_MASKS.sub("", text)
-    return text.strip()
+    text = _ASKS_FOR_MASKS.sub("", text)
+    return (_without_nested_seg(text) if SEG_TOKEN in text else text).strip()
+
+
+def _without_nested_seg(text: str) -> str:
+    """Without the tokens that what stood around another makes up, such as `[SE[SEG]G]`, at whatever depth."""
+    kept: list[str] = []
+    for character in text:
+        kept.append(character)
+        if character == SEG_TOKEN[-1] and "".join(kept[-len(SEG_TOKEN) :]) == SEG_TOKEN:
+            del kept[-len(SEG_TOKEN) :]
+    return "".join(kept)
 
 
 def render_chain(steps: Mapping[str, str], answer: str) -> str:

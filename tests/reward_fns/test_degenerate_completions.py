@@ -45,3 +45,8 @@ def test_a_repeated_completion_is_read_by_every_reward(unit: str) -> None:
     for reward in (format_reward, category_reward, reasoning_consistency_reward, perception_reward):
         [score] = reward(prompts=[None], completions=[text], **columns)
         assert 0 <= score <= 1
+
+
+def test_seg_tokens_inside_one_another_are_all_taken_out() -> None:
+    depth = LENGTH // 10
+    assert without_seg("the drum" + "[SE" * depth + "[SEG]" + "G]" * depth) == "the drum"
