@@ -75,8 +75,9 @@ def without_seg(text: str) -> str:
     >>> without_seg("Answer: the target is the drum. It is [SEG].")
     'Answer: the target is the drum.'
     """
-    text = _ASKS_FOR_MASKS.sub("", text)
-    return (_without_nested_seg(text) if SEG_TOKEN in text else text).strip()
+    if SEG_TOKEN in text:
+        text = _without_nested_seg(_ASKS_FOR_MASKS.sub("", text))
+    return text.strip()
 
 
 def _without_nested_seg(text: str) -> str:
