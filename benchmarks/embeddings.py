@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from transformers import SamConfig, SamModel
 
+from aurora_rl.caches.image_embeddings import EmbeddingCache
 from aurora_rl.data.sample import AVSample
-from aurora_rl.models.embedding_cache import EmbeddingCache
-from aurora_rl.models.segmenters.sam import SamFrameEncoder, SamSegmenter
+from aurora_rl.models.heads.segmenters.sam import SamFrameEncoder, SamSegmenter
 from benchmarks.timing import Seconds, now
 
 

@@ -33,7 +33,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GenerationConfig, PretrainedConfig, ProcessorMixin, training_args
 from transformers.utils import logging as transformers_logging
 
-from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.footprint import Clips, Launch, estimate_footprint
@@ -42,11 +42,12 @@ from aurora_rl.footprint.parameters import MetaModel, measure_parts
 from aurora_rl.footprint.parts import ALWAYS, SAMPLING, TRAINING, Part, fullest
 from aurora_rl.footprint.report import known_tflops
 from aurora_rl.footprint.workload import Workload
-from aurora_rl.models.batch import PromptOptions, SampleEncoder
+from aurora_rl.models.encoding import PromptOptions, SampleEncoder
+from aurora_rl.models.heads.segmenters import build_frame_encoder
 from aurora_rl.models.loading import prepare_vocabulary
 from aurora_rl.models.mllm.qwen2_5_omni import AuroraQwen2_5Omni, Qwen2_5OmniFamily
-from aurora_rl.models.segmenters import build_frame_encoder
 from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni, build_tiny_processor, multimodal_token_fields
+from aurora_rl.tasks.prompts import text_prompt
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from benchmarks.contenders import (
@@ -178,7 +179,7 @@ def build(shape: Shape, stopwatch: Stopwatch, way: Way = PLAIN) -> Contender:
         args=_arguments(shape, way),
         encode=_encoder(shape, processor),
         seg_token_id=seg_token_id,
-        train_dataset=to_dataset([_sample(number) for number in range(NUM_CLIPS)]),
+        train_dataset=to_dataset([_sample(number) for number in range(NUM_CLIPS)], text_prompt()),
         processing_class=processor,
         peft_config=None if way.as_recipe else lora(way),
     )

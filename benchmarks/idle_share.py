@@ -24,12 +24,13 @@ import soundfile
 from PIL import Image
 from transformers import PrinterCallback, TrainerCallback
 
+from aurora_rl.data.containers import SAMPLING_RATE
 from aurora_rl.data.dataset import to_dataset
-from aurora_rl.data.media import SAMPLING_RATE
 from aurora_rl.data.sample import AVSample
-from aurora_rl.models.batch import PromptOptions, SampleEncoder
+from aurora_rl.models.encoding import PromptOptions, SampleEncoder
+from aurora_rl.models.heads.segmenters import build_frame_encoder
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
-from aurora_rl.models.segmenters import build_frame_encoder
+from aurora_rl.tasks.prompts import text_prompt
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from benchmarks.timing import Seconds, Stopwatch, now
@@ -142,7 +143,7 @@ def train(policy: Policy, samples: list[AVSample], workload: Workload, *, way: s
             ),
             encode=encode,
             seg_token_id=policy.seg_token_id,
-            train_dataset=to_dataset(samples, instruction="{reference}"),
+            train_dataset=to_dataset(samples, text_prompt("{reference}")),
             processing_class=policy.processor,
             callbacks=[times],
         )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from aurora_rl.models.segmenters.sam import SamSegmenter
+from aurora_rl.models.heads.segmenters.sam import SamSegmenter
 from benchmarks.memory import peak_memory
 from benchmarks.timing import Seconds, now
 

@@ -21,14 +21,15 @@ import yaml
 from accelerate import Accelerator
 from transformers import GenerationConfig, PreTrainedModel
 
-from aurora_rl.assemble import assemble_encoder, load_split
-from aurora_rl.config import DataArguments
+from aurora_rl.assembly.arguments import DataArguments
+from aurora_rl.assembly.benchmarks import load_split
+from aurora_rl.assembly.encoder import assemble_encoder
 from aurora_rl.data.sample import AVSample
+from aurora_rl.files.plain import read_text_file
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.end_of_turn import end_token_ids
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.mllm import EncodedPrompt
-from aurora_rl.plain_files import read_text_file
 from aurora_rl.rollout.engine import AuroraVLLMGeneration
 
 SYNCS = 5

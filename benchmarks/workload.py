@@ -18,12 +18,12 @@ from transformers import ProcessorMixin
 
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.sample import AVClip, AVSample
-from aurora_rl.models.batch import EncodedSample, SampleEncoder
+from aurora_rl.models.encoding import EncodedSample, SampleEncoder
+from aurora_rl.models.heads.segmenters import build_frame_encoder
 from aurora_rl.models.loading import freeze
 from aurora_rl.models.mllm.qwen2_5_omni import AuroraQwen2_5Omni, Qwen2_5OmniFamily
-from aurora_rl.models.segmenters import build_frame_encoder
 from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
-from aurora_rl.prompts import SEG_TOKEN
+from aurora_rl.tasks.prompts import SEG_TOKEN, text_prompt
 
 REFERENCE = "The yellow object on the left that is heard before the drum."
 #: Trains the vocabulary, so that the prompt's words are single tokens.
@@ -99,7 +99,7 @@ def aurora_dataset() -> Dataset:
         uid="noise", row=0, split="train", media_id="noise", category="drum", reference=REFERENCE, fps=1.0,
         frame_paths=(), audio_path="", mask_paths=(),
     )  # fmt: skip
-    return to_dataset([sample], instruction="{reference}")
+    return to_dataset([sample], text_prompt("{reference}"))
 
 
 class ImageEncoder(SampleEncoder):

@@ -23,9 +23,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from aurora_rl.data.media import MediaError
-from aurora_rl.whole_files import write_whole
-from data_prep.endpoint import (
+from aurora_rl.data.containers import MediaError
+from aurora_rl.endpoint.client import (
     BadReplyError,
     ChatEndpoint,
     EndpointArguments,
@@ -33,6 +32,7 @@ from data_prep.endpoint import (
     RowFailedError,
     Usage,
 )
+from aurora_rl.files.atomic import write_whole
 from data_prep.journal import Journal, Record, RecordLog, RowKey, row_key
 
 logger = logging.getLogger(__name__)

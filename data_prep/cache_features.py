@@ -14,16 +14,17 @@ from collections.abc import Sequence
 from accelerate import PartialState
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from aurora_rl.assemble import load_split
-from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments
+from aurora_rl.assembly.benchmarks import load_split
+from aurora_rl.assembly.parser import RecipeParser
+from aurora_rl.caches.embedding_shard import EmbeddingCacheError
+from aurora_rl.caches.image_embeddings import CLIPS_PER_SHARD, EmbeddingCache
+from aurora_rl.data.containers import MediaError
 from aurora_rl.data.files import DatasetError
-from aurora_rl.data.media import MediaError, read_frames
+from aurora_rl.data.media import read_frames
 from aurora_rl.logs import setup_logging
-from aurora_rl.models.embedding_cache import CLIPS_PER_SHARD, EmbeddingCache
-from aurora_rl.models.embedding_shard import EmbeddingCacheError
+from aurora_rl.models.heads.segmenters import build_frame_encoder
 from aurora_rl.models.loading import read_segmenter_config
-from aurora_rl.models.segmenters import build_frame_encoder
-from aurora_rl.recipe_parser import RecipeParser
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from aurora_rl.completions import normalise_category, parse_completion
-from aurora_rl.prompts import NULL_CATEGORY, REASONING_STEPS, SEG_TOKEN, STEP_LABELS, answer_for, render_chain
+from aurora_rl.data.sample import NULL_CATEGORY
+from aurora_rl.tasks.completions import normalise_category, parse_completion
+from aurora_rl.tasks.prompts import REASONING_STEPS, SEG_TOKEN, STEP_LABELS, answer_for, render_chain
 
 PROBLEMS = {
     "unreadable": "no JSON record with uid, row, category, steps and answer",

@@ -22,19 +22,21 @@ from typing import Any
 from accelerate import PartialState
 from tqdm import tqdm
 
-from aurora_rl.assemble import assemble_encoder, assemble_model, load_split
-from aurora_rl.completions import parse_completion
-from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments
+from aurora_rl.assembly.benchmarks import load_split
+from aurora_rl.assembly.encoder import assemble_encoder
+from aurora_rl.assembly.model import assemble_model
+from aurora_rl.assembly.parser import RecipeParser
 from aurora_rl.data.sample import AVSample
-from aurora_rl.evaluation import score_rollout
-from aurora_rl.inference import Completion, Predictor, unfinished_batches
+from aurora_rl.evaluation.scoring import score_rollout
+from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.output_lock import OutputInUseError, hold_output
+from aurora_rl.files.plain import parse_json, read_text_file
+from aurora_rl.inference.predictor import Completion, Predictor, unfinished_batches
 from aurora_rl.logs import setup_logging
-from aurora_rl.models.batch import EncodedSample
+from aurora_rl.models.encoding import EncodedSample
 from aurora_rl.models.teacher import checkpoint_fingerprint
-from aurora_rl.output_lock import OutputInUseError, hold_output
-from aurora_rl.plain_files import parse_json, read_text_file
-from aurora_rl.recipe_parser import RecipeParser
-from aurora_rl.whole_files import write_whole
+from aurora_rl.tasks.completions import parse_completion
 from data_prep.journal import RecordLog, RowKey, read_records, to_lines
 
 logger = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from aurora_rl.output_lock import OutputInUseError, hold, lock_of
-from aurora_rl.plain_files import parse_json, parse_record
-from aurora_rl.whole_files import write_whole
+from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.output_lock import OutputInUseError, hold, lock_of
+from aurora_rl.files.plain import parse_json, parse_record
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
-from aurora_rl.output_lock import hold_output
+from aurora_rl.files.output_lock import hold_output
+from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
 
 
 def main(argv: Sequence[str] | None = None) -> None:

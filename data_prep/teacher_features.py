@@ -12,11 +12,12 @@ import logging
 
 from accelerate import PartialState
 
-from aurora_rl.assemble import load_training_splits, stored_features
-from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments, TargetArguments
+from aurora_rl.assembly.benchmarks import load_training_splits
+from aurora_rl.assembly.parser import RecipeParser
+from aurora_rl.assembly.teacher import stored_features
+from aurora_rl.files.output_lock import OutputInUseError, hold_output
 from aurora_rl.logs import setup_logging
-from aurora_rl.output_lock import OutputInUseError, hold_output
-from aurora_rl.recipe_parser import RecipeParser
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 
 logger = logging.getLogger(__name__)

@@ -23,15 +23,16 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
 
 from aurora_rl import __version__
-from aurora_rl.assemble import load_split
-from aurora_rl.config import DataArguments
+from aurora_rl.assembly.arguments import DataArguments
+from aurora_rl.assembly.benchmarks import load_split
+from aurora_rl.assembly.parser import ConfigParser
+from aurora_rl.data.containers import MediaError
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.hf_dataset import FEATURES, TABLE_FOLDER, TABLE_NAME, TEXT_COLUMNS, table_name
-from aurora_rl.data.media import MediaError, check_is_file, load_clip
+from aurora_rl.data.media import check_is_file, load_clip
 from aurora_rl.data.sample import AVSample
+from aurora_rl.files.output_lock import OutputInUseError, hold_output
 from aurora_rl.logs import setup_logging
-from aurora_rl.output_lock import OutputInUseError, hold_output
-from aurora_rl.recipe_parser import ConfigParser
 
 logger = logging.getLogger(__name__)
 

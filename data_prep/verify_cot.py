@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from aurora_rl.data.chains import CHAIN_KEYS
-from aurora_rl.output_lock import hold_output
-from aurora_rl.plain_files import check_plain_file, parse_json
-from aurora_rl.prompts import REASONING_STEPS, SEG_TOKEN, answer_for
-from aurora_rl.whole_files import whole_files
+from aurora_rl.files.atomic import whole_files
+from aurora_rl.files.output_lock import hold_output
+from aurora_rl.files.plain import check_plain_file, parse_json
+from aurora_rl.tasks.prompts import REASONING_STEPS, SEG_TOKEN, answer_for
 from data_prep.chain_checks import PROBLEMS, ChainLimits, Problem, find_problems, repair
 from data_prep.journal import Record, RowKey, row_key, to_lines
 

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aurora_rl.bootstrap import Interval, bootstrap_over_seeds
-from aurora_rl.completions import normalise_category, parse_completion
-from aurora_rl.predictions import SampleResult, read_results
-from aurora_rl.summary import MEASURES
-from aurora_rl.whole_files import write_whole
+from aurora_rl.evaluation.intervals import Interval, bootstrap_over_seeds
+from aurora_rl.evaluation.records import SampleResult, read_results
+from aurora_rl.evaluation.summary import MEASURES
+from aurora_rl.files.atomic import write_whole
+from aurora_rl.tasks.completions import normalise_category, parse_completion
 
 #: Stages in the order of the table, with their names in it; one that was not evaluated is left out.
 TITLES = {

@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aurora_rl.assemble import load_split
-from aurora_rl.config import DataArguments
-from aurora_rl.predictions import SampleResult, read_results
-from aurora_rl.report import ReportResults, write_report
-from aurora_rl.summary import compare, summarise
-from aurora_rl.whole_files import write_whole
+from aurora_rl.assembly.arguments import DataArguments
+from aurora_rl.assembly.benchmarks import load_split
+from aurora_rl.evaluation.records import SampleResult, read_results
+from aurora_rl.evaluation.summary import compare, summarise
+from aurora_rl.files.atomic import write_whole
+from aurora_rl.report.training_page import ReportResults, write_report
 
 CONFIGS = Path("recipes/synthetic")
 #: What results.json says of each model, on the seen and the null test clips.

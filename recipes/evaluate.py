@@ -2,12 +2,12 @@
 
 accelerate launch --config_file accelerate_configs/cpu.yaml recipes/evaluate.py --config recipes/synthetic/evaluate.yaml
 
-`aurora-rl evaluate` runs the same in one process; `aurora_rl/model_evaluation.py` says what it leaves behind.
+`aurora-rl evaluate` runs the same in one process; `aurora_rl/evaluation/of_model.py` says what it leaves behind.
 """
 
-from aurora_rl.config import DataArguments, ModelArguments
-from aurora_rl.model_evaluation import EvaluationArguments, evaluate_model
-from aurora_rl.recipe_parser import RecipeParser
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments
+from aurora_rl.assembly.parser import RecipeParser
+from aurora_rl.evaluation.of_model import EvaluationArguments, evaluate_model
 
 
 def main(model_args: ModelArguments, data_args: DataArguments, args: EvaluationArguments) -> None:

@@ -5,12 +5,15 @@ accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py --co
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from aurora_rl.assemble import assemble_encoder, assemble_model, load_training_splits, peft_config
-from aurora_rl.config import DataArguments, ModelArguments, RewardArguments
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments, RewardArguments
+from aurora_rl.assembly.benchmarks import load_training_splits
+from aurora_rl.assembly.encoder import assemble_encoder
+from aurora_rl.assembly.model import assemble_model, peft_config
+from aurora_rl.assembly.parser import RecipeParser
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.footprint import check_footprint
 from aurora_rl.logs import log_launch, setup_logging
-from aurora_rl.recipe_parser import RecipeParser
+from aurora_rl.tasks.prompts import text_prompt
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.resumable import alone_in_output
@@ -45,8 +48,8 @@ def train(
         args=training_args,
         encode=encode,
         seg_token_id=loaded.seg_token_id,
-        train_dataset=to_dataset(train_samples, instruction=data_args.instruction),
-        eval_dataset=to_dataset(eval_samples, instruction=data_args.instruction) if eval_samples else None,
+        train_dataset=to_dataset(train_samples, text_prompt(data_args.instruction)),
+        eval_dataset=to_dataset(eval_samples, text_prompt(data_args.instruction)) if eval_samples else None,
         processing_class=loaded.processor,
         peft_config=peft_config(model_args, loaded),
     )

@@ -5,11 +5,11 @@ python recipes/init_tiny.py --config recipes/synthetic/init.yaml
 
 import dataclasses
 
-from aurora_rl.assemble import load_split
-from aurora_rl.config import DataArguments
+from aurora_rl.assembly.arguments import DataArguments
+from aurora_rl.assembly.benchmarks import load_split
+from aurora_rl.assembly.parser import ConfigParser
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
-from aurora_rl.recipe_parser import ConfigParser
 
 
 @dataclasses.dataclass

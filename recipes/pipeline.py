@@ -28,9 +28,9 @@ from typing import Any
 
 import psutil
 
-from aurora_rl.output_lock import OutputInUseError, hold
-from aurora_rl.plain_files import check_plain_file
-from aurora_rl.whole_files import write_whole
+from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.output_lock import OutputInUseError, hold
+from aurora_rl.files.plain import check_plain_file
 from recipes.pipeline_plan import PipelineError, Plan, Stage, read_plan
 
 FAILED, UNUSABLE = 1, 2  # exit codes; a stopped run exits with 128 + the signal, as a shell says it

@@ -29,7 +29,7 @@ from typing import Any
 
 import yaml
 
-from aurora_rl.plain_files import read_text_file
+from aurora_rl.files.plain import read_text_file
 
 #: Keys of a stage in the file.
 STAGE_KEYS = {"run", "launch", "config", "options", "outputs", "each", "needs", "resumable"}

@@ -10,25 +10,21 @@ from typing import Any
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from aurora_rl.assemble import (
-    assemble_encoder,
-    assemble_model,
-    assemble_target,
-    assemble_teacher,
-    load_training_splits,
-    peft_config,
-    stored_features,
-)
-from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments, TargetArguments
+from aurora_rl.assembly.benchmarks import load_training_splits
+from aurora_rl.assembly.encoder import assemble_encoder
+from aurora_rl.assembly.model import assemble_model, peft_config
+from aurora_rl.assembly.parser import RecipeParser
+from aurora_rl.assembly.teacher import assemble_target, assemble_teacher, stored_features
+from aurora_rl.caches.teacher_features import FeatureCollator, LiveTeacherCollator
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.sample import AVSample
-from aurora_rl.data.targets import REFLECTION_TARGETS, mistakes_and_replay
 from aurora_rl.footprint import check_footprint
 from aurora_rl.logs import log_launch, setup_logging
-from aurora_rl.models.batch import SFTCollator
+from aurora_rl.models.collate import SFTCollator
 from aurora_rl.models.teacher import Teacher
-from aurora_rl.models.teacher_features import FeatureCollator, LiveTeacherCollator
-from aurora_rl.recipe_parser import RecipeParser
+from aurora_rl.tasks.prompts import text_prompt
+from aurora_rl.tasks.targets import REFLECTION_TARGETS, mistakes_and_replay
 from aurora_rl.trainers.resumable import alone_in_output
 from aurora_rl.trainers.sft import AuroraSFTTrainer
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
@@ -91,8 +87,8 @@ def train(
         model=loaded.model,
         args=training_args,
         data_collator=collate,
-        train_dataset=to_dataset(train_samples, instruction=data_args.instruction),
-        eval_dataset=to_dataset(eval_samples, instruction=data_args.instruction) if eval_samples else None,
+        train_dataset=to_dataset(train_samples, text_prompt(data_args.instruction)),
+        eval_dataset=to_dataset(eval_samples, text_prompt(data_args.instruction)) if eval_samples else None,
         processing_class=loaded.processor,
         peft_config=peft_config(model_args, loaded),
         teacher=teacher,

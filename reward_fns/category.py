@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from aurora_rl.completions import completion_text, normalise_category, parse_completion
+from aurora_rl.tasks.completions import completion_text, normalise_category, parse_completion
 
 
 def category_reward(

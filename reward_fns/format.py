@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aurora_rl.completions import completion_text, parse_completion
+from aurora_rl.tasks.completions import completion_text, parse_completion
 
 
 class FormatReward:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from aurora_rl.completions import completion_text, normalise_category, parse_completion
+from aurora_rl.tasks.completions import completion_text, normalise_category, parse_completion
 
 
 def perception_reward(

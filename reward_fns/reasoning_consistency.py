@@ -14,9 +14,10 @@ from typing import Any
 
 from torch import Tensor
 
-from aurora_rl.completions import ParsedCompletion, completion_text, normalise_category, parse_completion
+from aurora_rl.data.sample import NULL_CATEGORY
 from aurora_rl.metrics import mask_place
-from aurora_rl.prompts import NULL_CATEGORY, REASONING_STEPS
+from aurora_rl.tasks.completions import ParsedCompletion, completion_text, normalise_category, parse_completion
+from aurora_rl.tasks.prompts import REASONING_STEPS
 
 #: Loudest 100 ms of a clip, in dBFS, below which the clip counts as silent.
 SILENCE_DBFS = -60.0

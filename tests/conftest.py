@@ -38,16 +38,17 @@ from transformers import (
     SamModel,
 )
 
-from aurora_rl.assemble import assemble_encoder, load_split
-from aurora_rl.config import DataArguments
+from aurora_rl.assembly.arguments import DataArguments
+from aurora_rl.assembly.benchmarks import load_split
+from aurora_rl.assembly.encoder import assemble_encoder
 from aurora_rl.data.ref_avs import MetadataRow, read_metadata
 from aurora_rl.data.sample import AVSample
-from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
-from aurora_rl.models.batch import SampleEncoder
+from aurora_rl.models.encoding import SampleEncoder
+from aurora_rl.models.head_tokens import SuppressingHead
 from aurora_rl.models.loading import LoadedModel, load_model
-from aurora_rl.models.seg_tokens import SuppressingHead
 from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
-from aurora_rl.prompts import SEG_TOKEN
+from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
+from aurora_rl.tasks.prompts import SEG_TOKEN
 
 BENCHMARK = SyntheticConfig(train=12, val=4, test_s=3, test_u=3, test_n=3, rows_per_clip=2)
 SEGMENTER = {"type": "dot", "image_size": 32, "width": 8}

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 
 from aurora_rl import metrics
 from aurora_rl.boundary import boundary_f_measure, outlines
-from aurora_rl.evaluation import PRESETS, score_masks
+from aurora_rl.evaluation.scoring import PRESETS, score_masks
 from tests.direct_evaluation import davis_f, direct_scores, seg2bmap
 
 THRESHOLDS = torch.linspace(0, 1 - 1e-10, 255).numpy()

@@ -114,7 +114,7 @@ def test_a_missing_function_is_named_with_those_there_are():
 )
 def test_what_is_no_function_is_refused(attribute, kind):
     with pytest.raises(RewardError, match=f"is a {kind}, expected a function"):
-        load_reward_func(f"aurora_rl.completions:{attribute}")
+        load_reward_func(f"aurora_rl.tasks.completions:{attribute}")
 
 
 def test_a_module_missing_inside_the_reward_module_keeps_its_own_error(tmp_path, monkeypatch):

@@ -22,10 +22,10 @@ from pathlib import Path
 LIBRARIES = (
     "accelerate.commands.accelerate_cli",
     "aurora_rl.footprint.by_hand",
-    "aurora_rl.model_evaluation",
-    "aurora_rl.models.hub_export",
-    "aurora_rl.pipeline",
-    "aurora_rl.rescoring",
+    "aurora_rl.evaluation.of_model",
+    "aurora_rl.export.hub_folder",
+    "aurora_rl.inference.pipeline",
+    "aurora_rl.evaluation.of_saved_masks",
     "trl",
 )
 CLIENT = """#!{python} -IS

@@ -24,16 +24,19 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
-from aurora_rl.assemble import assemble_encoder, assemble_model, load_split, peft_config
-from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments
+from aurora_rl.assembly.benchmarks import load_split
+from aurora_rl.assembly.encoder import assemble_encoder
+from aurora_rl.assembly.model import assemble_model, peft_config
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.sample import AVSample
-from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
-from aurora_rl.data.targets import gold_chain
 from aurora_rl.footprint import Clips, Footprint, Launch, estimate_footprint
 from aurora_rl.footprint.workload import Workload, build_workload
-from aurora_rl.models.batch import SFTCollator
+from aurora_rl.models.collate import SFTCollator
 from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
+from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
+from aurora_rl.tasks.prompts import text_prompt
+from aurora_rl.tasks.targets import gold_chain
 from aurora_rl.trainers.sft import AuroraSFTTrainer
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 
@@ -108,7 +111,7 @@ def build_trainer(
         model=loaded.model,
         args=args,
         data_collator=SFTCollator(encode, loaded.seg_token_id, gold_chain),
-        train_dataset=to_dataset(samples, instruction=data_args.instruction),
+        train_dataset=to_dataset(samples, text_prompt(data_args.instruction)),
         processing_class=loaded.processor,
         peft_config=peft_config(model_args, loaded),
     )

@@ -14,7 +14,7 @@ from aurora_rl.cli.arguments import Commands, HelpFormatter, json_file
 from aurora_rl.cli.console import CLEAN, open_console, printable, refuse
 
 if TYPE_CHECKING:
-    from aurora_rl.comparison import Comparison
+    from aurora_rl.evaluation.comparison import Comparison
 
 DESCRIPTION = """Compare two out.json of `aurora-rl evaluate`, each row with itself.
 
@@ -38,10 +38,10 @@ def register(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare, print the table to stdout and return the exit code."""
     # Here, because it imports numpy, which takes a while.
-    from aurora_rl.comparison import compare_scores
-    from aurora_rl.score_page import write_comparison_page
-    from aurora_rl.scores import read_scores
-    from aurora_rl.whole_files import write_whole
+    from aurora_rl.evaluation.comparison import compare_scores
+    from aurora_rl.evaluation.scores import read_scores
+    from aurora_rl.files.atomic import write_whole
+    from aurora_rl.report.score_page import write_comparison_page
 
     try:
         comparison = compare_scores(read_scores(args.first), read_scores(args.second))

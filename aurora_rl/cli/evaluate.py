@@ -56,7 +56,7 @@ def register(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score, write the files, print the table to stdout and return the exit code."""
-    from aurora_rl.output_lock import hold_output
+    from aurora_rl.files.output_lock import hold_output
 
     try:
         with contextlib.ExitStack() as stack:
@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
                 stack.enter_context(hold_output(args.output, is_folder=False, is_main_process=is_main_process))
             tables = _evaluate_model(args) if args.predictions is args.results is None else _rescore(args)
             if args.report and tables:
-                from aurora_rl.score_page import write_score_page
-                from aurora_rl.scores import read_scores
+                from aurora_rl.evaluation.scores import read_scores
+                from aurora_rl.report.score_page import write_score_page
 
                 write_score_page(args.report, tables, read_scores(args.output))
     except (OSError, ValueError) as error:
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 def _rescore(args: argparse.Namespace) -> dict[str, Any]:
     # Here, because it imports torch, which takes seconds.
     from aurora_rl.data.ref_avs import find_test_splits
-    from aurora_rl.rescoring import rescore, saved_predictions, saved_results
+    from aurora_rl.evaluation.of_saved_masks import rescore, saved_predictions, saved_results
 
     if args.options:
         raise ValueError(f"{args.options[0]} is an option for a model: leave it out, or give --model")
@@ -102,9 +102,9 @@ def _rescore(args: argparse.Namespace) -> dict[str, Any]:
 def _evaluate_model(args: argparse.Namespace) -> dict[str, Any] | None:
     """The content of out.json; None in a process that only helps the main one."""
     # Here, because these import torch and transformers, which take seconds.
-    from aurora_rl.config import DataArguments, ModelArguments
-    from aurora_rl.model_evaluation import EvaluationArguments, evaluate_model
-    from aurora_rl.recipe_parser import RecipeParser
+    from aurora_rl.assembly.arguments import DataArguments, ModelArguments
+    from aurora_rl.assembly.parser import RecipeParser
+    from aurora_rl.evaluation.of_model import EvaluationArguments, evaluate_model
 
     options = {
         "model": args.model,

@@ -75,8 +75,8 @@ def _export_for_vllm(args: argparse.Namespace) -> Path:
 
 def _export_for_hub(args: argparse.Namespace) -> Path | str:
     # Here, because these import torch and transformers, which take seconds.
-    from aurora_rl.models.hub_export import HubExport, check_token, export_for_hub, push_folder
-    from aurora_rl.models.model_card import CardDetails, score_table
+    from aurora_rl.export.hub_folder import HubExport, check_token, export_for_hub, push_folder
+    from aurora_rl.export.model_card import CardDetails, score_table
 
     if args.private and args.push is None:
         raise ValueError("--private says how to push: give --push NAME, too")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from aurora_rl.cli.arguments import positive
 
 if TYPE_CHECKING:
-    from aurora_rl.pipeline import AuroraPipeline
+    from aurora_rl.inference.pipeline import AuroraPipeline
 
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +30,8 @@ def load_pipeline(args: argparse.Namespace) -> AuroraPipeline:
         ValueError: if the model or the config cannot be used.
     """
     # Here, because these import torch and transformers, which take seconds.
-    from aurora_rl.assemble import read_clip_options
-    from aurora_rl.pipeline import AuroraPipeline
+    from aurora_rl.assembly.encoder import read_clip_options
+    from aurora_rl.inference.pipeline import AuroraPipeline
 
     return AuroraPipeline(
         args.model,

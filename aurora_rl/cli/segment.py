@@ -13,7 +13,7 @@ from aurora_rl.cli.console import CLEAN, printable, refuse
 from aurora_rl.cli.pipeline_arguments import add_pipeline_arguments, load_pipeline
 
 if TYPE_CHECKING:
-    from aurora_rl.pipeline import AuroraPipeline, ClipAnswer
+    from aurora_rl.inference.pipeline import AuroraPipeline, ClipAnswer
 
 DESCRIPTION = """Segment what references point at in a video: masks, the chain of thought, an overlay video with sound.
 
@@ -50,7 +50,7 @@ def register(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Answer, write the folder and return the exit code."""
     # Here, because this imports torch and transformers, which take seconds.
-    from aurora_rl.answer_files import check_folder, write_answer
+    from aurora_rl.inference.answer_files import check_folder, write_answer
 
     try:
         video, references = _clip_and_references(args)

@@ -11,7 +11,7 @@ from pathlib import Path
 from aurora_rl.cli.arguments import Commands, HelpFormatter, positive
 from aurora_rl.cli.console import CLEAN, refuse
 from aurora_rl.cli.pipeline_arguments import add_pipeline_arguments, load_pipeline
-from aurora_rl.demo.folder import own_folder
+from aurora_rl.serve.folder import own_folder
 
 DESCRIPTION = """Try a trained model in the browser: upload or record a clip, say what to find, see masks and reasoning.
 
@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace, folder: Path) -> None:
     # Here, because these import torch, transformers and Gradio, which take seconds.
-    from aurora_rl.demo.request import Limits
-    from aurora_rl.demo.server import is_loopback, listening, serve
+    from aurora_rl.serve.request import Limits
+    from aurora_rl.serve.server import is_loopback, listening, serve
 
     with listening(args.host, args.port):
         pass  # a port that is taken is told before the model is loaded

@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aurora_rl.data.chains import add_chains
+from aurora_rl.data.chains import ChainFile, add_chains
 from aurora_rl.data.files import (
     AnyRow,
     BenchmarkFiles,
@@ -79,7 +79,7 @@ def load_avsbench_s4(
     root: str | os.PathLike[str],
     split: str,
     *,
-    chains: str | os.PathLike[str] | None = None,
+    chains: ChainFile | None = None,
     on_missing: OnMissing = "error",
 ) -> list[AVSample]:
     """List the samples of a split of S4, one sounding object a clip; of train, the first frame of each clip.
@@ -87,7 +87,7 @@ def load_avsbench_s4(
     Args:
         root: folder with s4_meta_data.csv, and visual_frames/, audio_wav/ and gt_masks/ beside it or in s4_data/.
         split: train, val or test.
-        chains: JSON-lines file of chains of thought keyed by uid and row.
+        chains: file of chains of thought (`tasks.reference_segmentation.chain_file`) keyed by uid and row.
         on_missing: "error", or "drop" to leave rows with missing files out and log how many.
 
     Returns:
@@ -107,7 +107,7 @@ def load_avsbench_ms3(
     root: str | os.PathLike[str],
     split: str,
     *,
-    chains: str | os.PathLike[str] | None = None,
+    chains: ChainFile | None = None,
     on_missing: OnMissing = "error",
 ) -> list[AVSample]:
     """List the samples of a split of MS3, several sounding objects a clip; 5 frames and 5 masks each.
@@ -134,7 +134,7 @@ def load_avsbench_avss(
     root: str | os.PathLike[str],
     split: str,
     *,
-    chains: str | os.PathLike[str] | None = None,
+    chains: ChainFile | None = None,
     on_missing: OnMissing = "error",
 ) -> list[AVSample]:
     """List the samples of a split of AVSS; its 71 classes become one mask of all that sounds.
@@ -208,7 +208,7 @@ def _load(
     split: str,
     build: Callable[[BenchmarkFiles, AnyRow], AVSample],
     *,
-    chains: str | os.PathLike[str] | None,
+    chains: ChainFile | None,
     on_missing: OnMissing,
 ) -> list[AVSample]:
     build_one = functools.partial(build, BenchmarkFiles(path.parent))

@@ -9,23 +9,34 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from aurora_rl.data.files import DatasetError, Row
 from aurora_rl.data.sample import AVSample
-from aurora_rl.plain_files import NotPlainFileError, RecordError, read_records
-from aurora_rl.prompts import SEG_TOKEN, render_chain
+from aurora_rl.files.plain import NotPlainFileError, RecordError, read_records
 
 CHAIN_KEYS = {"uid": str, "row": int, "category": str, "steps": dict, "answer": str}  # what each record must have
 
 
-def add_chains(
-    samples: Sequence[AVSample], chains: str | os.PathLike[str] | None, rows: Sequence[Row]
-) -> list[AVSample]:
+@dataclasses.dataclass(frozen=True)
+class ChainFile:
+    """A file of chains of thought, and how a task writes them down.
+
+    Attributes:
+        path: JSON lines.
+        render: makes the text of a chain of its steps and its answer; raises a ValueError where a step is missing.
+        answer_token: token of the answer, which a chain that went wrong must not hold.
+    """
+
+    path: Path
+    render: Callable[[Mapping[str, str], str], str]
+    answer_token: str
+
+
+def add_chains(samples: Sequence[AVSample], chains: ChainFile | None, rows: Sequence[Row]) -> list[AVSample]:
     """Fill `chain`, `reference_type`, `seen` and `heard` of the samples that the file has a record of.
 
     Args:
@@ -38,16 +49,16 @@ def add_chains(
     """
     if chains is None:
         return list(samples)
-    fields = _read_chains(Path(chains), rows)
+    fields = _read_chains(chains, rows)
     return [dataclasses.replace(sample, **fields.get(sample.row, {})) for sample in samples]
 
 
-def add_reflections(samples: Sequence[AVSample], path: str | os.PathLike[str]) -> list[AVSample]:
+def add_reflections(samples: Sequence[AVSample], reflections: ChainFile) -> list[AVSample]:
     """Fill `wrong`, and `chain` with its correction, of the samples that the file has a record of.
 
     Args:
         samples: the samples of one split; records of other splits are left aside.
-        path: file of chains that hold a `"wrong"` and a `"split"`, as `data_prep/correct_cot.py` writes it.
+        reflections: file of chains that hold a `"wrong"` and a `"split"`, as `data_prep/correct_cot.py` writes it.
 
     Raises:
         DatasetError: if there is no such file, or a record of this split fits no sample.
@@ -55,9 +66,9 @@ def add_reflections(samples: Sequence[AVSample], path: str | os.PathLike[str]) -
     by_row = {sample.row: index for index, sample in enumerate(samples)}
     splits = {sample.split for sample in samples}
     filled = list(samples)
-    for place, record in _records(Path(path)):
+    for place, record in _records(reflections.path):
         with _at(place):
-            wrong = _wrong_chain(record)
+            wrong = _wrong_chain(record, reflections.answer_token)
             if record["split"] not in splits:
                 continue
             index = by_row.get(record["row"])
@@ -67,28 +78,28 @@ def add_reflections(samples: Sequence[AVSample], path: str | os.PathLike[str]) -
             _check_fields_agree(record, sample.key, category=sample.category, exp=sample.reference)
             if filled[index].wrong is not None:
                 raise DatasetError(f"{sample.key} already has a mistake: keep one record a row")
-            filled[index] = dataclasses.replace(sample, wrong=wrong, chain=_chain_fields(record)["chain"])
+            filled[index] = dataclasses.replace(sample, wrong=wrong, chain=_chain_fields(record, reflections)["chain"])
     return filled
 
 
-def _wrong_chain(record: Mapping[str, Any]) -> str:
+def _wrong_chain(record: Mapping[str, Any], answer_token: str) -> str:
     wrong = record.get("wrong")
     if not isinstance(wrong, str) or not wrong.strip() or not isinstance(record.get("split"), str):
         raise DatasetError("expected a record with the strings 'wrong' and 'split', as correct_cot.py writes it")
-    if SEG_TOKEN in wrong:
-        raise DatasetError(f"the chain that went wrong holds {SEG_TOKEN}, which would be taken for the answer's")
+    if answer_token in wrong:
+        raise DatasetError(f"the chain that went wrong holds {answer_token}, which would be taken for the answer's")
     return wrong
 
 
-def _read_chains(path: Path, rows: Sequence[Row]) -> dict[int, dict[str, Any]]:
+def _read_chains(chains: ChainFile, rows: Sequence[Row]) -> dict[int, dict[str, Any]]:
     """The sample fields that a file of chains of thought fills, by row; each record is checked against its row."""
     fields: dict[int, dict[str, Any]] = {}
-    for place, record in _records(path):
+    for place, record in _records(chains.path):
         with _at(place):
             row = _row_of_chain(record, rows)
             if row in fields:
                 raise DatasetError(f"{rows[row]} already has a chain: keep one record a row")
-            fields[row] = _chain_fields(record)
+            fields[row] = _chain_fields(record, chains)
     return fields
 
 
@@ -143,14 +154,14 @@ def _check_fields_agree(record: Mapping[str, Any], row: str, **expected: str) ->
             raise DatasetError(f"{row} has the {name} {value!r}, not {record[name]!r}: rebuild the chains")
 
 
-def _chain_fields(record: Mapping[str, Any]) -> dict[str, Any]:
+def _chain_fields(record: Mapping[str, Any], chains: ChainFile) -> dict[str, Any]:
     known = {
         "reference_type": record.get("reference_type"),
         "seen": _categories(record, "seen"),
         "heard": _categories(record, "heard"),
     }
     # What a record does not know, the benchmark may: OmniAVS tells the type of a reference.
-    return {"chain": render_chain(record["steps"], record["answer"])} | {
+    return {"chain": chains.render(record["steps"], record["answer"])} | {
         k: v for k, v in known.items() if v is not None
     }
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import av
 from av.stream import Disposition
 
-from aurora_rl.plain_files import check_plain_file
+from aurora_rl.files.plain import check_plain_file
 
 FilePath = str | os.PathLike[str]
 

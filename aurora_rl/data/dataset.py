@@ -4,12 +4,12 @@ A row holds the sample's fields plus `prompt`. Media stay on disk: the collator 
 `media.load_clip(AVSample.from_row(row))`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
 from aurora_rl.data.sample import AVSample
-from aurora_rl.prompts import DEFAULT_INSTRUCTION, build_messages
 
 # Written out, so that a column's type does not depend on the rows: inferred, one that is None in every row (such as
 # `chain`) has the type null.
@@ -45,21 +45,17 @@ FEATURES = Features(
 )
 
 
-def to_dataset(samples: Iterable[AVSample], *, instruction: str = DEFAULT_INSTRUCTION) -> Dataset:
+def to_dataset(samples: Iterable[AVSample], prompt: Callable[[AVSample], list[dict[str, Any]]]) -> Dataset:
     """Build the dataset of a list of samples; `AVSample.from_row` gives each sample back.
 
     Args:
         samples: rows of a benchmark.
-        instruction: user text with a `{reference}` field.
+        prompt: gives the chat message of a sample, without media.
 
     Returns:
         One row a sample, in order: the fields of `AVSample` and `prompt`, the text-only chat message that TRL logs
         and hands to rewards.
 
-    Raises:
-        ValueError: if the instruction has no `{reference}` field.
     """
-    rows = [
-        {**sample.to_row(), "prompt": build_messages(sample.reference, instruction=instruction)} for sample in samples
-    ]
+    rows = [{**sample.to_row(), "prompt": prompt(sample)} for sample in samples]
     return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)

@@ -24,6 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from aurora_rl.data.containers import MediaError
 from aurora_rl.data.files import (
     BenchmarkFiles,
     DatasetError,
@@ -33,7 +34,6 @@ from aurora_rl.data.files import (
     check_plain_names,
 )
 from aurora_rl.data.media import (
-    MediaError,
     check_audio,
     check_clip_pixels,
     read_frame_size,

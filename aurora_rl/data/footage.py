@@ -35,16 +35,10 @@ from aurora_rl.data.containers import (
     playing_track,
     told_as_media_error,
 )
-from aurora_rl.data.media import (
-    MOVING_FORMATS,
-    check_is_file,
-    frames_on_screen,
-    open_picture,
-    read_picture,
-    timed_frames,
-)
+from aurora_rl.data.media import MOVING_FORMATS, check_is_file, open_picture, read_picture
 from aurora_rl.data.sound import ShiftedSound, Sound, mono, open_sound, open_track
 from aurora_rl.data.upright import Display, display_of
+from aurora_rl.data.video import frames_on_screen, timed_frames
 
 #: Longest side, in pixels, that pictures are brought down to; Ref-AVSBench's have it.
 MAX_SIDE = 1280

@@ -28,11 +28,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Audio, Features, Image, List
 
+from aurora_rl.data.containers import SAMPLING_RATE
 from aurora_rl.data.dataset import ANNOTATION_FEATURES, ROW_FEATURES
 from aurora_rl.data.files import DatasetError, UnsafePathError
-from aurora_rl.data.media import SAMPLING_RATE
 from aurora_rl.data.sample import AVSample
-from aurora_rl.plain_files import NotPlainFileError, check_plain_file, read_records
+from aurora_rl.files.plain import NotPlainFileError, check_plain_file, read_records
 
 logger = logging.getLogger(__name__)
 

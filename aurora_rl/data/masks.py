@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from aurora_rl import run_lengths
+from aurora_rl.data import run_lengths
 from aurora_rl.data.files import DatasetError
 
 

@@ -29,13 +29,13 @@ from typing import Any
 
 import numpy as np
 
-from aurora_rl.data.chains import add_chains
+from aurora_rl.data.chains import ChainFile, add_chains
+from aurora_rl.data.containers import MediaError
 from aurora_rl.data.files import BenchmarkFiles, DatasetError, MissingFilesError, OnMissing, Row, collect_samples
 from aurora_rl.data.masks import write_mask
-from aurora_rl.data.media import MediaError, read_frame_size
-from aurora_rl.data.sample import AVSample
-from aurora_rl.plain_files import parse_json
-from aurora_rl.prompts import NULL_CATEGORY
+from aurora_rl.data.media import read_frame_size
+from aurora_rl.data.sample import NULL_CATEGORY, AVSample
+from aurora_rl.files.plain import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def load_omni_avs(
     *,
     mask_cache: str | os.PathLike[str],
     num_frames: int | None = 10,
-    chains: str | os.PathLike[str] | None = None,
+    chains: ChainFile | None = None,
     on_missing: OnMissing = "error",
 ) -> list[AVSample]:
     """List the samples of one split whose reference is text alone, and write their masks.
@@ -77,7 +77,8 @@ def load_omni_avs(
         mask_cache: folder for the masks as PNG files; made and filled as needed, and shared by the splits.
         num_frames: at most so many frames of a video, evenly spaced from its first to its last as the owners train;
             None takes all of them, as the owners score.
-        chains: JSON-lines file of chains of thought keyed by uid (`<video_name>_<exp_id>`) and row.
+        chains: file of chains of thought (`tasks.reference_segmentation.chain_file`), keyed by uid
+            (`<video_name>_<exp_id>`) and row.
         on_missing: "error", or "drop" to leave rows with missing files out and log how many.
 
     Returns:

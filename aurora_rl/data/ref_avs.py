@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aurora_rl.data.chains import add_chains
+from aurora_rl.data.chains import ChainFile, add_chains
 from aurora_rl.data.files import (
     BenchmarkFiles,
     DatasetError,
@@ -34,8 +34,7 @@ from aurora_rl.data.files import (
     read_table,
     rows_of_split,
 )
-from aurora_rl.data.sample import AVSample
-from aurora_rl.prompts import NULL_CATEGORY
+from aurora_rl.data.sample import NULL_CATEGORY, AVSample
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ def load_ref_avs(
     *,
     fps: float = 1.0,
     num_frames: int | None = 10,
-    chains: str | os.PathLike[str] | None = None,
+    chains: ChainFile | None = None,
     on_missing: OnMissing = "error",
 ) -> list[AVSample]:
     """List the samples of one split, checking that each one's files are there.
@@ -79,8 +78,8 @@ def load_ref_avs(
         split: name of the split as in metadata.csv.
         fps: frames a second of the clips.
         num_frames: how many frames and masks each clip must have; None takes any number, the same for both.
-        chains: JSON-lines file of chains of thought keyed by uid and row, which fill `chain`, `reference_type`, `seen`
-            and `heard`; rows without a record keep None there.
+        chains: file of chains of thought (`tasks.reference_segmentation.chain_file`), keyed by uid and row, which
+            fill `chain`, `reference_type`, `seen` and `heard`; rows without a record keep None there.
         on_missing: "error", or "drop" to leave rows with missing files out and log how many.
 
     Returns:
@@ -102,7 +101,7 @@ def load_ref_avs(
 
 
 def load_ref_avs_truth(
-    root: str | os.PathLike[str], splits: Sequence[str], *, chains: str | os.PathLike[str] | None = None
+    root: str | os.PathLike[str], splits: Sequence[str], *, chains: ChainFile | None = None
 ) -> list[AVSample]:
     """List the samples of some splits with their masks alone, to score what somebody else predicted.
 

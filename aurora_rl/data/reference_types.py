@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import re
 
-from aurora_rl.data.sample import AVSample
-from aurora_rl.predictions import SampleResult
-from aurora_rl.prompts import NULL_CATEGORY
+from aurora_rl.data.sample import NULL_CATEGORY
 
 #: Beginnings of words: "play" is in "played" and "playing".
 _SOUND = re.compile(
@@ -45,10 +43,16 @@ _ORDER = re.compile(
 )
 
 
-def reference_type_of(row: AVSample | SampleResult) -> tuple[str, bool]:
-    """The type of a row, and whether it is derived from the sentence: `"null"` is told by the category."""
-    told = row.reference_type or (NULL_CATEGORY if row.is_null else None)
-    return told or derive_reference_type(row.reference), told is None
+def reference_type_of(reference: str, category: str, told: str | None) -> tuple[str, bool]:
+    """Return the type of a reference, and whether it is derived from the sentence.
+
+    Args:
+        reference: the sentence.
+        category: what it points at; `"null"` tells the type.
+        told: the type, where the benchmark or a chain of thought tells it.
+    """
+    told = told or (NULL_CATEGORY if category == NULL_CATEGORY else None)
+    return told or derive_reference_type(reference), told is None
 
 
 def derive_reference_type(reference: str) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from aurora_rl.prompts import NULL_CATEGORY
+#: The category of a reference that points at nothing.
+NULL_CATEGORY = "null"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from aurora_rl.footprint.parameters import MetaModel
 from aurora_rl.footprint.peak import forward_and_backward, forward_only
 from aurora_rl.footprint.workload import Workload
 from aurora_rl.losses import mask_loss
-from aurora_rl.models.segmenters import Segmenter
+from aurora_rl.models.heads.segmenters import Segmenter
 
 #: Copies of a prompt's states that lie beside the layer at work where nothing is kept for a backward pass: the embedded
 #: tokens, which the model's callers hold until its end, and the layer's input.

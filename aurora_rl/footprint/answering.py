@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments
 from aurora_rl.footprint.activations import estimate_mask_decoding, estimate_pass, estimate_sampling
 from aurora_rl.footprint.estimate import Footprint, loading_parts
 from aurora_rl.footprint.flops import Rollouts, StepFlops, estimate_flops

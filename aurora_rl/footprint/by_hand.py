@@ -6,15 +6,15 @@ import argparse
 import dataclasses
 from typing import Any
 
-from aurora_rl.config import DataArguments, ModelArguments, RewardArguments, TargetArguments
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments, RewardArguments, TargetArguments
+from aurora_rl.assembly.parser import RecipeParser
+from aurora_rl.evaluation.of_model import EvaluationArguments
 from aurora_rl.footprint.answering import estimate_answering
 from aurora_rl.footprint.estimate import Footprint, estimate_footprint, live_teacher
 from aurora_rl.footprint.launch import Launch
 from aurora_rl.footprint.limits import Limits
 from aurora_rl.footprint.report import complaint, render
 from aurora_rl.footprint.workload import Clips
-from aurora_rl.model_evaluation import EvaluationArguments
-from aurora_rl.recipe_parser import RecipeParser
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.footprint.activations import estimate_activations, estimate_sampling
 from aurora_rl.footprint.flops import Rollouts, StepFlops, estimate_flops
 from aurora_rl.footprint.launch import Launch

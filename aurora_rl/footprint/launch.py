@@ -12,7 +12,7 @@ import yaml
 from accelerate.utils import DistributedType
 from transformers import TrainingArguments
 
-from aurora_rl.plain_files import read_text_file
+from aurora_rl.files.plain import read_text_file
 
 #: Elements of the buffer in which DeepSpeed reduces gradients, where its config does not say.
 REDUCE_BUCKET_SIZE = 500_000_000

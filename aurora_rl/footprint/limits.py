@@ -8,7 +8,7 @@ from typing import Self
 
 import torch
 
-from aurora_rl.config import ModelArguments
+from aurora_rl.assembly.arguments import ModelArguments
 from aurora_rl.footprint.launch import Launch
 
 

@@ -12,14 +12,14 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from aurora_rl.assemble import lora_config
-from aurora_rl.config import ModelArguments
+from aurora_rl.assembly.arguments import ModelArguments
+from aurora_rl.assembly.model import lora_config
 from aurora_rl.footprint.launch import Launch
 from aurora_rl.models.checkpoint_files import check_checkpoint_files, read_adapter_config
+from aurora_rl.models.heads.segmenters import complete_segmenter_config
 from aurora_rl.models.loading import SegmentationLoraConfig, freeze, read_model_config
 from aurora_rl.models.mllm import MLLMFamily
 from aurora_rl.models.quantization import is_quantized
-from aurora_rl.models.segmenters import complete_segmenter_config
 from aurora_rl.models.sharding import loading_whole
 
 TOWERS, LANGUAGE_MODEL, LORA, HEAD = "towers", "language model", "LoRA", "mask head"

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.data.sample import AVSample
 from aurora_rl.footprint.estimate import Footprint, estimate_footprint, live_teacher
 from aurora_rl.footprint.flops import PEAK_TFLOPS, UTILISATION, StepFlops, least_seconds

@@ -11,7 +11,7 @@ from aurora_rl.footprint.launch import Launch
 from aurora_rl.footprint.parameters import MetaModel, total
 from aurora_rl.footprint.parts import Part
 from aurora_rl.footprint.workload import Clips
-from aurora_rl.models.segmenters import build_frame_encoder
+from aurora_rl.models.heads.segmenters import build_frame_encoder
 
 #: Bytes of optimiser state for each trained byte; other optimisers are taken to be AdamW.
 STATES = {"sgd": 0, "adamw_torch": 2, "adamw_torch_fused": 2}

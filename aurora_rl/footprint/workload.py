@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from transformers import PretrainedConfig
 
-from aurora_rl.config import DataArguments
+from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.data.media import read_frame_size
 from aurora_rl.data.sample import AVSample
 

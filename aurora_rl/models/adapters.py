@@ -9,7 +9,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from aurora_rl.models.seg_tokens import SuppressingHead
+from aurora_rl.models.head_tokens import SuppressingHead
 
 
 def check_saved_head(model: PreTrainedModel | PeftModel) -> None:

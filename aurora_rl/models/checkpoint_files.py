@@ -15,7 +15,7 @@ from typing import Any
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 
-from aurora_rl.plain_files import check_plain_file, parse_json, read_text_file
+from aurora_rl.files.plain import check_plain_file, parse_json, read_text_file
 
 INDEX_SUFFIX = ".safetensors.index.json"
 NUM_SHOWN = 3  # weights that a message names

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aurora_rl.data.sample import AVSample
-from aurora_rl.models.batch import PromptOptions
+from aurora_rl.models.encoding import PromptOptions
 
 
 @dataclasses.dataclass(frozen=True)

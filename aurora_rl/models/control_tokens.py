@@ -15,8 +15,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from aurora_rl.data.sample import AVSample
-from aurora_rl.data.targets import Target
-from aurora_rl.prompts import SEG_TOKEN, PromptText, build_messages
+from aurora_rl.tasks.prompts import SEG_TOKEN, PromptText, build_messages
+from aurora_rl.tasks.targets import Target
 
 SHOWN_TEXT = 120  # characters of a text that an error repeats
 

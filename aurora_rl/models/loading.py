@@ -27,11 +27,11 @@ from aurora_rl.models.checkpoint_files import (
 )
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.end_of_turn import declare_ends
+from aurora_rl.models.head_tokens import ensure_seg_token, init_seg_embedding, suppress_tokens
+from aurora_rl.models.heads.segmenters import complete_segmenter_config
 from aurora_rl.models.mllm import MLLMFamily, get_family
-from aurora_rl.models.seg_tokens import ensure_seg_token, init_seg_embedding, suppress_tokens
-from aurora_rl.models.segmenters import complete_segmenter_config
 from aurora_rl.models.sharding import gathered, restore_rotary_frequencies
-from aurora_rl.prompts import SEG_TOKEN
+from aurora_rl.tasks.prompts import SEG_TOKEN
 
 logger = logging.getLogger(__name__)
 

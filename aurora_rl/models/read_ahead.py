@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from aurora_rl.data.sample import AVSample
-from aurora_rl.models.batch import EncodedSample, SampleEncoder
+from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 
 
 class ReadAhead(contextlib.AbstractContextManager["ReadAhead", None]):

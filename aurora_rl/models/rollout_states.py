@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from aurora_rl.models.segmentation import segmentation_model
+from aurora_rl.models.grounding import segmentation_model
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,12 +18,13 @@ from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from aurora_rl.data.sample import AVSample
-from aurora_rl.data.targets import forced_answer
-from aurora_rl.models.batch import PromptOptions, SampleEncoder, SFTCollator
 from aurora_rl.models.checkpoint_files import check_checkpoint_files, read_adapter_config
+from aurora_rl.models.collate import SFTCollator
+from aurora_rl.models.encoding import PromptOptions, SampleEncoder
+from aurora_rl.models.grounding import segmentation_model, without_projection
 from aurora_rl.models.loading import LoadedModel
-from aurora_rl.models.segmentation import segmentation_model, without_projection
-from aurora_rl.prompts import teacher_answer
+from aurora_rl.tasks.prompts import teacher_answer
+from aurora_rl.tasks.targets import forced_answer
 
 #: What the features need of a batch of `SFTCollator`: no labels, and no frames for a mask decoder that does not run.
 UNREAD = ("labels", "gt_masks", "seg_weights", "seg_frames", "seg_frame_counts", "seg_clip_index")

@@ -21,8 +21,8 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
+from aurora_rl.models.head_tokens import ensure_seg_token, suppress_tokens
 from aurora_rl.models.mllm.qwen2_5_omni import AuroraQwen2_5Omni, Qwen2_5OmniFamily
-from aurora_rl.models.seg_tokens import ensure_seg_token, suppress_tokens
 
 # Attribute of the tokenizer -> token, as in Qwen2.5-Omni's own tokenizer.
 MULTIMODAL_TOKENS = {
@@ -94,7 +94,7 @@ def build_tiny_omni(
 
     Args:
         texts: what the byte-pair vocabulary is trained on; frequent words become single tokens.
-        segmenter: the mask decoder's config, see `aurora_rl.models.segmenters`.
+        segmenter: the mask decoder's config, see `aurora_rl.models.heads.segmenters`.
         config: sizes.
     """
     config = config or TinyOmniConfig()

@@ -21,10 +21,10 @@ from requests.adapters import HTTPAdapter
 from trl.generation.vllm_client import VLLMClient, parse_logprobs
 from vllm.utils.network_utils import get_ip
 
-from aurora_rl.addresses import check_address
+from aurora_rl.endpoint.addresses import check_address
 from aurora_rl.models.mllm.base import EnginePrompt
 from aurora_rl.rollout.chat_request import chat_request
-from aurora_rl.rollout.gloo_transfer import GlooGroup
+from aurora_rl.rollout.cpu.gloo_transfer import GlooGroup
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ MODEL_CLASSES = {
 
 #: Our ways of sending weights to `vllm serve`: module and class, by the name for `--weight-transfer-config`.
 WEIGHT_TRANSFER_ENGINES = {
-    "gloo": ("aurora_rl.rollout.gloo_transfer", "GlooWeightTransferEngine"),
+    "gloo": ("aurora_rl.rollout.cpu.gloo_transfer", "GlooWeightTransferEngine"),
 }
 
 
@@ -27,6 +27,6 @@ def register() -> None:
         if name not in WeightTransferEngineFactory._registry:
             WeightTransferEngineFactory.register_engine(name, module, class_name)
     if current_platform.is_cpu():
-        from aurora_rl.rollout.vllm_cpu_seeds import let_seeded_prompts_be_read_in_parts
+        from aurora_rl.rollout.cpu.seeds import let_seeded_prompts_be_read_in_parts
 
         let_seeded_prompts_be_read_in_parts()

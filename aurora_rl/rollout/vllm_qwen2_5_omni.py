@@ -18,7 +18,7 @@ from vllm.model_executor.models.qwen2_5_omni_thinker import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
-from aurora_rl.rollout.vllm_narrow_heads import heads_of_any_size
+from aurora_rl.rollout.cpu.narrow_heads import heads_of_any_size
 
 
 @MULTIMODAL_REGISTRY.register_processor(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,26 +28,29 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
+from trl.extras.profiling import profiling_context
 from trl.trainer.utils import pad
 
-from aurora_rl.completions import ParsedCompletion, completion_text, normalise_category, parse_completion
 from aurora_rl.data.sample import AVSample
 from aurora_rl.losses import mask_loss
 from aurora_rl.metrics import count_masks
 from aurora_rl.models.adapters import check_trained_head
-from aurora_rl.models.batch import EncodedSample, SampleEncoder, collate_frames, distinct_media
-from aurora_rl.models.read_ahead import ReadAhead
-from aurora_rl.models.rollout_states import SegStates, recorded_states
-from aurora_rl.models.seg_tokens import find_seg
-from aurora_rl.models.segmentation import (
+from aurora_rl.models.collate import collate_frames, distinct_media
+from aurora_rl.models.encoding import EncodedSample, SampleEncoder
+from aurora_rl.models.grounding import (
     SegmentationHead,
     install_mask_forward,
     row_mask_logits,
     segmentation_model,
     shared_media,
 )
+from aurora_rl.models.head_tokens import find_seg
+from aurora_rl.models.read_ahead import ReadAhead
+from aurora_rl.models.rollout_states import SegStates, recorded_states
 from aurora_rl.models.sharding import gather_at_once
 from aurora_rl.rewards import Deferred, guard_reward_func, load_reward_func
+from aurora_rl.rollout.sampler import VLLMSampler
+from aurora_rl.tasks.completions import ParsedCompletion, completion_text, normalise_category, parse_completion
 from aurora_rl.trainers.epoch_order import EpochOrder
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.health import RolloutHealthCallback
@@ -59,7 +63,7 @@ from aurora_rl.trainers.reference_model import (
 from aurora_rl.trainers.resumable import ResumableTrainer
 from aurora_rl.trainers.rollout_metrics import reward_metrics, rollout_metrics
 from aurora_rl.trainers.upcoming import UpcomingBatches
-from aurora_rl.trainers.vllm_sampler import VLLMSampler, vllm_engine
+from aurora_rl.trainers.vllm_engine import vllm_engine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +136,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
             install_reference(self, reference)
         if self.use_vllm:
             self.vllm_generation = vllm_engine(self)
-            self._vllm = VLLMSampler(self, self.vllm_generation)
+            self._vllm = VLLMSampler(self.vllm_generation, seed=args.seed, process_index=self.accelerator.process_index)
         # After super(), which has put its fused LM head in place of `forward`.
         policy = self.model.get_base_model() if is_peft_model(self.model) else self.model
         install_mask_forward(policy)
@@ -229,7 +233,13 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         self, prompt_ids: list, images: Any, multimodal_fields: Any, num_generations: int, *args: Any, **kwargs: Any
     ) -> Any:
         if self.use_vllm:
-            rollouts = self._vllm.generate([row.prompt for row in self._rows], num_generations=num_generations)
+            rollouts = self._vllm.generate(
+                [row.prompt for row in self._rows],
+                num_generations=num_generations,
+                step=self.state.global_step,
+                is_eval=not self.model.training,
+                profile=functools.partial(profiling_context, self),
+            )
             return rollouts.completion_ids, rollouts.logprobs
         _, media_index = distinct_media(self._rows)
         recording = recorded_states(self.model) if self._states_are_recorded else contextlib.nullcontext()

@@ -24,17 +24,17 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.output_lock import OutputInUseError, hold_output
+from aurora_rl.files.plain import parse_json, read_text_file
 from aurora_rl.models.checkpoint_files import (
     CheckpointError,
     check_adapter_is_whole,
     check_checkpoint_files,
     named_weights,
 )
-from aurora_rl.output_lock import OutputInUseError, hold_output
-from aurora_rl.plain_files import parse_json, read_text_file
 from aurora_rl.trainers.interruption import InterruptionCallback, TerminationSignal
 from aurora_rl.trainers.safe_loading import deepspeed_loads_weights_alone, refuse_pickled_index
-from aurora_rl.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 

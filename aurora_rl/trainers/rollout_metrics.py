@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from aurora_rl.completions import ParsedCompletion
 from aurora_rl.data.sample import AVSample
-from aurora_rl.evaluation import hear_score, see_score
+from aurora_rl.tasks.completions import ParsedCompletion
+from aurora_rl.tasks.reference_segmentation import hear_score, see_score
 
 
 def rollout_metrics(

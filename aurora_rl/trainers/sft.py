@@ -17,7 +17,7 @@ from trl import SFTTrainer
 from aurora_rl.losses import feature_distillation_loss, mask_loss
 from aurora_rl.metrics import mask_iou
 from aurora_rl.models.adapters import check_trained_head
-from aurora_rl.models.segmentation import SegmentationHead, install_mask_forward, row_mask_logits
+from aurora_rl.models.grounding import SegmentationHead, install_mask_forward, row_mask_logits
 from aurora_rl.models.sharding import gather_at_once
 from aurora_rl.models.teacher import Teacher
 from aurora_rl.trainers.resumable import ResumableTrainer

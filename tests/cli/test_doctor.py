@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aurora_rl.cli import main
-from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
+from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
 
 CONFIG = SyntheticConfig(train=1, val=1, test_s=1, test_u=0, test_n=1, rows_per_clip=1, frames=2, size=32, seconds=1.0)
 DOCTOR_OPTIONS = ["--num_frames", "2"]

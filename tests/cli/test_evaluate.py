@@ -14,17 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aurora_rl import model_evaluation
-from aurora_rl.assemble import load_split
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments
+from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.cli import main
-from aurora_rl.config import DataArguments, ModelArguments
-from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
-from aurora_rl.model_evaluation import EvaluationArguments
-from aurora_rl.models.batch import PromptOptions
+from aurora_rl.data.run_lengths import decode_masks
+from aurora_rl.evaluation import of_model as model_evaluation
+from aurora_rl.evaluation.of_model import EvaluationArguments
+from aurora_rl.evaluation.records import read_results
+from aurora_rl.evaluation.scores import read_scores
+from aurora_rl.inference.pipeline import AuroraPipeline
 from aurora_rl.models.clip_options import ClipOptions
-from aurora_rl.pipeline import AuroraPipeline
-from aurora_rl.predictions import decode_masks, read_results
-from aurora_rl.scores import read_scores
+from aurora_rl.models.encoding import PromptOptions
+from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
 from recipes import evaluate as recipe
 from tests.saved_predictions import levels, rows_of, write_pngs, write_truth
 
@@ -127,7 +128,7 @@ def test_saved_predictions_are_scored_without_transformers(saved):
 #: The command, which stops after its first clip until it is told to go on.
 STOPPED = """
 import sys
-from aurora_rl import rescoring
+from aurora_rl.evaluation import of_saved_masks as rescoring
 from aurora_rl.cli import main
 append = rescoring.ResumeFile.append
 def append_and_wait(self, record):

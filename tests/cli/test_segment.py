@@ -15,8 +15,8 @@ from PIL import Image
 from aurora_rl.cli import main
 from aurora_rl.data.footage import open_footage
 from aurora_rl.data.media import load_clip
-from aurora_rl.models.segmenters import build_segmenter
-from aurora_rl.predictions import decode_masks
+from aurora_rl.data.run_lengths import decode_masks
+from aurora_rl.models.heads.segmenters import build_segmenter
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_an_earlier_answer_is_kept_where_the_new_one_cannot_be_written(model, cl
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("aurora_rl.answer_files.chain_text", full)
+    monkeypatch.setattr("aurora_rl.inference.answer_files.chain_text", full)
     assert segment(clip, "The bell.", "--model", model, "-o", out, "--overwrite") == 2
     assert "no space left" in capsys.readouterr().err
     assert {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()} == before

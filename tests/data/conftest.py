@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
-from aurora_rl.model_evaluation import EvaluationArguments, evaluate_model
-from aurora_rl.predictions import SampleResult, read_results
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments, TargetArguments
+from aurora_rl.evaluation.of_model import EvaluationArguments, evaluate_model
+from aurora_rl.evaluation.records import SampleResult, read_results
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 from recipes import sft
 

@@ -9,8 +9,9 @@ import pytest
 import soundfile
 from PIL import Image
 
-from aurora_rl.assemble import LOADERS, assemble_encoder, load_split
-from aurora_rl.config import DataArguments
+from aurora_rl.assembly.arguments import DataArguments
+from aurora_rl.assembly.benchmarks import LOADERS, load_split
+from aurora_rl.assembly.encoder import assemble_encoder
 from aurora_rl.data.avsbench import (
     SOUNDING_CATEGORY,
     SOUNDING_REFERENCE,
@@ -18,13 +19,15 @@ from aurora_rl.data.avsbench import (
     load_avsbench_ms3,
     load_avsbench_s4,
 )
+from aurora_rl.data.containers import MediaError
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.files import DatasetError
-from aurora_rl.data.media import MediaError, load_clip
+from aurora_rl.data.media import load_clip
 from aurora_rl.data.sample import AVSample
-from aurora_rl.data.targets import answer_only
-from aurora_rl.models.batch import SFTCollator
-from aurora_rl.prompts import answer_for
+from aurora_rl.models.collate import SFTCollator
+from aurora_rl.tasks.prompts import answer_for, text_prompt
+from aurora_rl.tasks.reference_segmentation import chain_file
+from aurora_rl.tasks.targets import answer_only
 
 WIDTH, HEIGHT = 64, 32
 CAR, DOG = "--0PQM4-hqg", "a_b_dog"  # names hold hyphens and underscores
@@ -209,11 +212,11 @@ def test_chains_are_joined_by_name_and_row(s4: Path) -> None:
     steps = {"look": "A dog.", "listen": "A bark.", "read": "What sounds."}
     record = {"uid": DOG, "row": 1, "category": "dog_barking", "steps": steps, "answer": answer_for("dog_barking")}
     (s4 / "chains.jsonl").write_text(json.dumps(record) + "\n")
-    [sample] = load_avsbench_s4(s4, "val", chains=s4 / "chains.jsonl")
+    [sample] = load_avsbench_s4(s4, "val", chains=chain_file(s4 / "chains.jsonl"))
     assert sample.chain is not None and sample.chain.startswith("Look: A dog.")
     (s4 / "chains.jsonl").write_text(json.dumps({**record, "row": 0}) + "\n")
     with pytest.raises(DatasetError, match=f"s4_meta_data.csv has no uid '{DOG}' at row 0"):
-        load_avsbench_s4(s4, "val", chains=s4 / "chains.jsonl")
+        load_avsbench_s4(s4, "val", chains=chain_file(s4 / "chains.jsonl"))
 
 
 def test_error_on_reading_a_clip_names_its_line(s4: Path) -> None:
@@ -302,7 +305,7 @@ def test_benchmark_is_chosen_by_the_arguments(s4: Path) -> None:
 
 def test_samples_survive_the_dataset(s4: Path) -> None:
     samples = load_avsbench_s4(s4, "train")
-    dataset = to_dataset(samples)
+    dataset = to_dataset(samples, text_prompt())
     assert [AVSample.from_row(row) for row in dataset] == samples
     assert SOUNDING_REFERENCE in dataset[0]["prompt"][0]["content"][0]["text"]
 
@@ -311,7 +314,7 @@ def test_sft_makes_a_batch_of_clips_of_one_frame_and_of_five(s4: Path, loaded) -
     args = DataArguments(data_root=str(s4), benchmark="avsbench_s4", min_pixels=256, max_pixels=65536)
     samples = load_split(args, "train") + load_split(args, "val")
     encode = assemble_encoder(args, loaded, samples)
-    batch = SFTCollator(encode, loaded.seg_token_id, answer_only)(list(to_dataset(samples)))
+    batch = SFTCollator(encode, loaded.seg_token_id, answer_only)(list(to_dataset(samples, text_prompt())))
     assert batch["seg_frame_counts"].tolist() == [1, 5]
     assert [tuple(masks.shape) for masks in batch["gt_masks"]] == [(1, HEIGHT, WIDTH), (5, HEIGHT, WIDTH)]
     assert batch["seg_weights"].tolist() == [1.0, 1.0]

@@ -9,7 +9,8 @@ import pytest
 
 from aurora_rl.data import clip_reader
 from aurora_rl.data.clip_reader import ClipReader
-from aurora_rl.data.media import MediaError, load_clip, read_media
+from aurora_rl.data.containers import MediaError
+from aurora_rl.data.media import load_clip, read_media
 from aurora_rl.data.sample import AVClip, AVSample
 
 

@@ -2,6 +2,7 @@ from datasets import concatenate_datasets
 
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.sample import AVSample
+from aurora_rl.tasks.prompts import text_prompt
 
 BARE = AVSample(
     uid="abc_cat_1",
@@ -34,30 +35,30 @@ NULL = AVSample(
 
 
 def test_samples_come_back_from_their_rows_unchanged() -> None:
-    dataset = to_dataset([BARE, NULL])
+    dataset = to_dataset([BARE, NULL], text_prompt())
     assert [AVSample.from_row(row) for row in dataset] == [BARE, NULL]
 
 
 def test_nothing_heard_stays_apart_from_not_known() -> None:
-    bare, null = (AVSample.from_row(row) for row in to_dataset([BARE, NULL]))
+    bare, null = (AVSample.from_row(row) for row in to_dataset([BARE, NULL], text_prompt()))
     assert bare.heard is None
     assert null.heard == ()
 
 
 def test_the_prompt_is_one_text_message_with_the_reference() -> None:
-    (row,) = to_dataset([BARE], instruction="Find {reference}")
+    (row,) = to_dataset([BARE], text_prompt("Find {reference}"))
     content = [{"type": "text", "text": "Find The cat {that} purrs."}]
     assert row["prompt"] == [{"role": "user", "content": content}]
 
 
 def test_columns_have_the_same_types_with_and_without_chains() -> None:
-    without, with_chains = to_dataset([BARE]), to_dataset([NULL])
+    without, with_chains = to_dataset([BARE], text_prompt()), to_dataset([NULL], text_prompt())
     assert without.features == with_chains.features
     merged = concatenate_datasets([without, with_chains])
     assert [AVSample.from_row(row) for row in merged] == [BARE, NULL]
 
 
 def test_a_benchmark_without_rows_is_a_dataset_without_rows() -> None:
-    dataset = to_dataset([])
+    dataset = to_dataset([], text_prompt())
     assert len(dataset) == 0
     assert "prompt" in dataset.column_names

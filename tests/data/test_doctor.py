@@ -13,7 +13,7 @@ from PIL import Image
 
 from aurora_rl.data.doctor import PROBLEM_KINDS, Report, SplitFacts, examine, examine_metadata
 from aurora_rl.data.files import DatasetError
-from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
+from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
 from tests.data.odd_files import tone, write_sound
 
 CONFIG = SyntheticConfig(train=2, val=1, test_s=1, test_u=1, test_n=2, rows_per_clip=2, frames=2, size=32, seconds=1.0)

@@ -8,8 +8,9 @@ import pytest
 import soundfile
 from PIL import Image
 
+from aurora_rl.data.containers import MediaError
 from aurora_rl.data.footage import limited_size, open_footage
-from aurora_rl.data.media import MediaError, read_video
+from aurora_rl.data.video import read_video
 
 
 def grey(level: int, height: int = 32, width: int = 48) -> np.ndarray:

@@ -23,7 +23,7 @@ import soundfile
 import yaml
 from PIL import Image
 
-from aurora_rl.assemble import LOADERS
+from aurora_rl.assembly.benchmarks import LOADERS
 from aurora_rl.data.ref_avs import load_ref_avs
 from data_prep.to_hf_dataset import write_split
 
@@ -234,8 +234,8 @@ def build_table(attack: str, root: Path) -> None:
 PROGRAM = """
 import json, resource, sys
 from pathlib import Path
-from aurora_rl.assemble import load_split
-from aurora_rl.config import DataArguments
+from aurora_rl.assembly.benchmarks import load_split
+from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.data.media import load_clip
 from data_prep import cache_features, to_hf_dataset
 

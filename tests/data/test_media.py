@@ -10,8 +10,8 @@ import soundfile
 from PIL import Image
 
 from aurora_rl.data import media, sound
+from aurora_rl.data.containers import MediaError
 from aurora_rl.data.media import (
-    MediaError,
     check_audio,
     load_clip,
     loudness_dbfs,
@@ -19,10 +19,10 @@ from aurora_rl.data.media import (
     read_frames,
     read_mask_size,
     read_masks,
-    read_video,
     read_waveform,
 )
 from aurora_rl.data.sample import AVSample
+from aurora_rl.data.video import read_video
 
 WIDTH, HEIGHT = 16, 12
 

@@ -11,9 +11,10 @@ import pytest
 from av.stream import Disposition
 from PIL import Image
 
+from aurora_rl.data.containers import MediaError
 from aurora_rl.data.footage import open_footage
-from aurora_rl.data.media import MediaError, read_waveform
-from aurora_rl.overlay import OverlayVideo
+from aurora_rl.data.media import read_waveform
+from aurora_rl.inference.overlay import OverlayVideo
 from tests.data.odd_files import ORIENTATIONS, grey, tone, write_film
 
 RATE = 16_000

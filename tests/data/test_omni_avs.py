@@ -10,12 +10,14 @@ import soundfile
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from aurora_rl.assemble import load_split
-from aurora_rl.config import DataArguments
+from aurora_rl.assembly.arguments import DataArguments
+from aurora_rl.assembly.benchmarks import load_split
+from aurora_rl.data.containers import MediaError
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.masks import write_mask
-from aurora_rl.data.media import MediaError, load_clip, read_masks
+from aurora_rl.data.media import load_clip, read_masks
 from aurora_rl.data.omni_avs import load_omni_avs
+from aurora_rl.tasks.reference_segmentation import chain_file
 
 WIDTH, HEIGHT, NUM_FRAMES, SECONDS = 6, 4, 7, 3.5
 LEFT, MIDDLE = (0, 2), (1, 4)  # columns of the two objects; they overlap in column 1
@@ -263,7 +265,7 @@ def test_a_chain_that_does_not_tell_the_type_of_its_reference_leaves_the_benchma
     record["steps"] = {"look": "I see it.", "listen": "I hear it.", "read": "it is asked for."}
     chains = root / "chains.jsonl"
     chains.write_text(json.dumps(record) + "\n")
-    [with_chain, *_] = load_omni_avs(root, "train", mask_cache=root / "cache", chains=chains)
+    [with_chain, *_] = load_omni_avs(root, "train", mask_cache=root / "cache", chains=chain_file(chains))
     assert with_chain.chain is not None
     assert with_chain.reference_type == "text"
 

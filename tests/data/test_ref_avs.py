@@ -13,6 +13,7 @@ from PIL import Image
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.media import load_clip, loudness_dbfs
 from aurora_rl.data.ref_avs import load_ref_avs
+from aurora_rl.tasks.reference_segmentation import chain_file
 
 WIDTH, HEIGHT, NUM_FRAMES = 16, 12, 3
 DRUM = "9aB-_x_1000_11000_drum_1"  # ids of the real set hold hyphens and underscores
@@ -476,7 +477,7 @@ def write_chains(root: Path, *records: dict[str, Any]) -> Path:
 def test_a_chain_fills_its_own_row_whatever_its_position(root: Path) -> None:
     cat = chain_record(uid=CAT, row=2, split="val", category="cat", exp="The cat.", seen=None)
     path = write_chains(root, cat, chain_record())
-    drum, dryer, muted = load_ref_avs(root, "train", num_frames=NUM_FRAMES, chains=path)
+    drum, dryer, muted = load_ref_avs(root, "train", num_frames=NUM_FRAMES, chains=chain_file(path))
     assert dryer.chain == (
         "Look: I see a drum.\n"
         "Listen: I hear a hair-dryer.\n"
@@ -487,7 +488,7 @@ def test_a_chain_fills_its_own_row_whatever_its_position(root: Path) -> None:
     assert dryer.seen == ("drum", "hair-dryer")
     assert dryer.heard == ()  # nothing is heard, which is not the same as unknown
     assert drum.chain is None and muted.chain is None
-    (cat_sample,) = load_ref_avs(root, "val", num_frames=NUM_FRAMES, chains=path)
+    (cat_sample,) = load_ref_avs(root, "val", num_frames=NUM_FRAMES, chains=chain_file(path))
     assert cat_sample.chain is not None and cat_sample.seen is None
 
 
@@ -498,7 +499,7 @@ def test_a_file_of_chains_is_only_read_when_it_is_named(root: Path) -> None:
 
 def test_a_line_separator_inside_a_chain_is_text(root: Path) -> None:
     path = write_chains(root, chain_record(answer="so\u2028the target is the hair-dryer. It is [SEG]."))
-    chain = load_ref_avs(root, "train", num_frames=NUM_FRAMES, chains=path)[1].chain
+    chain = load_ref_avs(root, "train", num_frames=NUM_FRAMES, chains=chain_file(path))[1].chain
     assert chain is not None and "so\u2028the target" in chain
 
 
@@ -506,28 +507,30 @@ def test_a_line_separator_inside_a_chain_is_text(root: Path) -> None:
 def test_a_chain_of_an_unknown_row_is_an_error(root: Path, changes: dict[str, Any]) -> None:
     path = write_chains(root, chain_record(**changes))
     uid, row = chain_record(**changes)["uid"], chain_record(**changes)["row"]
-    expect_dataset_error(root, f"{path}:1", f"no uid {uid!r} at row {row}", "rebuild the chains", chains=path)
+    expect_dataset_error(
+        root, f"{path}:1", f"no uid {uid!r} at row {row}", "rebuild the chains", chains=chain_file(path)
+    )
 
 
 @pytest.mark.parametrize(("name", "value"), [("category", "drum"), ("exp", "The drum.")])
 def test_a_chain_that_contradicts_its_row_is_an_error(root: Path, name: str, value: str) -> None:
     path = write_chains(root, chain_record(**{name: value}))
-    expect_dataset_error(root, f"{path}:1", HAIR_DRYER, f"not {value!r}", "rebuild the chains", chains=path)
+    expect_dataset_error(root, f"{path}:1", HAIR_DRYER, f"not {value!r}", "rebuild the chains", chains=chain_file(path))
 
 
 def test_two_chains_of_a_row_are_an_error(root: Path) -> None:
     path = write_chains(root, chain_record(), chain_record())
-    expect_dataset_error(root, f"{path}:2", HAIR_DRYER, "already has a chain", chains=path)
+    expect_dataset_error(root, f"{path}:2", HAIR_DRYER, "already has a chain", chains=chain_file(path))
 
 
 def test_a_chain_without_a_step_is_an_error(root: Path) -> None:
     path = write_chains(root, chain_record(steps={"look": "I see a drum.", "read": "it is asked for."}))
-    expect_dataset_error(root, f"{path}:1", "lacks the step(s) ['listen']", chains=path)
+    expect_dataset_error(root, f"{path}:1", "lacks the step(s) ['listen']", chains=chain_file(path))
 
 
 def test_a_category_that_should_be_a_list_is_an_error_and_not_spelled(root: Path) -> None:
     path = write_chains(root, chain_record(heard="drum"))
-    expect_dataset_error(root, f"{path}:1", "heard is 'drum'", "expected a list", chains=path)
+    expect_dataset_error(root, f"{path}:1", "heard is 'drum'", "expected a list", chains=chain_file(path))
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"uid": "a"}', '{"row": "1"}', "\xff"])
@@ -535,8 +538,8 @@ def test_a_malformed_line_of_chains_is_an_error_that_names_it(root: Path, line: 
     path = write_chains(root, chain_record())
     with path.open("ab") as file:
         file.write(os.linesep.encode() + line.encode("latin-1"))
-    expect_dataset_error(root, f"{path}:3", chains=path)
+    expect_dataset_error(root, f"{path}:3", chains=chain_file(path))
 
 
 def test_a_missing_file_of_chains_is_an_error(root: Path) -> None:
-    expect_dataset_error(root, str(root / "gone.jsonl"), chains=root / "gone.jsonl")
+    expect_dataset_error(root, str(root / "gone.jsonl"), chains=chain_file(root / "gone.jsonl"))

@@ -12,7 +12,8 @@ import pytest
 import soundfile
 
 from aurora_rl.data import containers, media
-from aurora_rl.data.media import MediaError, check_audio, read_waveform
+from aurora_rl.data.containers import MediaError
+from aurora_rl.data.media import check_audio, read_waveform
 from tests.data.odd_files import (
     RATE,
     SOUND_KINDS,

@@ -10,12 +10,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from aurora_rl.assemble import load_split
-from aurora_rl.config import DataArguments
+from aurora_rl.assembly.arguments import DataArguments
+from aurora_rl.assembly.benchmarks import load_split
+from aurora_rl.caches.image_embeddings import EmbeddingCache
 from aurora_rl.data.media import read_frames
-from aurora_rl.models.embedding_cache import EmbeddingCache
-from aurora_rl.models.segmenters import build_frame_encoder
-from aurora_rl.models.segmenters.sam import SamSegmenter
+from aurora_rl.models.heads.segmenters import build_frame_encoder
+from aurora_rl.models.heads.segmenters.sam import SamSegmenter
 from data_prep.cache_features import main
 
 ROOT = Path(__file__).resolve().parents[2]

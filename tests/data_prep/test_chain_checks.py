@@ -1,6 +1,6 @@
 import pytest
 
-from aurora_rl.prompts import answer_for
+from aurora_rl.tasks.prompts import answer_for
 from data_prep.chain_checks import PROBLEMS, ChainLimits, find_problems, names_category, repair
 from data_prep.verify_cot import verify_file
 

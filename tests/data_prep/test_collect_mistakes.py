@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.sample import AVSample
-from aurora_rl.inference import Completion, Predictor
+from aurora_rl.inference.predictor import Completion, Predictor
 from data_prep.collect_mistakes import MistakeArguments, main
 
 Answer = Callable[[AVSample], tuple[str, bool]]

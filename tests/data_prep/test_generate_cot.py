@@ -112,8 +112,8 @@ def test_failed_rows_are_asked_again_by_the_next_run_and_finished_ones_never(
 
 
 def test_a_record_is_what_the_loader_reads_and_the_answer_is_ours(make_rows, endpoint, run_options, tmp_path):
-    from aurora_rl.assemble import load_split
-    from aurora_rl.config import DataArguments
+    from aurora_rl.assembly.arguments import DataArguments
+    from aurora_rl.assembly.benchmarks import load_split
 
     root = make_rows(3)
     out = root / "chains.jsonl"

@@ -11,8 +11,8 @@ import pytest
 from datasets import Audio, DatasetDict, load_dataset
 from huggingface_hub import DatasetCard
 
-from aurora_rl.assemble import find_train_categories, load_split
-from aurora_rl.config import DataArguments
+from aurora_rl.assembly.arguments import DataArguments
+from aurora_rl.assembly.benchmarks import find_train_categories, load_split
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.hf_dataset import FEATURES, TEXT_COLUMNS, load_hf_dataset
 from aurora_rl.data.media import load_clip

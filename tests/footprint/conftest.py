@@ -1,6 +1,6 @@
 import pytest
 
-from aurora_rl.config import ModelArguments
+from aurora_rl.assembly.arguments import ModelArguments
 from aurora_rl.footprint.launch import Launch
 from aurora_rl.footprint.parameters import MetaModel, build_meta_model
 from aurora_rl.footprint.workload import Workload

@@ -4,16 +4,16 @@ import dataclasses
 
 import torch
 
-from aurora_rl.config import ModelArguments
+from aurora_rl.assembly.arguments import ModelArguments
 from aurora_rl.footprint.activations import estimate_activations, estimate_sampling
 from aurora_rl.footprint.launch import Launch
 from aurora_rl.footprint.parameters import MetaModel, build_meta_model
 from aurora_rl.footprint.peak import LiveMemory
 from aurora_rl.footprint.workload import Workload
 from aurora_rl.losses import mask_loss
-from aurora_rl.models.segmentation import SegmentationHead
-from aurora_rl.models.segmenters import complete_segmenter_config
-from aurora_rl.models.segmenters.sam_family import USUAL_LEAST
+from aurora_rl.models.grounding import SegmentationHead
+from aurora_rl.models.heads.segmenters import complete_segmenter_config
+from aurora_rl.models.heads.segmenters.sam_family import USUAL_LEAST
 
 WIDTH, LAYERS, HEADS = 64, 2, 4
 

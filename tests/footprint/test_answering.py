@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments
 from aurora_rl.cli import main, parse_arguments
-from aurora_rl.config import DataArguments, ModelArguments
 from aurora_rl.footprint import Clips, Footprint, Launch, estimate_answering
 from aurora_rl.footprint.by_hand import estimate
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from aurora_rl.config import DataArguments, ModelArguments
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments
 from aurora_rl.footprint import Clips, Footprint, Launch, Part, estimate_footprint
 from aurora_rl.footprint.flops import StepFlops, least_seconds
 from aurora_rl.footprint.parts import ALWAYS, LOADING, MOMENTS, TRAINING

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aurora_rl.config import DataArguments
+from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.footprint.activations import estimate_sampling
 from aurora_rl.footprint.parameters import MetaModel
 from aurora_rl.footprint.workload import Workload

@@ -7,8 +7,8 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
-from aurora_rl.assemble import assemble_model, peft_config
-from aurora_rl.config import ModelArguments
+from aurora_rl.assembly.arguments import ModelArguments
+from aurora_rl.assembly.model import assemble_model, peft_config
 from aurora_rl.footprint.launch import Launch
 from aurora_rl.footprint.parameters import HEAD, LANGUAGE_MODEL, LORA, NF4_BYTES, TOWERS, MetaModel, build_meta_model
 

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.data.sample import AVSample
 from aurora_rl.footprint import DoesNotFitError, Footprint, Launch, Limits, Part, check_footprint, complaint, render
 from aurora_rl.footprint.flops import StepFlops

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from aurora_rl.assemble import load_split
+from aurora_rl.assembly.arguments import ModelArguments
+from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.cli import parse_arguments
-from aurora_rl.config import ModelArguments
 from aurora_rl.footprint import Footprint
 from aurora_rl.footprint.activations import ENTRIES, _layer_and_inputs, estimate_activations, estimate_sampling
 from aurora_rl.footprint.by_hand import estimate

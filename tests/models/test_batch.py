@@ -5,9 +5,10 @@ import torch
 
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.sample import AVSample
-from aurora_rl.data.targets import Target, reflection
-from aurora_rl.models.batch import PromptOptions, SampleEncoder, SFTCollator, collate_frames, distinct_media, right_pad
+from aurora_rl.models.collate import SFTCollator, collate_frames, distinct_media, right_pad
 from aurora_rl.models.control_tokens import ControlTokenError
+from aurora_rl.models.encoding import PromptOptions, SampleEncoder
+from aurora_rl.tasks.targets import Target, reflection
 
 PAD = 0
 

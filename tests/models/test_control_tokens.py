@@ -10,13 +10,13 @@ from PIL import Image
 from tokenizers import AddedToken
 
 from aurora_rl.data.sample import AVSample
-from aurora_rl.data.targets import Target, answer_only, forced_answer, gold_chain, reflection
-from aurora_rl.models.batch import SFTCollator
+from aurora_rl.inference.pipeline import AuroraPipeline
 from aurora_rl.models.clip_options import ClipOptions
+from aurora_rl.models.collate import SFTCollator
 from aurora_rl.models.control_tokens import ControlTokenError, check_target, control_token_ids
 from aurora_rl.models.loading import LoadedModel, load_model
-from aurora_rl.pipeline import AuroraPipeline
-from aurora_rl.prompts import DEFAULT_INSTRUCTION, PromptText, build_messages, render_chain
+from aurora_rl.tasks.prompts import DEFAULT_INSTRUCTION, PromptText, build_messages, render_chain
+from aurora_rl.tasks.targets import Target, answer_only, forced_answer, gold_chain, reflection
 
 #: Of every kind: our own, a turn of the chat, its padding, a medium, and what the processor itself calls a medium.
 FORGED = (

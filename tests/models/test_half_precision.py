@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from trl.trainer.utils import add_fused_lm_head
 
+from aurora_rl.models.grounding import SegmentationHead, SegmentationMixin, install_mask_forward
+from aurora_rl.models.head_tokens import SUPPRESSED_LOGIT, suppress_tokens
+from aurora_rl.models.heads.segmenters import SEGMENTERS
+from aurora_rl.models.heads.segmenters.base import Segmenter
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
-from aurora_rl.models.seg_tokens import SUPPRESSED_LOGIT, suppress_tokens
-from aurora_rl.models.segmentation import SegmentationHead, SegmentationMixin, install_mask_forward
-from aurora_rl.models.segmenters import SEGMENTERS
-from aurora_rl.models.segmenters.base import Segmenter
 from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
 
 #: One small config of each type of segmenter.

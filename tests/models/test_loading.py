@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoProcessor, Qwen2_5OmniThinkerForConditionalGeneration
 
-from aurora_rl.assemble import peft_config
-from aurora_rl.config import ModelArguments
-from aurora_rl.data.targets import gold_chain
-from aurora_rl.inference import Predictor
-from aurora_rl.models.batch import SFTCollator
+from aurora_rl.assembly.arguments import ModelArguments
+from aurora_rl.assembly.model import peft_config
+from aurora_rl.files.plain import NotPlainFileError
+from aurora_rl.inference.predictor import Predictor
 from aurora_rl.models.checkpoint_files import CheckpointError
+from aurora_rl.models.collate import SFTCollator
+from aurora_rl.models.heads.segmenters.sam import SamSegmenter
 from aurora_rl.models.loading import (
     LoadedModel,
     freeze,
@@ -30,8 +31,7 @@ from aurora_rl.models.loading import (
     read_segmenter_config,
     saved_clip_options,
 )
-from aurora_rl.models.segmenters.sam import SamSegmenter
-from aurora_rl.plain_files import NotPlainFileError
+from aurora_rl.tasks.targets import gold_chain
 
 SEGMENTER = {"type": "dot", "image_size": 32, "width": 8}
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from aurora_rl.data.media import MediaError
+from aurora_rl.data.containers import MediaError
 from aurora_rl.data.sample import AVClip, AVSample
-from aurora_rl.models.batch import EncodedSample, SampleEncoder
+from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.read_ahead import ReadAhead, encoded_batches
 
 

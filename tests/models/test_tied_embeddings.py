@@ -9,8 +9,8 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
-from aurora_rl.assemble import peft_config
-from aurora_rl.config import ModelArguments
+from aurora_rl.assembly.arguments import ModelArguments
+from aurora_rl.assembly.model import peft_config
 from aurora_rl.models.adapters import check_saved_head, check_trained_head
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.rollout.export import export_for_vllm

@@ -28,15 +28,17 @@ from typing import Any
 import pytest
 import torch
 
-from aurora_rl.assemble import assemble_encoder, load_split
+from aurora_rl.assembly.arguments import DataArguments
+from aurora_rl.assembly.benchmarks import load_split
+from aurora_rl.assembly.encoder import assemble_encoder
+from aurora_rl.caches.image_embeddings import EmbeddingCache
 from aurora_rl.cli import main as aurora_rl
-from aurora_rl.config import DataArguments
-from aurora_rl.models.batch import collate_frames
-from aurora_rl.models.embedding_cache import EmbeddingCache
+from aurora_rl.data.run_lengths import decode_masks
+from aurora_rl.evaluation.records import read_results
+from aurora_rl.models.collate import collate_frames
+from aurora_rl.models.grounding import segmentation_model
+from aurora_rl.models.heads.segmenters import build_frame_encoder, complete_segmenter_config
 from aurora_rl.models.loading import load_model
-from aurora_rl.models.segmentation import segmentation_model
-from aurora_rl.models.segmenters import build_frame_encoder, complete_segmenter_config
-from aurora_rl.predictions import decode_masks, read_results
 
 ROOT = Path(__file__).parents[2]
 DATA = DataArguments(

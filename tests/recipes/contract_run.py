@@ -30,8 +30,8 @@ from transformers import TrainerCallback
 from trl import TrlParser
 
 import data_prep.collect_mistakes  # noqa: F401 (here, before anything is forked)
-from aurora_rl.models.segmenters.sam import SamSegmenter
-from aurora_rl.models.segmenters.sam_shared import decode_prompts
+from aurora_rl.models.heads.segmenters.sam import SamSegmenter
+from aurora_rl.models.heads.segmenters.sam_shared import decode_prompts
 from aurora_rl.trainers import grpo, sft
 
 PARTS = ("visual", "audio_tower", "lora_", "seg_head", "lm_head", "embed_tokens")

@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from aurora_rl.data.chains import add_reflections
 from aurora_rl.data.ref_avs import load_ref_avs
+from aurora_rl.tasks.reference_segmentation import chain_file
 from recipes.pipeline import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,11 +77,13 @@ def test_the_student_is_pulled_to_the_teacher(out: Path) -> None:
 
 
 def test_every_mistake_is_corrected_and_carried_to_the_row_it_belongs_to(out: Path) -> None:
-    samples = load_ref_avs(out / "data", "train", fps=2.0, num_frames=4, chains=out / "data" / "chains.jsonl")
+    samples = load_ref_avs(
+        out / "data", "train", fps=2.0, num_frames=4, chains=chain_file(out / "data" / "chains.jsonl")
+    )
     mistakes = [json.loads(line) for line in (out / "mistakes-0" / "mistakes.jsonl").read_text().splitlines()]
     reflected = {
         sample.row: sample
-        for sample in add_reflections(samples, out / "corrections-0" / "reflections.jsonl")
+        for sample in add_reflections(samples, chain_file(out / "corrections-0" / "reflections.jsonl"))
         if sample.wrong is not None
     }
     said = {record["row"]: record["completion"].replace("[SEG]", "").strip() for record in mistakes}

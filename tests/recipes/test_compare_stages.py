@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from aurora_rl.bootstrap import Interval, bootstrap_over_seeds
-from aurora_rl.predictions import ClipScore, CompletionScore, SampleResult, write_results
+from aurora_rl.evaluation.intervals import Interval, bootstrap_over_seeds
+from aurora_rl.evaluation.records import ClipScore, CompletionScore, SampleResult, write_results
 from recipes.compare_stages import gain, main, markdown, read_runs, scores
 
 CLIP = ClipScore(J=0.0, F=0.0, f_curve=(), S=0.0, S_frames=0.0, iou=0.0, is_missing=False)

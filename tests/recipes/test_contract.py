@@ -29,10 +29,10 @@ import yaml
 from peft import get_peft_model
 from safetensors.torch import load_file
 
-from aurora_rl.assemble import peft_config
-from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
-from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments, TargetArguments
+from aurora_rl.assembly.model import peft_config
 from aurora_rl.models.loading import load_model
+from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 from recipes import pipeline, sft
 from recipes.pipeline import Runner, StageFailedError
@@ -75,7 +75,7 @@ TRAINED = (
 )
 #: The last function of a killed run's process, by script.
 KILLED_AFTER = {
-    "recipes/evaluate.py": "aurora_rl.resume_file:ResumeFile.append",
+    "recipes/evaluate.py": "aurora_rl.files.resume_file:ResumeFile.append",
     "data_prep/collect_mistakes.py": "data_prep.journal:RecordLog.append",
     "recipes/init_tiny.py": "transformers:PreTrainedModel.save_pretrained",
 }

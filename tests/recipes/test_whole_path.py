@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aurora_rl.assemble import load_split
-from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
-from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments, TargetArguments
+from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.models.loading import load_model
+from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 from recipes import grpo, sft

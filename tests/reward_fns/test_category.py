@@ -1,6 +1,6 @@
 import pytest
 
-from aurora_rl.prompts import answer_for
+from aurora_rl.tasks.prompts import answer_for
 from reward_fns.category import authors_category_reward, category_reward
 
 

@@ -7,8 +7,8 @@ suite's time limit of minutes by a factor of a hundred; one that does not takes 
 import pytest
 import torch
 
-from aurora_rl.completions import parse_completion
-from aurora_rl.prompts import without_seg
+from aurora_rl.tasks.completions import parse_completion
+from aurora_rl.tasks.prompts import without_seg
 from reward_fns.category import category_reward
 from reward_fns.format import format_reward
 from reward_fns.perception import perception_reward

@@ -1,6 +1,6 @@
 import pytest
 
-from aurora_rl.prompts import answer_for, render_chain
+from aurora_rl.tasks.prompts import answer_for, render_chain
 from reward_fns.format import answer_format_reward, format_reward
 
 CHAIN = render_chain({"look": "I see a drum.", "listen": "I hear a drum.", "read": "asked for."}, answer_for("drum"))

@@ -3,8 +3,9 @@ import torch
 
 from aurora_rl.data.media import load_clip, loudness_dbfs
 from aurora_rl.data.ref_avs import load_ref_avs
-from aurora_rl.data.synthetic import SyntheticConfig, write_synthetic_benchmark
 from aurora_rl.rewards import guard_reward_func, load_reward_func
+from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
+from aurora_rl.tasks.reference_segmentation import chain_file
 
 REWARDS = [
     "reward_fns.format:format_reward",
@@ -21,7 +22,11 @@ def columns(tmp_path_factory):
     root = tmp_path_factory.mktemp("benchmark") / "synthetic"
     write_synthetic_benchmark(root, SyntheticConfig(train=20, val=0, test_s=0, test_u=0, test_n=10))
     chains = root / "chains.jsonl"
-    samples = [s for split in ("train", "test_n") for s in load_ref_avs(root, split, num_frames=None, chains=chains)]
+    samples = [
+        s
+        for split in ("train", "test_n")
+        for s in load_ref_avs(root, split, num_frames=None, chains=chain_file(chains))
+    ]
     clips = [load_clip(sample) for sample in samples]
     rows = [sample.to_row() for sample in samples]
     gt_masks = [torch.from_numpy(clip.gt_masks) for clip in clips]

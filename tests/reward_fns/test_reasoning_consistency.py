@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from aurora_rl.prompts import answer_for, render_chain
+from aurora_rl.tasks.prompts import answer_for, render_chain
 from reward_fns.reasoning_consistency import reasoning_consistency_reward
 
 LOUD, SILENT = -20.0, -80.0

@@ -4,6 +4,7 @@ It dies in the third update of weights, of which the others know nothing. Each p
 completions once more, which shows that none was left behind in a collective, and says both errors.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any
 
 from trl import TrlParser
 
-from aurora_rl.config import DataArguments, ModelArguments, RewardArguments
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments, RewardArguments
 from aurora_rl.rollout.client import AuroraVLLMClient, VLLMServerError
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
@@ -58,7 +59,13 @@ class ServerIsDead(AuroraGRPOTrainer):
         if self.accelerator.is_main_process:
             self._vllm.engine.vllm_client.backoff_s = 0.1
         self._vllm._synced_step = self.state.global_step  # as if the update had gone well
-        self._vllm.generate([row.prompt for row in self._rows], num_generations=self.num_generations)
+        self._vllm.generate(
+            [row.prompt for row in self._rows],
+            num_generations=self.num_generations,
+            step=self.state.global_step,
+            is_eval=False,
+            profile=lambda _: contextlib.nullcontext(),
+        )
 
     def _say(self, what: str, error: VLLMServerError) -> None:
         name = f"{what}_{self.accelerator.process_index}"

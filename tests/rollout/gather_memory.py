@@ -15,8 +15,8 @@ from peft import get_peft_model
 from trl.distributed import DistributedBackend
 from trl.generation.vllm_generation import VLLMGeneration
 
-from aurora_rl.assemble import peft_config
-from aurora_rl.config import ModelArguments
+from aurora_rl.assembly.arguments import ModelArguments
+from aurora_rl.assembly.model import peft_config
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni

@@ -5,7 +5,7 @@ import sys
 
 from trl import TrlParser
 
-from aurora_rl.config import DataArguments, ModelArguments, RewardArguments
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments, RewardArguments
 from aurora_rl.rollout.engine import AuroraVLLMGeneration
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from recipes import grpo

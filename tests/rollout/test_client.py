@@ -20,7 +20,7 @@ from aurora_rl.models.mllm.base import EnginePrompt
 if "CI" not in os.environ:  # there, its absence is an error
     pytest.importorskip("vllm")
 from aurora_rl.rollout.client import AuroraVLLMClient, VLLMServerError
-from aurora_rl.rollout.gloo_transfer import GlooGroup
+from aurora_rl.rollout.cpu.gloo_transfer import GlooGroup
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(60)]
 

@@ -10,8 +10,8 @@ from peft import get_peft_model
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-from aurora_rl.assemble import peft_config
-from aurora_rl.config import ModelArguments
+from aurora_rl.assembly.arguments import ModelArguments
+from aurora_rl.assembly.model import peft_config
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.quantization import NOT_QUANTIZED
 from aurora_rl.rollout.weights import engine_weights

@@ -10,12 +10,12 @@ from safetensors import safe_open
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoTokenizer
 
-from aurora_rl.assemble import peft_config
+from aurora_rl.assembly.arguments import ModelArguments
+from aurora_rl.assembly.model import peft_config
 from aurora_rl.cli import main
-from aurora_rl.config import ModelArguments
 from aurora_rl.models.loading import load_model
-from aurora_rl.prompts import SEG_TOKEN
 from aurora_rl.rollout.export import export_for_vllm
+from aurora_rl.tasks.prompts import SEG_TOKEN
 
 SEGMENTER = {"type": "dot", "image_size": 64, "width": 16}
 

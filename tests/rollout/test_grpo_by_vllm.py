@@ -14,9 +14,10 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.models.loading import LoadedModel, load_model
+from aurora_rl.rollout.sampler import VLLMSampler
+from aurora_rl.tasks.prompts import text_prompt
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
-from aurora_rl.trainers.vllm_sampler import VLLMSampler
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -62,7 +63,7 @@ def make_trainer(generation, tiny_checkpoint, encode, train_samples, tmp_path, m
             args=AuroraGRPOConfig(**{"output_dir": str(tmp_path / "run"), **OPTIONS, **options}),
             encode=encode,
             seg_token_id=loaded.seg_token_id,
-            train_dataset=to_dataset(train_samples),
+            train_dataset=to_dataset(train_samples, text_prompt()),
             processing_class=loaded.processor,
         )
 
@@ -143,16 +144,11 @@ def test_masks_come_from_the_forward_pass_that_corrects(make_trainer):
 def test_each_request_has_a_seed_of_its_own(make_trainer, generation):
     trainer = make_trainer()
     sampler = trainer._vllm
-    trainer.model.train()
-    seeds = [sampler.request_seeds(4), sampler.request_seeds(4)]  # two batches of one step
-    trainer.state.global_step = 1
-    seeds.append(sampler.request_seeds(4))
-    trainer.model.eval()
-    seeds.append(sampler.request_seeds(4))
+    batches = [(0, False), (0, False), (1, False), (1, True)]  # two of one step, then another, evaluated as well
+    seeds = [sampler.request_seeds(4, step=step, is_eval=is_eval) for step, is_eval in batches]
     assert len({seed for batch in seeds for seed in batch}) == 16
-    resumed, trainer.state.global_step = VLLMSampler(trainer, generation), 0
-    trainer.model.train()
-    assert resumed.request_seeds(4) == seeds[0]
+    resumed = VLLMSampler(generation, seed=trainer.args.seed, process_index=0)
+    assert resumed.request_seeds(4, step=0, is_eval=False) == seeds[0]
 
 
 def history(folder: Path) -> list[dict]:
@@ -179,10 +175,8 @@ def test_a_resumed_run_is_the_unbroken_one(make_trainer, tmp_path, monkeypatch):
     # The control: seeds by the steps that this process has done, which are those of a run that began here.
     request_seeds = VLLMSampler.request_seeds
 
-    def forgetful(sampler: VLLMSampler, num_rows: int) -> list[int]:
-        with monkeypatch.context() as patch:
-            patch.setattr(sampler.trainer.state, "global_step", sampler.trainer.state.global_step - 2)
-            return request_seeds(sampler, num_rows)
+    def forgetful(sampler: VLLMSampler, num_rows: int, *, step: int, is_eval: bool) -> list[int]:
+        return request_seeds(sampler, num_rows, step=step - 2, is_eval=is_eval)
 
     monkeypatch.setattr(VLLMSampler, "request_seeds", forgetful)
     resume(make_trainer, tmp_path / "control", checkpoint=broken / "checkpoint-2")

@@ -28,10 +28,10 @@ import torch
 from peft import get_peft_model
 from trl import TrlParser
 
-from aurora_rl.assemble import peft_config
-from aurora_rl.config import ModelArguments
+from aurora_rl.assembly.arguments import ModelArguments
+from aurora_rl.assembly.model import peft_config
 from aurora_rl.data.sample import AVSample
-from aurora_rl.models.batch import SampleEncoder
+from aurora_rl.models.encoding import SampleEncoder
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.mllm import EncodedPrompt
 from aurora_rl.rollout.export import export_for_vllm

@@ -7,8 +7,8 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from aurora_rl.assemble import peft_config
-from aurora_rl.config import ModelArguments
+from aurora_rl.assembly.arguments import ModelArguments
+from aurora_rl.assembly.model import peft_config
 from aurora_rl.models.loading import load_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]

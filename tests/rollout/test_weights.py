@@ -9,8 +9,8 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import BitsAndBytesConfig
 
-from aurora_rl.assemble import peft_config
-from aurora_rl.config import ModelArguments
+from aurora_rl.assembly.arguments import ModelArguments
+from aurora_rl.assembly.model import peft_config
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.quantization import NOT_QUANTIZED, is_quantized
 from aurora_rl.rollout.export import engine_config

@@ -19,14 +19,16 @@ import torch
 from peft import PeftConfig
 from torch import nn
 
-from aurora_rl.assemble import peft_config
-from aurora_rl.config import ModelArguments
+from aurora_rl.assembly.arguments import ModelArguments
+from aurora_rl.assembly.model import peft_config
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.sample import AVSample
-from aurora_rl.data.targets import gold_chain
-from aurora_rl.models.batch import SampleEncoder, SFTCollator
+from aurora_rl.models.collate import SFTCollator
+from aurora_rl.models.encoding import SampleEncoder
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.teacher import Teacher
+from aurora_rl.tasks.prompts import text_prompt
+from aurora_rl.tasks.targets import gold_chain
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.sft import AuroraSFTTrainer
@@ -118,8 +120,8 @@ def make_grpo(
             args=AuroraGRPOConfig(**{"output_dir": str(tmp_path / "grpo"), **COMMON, **GRPO, **options}),
             encode=encode,
             seg_token_id=loaded.seg_token_id,
-            train_dataset=to_dataset(train_samples if samples is None else samples),
-            eval_dataset=to_dataset(train_samples[:2]),
+            train_dataset=to_dataset(train_samples if samples is None else samples, text_prompt()),
+            eval_dataset=to_dataset(train_samples[:2], text_prompt()),
             processing_class=loaded.processor,
             peft_config=lora(loaded, dropout) if peft else None,
             callbacks=callbacks,
@@ -153,8 +155,8 @@ def make_sft(
             ),
             data_collator=collate,
             teacher=teacher,
-            train_dataset=to_dataset(train_samples if samples is None else samples),
-            eval_dataset=to_dataset(train_samples[:3]),
+            train_dataset=to_dataset(train_samples if samples is None else samples, text_prompt()),
+            eval_dataset=to_dataset(train_samples[:3], text_prompt()),
             processing_class=loaded.processor,
             peft_config=lora(loaded, dropout) if peft else None,
             callbacks=callbacks,

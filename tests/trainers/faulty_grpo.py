@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import PartialState
 from trl import TrlParser
 
-from aurora_rl.config import DataArguments, ModelArguments, RewardArguments
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments, RewardArguments
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from recipes import grpo

@@ -23,7 +23,7 @@ from accelerate.utils import DistributedType
 from trl import TrlParser
 
 from aurora_rl.data.sample import AVSample
-from aurora_rl.models.batch import EncodedSample
+from aurora_rl.models.encoding import EncodedSample
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.sft import AuroraSFTTrainer
 

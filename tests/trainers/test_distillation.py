@@ -14,19 +14,19 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from aurora_rl.assemble import assemble_teacher, stored_features
-from aurora_rl.config import DataArguments, ModelArguments, TargetArguments
-from aurora_rl.data.sample import AVSample
-from aurora_rl.data.targets import forced_answer
-from aurora_rl.models.batch import SFTCollator
-from aurora_rl.models.loading import load_model
-from aurora_rl.models.teacher import Teacher, checkpoint_fingerprint
-from aurora_rl.models.teacher_features import (
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments, TargetArguments
+from aurora_rl.assembly.teacher import assemble_teacher, stored_features
+from aurora_rl.caches.teacher_features import (
     FeatureCollator,
     LiveTeacherCollator,
     TeacherFeatures,
     TeacherFeaturesError,
 )
+from aurora_rl.data.sample import AVSample
+from aurora_rl.models.collate import SFTCollator
+from aurora_rl.models.loading import load_model
+from aurora_rl.models.teacher import Teacher, checkpoint_fingerprint
+from aurora_rl.tasks.targets import forced_answer
 from aurora_rl.trainers.sft import AuroraSFTTrainer
 
 MakeSFT = Callable[..., AuroraSFTTrainer]
@@ -205,7 +205,7 @@ def test_only_the_missing_rows_are_computed(target_args, model_args, data_args, 
 
 
 def test_a_killed_run_keeps_what_it_had_saved(target_args, model_args, data_args, train_samples, monkeypatch):
-    monkeypatch.setattr("aurora_rl.models.teacher_features.ROWS_PER_SAVE", 4)
+    monkeypatch.setattr("aurora_rl.caches.teacher_features.ROWS_PER_SAVE", 4)
     compute, calls = Teacher.features_of, []
 
     def killed_in_the_second_save(self: Teacher, rows: list[AVSample]) -> torch.Tensor:

@@ -12,10 +12,10 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 import aurora_rl
-from aurora_rl.inference import Predictor
+from aurora_rl.inference.pipeline import AuroraPipeline
+from aurora_rl.inference.predictor import Predictor
 from aurora_rl.models.end_of_turn import declare_ends, end_token_ids, until_end
 from aurora_rl.models.loading import LoadedModel, load_model
-from aurora_rl.pipeline import AuroraPipeline
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 
 LENGTH = 6

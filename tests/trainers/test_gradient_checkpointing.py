@@ -9,8 +9,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import TrainerCallback
 
+from aurora_rl.models.grounding import segmentation_model
 from aurora_rl.models.loading import LoadedModel, freeze
-from aurora_rl.models.segmentation import segmentation_model
 
 TOWERS = ("visual", "audio_tower")
 #: Of torch.utils.checkpoint; TRL takes the reentrant one for LoRA under ZeRO-3.

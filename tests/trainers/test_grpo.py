@@ -13,12 +13,13 @@ from torch import nn
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from aurora_rl.data.sample import AVSample
-from aurora_rl.data.targets import gold_chain
-from aurora_rl.inference import Predictor
+from aurora_rl.inference.predictor import Predictor
 from aurora_rl.losses import mask_loss
-from aurora_rl.models.batch import EncodedSample, SampleEncoder, SFTCollator
+from aurora_rl.models.collate import SFTCollator
+from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.mllm import EncodedPrompt, EnginePrompt
+from aurora_rl.tasks.targets import gold_chain
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.sft import AuroraSFTTrainer
 from tests.trainers.conftest import bright_masks

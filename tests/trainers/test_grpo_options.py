@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from aurora_rl.models.grounding import segmentation_model
 from aurora_rl.models.loading import LoadedModel
-from aurora_rl.models.segmentation import segmentation_model
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 
 OPTIONS = {

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from aurora_rl.data.sample import AVSample
-from aurora_rl.inference import Predictor
-from aurora_rl.models.batch import SampleEncoder
+from aurora_rl.inference.predictor import Predictor
+from aurora_rl.models.encoding import SampleEncoder
 from aurora_rl.models.loading import LoadedModel, freeze, load_model
 from aurora_rl.rewards import RewardError
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer

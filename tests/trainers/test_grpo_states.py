@@ -13,7 +13,7 @@ from torch import nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from aurora_rl.data.sample import AVSample
-from aurora_rl.models.batch import SampleEncoder
+from aurora_rl.models.encoding import SampleEncoder
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.rollout_states import StateRecorder
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer

@@ -24,8 +24,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from aurora_rl.models.heads.segmenters.sam import SamSegmenter
 from aurora_rl.models.loading import load_model
-from aurora_rl.models.segmenters.sam import SamSegmenter
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(1500)]
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from aurora_rl.data.media import MediaError
+from aurora_rl.data.containers import MediaError
 from aurora_rl.data.sample import AVSample
-from aurora_rl.models.batch import SampleEncoder
+from aurora_rl.models.encoding import SampleEncoder
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.interruption import TrainingInterrupted
 from aurora_rl.trainers.upcoming import UpcomingBatches

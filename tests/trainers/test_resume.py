@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback
 
 from aurora_rl.data.sample import AVSample
+from aurora_rl.files.plain import NotPlainFileError
 from aurora_rl.models.checkpoint_files import CheckpointError
-from aurora_rl.plain_files import NotPlainFileError
 from aurora_rl.trainers.epoch_order import EpochOrder
 from aurora_rl.trainers.interruption import TerminationSignal, TrainingInterrupted
 from aurora_rl.trainers.sft_config import AuroraSFTConfig

@@ -10,9 +10,9 @@ import torch
 from torch.nn import functional
 
 from aurora_rl.data.sample import AVSample
-from aurora_rl.data.targets import Target
 from aurora_rl.metrics import mask_iou
 from aurora_rl.models.loading import LoadedModel, load_model
+from aurora_rl.tasks.targets import Target
 from aurora_rl.trainers.sft import AuroraSFTTrainer
 
 MakeSFT = Callable[..., AuroraSFTTrainer]

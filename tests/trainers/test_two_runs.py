@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_rl.output_lock import lock_of
+from aurora_rl.files.output_lock import lock_of
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(900)]
 

@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from aurora_rl.models.control_tokens import ControlTokenError, check_prompt, own_messages
+from aurora_rl.models.grounding import BackboneView, SegmentationMixin
 from aurora_rl.models.mllm.base import EncodedPrompt, EnginePrompt, MLLMFamily
-from aurora_rl.models.segmentation import BackboneView, SegmentationMixin
 
 #: What the towers read; the other media tensors describe it, and the language model needs them row by row.
 TOWER_INPUTS = ("pixel_values", "pixel_values_videos", "input_features")

@@ -11,12 +11,12 @@ from torch.testing import assert_close
 from transformers import WhisperFeatureExtractor
 from trl.trainer.utils import add_fused_lm_head
 
-from aurora_rl.models.batch import right_pad
+from aurora_rl.models.collate import right_pad
+from aurora_rl.models.grounding import shared_media
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.mllm import MLLM_FAMILIES, EncodedPrompt, get_family
 from aurora_rl.models.mllm.qwen2_5_omni import _padded_length
-from aurora_rl.models.segmentation import shared_media
-from aurora_rl.prompts import build_messages
+from aurora_rl.tasks.prompts import build_messages
 
 SEGMENTER = {"type": "dot", "image_size": 32, "width": 8}
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}

@@ -1,0 +1,109 @@
+"""The samples of a run: which benchmark is read, which of its splits, with which chains of thought."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from aurora_rl.assembly.arguments import DataArguments
+from aurora_rl.data import hf_dataset, ref_avs
+from aurora_rl.data.avsbench import load_avsbench_avss, load_avsbench_ms3, load_avsbench_s4
+from aurora_rl.data.chains import ChainFile, add_reflections
+from aurora_rl.data.draw import draw_over_clips
+from aurora_rl.data.files import DatasetError
+from aurora_rl.data.hf_dataset import load_hf_dataset
+from aurora_rl.data.omni_avs import load_omni_avs
+from aurora_rl.data.ref_avs import find_test_splits, load_ref_avs
+from aurora_rl.data.sample import NULL_CATEGORY, AVSample
+from aurora_rl.tasks.reference_segmentation import chain_file
+
+logger = logging.getLogger(__name__)
+
+
+def load_split(args: DataArguments, split: str) -> list[AVSample]:
+    """The samples of one split, with their chains of thought where the arguments name a file of them.
+
+    Raises:
+        ValueError: if the benchmark is unknown, or `mask_cache` or `media_cache` is missing where it needs one.
+    """
+    if args.benchmark not in LOADERS:
+        raise ValueError(f"unknown benchmark {args.benchmark!r}: choose from {', '.join(LOADERS)}")
+    chains = None if args.chains is None else chain_file(Path(args.data_root) / args.chains)
+    samples = LOADERS[args.benchmark](args, split, chains)
+    if args.reflections is not None:
+        samples = add_reflections(samples, chain_file(args.reflections))
+    if args.use_audio_in_video:
+        samples = [dataclasses.replace(sample, use_audio_in_video=True) for sample in samples]
+    return samples
+
+
+def _load_ref_avs(args: DataArguments, split: str, chains: ChainFile | None) -> list[AVSample]:
+    return load_ref_avs(args.data_root, split, fps=args.fps, num_frames=args.num_frames, chains=chains)
+
+
+def _load_omni_avs(args: DataArguments, split: str, chains: ChainFile | None) -> list[AVSample]:
+    if args.mask_cache is None:
+        raise ValueError("OmniAVS keeps its masks as run lengths: set `mask_cache` to a folder for them as PNG files")
+    return load_omni_avs(args.data_root, split, mask_cache=args.mask_cache, num_frames=args.num_frames, chains=chains)
+
+
+def _load_hf_dataset(args: DataArguments, split: str, chains: ChainFile | None) -> list[AVSample]:
+    if args.media_cache is None:
+        raise ValueError("hf_dataset keeps its media inside tables: set `media_cache` to a folder to unpack them into")
+    if chains is not None:
+        raise ValueError(f"the rows of hf_dataset hold their chains of thought: drop `chains` ({chains.path})")
+    return load_hf_dataset(args.data_root, split, media_cache=args.media_cache)
+
+
+LOADERS: dict[str, Callable[[DataArguments, str, ChainFile | None], list[AVSample]]] = {
+    "ref_avs": _load_ref_avs,
+    "avsbench_s4": lambda args, split, chains: load_avsbench_s4(args.data_root, split, chains=chains),
+    "avsbench_ms3": lambda args, split, chains: load_avsbench_ms3(args.data_root, split, chains=chains),
+    "avsbench_avss": lambda args, split, chains: load_avsbench_avss(args.data_root, split, chains=chains),
+    "omni_avs": _load_omni_avs,
+    "hf_dataset": _load_hf_dataset,
+}
+
+
+def list_test_splits(args: DataArguments) -> list[str]:
+    """The splits that are scored where none is named: all whose name begins with "test".
+
+    Raises:
+        DatasetError: if there are none.
+    """
+    # Of the other benchmarks it is one; where a dataset has another, its loader names those that are there.
+    return find_test_splits(args.data_root) if args.benchmark == "ref_avs" else ["test"]
+
+
+def find_train_categories(args: DataArguments) -> set[str]:
+    """Categories of the training split, which tell the new from the seen ones in an unseen split; no media are read.
+
+    Empty where the benchmark has no unseen split, or no training split beside it.
+    """
+    if args.benchmark not in CATEGORY_READERS:
+        return set()
+    try:
+        return CATEGORY_READERS[args.benchmark](args.data_root, args.train_split) - {NULL_CATEGORY}
+    except DatasetError as error:
+        logger.info("new and seen categories are not told apart: %s", error)
+        return set()
+
+
+CATEGORY_READERS: dict[str, Callable[[str, str], set[str]]] = {
+    "ref_avs": ref_avs.read_categories,
+    "hf_dataset": hf_dataset.read_categories,
+}
+
+
+def load_training_splits(args: DataArguments) -> tuple[list[AVSample], list[AVSample]]:
+    """The samples to train on, and those to evaluate on while training: none where the arguments name no split.
+
+    Raises:
+        ValueError: as `load_split` and `draw_over_clips`.
+    """
+    train_samples = load_split(args, args.train_split)
+    eval_samples = load_split(args, args.eval_split) if args.eval_split else []
+    # The checkpoint that is kept as the best one is chosen on these.
+    return train_samples, draw_over_clips(eval_samples, args.max_eval_samples, seed=args.eval_samples_seed)

@@ -1,0 +1,83 @@
+"""What supervised fine-tuning learns from: the target of each row, and the teacher whose features are distilled."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments, TargetArguments
+from aurora_rl.assembly.encoder import prompt_options
+from aurora_rl.caches.teacher_features import TeacherFeatures
+from aurora_rl.data.sample import AVClip, AVSample
+from aurora_rl.models.encoding import PromptOptions, SampleEncoder
+from aurora_rl.models.loading import LoadedModel, load_model
+from aurora_rl.models.sharding import loading_whole
+from aurora_rl.models.teacher import Teacher, teacher_fingerprint
+from aurora_rl.tasks.targets import TARGETS, Target
+
+
+def assemble_target(args: TargetArguments) -> Callable[[AVSample], Target]:
+    """What a row is trained to say.
+
+    Raises:
+        ValueError: if the target is unknown.
+    """
+    if args.target not in TARGETS:
+        raise ValueError(f"unknown target {args.target!r}: choose from {', '.join(TARGETS)}")
+    return TARGETS[args.target]
+
+
+def assemble_teacher(args: TargetArguments, model_args: ModelArguments, data_args: DataArguments) -> Teacher:
+    """The distillation's teacher, whole on every process, fed as the student is but for its instruction.
+
+    Raises:
+        ValueError: if the arguments name none.
+    """
+    with loading_whole():
+        loaded = load_model(_teacher_name(args), dtype=model_args.dtype, is_trainable=False)
+    return Teacher(loaded, _teacher_encoder(args, data_args, loaded))
+
+
+def stored_features(
+    args: TargetArguments,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    samples: list[AVSample],
+    *,
+    device: torch.device | str = "cpu",
+) -> TeacherFeatures:
+    """The features of all samples from the arguments' file, after those that are missing have been computed.
+
+    The launched processes share that work, so all of them must call this. The teacher is loaded only for it.
+
+    Raises:
+        ValueError: if the file belongs to another teacher.
+    """
+    assert args.teacher_features is not None
+    options = _teacher_options(args, data_args)
+    fingerprint = teacher_fingerprint(_teacher_name(args), options, dtype=model_args.dtype)
+    return TeacherFeatures(args.teacher_features, fingerprint).ensure(
+        samples,
+        lambda: assemble_teacher(args, model_args, data_args).to(device),
+        batch_size=args.teacher_batch_size,
+    )
+
+
+def _teacher_name(args: TargetArguments) -> str:
+    if args.teacher is None:
+        raise ValueError("distillation needs a teacher: name its directory by `teacher`")
+    return args.teacher
+
+
+def _teacher_options(args: TargetArguments, data_args: DataArguments) -> PromptOptions:
+    options = prompt_options(data_args)
+    return dataclasses.replace(options, instruction=args.teacher_instruction or options.instruction)
+
+
+def _teacher_encoder(args: TargetArguments, data_args: DataArguments, loaded: LoadedModel) -> SampleEncoder:
+    def no_frames(sample: AVSample, clip: AVClip) -> torch.Tensor:
+        return torch.zeros(len(clip.frames), 1)  # its mask decoder does not run
+
+    return SampleEncoder(loaded.family, loaded.processor, no_frames, options=_teacher_options(args, data_args))

@@ -1,0 +1,189 @@
+"""One file of the embedding cache: frame inputs of some clips as plain safetensors, named by the hash of its bytes.
+
+A shard gets its name when it is whole, and two processes that write at once cannot meet in a name unless they write
+the same. The name alone tells later whether a byte has changed, and the header alone which clips are in it and of
+which frames they were made, so that an index of shards can always be made anew.
+
+    <SHA-256>.safetensors
+        __metadata__   {"embeddings": '{"fingerprint": "5e1f...", "frames": {"--KCIeTv6PM_14000_24000": "9ab4..."}}'}
+        --KCIeTv6PM_14000_24000   F16 (10, 256, 64, 64)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from aurora_rl.files.plain import NotPlainFileError, check_plain_file, parse_json
+
+SUFFIX = ".safetensors"
+SHARD_NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
+DTYPE_NAMES = {torch.float16: "F16", torch.float32: "F32"}  # safetensors' own
+METADATA = "__metadata__"  # safetensors keeps the header's free text under this name
+METADATA_KEY = "embeddings"
+HEADER_ALIGNMENT = 8  # bytes, as safetensors writes it
+
+
+class EmbeddingCacheError(ValueError):
+    """Cached embeddings cannot be used, or something cannot be cached."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What a shard tells of a clip without its frame inputs.
+
+    Attributes:
+        num_frames: F.
+        frames: hash of the frames' file names and sizes.
+    """
+
+    num_frames: int
+    frames: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardHeader:
+    """What is in a shard.
+
+    Attributes:
+        fingerprint: of the encoder that made it.
+        dtype: of the frame inputs, in safetensors' words.
+        frame_shape: shape of one frame's input.
+        clips: by media id.
+    """
+
+    fingerprint: str
+    dtype: str
+    frame_shape: tuple[int, ...]
+    clips: Mapping[str, Entry]
+
+
+def write_shard(folder: Path, header: ShardHeader, frame_inputs: Iterable[Tensor]) -> Path:
+    """Write a shard, a clip at a time: memory holds one clip, however many there are.
+
+    Args:
+        folder: where it goes.
+        header: what will be in it.
+        frame_inputs: (F, *frame_shape) of each clip of the header, in its order and dtype, on the CPU.
+
+    Returns:
+        The file.
+
+    Raises:
+        EmbeddingCacheError: if a clip is named like safetensors' own metadata.
+    """
+    if METADATA in header.clips:
+        raise EmbeddingCacheError(f"a clip is named {METADATA!r}, which safetensors keeps for itself: rename the clip")
+    digest = hashlib.sha256()
+    temporary = folder / f"{uuid.uuid4().hex}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            for block in _blocks(header, frame_inputs):
+                digest.update(block)
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())  # a name must not outlive a power failure that its content does not
+        path = folder / f"{digest.hexdigest()}{SUFFIX}"
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def read_header(path: Path) -> ShardHeader:
+    """What is in a shard; its frame inputs are not read.
+
+    Raises:
+        EmbeddingCacheError: if the file is no shard, or cut off.
+    """
+    try:
+        check_plain_file(path)
+        with safe_open(path, framework="pt") as file:
+            metadata = parse_json((file.metadata() or {})[METADATA_KEY])
+            slices = {media_id: file.get_slice(media_id) for media_id in file.keys()}  # noqa: SIM118 - no mapping
+            shapes = {media_id: tuple(part.get_shape()) for media_id, part in slices.items()}
+            dtypes = {part.get_dtype() for part in slices.values()}
+        [frame_shape], [dtype] = {shape[1:] for shape in shapes.values()}, dtypes
+        clips = {media_id: Entry(shape[0], str(metadata["frames"][media_id])) for media_id, shape in shapes.items()}
+        return ShardHeader(str(metadata["fingerprint"]), dtype, frame_shape, clips)
+    except FileNotFoundError as error:
+        raise _gone(path) from error
+    except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def read_frame_inputs(path: Path, media_id: str) -> Tensor:
+    """(F, *frame_shape) of a clip, memory-mapped: writing to it does not reach the disk.
+
+    The file is opened for each call and closed with the last tensor of it, so that nothing stays open in a process of
+    many shards, and a forked worker shares nothing with its parent.
+
+    Raises:
+        EmbeddingCacheError: if the file is gone, is no shard, or does not hold the clip.
+    """
+    try:
+        check_plain_file(path)
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(media_id)
+    except FileNotFoundError as error:
+        raise _gone(path) from error
+    except (SafetensorError, NotPlainFileError) as error:
+        raise _damaged(path, error) from error
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a shard's bytes, read from first to last, are those that it was named after."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == path.stem
+
+
+def shard_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each shard of a folder, by file name in order; none where there is no folder."""
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        return dict(sorted((entry.name, entry.stat().st_size) for entry in entries if SHARD_NAME.fullmatch(entry.name)))
+
+
+def _blocks(header: ShardHeader, frame_inputs: Iterable[Tensor]) -> Iterator[bytes | memoryview]:
+    """The file's bytes: length of the header, header, then each clip."""
+    content: dict[str, dict] = {METADATA: {METADATA_KEY: _metadata(header)}}
+    itemsize = next(dtype.itemsize for dtype, name in DTYPE_NAMES.items() if name == header.dtype)
+    start = 0
+    for media_id, entry in header.clips.items():
+        shape = (entry.num_frames, *header.frame_shape)
+        end = start + torch.Size(shape).numel() * itemsize
+        content[media_id] = {"dtype": header.dtype, "shape": shape, "data_offsets": (start, end)}
+        start = end
+    text = json.dumps(content).encode()
+    text += b" " * (-len(text) % HEADER_ALIGNMENT)
+    yield len(text).to_bytes(8, "little") + text
+    for tensor in frame_inputs:
+        yield tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _metadata(header: ShardHeader) -> str:
+    frames = {media_id: entry.frames for media_id, entry in header.clips.items()}
+    return json.dumps({"fingerprint": header.fingerprint, "frames": frames})
+
+
+def _gone(path: Path) -> EmbeddingCacheError:
+    return EmbeddingCacheError(f"there is no {path} any more: run data_prep/cache_features.py to encode its clips anew")
+
+
+def _damaged(path: Path, error: Exception) -> EmbeddingCacheError:
+    return EmbeddingCacheError(
+        f"{path} is damaged ({error}): run data_prep/cache_features.py with --drop_damaged to encode its clips anew"
+    )

@@ -1,0 +1,362 @@
+"""Disk cache of what a frozen image encoder makes of clips' frames: shards of a few clips each, and an index of them.
+
+SAM's image encoder costs far more than its mask decoder and never changes, so each clip is encoded once
+(`EmbeddingCache.ensure`) and then read, memory-mapped, by as many processes as there are (`EmbeddingCache.get`).
+SAM at 1024 pixels takes 2.1 MB a frame in float16.
+
+    <folder>/<encoder>-<image size>-<fingerprint>-<dtype>/
+        <SHA-256>.safetensors    see `embedding_shard`
+        index.json               {"shards": {"<SHA-256>.safetensors": {"bytes": 335545000, "clips": {...}}}, ...}
+
+No process waits for another or touches its files: each writes shards of its own. The index spares a reader the headers
+and says nothing that they do not, so it may be lost or lag behind: shards that it does not know are asked themselves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from aurora_rl.caches.embedding_shard import (
+    DTYPE_NAMES,
+    EmbeddingCacheError,
+    Entry,
+    ShardHeader,
+    is_whole,
+    read_frame_inputs,
+    read_header,
+    shard_sizes,
+    write_shard,
+)
+from aurora_rl.data.sample import AVSample
+from aurora_rl.files.plain import parse_json, read_text_file
+from aurora_rl.models.heads.segmenters.base import FrameEncoder
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+INDEX_FILE = "index.json"
+#: A killed run loses the clips of the shard that it was writing: of SAM at 1024 pixels and ten frames, 0.3 GB.
+CLIPS_PER_SHARD = 16
+#: Seconds after which a file that nobody has finished is taken for a killed process's.
+ABANDONED_AFTER = 24 * 3600
+#: Log lines while encoding where there is no terminal to draw a progress bar on.
+LOG_LINES = 20
+FILL = "run data_prep/cache_features.py"
+
+AnyItem = TypeVar("AnyItem")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    """A shard as the index has it."""
+
+    num_bytes: int
+    clips: Mapping[str, Entry]
+
+
+class EmbeddingCache:
+    """Frame inputs of clips on disk, under one subfolder for each encoder, image size and dtype.
+
+    Args:
+        folder: root of the cache.
+        encoder: what makes the frame inputs; its weights are loaded only if a clip is missing.
+        dtype: in which they are stored and returned: `"float16"`, or `"float32"` for the encoder's very bits.
+
+    Raises:
+        EmbeddingCacheError: if the encoder's output is not worth caching, or the dtype is unknown.
+    """
+
+    def __init__(self, folder: str | Path, encoder: FrameEncoder, *, dtype: str = "float16") -> None:
+        if not encoder.cacheable:
+            raise EmbeddingCacheError(f"the {encoder.kind!r} encoder is cheaper than a disk read: call it directly")
+        if dtype not in DTYPES:
+            raise EmbeddingCacheError(f"unknown cache dtype {dtype!r}: choose one of {sorted(DTYPES)}")
+        self.encoder = encoder
+        self.dtype = DTYPES[dtype]
+        self.folder = Path(folder) / f"{encoder.kind}-{encoder.image_size}-{encoder.fingerprint[:16]}-{dtype}"
+        self._shards: dict[str, _Shard] = {}
+        self._shard_of: dict[str, str] = {}  # media id -> file name
+
+    @property
+    def media_ids(self) -> frozenset[str]:
+        """The clips that are cached, as far as `refresh`, `ensure` or `get` have looked."""
+        return frozenset(self._shard_of)
+
+    def get(self, media_id: str, *, frame_paths: Sequence[str] = ()) -> Tensor:
+        """Frame inputs of a clip that is cached.
+
+        Args:
+            media_id: the clip's id.
+            frame_paths: the F files that the frames come from; if given, what was made of other files (by number, name
+                and size) is refused.
+
+        Returns:
+            (F, *encoder.frame_shape) on the CPU in the cache's dtype; writing to it does not reach the disk.
+
+        Raises:
+            EmbeddingCacheError: if the clip is not cached, its shard is damaged, or it was made of other frames.
+        """
+        if media_id not in self._shard_of:
+            self.refresh()  # another process may have written it
+        if media_id not in self._shard_of:
+            raise EmbeddingCacheError(f"clip {media_id!r} is not in {self.folder}: {FILL} on its split first")
+        if frame_paths:
+            self._check_frames(media_id, frame_paths)
+        return self._read(media_id)
+
+    def ensure(
+        self,
+        samples: Iterable[AVSample],
+        load_frames: Callable[[AVSample], np.ndarray],
+        *,
+        process_index: int = 0,
+        num_processes: int = 1,
+        clips_per_shard: int = CLIPS_PER_SHARD,
+        ignore_free_space: bool = False,
+    ) -> int:
+        """Encode the clips that are not cached yet, and check that those that are were made of the same frames.
+
+        Args:
+            samples: rows of a benchmark; rows on the same clip count once.
+            load_frames: gives a sample's frames (F, H, W, 3) uint8.
+            process_index: which share of the clips this process takes.
+            num_processes: number of shares; wait for all processes before reading.
+            clips_per_shard: clips a file; what a killed process loses at most.
+            ignore_free_space: start even if the missing clips take more than the disk has free.
+
+        Returns:
+            How many clips were encoded by this process.
+
+        Raises:
+            EmbeddingCacheError: if the missing clips do not fit on the disk, if a shard is damaged or another
+                encoder's, or if a cached clip was made of other frames.
+        """
+        if clips_per_shard < 1:
+            raise ValueError(f"clips_per_shard is {clips_per_shard}: expected a positive number")
+        clips = _distinct_clips(samples)
+        self.refresh()
+        share = clips[process_index::num_processes]
+        for sample in share:
+            if sample.media_id in self._shard_of:
+                self._check_frames(sample.media_id, sample.frame_paths)
+        self._announce(clips, ignore_free_space=ignore_free_space)
+        num_encoded = self._encode(self._missing(share), load_frames, clips_per_shard)
+        self._write_index()
+        return num_encoded
+
+    def refresh(self) -> None:
+        """Take notice of the shards that are there now.
+
+        Raises:
+            EmbeddingCacheError: if one is damaged, or another encoder's.
+        """
+        known = self._shards or self._read_index()
+        self._shards = {
+            name: known[name]
+            if name in known and known[name].num_bytes == num_bytes
+            else _Shard(num_bytes, self._read_clips(self.folder / name))
+            for name, num_bytes in shard_sizes(self.folder).items()
+        }
+        self._shard_of = {media_id: name for name, shard in self._shards.items() for media_id in shard.clips}
+
+    def find_damaged(self, *, process_index: int = 0, num_processes: int = 1) -> list[Path]:
+        """The shards, of this process's share, that are not what was written; reads every byte of them."""
+        paths = [self.folder / name for name in shard_sizes(self.folder)]
+        share = paths[process_index::num_processes]
+        return [path for path in _with_progress(share, "checking", "shards") if not is_whole(path)]
+
+    def _missing(self, clips: Iterable[AVSample]) -> list[AVSample]:
+        return [sample for sample in clips if sample.media_id not in self._shard_of]
+
+    def _announce(self, clips: Sequence[AVSample], *, ignore_free_space: bool) -> None:
+        """Say what will be encoded by all processes together, and refuse what cannot fit."""
+        missing = self._missing(clips)
+        logger.info("%d of %d clips are cached in %s", len(clips) - len(missing), len(clips), self.folder)
+        if not missing:
+            return
+        frame = torch.Size(self.encoder.frame_shape).numel() * self.dtype.itemsize
+        needed = frame * sum(len(sample.frame_paths) for sample in missing)
+        free = shutil.disk_usage(_nearest_folder(self.folder)).free
+        logger.info("%d clips to encode take %s on disk, %s are free", len(missing), _gb(needed), _gb(free))
+        if needed > free and not ignore_free_space:
+            raise EmbeddingCacheError(
+                f"the embeddings of {len(missing)} clips take {_gb(needed)}, but {self.folder} has {_gb(free)} free: "
+                f"free some or name another folder; if you know better, {FILL} with --ignore_free_space"
+            )
+
+    def _encode(
+        self, missing: Sequence[AVSample], load_frames: Callable[[AVSample], np.ndarray], clips_per_shard: int
+    ) -> int:
+        if not missing:
+            return 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(self.folder)
+        num_encoded = 0
+        shards = [missing[start : start + clips_per_shard] for start in range(0, len(missing), clips_per_shard)]
+        for clips in _with_progress(shards, "encoding", f"shards of {clips_per_shard} clips"):
+            self.refresh()
+            still_missing = self._missing(clips)  # a run beside this one may have been faster
+            if still_missing:
+                self._write(still_missing, load_frames)
+                num_encoded += len(still_missing)
+        self.refresh()
+        return num_encoded
+
+    def _write(self, clips: Sequence[AVSample], load_frames: Callable[[AVSample], np.ndarray]) -> None:
+        entries = {
+            sample.media_id: Entry(len(sample.frame_paths), describe_files(sample.frame_paths)) for sample in clips
+        }
+        frame_inputs = (self._frame_inputs(sample, load_frames(sample)) for sample in clips)
+        write_shard(self.folder, self._header(entries), frame_inputs)
+
+    def _frame_inputs(self, sample: AVSample, frames: np.ndarray) -> Tensor:
+        frame_inputs = self.encoder.encode(frames).to("cpu", self.dtype)  # (F, *frame_shape)
+        expected = (len(sample.frame_paths), *self.encoder.frame_shape)
+        if tuple(frame_inputs.shape) != expected:
+            raise EmbeddingCacheError(
+                f"sample {sample.key} is encoded as {tuple(frame_inputs.shape)}, expected {expected}: load its frames "
+                "as they are on disk"
+            )
+        if not torch.isfinite(frame_inputs).all():
+            raise EmbeddingCacheError(f"clip {sample.media_id!r} overflows {self.dtype}: use dtype='float32'")
+        return frame_inputs
+
+    def _header(self, clips: Mapping[str, Entry]) -> ShardHeader:
+        return ShardHeader(
+            self.encoder.fingerprint, DTYPE_NAMES[self.dtype], tuple(self.encoder.frame_shape), dict(clips)
+        )
+
+    def _read_clips(self, path: Path) -> Mapping[str, Entry]:
+        """A shard's clips, from its header."""
+        found = read_header(path)
+        expected = self._header(found.clips)
+        for name in ("fingerprint", "dtype", "frame_shape"):
+            if getattr(found, name) != getattr(expected, name):
+                raise EmbeddingCacheError(
+                    f"{path} has the {name} {getattr(found, name)!r}, expected {getattr(expected, name)!r}: it does "
+                    "not belong here, move it away"
+                )
+        return found.clips
+
+    def _read(self, media_id: str) -> Tensor:
+        """A clip's frame inputs; of a shard that the index vouches for nobody has looked into the header yet."""
+        path = self.folder / self._shard_of[media_id]
+        frame_inputs = read_frame_inputs(path, media_id)
+        expected = (self._shards[path.name].clips[media_id].num_frames, *self.encoder.frame_shape)
+        if tuple(frame_inputs.shape) != expected or frame_inputs.dtype != self.dtype:
+            raise EmbeddingCacheError(
+                f"{path} holds clip {media_id!r} as {frame_inputs.dtype} of shape {tuple(frame_inputs.shape)}, "
+                f"expected {self.dtype} of shape {expected}: {FILL} with --drop_damaged to encode its clips anew"
+            )
+        return frame_inputs
+
+    def _check_frames(self, media_id: str, frame_paths: Sequence[str]) -> None:
+        name = self._shard_of[media_id]
+        shard = self._shards[name]
+        entry = shard.clips[media_id]
+        if entry != Entry(len(frame_paths), describe_files(frame_paths)):
+            raise EmbeddingCacheError(
+                f"the frames of clip {media_id!r} are not those that its embeddings were made of ({entry.num_frames} "
+                f"files, now {len(frame_paths)}, or their names or sizes differ): restore them, name another folder, "
+                f"or delete {self.folder / name} to encode its {len(shard.clips)} clips anew"
+            )
+
+    def _read_index(self) -> dict[str, _Shard]:
+        """The shards that the index knows; none where there is no index of this encoder that can be read."""
+        path = self.folder / INDEX_FILE
+        try:
+            index = parse_json(read_text_file(path))
+            if index["fingerprint"] != self.encoder.fingerprint:
+                raise ValueError(f"it belongs to the encoder {index['fingerprint']!r}")
+            return {name: _parse_shard(fields) for name, fields in index["shards"].items()}
+        except FileNotFoundError:
+            return {}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            logger.warning("%s cannot be used (%s): it is made anew from the shards", path, error)
+            return {}
+
+    def _write_index(self) -> None:
+        if self._shards == self._read_index():
+            return
+        shards = {
+            name: {"bytes": shard.num_bytes, "clips": {key: vars(entry) for key, entry in shard.clips.items()}}
+            for name, shard in self._shards.items()
+        }
+        path = self.folder / INDEX_FILE
+        temporary = path.with_name(f"{uuid.uuid4().hex}.tmp")
+        try:
+            temporary.write_text(json.dumps({"fingerprint": self.encoder.fingerprint, "shards": shards}, indent=1))
+            os.replace(temporary, path)
+        except OSError as error:  # a folder that may only be read serves all the same
+            logger.warning("cannot write %s (%s): readers will take its content from the shards", path, error)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def describe_files(paths: Sequence[str]) -> str:
+    """Hash of the files' names and sizes: tells other or changed frames apart without reading them."""
+    lines = [f"{os.path.basename(path)} {os.path.getsize(path)}" for path in paths]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _distinct_clips(samples: Iterable[AVSample]) -> list[AVSample]:
+    """The first row of each clip, checked to show the same frames as the others."""
+    clips: dict[str, AVSample] = {}
+    for sample in samples:
+        first = clips.setdefault(sample.media_id, sample)
+        if sample.frame_paths != first.frame_paths:
+            raise EmbeddingCacheError(
+                f"samples {first.key} and {sample.key} share the media id {sample.media_id!r} but not their frames "
+                f"({first.frame_paths[0]}, {sample.frame_paths[0]}): give each clip an id of its own"
+            )
+    return list(clips.values())
+
+
+def _parse_shard(fields: Mapping[str, Any]) -> _Shard:
+    return _Shard(int(fields["bytes"]), {media_id: Entry(**entry) for media_id, entry in fields["clips"].items()})
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes have left behind."""
+    for path in folder.glob("*.tmp"):
+        try:
+            if time.time() - path.stat().st_mtime > ABANDONED_AFTER:
+                path.unlink()
+        except FileNotFoundError:  # finished, or removed by another process
+            continue
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The path itself, or the closest folder above it that exists."""
+    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.3g} GB"
+
+
+def _with_progress(items: Sequence[AnyItem], verb: str, noun: str) -> Iterator[AnyItem]:
+    """A progress bar on a terminal, a few log lines elsewhere."""
+    on_terminal = sys.stderr.isatty()
+    every = math.ceil(len(items) / LOG_LINES)
+    for done, item in enumerate(tqdm(items, desc=f"{verb} {noun}", disable=not on_terminal), start=1):
+        yield item
+        if not on_terminal and (done % every == 0 or done == len(items)):
+            logger.info("%s: %d of %d %s", verb, done, len(items), noun)

@@ -1,0 +1,158 @@
+"""Videos as frames at a steady rate, with their sound: what players would show, within limits of size and time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import av
+import numpy as np
+
+from aurora_rl.data.containers import (
+    MAX_IMAGE_PIXELS,
+    MAX_SECONDS,
+    SAMPLING_RATE,
+    TIME_TOLERANCE,
+    FilePath,
+    MediaError,
+    PixelBudget,
+    check_length,
+    decoded,
+    open_video,
+    playing_track,
+    told_as_media_error,
+)
+from aurora_rl.data.media import check_clip_pixels, check_is_file, log_notes
+from aurora_rl.data.sound import mono, open_track
+from aurora_rl.data.upright import display_of
+
+
+def read_video(path: FilePath, *, fps: float, require_audio: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read a video file's frames at a steady rate, and its audio.
+
+    Frame k is the picture on screen at k / fps seconds after the first one, whatever the file's own rate.
+
+    Args:
+        path: a video file.
+        fps: frames a second of the result.
+        require_audio: whether a file without audio is an error.
+
+    Returns:
+        Frames (F, H, W, 3) uint8, RGB, as players show them, and the waveform (N,) float32 in [-1, 1], mono, 16 kHz, or
+        None where the file has no audio and none is required. Both start with the first picture: silence stands where
+        there is no sound, and what sounds before is left out.
+
+    Raises:
+        MediaError: if the file cannot be read, has no video or lacks a required audio stream, or is too large.
+    """
+    if not fps > 0:
+        raise ValueError(f"fps is {fps}: give a positive number of frames a second")
+    check_is_file(path)
+    with told_as_media_error("video", path):
+        with open_video(path) as container:
+            if playing_track(container, "video") is None:
+                raise MediaError(f"{path} has no video stream: give a video, or read its audio with read_waveform")
+            if require_audio and playing_track(container, "audio") is None:
+                raise MediaError(
+                    f"the video {path} has no audio stream: use one with sound or pass require_audio=False"
+                )
+            start, frames = _decode_frames(container, path, fps=fps)  # (F, H, W, 3)
+        with open_track(path, start=start) as sound:
+            waveform = None if sound is None else mono(sound, sampling_rate=SAMPLING_RATE)  # (N,)
+    if sound is not None:
+        log_notes(sound)
+    return frames, waveform
+
+
+def _decode_frames(container: av.container.InputContainer, path: FilePath, *, fps: float) -> tuple[float, np.ndarray]:
+    """When the first picture is shown, and frames (F, H, W, 3) on screen at 0, 1 / fps, 2 / fps ... seconds after."""
+    stream = playing_track(container, "video")
+    frames: list[np.ndarray] = []
+    start: float | None = None
+    for frame in frames_on_screen(container, path, fps=fps):
+        start = frame.time if start is None else start
+        display = display_of(frame, stream, path)
+        if frames and display.size != frames[0].shape[:2]:
+            raise MediaError(f"the video {path} changes its size: re-encode it to one size")
+        check_clip_pixels((len(frames) + 1) * display.size[0] * display.size[1], path)
+        frames.append(display.pixels(frame, display.size))
+    if start is None:
+        raise MediaError(f"the video {path} has no frames: replace the file")
+    return start, np.stack(frames)
+
+
+def frames_on_screen(
+    container: av.container.InputContainer, path: FilePath, *, fps: float, max_seconds: float = MAX_SECONDS
+) -> Iterator[av.VideoFrame]:
+    """Yield the frame shown at each of 0, 1 / fps, 2 / fps ... seconds until the last one leaves the screen."""
+    stream = playing_track(container, "video")
+    shown: av.VideoFrame | None = None
+    start, num_yielded = 0.0, 0
+    for frame in timed_frames(container, path, max_seconds=max_seconds):
+        if shown is None:
+            start, shown = frame.time, frame
+        while num_yielded / fps < frame.time - start - TIME_TOLERANCE:
+            yield shown
+            num_yielded += 1
+        shown = frame
+    if shown is None:
+        return
+    end = shown.time - start + _last_frame_seconds(shown, stream)
+    check_length(end, path, max_seconds=max_seconds)
+    while num_yielded == 0 or num_yielded / fps < end - TIME_TOLERANCE:
+        yield shown
+        num_yielded += 1
+
+
+def timed_frames(
+    container: av.container.InputContainer, path: FilePath, *, max_seconds: float = MAX_SECONDS
+) -> Iterator[av.VideoFrame]:
+    """Frames of the video track that plays, all of which have a time; as many as its time and its size leave room for.
+
+    Raises:
+        MediaError: naming the file.
+    """
+    stream = playing_track(container, "video")
+    budget = PixelBudget(path)
+    start: float | None = None
+    _check_picture_size(stream.width, stream.height, path)  # before memory is taken for it
+    for frame in decoded(container, stream, path):
+        check_video_frame(frame, path)
+        start = frame.time if start is None else start
+        check_length(frame.time - start, path, max_seconds=max_seconds)
+        budget.spend(frame.width * frame.height, frame.time - start)
+        yield frame
+
+
+def check_video_frame(frame: av.VideoFrame, path: FilePath) -> None:
+    """Refuse a frame of a video that has no time or too many pixels.
+
+    Raises:
+        MediaError: naming the file.
+    """
+    if frame.time is None:
+        raise MediaError(f"the video {path} has frames without time stamps: remux it, for example to mp4")
+    _check_picture_size(frame.width, frame.height, path)
+
+
+def _check_picture_size(width: int, height: int, path: FilePath) -> None:
+    if width * height > MAX_IMAGE_PIXELS:
+        raise MediaError(
+            f"the video {path} has frames of {width}x{height} pixels: the limit is {MAX_IMAGE_PIXELS} in all, scale it "
+            "down"
+        )
+
+
+def _last_frame_seconds(frame: av.VideoFrame, stream: av.video.stream.VideoStream) -> float:
+    """How long the last frame stays on screen: by its own duration or up to the stream's end, whichever is less.
+
+    Either alone misleads: a reordered (B) frame may carry another frame's duration, and the header of a cut-off file
+    promises an end that its pictures never reach.
+    """
+    candidates = []
+    if frame.duration and frame.time_base:
+        candidates.append(float(frame.duration * frame.time_base))
+    if stream.duration and stream.time_base:
+        candidates.append(float((stream.duration + (stream.start_time or 0)) * stream.time_base) - frame.time)
+    if not candidates and stream.average_rate:
+        candidates.append(float(1 / stream.average_rate))
+    return max(min(candidates, default=0.0), 0.0)

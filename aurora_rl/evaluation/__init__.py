@@ -1,0 +1,1 @@
+"""Scores of a model, or of saved masks: records of rows, measures, tables, intervals and comparisons."""

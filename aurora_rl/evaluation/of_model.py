@@ -1,0 +1,261 @@
+"""A model scored on a benchmark's splits, and with modalities taken away: `recipes/evaluate.py`, `aurora-rl evaluate`.
+
+Leaves in `output_dir`: results.jsonl (a line a row, masks included), summary.json, and for each ablation
+results.<ablation>.jsonl with its summary.<ablation>.json. Beside them, as every other system's scores: out.json and
+out.jsonl (`scores.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from aurora_rl import __version__
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments
+from aurora_rl.assembly.benchmarks import find_train_categories, list_test_splits, load_split
+from aurora_rl.assembly.encoder import assemble_encoder
+from aurora_rl.assembly.model import assemble_model
+from aurora_rl.data.sample import AVSample
+from aurora_rl.evaluation.ablations import ABLATIONS, Ablation
+from aurora_rl.evaluation.records import SampleResult, result_from_record, write_results
+from aurora_rl.evaluation.scores import RowScore, mark_novelty, score_tables, write_scores
+from aurora_rl.evaluation.scoring import find_preset, sample_result, score_completion, score_rollout
+from aurora_rl.evaluation.summary import summarise
+from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.output_lock import hold_output
+from aurora_rl.files.resume_file import ResumeFile, fingerprint
+from aurora_rl.inference.predictor import Completion, Predictor, unfinished_batches
+from aurora_rl.logs import setup_logging
+from aurora_rl.models.encoding import EncodedSample
+from aurora_rl.models.loading import LoadedModel
+from aurora_rl.models.read_ahead import encoded_batches
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class EvaluationArguments:
+    """What is scored, and how."""
+
+    output_dir: str | None = dataclasses.field(
+        default=None, metadata={"help": "Folder for the results; with `output` it is that without its .json."}
+    )
+    output: str | None = dataclasses.field(
+        default=None, metadata={"help": "JSON file for the scores, default scores.json in `output_dir`."}
+    )
+    splits: list[str] = dataclasses.field(
+        default_factory=list, metadata={"help": "Splits to score, default all that begin with 'test'."}
+    )
+    preset: str = dataclasses.field(default="refavs", metadata={"help": "refavs, avsbench, aurora or davis."})
+    num_samples: int = dataclasses.field(default=0, metadata={"help": "Completions sampled a row, beside the greedy."})
+    temperature: float = dataclasses.field(default=1.0, metadata={"help": "Of the sampled completions."})
+    ablations: list[str] = dataclasses.field(default_factory=list, metadata={"help": f"Of {sorted(ABLATIONS)}."})
+    max_completion_length: int = dataclasses.field(default=512, metadata={"help": "Tokens of a completion."})
+    batch_size: int = dataclasses.field(default=8, metadata={"help": "Sequences generated at once."})
+    append_seg: bool = dataclasses.field(
+        default=True, metadata={"help": "Close completions without [SEG] by 'It is [SEG].', so that they have masks."}
+    )
+    seed: int = dataclasses.field(default=0, metadata={"help": "Of the sampled completions."})
+    use_cpu: bool = dataclasses.field(default=False, metadata={"help": "Stay on the CPU."})
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go; `output` first, as configs set `output_dir` and users type `output`."""
+        if self.output:
+            return Path(self.output).with_suffix("")
+        if self.output_dir:
+            return Path(self.output_dir)
+        raise ValueError("there is no output and no output_dir: say where the results go")
+
+    @property
+    def scores_file(self) -> Path:
+        """Where out.json goes."""
+        return Path(self.output) if self.output else self.folder / "scores.json"
+
+
+def evaluate_model(
+    model_args: ModelArguments, data_args: DataArguments, args: EvaluationArguments
+) -> dict[str, Any] | None:
+    """Score the model on the splits, then under each ablation, and write the files; the launched processes share it.
+
+    Every finished row goes to a resume file; a killed run goes on from it, with the same command, model and data.
+
+    Returns:
+        The content of out.json; None in a process that is not the main one.
+
+    Raises:
+        ValueError: if arguments or data cannot be used as they are.
+        OutputInUseError: if another run writes to the output.
+    """
+    find_preset(args.preset)
+    if unknown := sorted(set(args.ablations) - set(ABLATIONS)):
+        raise ValueError(f"unknown ablations {unknown}: choose from {sorted(ABLATIONS)}")
+    state = PartialState(cpu=args.use_cpu)
+    setup_logging(is_main_process=state.is_main_process)
+    with contextlib.ExitStack() as stack:
+        for output, is_folder in ((args.folder, True), (args.scores_file, False)):
+            lock = hold_output(output, is_folder=is_folder, is_main_process=state.is_main_process)
+            stack.enter_context(lock)
+        return _evaluate_alone(model_args, data_args, args, state)
+
+
+def _evaluate_alone(
+    model_args: ModelArguments, data_args: DataArguments, args: EvaluationArguments, state: PartialState
+) -> dict[str, Any] | None:
+    """`evaluate_model`, when no other run writes to the output."""
+    splits = args.splits or list_test_splits(data_args)
+    samples = [sample for split in splits for sample in load_split(data_args, split)]
+    train_categories = find_train_categories(data_args)
+    loaded = assemble_model(model_args, is_trainable=False)
+    loaded.model.to(state.device)
+    tables = None
+    with contextlib.ExitStack() as stack:
+        # Removed when all passes are done: the same command goes on after a kill in any of them.
+        resume_files = {
+            name: stack.enter_context(_open_resume_file(name, samples, model_args, data_args, args))
+            for name in ("", *args.ablations)
+        }
+        for name, resume_file in resume_files.items():
+            results = evaluate(samples, loaded, data_args, args, resume_file, ablation=name)
+            if state.is_main_process:
+                write(results, args, train_categories, suffix=f".{name}" if name else "")
+                tables = tables or write_tables(results, args, train_categories, source=model_args.model)
+        state.wait_for_everyone()
+        for resume_file in resume_files.values():
+            resume_file.remove()
+    return tables
+
+
+def _open_resume_file(
+    ablation: str,
+    samples: Sequence[AVSample],
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: EvaluationArguments,
+) -> ResumeFile:
+    """This process's resume file, of all that its rows' results depend on."""
+    state = PartialState()
+    name = f"results{f'.{ablation}' if ablation else ''}.partial.{state.process_index}.jsonl"
+    weights = Path(model_args.model)
+    files = [path for path in weights.iterdir() if path.is_file()] if weights.is_dir() else []
+    identity = {
+        "version": __version__,
+        "model": dataclasses.asdict(model_args),
+        "weights": fingerprint((path.name, path.stat()) for path in files),
+        # How training draws its own rows changes nothing here, and files from before it was an argument go on.
+        "data": {name: value for name, value in dataclasses.asdict(data_args).items() if name != "eval_samples_seed"},
+        "samples": hashlib.sha256(repr(samples).encode()).hexdigest(),
+        "arguments": {field: value for field, value in vars(args).items() if field not in ("output", "output_dir")},
+        "ablation": ablation,
+        "process": [state.process_index, state.num_processes],
+    }
+    return ResumeFile(args.folder / name, identity)
+
+
+def evaluate(
+    samples: list[AVSample],
+    loaded: LoadedModel,
+    data_args: DataArguments,
+    args: EvaluationArguments,
+    resume_file: ResumeFile,
+    *,
+    ablation: str = "",
+) -> list[SampleResult]:
+    """Score every sample; the work is shared by the launched processes and the results come back in order.
+
+    Args:
+        samples: all rows.
+        loaded: the model.
+        data_args: how clips are put to it.
+        args: how it is scored.
+        resume_file: of this process; its rows are not scored again.
+        ablation: what is taken away, a key of `ABLATIONS`; completions are sampled where it is empty.
+    """
+    state = PartialState()
+    change = ABLATIONS[ablation] if ablation else Ablation()
+    # Before any row is left out: the processes make the embeddings of all samples together, and the questions that an
+    # ablation shuffles are those of all.
+    encode = assemble_encoder(
+        data_args,
+        loaded,
+        samples,
+        is_trainable=False,
+        load=change.load,
+        frames_are_changed=change.changes_frames,
+        device=state.device,
+    )
+    predictor = Predictor(
+        loaded.model,
+        encode,
+        loaded.seg_token_id,
+        max_completion_length=args.max_completion_length,
+        batch_size=args.batch_size,
+        append_seg=args.append_seg,
+    )
+    results = {result.key: result for result in map(result_from_record, resume_file.records)}
+    asked = list(zip(samples, change.change_samples(samples), strict=True))[state.process_index :: state.num_processes]
+    num_samples = 0 if ablation else args.num_samples
+    hidden = None if state.is_main_process else True
+    batches = list(unfinished_batches(asked, args.batch_size, is_done=lambda pair: pair[0].key in results))
+    questions = [[question for _, question in batch] for batch in batches]
+    with (
+        tqdm(desc=ablation or "evaluate", initial=len(results), total=len(asked), disable=hidden) as progress,
+        contextlib.closing(encoded_batches(encode, questions)) as encoded_ahead,
+    ):
+        for batch, encoded in zip(batches, encoded_ahead, strict=True):
+            answers = _answers(predictor, encoded, args, num_samples=num_samples)
+            for (sample, _), answer in zip(batch, answers, strict=True):
+                if sample.key not in results:
+                    results[sample.key] = _score(sample, *answer, preset=args.preset)
+                    resume_file.append(dataclasses.asdict(results[sample.key]))
+                    progress.update()
+    return sorted(gather_object(list(results.values())), key=lambda result: result.row)
+
+
+def _answers(
+    predictor: Predictor, encoded: Sequence[EncodedSample], args: EvaluationArguments, *, num_samples: int
+) -> Iterator[tuple[EncodedSample, Completion, list[Completion]]]:
+    """Each question of a batch with its greedy and its sampled completions."""
+    greedy = predictor.complete(encoded)
+    sampled = predictor.complete(encoded, num_samples=num_samples, temperature=args.temperature, seed=args.seed)
+    for item, [completion] in zip(encoded, greedy, strict=True):
+        yield item, completion, next(sampled) if num_samples else []
+
+
+def _score(
+    sample: AVSample, encoded: EncodedSample, greedy: Completion, sampled: Sequence[Completion], *, preset: str
+) -> SampleResult:
+    score = score_completion(greedy.text, greedy.mask_probs, encoded.gt_masks, sample, preset=preset)
+    scores = [score_rollout(rollout.text, rollout.mask_probs, encoded.gt_masks, sample) for rollout in sampled]
+    return sample_result(sample, score, sampled=scores, preset=preset)
+
+
+def write(
+    results: list[SampleResult], args: EvaluationArguments, train_categories: set[str], *, suffix: str = ""
+) -> None:
+    """results.jsonl and summary.json."""
+    path = args.folder / f"results{suffix}.jsonl"
+    summary = summarise(results, train_categories=train_categories or None).to_dict()
+    write_results(path, results)
+    write_whole(path.with_name(f"summary{suffix}.json"), json.dumps(summary, indent=2) + "\n")
+    logger.info("%s: %s", path, {k: v for k, v in summary["overall"].items() if v is not None})
+
+
+def write_tables(
+    results: list[SampleResult], args: EvaluationArguments, train_categories: set[str], *, source: str
+) -> dict[str, Any]:
+    """out.json, whose content is returned, and out.jsonl."""
+    rows = mark_novelty([RowScore.of_result(result) for result in results], train_categories)
+    tables = score_tables(rows) | {"source": source}
+    write_scores(args.scores_file, rows, tables)
+    return tables

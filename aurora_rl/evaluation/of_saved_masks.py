@@ -1,0 +1,384 @@
+"""Saved predictions scored against the truth, without a model: `aurora-rl evaluate --predictions` and `--results`.
+
+A row's scores depend on its own files alone, so the number of processes and their order change no digit. Each finished
+row goes to a resume file at once; a killed run goes on from it where preset, data and predictions are the same.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from aurora_rl import __version__
+from aurora_rl.data.containers import MediaError
+from aurora_rl.data.media import read_masks
+from aurora_rl.data.ref_avs import METADATA_FILE, MetadataRow, load_ref_avs_truth, read_metadata
+from aurora_rl.data.run_lengths import MaskRle, decode_masks
+from aurora_rl.data.sample import AVSample
+from aurora_rl.evaluation.mask_files import PredictedMasks, PredictionError, list_predictions
+from aurora_rl.evaluation.records import MaskScore, read_results
+from aurora_rl.evaluation.scores import RowScore, mark_novelty, score_tables, write_scores
+from aurora_rl.evaluation.scoring import MASK_THRESHOLD, find_preset, score_masks
+from aurora_rl.files.output_lock import hold_output
+from aurora_rl.files.resume_file import ResumeFile, fingerprint
+from aurora_rl.tasks.reference_segmentation import chain_file
+
+logger = logging.getLogger(__name__)
+
+NUM_SHOWN = 5  # rows or files that a message names
+
+BINARY_MASKS_NOTE = (
+    "scored from masks saved at p > 0.5, which have one threshold only: F of a preset with 255 thresholds is that of "
+    "one, and masks of another size are resized as 0 and 1"
+)
+
+
+class Prediction(Protocol):
+    """One row's saved masks: a `PredictionFile`, or run lengths out of a model's results."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the masks do."""
+
+    def read(self) -> PredictedMasks:
+        """The masks; a ValueError that names their file where they cannot be read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Where masks come from.
+
+    Attributes:
+        rows: each row's prediction.
+        source: what they are called in out.json.
+        uids: the uid of each row, where the source tells it.
+        ignored: files among them that are no predictions.
+        note: what a reader of the scores must know; empty for nothing.
+        damaged: what is wrong with predictions of which it is not known whose they are.
+    """
+
+    rows: Mapping[int, Prediction]
+    source: str
+    uids: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    ignored: Sequence[str] = ()
+    note: str = ""
+    damaged: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedMasks:
+    """Masks of one row out of a results.jsonl."""
+
+    rles: tuple[MaskRle, ...]
+    origin: str
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the masks."""
+        return hashlib.sha256(json.dumps(self.rles).encode()).hexdigest()[:16]
+
+    def read(self) -> PredictedMasks:
+        """The masks as probabilities 0 and 1."""
+        try:
+            return PredictedMasks(torch.from_numpy(decode_masks(self.rles)).float())
+        except ValueError as error:
+            raise PredictionError(f"{self.origin}: {error}") from error
+
+
+def saved_predictions(folder: Path) -> Predictions:
+    """The predictions in a folder of npz or PNG files; raises as `list_predictions`."""
+    found = list_predictions(folder)
+    return Predictions(found.rows, source=str(folder), ignored=found.ignored)
+
+
+def saved_results(path: Path, *, preset: str) -> Predictions:
+    """The masks in a results.jsonl of `recipes/evaluate.py`, to score them under another preset.
+
+    Raises:
+        ValueError: if a row is in the file twice, or the preset takes J at another threshold than they were saved at.
+    """
+    threshold = find_preset(preset).j_threshold
+    if threshold != MASK_THRESHOLD:
+        raise ValueError(
+            f"{path} holds masks of p > {MASK_THRESHOLD}, but preset {preset} takes J at p > {threshold}: masks have "
+            "one threshold only; score saved probabilities, or evaluate the model again"
+        )
+    damaged: list[str] = []
+    read = read_results(path, malformed=damaged)
+    results = [result for result in read if not result.greedy.clip.is_missing]
+    rows = {result.row: SavedMasks(result.greedy.pred_masks, f"{path}, row {result.row}") for result in results}
+    uids = {result.row: result.uid for result in results}
+    return Predictions(rows, source=str(path), uids=uids, note=BINARY_MASKS_NOTE, damaged=damaged)
+
+
+def rescore(
+    dataset: Path,
+    predictions: Predictions,
+    output: Path,
+    *,
+    splits: Sequence[str],
+    preset: str = "refavs",
+    num_workers: int = 1,
+    chains: Path | None = None,
+) -> dict[str, Any]:
+    """Score predictions and write out.json with its out.jsonl.
+
+    Args:
+        dataset: folder with metadata.csv and gt_mask/, in Ref-AVSBench's layout.
+        predictions: from `saved_predictions` or `saved_results`.
+        output: path of out.json.
+        splits: splits to score.
+        preset: one of `evaluation.PRESETS`.
+        num_workers: processes that share the rows.
+        chains: file of chains of thought that may tell reference types.
+
+    Returns:
+        The content of out.json.
+
+    Raises:
+        ValueError: if data or predictions cannot be scored as they are; all bad rows are found before it is raised,
+            and what was scored is kept for the next try.
+        OutputInUseError: if another run writes to the output.
+    """
+    find_preset(preset)
+    with hold_output(output, is_folder=False):
+        return _rescore_alone(
+            dataset, predictions, output, splits=splits, preset=preset, num_workers=num_workers, chains=chains
+        )
+
+
+def _rescore_alone(
+    dataset: Path,
+    predictions: Predictions,
+    output: Path,
+    *,
+    splits: Sequence[str],
+    preset: str,
+    num_workers: int,
+    chains: Path | None,
+) -> dict[str, Any]:
+    """`rescore`, when no other run writes to the output."""
+    table = read_metadata(dataset / METADATA_FILE)
+    samples = load_ref_avs_truth(
+        dataset, list(dict.fromkeys(splits)), chains=None if chains is None else chain_file(chains)
+    )
+    _check_rows(predictions, table)
+    _tell_of_rows(predictions, samples)
+    identity = {"preset": preset, "version": __version__, "dataset": _digest(dataset / METADATA_FILE)}
+    with ResumeFile(output.with_suffix(".partial.jsonl"), identity) as resume_file:
+        scores = _score_all(samples, predictions, resume_file, preset=preset, num_workers=num_workers)
+        rows = [RowScore.of_sample(sample, scores[sample.row], preset=preset) for sample in samples]
+        rows = mark_novelty(rows, {row.category for row in table if row.split == "train" and not row.is_null})
+        tables = score_tables(rows) | {"source": predictions.source}
+        if predictions.note:
+            tables["note"] = predictions.note
+        write_scores(output, rows, tables)
+        resume_file.remove()
+    return tables
+
+
+def _check_rows(predictions: Predictions, table: Sequence[MetadataRow]) -> None:
+    """Refuse predictions of rows that the table does not have, or has as another row."""
+    outside = sorted(row for row in predictions.rows if row >= len(table))
+    if outside:
+        raise PredictionError(
+            f"{predictions.source} has a prediction of row {outside[0]}, but {METADATA_FILE} has the rows 0 to "
+            f"{len(table) - 1}: rows are counted from 0 over the whole file"
+        )
+    for row, uid in predictions.uids.items():
+        if table[row].uid != uid:
+            raise PredictionError(
+                f"{predictions.source} has row {row} as {uid!r}, {METADATA_FILE} as {table[row].uid!r}: give the "
+                "dataset that was evaluated"
+            )
+
+
+def _tell_of_rows(predictions: Predictions, samples: Sequence[AVSample]) -> None:
+    """Log what is not scored because nobody asked, what is no prediction, and which rows have none."""
+    asked = {sample.row for sample in samples}
+    others = predictions.rows.keys() - asked
+    if others:
+        logger.info("left out: predictions of %d row(s) of other splits", len(others))
+    if predictions.ignored:
+        logger.warning("ignored, no predictions: %s", _some(predictions.ignored))
+    missing = sorted(asked - predictions.rows.keys())
+    if missing:
+        logger.warning("no prediction, scored as empty masks: %s", _some([f"row {row}" for row in missing]))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else ""
+    return f"{', '.join(names[:NUM_SHOWN])}{more}"
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------ one row
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A row to score.
+
+    Attributes:
+        sample: the row with its true masks.
+        prediction: its predicted masks; None where there are none.
+        preset: name of the preset.
+        fingerprint: changes when the truth or the prediction does.
+    """
+
+    sample: AVSample
+    prediction: Prediction | None
+    preset: str
+    fingerprint: str
+
+
+def score_row(task: Task) -> MaskScore:
+    """Read and score one row.
+
+    Raises:
+        ValueError: naming the row and the file, if truth or prediction cannot be read or do not fit.
+    """
+    sample = task.sample
+    try:
+        masks = None if task.prediction is None else task.prediction.read()
+        gt_masks = _read_truth(sample, masks)
+        if masks is None:
+            score = score_masks(None, gt_masks, preset=task.preset)
+        else:
+            _check_num_frames(masks, len(gt_masks))
+            score = score_masks(masks.mask_probs, gt_masks, preset=task.preset, mask_logits=masks.mask_logits)
+    except (MediaError, PredictionError) as error:
+        raise PredictionError(f"row {sample.row} ({sample.uid}): {error}") from error
+    except (MemoryError, RuntimeError, OSError) as error:  # also of torch, where masks are larger than the memory
+        reason = str(error) or type(error).__name__
+        raise PredictionError(f"row {sample.row} ({sample.uid}) cannot be scored: {reason}") from error
+    return dataclasses.replace(score, f_curve=())
+
+
+def _read_truth(sample: AVSample, masks: PredictedMasks | None) -> np.ndarray:
+    """(F, H, W) bool; of a null reference that ships no masks empty ones, of the prediction's size."""
+    if sample.mask_paths:
+        gt_masks = read_masks(sample.mask_paths)
+        if sample.is_null and gt_masks.any():
+            raise MediaError(
+                f"a null reference, but its masks in {Path(sample.mask_paths[0]).parent} are not empty: empty them, or "
+                "give the row the category of the object"
+            )
+        return gt_masks
+    shape = (1, 1, 1) if masks is None else masks.mask_probs.shape
+    return np.zeros((len(sample.frame_paths) or shape[0], *shape[1:]), dtype=bool)
+
+
+def _check_num_frames(masks: PredictedMasks, num_frames: int) -> None:
+    if len(masks.mask_probs) != num_frames:
+        raise PredictionError(f"the prediction has {len(masks.mask_probs)} frames, the clip {num_frames}: predict each")
+
+
+# ------------------------------------------------------------------------------------------------ all rows
+
+
+def _score_all(
+    samples: Sequence[AVSample], predictions: Predictions, resume_file: ResumeFile, *, preset: str, num_workers: int
+) -> dict[int, MaskScore]:
+    """Each row's scores, those from the resume file included."""
+    truth: dict[tuple[str, ...], str] = {}  # rows of a clip share their masks
+    tasks = []
+    for sample in samples:
+        if sample.mask_paths not in truth:
+            truth[sample.mask_paths] = fingerprint((path, os.stat(path)) for path in sample.mask_paths)
+        prediction = predictions.rows.get(sample.row)
+        marks = f"{truth[sample.mask_paths]}-{prediction.fingerprint if prediction else 'missing'}"
+        tasks.append(Task(sample, prediction, preset, marks))
+    scores = _finished(resume_file, tasks)
+    if scores:
+        logger.info("%s: going on after %d finished row(s)", resume_file.path, len(scores))
+    troubles: dict[int, str] = dict(enumerate(predictions.damaged, start=-len(predictions.damaged)))
+    left = [task for task in tasks if task.sample.row not in scores]
+    for task, outcome in tqdm(_outcomes(left, num_workers), total=len(left), desc=preset, unit="row", disable=None):
+        row = task.sample.row
+        if isinstance(outcome, ValueError):
+            troubles[row] = str(outcome)
+        else:
+            scores[row] = outcome
+            resume_file.append({"row": row, "fingerprint": task.fingerprint, "score": dataclasses.asdict(outcome)})
+    if troubles:
+        shown = [troubles[row] for row in sorted(troubles)[:NUM_SHOWN]]
+        more = [f"... and {len(troubles) - NUM_SHOWN} more"] if len(troubles) > NUM_SHOWN else []
+        raise PredictionError("; ".join([f"{len(troubles)} row(s) cannot be scored: {shown[0]}", *shown[1:], *more]))
+    return scores
+
+
+def _finished(resume_file: ResumeFile, tasks: Sequence[Task]) -> dict[int, MaskScore]:
+    """Rows that an interrupted run has scored from the same files."""
+    marks = {task.sample.row: task.fingerprint for task in tasks}
+    return {
+        record["row"]: MaskScore(**{**record["score"], "f_curve": ()})
+        for record in resume_file.records
+        if marks.get(record["row"]) == record["fingerprint"]
+    }
+
+
+Outcome = MaskScore | ValueError
+
+
+def _outcomes(tasks: Sequence[Task], num_workers: int) -> Iterator[tuple[Task, Outcome]]:
+    """Score tasks, in this process or in several, and yield each as soon as it is done."""
+    if num_workers == 1 or len(tasks) <= 1:
+        for task in tasks:
+            yield task, _outcome(task)
+        return
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    pool = concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
+    yield from _drain(pool, iter(tasks), window=8 * num_workers)
+
+
+def _drain(
+    pool: concurrent.futures.ProcessPoolExecutor, tasks: Iterator[Task], *, window: int
+) -> Iterator[tuple[Task, Outcome]]:
+    """Keep the pool busy with a few tasks at a time, so that memory does not grow with the number of rows."""
+    try:
+        running = {pool.submit(_outcome, task): task for task in itertools.islice(tasks, window)}
+        while running:
+            done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                yield running.pop(future), future.result()
+            running |= {pool.submit(_outcome, task): task for task in itertools.islice(tasks, len(done))}
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _outcome(task: Task) -> Outcome:
+    try:
+        return score_row(task)
+    except ValueError as error:
+        return error
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker waits for tasks for ever; where its parent was killed, none will come."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,223 @@
+"""Scores of one answer: its text, its chain of thought and its masks.
+
+A room of the flow between inference and the tables of `summary.py`: what the model answered comes in (text, mask
+probabilities), a `SampleResult` goes out. A row's scores depend on that row alone, so batch size and number of
+processes change no digit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aurora_rl import metrics
+from aurora_rl.boundary import boundary_f_measure
+from aurora_rl.data.run_lengths import encode_masks
+from aurora_rl.data.sample import AVSample
+from aurora_rl.evaluation.records import ClipScore, CompletionScore, MaskScore, RolloutScore, SampleResult
+from aurora_rl.tasks.completions import ParsedCompletion, normalise_category, parse_completion
+from aurora_rl.tasks.reference_segmentation import hear_score, see_score
+
+#: Probability above which a pixel belongs to the mask, wherever a preset does not say otherwise.
+MASK_THRESHOLD = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A benchmark's way to compute J and F.
+
+    Attributes:
+        size: side of the square that predictions and truth are resized to, in pixels; None keeps the frames' size.
+        j_threshold: probability above which a pixel counts for J.
+        thresholds_logits: whether F's thresholds are applied to logits instead of probabilities.
+        is_davis: whether J is 1 on a frame where both masks are empty and F compares outlines, as in DAVIS, instead of
+            areas at 255 thresholds.
+    """
+
+    size: int | None
+    j_threshold: float
+    thresholds_logits: bool = False
+    is_davis: bool = False
+
+
+PRESETS = {
+    "refavs": Preset(size=256, j_threshold=0.4),  # the official Ref-AVS script
+    "avsbench": Preset(size=224, j_threshold=0.5),
+    "aurora": Preset(size=None, j_threshold=0.5, thresholds_logits=True),  # the authors' release
+    "davis": Preset(size=None, j_threshold=0.5, is_davis=True),
+}
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of this name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"there is no evaluation preset {name!r}: use one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def score_masks(
+    mask_probs: Tensor | None,
+    gt_masks: Tensor | np.ndarray,
+    *,
+    preset: str = "refavs",
+    mask_logits: Tensor | None = None,
+) -> MaskScore:
+    """Score one clip's predicted masks.
+
+    A missing prediction is an empty mask at every threshold. (An all-zero probability map is not: the lowest threshold
+    is 0, where the definition of F takes every pixel as predicted and gives a little credit.)
+
+    Args:
+        mask_probs: (F, h, w) float, probabilities, of any size; None where there are no masks.
+        gt_masks: (F, H, W) bool.
+        preset: one of `PRESETS`.
+        mask_logits: (F, h, w) float, the logits of `mask_probs`, for a preset that thresholds them; without, or where
+            they must be resized, logit(p) of the probabilities at the preset's size is taken.
+
+    Returns:
+        The scores. For example a clip of one frame of 2 x 2 pixels with the truth [[1, 1], [0, 0]] and the prediction
+        [[0.9, 0.1], [0.1, 0.1]] has a J of 0.5 under preset `aurora`.
+
+    Raises:
+        ValueError: if the preset is unknown, or shapes or ranges do not fit.
+    """
+    settings, gt_masks = find_preset(preset), torch.as_tensor(gt_masks)
+    size = _preset_size(gt_masks, preset)
+    probs = metrics.resize_probs(_or_nothing(mask_probs, gt_masks), size)
+    truth = metrics.resize_truth(gt_masks, size)
+    pred_masks, j_masks = probs > MASK_THRESHOLD, probs > settings.j_threshold  # (F, *size)
+    if settings.is_davis:
+        f_curve = torch.zeros(0)
+        j, f = metrics.jaccard(j_masks, truth), float(boundary_f_measure(j_masks, truth).mean())
+    else:
+        logits = mask_logits if mask_logits is not None and mask_logits.shape == probs.shape else None
+        f_curve = torch.zeros(0) if mask_probs is None else _f_curve(probs, logits, truth, settings)
+        j, f = metrics.region_similarity(j_masks, truth), float(f_curve.max()) if len(f_curve) else 0.0
+    return MaskScore(
+        J=float(j.mean()),
+        F=f,
+        f_curve=tuple(f_curve.tolist()),
+        S=metrics.null_s(pred_masks),
+        S_frames=math.fsum(metrics.null_s(frame[None]) for frame in pred_masks) / len(pred_masks),
+        is_missing=mask_probs is None,
+    )
+
+
+def score_clip(mask_probs: Tensor | None, gt_masks: Tensor | np.ndarray, *, preset: str = "refavs") -> ClipScore:
+    """Score a completion's masks: as `score_masks`, and with the mask-IoU reward."""
+    gt_masks = torch.as_tensor(gt_masks)
+    score = score_masks(mask_probs, gt_masks, preset=preset)
+    return ClipScore(**vars(score), iou=_iou_reward(mask_probs, gt_masks))
+
+
+def score_completion(
+    text: str,
+    mask_probs: Tensor | None,
+    gt_masks: Tensor | np.ndarray,
+    sample: AVSample,
+    *,
+    preset: str = "refavs",
+) -> CompletionScore:
+    """Score a greedy completion: its text, its chain of thought and its masks.
+
+    Args:
+        text: the completion as generated, before anything was appended to it.
+        mask_probs: (F, h, w) float, probabilities; None where the model gave no masks.
+        gt_masks: (F, H, W) bool.
+        sample: the row that was asked.
+        preset: one of `PRESETS`.
+    """
+    gt_masks = torch.as_tensor(gt_masks)
+    parsed = parse_completion(text)
+    own_probs, preset_probs = _probs_at_both_sizes(mask_probs, gt_masks, preset)
+    return CompletionScore(
+        text=text,
+        category=parsed.category,
+        format=_format_score(parsed),
+        category_correct=_category_score(parsed, sample),
+        see=see_score(parsed, sample),
+        hear=hear_score(parsed, sample),
+        clip=score_clip(mask_probs, gt_masks, preset=preset),
+        pred_masks=encode_masks((own_probs > MASK_THRESHOLD).cpu().numpy()),
+        preset_masks=encode_masks((preset_probs > find_preset(preset).j_threshold).cpu().numpy()),
+    )
+
+
+def score_rollout(
+    text: str, mask_probs: Tensor | None, gt_masks: Tensor | np.ndarray, sample: AVSample
+) -> RolloutScore:
+    """Rewards of a sampled completion: format, category and mask IoU. Arguments as in `score_completion`."""
+    parsed = parse_completion(text)
+    iou = _iou_reward(mask_probs, torch.as_tensor(gt_masks))
+    return RolloutScore(format=_format_score(parsed), category=_category_score(parsed, sample), iou=iou)
+
+
+def sample_result(
+    sample: AVSample, greedy: CompletionScore, *, sampled: Sequence[RolloutScore] = (), preset: str = "refavs"
+) -> SampleResult:
+    """Join a row of the benchmark with the scores of its completions."""
+    return SampleResult(
+        uid=sample.uid,
+        row=sample.row,
+        split=sample.split,
+        media_id=sample.media_id,
+        category=sample.category,
+        reference=sample.reference,
+        reference_type=sample.reference_type,
+        preset=preset,
+        greedy=greedy,
+        sampled=tuple(sampled),
+    )
+
+
+def _probs_at_both_sizes(mask_probs: Tensor | None, gt_masks: Tensor, preset: str) -> tuple[Tensor, Tensor]:
+    """Probabilities at the frames' own size and at the preset's."""
+    mask_probs = _or_nothing(mask_probs, gt_masks)
+    return _probs_at_own_size(mask_probs, gt_masks), metrics.resize_probs(mask_probs, _preset_size(gt_masks, preset))
+
+
+def _or_nothing(mask_probs: Tensor | None, gt_masks: Tensor) -> Tensor:
+    """The probabilities; zeros for a missing prediction."""
+    return torch.zeros(gt_masks.shape, device=gt_masks.device) if mask_probs is None else mask_probs
+
+
+def _probs_at_own_size(mask_probs: Tensor, gt_masks: Tensor) -> Tensor:
+    height, width = gt_masks.shape[1:]
+    return metrics.resize_probs(mask_probs, (height, width))
+
+
+def _preset_size(gt_masks: Tensor, preset: str) -> tuple[int, int]:
+    """(height, width) at which the preset scores a clip."""
+    height, width = gt_masks.shape[1:]
+    size = find_preset(preset).size
+    return (height, width) if size is None else (size, size)
+
+
+def _iou_reward(mask_probs: Tensor | None, gt_masks: Tensor) -> float:
+    """The mask-IoU reward: a completion without `[SEG]` earns nothing, even where empty masks would be right."""
+    if mask_probs is None:
+        return 0.0
+    return metrics.mask_iou(_probs_at_own_size(mask_probs, gt_masks) > MASK_THRESHOLD, gt_masks)
+
+
+def _f_curve(mask_probs: Tensor, mask_logits: Tensor | None, gt_masks: Tensor, preset: Preset) -> Tensor:
+    if not preset.thresholds_logits:
+        return metrics.f_measure_curve(mask_probs, gt_masks)
+    return metrics.logit_f_measure_curve(torch.logit(mask_probs) if mask_logits is None else mask_logits, gt_masks)
+
+
+def _format_score(parsed: ParsedCompletion) -> float:
+    return float(parsed.has_all_steps and parsed.ends_with_seg and parsed.num_seg == 1)
+
+
+def _category_score(parsed: ParsedCompletion, sample: AVSample) -> float:
+    return float(parsed.category == normalise_category(sample.category))

@@ -1,0 +1,218 @@
+"""The README.md of an exported model: what it is, what it was trained on, its scores, how to load it, its limits.
+
+Nothing is made up: data and licence are what the exporter states, scores what an evaluation's file holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+from peft import PeftModel
+
+from aurora_rl import __version__
+from aurora_rl.files.plain import parse_json, read_text_file
+from aurora_rl.models.clip_options import ClipOptions
+from aurora_rl.models.loading import LoadedModel
+
+TAGS = ["audio-visual-segmentation", "referring-segmentation", "video", "audio", "chain-of-thought", "aurora-rl"]
+PIPELINE_TAG = "mask-generation"  # the hub's nearest; it has no task that takes a video, its sound and a sentence
+#: Columns of the table of scores, by their name in out.json and in summary.json.
+MEASURES = {
+    "J": ("J",),
+    "F": ("F",),
+    "J&F": ("J&F",),
+    "S": ("S",),
+    "S a frame": ("S_per_frame", "S_frames"),
+    "null accuracy": ("null_accuracy",),
+    "rows": ("n", "num_rows"),
+    "missing": ("missing",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class CardDetails:
+    """What the card says that the checkpoint does not know.
+
+    Attributes:
+        name: of the model, on the hub `owner/name`.
+        license: of the weights, by the hub's identifiers such as `apache-2.0`.
+        datasets: what it was trained on; hub names where there are.
+        scores: from `score_table`.
+    """
+
+    name: str
+    license: str | None = None
+    datasets: tuple[str, ...] = ()
+    scores: str | None = None
+
+
+def write_model_card(folder: Path, loaded: LoadedModel, details: CardDetails, *, base_model: str | None) -> None:
+    """Write README.md into an exported folder."""
+    is_adapter = isinstance(loaded.model, PeftModel)
+    parts = [
+        f"---\n{_front_matter(details, base_model, is_adapter=is_adapter)}\n---\n",
+        f"# {details.name}\n",
+        _description(loaded, base_model, is_adapter=is_adapter),
+        "## Training data\n",
+        _training_data(details),
+        "## Scores\n",
+        details.scores or NO_SCORES,
+        "## How to load it\n",
+        _loading(loaded, details.name, is_adapter=is_adapter),
+        "## Limits\n",
+        _limits(loaded),
+        "## Licence\n",
+        _licence(details, base_model),
+    ]
+    (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def score_table(path: Path) -> str:
+    """An evaluation's numbers as a Markdown table, under the name of their preset.
+
+    Args:
+        path: out.json of `aurora-rl evaluate`, or summary.json of recipes/evaluate.py.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if it is not of that kind.
+    """
+    content = _read_scores(path)
+    rows = {**content["splits"], **{f"Mix, {name}": row for name, row in content["mix"].items() if row}}
+    columns = [name for name in MEASURES if any(_number(row, name) is not None for row in rows.values())]
+    lines = [
+        f"Preset `{content['preset']}`; the definitions are in Aurora-RL's `docs/evaluation.md`.\n",
+        f"| | {' | '.join(columns)} |",
+        f"|---|{'---:|' * len(columns)}",
+        *(
+            f"| {name} | {' | '.join(_cell(_number(row, column)) for column in columns)} |"
+            for name, row in rows.items()
+        ),
+    ]
+    if "note" in content:
+        lines.append(f"\nNote: {content['note']}.")
+    return "\n".join(lines) + "\n"
+
+
+def _read_scores(path: Path) -> dict[str, Any]:
+    try:
+        content = parse_json(read_text_file(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}): give out.json of `aurora-rl evaluate`") from error
+    is_table = isinstance(content, dict) and isinstance(content.get("preset"), str)
+    if not is_table or not all(isinstance(content.get(key), dict) for key in ("splits", "mix")):
+        raise ValueError(f"{path} holds no preset, splits and mix: give out.json of `aurora-rl evaluate`")
+    return content
+
+
+def _number(row: Mapping[str, Any], column: str) -> float | int | None:
+    return next((row[name] for name in MEASURES[column] if row.get(name) is not None), None)
+
+
+def _cell(value: float | int | None) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _front_matter(details: CardDetails, base_model: str | None, *, is_adapter: bool) -> str:
+    data = ModelCardData(
+        license=details.license or "other",
+        base_model=base_model,
+        base_model_relation=None if base_model is None else "adapter" if is_adapter else "finetune",
+        datasets=[name for name in details.datasets if "/" in name] or None,
+        pipeline_tag=PIPELINE_TAG,
+        tags=TAGS,
+    )
+    return str(data)
+
+
+def _description(loaded: LoadedModel, base_model: str | None, *, is_adapter: bool) -> str:
+    kind = "A LoRA adapter and mask decoder" if is_adapter else "A language model with a mask decoder"
+    of = "" if base_model is None else f", trained from [{base_model}](https://huggingface.co/{base_model})"
+    return (
+        f"{kind}{of}. Given a video, its sound and a sentence that refers to an object, it reasons step by step, names "
+        "the object, and emits one `[SEG]` token, whose hidden state the mask decoder "
+        f"(`{loaded.segmenter_config['type']}`) turns into a mask on every frame. Trained and exported with Aurora-RL "
+        f"{__version__}, by the method of AURORA ([arXiv 2508.02149](https://arxiv.org/abs/2508.02149)).\n"
+    )
+
+
+def _training_data(details: CardDetails) -> str:
+    return "".join(f"- {name}\n" for name in details.datasets) or "Not stated by who exported the model.\n"
+
+
+NO_SCORES = "None were given when the model was exported.\n"
+
+
+def _loading(loaded: LoadedModel, name: str, *, is_adapter: bool) -> str:
+    base = loaded.family.model_class
+    plain = next(c for c in base.__mro__ if c.__module__.startswith("transformers.models."))
+    return HOW_TO_LOAD.format(name=name) + (
+        ADAPTER_LOADING
+        if is_adapter
+        else WHOLE_LOADING.format(name=name, module=base.__module__, own=base.__name__, plain=plain.__name__)
+    )
+
+
+HOW_TO_LOAD = """\
+With Aurora-RL installed; only safetensors are read, and no code of this repository is run:
+
+```python
+from aurora_rl.inference.pipeline import AuroraPipeline
+
+answer = AuroraPipeline("{name}")(video="clip.mp4", text="The object making a sound.")
+answer.references[0].masks  # (F, H, W) bool
+```
+
+"""
+
+WHOLE_LOADING = """\
+`aurora_rl.models.loading.load_model` gives the model with its processor, for further training. The class alone, without
+the bias that keeps multimodal tokens out of what it writes:
+
+```python
+from {module} import {own}
+
+model = {own}.from_pretrained("{name}")
+```
+
+Plain transformers reads the language model alone, by `{plain}.from_pretrained`: it writes chains of thought, reports
+the weights `seg_head.*` as unused, and gives no masks.
+"""
+
+ADAPTER_LOADING = """\
+`aurora_rl.models.loading.load_model` gives the model with its processor, for further training; it reads the base model
+from the hub. Plain PEFT does not load this folder: the base model has no mask decoder for its weights to go to.
+"""
+
+
+def _limits(loaded: LoadedModel) -> str:
+    lines = []
+    if (options := loaded.clip_options) is not None:
+        lines.append(_trained_on_clips(options))
+    if (checkpoint := loaded.segmenter_config.get("checkpoint")) is not None:
+        lines.append(f"The mask decoder's frozen image encoder is not in this folder: it is read from `{checkpoint}`.")
+    lines += [
+        "The chain of thought is generated text: it can be wrong where the mask is right, and the other way round.",
+        "A reference to something that is not there should be answered by empty masks; the scores of null references "
+        "say how often it is not.",
+        "It answers about the objects, sounds and sentences of its training data; beyond them nothing was measured.",
+    ]
+    return "".join(f"- {line}\n" for line in lines)
+
+
+def _trained_on_clips(options: ClipOptions) -> str:
+    return (
+        f"Trained on clips of at most {options.num_frames} frames, {options.fps:g} a second; longer ones are answered "
+        "window by window."
+    )
+
+
+def _licence(details: CardDetails, base_model: str | None) -> str:
+    if details.license is not None:
+        return f"{details.license}\n"
+    source = "of the model that it was trained from" if base_model is None else f"of {base_model}"
+    return f"Not stated by who exported the model; the licence {source} applies, and those of the training data.\n"

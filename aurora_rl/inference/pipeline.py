@@ -1,0 +1,419 @@
+"""One clip and some references in, chains of thought and masks out: `AuroraPipeline(model)(video=..., text=...)`.
+
+A clip longer than those the model was trained on is answered window by window, and is never in memory as a whole. The
+rows of a window go through the same `SampleEncoder` and `Predictor` as an evaluation's.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import itertools
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from aurora_rl.data.containers import MAX_SECONDS, SAMPLING_RATE, FilePath, MediaError
+from aurora_rl.data.footage import MAX_SIDE, Footage, Frame, Picture, open_footage
+from aurora_rl.data.sample import NULL_CATEGORY, AVClip, AVSample
+from aurora_rl.inference.predictor import Predictor
+from aurora_rl.inference.propagation import FrameMasks, MaskTracker, NearestMasks, Sam2Masks, SampledMasks
+from aurora_rl.models.clip_options import ClipOptions
+from aurora_rl.models.encoding import EncodedSample, SampleEncoder
+from aurora_rl.models.heads.segmenters import build_frame_encoder
+from aurora_rl.models.loading import LoadedModel, load_model
+from aurora_rl.tasks.completions import parse_completion
+from aurora_rl.tasks.prompts import SEG_TOKEN
+
+logger = logging.getLogger(__name__)
+
+#: Probabilities above this are mask.
+MASK_THRESHOLD = 0.5
+#: Pixels of the masks of all frames and references that an answer may hold, 1 GB as float32.
+MAX_ANSWER_PIXELS = 256_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowAnswer:
+    """What the model said about one window of a clip.
+
+    Attributes:
+        start: of the window, in seconds.
+        end: of the window, in seconds.
+        text: as generated.
+        steps: text of each step of `prompts.STEP_LABELS` that is there, in order.
+        category: what the reference points at, normalised; `"null"` for nothing; None if the text does not tell.
+        has_seg: whether the text itself had a `[SEG]`; where it had none, " It is [SEG]." was appended to get masks.
+    """
+
+    start: float
+    end: float
+    text: str
+    steps: Mapping[str, str]
+    category: str | None
+    has_seg: bool
+
+    @property
+    def is_null(self) -> bool:
+        """Whether the answer is that there is no such target."""
+        return self.category == NULL_CATEGORY
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceAnswer:
+    """What a reference points at.
+
+    Attributes:
+        reference: the referring sentence.
+        windows: one answer a window, in order of time; a clip no longer than those of the training has one.
+        mask_probs: (F, H, W) float32 probabilities of the sampled frames, the mean where windows overlap.
+    """
+
+    reference: str
+    windows: tuple[WindowAnswer, ...]
+    mask_probs: np.ndarray
+
+    @property
+    def masks(self) -> np.ndarray:
+        """(F, H, W) bool."""
+        return self.mask_probs > MASK_THRESHOLD
+
+    @property
+    def category(self) -> str | None:
+        """The category that most windows answer, nothing being none; None where no window answers any."""
+        answered = [window.category for window in self.windows if window.category is not None]
+        named = [category for category in answered if category != NULL_CATEGORY]
+        counts = collections.Counter(named or answered)
+        return counts.most_common(1)[0][0] if counts else None
+
+    @property
+    def is_null(self) -> bool:
+        """Whether no window has such a target."""
+        return self.category == NULL_CATEGORY
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipAnswer:
+    """What the model makes of a clip.
+
+    Attributes:
+        references: one answer a reference, in the order asked.
+        frame_times: of the F sampled frames, in seconds.
+        footage: the clip, to be read again.
+        seconds: what each part took: reading, encoding (processor and image encoder), reasoning, masks.
+        notes: what a user should know of how the clip was read.
+    """
+
+    references: tuple[ReferenceAnswer, ...]
+    frame_times: tuple[float, ...]
+    footage: Footage
+    seconds: Mapping[str, float]
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Some sampled pictures in a row.
+
+    Attributes:
+        first: index of the first one.
+        pictures: all of them.
+        is_last: whether the clip ends with them.
+    """
+
+    first: int
+    pictures: tuple[Picture, ...]
+    is_last: bool
+
+
+class AuroraPipeline:
+    """A trained model, ready for clips as users have them.
+
+    Args:
+        model: from `load_model`, or what it takes: a hub name, or the folder of a model or an adapter.
+        clip_options: how clips are put to the model; by default as its checkpoint says that it was trained.
+        max_completion_length: tokens that a chain of thought may have.
+        batch_size: rows (references x windows) generated at once.
+        max_side: longest side in pixels that frames are brought down to, masks with them.
+        device: where to run; by default where a loaded model is, else a GPU if there is one.
+
+    Raises:
+        ValueError: if the checkpoint does not tell how clips are put to it, and no `clip_options` are given.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel | str,
+        *,
+        clip_options: ClipOptions | None = None,
+        max_completion_length: int = 512,
+        batch_size: int = 8,
+        max_side: int = MAX_SIDE,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.loaded = load_model(str(model), is_trainable=False) if not isinstance(model, LoadedModel) else model
+        if device is None and not isinstance(model, LoadedModel):
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device is not None:
+            self.loaded.model.to(device)
+        self.options = _known_options(clip_options or self.loaded.clip_options)
+        self.max_side = max_side
+        frame_encoder = build_frame_encoder(self.loaded.segmenter_config).to(self.loaded.model.device)
+        self.predictor = Predictor(
+            self.loaded.model,
+            SampleEncoder(
+                self.loaded.family,
+                self.loaded.processor,
+                lambda _sample, clip: frame_encoder.encode(clip.frames).cpu(),
+                options=self.options.prompt,
+            ),
+            self.loaded.seg_token_id,
+            max_completion_length=max_completion_length,
+            batch_size=batch_size,
+            append_seg=True,
+        )
+
+    def __call__(
+        self,
+        *,
+        video: FilePath | Sequence[Frame],
+        text: str | Sequence[str],
+        audio: FilePath | np.ndarray | None = None,
+        fps: float | None = None,
+        window_seconds: float | None = None,
+        stride_seconds: float | None = None,
+        max_seconds: float = MAX_SECONDS,
+    ) -> ClipAnswer:
+        """Answer one or several references to a clip; several share the vision, audio and image encoders.
+
+        Args:
+            video: a video file, one still image, or frames in time order: image files, PIL images or arrays
+                (H, W, 3) uint8.
+            text: the references.
+            audio: a sound file, or (N,) float32 in [-1, 1] at 16 kHz; None for the video's own sound.
+            fps: frames a second of given frames, by default the model's own rate.
+            window_seconds: length of the windows that a longer clip is cut into, by default that of the model's
+                training clips.
+            stride_seconds: from one window to the next, by default their length; the last one ends with the clip.
+            max_seconds: how long the clip may be, whatever its header says.
+
+        Raises:
+            MediaError: naming the file, if something cannot be read or is too large.
+            ControlTokenError: if a reference holds a control token of the tokenizer, such as `[SEG]`.
+            ValueError: if there is no reference, if a rate or a length is not above 0, or if windows would leave
+                frames out.
+        """
+        references = [text] if isinstance(text, str) else list(text)
+        if not references or not all(reference.strip() for reference in references):
+            raise ValueError(f"the references are {references}: give at least one, none of them empty")
+        self.predictor.encode.check_references(references)
+        for name, value in (("fps", fps), ("window_seconds", window_seconds), ("stride_seconds", stride_seconds)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} is {value}: it must be a number above 0")
+        watch = Stopwatch()
+        with watch("read"):
+            footage = open_footage(
+                video,
+                audio=audio,
+                fps=self.options.fps if fps is None else fps,
+                max_side=self.max_side,
+                max_seconds=max_seconds,
+            )
+        length, stride = self._window_frames(window_seconds, stride_seconds)
+        windows = cut_windows(footage.sampled(self.options.fps), length, stride)
+        joined = _JoinedMasks(len(references), footage)
+        answers: list[list[WindowAnswer]] = [[] for _ in references]
+        while batch := self._read_windows(windows, len(references), watch):
+            for number, window, answer, mask_probs in self._answer(batch, references, footage, watch):
+                answers[number].append(answer)
+                joined.add(number, window.first, mask_probs)
+        for note in footage.notes:
+            logger.warning("%s: %s", footage.name, note)
+        return ClipAnswer(
+            references=tuple(
+                ReferenceAnswer(reference, tuple(said), mask_probs)
+                for reference, said, mask_probs in zip(references, answers, joined.means(), strict=True)
+            ),
+            frame_times=tuple(index / self.options.fps for index in range(joined.num_frames)),
+            footage=footage,
+            seconds=watch.seconds,
+            notes=tuple(footage.notes),
+        )
+
+    def every_frame(self, answer: ClipAnswer, *, track: bool = True) -> Iterator[FrameMasks]:
+        """Masks of every picture of an answered clip, which is read a second time.
+
+        With SAM 2 as mask head its memory carries the masks of the sampled frames on to those between them; every
+        other head's frame has the mask of the sampled frame that is nearest in time.
+
+        Args:
+            answer: from a call.
+            track: whether SAM 2 may; the nearest mask costs nothing.
+        """
+        sampled = SampledMasks(answer.frame_times, np.stack([each.masks for each in answer.references]))
+        remembers = track and self.loaded.segmenter_config["type"] == "sam2"
+        tracker: MaskTracker = self._sam2_memory if remembers else NearestMasks()
+        return tracker.track(answer.footage.pictures(), sampled)
+
+    @functools.cached_property
+    def _sam2_memory(self) -> Sam2Masks:
+        return Sam2Masks(self.loaded.segmenter_config, device=self.loaded.model.device)
+
+    def _window_frames(self, window_seconds: float | None, stride_seconds: float | None) -> tuple[int, int]:
+        """Length and stride of windows in sampled frames."""
+        fps = self.options.fps
+        length = self.options.num_frames if window_seconds is None else max(1, round(window_seconds * fps))
+        stride = length if stride_seconds is None else max(1, round(stride_seconds * fps))
+        if stride > length:
+            raise ValueError(
+                f"windows of {length / fps:g} s every {stride / fps:g} s leave frames out: give a stride of at most "
+                f"{length / fps:g} s"
+            )
+        return length, stride
+
+    def _read_windows(self, windows: Iterator[Window], num_references: int, watch: Stopwatch) -> list[Window]:
+        """As many windows as make a batch; none at the end of the clip."""
+        with watch("read"):
+            return list(itertools.islice(windows, max(1, self.predictor.batch_size // num_references)))
+
+    def _answer(
+        self, windows: Sequence[Window], references: Sequence[str], footage: Footage, watch: Stopwatch
+    ) -> Iterator[tuple[int, Window, WindowAnswer, torch.Tensor]]:
+        """For each window and reference: number of the reference, the window, what is said, masks (F, H, W)."""
+        with watch("encode"):
+            rows = [row for window in windows for row in self._encode(window, references, footage)]
+        asked = [(number, window) for window in windows for number in range(len(references))]
+        size = self.predictor.batch_size
+        for start in range(0, len(rows), size):
+            batch = rows[start : start + size]
+            with watch("reason"):
+                said = self.predictor.generate(batch)
+            with watch("masks"):
+                masks = self.predictor.decode_masks(batch, said)
+            texts = self.loaded.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
+            for (number, window), text, mask_probs in zip(asked[start : start + size], texts, masks, strict=True):
+                assert mask_probs is not None  # `append_seg` sees to it
+                yield number, window, self._window_answer(window, text), mask_probs
+
+    def _encode(self, window: Window, references: Sequence[str], footage: Footage) -> list[EncodedSample]:
+        frames = np.stack([picture.pixels for picture in window.pictures])
+        clip = AVClip(frames, self._sound_of(window, footage.waveform), np.zeros(frames.shape[:3], dtype=bool))
+        samples = [
+            AVSample(
+                uid=footage.name,
+                row=number,
+                split="",
+                media_id=f"{footage.name}#{window.first}",
+                category="",
+                reference=reference,
+                fps=self.options.fps,
+                frame_paths=(),
+                audio_path=None,
+                mask_paths=(),
+                use_audio_in_video=self.options.use_audio_in_video and clip.waveform is not None,
+            )
+            for number, reference in enumerate(references)
+        ]
+        return self.predictor.encode.encode_references(samples, clip)
+
+    def _sound_of(self, window: Window, waveform: np.ndarray | None) -> np.ndarray | None:
+        """What sounds while a window's pictures are on screen; a clip of one window is heard whole, as in training."""
+        if waveform is None:
+            return None
+        start = round(window.first / self.options.fps * SAMPLING_RATE)
+        length = round(len(window.pictures) / self.options.fps * SAMPLING_RATE)
+        sound = waveform[start:] if window.is_last else waveform[start : start + length]
+        return np.pad(sound, (0, max(0, length - len(sound))))  # the sound may end before the pictures
+
+    def _window_answer(self, window: Window, text: str) -> WindowAnswer:
+        parsed = parse_completion(text)
+        fps = self.options.fps
+        return WindowAnswer(
+            start=window.first / fps,
+            end=(window.first + len(window.pictures)) / fps,
+            text=text,
+            steps=dict(parsed.steps),
+            category=parsed.category,
+            has_seg=SEG_TOKEN in text,
+        )
+
+
+def cut_windows(pictures: Iterator[Picture], length: int, stride: int) -> Iterator[Window]:
+    """Windows of `length` pictures every `stride`, the last one ending with the clip; a short clip is one window."""
+    recent: collections.deque[Picture] = collections.deque(maxlen=length)
+    waiting: Window | None = None  # until it is known whether it is the last
+    num_read, covered, next_end = 0, 0, length
+    for picture in pictures:
+        recent.append(picture)
+        num_read += 1
+        if num_read > covered and waiting is not None:
+            yield waiting
+            waiting = None
+        if num_read == next_end:
+            waiting = Window(num_read - length, tuple(recent), is_last=False)
+            covered, next_end = num_read, next_end + stride
+    if num_read > covered:
+        waiting = Window(num_read - len(recent), tuple(recent), is_last=False)
+    if waiting is not None:
+        yield dataclasses.replace(waiting, is_last=True)
+
+
+class Stopwatch:
+    """Seconds spent in named parts of a run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
+
+
+class _JoinedMasks:
+    """Mask probabilities of a clip's sampled frames, put together from its windows'."""
+
+    def __init__(self, num_references: int, footage: Footage) -> None:
+        self.footage = footage
+        self.sums: list[dict[int, np.ndarray]] = [{} for _ in range(num_references)]
+        self.counts: list[collections.Counter[int]] = [collections.Counter() for _ in range(num_references)]
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.sums[0])
+
+    def add(self, reference: int, first: int, mask_probs: torch.Tensor) -> None:
+        """Take a window's (F, H, W) probabilities, its first frame being number `first`."""
+        sums = self.sums[reference]
+        for index, probs in enumerate(mask_probs.numpy(), start=first):
+            sums[index] = sums[index] + probs if index in sums else probs
+            self.counts[reference][index] += 1
+        num_pixels = len(self.sums) * len(sums) * mask_probs[0].numel()
+        if num_pixels > MAX_ANSWER_PIXELS:
+            raise MediaError(
+                f"the masks of {self.footage.name} have more than {MAX_ANSWER_PIXELS} pixels together: cut the clip, "
+                "lower max_side or ask fewer references at once"
+            )
+
+    def means(self) -> Iterator[np.ndarray]:
+        """(F, H, W) float32 of each reference."""
+        for sums, counts in zip(self.sums, self.counts, strict=True):
+            yield np.stack([sums[index] / counts[index] for index in range(len(sums))])
+
+
+def _known_options(options: ClipOptions | None) -> ClipOptions:
+    if options is None:
+        raise ValueError(
+            "the checkpoint does not tell how clips are put to the model, as those saved by older versions: give "
+            "clip_options (--config with the recipe's YAML file), as it was trained"
+        )
+    return options

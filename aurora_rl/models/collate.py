@@ -1,0 +1,122 @@
+"""From encoded samples to batches, for supervised fine-tuning and for rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from aurora_rl.data.sample import AVSample
+from aurora_rl.models.control_tokens import check_target, naming
+from aurora_rl.models.encoding import EncodedSample, SampleEncoder
+from aurora_rl.models.head_tokens import find_seg
+from aurora_rl.tasks.targets import Target
+
+
+class SFTCollator:
+    """Rows of the dataset -> one right-padded batch with labels on the completion only.
+
+    Args:
+        encode: turns a sample into tensors.
+        seg_token_id: id of `[SEG]`.
+        target: what a sample is trained to say, one of `data.targets`.
+    """
+
+    def __init__(self, encode: SampleEncoder, seg_token_id: int, target: Callable[[AVSample], Target]) -> None:
+        self.encode = encode
+        self.seg_token_id = seg_token_id
+        self.target = target
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        encoded = [self.encode(AVSample.from_row(row)) for row in rows]
+        completions = [self._tokenize(item.sample) for item in encoded]
+        batch = right_pad(
+            [item.prompt.prompt_ids for item in encoded],
+            [ids for ids, _ in completions],
+            self.encode.tokenizer.pad_token_id,
+            num_given=[count for _, count in completions],
+        )
+        seg_index, has_seg = find_seg(
+            batch["input_ids"],
+            batch["attention_mask"] * (batch["labels"] != -100),
+            self.seg_token_id,
+            num_completion_tokens=batch["input_ids"].size(1),
+        )
+        return {
+            **batch,
+            **self.encode.family.collate_features([item.prompt.features for item in encoded], range(len(encoded))),
+            **collate_frames(encoded),
+            "seg_index": seg_index,
+            "seg_weights": has_seg.float(),
+            "gt_masks": [item.gt_masks for item in encoded],
+        }
+
+    def check(self, samples: Iterable[AVSample]) -> None:
+        """Check what rows are to say before the first of them is needed.
+
+        Raises:
+            ControlTokenError: naming a row whose category or chain holds a control token.
+            ValueError: if a row has no such target.
+        """
+        for sample in samples:
+            self._checked_target(sample)
+
+    def _checked_target(self, sample: AVSample) -> Target:
+        target = self.target(sample)
+        with naming(sample):
+            check_target(self.encode.tokenizer, target)
+        return target
+
+    def _tokenize(self, sample: AVSample) -> tuple[list[int], int]:
+        """Token ids of a completion with its end of turn, and how many of them are given.
+
+        Both parts are tokenized as one text, as the model would write it; a token that reaches from what is given into
+        what is learned is learned (a full stop with the line break after it is one token of Qwen's).
+        """
+        tokenizer, target = self.encode.tokenizer, self._checked_target(sample)
+        tokens = tokenizer(target.given + target.learned, add_special_tokens=False, return_offsets_mapping=True)
+        num_given = sum(end <= len(target.given) for _, end in tokens.offset_mapping)
+        return [*tokens.input_ids, tokenizer.eos_token_id], num_given
+
+
+def right_pad(
+    prompts: list[list[int]], completions: list[list[int]], pad_token_id: int, *, num_given: list[int] | None = None
+) -> dict[str, torch.Tensor]:
+    """`input_ids`, `attention_mask` and `labels`, each (B, L), of prompts joined to completions.
+
+    Args:
+        prompts: B lists of token ids, without labels.
+        completions: B lists of token ids, with labels.
+        pad_token_id: fills the rows up at the right.
+        num_given: first so many tokens of each completion that have no labels; none by default.
+    """
+    given = num_given or [0] * len(prompts)
+    length = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
+    input_ids = torch.full((len(prompts), length), pad_token_id)
+    attention_mask = torch.zeros_like(input_ids)
+    labels = torch.full_like(input_ids, -100)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        end = len(prompt) + len(completion)
+        input_ids[row, :end] = torch.tensor(prompt + completion)
+        attention_mask[row, :end] = 1
+        labels[row, len(prompt) + given[row] : end] = torch.tensor(completion[given[row] :])
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def distinct_media(encoded: Sequence[EncodedSample]) -> tuple[list[Mapping[str, torch.Tensor]], list[int]]:
+    """Media tensors of the distinct samples of a batch, in order of first appearance, and which each row has."""
+    first = {id(item.prompt.features): item.prompt.features for item in encoded}
+    order = {key: index for index, key in enumerate(first)}
+    return list(first.values()), [order[id(item.prompt.features)] for item in encoded]
+
+
+def collate_frames(encoded: Sequence[EncodedSample]) -> dict[str, torch.Tensor]:
+    """The mask decoder's part of a batch: each distinct clip's frames once, and which clip each row watches."""
+    clips = {item.sample.media_id: item.frame_inputs for item in encoded}
+    order = {media_id: index for index, media_id in enumerate(clips)}
+    return {
+        "seg_frames": torch.cat(list(clips.values())),
+        "seg_frame_counts": torch.tensor([len(frames) for frames in clips.values()]),
+        "seg_clip_index": torch.tensor([order[item.sample.media_id] for item in encoded]),
+    }

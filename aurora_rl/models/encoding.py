@@ -1,0 +1,152 @@
+"""From samples to tensors: a sample's media and its messages become one `EncodedSample`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from aurora_rl.data.clip_reader import ClipReader
+from aurora_rl.data.media import loudness_dbfs
+from aurora_rl.data.sample import AVClip, AVSample
+from aurora_rl.models.control_tokens import check_references, naming
+from aurora_rl.models.mllm import EncodedPrompt, MLLMFamily
+from aurora_rl.tasks.prompts import DEFAULT_INSTRUCTION, build_messages
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedSample:
+    """A sample as the model reads it, with the truth it is scored against.
+
+    Attributes:
+        sample: the row it comes from.
+        prompt: token ids and media tensors.
+        frame_inputs: (F, ...) what the mask decoder sees of each frame.
+        gt_masks: (F, H, W) bool.
+        loudness_dbfs: RMS of the clip's loudest 100 ms.
+    """
+
+    sample: AVSample
+    prompt: EncodedPrompt
+    frame_inputs: torch.Tensor
+    gt_masks: torch.Tensor
+    loudness_dbfs: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptOptions:
+    """How a sample is put to the model; the same for training, rollouts and evaluation.
+
+    Attributes:
+        instruction: user text with a `{reference}` field.
+        system_prompt: optional system message.
+        min_pixels: lower limit of a frame's area for the vision tower, in pixels.
+        max_pixels: upper limit of a frame's area for the vision tower, in pixels.
+    """
+
+    instruction: str = DEFAULT_INSTRUCTION
+    system_prompt: str | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+
+class SampleEncoder:
+    """Reads a sample's media and runs the family's processor on it.
+
+    Args:
+        family: the model's family.
+        processor: the checkpoint's processor.
+        frame_inputs: maps (sample, clip) to the mask decoder's inputs (F, ...): a frame encoder, or its cache.
+        options: how the sample is put to the model.
+        load: reads the media; replaced by ablations that mute or blank a clip. A `ClipReader` by default.
+        uses_gpu: whether `frame_inputs` runs an encoder on a GPU, which no other thread than the model's may do: it
+            would take memory that the model has by then.
+    """
+
+    def __init__(
+        self,
+        family: MLLMFamily,
+        processor: ProcessorMixin,
+        frame_inputs: Callable[[AVSample, AVClip], torch.Tensor],
+        *,
+        options: PromptOptions | None = None,
+        load: Callable[[AVSample], AVClip] | None = None,
+        uses_gpu: bool = False,
+    ) -> None:
+        self.family = family
+        self.processor = processor
+        self.frame_inputs = frame_inputs
+        self.options = options or PromptOptions()
+        self.load = load or ClipReader()
+        self.uses_gpu = uses_gpu
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.processor.tokenizer
+
+    def check(self, samples: Sequence[AVSample]) -> None:
+        """Check what rows ask before the first clip is read; raises a `ControlTokenError` that names the row."""
+        first = {sample.reference: sample for sample in reversed(samples)}  # thousands of rows ask the same
+        for sample in first.values():
+            with naming(sample):
+                self.check_references([sample.reference])
+
+    def check_references(self, references: Iterable[str]) -> None:
+        """Check what is to be asked; raises a `ControlTokenError`."""
+        check_references(self.tokenizer, references, instruction=self.options.instruction)
+
+    def __call__(self, sample: AVSample) -> EncodedSample:
+        return self.prepare(sample)()
+
+    def prepare(self, sample: AVSample) -> Callable[[], EncodedSample]:
+        """Do all that needs no GPU, which may be done in another thread; what is returned does the rest."""
+        clip = self.load(sample)
+        if self.uses_gpu:
+            encoded = self._encode(sample, clip, torch.empty(0))
+            return lambda: dataclasses.replace(encoded, frame_inputs=self.frame_inputs(sample, clip))
+        encoded = self._encode(sample, clip, self.frame_inputs(sample, clip))
+        return lambda: encoded
+
+    def encode_references(self, samples: Sequence[AVSample], clip: AVClip) -> list[EncodedSample]:
+        """Rows that ask about one clip, whose media nobody has to read again.
+
+        Its frames go through the image encoder once, and the rows share one set of media tensors, by which
+        `distinct_media` knows that the towers need to run once.
+
+        Args:
+            samples: rows on the clip, alike except for their references.
+            clip: its media.
+        """
+        frame_inputs = self.frame_inputs(samples[0], clip)
+        rows = [self._encode(sample, clip, frame_inputs) for sample in samples]
+        features = rows[0].prompt.features
+        return [dataclasses.replace(row, prompt=dataclasses.replace(row.prompt, features=features)) for row in rows]
+
+    def _encode(self, sample: AVSample, clip: AVClip, frame_inputs: torch.Tensor) -> EncodedSample:
+        limits = {"min_pixels": self.options.min_pixels, "max_pixels": self.options.max_pixels}
+        messages = build_messages(
+            sample.reference,
+            frames=[Image.fromarray(frame) for frame in clip.frames],
+            has_audio=clip.waveform is not None and not sample.use_audio_in_video,
+            instruction=self.options.instruction,
+            system_prompt=self.options.system_prompt,
+            video_options={"sample_fps": sample.fps} | {k: v for k, v in limits.items() if v is not None},
+        )
+        with naming(sample):
+            prompt = self.family.encode(
+                self.processor,
+                messages,
+                waveform=clip.waveform,
+                fps=sample.fps,
+                use_audio_in_video=sample.use_audio_in_video,
+            )
+        return EncodedSample(
+            sample=sample,
+            prompt=prompt,
+            frame_inputs=frame_inputs,
+            gt_masks=torch.from_numpy(clip.gt_masks),
+            loudness_dbfs=loudness_dbfs(clip.waveform),
+        )

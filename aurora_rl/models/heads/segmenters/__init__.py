@@ -1,0 +1,66 @@
+"""Mask decoders by name, and how they are rebuilt from the plain config that a checkpoint carries."""
+
+from typing import Any
+
+import torch
+
+from aurora_rl.models.heads.segmenters.base import FrameEncoder, Segmenter
+from aurora_rl.models.heads.segmenters.dot import DotFrameEncoder, DotSegmenter
+from aurora_rl.models.heads.segmenters.sam import SamFrameEncoder, SamSegmenter
+from aurora_rl.models.heads.segmenters.sam2 import Sam2FrameEncoder, Sam2Segmenter
+
+SEGMENTERS: dict[str, type[Segmenter]] = {"dot": DotSegmenter, "sam": SamSegmenter, "sam2": Sam2Segmenter}
+FRAME_ENCODERS: dict[str, type[FrameEncoder]] = {
+    "dot": DotFrameEncoder,
+    "sam": SamFrameEncoder,
+    "sam2": Sam2FrameEncoder,
+}
+
+
+def build_segmenter(config: dict[str, Any]) -> Segmenter:
+    """An untrained segmenter, for example of `{"type": "dot", "image_size": 64, "width": 32}`.
+
+    Raises:
+        ValueError: if the type is unknown.
+    """
+    return SEGMENTERS[_segmenter_type(config)](config)
+
+
+def complete_segmenter_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a new segmenter, with what can be looked up in the checkpoint that it names.
+
+    Raises:
+        ValueError: if the type is unknown.
+    """
+    return SEGMENTERS[_segmenter_type(config)].complete_config(config)
+
+
+def build_frame_encoder(config: dict[str, Any], *, dtype: torch.dtype = torch.float32) -> FrameEncoder:
+    """The frozen frame encoder that goes with the segmenter of this config.
+
+    Args:
+        config: the segmenter's config.
+        dtype: in which frames are encoded and their inputs come out.
+
+    Raises:
+        ValueError: if the type is unknown.
+    """
+    return FRAME_ENCODERS[_segmenter_type(config)](config, dtype=dtype)
+
+
+def _segmenter_type(config: dict[str, Any]) -> str:
+    name = config.get("type")
+    if name not in SEGMENTERS:
+        raise ValueError(f"unknown segmenter type {name!r}: choose one of {sorted(SEGMENTERS)}")
+    return name
+
+
+__all__ = [
+    "FRAME_ENCODERS",
+    "SEGMENTERS",
+    "FrameEncoder",
+    "Segmenter",
+    "build_frame_encoder",
+    "build_segmenter",
+    "complete_segmenter_config",
+]

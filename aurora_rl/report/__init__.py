@@ -1,0 +1,1 @@
+"""HTML pages of a training run and of scores: charts, clips, templates."""

@@ -1,0 +1,341 @@
+"""Clips to look at: which rows of an evaluation are shown, and their frames, masks and sound as data URIs.
+
+A clip's frames are embedded once; masks are small transparent pictures laid over them. So two dozen clips with sound
+stay well below 6 MB.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+from aurora_rl.data.containers import SAMPLING_RATE
+from aurora_rl.data.media import load_clip, loudness_dbfs
+from aurora_rl.data.run_lengths import decode_masks
+from aurora_rl.data.sample import AVClip, AVSample
+from aurora_rl.evaluation.records import SampleResult
+from aurora_rl.tasks.prompts import STEP_LABELS
+
+#: Loudness below which a clip is called silent, in dBFS.
+SILENCE_DBFS = -60.0
+
+_FRAME_HEIGHT = 144  # pixels; larger frames are scaled down to it
+_MAX_MASK_SCALE = 4  # small masks are drawn larger, so that their outlines stay thin
+_MAX_STRIP_ASPECT = 7.2  # width / height of the strip of frames that still fits beside the text
+_MIN_FRAMES = 3
+_WAV_SECONDS = 4.0  # longer audio is embedded as MP3, a fifth of the size
+_WAVEFORM_BINS = 240
+
+# Colours that the three common kinds of colour blindness keep apart. Each region has a fill and an outline.
+_REGION_COLOURS = {"hit": (20, 200, 170), "extra": (255, 128, 0), "missed": (215, 70, 239)}
+_FILL_ALPHA = 90
+_VEIL_ALPHA = 120  # of the black over everything else, so that a mask stands out on an object of its own colour
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A row to show, and why."""
+
+    key: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainLine:
+    """A line of a completion: its label ("Look:") if it has one, its text, and whether what it claims is true."""
+
+    label: str
+    text: str
+    is_true: bool | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """What one run made of a row.
+
+    Attributes:
+        name: of the run.
+        result: the row's result.
+        lines: the completion, line by line.
+        overlay: PNG data URI to lay over the frames: hit, extra and missed pixels.
+    """
+
+    name: str
+    result: SampleResult
+    lines: tuple[ChainLine, ...]
+    overlay: str
+
+
+@dataclasses.dataclass(frozen=True)
+class GalleryClip:
+    """One row as the page shows it.
+
+    Attributes:
+        sample: the row.
+        reason: why it is shown.
+        frames: WebP data URI, the shown frames side by side.
+        size: (width, height) of that picture, in pixels.
+        shown: 1-based numbers of the shown frames.
+        num_frames: of the whole clip.
+        truth: PNG data URI to lay over the frames.
+        audio: WAV or MP3 data URI.
+        waveform: SVG path of the loudness envelope in a box of 240 x 40.
+        seconds: length of the audio.
+        loudness: dBFS of the loudest 100 ms.
+        attempts: each run's answer.
+    """
+
+    sample: AVSample
+    reason: str
+    frames: str
+    size: tuple[int, int]
+    shown: tuple[int, ...]
+    num_frames: int
+    truth: str
+    audio: str
+    waveform: str
+    seconds: float
+    loudness: float
+    attempts: tuple[Attempt, ...]
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether there is nothing to hear."""
+        return self.loudness < SILENCE_DBFS
+
+
+# ------------------------------------------------------------------------------------------------ which rows
+
+
+def choose_rows(before: Sequence[SampleResult], after: Sequence[SampleResult], *, num_rows: int) -> list[Choice]:
+    """Pick rows of every kind: largest gains and losses, best and worst, typical ones of each type, and null ones.
+
+    The kinds take turns, each giving its next row that is not yet taken, so that a short gallery still has all kinds.
+
+    Args:
+        before: results of the earlier run.
+        after: results of the later run on the same rows.
+        num_rows: how many to pick.
+
+    Returns:
+        The choices, those of one kind together.
+    """
+    quality_before = {result.key: _quality(result) for result in before}
+    ranked = _rank_by_reason({result.key: result for result in after}, quality_before)
+    chosen: dict[str, str] = {}
+    for reason, key in _take_turns(ranked):
+        if len(chosen) == num_rows:
+            break
+        chosen.setdefault(key, reason)
+    reasons = list(ranked)
+    choices = [Choice(key=key, reason=reason) for key, reason in chosen.items()]
+    return sorted(choices, key=lambda choice: reasons.index(choice.reason))  # stable: best first within a reason
+
+
+def _quality(result: SampleResult) -> float:
+    return result.greedy.format + result.greedy.category_correct + result.greedy.clip.iou
+
+
+def _rank_by_reason(after: Mapping[str, SampleResult], quality_before: Mapping[str, float]) -> dict[str, list[str]]:
+    """Keys under each reason to be shown, the most telling first."""
+    gain = {key: _quality(result) - quality_before[key] for key, result in after.items() if key in quality_before}
+    iou = {key: result.greedy.clip.iou for key, result in after.items()}
+    target = [key for key, result in sorted(after.items()) if not result.is_null]
+    null = [key for key, result in sorted(after.items()) if result.is_null]
+    ranked = {
+        "largest gain": sorted((key for key in gain if gain[key] > 0), key=lambda key: (-gain[key], key)),
+        "largest loss": sorted((key for key in gain if gain[key] < 0), key=lambda key: (gain[key], key)),
+        "best": sorted(target, key=lambda key: -iou[key]),
+        "worst": sorted(target, key=lambda key: iou[key]),
+    }
+    for reference_type in sorted({after[key].reference_type for key in target} - {None}, key=str):
+        keys = [key for key in target if after[key].reference_type == reference_type]
+        median = float(np.median([iou[key] for key in keys]))
+        ranked[f"typical: {reference_type}"] = sorted(keys, key=lambda key: abs(iou[key] - median))
+    false_alarm = {key: after[key].greedy.clip.S for key in null}
+    ranked["null, well answered"] = sorted(null, key=lambda key: -_quality(after[key]))
+    ranked["null, false alarm"] = sorted(
+        (key for key in null if false_alarm[key] > 0), key=lambda key: -false_alarm[key]
+    )
+    return ranked
+
+
+def _take_turns(ranked: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]]:
+    """(reason, key): the first of every reason, then the second of every reason, and so on."""
+    columns = [[(reason, key) for key in keys] for reason, keys in ranked.items()]
+    for turn in itertools.zip_longest(*columns):
+        yield from (pair for pair in turn if pair is not None)
+
+
+# ------------------------------------------------------------------------------------------------ one row
+
+
+def render_clip(
+    sample: AVSample,
+    results: Mapping[str, SampleResult],
+    *,
+    reason: str,
+    load: Callable[[AVSample], AVClip] = load_clip,
+) -> GalleryClip:
+    """Read a row's media and turn them, with each run's answer, into what the page embeds.
+
+    Args:
+        sample: the row.
+        results: the row's result by name of the run.
+        reason: why it is shown.
+        load: reads the sample's media.
+
+    Raises:
+        MediaError: if a file cannot be read.
+    """
+    clip = load(sample)
+    num_frames, height, width = clip.gt_masks.shape
+    waveform = silence_of(sample) if clip.waveform is None else clip.waveform
+    shown = _shown_frames(num_frames, aspect=width / height)
+    gt_masks = clip.gt_masks[shown]
+    strip = _frame_strip(clip.frames[shown])
+    return GalleryClip(
+        sample=sample,
+        reason=reason,
+        frames=_image_uri(strip, "WEBP", quality=82, method=6),
+        size=strip.size,
+        shown=tuple(index + 1 for index in shown),
+        num_frames=num_frames,
+        truth=mask_overlay(gt_masks, gt_masks),
+        audio=_audio_uri(waveform),
+        waveform=waveform_path(waveform),
+        seconds=len(waveform) / SAMPLING_RATE,
+        loudness=loudness_dbfs(clip.waveform),
+        attempts=tuple(_attempt(name, result, gt_masks, shown) for name, result in results.items()),
+    )
+
+
+def silence_of(sample: AVSample) -> np.ndarray:
+    """What the page plays beside a clip without sound: (N,) zeros as long as its frames."""
+    return np.zeros(math.ceil(len(sample.frame_paths) / sample.fps * SAMPLING_RATE), dtype=np.float32)
+
+
+def mask_overlay(pred_masks: np.ndarray, gt_masks: np.ndarray) -> str:
+    """A transparent picture of where prediction and truth agree: PNG data URI, frames side by side.
+
+    Args:
+        pred_masks: (F, H, W) bool.
+        gt_masks: (F, H, W) bool.
+    """
+    hit, extra, missed = (
+        _strip_masks(masks) for masks in (pred_masks & gt_masks, pred_masks & ~gt_masks, gt_masks & ~pred_masks)
+    )
+    outline = _outline(hit | extra) | (_outline(hit | missed) & missed)
+    palette_index = _strip_masks(np.ones_like(pred_masks)).astype(np.uint8)  # 0 between the frames, 1 on them
+    for number, region in enumerate((hit, extra, missed), start=1):
+        palette_index[region] = 2 * number
+        palette_index[region & outline] = 2 * number + 1
+    image = Image.fromarray(palette_index)
+    image.putpalette([0] * 6 + [part for colour in _REGION_COLOURS.values() for part in colour * 2])
+    alpha = bytes([0, _VEIL_ALPHA, *(_FILL_ALPHA, 255) * len(_REGION_COLOURS)])
+    return _image_uri(image, "PNG", optimize=True, transparency=alpha)
+
+
+def waveform_path(waveform: np.ndarray) -> str:
+    """SVG path of a waveform's envelope, in a box 240 wide and 40 high.
+
+    The height is the square root of the peak: quiet sounds can be seen, and silence is a flat line.
+
+    Args:
+        waveform: (N,) float in [-1, 1].
+    """
+    bins = np.array_split(waveform, min(_WAVEFORM_BINS, len(waveform)))
+    heights = [max(float(np.abs(part).max()) ** 0.5, 0.02) for part in bins]
+    step = _WAVEFORM_BINS / len(bins)
+    upper = [f"{(at + 0.5) * step:.1f} {20 - 19 * height:.1f}" for at, height in enumerate(heights)]
+    lower = [f"{(at + 0.5) * step:.1f} {20 + 19 * height:.1f}" for at, height in enumerate(heights)]
+    return f"M{'L'.join([*upper, *reversed(lower)])}Z"
+
+
+def chain_lines(result: SampleResult) -> tuple[ChainLine, ...]:
+    """A greedy completion line by line, each step beside whether its claim is true (None where nobody knows)."""
+    greedy = result.greedy
+    verdicts = {"look": greedy.see, "listen": greedy.hear, "answer": greedy.category_correct}
+    return tuple(_chain_line(line.strip(), verdicts) for line in greedy.text.splitlines() if line.strip())
+
+
+def _chain_line(line: str, verdicts: Mapping[str, float | None]) -> ChainLine:
+    for step, label in STEP_LABELS.items():
+        if line.startswith(label):
+            verdict = verdicts.get(step)
+            return ChainLine(label, line.removeprefix(label).strip(), None if verdict is None else verdict == 1.0)
+    return ChainLine("", line, None)
+
+
+def _attempt(name: str, result: SampleResult, gt_masks: np.ndarray, shown: list[int]) -> Attempt:
+    pred_masks = decode_masks(result.greedy.pred_masks)[shown]
+    return Attempt(name, result, chain_lines(result), mask_overlay(pred_masks, gt_masks))
+
+
+def _shown_frames(num_frames: int, *, aspect: float) -> list[int]:
+    """Indices of as many evenly spaced frames as fit side by side."""
+    count = min(num_frames, max(_MIN_FRAMES, int(_MAX_STRIP_ASPECT / aspect)))
+    return np.linspace(0, num_frames - 1, count).round().astype(int).tolist()
+
+
+def _gap(frame_width: int) -> int:
+    """Pixels between two frames of a strip."""
+    return max(1, round(frame_width / 40))
+
+
+def _frame_strip(frames: np.ndarray) -> Image.Image:
+    """Frames (F, H, W, 3) side by side, transparent between them, at most 144 pixels high."""
+    num_frames, height, width = frames.shape[:3]
+    scale = min(1.0, _FRAME_HEIGHT / height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    gap = _gap(size[0])
+    strip = Image.new("RGBA", (num_frames * (size[0] + gap) - gap, size[1]))
+    for number, frame in enumerate(frames):
+        strip.paste(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS), (number * (size[0] + gap), 0))
+    return strip
+
+
+def _strip_masks(masks: np.ndarray) -> np.ndarray:
+    """Masks (F, H, W) side by side as `_frame_strip` lays the frames, small ones a whole number of times larger."""
+    num_frames, height, width = masks.shape
+    scale = min(1.0, _FRAME_HEIGHT / height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    factor = min(_MAX_MASK_SCALE, max(1, _FRAME_HEIGHT // size[1]))
+    gap = _gap(size[0])
+    strip = np.zeros((size[1], num_frames * (size[0] + gap) - gap), dtype=bool)
+    for number, mask in enumerate(masks):
+        left = number * (size[0] + gap)
+        strip[:, left : left + size[0]] = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+    return strip.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _outline(mask: np.ndarray) -> np.ndarray:
+    """Pixels of a mask (H, W) that touch the outside, two pixels wide."""
+    inside = mask
+    for _ in range(2):
+        padded = np.pad(inside, 1)
+        inside = inside & padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
+    return mask & ~inside
+
+
+def _image_uri(image: Image.Image, file_format: str, **options: object) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return f"data:image/{file_format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def _audio_uri(waveform: np.ndarray) -> str:
+    """Audio that a browser plays: WAV where the clip is short, MP3 where it is long."""
+    is_short = len(waveform) <= math.ceil(_WAV_SECONDS * SAMPLING_RATE)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, waveform, SAMPLING_RATE, format="WAV" if is_short else "MP3")
+    kind = "wav" if is_short else "mpeg"
+    return f"data:audio/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

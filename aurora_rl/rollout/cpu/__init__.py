@@ -1,0 +1,1 @@
+"""What vLLM and its weight transfer need on a machine without a GPU."""

@@ -1,0 +1,138 @@
+"""A clip of the benchmark in memory: a scene rendered, and the references asked of it."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from aurora_rl.synthetic.config import SPLITS, TRAINED_CATEGORIES, UNSEEN_CATEGORIES, SyntheticConfig
+from aurora_rl.synthetic.references import (
+    TYPE_WEIGHTS,
+    Reference,
+    absent_references,
+    pick_references,
+    references_of,
+    unheard_references,
+)
+from aurora_rl.synthetic.scene import (
+    Scene,
+    SoundEvent,
+    draw_scene,
+    one_sound,
+    render_frames,
+    render_muted_waveform,
+    render_waveform,
+    two_sounds,
+)
+
+#: Kinds of null clips in turn, with the prefix of their media ids: audio muted; audio of a clip whose sounding
+#: categories are not in view here; audio of any clip, where a category out of view is asked for.
+NULL_KINDS = (("muted", "null_m-"), ("crossed", "null_c-"), ("muted", "null_m-"), ("absent", "null_c-"))
+#: Trained categories among those a clip of test_u is drawn from, beside the unseen ones.
+NUM_TRAINED_IN_TEST_U = 2
+#: Scenes drawn before a wanted type of reference is given up; a few are the rule.
+MAX_DRAWS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticClip:
+    """One media id.
+
+    Attributes:
+        media_id: name of the media folder.
+        vid: the same without a null clip's prefix.
+        frames: (F, H, W, 3) uint8, RGB.
+        masks: (N, F, H, W) bool, visible part of the objects in view, from left to right.
+        waveform: (num_samples,) float32 in [-1, 1].
+        seen: categories in view, from left to right.
+        heard: categories that sound, in order of onset.
+        references: what the rows ask.
+    """
+
+    media_id: str
+    vid: str
+    frames: np.ndarray
+    masks: np.ndarray
+    waveform: np.ndarray
+    seen: tuple[str, ...]
+    heard: tuple[str, ...]
+    references: tuple[Reference, ...]
+
+
+def make_clip(config: SyntheticConfig, split: str, index: int) -> SyntheticClip:
+    """Clip `index` of a split whose references point at objects.
+
+    train asks `rows_per_clip` references of each clip; the other splits ask one, the types taking turns.
+    """
+    rng = _generator(config, split, index)
+    wanted_type = None if split == "train" else list(TYPE_WEIGHTS)[index % len(TYPE_WEIGHTS)]
+    scene, references = _draw_until(wanted_type, rng, config, split=split)
+    vid = f"{split}-{index:05d}_0_{round(1000 * config.seconds)}"
+    return SyntheticClip(
+        media_id=vid,
+        vid=vid,
+        frames=render_frames(scene, rng, config),
+        masks=scene.masks,
+        waveform=render_waveform(scene.sounds, rng, config),
+        seen=scene.seen,
+        heard=scene.heard,
+        references=tuple(pick_references(references, rng, count=config.rows_per_clip if split == "train" else 1)),
+    )
+
+
+def make_null_clip(config: SyntheticConfig, split: str, index: int, *, turn: int) -> SyntheticClip:
+    """The null twin of clip `index`: the same frames with other audio and references that point at nothing.
+
+    Args:
+        config: the benchmark's size.
+        split: split of the twin; the clips of test_n are twins of those of test_s, as in Ref-AVSBench.
+        index: index of the clip.
+        turn: which of `NULL_KINDS` it is, cyclically.
+    """
+    clip = make_clip(config, "test_s" if split == "test_n" else split, index)
+    rng = _generator(config, split, index, twin=True)
+    kind, prefix = NULL_KINDS[turn % len(NULL_KINDS)]
+    sounds = () if kind == "muted" else _sounds_from_elsewhere(rng, () if kind == "absent" else clip.seen)
+    references = absent_references(clip.seen, rng) if kind == "absent" else unheard_references(rng)
+    return dataclasses.replace(
+        clip,
+        media_id=prefix + clip.vid,
+        masks=np.zeros_like(clip.masks),
+        waveform=render_waveform(sounds, rng, config) if sounds else render_muted_waveform(rng, config),
+        heard=tuple(sound.category for sound in sounds),
+        references=tuple(pick_references(references, rng, count=config.rows_per_clip if split == "train" else 1)),
+    )
+
+
+def _generator(config: SyntheticConfig, split: str, index: int, *, twin: bool = False) -> np.random.Generator:
+    """A clip's own stream of random numbers, whatever is drawn for other clips."""
+    return np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(SPLITS.index(split), index, int(twin))))
+
+
+def _draw_until(
+    wanted_type: str | None, rng: np.random.Generator, config: SyntheticConfig, *, split: str
+) -> tuple[Scene, list[Reference]]:
+    """The first scene that allows a reference of the type (any, for None) and all its references of that type."""
+    for _ in range(MAX_DRAWS):
+        scene = draw_scene(rng, config, categories=_categories(split, rng))
+        references = references_of(scene, rng)
+        if split == "test_u":
+            references = [ref for ref in references if ref.category in UNSEEN_CATEGORIES]
+        if wanted_type is not None:
+            references = [ref for ref in references if ref.reference_type == wanted_type]
+        if references:
+            return scene, references
+    raise RuntimeError(f"no scene of {MAX_DRAWS} allows a reference of type {wanted_type!r} ({split}, {config})")
+
+
+def _categories(split: str, rng: np.random.Generator) -> Sequence[str]:
+    """What may be seen and heard in a clip."""
+    if split != "test_u":
+        return TRAINED_CATEGORIES
+    return [*UNSEEN_CATEGORIES, *rng.choice(TRAINED_CATEGORIES, NUM_TRAINED_IN_TEST_U, replace=False)]
+
+
+def _sounds_from_elsewhere(rng: np.random.Generator, seen: Sequence[str]) -> tuple[SoundEvent, ...]:
+    """One or two sounds as of another clip, none of a category of `seen`."""
+    others = [category for category in TRAINED_CATEGORIES if category not in seen]
+    return one_sound(rng, others) if rng.random() < 0.5 else two_sounds(rng, others)

@@ -1,0 +1,228 @@
+"""The files of a synthetic benchmark, in Ref-AVSBench's layout and with gold chains of thought.
+
+Last room of the generator: `clips` makes one media id after another in memory, and this module gives each its files.
+
+    media/<id>/frames/<f>.jpg, media/<id>/audio.wav
+    gt_mask/<id>/fid_<fid>/<0000f>.png       8-bit grey, {0, 255}
+    metadata.csv                             vid,uid,split,fid,exp
+    chains.jsonl                             gold chains of thought, keyed by uid and row
+"""
+
+import csv
+import dataclasses
+import json
+import multiprocessing
+import os
+import shutil
+import wave
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from aurora_rl.synthetic.clips import SyntheticClip, make_clip, make_null_clip
+from aurora_rl.synthetic.config import SyntheticConfig
+from aurora_rl.synthetic.references import gold_chain
+
+METADATA_COLUMNS = ("vid", "uid", "split", "fid", "exp")
+#: Share of null rows in train and val.
+NULL_SHARE = 0.15
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipTask:
+    """One media id to write: clip `index` of a split or, given its turn, the null twin of that clip."""
+
+    split: str
+    index: int
+    null_turn: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkRow:
+    """One line of metadata.csv and of chains.jsonl; the fields are named as in the files."""
+
+    vid: str
+    uid: str
+    split: str
+    fid: int
+    exp: str
+    category: str
+    steps: dict[str, str]
+    answer: str
+    reference_type: str
+    seen: tuple[str, ...]
+    heard: tuple[str, ...]
+
+
+def write_synthetic_benchmark(
+    out: Path, config: SyntheticConfig, *, num_workers: int = 1, overwrite: bool = False
+) -> None:
+    """Write a benchmark: the same bytes for the same config, whatever the number of workers.
+
+    (On one kind of machine: numpy's sine and Pillow's jpg may round differently on another, or in another version.)
+    The folder appears once everything in it is written, so that a killed run leaves no half benchmark.
+
+    Args:
+        out: folder to make.
+        config: size and seed of the benchmark.
+        num_workers: processes that write clips; a script that asks for several needs a `__main__` guard.
+        overwrite: replace the benchmark that is there.
+
+    Raises:
+        FileExistsError: if `out` is not empty and `overwrite` is off, or it holds something else than a benchmark.
+    """
+    tasks = _plan(config)
+    with _appearing_when_done(Path(out).resolve(), overwrite=overwrite) as folder:
+        clips = _map(partial(_write_clip, folder, config), tasks, num_workers=num_workers)
+        progress = tqdm(clips, total=len(tasks), unit="clip", disable=None)  # None: shown on a terminal only
+        rows = [row for rows_of_clip in progress for row in rows_of_clip]
+        _write_metadata(folder / "metadata.csv", rows)
+        _write_chains(folder / "chains.jsonl", rows)
+
+
+def _plan(config: SyntheticConfig) -> list[ClipTask]:
+    """Every media id, in the order of metadata.csv."""
+    tasks = []
+    for split in ("train", "val"):
+        twins_per_clip = NULL_SHARE / (1 - NULL_SHARE)
+        for index in range(getattr(config, split)):
+            tasks.append(ClipTask(split, index))
+            turn = int((index + 1) * twins_per_clip)
+            if turn > int(index * twins_per_clip):
+                tasks.append(ClipTask(split, index, null_turn=turn - 1))
+    tasks += [ClipTask(split, index) for split in ("test_s", "test_u") for index in range(getattr(config, split))]
+    return tasks + [ClipTask("test_n", index, null_turn=index) for index in range(config.test_n)]
+
+
+def _map(
+    function: Callable[[ClipTask], list[BenchmarkRow]], tasks: list[ClipTask], *, num_workers: int
+) -> Iterable[list[BenchmarkRow]]:
+    """`map` over processes, results in the order of the tasks."""
+    if num_workers <= 1:
+        yield from map(function, tasks)
+        return
+    # Spawned, not forked: the caller may hold threads (torch, tokenizers).
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, mp_context=context) as executor:
+        yield from executor.map(function, tasks, chunksize=max(1, min(32, len(tasks) // (4 * num_workers))))
+
+
+def _write_clip(root: Path, config: SyntheticConfig, task: ClipTask) -> list[BenchmarkRow]:
+    if task.null_turn is None:
+        clip = make_clip(config, task.split, task.index)
+    else:
+        clip = make_null_clip(config, task.split, task.index, turn=task.null_turn)
+    _write_frames(root / "media" / clip.media_id / "frames", clip.frames)
+    _write_wav(root / "media" / clip.media_id / "audio.wav", clip.waveform, sampling_rate=config.sampling_rate)
+    rows = _rows(clip, task.split)
+    for fid in sorted({row.fid for row in rows}):
+        # A null clip's masks are all empty, so its fid 0 is too.
+        _write_masks(root / "gt_mask" / clip.media_id / f"fid_{fid}", clip.masks[fid])
+    return rows
+
+
+def _rows(clip: SyntheticClip, split: str) -> list[BenchmarkRow]:
+    rows: list[BenchmarkRow] = []
+    count: Counter[str] = Counter()
+    for reference in clip.references:
+        count[reference.category] += 1
+        steps, answer = gold_chain(reference, seen=clip.seen, heard=clip.heard)
+        rows.append(
+            BenchmarkRow(
+                vid=clip.vid,
+                uid=f"{clip.media_id}_{reference.category}_{count[reference.category]}",
+                split=split,
+                fid=reference.target or 0,
+                exp=reference.sentence,
+                category=reference.category,
+                steps=steps,
+                answer=answer,
+                reference_type=reference.reference_type,
+                seen=clip.seen,
+                heard=clip.heard,
+            )
+        )
+    return rows
+
+
+def _write_frames(folder: Path, frames: np.ndarray) -> None:
+    folder.mkdir(parents=True)
+    for index, frame in enumerate(frames):
+        # Full chroma: at 64 px the usual 4:2:0 would smear a colour over half an object.
+        Image.fromarray(frame).save(folder / f"{index}.jpg", quality=95, subsampling="4:4:4")
+
+
+def _write_masks(folder: Path, masks: np.ndarray) -> None:
+    folder.mkdir(parents=True)
+    for index, mask in enumerate(masks):
+        Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{index:05d}.png")
+
+
+def _write_wav(path: Path, waveform: np.ndarray, *, sampling_rate: int) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(sampling_rate)
+        file.writeframes(np.round(waveform * 32767).astype("<i2").tobytes())
+
+
+def _write_metadata(path: Path, rows: list[BenchmarkRow]) -> None:
+    # The csv module ends lines by CRLF, as the official copy does.
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(METADATA_COLUMNS)
+        writer.writerows([getattr(row, column) for column in METADATA_COLUMNS] for row in rows)
+
+
+def _write_chains(path: Path, rows: list[BenchmarkRow]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for index, row in enumerate(rows):
+            record = {
+                "uid": row.uid,
+                "row": index,
+                "split": row.split,
+                "category": row.category,
+                "exp": row.exp,
+                "steps": row.steps,
+                "answer": row.answer,
+                "generator": "synthetic",
+                "verified": True,
+                "reference_type": row.reference_type,
+                "seen": row.seen,
+                "heard": row.heard,
+            }
+            file.write(json.dumps(record) + "\n")
+
+
+@contextmanager
+def _appearing_when_done(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A folder beside `out` to write into, renamed to `out` on success and removed on failure."""
+    _check_replaceable(out, overwrite=overwrite)
+    folder = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    replaced = out.with_name(f".{out.name}.replaced-{os.getpid()}")
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        # Renamed before it is removed: a run killed in between must not leave half of the old benchmark either.
+        if out.exists():
+            out.rename(replaced)
+        folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _check_replaceable(out: Path, *, overwrite: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{out} is not empty: choose another folder, or overwrite it with --overwrite")
+    if not (out / "metadata.csv").is_file():
+        raise FileExistsError(f"{out} holds no metadata.csv, so it is no benchmark and is not overwritten: remove it")

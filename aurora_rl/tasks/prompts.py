@@ -1,0 +1,162 @@
+"""What the model is told and how a chain of thought is written down.
+
+First room of the flow: a sample's reference becomes a chat message here, and a gold chain (steps + answer)
+becomes the completion text that SFT trains on and that `completions.parse_completion` reads back.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+from aurora_rl.data.sample import NULL_CATEGORY, AVSample
+
+SEG_TOKEN = "[SEG]"
+#: How every answer ends.
+FINAL_SENTENCE = f"It is {SEG_TOKEN}."
+
+#: What stands between reasoning that went wrong and the reasoning that corrects it (paper, reflective training).
+REFLECTION_TRIGGER = "Wait, let me reconsider."
+_ASKS_FOR_MASKS = re.compile(
+    # White space is read from the start of its run alone: a run of n characters would else be read n times.
+    rf"(?:(?<!\s)\s++)?\bit is\s*+{re.escape(SEG_TOKEN)}[ \t]*+\.?|(?:(?<![ \t])[ \t]++)?{re.escape(SEG_TOKEN)}",
+    re.IGNORECASE,
+)
+
+#: The steps before the answer, in the order they must appear (paper, figure of the reasoning pipeline).
+REASONING_STEPS = ("look", "listen", "read")
+#: How each step's paragraph opens in the text.
+STEP_LABELS = {"look": "Look:", "listen": "Listen:", "read": "Read:", "answer": "Answer:"}
+
+DEFAULT_INSTRUCTION = (
+    "Watch the frames, listen to the sound and find what this refers to: {reference}\n"
+    "Reason in four short paragraphs.\n"
+    "Look: what you see in the frames.\n"
+    "Listen: what you hear, in order.\n"
+    "Read: what the reference asks for.\n"
+    "Answer: end with 'the target is the <category>. It is [SEG].', "
+    "or with 'there is no such target. It is [SEG].'"
+)
+
+
+class PromptText(str):
+    """Text of a prompt that remembers which of it is the recipe's own; it is the plain text to everybody else.
+
+    Attributes:
+        own: the text without what came from outside, such as the instruction without its reference.
+    """
+
+    own: str
+
+    def __new__(cls, text: str, own: str) -> Self:
+        """Join both."""
+        prompt_text = super().__new__(cls, text)
+        prompt_text.own = own
+        return prompt_text
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # str's own has one argument
+        """What a copy in another process is made of."""
+        return str(self), self.own
+
+
+def answer_for(category: str) -> str:
+    """The final sentence pair of a completion, `NULL_CATEGORY` meaning that nothing is referred to."""
+    if category == NULL_CATEGORY:
+        return f"there is no such target. {FINAL_SENTENCE}"
+    return f"the target is the {category}. {FINAL_SENTENCE}"
+
+
+def teacher_answer(category: str) -> str:
+    """The forced answer of the distillation's teacher, which does not reason: `"It is drum [SEG]."`, for example."""
+    return f"It is {category} {SEG_TOKEN}."
+
+
+def without_seg(text: str) -> str:
+    """The text without what asks for masks: neither "It is [SEG]." nor any other `[SEG]` is left.
+
+    >>> without_seg("Answer: the target is the drum. It is [SEG].")
+    'Answer: the target is the drum.'
+    """
+    if SEG_TOKEN in text:
+        text = _without_nested_seg(_ASKS_FOR_MASKS.sub("", text))
+    return text.strip()
+
+
+def _without_nested_seg(text: str) -> str:
+    """Without the tokens that what stood around another makes up, such as `[SE[SEG]G]`, at whatever depth."""
+    kept: list[str] = []
+    for character in text:
+        kept.append(character)
+        if character == SEG_TOKEN[-1] and "".join(kept[-len(SEG_TOKEN) :]) == SEG_TOKEN:
+            del kept[-len(SEG_TOKEN) :]
+    return "".join(kept)
+
+
+def render_chain(steps: Mapping[str, str], answer: str) -> str:
+    """Join the reasoning steps and the answer into completion text, one labelled paragraph a line.
+
+    Args:
+        steps: text of each of `REASONING_STEPS`, without labels.
+        answer: the final sentences, see `answer_for`.
+
+    Returns:
+        For example `"Look: I see a drum.\\nListen: I hear a drum.\\nRead: ...\\nAnswer: the target is the drum.
+        It is [SEG]."`.
+
+    Raises:
+        ValueError: if a step is missing.
+    """
+    missing = [step for step in REASONING_STEPS if not steps.get(step)]
+    if missing:
+        raise ValueError(f"the chain of thought lacks the step(s) {missing}: give all of {list(REASONING_STEPS)}")
+    paragraphs = [f"{STEP_LABELS[step]} {steps[step].strip()}" for step in REASONING_STEPS]
+    return "\n".join([*paragraphs, f"{STEP_LABELS['answer']} {answer.strip()}"])
+
+
+def text_prompt(instruction: str = DEFAULT_INSTRUCTION) -> Callable[[AVSample], list[dict[str, Any]]]:
+    """Return what makes the message of a row without its media, which TRL logs and hands to rewards.
+
+    Args:
+        instruction: user text with a `{reference}` field; without it, the call raises a ValueError.
+    """
+    return lambda sample: build_messages(sample.reference, instruction=instruction)
+
+
+def build_messages(
+    reference: str,
+    *,
+    frames: Sequence[Any] | None = None,
+    has_audio: bool = True,
+    instruction: str = DEFAULT_INSTRUCTION,
+    system_prompt: str | None = None,
+    video_options: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Chat messages for one clip: frames as a video, then the audio, then the instruction.
+
+    Args:
+        reference: the referring sentence.
+        frames: the clip's frames (PIL images), or None for the text-only message stored in a dataset row.
+        has_audio: whether an audio part follows the video.
+        instruction: user text with a `{reference}` field.
+        system_prompt: optional system message.
+        video_options: extra keys of the video part, such as `max_pixels` and `sample_fps` (qwen-vl-utils).
+
+    Its texts are `PromptText`, by which a family's `encode` tells the reference, which is from outside, from the rest.
+
+    Raises:
+        ValueError: if the instruction has no `{reference}` field.
+    """
+    if "{reference}" not in instruction:
+        raise ValueError(
+            f"the instruction has no '{{reference}}' field, so no clip's question would be asked: {instruction!r}"
+        )
+    content: list[dict[str, Any]] = []
+    if frames is not None:
+        content.append({"type": "video", "video": list(frames), **(video_options or {})})
+    if frames is not None and has_audio:
+        content.append({"type": "audio"})
+    own = instruction.replace("{reference}", "")
+    content.append({"type": "text", "text": PromptText(instruction.replace("{reference}", reference), own)})
+    if not system_prompt:
+        return [{"role": "user", "content": content}]
+    system = {"role": "system", "content": [{"type": "text", "text": PromptText(system_prompt, system_prompt)}]}
+    return [system, {"role": "user", "content": content}]

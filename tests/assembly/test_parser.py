@@ -1,0 +1,76 @@
+"""How clips are put to a model: set by the user, else as its checkpoint says, else by default."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from peft import get_peft_model
+
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments
+from aurora_rl.assembly.model import peft_config
+from aurora_rl.assembly.parser import RecipeParser
+from aurora_rl.models.clip_options import ClipOptions
+from aurora_rl.models.encoding import PromptOptions
+from aurora_rl.models.loading import load_model, saved_clip_options
+
+CLIPS = ClipOptions(PromptOptions("Find {reference}", "Be brief.", 256, 4096), 4.0, 3, use_audio_in_video=True)
+
+
+@pytest.fixture
+def taught(loaded, tmp_path: Path) -> str:
+    """Folder of a model that was trained with `CLIPS`."""
+    loaded.remember_clips(CLIPS)
+    loaded.model.save_pretrained(tmp_path / "taught")
+    loaded.processor.save_pretrained(tmp_path / "taught")
+    return str(tmp_path / "taught")
+
+
+def parse(model: str, *options: str) -> DataArguments:
+    command = ["--model", model, "--data_root", "data", *options]
+    return RecipeParser((ModelArguments, DataArguments)).parse_args_and_config(command)[1]
+
+
+def test_what_nobody_sets_is_as_the_checkpoint_says(taught, caplog):
+    assert parse(taught) == DataArguments(
+        "data",
+        instruction="Find {reference}",
+        system_prompt="Be brief.",
+        min_pixels=256,
+        max_pixels=4096,
+        fps=4.0,
+        num_frames=3,
+        use_audio_in_video=True,
+    )
+    assert not caplog.records
+
+
+def test_a_checkpoint_that_does_not_tell_leaves_the_defaults(tiny_checkpoint, caplog):
+    assert saved_clip_options(tiny_checkpoint) is None
+    assert parse(tiny_checkpoint) == DataArguments("data")
+    assert parse(tiny_checkpoint, "--fps", "2") == DataArguments("data", fps=2.0)
+    assert not caplog.records
+
+
+def test_values_of_yaml_and_command_win_and_are_warned_of(taught, tmp_path, caplog):
+    config = tmp_path / "config.yaml"
+    config.write_text("instruction: '{reference}'\nmin_pixels: null\nmax_pixels: 65536\nfps: 4.0\n")
+    args = parse(taught, "--config", str(config), "--max_pixels", "1024", "--use_audio_in_video", "false")
+    assert (args.instruction, args.min_pixels, args.max_pixels, args.fps) == ("{reference}", None, 1024, 4.0)
+    assert (args.use_audio_in_video, args.system_prompt, args.num_frames) == (False, "Be brief.", 3)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{taught} was trained with instruction 'Find {{reference}}', here it is '{{reference}}'",
+        f"{taught} was trained with min_pixels 256, here it is None",
+        f"{taught} was trained with max_pixels 4096, here it is 1024",
+        f"{taught} was trained with use_audio_in_video True, here it is False",
+    ]
+
+
+def test_an_adapter_is_heard_before_what_lies_beneath(taught, tmp_path):
+    base = load_model(taught)
+    adapter = get_peft_model(base.model, peft_config(ModelArguments(model="", use_peft=True), base))
+    adapter.save_pretrained(tmp_path / "as_beneath")
+    dataclasses.replace(base, model=adapter).remember_clips(dataclasses.replace(CLIPS, fps=8.0))
+    adapter.save_pretrained(tmp_path / "further")
+    for folder, fps in (("as_beneath", 4.0), ("further", 8.0)):
+        assert parse(str(tmp_path / folder)).fps == fps
+        assert saved_clip_options(str(tmp_path / folder)) == load_model(str(tmp_path / folder)).clip_options
