@@ -19,10 +19,10 @@ BENCH_ARGS ?=
 # Tests of one file share a worker, so that its fixtures (tiny models, clips on disk) are made once.
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
-ROUNDING_TESTS := $(addprefix tests/, models/test_segmentation.py models/segmenters models/test_batch.py models/mllm \
-  models/test_rollout_states.py test_inference.py test_pipeline.py test_ablations.py test_metrics.py \
-  test_metrics_properties.py test_prediction_files.py test_rescoring.py test_evaluation.py trainers/test_grpo.py \
-  trainers/test_grpo_states.py cli/test_evaluate.py paths)
+ROUNDING_TESTS := $(addprefix tests/, models/test_grounding.py models/heads models/test_collate.py models/mllm \
+  models/test_rollout_states.py inference/test_predictor.py inference/test_pipeline.py test_metrics.py \
+  test_metrics_properties.py evaluation trainers/test_grpo.py trainers/test_grpo_states.py cli/test_evaluate.py \
+  paths/test_earlier_files.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup vllm demo demo-full smoke bench docs test test-rounding check lint format clean

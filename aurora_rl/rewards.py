@@ -22,6 +22,8 @@ from typing import Any, Protocol
 
 import torch
 
+from aurora_rl.moved import new_place
+
 _MAX_NAMED_SAMPLES = 4
 
 
@@ -177,9 +179,9 @@ def _load_module(name: str) -> ModuleType:
         # A module missing *inside* the reward's module is another problem and keeps its own traceback.
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise
-        raise RewardError(
-            f"no module named {error.name!r} for the reward {name!r}: install it, or name the file 'path/to/file.py'"
-        ) from error
+        moved = new_place(name)
+        advice = f"it is {moved!r} now" if moved else "install it, or name the file 'path/to/file.py'"
+        raise RewardError(f"no module named {error.name!r} for the reward {name!r}: {advice}") from error
 
 
 def _load_file(path: Path) -> ModuleType:

@@ -53,11 +53,11 @@ class DataArguments:
     """Which benchmark is read, and how a clip is put to the model.
 
     `fps`, `num_frames`, `instruction`, `system_prompt`, `min_pixels`, `max_pixels` and `use_audio_in_video` are, where
-    neither YAML nor the command line sets them, as the checkpoint says that it was trained (`recipe_parser`).
+    neither YAML nor the command line sets them, as the checkpoint says that it was trained (`assembly.parser`).
 
     Attributes:
         data_root: folder of the benchmark, for Ref-AVSBench the one with metadata.csv, media/ and gt_mask/.
-        benchmark: which one it is, a key of `assemble.LOADERS`.
+        benchmark: which one it is, a key of `assembly.benchmarks.LOADERS`.
         train_split: split to train on.
         eval_split: split for evaluation during training; None for none.
         max_eval_samples: so many rows of the eval split, drawn to cover as many clips as they can; None for all.
@@ -109,7 +109,7 @@ class TargetArguments:
     """What supervised fine-tuning makes the model say, and from which teacher it learns features.
 
     Attributes:
-        target: a key of `data.targets.TARGETS`: "teacher" (stage 0), "chain" (stage 1), "answer" (stage 1 without
+        target: a key of `tasks.targets.TARGETS`: "teacher" (stage 0), "chain" (stage 1), "answer" (stage 1 without
             chains), "reflection" or "reflection_learn_wrong" (stage 2).
         replay_share: share of the rows of reflective training that have no mistake and train their chain alone.
         teacher: directory or hub name of the distillation's teacher; None for no distillation.

@@ -32,7 +32,7 @@ class AVSample:
         audio_path: one audio file; None for a clip without sound.
         mask_paths: F mask files; empty for a null reference that ships none.
         reference_type: kind of reference where the benchmark tells ("space", "audio order", ...).
-        chain: gold completion text (`prompts.render_chain`), where there is one.
+        chain: gold completion text (`tasks.prompts.render_chain`), where there is one.
         wrong: chain of thought that a model once gave to this row and that is wrong, without `[SEG]`, where there is
             one; reflective training puts it before `chain`.
         seen: true categories in view, where known.

@@ -193,7 +193,7 @@ def loading_parts(
 
 
 def _build_teacher(teacher: str | None, args: ModelArguments) -> MetaModel | None:
-    """Whole on every process, in the student's dtype (`assemble.assemble_teacher`)."""
+    """Whole on every process, in the student's dtype (`assembly.teacher.assemble_teacher`)."""
     return None if teacher is None else build_meta_model(ModelArguments(model=teacher, dtype=args.dtype), Launch())
 
 

@@ -157,7 +157,7 @@ class Predictor:
         """The ids of each row's completion, its end of turn included, see `models.end_of_turn`.
 
         Args:
-            rows: from `encode`; those of one clip share its media, see `batch.distinct_media`.
+            rows: from `encode`; those of one clip share its media, see `collate.distinct_media`.
             noise: draws one sequence a row; None for greedy decoding.
         """
         tokenizer = self.encode.tokenizer

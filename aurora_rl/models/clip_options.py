@@ -44,7 +44,7 @@ class ClipOptions:
         )
 
     def to_arguments(self) -> dict[str, Any]:
-        """The options as `config.DataArguments` names them."""
+        """The options as `assembly.arguments.DataArguments` names them."""
         fields = self.to_dict()
         return {**fields.pop("prompt"), **fields}
 

@@ -20,7 +20,7 @@ class SFTCollator:
     Args:
         encode: turns a sample into tensors.
         seg_token_id: id of `[SEG]`.
-        target: what a sample is trained to say, one of `data.targets`.
+        target: what a sample is trained to say, one of `tasks.targets`.
     """
 
     def __init__(self, encode: SampleEncoder, seg_token_id: int, target: Callable[[AVSample], Target]) -> None:

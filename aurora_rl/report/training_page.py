@@ -29,7 +29,7 @@ FilePath = str | Path
 
 @dataclasses.dataclass(frozen=True)
 class ReportResults:
-    """Evaluation files (`predictions.write_results`) that the page compares, all of the same rows.
+    """Evaluation files (`records.write_results`) that the page compares, all of the same rows.
 
     Attributes:
         before: of the model that reinforcement learning started from.

@@ -28,7 +28,7 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
     """TRL's SFTTrainer with a mask loss and feature distillation.
 
     Args:
-        *args, **kwargs: as in TRL. The collator is `models.batch.SFTCollator`, for distillation within one of
+        *args, **kwargs: as in TRL. The collator is `models.collate.SFTCollator`, for distillation within one of
             `models.teacher_features`.
         teacher: the live teacher of a `LiveTeacherCollator`.
     """

@@ -108,7 +108,7 @@ class MLLMFamily(abc.ABC):
         Args:
             features: media tensors of the batch's U distinct clips.
             media_index: which of them each of the B rows has. What the towers read is joined once a clip, what
-                describes it (grids, lengths) once a row; run the model under `segmentation.shared_media`.
+                describes it (grids, lengths) once a row; run the model under `grounding.shared_media`.
 
         Raises:
             ValueError: if some clips lack a medium that others have.

@@ -78,7 +78,7 @@ def test_training_categories_are_read_without_media(data_args, tmp_path, caplog)
     expected = {sample.category for sample in load_split(data_args, "train") if not sample.is_null}
     data_args.data_root = str(tmp_path)
     assert find_train_categories(data_args) == expected and len(expected) > 1
-    caplog.set_level("INFO", "aurora_rl.assembly.assemble")
+    caplog.set_level("INFO", "aurora_rl.assembly.benchmarks")
     data_args.train_split = "practice"
     assert find_train_categories(data_args) == set()
     assert "new and seen categories are not told apart" in caplog.text and "'practice'" in caplog.text
