@@ -11,9 +11,6 @@ overlay.mp4     the clip with its masks drawn, its sound kept
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from pycocotools import mask as coco_mask
 
 from aurora_rl.data.footage import Picture
 from aurora_rl.data.run_lengths import encode_masks
+from aurora_rl.files.atomic import whole_entries
 from aurora_rl.inference.overlay import OverlayVideo, colour_of, draw_masks
 from aurora_rl.inference.pipeline import MASK_THRESHOLD, ClipAnswer, WindowAnswer
 from aurora_rl.inference.propagation import FrameMasks
@@ -62,14 +60,13 @@ def write_answer(
         folder: from `check_folder`.
         model: where the answers come from.
         every_frame: whether masks are written of every picture, not only of the sampled ones.
+
+    Raises:
+        OSError: if they cannot be written, naming the file or the folder; an earlier answer is unchanged.
     """
-    with tempfile.TemporaryDirectory(prefix=".answer-", dir=folder) as beside:
-        new = Path(beside)
+    with whole_entries(folder) as new:
         _write_files(answer, pictures, new, every_frame=every_frame)
         _write_json(new / "answer.json", {"model": model, **answer_record(answer)})
-        for name in FILES:
-            _remove(folder / name)
-            os.replace(new / name, folder / name)
 
 
 def _write_files(answer: ClipAnswer, pictures: Iterator[FrameMasks], folder: Path, *, every_frame: bool) -> None:
@@ -195,13 +192,6 @@ class _MaskFiles:
         if probs.shape[1:] != self.size:
             probs = torch.nn.functional.interpolate(probs[None], size=self.size, mode="bilinear")[0]
         return (probs > MASK_THRESHOLD).numpy()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:
