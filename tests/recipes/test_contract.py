@@ -75,8 +75,8 @@ TRAINED = (
 )
 #: The last function of a killed run's process, by script.
 KILLED_AFTER = {
-    "recipes/evaluate.py": "aurora_rl.files.resume_file:ResumeFile.append",
-    "data_prep/collect_mistakes.py": "data_prep.journal:RecordLog.append",
+    "recipes/evaluate.py": "aurora_rl.files.journal:Journal.append",
+    "data_prep/collect_mistakes.py": "aurora_rl.files.journal:Journal.append",
     "recipes/init_tiny.py": "transformers:PreTrainedModel.save_pretrained",
 }
 #: Recipes that leave a file, and no checkpoint.
