@@ -35,13 +35,11 @@ class UnsafeCheckpointError(ValueError):
 
 @contextlib.contextmanager
 def deepspeed_loads_weights_alone() -> Iterator[None]:
-    """While the block runs, transformers makes DeepSpeed resume, or load the best checkpoint, without unpickling.
-
-    A checkpoint that lacks a trained weight, or holds it in another shape, is a `CheckpointError` there.
-    """
+    """While the block runs, transformers makes DeepSpeed resume, or load the best checkpoint, without unpickling."""
     load_checkpoint = transformers.trainer.deepspeed_load_checkpoint
 
     def load_weights_alone(engine: Any, checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        # A trained weight that the checkpoint lacks, or holds in another shape, is a CheckpointError.
         with weights_alone(), trained_weights_are_loaded(checkpoint, engine.module):
             load_checkpoint(engine, checkpoint, *args, **kwargs)
 
