@@ -8,10 +8,8 @@ import pytest
 import torch
 import transformers.trainer
 from deepspeed.runtime.engine import DeepSpeedEngine
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
-from aurora_rl.assemble import peft_config
-from aurora_rl.config import ModelArguments
 from aurora_rl.models.checkpoint_files import CheckpointError
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.trainers.safe_loading import (
@@ -85,7 +83,8 @@ def test_transformers_loads_weights_alone_while_a_run_trains(tmp_path: Path) -> 
 
 @pytest.fixture
 def adapted(loaded: LoadedModel) -> PeftModel:
-    return get_peft_model(loaded.model, peft_config(ModelArguments(model="", use_peft=True, lora_r=2), loaded))
+    saved = ["seg_head", "embed_tokens", "lm_head"]
+    return get_peft_model(loaded.model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=saved))
 
 
 class LoadingEngine:
