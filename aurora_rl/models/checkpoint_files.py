@@ -14,6 +14,7 @@ from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from aurora_rl.files.plain import check_plain_file, parse_json, read_text_file
 
@@ -112,6 +113,29 @@ def check_adapter_is_whole(name_or_path: str, weights: str | os.PathLike[str], m
     expected = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
     if missing := expected.keys() - found:
         raise CheckpointError(f"{name_or_path} lacks the weight {_some(missing)}: {REMEDY}")
+
+
+@contextlib.contextmanager
+def trained_weights_are_loaded(name_or_path: str, model: nn.Module) -> Iterator[None]:
+    """While the block runs, `load_state_dict` of a model refuses a state that lacks a weight which is trained.
+
+    DeepSpeed loads PEFT's models without asking, because their frozen weights are not in its file.
+
+    Raises:
+        CheckpointError: from `load_state_dict`, naming the weights.
+    """
+
+    def refuse_missing(model: nn.Module, incompatible: Any) -> None:
+        trained = {name for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad}
+        if missing := trained.intersection(incompatible.missing_keys):
+            raise CheckpointError(f"{name_or_path} lacks the weight {_some(missing)}: {REMEDY}")
+
+    hook = model.register_load_state_dict_post_hook(refuse_missing)
+    try:
+        with named_weights(name_or_path):
+            yield
+    finally:
+        hook.remove()
 
 
 def _check_index(path: Path) -> None:
