@@ -1,4 +1,4 @@
-"""MkDocs hook: every key of every recipe and tool, and every option of the commands, from the parsers themselves."""
+"""MkDocs hook: every key of every recipe and tool, and every option of the commands, from their parsers."""
 
 from __future__ import annotations
 
@@ -42,13 +42,15 @@ SCRIPTS = [
     "benchmarks/reward_time.py",
     "benchmarks/idle_share.py",
     "benchmarks/gpu_step.py",
-    "benchmarks/metrics.py",
+    "benchmarks/f_measure.py",
     "benchmarks/vllm_parity.py",
 ]
 COMMAND = "aurora_rl/cli/__main__.py"
-#: Words that a command begins with.
+#: Starts of a command.
 PROGRAMS = ("accelerate ", "aurora-rl ", "python ", "vllm ")
-#: Where the keys are explained that a class inherits from a library.
+#: Modules whose classes are not ours.
+LIBRARIES = ("trl.", "transformers.", "builtins")
+#: Pages that explain the keys which a class inherits from a library.
 INHERITED = {
     "SFTConfig": "https://huggingface.co/docs/trl/sft_trainer#trl.SFTConfig",
     "GRPOConfig": "https://huggingface.co/docs/trl/grpo_trainer#trl.GRPOConfig",
@@ -77,7 +79,7 @@ built.
 
 
 def configuration_page() -> str:
-    """Which classes each script reads, then each class with its keys."""
+    """Return the page: the classes that each script reads, then each class with its keys."""
     read = {script: getattr(script_parser(script), "dataclass_types", []) for script in SCRIPTS}
     classes = list(dict.fromkeys(cls for kinds in read.values() for cls in kinds))
     lines = [
@@ -95,22 +97,20 @@ def _class_section(cls: type) -> str:
     rows = (
         _row(field.name, _type_name(types[field.name]), _default(field), _meaning(field, documented)) for field in own
     )
-    return f"\n## {cls.__name__}\n\n{_summary(cls)}\n\n{_table('key', rows)}{_inherited(cls, own)}"
+    summary = " ".join(inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].split())
+    return f"\n## {cls.__name__}\n\n{summary}\n\n{_table('key', rows)}{_inherited(cls, own)}"
 
 
 def own_fields(cls: type) -> list[dataclasses.Field]:
-    """The fields that a class declares here, in order; of a subclass of TRL's, those that it adds or sets."""
+    """Return the fields that a class declares, in order; a subclass of TRL's classes has those that it adds or sets."""
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    declared = [name for base in reversed(cls.__mro__) if _is_ours(base) for name in inspect.get_annotations(base)]
+    bases = [base for base in reversed(cls.__mro__) if not base.__module__.startswith(LIBRARIES)]
+    declared = [name for base in bases for name in inspect.get_annotations(base)]
     return [fields[name] for name in dict.fromkeys(declared) if name in fields]
 
 
-def _is_ours(cls: type) -> bool:
-    return not cls.__module__.startswith(("trl.", "transformers.", "builtins"))
-
-
 def attribute_texts(cls: type) -> dict[str, str]:
-    """What the section `Attributes:` of a class's docstring says of each."""
+    """Return the text of each attribute, from the section `Attributes:` of a class's docstring."""
     _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
     texts: dict[str, str] = {}
     name = ""
@@ -121,10 +121,6 @@ def attribute_texts(cls: type) -> dict[str, str]:
         elif name:
             texts[name] += f" {line.strip()}"
     return texts
-
-
-def _summary(cls: type) -> str:
-    return " ".join(inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].split())
 
 
 def _inherited(cls: type, own: list[dataclasses.Field]) -> str:
@@ -165,7 +161,7 @@ options.
 
 
 def commands_page() -> str:
-    """Each sub-command of `aurora-rl`, then each script."""
+    """Return the page: each sub-command of `aurora-rl`, then each script."""
     parser = script_parser(COMMAND)
     commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     sections = [_command_section(f"aurora-rl {name}", sub) for name, sub in commands.choices.items()]
@@ -184,7 +180,7 @@ def _command_section(title: str, parser: argparse.ArgumentParser) -> str:
 
 
 def _description(text: str) -> str:
-    """What a program says of itself: written for a terminal, its lines run on here, but for its commands."""
+    """Turn a program's description for a terminal into Markdown: join its lines, except those of its commands."""
     paragraphs = re.split(r"\n\s*\n", text.strip("\n"))
     return "\n\n".join(
         f"```bash\n{inspect.cleandoc(paragraph)}\n```"
@@ -241,7 +237,7 @@ def _value(value: Any) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text in a cell of a table: what reads as HTML or Markdown, or ends the cell, is escaped outside code."""
+    """Escape a text for a table's cell: characters of HTML and Markdown, and those that end the cell, outside code."""
     parts = text.split("`")
     parts[::2] = [re.sub(r"([\[*_|])", r"\\\1", part.replace("<", "&lt;")) for part in parts[::2]]
     return "`".join(parts)
