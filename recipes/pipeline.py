@@ -9,7 +9,6 @@ a closed terminal stops the running stages, which write a checkpoint; the same c
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import contextlib
 import hashlib
@@ -28,6 +27,7 @@ from typing import Any
 
 import psutil
 
+from aurora_rl.assembly.options import OptionParser
 from aurora_rl.files.atomic import write_whole
 from aurora_rl.files.output_lock import OutputInUseError, hold
 from aurora_rl.files.plain import check_plain_file
@@ -308,7 +308,7 @@ def redo(plan: Plan, names: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__)
     parser.add_argument("--config", required=True, help="the pipeline's YAML file")
     parser.add_argument("--output_dir", help="instead of the file's")
     parser.add_argument("--jobs", type=int, default=1, help="stages that run at a time")

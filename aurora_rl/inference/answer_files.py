@@ -11,9 +11,6 @@ overlay.mp4     the clip with its masks drawn, and its sound
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from pycocotools import mask as coco_mask
 
 from aurora_rl.data.footage import Picture
 from aurora_rl.data.run_lengths import encode_masks
+from aurora_rl.files.atomic import whole_entries
 from aurora_rl.inference.overlay import OverlayVideo, colour_of, draw_masks
 from aurora_rl.inference.pipeline import MASK_THRESHOLD, ClipAnswer, WindowAnswer
 from aurora_rl.inference.propagation import FrameMasks
@@ -62,18 +60,13 @@ def write_answer(
         folder: folder that `check_folder` has checked.
         model: hub name or folder of the model.
         every_frame: whether masks of every picture are written, not only of the sampled ones.
+
+    Raises:
+        OSError: if they cannot be written, naming the file or the folder; an earlier answer is unchanged.
     """
-    with tempfile.TemporaryDirectory(prefix=".answer-", dir=folder) as beside:
-        new = Path(beside)
+    with whole_entries(folder) as new:
         _write_files(answer, pictures, new, every_frame=every_frame)
         _write_json(new / "answer.json", {"model": model, **answer_record(answer)})
-        for name in FILES:
-            earlier = folder / name
-            if earlier.is_dir() and not earlier.is_symlink():
-                shutil.rmtree(earlier)
-            else:
-                earlier.unlink(missing_ok=True)
-            os.replace(new / name, earlier)
 
 
 def _write_files(answer: ClipAnswer, pictures: Iterator[FrameMasks], folder: Path, *, every_frame: bool) -> None:

@@ -10,10 +10,10 @@ import contextlib
 import os
 import pickle
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
-from unittest import mock
 
 import torch
 import transformers.trainer
@@ -40,7 +40,7 @@ def deepspeed_loads_weights_alone() -> Iterator[None]:
         with weights_alone():
             load_checkpoint(*args, **kwargs)
 
-    with mock.patch.object(transformers.trainer, "deepspeed_load_checkpoint", load_weights_alone):
+    with _replaced(transformers.trainer, "deepspeed_load_checkpoint", load_weights_alone):
         yield
 
 
@@ -64,7 +64,7 @@ def weights_alone() -> Iterator[None]:
             ) from None
 
     plain = torch.serialization.safe_globals([pkgutil.resolve_name(name) for name in PLAIN_CLASSES])
-    with plain, mock.patch.object(torch, "load", load_weights):
+    with plain, _replaced(torch, "load", load_weights):
         yield
 
 
@@ -79,3 +79,14 @@ def refuse_pickled_index(checkpoint: Path) -> None:
             f"{index} is a pickled index, which could run code when it is opened: train with fsdp_state_dict_type "
             "FULL_STATE_DICT, whose checkpoints hold weights alone"
         )
+
+
+@contextlib.contextmanager
+def _replaced(module: ModuleType, name: str, value: Callable[..., Any]) -> Iterator[None]:
+    """While the block runs, a module's function is another one, in every thread."""
+    former = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, former)

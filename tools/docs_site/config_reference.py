@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # a hook is run from its own folder
     sys.path.append(str(ROOT))
 
+from aurora_rl.assembly.parser import INHERITED, inherited_from, own_fields, summary  # noqa: E402
 from tools.script_parser import script_parser  # noqa: E402
 
 SCRIPTS = [
@@ -48,13 +49,6 @@ SCRIPTS = [
 COMMAND = "aurora_rl/cli/__main__.py"
 #: Starts of a command.
 PROGRAMS = ("accelerate ", "aurora-rl ", "python ", "vllm ")
-#: Modules whose classes are not ours.
-LIBRARIES = ("trl.", "transformers.", "builtins")
-#: Pages that explain the keys which a class inherits from a library.
-INHERITED = {
-    "SFTConfig": "https://huggingface.co/docs/trl/sft_trainer#trl.SFTConfig",
-    "GRPOConfig": "https://huggingface.co/docs/trl/grpo_trainer#trl.GRPOConfig",
-}
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -97,16 +91,7 @@ def _class_section(cls: type) -> str:
     rows = (
         _row(field.name, _type_name(types[field.name]), _default(field), _meaning(field, documented)) for field in own
     )
-    summary = " ".join(inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].split())
-    return f"\n## {cls.__name__}\n\n{summary}\n\n{_table('key', rows)}{_inherited(cls, own)}"
-
-
-def own_fields(cls: type) -> list[dataclasses.Field]:
-    """Return the fields that a class declares, in order; a subclass of TRL's classes has those that it adds or sets."""
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    bases = [base for base in reversed(cls.__mro__) if not base.__module__.startswith(LIBRARIES)]
-    declared = [name for base in bases for name in inspect.get_annotations(base)]
-    return [fields[name] for name in dict.fromkeys(declared) if name in fields]
+    return f"\n## {cls.__name__}\n\n{summary(cls)}\n\n{_table('key', rows)}{_inherited(cls, own)}"
 
 
 def attribute_texts(cls: type) -> dict[str, str]:
@@ -124,7 +109,7 @@ def attribute_texts(cls: type) -> dict[str, str]:
 
 
 def _inherited(cls: type, own: list[dataclasses.Field]) -> str:
-    base = next((base.__name__ for base in cls.__mro__ if base.__name__ in INHERITED), None)
+    base = inherited_from(cls)
     if base is None:
         return ""
     names = {field.name for field in own}

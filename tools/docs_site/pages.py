@@ -1,7 +1,7 @@
 """MkDocs hook: it includes pages from elsewhere in the repository, and resolves links that leave the site.
 
 README.md and the READMEs of the tools are read on GitHub and here, so they are included unchanged. A link to a file
-that is a page here leads to the page; a link to any other file becomes its text, since the site has no copy of the code.
+that is a page here leads to the page; a link to another file becomes its text, since the site has no copy of the code.
 """
 
 from __future__ import annotations
