@@ -1,4 +1,4 @@
-"""A recipe's YAML and command line: what they leave open of how clips are put to a model is as its checkpoint says."""
+"""A recipe's YAML and command line; how clips are given to a model defaults to what its checkpoint says."""
 
 from __future__ import annotations
 
