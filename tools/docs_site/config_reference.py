@@ -28,7 +28,7 @@ SCRIPTS = [
     "recipes/evaluate.py",
     "recipes/init_tiny.py",
     "recipes/demo.py",
-    "recipes/pipeline.py",
+    "recipes/run_stages.py",
     "recipes/compare_stages.py",
     "data_prep/make_synthetic.py",
     "data_prep/generate_cot.py",
