@@ -1,4 +1,4 @@
-"""From measured seconds to Markdown tables; every number is a median over the repeats."""
+"""Markdown tables of measured seconds; every number is a median over the repeats."""
 
 from __future__ import annotations
 

@@ -37,23 +37,19 @@ def script_parser(script: str) -> argparse.ArgumentParser:
     Raises:
         ValueError: if it reads no command line.
     """
+
+    def stop(parser: argparse.ArgumentParser, *_args: Any, **_kwargs: Any) -> NoReturn:
+        raise ParserReached(parser)
+
+    stopping = mock.patch.object(argparse.ArgumentParser, "parse_known_args", stop)
     # Scripts import their neighbours from the root, as `python -m` and pytest do.
     path = mock.patch.object(sys, "path", [str(ROOT), *sys.path])
-    with _stopped_at_parser(), _levels_kept(), mock.patch.object(sys, "argv", [script]), path:
+    with stopping, _levels_kept(), mock.patch.object(sys, "argv", [script]), path:
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")
         except ParserReached as reached:
             return reached.parser
     raise ValueError(f"{script} ran to its end without reading a command line")
-
-
-@contextlib.contextmanager
-def _stopped_at_parser() -> Iterator[None]:
-    def stop(parser: argparse.ArgumentParser, *_args: Any, **_kwargs: Any) -> NoReturn:
-        raise ParserReached(parser)
-
-    with mock.patch.object(argparse.ArgumentParser, "parse_known_args", stop):
-        yield
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from aurora_rl.tasks.prompts import DEFAULT_INSTRUCTION
 
 @dataclasses.dataclass
 class ModelArguments:
-    """Which model is trained, and how much of it.
+    """The model to train, and how much of it is trained.
 
     Attributes:
         model: hub name or directory of an MLLM, of a model trained here, or of a LoRA adapter.
@@ -51,7 +51,7 @@ class ModelArguments:
 
 @dataclasses.dataclass
 class DataArguments:
-    """Which benchmark is read, and how a clip is given to the model.
+    """The benchmark to read, and how a clip is given to the model.
 
     If neither YAML nor the command line sets `fps`, `num_frames`, `instruction`, `system_prompt`, `min_pixels`,
     `max_pixels` or `use_audio_in_video`, the value is that of the checkpoint's training (`assembly.parser`).
@@ -137,7 +137,7 @@ class TargetArguments:
 
 @dataclasses.dataclass
 class RewardArguments:
-    """Which rewards the policy is trained on; their weights are TRL's `reward_weights`."""
+    """The rewards that the policy is trained on; their weights are TRL's `reward_weights`."""
 
     reward_funcs: list[str] = dataclasses.field(
         default_factory=lambda: [

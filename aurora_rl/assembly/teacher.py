@@ -12,7 +12,7 @@ from aurora_rl.assembly.encoder import prompt_options
 from aurora_rl.caches.teacher_features import TeacherFeatures
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.models.encoding import PromptOptions, SampleEncoder
-from aurora_rl.models.loading import LoadedModel, load_model
+from aurora_rl.models.loading import load_model
 from aurora_rl.models.sharding import loading_whole
 from aurora_rl.models.teacher import Teacher, teacher_fingerprint
 from aurora_rl.tasks.targets import TARGETS, Target
@@ -37,7 +37,12 @@ def assemble_teacher(args: TargetArguments, model_args: ModelArguments, data_arg
     """
     with loading_whole():
         loaded = load_model(_teacher_name(args), dtype=model_args.dtype, is_trainable=False)
-    return Teacher(loaded, _teacher_encoder(args, data_args, loaded))
+
+    def no_frames(sample: AVSample, clip: AVClip) -> torch.Tensor:
+        return torch.zeros(len(clip.frames), 1)  # the teacher's mask decoder does not run
+
+    options = _teacher_options(args, data_args)
+    return Teacher(loaded, SampleEncoder(loaded.family, loaded.processor, no_frames, options=options))
 
 
 def stored_features(
@@ -75,10 +80,3 @@ def _teacher_name(args: TargetArguments) -> str:
 def _teacher_options(args: TargetArguments, data_args: DataArguments) -> PromptOptions:
     options = prompt_options(data_args)
     return dataclasses.replace(options, instruction=args.teacher_instruction or options.instruction)
-
-
-def _teacher_encoder(args: TargetArguments, data_args: DataArguments, loaded: LoadedModel) -> SampleEncoder:
-    def no_frames(sample: AVSample, clip: AVClip) -> torch.Tensor:
-        return torch.zeros(len(clip.frames), 1)  # the teacher's mask decoder does not run
-
-    return SampleEncoder(loaded.family, loaded.processor, no_frames, options=_teacher_options(args, data_args))

@@ -13,7 +13,6 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from peft import PeftModel
-from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from aurora_rl.export.model_card import CardDetails, write_model_card
@@ -58,7 +57,7 @@ def export_for_hub(name_or_path: str, folder: str | Path, options: HubExport, de
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not an empty folder: name a new one, what lies there would be published too")
+        raise ValueError(f"{folder} is not an empty folder: name a new one, as its files would be published too")
     check_checkpoint_files(name_or_path)
     adapter_config = find_adapter_config_file(name_or_path)
     if adapter_config is None and not has_segmenter(name_or_path):
@@ -68,7 +67,10 @@ def export_for_hub(name_or_path: str, folder: str | Path, options: HubExport, de
     _name_image_encoder(loaded, options.image_encoder)
     if isinstance(loaded.model, PeftModel) and options.merge:
         loaded = dataclasses.replace(loaded, model=loaded.model.merge_and_unload())
-        _declare_ties(loaded.model)
+        # LoRA's saved modules may have separated the LM head from the embeddings.
+        are_tied = loaded.model.get_output_embeddings().weight is loaded.model.get_input_embeddings().weight
+        for config in (loaded.model.config, loaded.model.config.get_text_config()):
+            config.tie_word_embeddings = are_tied
     _save(loaded, folder, base_model)
     write_model_card(folder, loaded, details, base_model=base_model)
     return folder
@@ -125,13 +127,6 @@ def _name_image_encoder(loaded: LoadedModel, image_encoder: str | None) -> None:
             f"the mask decoder reads its image encoder from {checkpoint}, which others do not have: name the same "
             "weights on the hub by --image_encoder, such as facebook/sam-vit-huge"
         )
-
-
-def _declare_ties(model: PreTrainedModel) -> None:
-    """Set in all configs whether LM head and embeddings share weights; LoRA's saved modules separate them."""
-    are_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    for config in (model.config, model.config.get_text_config()):
-        config.tie_word_embeddings = are_tied
 
 
 def _save(loaded: LoadedModel, folder: Path, base_model: str | None) -> None:

@@ -156,11 +156,14 @@ def commands_page() -> str:
 
 
 def _command_section(title: str, parser: argparse.ArgumentParser) -> str:
-    rows = (
-        _row(_option_names(action), _option_value(action), _option_default(action), _escape(_option_help(action)))
-        for action in parser._actions
-        if action.help != argparse.SUPPRESS and not isinstance(action, argparse._HelpAction)
-    )
+    rows = []
+    for action in parser._actions:
+        if action.help != argparse.SUPPRESS and not isinstance(action, argparse._HelpAction):
+            names = ", ".join(action.option_strings) or str(action.metavar or action.dest)
+            has_default = not action.required and action.default not in (None, argparse.SUPPRESS)
+            default = _value(action.default) if has_default else ""
+            text = (action.help or "").replace("%%", "%").replace("(default: %(default)s)", "").strip()
+            rows.append(_row(names, _option_value(action), default, _escape(text)))
     return f"\n## {title}\n\n{_description(parser.description or '')}\n\n{_table('option', rows)}"
 
 
@@ -175,10 +178,6 @@ def _description(text: str) -> str:
     )
 
 
-def _option_names(action: argparse.Action) -> str:
-    return ", ".join(action.option_strings) or str(action.metavar or action.dest)
-
-
 def _option_value(action: argparse.Action) -> str:
     if action.nargs == 0:
         return ""
@@ -187,16 +186,6 @@ def _option_value(action: argparse.Action) -> str:
     named = " ".join(action.metavar) if isinstance(action.metavar, tuple) else action.metavar
     value = named or str(getattr(action.type, "__name__", "str")).strip("_")
     return f"{value} ..." if action.nargs in ("+", "*") else value
-
-
-def _option_default(action: argparse.Action) -> str:
-    if action.required:
-        return ""
-    return "" if action.default in (None, argparse.SUPPRESS) else _value(action.default)
-
-
-def _option_help(action: argparse.Action) -> str:
-    return (action.help or "").replace("%%", "%").replace("(default: %(default)s)", "").strip()
 
 
 # ------------------------------------------------------------------------------------- tables
