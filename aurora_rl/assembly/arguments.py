@@ -67,8 +67,8 @@ class DataArguments:
         chains: JSONL with chains of thought, keyed by uid and row; relative to `data_root`.
         reflections: JSONL with chains that went wrong and their corrections, from `data_prep/correct_cot.py`.
         fps: frames a second of the stored frames; for Ref-AVSBench only, as the other benchmarks define it.
-        num_frames: for Ref-AVSBench, number of frames that a clip must have, None for any number; for OmniAVS, upper
-            limit of evenly spaced frames, None for all; AVSBench defines it.
+        num_frames: number of frames that a clip of Ref-AVSBench must have, None for any number; of OmniAVS, upper limit
+            of evenly spaced frames, None for all; AVSBench defines it.
         mask_cache: folder for OmniAVS's masks as PNG files.
         media_cache: folder for the unpacked media of `hf_dataset`.
         instruction: user text with a `{reference}` field.

@@ -47,7 +47,7 @@ class OptionParser(argparse.ArgumentParser):
 
         Args:
             name: the name, with underscores and without hyphens in front.
-            where: what is before a name in the place where it was found: `--`, or the YAML file.
+            where: text in front of the name in messages: `--`, or the path of the YAML file.
         """
         known = self._option_string_actions
         new = [f"{where}{now}" for now in RENAMED.get(name, ()) if f"--{now}" in known]
