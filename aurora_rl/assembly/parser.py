@@ -31,7 +31,7 @@ INHERITED = {
 
 
 class ConfigParser(OptionParser, TrlParser):
-    """TRL's parser of dataclasses and a YAML file, in our vocabulary; the YAML's `env` sets only variables that it may set."""
+    """TRL's parser of dataclasses and a YAML file, in our vocabulary; `env` sets only allowed variables."""
 
     def __init__(self, dataclass_types: Iterable[Any], **options: Any) -> None:
         usage = "%(prog)s [--config FILE] [--OPTION VALUE ...]"
