@@ -37,7 +37,7 @@ class OptionParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As of `argparse`; every way of parsing comes through here."""
+        """Parse as `argparse` does; every way of parsing comes through here."""
         words = list(sys.argv[1:] if args is None else args)
         end = words.index("--") if "--" in words else len(words)
         return super().parse_known_args([*map(self._own_spelling, words[:end]), *words[end:]], namespace)
@@ -47,7 +47,7 @@ class OptionParser(argparse.ArgumentParser):
 
         Args:
             name: the name, with underscores and without hyphens in front.
-            where: what is before a name in the place where it was found: `--`, or the YAML file.
+            where: text in front of the name in messages: `--`, or the path of the YAML file.
         """
         known = self._option_string_actions
         new = [f"{where}{now}" for now in RENAMED.get(name, ()) if f"--{now}" in known]
