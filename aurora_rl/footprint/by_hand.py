@@ -43,7 +43,9 @@ def estimate(args: argparse.Namespace) -> tuple[Footprint, Limits]:
     """
     # Without `use_cpu` mixed precision asks for a GPU, which is not needed to think about one.
     command = ["--config", args.config, *args.options, "--use_cpu", "true"]
-    model_args, data_args, *others = RecipeParser(RECIPES[args.recipe]).parse_args_and_config(command)
+    model_args, data_args, *others = RecipeParser(
+        RECIPES[args.recipe], prog="aurora-rl footprint"
+    ).parse_args_and_config(command)
     launch, clips = _launch(args), _clips(args, data_args)
     limits = Limits.of(
         model_args, launch, device_memory=_bytes(args.gpu_memory_gb), host_memory=_bytes(args.host_memory_gb)
