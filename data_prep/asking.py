@@ -33,7 +33,7 @@ from aurora_rl.endpoint.client import (
     Usage,
 )
 from aurora_rl.files.atomic import write_whole
-from data_prep.journal import Journal, Record, RecordLog, RowKey, row_key
+from aurora_rl.files.journal import Journal, Record, RowJournal, RowKey, row_key, sort_by_row
 
 logger = logging.getLogger(__name__)
 
@@ -176,9 +176,9 @@ class Run:
         self._endpoint, self._args = endpoint, args
         self._files = contextlib.ExitStack()
         with self._files:
-            self._journal = self._files.enter_context(Journal(Path(args.output)))
-            self._failures = self._files.enter_context(RecordLog(args.path("failures.jsonl")))
-            self._usage = self._files.enter_context(RecordLog(args.path("usage.jsonl")))
+            self._journal = self._files.enter_context(RowJournal(Path(args.output)))
+            self._failures = self._files.enter_context(Journal(args.path("failures.jsonl"), check=row_key))
+            self._usage = self._files.enter_context(Journal(args.path("usage.jsonl")))
             self._files = self._files.pop_all()
         self._failed = {row_key(record): record for record in self._failures.records}
         open_questions = [question for question in questions if question.key not in self._journal]
@@ -278,7 +278,8 @@ class Run:
         """Leave files that do not tell in which order the answers came, nor how often the run was broken off."""
         self.report.not_asked = len(self._open_questions) - self.report.answered - self.report.failed
         self.report.failed_attempts = self._endpoint.failed_attempts
-        self._failures.rewrite(record for key, record in self._failed.items() if key not in self._journal)
+        still_failed = (record for key, record in self._failed.items() if key not in self._journal)
+        self._failures.rewrite(sort_by_row(still_failed))
         self._journal.finish()
         write_report(self.report, self._args)
 

@@ -30,6 +30,7 @@ from aurora_rl.assembly.parser import RecipeParser
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation.scoring import score_rollout
 from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.journal import Journal, RowKey, read_rows, row_key, to_lines
 from aurora_rl.files.output_lock import OutputInUseError, hold_output
 from aurora_rl.files.plain import parse_json, read_text_file
 from aurora_rl.inference.predictor import Completion, Predictor, unfinished_batches
@@ -37,7 +38,6 @@ from aurora_rl.logs import setup_logging
 from aurora_rl.models.encoding import EncodedSample
 from aurora_rl.models.teacher import checkpoint_fingerprint
 from aurora_rl.tasks.completions import parse_completion
-from data_prep.journal import RecordLog, RowKey, read_records, to_lines
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def begin(folder: Path, expected: dict[str, Any]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for part in folder.glob("*.jsonl"):
-        RecordLog(part).close()  # drops a last line that a kill has torn
+        Journal(part).close()  # drops a last line that a kill has torn
     file = folder / "settings.json"
     if not file.exists():
         write_whole(file, json.dumps(expected, indent=2).encode())
@@ -152,7 +152,7 @@ def ask(
     samples: Sequence[AVSample],
     done: Set[RowKey],
     predictor: Predictor,
-    log: RecordLog,
+    log: Journal,
     args: MistakeArguments,
     model: str,
 ) -> Iterator[None]:
@@ -176,7 +176,7 @@ def ask(
 def finish(out: Path, folder: Path, samples: list[AVSample]) -> None:
     """Write the mistakes of all parts, and say how many there are of each kind."""
     keys = {(sample.uid, sample.row) for sample in samples}
-    answers = {(r["uid"], r["row"]): r for part in sorted(folder.glob("*.jsonl")) for r in read_records(part)}
+    answers = {(r["uid"], r["row"]): r for part in sorted(folder.glob("*.jsonl")) for r in read_rows(part)}
     asked = [answers[key] for key in sorted(keys, key=lambda key: key[1])]
     mistakes = [record for record in asked if record["reasons"]]
     write_whole(out, to_lines(mistakes))
@@ -205,7 +205,7 @@ def collect(model_args: ModelArguments, data_args: DataArguments, args: MistakeA
     if state.is_main_process:
         begin(folder, expected)
     state.wait_for_everyone()
-    done = {(r["uid"], r["row"]) for part in folder.glob("*.jsonl") for r in read_records(part)}
+    done = {(r["uid"], r["row"]) for part in folder.glob("*.jsonl") for r in read_rows(part)}
     state.wait_for_everyone()  # before any of them is written to
     share = samples[state.process_index :: state.num_processes]
     loaded = assemble_model(model_args, is_trainable=False)
@@ -218,7 +218,7 @@ def collect(model_args: ModelArguments, data_args: DataArguments, args: MistakeA
         max_completion_length=args.max_completion_length,
         batch_size=args.batch_size,
     )
-    with RecordLog(folder / f"{state.process_index:05d}.jsonl") as log:
+    with Journal(folder / f"{state.process_index:05d}.jsonl", check=row_key) as log:
         asking = ask(share, done, predictor, log, args, expected["model"])
         left = sum((sample.uid, sample.row) not in done for sample in share)
         for _ in tqdm(asking, total=left, disable=not state.is_main_process):

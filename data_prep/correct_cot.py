@@ -24,21 +24,22 @@ from aurora_rl.assembly.parser import ConfigParser
 from aurora_rl.data.sample import AVSample
 from aurora_rl.endpoint.client import BadReplyError, EndpointArguments, RowFailedError
 from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.journal import (
+    Journal,
+    JournalError,
+    Record,
+    RowKey,
+    records_by_row,
+    row_key,
+    sort_by_row,
+    to_lines,
+)
 from aurora_rl.files.output_lock import hold_output
 from aurora_rl.logs import setup_logging
 from aurora_rl.tasks.prompts import render_chain, without_seg
 from data_prep.asking import Question, RunArguments, RunReport, failure_record, run_questions, write_report
 from data_prep.chain_checks import ChainLimits
 from data_prep.chain_prompts import MediaArguments, chain_messages, chain_record, chain_schema, read_chain_reply
-from data_prep.journal import (
-    JournalError,
-    Record,
-    RecordLog,
-    RowKey,
-    records_by_row,
-    row_key,
-    to_lines,
-)
 
 MISTAKE_KEYS = ("split", "category", "exp", "completion", "model")  # text, beside uid and row
 GOLD = "gold"
@@ -140,7 +141,7 @@ def check_kept(out: Path, mistakes: Sequence[Mistake]) -> None:
     if not out.exists():
         return
     completions = {(mistake.sample.uid, mistake.sample.row): without_seg(mistake.completion) for mistake in mistakes}
-    with RecordLog(out) as log:
+    with Journal(out, check=row_key) as log:
         for record in log.records:
             if completions.get(row_key(record)) != record.get("wrong"):
                 raise JournalError(
@@ -171,7 +172,7 @@ def correct_by_gold(mistakes: Sequence[Mistake], gold_path: Path, args: RunArgum
     report.answered, report.failed = len(records), len(failures)
     with hold_output(out, is_folder=False):
         for path, lines in ((out, records), (args.path("failures.jsonl"), failures)):
-            write_whole(path, to_lines(sorted(lines, key=lambda record: record["row"])))
+            write_whole(path, to_lines(sort_by_row(lines)))
     write_report(report, args)
     return report
 

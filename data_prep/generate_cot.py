@@ -17,11 +17,11 @@ from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.parser import ConfigParser
 from aurora_rl.data.sample import AVSample
 from aurora_rl.endpoint.client import EndpointArguments
+from aurora_rl.files.journal import Record
 from aurora_rl.logs import setup_logging
 from data_prep.asking import Question, RunArguments, run_questions
 from data_prep.chain_checks import ChainLimits
 from data_prep.chain_prompts import MediaArguments, chain_messages, chain_record, chain_schema, read_chain_reply
-from data_prep.journal import Record
 
 
 @dataclasses.dataclass

@@ -22,11 +22,11 @@ from typing import Any
 from aurora_rl.assembly.options import OptionParser
 from aurora_rl.data.chains import CHAIN_KEYS
 from aurora_rl.files.atomic import whole_files
+from aurora_rl.files.journal import Record, RowKey, row_key, to_lines
 from aurora_rl.files.output_lock import hold_output
 from aurora_rl.files.plain import check_plain_file, parse_json
 from aurora_rl.tasks.prompts import REASONING_STEPS, SEG_TOKEN, answer_for
 from data_prep.chain_checks import PROBLEMS, ChainLimits, Problem, find_problems, repair
-from data_prep.journal import Record, RowKey, row_key, to_lines
 
 KEPT = "kept"
 

@@ -32,8 +32,9 @@ from aurora_rl.evaluation.scores import RowScore, mark_novelty, score_tables, wr
 from aurora_rl.evaluation.scoring import find_preset, sample_result, score_completion, score_rollout
 from aurora_rl.evaluation.summary import summarise
 from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.fingerprint import fingerprint_files
+from aurora_rl.files.journal import ResumeFile
 from aurora_rl.files.output_lock import hold_output
-from aurora_rl.files.resume_file import ResumeFile, fingerprint
 from aurora_rl.inference.predictor import Completion, Predictor, unfinished_batches
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.encoding import EncodedSample
@@ -165,7 +166,7 @@ def _open_resume_file(
     identity = {
         "version": __version__,
         "model": dataclasses.asdict(model_args),
-        "weights": fingerprint((path.name, path.stat()) for path in files),
+        "weights": fingerprint_files((path.name, path.stat()) for path in files),
         # How training draws its own rows changes nothing here, and files from before it was an argument go on.
         "data": {name: value for name, value in dataclasses.asdict(data_args).items() if name != "eval_samples_seed"},
         "samples": hashlib.sha256(repr(samples).encode()).hexdigest(),
