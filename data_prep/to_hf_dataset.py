@@ -63,11 +63,15 @@ FIELDS = {
 class ExportArguments:
     """What is written, and what its card says."""
 
-    output_dir: str = dataclasses.field(metadata={"help": "Folder to make."})
-    split: list[str] = dataclasses.field(metadata={"help": "Splits to write."})
-    title: str | None = dataclasses.field(default=None, metadata={"help": "Title of the card."})
-    source: str | None = dataclasses.field(default=None, metadata={"help": "Where the benchmark comes from."})
-    license: str | None = dataclasses.field(default=None, metadata={"help": "Its licence, as the hub abbreviates it."})
+    output_dir: str = dataclasses.field(metadata={"help": "Folder that is written; it must not exist."})
+    split: list[str] = dataclasses.field(metadata={"help": "Splits that are written to the data set."})
+    title: str | None = dataclasses.field(default=None, metadata={"help": "Title of the data set's card."})
+    source: str | None = dataclasses.field(
+        default=None, metadata={"help": "Address that the benchmark comes from, for the card."}
+    )
+    license: str | None = dataclasses.field(
+        default=None, metadata={"help": "Licence of the benchmark, as the hub abbreviates it."}
+    )
 
 
 @dataclasses.dataclass(frozen=True)

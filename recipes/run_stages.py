@@ -309,12 +309,16 @@ def redo(plan: Plan, names: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="YAML file of the stages")
-    parser.add_argument("--output_dir", help="instead of the file's")
-    parser.add_argument("--jobs", type=int, default=1, help="stages that run at a time")
-    parser.add_argument("--until", nargs="+", metavar="STAGE", help="run these and what they need, and no others")
+    parser.add_argument("--config", required=True, help="YAML file that names the stages")
+    parser.add_argument("--output_dir", help="folder of the stages' outputs (default: what the YAML file says)")
+    parser.add_argument("--jobs", type=int, default=1, help="number of stages that run at the same time")
+    parser.add_argument("--until", nargs="+", metavar="STAGE", help="stages to run, with what they need and no others")
     parser.add_argument(
-        "--redo", nargs="+", default=[], metavar="STAGE", help="delete these and what follows from them"
+        "--redo",
+        nargs="+",
+        default=[],
+        metavar="STAGE",
+        help="stages whose outputs are deleted, with what follows from them, and made again",
     )
     parser.add_argument("--list", action="store_true", help="print the stages and their commands, and run nothing")
     args = parser.parse_args(argv)
