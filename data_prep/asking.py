@@ -46,14 +46,14 @@ class RunArguments:
     """Where the output goes, and when a run ends early.
 
     Attributes:
-        out: JSONL to write or to continue; the other files lie beside it.
+        output: JSONL to write or to continue; the other files lie beside it.
         max_rows: only the first so many rows are looked at, for a trial: a clip's rows lie below each other, so that
             they are few clips.
-        max_cost: no row is begun once all runs into `out` have cost so much; rows under way are finished.
+        max_cost: no row is begun once all runs into `output` have cost so much; rows under way are finished.
         max_failures_in_a_row: so many rows without an answer, one after the other, end the run.
     """
 
-    out: str = dataclasses.field(metadata={"help": "JSONL to write or to continue."})
+    output: str = dataclasses.field(metadata={"help": "JSONL to write or to continue."})
     max_rows: int | None = dataclasses.field(default=None, metadata={"help": "Look at the first so many rows only."})
     max_cost: float | None = dataclasses.field(default=None, metadata={"help": "Stop when all runs cost so much."})
     max_failures_in_a_row: int = dataclasses.field(default=50, metadata={"help": "Stop after so many failed rows."})
@@ -65,7 +65,7 @@ class RunArguments:
 
     def path(self, kind: str) -> Path:
         """The file of a kind ("failures.jsonl") beside the output."""
-        return Path(self.out).with_suffix(f".{kind}")
+        return Path(self.output).with_suffix(f".{kind}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Run:
         self._endpoint, self._args = endpoint, args
         self._files = contextlib.ExitStack()
         with self._files:
-            self._journal = self._files.enter_context(RowJournal(Path(args.out)))
+            self._journal = self._files.enter_context(RowJournal(Path(args.output)))
             self._failures = self._files.enter_context(Journal(args.path("failures.jsonl"), check=row_key))
             self._usage = self._files.enter_context(Journal(args.path("usage.jsonl")))
             self._files = self._files.pop_all()
@@ -301,7 +301,7 @@ def run_questions(questions: Sequence[Question], endpoint_args: EndpointArgument
     try:
         return asyncio.run(ask())
     except KeyboardInterrupt:
-        logger.warning("Interrupted. What is finished is in %s; the same command goes on from there.", args.out)
+        logger.warning("Interrupted. What is finished is in %s; the same command goes on from there.", args.output)
         raise SystemExit(INTERRUPTED) from None
 
 

@@ -4,8 +4,8 @@ accelerate launch --config_file accelerate_configs/cpu.yaml data_prep/collect_mi
     --config recipes/synthetic/mistakes.yaml
 
 A row is a mistake if the category is wrong, no `[SEG]` is written, or the masks' IoU is below `min_iou`. Every answer
-is on disk, in <out>.parts/, before the next batch is asked: the same command goes on after a kill, with any number
-of processes. At the end the mistakes are written to <out>, sorted by row, for `correct_cot.py`.
+is on disk, in <output>.parts/, before the next batch is asked: the same command goes on after a kill, with any number
+of processes. At the end the mistakes are written to <output>, sorted by row, for `correct_cot.py`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class MistakeArguments:
     """Which rows are asked, and what counts as a mistake.
 
     Attributes:
-        out: JSONL file of the mistakes.
+        output: JSONL file of the mistakes.
         max_rows: first so many rows of `train_split`, for a trial: a clip's rows lie below each other, so that they are
             few clips; None for all.
         min_iou: IoU below which an answer of the right category is a mistake; 0 keeps wrong categories alone.
@@ -72,7 +72,7 @@ class MistakeArguments:
         use_cpu: stay on the CPU.
     """
 
-    out: str = dataclasses.field(metadata={"help": "JSONL file of the mistakes."})
+    output: str = dataclasses.field(metadata={"help": "JSONL file of the mistakes."})
     max_rows: int | None = dataclasses.field(default=None, metadata={"help": "First rows of the train split."})
     min_iou: float = dataclasses.field(default=0.5, metadata={"help": "IoU below which an answer is a mistake."})
     num_samples: int = dataclasses.field(default=0, metadata={"help": "Completions drawn a row; 0: one, greedily."})
@@ -182,7 +182,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: MistakeArgu
     state = PartialState(cpu=args.use_cpu)
     setup_logging(is_main_process=state.is_main_process)
     try:
-        with hold_output(args.out, is_folder=False, is_main_process=state.is_main_process):
+        with hold_output(args.output, is_folder=False, is_main_process=state.is_main_process):
             collect(model_args, data_args, args, state)
     except OutputInUseError as error:
         raise SystemExit(f"collect_mistakes: {error}") from None
@@ -190,7 +190,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: MistakeArgu
 
 def collect(model_args: ModelArguments, data_args: DataArguments, args: MistakeArguments, state: PartialState) -> None:
     """`main`, when no other run writes to the output."""
-    out = Path(args.out)
+    out = Path(args.output)
     folder = out.with_name(f"{out.name}.parts")
     samples = load_split(data_args, data_args.train_split)[: args.max_rows]
     expected = settings(args, model_args, data_args)
@@ -221,4 +221,4 @@ def collect(model_args: ModelArguments, data_args: DataArguments, args: MistakeA
 
 
 if __name__ == "__main__":
-    main(*RecipeParser((ModelArguments, DataArguments, MistakeArguments)).parse_args_and_config())
+    main(*RecipeParser((ModelArguments, DataArguments, MistakeArguments), description=__doc__).parse_args_and_config())

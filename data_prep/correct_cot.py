@@ -1,8 +1,8 @@
 """Correct a model's wrong reasoning: the reflective set, from mistakes that `collect_mistakes.py` found.
 
-    python data_prep/correct_cot.py --data_root data/ref_avs --mistakes mistakes.jsonl --out reflective.jsonl \\
+    python data_prep/correct_cot.py --data_root data/ref_avs --mistakes mistakes.jsonl --output reflective.jsonl \\
         --model Qwen/Qwen2.5-Omni-7B --base_url http://localhost:8000/v1
-    python data_prep/correct_cot.py --data_root data/synthetic --mistakes mistakes.jsonl --out reflective.jsonl \\
+    python data_prep/correct_cot.py --data_root data/synthetic --mistakes mistakes.jsonl --output reflective.jsonl \\
         --gold data/synthetic/chains.jsonl
 
 A stronger model sees the clip, the sentence, the wrong reasoning and the truth, and writes the right reasoning. With
@@ -155,7 +155,7 @@ def correct_by_gold(mistakes: Sequence[Mistake], gold_path: Path, args: RunArgum
     Raises:
         ValueError: if the file of chains belongs to another benchmark, or the output holds an endpoint's corrections.
     """
-    out = Path(args.out)
+    out = Path(args.output)
     if out.exists() and any(record.get("generator") != GOLD for record in records_by_row(out).values()):
         raise JournalError(f"{out} holds corrections of a model, which would be lost: name another file")
     gold = records_by_row(gold_path)
@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, correct, report."""
     setup_logging()
     kinds = (DataArguments, CorrectArguments, RunArguments, MediaArguments, ChainLimits, EndpointArguments)
-    parser = ConfigParser(kinds)
+    parser = ConfigParser(kinds, description=__doc__)
     try:
         data_args, args, run_args, media, limits, endpoint_args = parser.parse_args_and_config(argv)
         # A stage's config may name the very files that are made here.
@@ -190,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.gold is not None:
             report = correct_by_gold(mistakes, Path(args.gold), run_args)
         else:
-            check_kept(Path(run_args.out), all_mistakes)
+            check_kept(Path(run_args.output), all_mistakes)
             questions = correction_questions(mistakes, media, limits, generator=str(endpoint_args.model))
             report = run_questions(questions, endpoint_args, run_args)
     except ValueError as error:

@@ -1,6 +1,6 @@
 """Write chains of thought for a benchmark's rows with a stronger model, at any OpenAI-compatible endpoint.
 
-    python data_prep/generate_cot.py --data_root data/ref_avs --split train --out chains.jsonl \\
+    python data_prep/generate_cot.py --data_root data/ref_avs --split train --output chains.jsonl \\
         --model Qwen/Qwen2.5-Omni-7B --base_url http://localhost:8000/v1
 
 The same command continues a run that was killed or stopped. Ends with status 1 where it ended early.
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, ask, report."""
     setup_logging()
     kinds = (DataArguments, GenerateArguments, RunArguments, MediaArguments, ChainLimits, EndpointArguments)
-    parser = ConfigParser(kinds)
+    parser = ConfigParser(kinds, description=__doc__)
     try:
         data_args, args, run_args, media, limits, endpoint_args = parser.parse_args_and_config(argv)
         # A stage's config may name the very files that are made here.

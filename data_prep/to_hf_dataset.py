@@ -1,7 +1,7 @@
 """Write a benchmark as a Hugging Face dataset: parquet tables with the media in them, and a card.
 
-python data_prep/to_hf_dataset.py --config recipes/ref_avs/sft_7b.yaml --splits train val test_s test_u test_n \\
-    --out data/ref_avs_hf --source https://gewu-lab.github.io/Ref-AVS
+python data_prep/to_hf_dataset.py --config recipes/ref_avs/sft_7b.yaml --split train val test_s test_u test_n \\
+    --output_dir data/ref_avs_hf --source https://gewu-lab.github.io/Ref-AVS
 
 Of the recipe's keys those about the data count. `benchmark: hf_dataset` reads the result again.
 """
@@ -64,8 +64,8 @@ FIELDS = {
 class ExportArguments:
     """What is written, and what its card says."""
 
-    out: str = dataclasses.field(metadata={"help": "Folder to make."})
-    splits: list[str] = dataclasses.field(metadata={"help": "Splits to write."})
+    output_dir: str = dataclasses.field(metadata={"help": "Folder to make."})
+    split: list[str] = dataclasses.field(metadata={"help": "Splits to write."})
     title: str | None = dataclasses.field(default=None, metadata={"help": "Title of the card."})
     source: str | None = dataclasses.field(default=None, metadata={"help": "Where the benchmark comes from."})
     license: str | None = dataclasses.field(default=None, metadata={"help": "Its licence, as the hub abbreviates it."})
@@ -89,11 +89,11 @@ def export(data_args: DataArguments, args: ExportArguments) -> None:
         MediaError: if a clip cannot be read.
         OutputInUseError: if another run writes to the folder.
     """
-    out = Path(args.out)
+    out = Path(args.output_dir)
     with whole_folder(out) as folder:
         if out.exists():
             raise DatasetError(f"{out} is there already: name another folder, or delete it")
-        splits = {split: load_split(data_args, split) for split in args.splits}
+        splits = {split: load_split(data_args, split) for split in args.split}
         (folder / TABLE_FOLDER).mkdir()
         _check_space(folder, splits)
         sizes = [write_split(samples, folder / TABLE_FOLDER, split) for split, samples in splits.items()]
@@ -234,7 +234,7 @@ def _metadata(sizes: Sequence[SplitSize], title: str, license: str | None) -> st
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the recipe and the command line; a fault of the data ends the program without a traceback."""
-    parser = ConfigParser((DataArguments, ExportArguments))
+    parser = ConfigParser((DataArguments, ExportArguments), description=__doc__)
     data_args, args, _, unknown = parser.parse_args_and_config(
         argv, return_remaining_strings=True, separate_remaining_strings=True
     )

@@ -298,11 +298,11 @@ class EmbeddingCache:
             name: {"bytes": shard.num_bytes, "clips": {key: vars(entry) for key, entry in shard.clips.items()}}
             for name, shard in self._shards.items()
         }
-        path = self.folder / INDEX_FILE
+        content = json.dumps({"fingerprint": self.encoder.fingerprint, "shards": shards}, indent=1)
         try:
-            write_whole(path, json.dumps({"fingerprint": self.encoder.fingerprint, "shards": shards}, indent=1))
+            write_whole(self.folder / INDEX_FILE, content)
         except OSError as error:  # a folder that may only be read serves all the same
-            logger.warning("cannot write %s (%s): readers will take its content from the shards", path, error)
+            logger.warning("%s; readers will take the index from the shards", error)
 
 
 def _distinct_clips(samples: Iterable[AVSample]) -> list[AVSample]:

@@ -1,4 +1,4 @@
-"""Files and folders that are replaced whole or not at all: results, tables, pages, caches, benchmarks.
+"""Files and folders that are replaced whole or not at all: results, tables, pages, caches, answers, benchmarks.
 
 A reader, and the next run, find the former one or the new one. Where the disk is full the former one stays. What a
 killed process leaves behind begins with a dot; what it leaves of a folder the next run removes.
@@ -87,7 +87,42 @@ def give_names(files: dict[Path, IO[bytes]], *, is_synced: bool = True) -> None:
     for path, file in files.items():
         os.replace(file.name, path)
     for folder in {path.parent for path in files} if is_synced else ():
-        _sync_folder(folder)
+        _sync(folder)
+
+
+@contextlib.contextmanager
+def whole_entries(folder: str | Path) -> Iterator[Path]:
+    """A folder to write into, whose files and folders replace those of their names in `folder` unless the block raises.
+
+    None is replaced before all are on the disk; what `folder` holds beside them stays.
+
+    Raises:
+        OSError: as `write_whole`, where writing fails; an error of what the block reads is passed on as it is.
+    """
+    target = Path(folder).resolve()
+    scratch = target / f".{uuid.uuid4().hex}.tmp"
+    new, former = scratch / "new", scratch / "former"
+    try:
+        new.mkdir(parents=True)
+        former.mkdir()
+        yield new
+        for path in new.rglob("*"):
+            _sync(path)
+        _exchange(new, target, former)
+        _sync(target)
+        shutil.rmtree(former)
+    except OSError as error:
+        path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else target
+        if error.errno not in FULL and not path.is_relative_to(scratch):
+            raise
+        named = target / path.relative_to(new) if path.is_relative_to(new) else target
+        raise _explained(error, [named]) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        with contextlib.suppress(OSError):  # where the former entries could not be put back they stay here
+            former.rmdir()
+        with contextlib.suppress(OSError):
+            scratch.rmdir()
 
 
 @contextlib.contextmanager
@@ -98,6 +133,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
     Raises:
         OutputInUseError: if another run writes to it.
+        OSError: where the disk is full, as `write_whole`.
     """
     path = Path(path).resolve()
     new, former = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.former")
@@ -109,6 +145,10 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         try:
             yield new
             replace_folder(path, new, former=former)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise _explained(error, [path]) from error
         finally:
             _remove_folders(new, former)
 
@@ -126,13 +166,31 @@ def replace_folder(path: Path, new: Path, *, former: Path) -> None:
         raise
 
 
+def _exchange(new: Path, target: Path, former: Path) -> None:
+    """Move each entry of `new` into `target`, and what it replaces into `former`; all of them or none."""
+    names = sorted(path.name for path in new.iterdir())
+    try:
+        for name in names:
+            if os.path.lexists(target / name):
+                os.replace(target / name, former / name)
+            os.replace(new / name, target / name)
+    except BaseException:
+        for name in names:
+            if not os.path.lexists(new / name):
+                os.replace(target / name, new / name)
+            if os.path.lexists(former / name):
+                os.replace(former / name, target / name)
+        raise
+
+
 def _remove_folders(*folders: Path) -> None:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Let a file's content, or a folder's names, reach the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

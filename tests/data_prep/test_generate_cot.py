@@ -117,7 +117,7 @@ def test_a_record_is_what_the_loader_reads_and_the_answer_is_ours(make_rows, end
 
     root = make_rows(3)
     out = root / "chains.jsonl"
-    assert main(run_options(root, endpoint.url, out=out)) == 0
+    assert main(run_options(root, endpoint.url, output=out)) == 0
     assert read_lines(out)[1] == {
         "uid": "clip-b_0_1000_hair-dryer_1",
         "row": 1,

@@ -40,8 +40,8 @@ from aurora_rl.serve.request import Limits, check_clip
 from aurora_rl.tasks.reference_segmentation import chain_file
 from data_prep.to_hf_dataset import _embed
 from data_prep.verify_cot import ChainLimits, verify_file
-from recipes.pipeline import file_digest
-from recipes.pipeline_plan import read_plan
+from recipes.run_stages import file_digest
+from recipes.stage_plan import read_plan
 
 #: Way in -> (name of the file in a folder, what reads it).
 WAYS: dict[str, tuple[str, Callable[[Path], Any]]] = {
@@ -85,7 +85,7 @@ WAYS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "recipe": ("sft.yaml", lambda path: ConfigParser(()).parse_args_and_config(["--config", str(path)])),
     "recipe's clips": ("sft.yaml", read_clip_options),
     "launch": ("cpu.yaml", Launch.read),
-    "pipeline": ("pipeline.yaml", read_plan),
+    "stages": ("stages.yaml", read_plan),
     "output of a stage": ("model.safetensors", file_digest),
     "reward": ("reward.py", lambda path: load_reward_func(f"{path}:reward")),
 }
