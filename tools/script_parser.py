@@ -50,7 +50,10 @@ def _stopped_at_parser() -> Iterator[None]:
     def stop(parser: argparse.ArgumentParser, *_args: Any, **_kwargs: Any) -> NoReturn:
         raise ParserReached(parser)
 
-    with mock.patch.object(argparse.ArgumentParser, "parse_known_args", stop):
+    with (
+        mock.patch.object(argparse.ArgumentParser, "parse_known_args", stop),
+        mock.patch("aurora_rl.assembly.early.check_command_line"),  # it would find no model and no data
+    ):
         yield
 
 

@@ -48,6 +48,22 @@ def set_environment(env: Any, *, config: str) -> None:
         config: the file, for messages.
 
     Raises:
+        ValueError: as `check_environment`.
+    """
+    check_environment(env, config=config)
+    for name, value in env.items():
+        os.environ[name] = str(value)
+        logger.warning("%s sets %s=%s", config, name, value)
+
+
+def check_environment(env: Any, *, config: str) -> None:
+    """Check a config's `env` and set nothing.
+
+    Args:
+        env: the value of the key.
+        config: the file, for messages.
+
+    Raises:
         ValueError: if it is no mapping, or names a variable that a config may not set.
     """
     if not isinstance(env, Mapping):
@@ -58,6 +74,3 @@ def set_environment(env: Any, *, config: str) -> None:
             f"{config}: env sets {', '.join(refused)}, which a config may not: it could decide which code is loaded or "
             f"where data and keys go. Set it in the shell, or leave it out; allowed are {', '.join(ALLOWED)}"
         )
-    for name, value in env.items():
-        os.environ[name] = str(value)
-        logger.warning("%s sets %s=%s", config, name, value)
