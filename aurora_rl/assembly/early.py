@@ -38,7 +38,7 @@ SPLIT_KEYS = {
     "recipes/sft.py": ("train_split", "eval_split"),
     "recipes/grpo.py": ("train_split", "eval_split"),
     "recipes/init_tiny.py": ("train_split",),
-    "recipes/evaluate.py": ("splits",),
+    "recipes/evaluate.py": ("split",),
 }
 WRITTEN_FOLDERS = ("output_dir", "embedding_cache", "mask_cache", "media_cache")
 WRITTEN_FILES = ("output", "teacher_features")

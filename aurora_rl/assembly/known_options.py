@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import yaml
 
 from aurora_rl.assembly.environment import check_environment
+from aurora_rl.assembly.options import RENAMED, OptionParser
 from aurora_rl.files.existing import check_file, did_you_mean
 from aurora_rl.files.plain import read_text_file
 
@@ -100,6 +101,9 @@ def read_config(path: str | Path, options: Options) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no keys: give a recipe's config, such as recipes/synthetic/evaluate.yaml")
     unknown = [str(name) for name in content if name != "env" and name not in options]
+    for name in unknown:
+        if now := [new for new in RENAMED.get(name, ()) if new in options]:
+            raise ValueError(f"{path}: {name} has another name now: {' or '.join(now)}")
     if unknown and _versions_are_known():
         hint = did_you_mean(unknown[0], options)
         raise ValueError(f"{path} has the unknown key {', '.join(map(repr, unknown))}{hint or ': remove it'}")
@@ -131,8 +135,8 @@ def _split_config(words: Sequence[str]) -> tuple[str | None, list[str]]:
     return rest[index + 1], rest[:index] + rest[index + 2 :]
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises a ValueError where argparse would print a usage of two hundred options and exit."""
+class _Parser(OptionParser):
+    """Raises a ValueError where argparse would print the usage and exit."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
@@ -153,7 +157,7 @@ def _read_words(words: Sequence[str], options: Options, *, given: Iterable[str])
 def _add(parser: argparse.ArgumentParser, name: str, option: Mapping[str, Any], *, is_required: bool) -> None:
     more: dict[str, Any] = {"const": True} if option.get("nargs") == "?" else {}
     parser.add_argument(
-        *_spellings(name, *option.get("aliases", ())),
+        *(f"--{spelled}" for spelled in (name, *option.get("aliases", ()))),
         dest=name,
         type=_converter(option),
         nargs=option.get("nargs"),
@@ -162,7 +166,7 @@ def _add(parser: argparse.ArgumentParser, name: str, option: Mapping[str, Any], 
         **more,
     )
     if option.get("can_be_negated"):
-        parser.add_argument(*_spellings(f"no_{name}"), dest=name, action="store_false")
+        parser.add_argument(f"--no_{name}", dest=name, action="store_false")
 
 
 def _converter(option: Mapping[str, Any]) -> Callable[[str], Any]:
@@ -174,10 +178,6 @@ def _converter(option: Mapping[str, Any]) -> Callable[[str], Any]:
 
     convert.__name__ = option["type"]  # argparse shows it
     return convert
-
-
-def _spellings(*names: str) -> list[str]:
-    return list(dict.fromkeys(f"--{spelled}" for name in names for spelled in (name, name.replace("_", "-"))))
 
 
 def _boolean(text: str) -> bool:

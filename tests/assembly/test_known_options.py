@@ -99,6 +99,13 @@ def test_names_that_other_versions_may_know_are_left_to_their_parsers(config, mo
         read_asked(GRPO, config("learning_rate: abc"))
 
 
+def test_a_former_name_is_told_its_new_one(config):
+    with pytest.raises(ValueError, match=r"c\.yaml: splits has another name now: split"):
+        read_asked("recipes/evaluate.py", config("splits: [test]"))
+    with pytest.raises(ValueError, match="--splits has another name now: --split"):
+        read_asked("recipes/evaluate.py", [*GIVEN, "--splits", "test"])
+
+
 def test_any_recipes_config_is_known_where_all_are_asked(config):
     _, path = config("train_split: train\nbeta: 0.1\ntarget: chain\nnum_samples: 2")
     assert set(read_config(path, options_of())) == {"train_split", "beta", "target", "num_samples"}
