@@ -1,6 +1,7 @@
 """Run the stages of a file, each once: a complete stage is checked and used again, an interrupted one is resumed.
 
-python recipes/run_stages.py --config recipes/synthetic/stages.yaml --jobs 2     (`make demo-full`)
+python recipes/run_stages.py --config recipes/synthetic/demo.yaml --until report  (`make demo`)
+python recipes/run_stages.py --config recipes/synthetic/stages.yaml --jobs 2      (`make demo-full`)
 python recipes/run_stages.py --config recipes/ref_avs/stages_7b.yaml
 
 Each stage is the command that a user would type. Its output goes to <output_dir>/logs/<stage>.log. Ctrl-C, SIGTERM or
@@ -302,7 +303,8 @@ def redo(plan: Plan, names: Sequence[str]) -> None:
             gone.add(name)
     records = Records(plan)
     for name in gone:
-        say(f"{name}: deleted, to be run anew")
+        if plan.stages[name].folder.exists():
+            say(f"{name}: deleted, to be run anew")
         records.forget(name)
         shutil.rmtree(plan.stages[name].folder, ignore_errors=True)
 
@@ -344,7 +346,11 @@ def _run(runner: Runner) -> int:
         for number, handler in previous.items():
             signal.signal(number, handler)
     say(f"the stages took {runner.records.cpu_seconds() / 60:.0f} minutes of processor time")
-    return 0 if runner.stopped_by is None else 128 + runner.stopped_by
+    if runner.stopped_by is not None:
+        return 128 + runner.stopped_by
+    for path in runner.plan.final_outputs():
+        say(f"see {path}")
+    return 0
 
 
 if __name__ == "__main__":
