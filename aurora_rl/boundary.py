@@ -1,7 +1,7 @@
-"""F of boundaries, as the DAVIS benchmark takes it (Perazzi et al., CVPR 2016; Pont-Tuset et al. 2017).
+"""Boundary F, as the DAVIS benchmark computes it (Perazzi et al., CVPR 2016; Pont-Tuset et al. 2017).
 
-Another quantity than the F of `metrics`: that one compares areas at 255 thresholds, this one the outlines of two masks.
-It is the harmonic mean of how much of the predicted outline lies near the true one and the other way round.
+This is not the F of `metrics`, which compares areas at 255 thresholds; this one compares the outlines of two masks.
+It is the harmonic mean of two shares: of the predicted outline that lies near the true one, and the other way round.
 """
 
 import math
@@ -12,14 +12,16 @@ from torch.nn import functional
 
 from aurora_rl.metrics import check_masks
 
-#: How far apart two outlines may lie and still agree, as a share of the frame's diagonal.
+#: Largest distance at which two outlines still agree, as a share of the frame's diagonal.
 TOLERANCE = 0.008
 
 
 def boundary_f_measure(pred_masks: Tensor, gt_masks: Tensor) -> Tensor:
-    """F of each frame: 2 P R / (P + R), P and R being the shares of the outlines that the other one lies near to.
+    """Compute F of each frame: 2 P R / (P + R).
 
-    Near is within ceil(0.008 · diagonal) pixels. Two masks without an outline agree; one alone disagrees.
+    P is the share of the predicted outline that lies near the true one, R the share of the true outline that lies near
+    the predicted one; near is within ceil(0.008 · diagonal) pixels. F is 1 where neither mask has an outline, 0 where
+    only one has.
 
     Args:
         pred_masks: (F, H, W) bool.
@@ -41,13 +43,13 @@ def boundary_f_measure(pred_masks: Tensor, gt_masks: Tensor) -> Tensor:
 
 
 def outlines(masks: Tensor) -> Tensor:
-    """The pixels that differ from their neighbour below, to the right, or both; DAVIS's `seg2bmap`.
+    """Find the pixels that differ from their neighbour below, to the right, or both (DAVIS's `seg2bmap`).
 
     Args:
         masks: (F, H, W) bool.
 
     Returns:
-        (F, H, W) bool. Outside the frame all is as at its edge: a mask cut off by the edge has no outline there.
+        (F, H, W) bool. Pixels outside the frame count as equal to those at its edge, so the edge makes no outline.
     """
     below = torch.cat([masks[:, 1:], masks[:, -1:]], dim=1)
     right, diagonal = (torch.cat([m[:, :, 1:], m[:, :, -1:]], dim=2) for m in (masks, below))
@@ -55,9 +57,9 @@ def outlines(masks: Tensor) -> Tensor:
 
 
 def _share_near(outlines: Tensor, others: Tensor, radius: int) -> Tensor:
-    """(F,) share of each frame's outline pixels that have a pixel of the other outline within the radius.
+    """Return (F,), the share of each frame's outline pixels with a pixel of the other outline within the radius.
 
-    1 for a frame without outline pixels, 0 where only the other has none: DAVIS's convention.
+    By DAVIS's convention it is 1 for a frame without outline pixels, and 0 where only the other outline is missing.
     """
     frames, rows, columns = outlines.nonzero(as_tuple=True)
     near = _are_near(frames, rows, columns, others, radius)
@@ -67,12 +69,15 @@ def _share_near(outlines: Tensor, others: Tensor, radius: int) -> Tensor:
 
 
 def _are_near(frames: Tensor, rows: Tensor, columns: Tensor, others: Tensor, radius: int) -> Tensor:
-    """Whether a disk around each pixel holds a pixel of `others`: DAVIS dilates, here the disk's rows are counted."""
-    # (F, H + 2 r, W + 2 r + 1), in each row the number of pixels up to a column, one column of zeros first.
+    """Tell whether a disk around each pixel holds a pixel of `others`.
+
+    DAVIS dilates the other outline; here the rows of the disk are counted, which gives the same.
+    """
+    # (F, H + 2 r, W + 2 r + 1): in each row, the number of pixels up to a column, after a first column of zeros.
     sums = functional.pad(others, (radius + 1, radius, radius, radius)).cumsum(2, dtype=torch.int32)
     near = torch.zeros_like(rows, dtype=torch.bool)
     for offset in range(-radius, radius + 1):
-        half = math.isqrt(radius**2 - offset**2)  # of the disk's row, in pixels
+        half = math.isqrt(radius**2 - offset**2)  # half the width of the disk's row, in pixels
         y, x = rows + radius + offset, columns + radius
         near |= sums[frames, y, x + 1 + half] > sums[frames, y, x - half]
     return near

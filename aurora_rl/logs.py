@@ -1,4 +1,4 @@
-"""How a recipe speaks: log lines always, progress bars on a terminal only."""
+"""Log lines appear always, progress bars only on a terminal."""
 
 import logging
 import sys
@@ -11,10 +11,10 @@ logger = logging.getLogger(__name__)
 
 
 def setup_logging(*, is_main_process: bool = True) -> None:
-    """Log to stderr, from the main process alone below warnings, and drop progress bars where nobody watches them.
+    """Log to stderr, and show progress bars on a terminal only.
 
     Args:
-        is_main_process: whether this process may log what is not a warning.
+        is_main_process: whether this process logs information, too; other processes log warnings and errors.
     """
     logging.basicConfig(level=logging.INFO if is_main_process else logging.WARNING, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -24,10 +24,10 @@ def setup_logging(*, is_main_process: bool = True) -> None:
 
 
 def log_launch(accelerator: Accelerator) -> None:
-    """Say how the run is spread: a `use_cpu` too many switches DeepSpeed off without a word.
+    """Log how the run is distributed: a `use_cpu` too many disables DeepSpeed silently.
 
     Args:
-        accelerator: the trainer's; before a trainer is made, nobody knows of FSDP.
+        accelerator: the trainer's accelerator; FSDP is not known before a trainer is made.
     """
     words = [f"distributed: {accelerator.distributed_type.value}", f"processes: {accelerator.num_processes}"]
     if zero := accelerator.state.deepspeed_plugin:
@@ -40,5 +40,5 @@ def log_launch(accelerator: Accelerator) -> None:
 
 
 def is_terminal() -> bool:
-    """Whether somebody watches stderr, where progress bars go."""
+    """Tell whether stderr, where progress bars go, is a terminal."""
     return sys.stderr.isatty()

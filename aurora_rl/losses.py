@@ -25,7 +25,7 @@ class MaskLosses:
         bce: scalar, weighted mean over rows, before `bce_weight`.
         dice: scalar, weighted mean over rows, before `dice_weight`.
         total: scalar, `bce_weight * bce + dice_weight * dice`.
-        per_row: (B,) detached, each row's total whatever its row weight.
+        per_row: (B,) detached, each row's total before row weights.
     """
 
     bce: Tensor
@@ -35,7 +35,7 @@ class MaskLosses:
 
 
 def mask_bce_loss(mask_logits: Masks, gt_masks: Masks) -> Tensor:
-    """Binary cross-entropy of each row: mean over pixels, then frames.
+    """Compute the binary cross-entropy of each row: mean over pixels, then frames.
 
     BCE = -mean[g·log σ(x) + (1 - g)·log(1 - σ(x))]  (paper, mask loss)
 
@@ -53,10 +53,10 @@ def mask_bce_loss(mask_logits: Masks, gt_masks: Masks) -> Tensor:
 
 
 def dice_loss(mask_logits: Masks, gt_masks: Masks, *, variant: str = "aurora") -> Tensor:
-    """Dice loss of each row, p = σ(logits), sums over the pixels of a frame.
+    """Compute the Dice loss of each row, p = σ(logits), sums over the pixels of a frame.
 
-    - `"aurora"`: mean over the frames with a truth of 1 - (2·Σpg + 1) / (Σp + Σg + 1), and 0 if there is none. A frame
-      with empty truth is left to the BCE: its Dice stays near 1 until the last pixel is gone and says little.
+    - `"aurora"`: mean of 1 - (2·Σpg + 1) / (Σp + Σg + 1) over the frames whose truth is not empty, and 0 if there are
+      none. The BCE alone trains a frame with empty truth: its Dice stays near 1 until the last pixel is gone.
     - `"lisa"` (the authors' release, after LISA, Lai et al. 2023): mean over all frames of
       1 - (2·Σpg/1000 + 1e-6) / (Σp/1000 + Σg/1000 + 1e-6).
 
@@ -86,15 +86,15 @@ def mask_loss(
     dice_weight: float = 0.5,
     dice_variant: str = "aurora",
 ) -> MaskLosses:
-    """Mask loss of a batch: Σ w_b·(2·BCE_b + 0.5·Dice_b) / n, n = max(Σ w_b, 1)  (paper, segmentation loss).
+    """Compute a batch's mask loss: Σ w_b·(2·BCE_b + 0.5·Dice_b) / n, n = max(Σ w_b, 1)  (paper, segmentation loss).
 
     Args:
         mask_logits: B rows of (F, H, W) float, logits.
         gt_masks: B rows of (F, H, W) bool.
         row_weights: (B,) weights, 0 for a row without `[SEG]`; all 1 by default. A zero-weighted row keeps its place
             in the graph with a gradient of exactly 0, so that every process runs the same backward collectives.
-        normalizer: n, where these rows are only a part of the batch: Σ w_b over the whole batch, divided by the number
-            of its parts. The mean of the parts' losses is then the loss of the whole.
+        normalizer: n, if these rows are only a part of the batch: Σ w_b over the whole batch, divided by the number of
+            its parts. The mean of the parts' losses is then the loss of the whole batch.
         bce_weight: weight of the BCE.
         dice_weight: weight of the Dice loss.
         dice_variant: see `dice_loss`.
@@ -131,9 +131,9 @@ def feature_distillation_loss(
 
     Args:
         student_features: (B, C) projected `[SEG]` states.
-        teacher_features: (B, C) of the frozen teacher.
+        teacher_features: (B, C) features of the frozen teacher.
         row_weights: (B,) weights as in `mask_loss`.
-        normalizer: as in `mask_loss`.
+        normalizer: n of `mask_loss`, if these rows are only a part of the batch.
 
     Returns:
         Scalar float32.
@@ -166,7 +166,7 @@ def _clip_lisa_dice(mask_logits: Tensor, gt_masks: Tensor) -> Tensor:
 
 
 def _frame_dice(mask_logits: Tensor, gt_masks: Tensor, *, scale: float, smooth: float) -> Tensor:
-    """(F,) 1 - (2·Σpg/scale + smooth) / (Σp/scale + Σg/scale + smooth)."""
+    """Return (F,) 1 - (2·Σpg/scale + smooth) / (Σp/scale + Σg/scale + smooth)."""
     probs, truth = mask_logits.sigmoid().flatten(1) / scale, gt_masks.float().flatten(1)  # (F, HW)
     overlap = 2 * (probs * truth).sum(1)
     return 1 - (overlap + smooth) / (probs.sum(1) + (truth / scale).sum(1) + smooth)
@@ -176,7 +176,7 @@ _DICE_VARIANTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"aurora": _clip
 
 
 def _per_row(clip_loss: Callable[[Tensor, Tensor], Tensor], mask_logits: Masks, gt_masks: Masks) -> Tensor:
-    """(B,) loss of each row, in float32."""
+    """Return (B,), the loss of each row in float32."""
     if len(mask_logits) != len(gt_masks):
         raise ValueError(f"{len(mask_logits)} rows of mask_logits for {len(gt_masks)} rows of gt_masks")
     losses = []

@@ -1,4 +1,4 @@
-"""How well predicted masks cover the truth. Pure functions of tensors; rewards and evaluation both use them.
+"""Metrics of predicted masks against the truth: pure functions of tensors, used by rewards and evaluation.
 
 Definitions follow the official Ref-AVS script (Wang et al., ECCV 2024) unless a docstring says otherwise.
 """
@@ -19,7 +19,7 @@ _BETA_SQUARED = 0.3
 
 @dataclasses.dataclass(frozen=True)
 class MaskCounts:
-    """Pixels of a clip's masks, frame by frame: all that the scores of thresholded masks are made of.
+    """Pixel counts of a clip's masks, frame by frame, from which all scores of thresholded masks follow.
 
     Attributes:
         predicted: (F,) int64, pixels predicted.
@@ -36,39 +36,39 @@ class MaskCounts:
     masks: tuple[Tensor, Tensor] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def on_cpu(self, pred_masks: Tensor, gt_masks: Tensor) -> "MaskCounts":
-        """The same counts in main memory, fetched at once, as those of these copies of the masks."""
+        """Copy the counts to main memory in one transfer, as the counts of these copies of the masks."""
         predicted, true, both = torch.stack([self.predicted, self.true, self.both]).cpu()
         return MaskCounts(predicted, true, both, self.frame_pixels, masks=(pred_masks, gt_masks))
 
     def belong_to(self, pred_masks: Tensor, gt_masks: Tensor) -> bool:
-        """Whether these very tensors were counted, and not others made of them."""
+        """Tell whether exactly these tensors were counted, and not tensors computed from them."""
         return self.masks is not None and self.masks[0] is pred_masks and self.masks[1] is gt_masks
 
     @property
     def union(self) -> Tensor:
-        """(F,) int64, pixels of either."""
+        """Pixels of either mask, (F,) int64."""
         return self.predicted + self.true - self.both
 
     @property
     def region_similarity(self) -> Tensor:
-        """(F,) float64, see the function of this name."""
+        """J of each frame, (F,) float64; see the function of this name."""
         iou = self.both.double() / (self.union.double() + _UNION_EPS)
         background_share = (self.frame_pixels - self.predicted).double() / self.frame_pixels
         return torch.where(self.true > 0, iou, background_share)
 
     @property
     def null_s(self) -> float:
-        """S of the clip, see the function of this name."""
+        """S of the clip; see the function of this name."""
         return math.sqrt(int(self.predicted.sum()) / (self.frame_pixels * len(self.predicted)))
 
     @property
     def mask_iou(self) -> float:
-        """The mask quality that GRPO rewards, see the function of this name."""
+        """The mask quality that GRPO rewards; see the function of this name."""
         return float(self.region_similarity.mean()) if self.true.any() else 1.0 - self.null_s
 
 
 def count_masks(pred_masks: Tensor, gt_masks: Tensor) -> MaskCounts:
-    """Count a clip's pixels once, where its masks are.
+    """Count a clip's pixels once, on the device of its masks.
 
     Args:
         pred_masks: (F, H, W) bool.
@@ -88,15 +88,15 @@ def count_masks(pred_masks: Tensor, gt_masks: Tensor) -> MaskCounts:
 
 
 def _pixels_by_frame(masks: Tensor) -> Tensor:
-    """(F,) int64, true pixels of (F, H, W) bool masks."""
+    """Return (F,) int64, the number of true pixels of (F, H, W) bool masks."""
     if masks.device.type != "cpu":
         return masks.flatten(1).count_nonzero(1)
-    # A reduction of bool along one dimension takes torch a hundred times as long on a CPU.
+    # On a CPU, torch takes a hundred times as long to reduce bool along one dimension.
     return torch.tensor([int(np.count_nonzero(frame)) for frame in masks.numpy()])
 
 
 def region_similarity(pred_masks: Tensor, gt_masks: Tensor) -> Tensor:
-    """J of each frame: intersection over union; on a frame whose truth is empty, the share of background predicted.
+    """Compute J of each frame: intersection over union, or the share of predicted background where the truth is empty.
 
     Args:
         pred_masks: (F, H, W) bool.
@@ -112,7 +112,7 @@ def region_similarity(pred_masks: Tensor, gt_masks: Tensor) -> Tensor:
 
 
 def jaccard(pred_masks: Tensor, gt_masks: Tensor) -> Tensor:
-    """J of each frame as DAVIS takes it: intersection over union, 1 where both masks are empty (Perazzi et al. 2016).
+    """Compute J of each frame as DAVIS does: intersection over union, 1 if both masks are empty (Perazzi et al. 2016).
 
     Args:
         pred_masks: (F, H, W) bool.
@@ -129,7 +129,7 @@ def jaccard(pred_masks: Tensor, gt_masks: Tensor) -> Tensor:
 
 
 def null_s(pred_masks: Tensor) -> float:
-    """S of a clip whose truth is empty: sqrt(predicted pixels / all pixels), 0 being best.
+    """Compute S of a clip whose truth is empty: sqrt(predicted pixels / all pixels); 0 is best.
 
     Args:
         pred_masks: (F, H, W) bool.
@@ -142,10 +142,10 @@ def null_s(pred_masks: Tensor) -> float:
 
 
 def mask_iou(pred_masks: Tensor, gt_masks: Tensor) -> float:
-    """The mask quality that GRPO rewards.
+    """Compute the mask quality that GRPO rewards.
 
-    Mean over frames of `region_similarity`; 1 - S where the truth is empty on all frames. (The authors' release
-    gives such a clip its share of background, so that a false alarm of 2 % still earns 0.98.)
+    It is the mean over frames of `region_similarity`, or 1 - S where the truth is empty on all frames. (The authors'
+    release gives such a clip its share of background, so that a false alarm of 2 % still earns 0.98.)
 
     Args:
         pred_masks: (F, H, W) bool.
@@ -158,7 +158,7 @@ def mask_iou(pred_masks: Tensor, gt_masks: Tensor) -> float:
 
 
 def mask_place(pred_masks: Tensor) -> tuple[float, float, float] | None:
-    """Where masks lie, over all frames together.
+    """Locate masks, over all frames together.
 
     Args:
         pred_masks: (F, H, W) bool.
@@ -168,7 +168,7 @@ def mask_place(pred_masks: Tensor) -> tuple[float, float, float] | None:
         all pixels; None if they are empty.
     """
     _check_mask("pred_masks", pred_masks)
-    # Frames first, in bytes: coordinates of millions of pixels are never written down.
+    # Frames are summed first, in bytes, so that coordinates of millions of pixels are never stored.
     bytes_of_frames = [part.view(torch.uint8).sum(0, dtype=torch.uint8) for part in pred_masks.split(255)]
     frames = torch.stack([counts.int() for counts in bytes_of_frames]).sum(0)  # (H, W), frames that hold the pixel
     by_row, by_column = frames.sum(1).double(), frames.sum(0).double()  # exact: far below 2 ** 53
@@ -179,15 +179,15 @@ def mask_place(pred_masks: Tensor) -> tuple[float, float, float] | None:
 
 
 def _mean_index(weights: Tensor) -> float:
-    """Mean place on an axis of N pixels with these weights (N,): 0 at its start, 1 at its end."""
+    """Return the mean place on an axis of N pixels with these weights (N,): 0 at its start, 1 at its end."""
     indices = torch.arange(len(weights), dtype=torch.float64, device=weights.device)
     return (float((indices * weights).sum() / weights.sum()) + 0.5) / len(weights)
 
 
 def f_measure_curve(mask_probs: Tensor, gt_masks: Tensor) -> Tensor:
-    """F of a clip at each of 255 thresholds, averaged over the frames whose truth is not empty.
+    """Compute F of a clip at each of 255 thresholds, averaged over the frames whose truth is not empty.
 
-    F = (1 + β²)·P·R / (β²·P + R), β² = 0.3, a pixel being predicted where p >= threshold, thresholds
+    F = (1 + β²)·P·R / (β²·P + R), β² = 0.3. A pixel is predicted where p >= threshold; the thresholds are
     linspace(0, 1 - 1e-10, 255). The benchmark's F is the maximum of the curve averaged over clips.
 
     Args:
@@ -202,12 +202,14 @@ def f_measure_curve(mask_probs: Tensor, gt_masks: Tensor) -> Tensor:
         ValueError: if the shapes differ or `mask_probs` leaves [0, 1].
     """
     _check_same_shape("mask_probs", mask_probs, gt_masks)
-    _check_probabilities(mask_probs)
+    low, high = mask_probs.aminmax()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"mask_probs lies in [{low:.3g}, {high:.3g}], expected [0, 1]: apply a sigmoid to logits")
     return _clip_f_measure_curve(mask_probs, gt_masks)
 
 
 def logit_f_measure_curve(mask_logits: Tensor, gt_masks: Tensor) -> Tensor:
-    """`f_measure_curve` as the authors' release computes it: the same thresholds, on raw logits.
+    """Compute `f_measure_curve` as the authors' release does: the same thresholds, on raw logits.
 
     Args:
         mask_logits: (F, H, W) float, logits.
@@ -226,7 +228,10 @@ def logit_f_measure_curve(mask_logits: Tensor, gt_masks: Tensor) -> Tensor:
 
 
 def resize_probs(mask_probs: Tensor, size: tuple[int, int]) -> Tensor:
-    """Predictions at a benchmark's resolution: bilinear on probabilities, no antialiasing.
+    """Resize predictions to a benchmark's resolution: bilinear on probabilities, no antialiasing.
+
+    It computes in float64: saved probabilities are often levels of 8 bits, so many pixels lie exactly on a threshold.
+    In float32, the processor's rounding would put them on one side or the other, and J differ in the fifth digit.
 
     Args:
         mask_probs: (F, H, W) float, probabilities.
@@ -236,14 +241,18 @@ def resize_probs(mask_probs: Tensor, size: tuple[int, int]) -> Tensor:
         (F, *size) float32.
     """
     _check_three_dims("mask_probs", mask_probs)
-    return _bilinear(mask_probs.float(), size)
+    if tuple(mask_probs.shape[1:]) == tuple(size):
+        return mask_probs.float()
+    frames = mask_probs[:, None].float().double()
+    resized = functional.interpolate(frames, size=size, mode="bilinear", align_corners=False, antialias=False)
+    return resized[:, 0].float()
 
 
 def resize_truth(gt_masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Truth at a benchmark's resolution: bilinear on the 8-bit mask {0, 255}, then > 0, as OpenCV does it.
+    """Resize the truth to a benchmark's resolution: bilinear on the 8-bit mask {0, 255}, then > 0, as OpenCV does.
 
-    In OpenCV's own arithmetic (`resize` of uint8 with INTER_LINEAR), whose rounding decides at the edges: weights are
-    multiples of 1 / 2048, and what each of the two rows gives is cut off before both are added.
+    This is OpenCV's own arithmetic (`resize` of uint8 with INTER_LINEAR), whose rounding decides at the edges: weights
+    are multiples of 1 / 2048, and the share of each of the two rows is truncated before both are added.
 
     Args:
         gt_masks: (F, H, W) bool.
@@ -257,22 +266,22 @@ def resize_truth(gt_masks: Tensor, size: tuple[int, int]) -> Tensor:
         return gt_masks
     rows = _opencv_neighbours(gt_masks.shape[1], size[0], gt_masks.device)
     columns = _opencv_neighbours(gt_masks.shape[2], size[1], gt_masks.device)
-    # Frame by frame: all that is in between stays in the processor's cache.
+    # Frame by frame, so that intermediate results stay in the processor's cache.
     return torch.stack([_resize_mask(mask, rows, columns) for mask in gt_masks])
 
 
 def _resize_mask(mask: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]) -> Tensor:
-    """One frame's mask (H, W) bool at the size of its neighbours; see `resize_truth`."""
+    """Resize one frame's mask (H, W) bool to the size of its neighbours; see `resize_truth`."""
     size = len(rows[0][0]), len(columns[0][0])
-    quarters = torch.zeros(size, dtype=torch.int32, device=mask.device)  # of a grey level
+    quarters = torch.zeros(size, dtype=torch.int32, device=mask.device)  # in quarters of a grey level
     for row, row_weight in zip(*rows, strict=True):
         line = sum(mask[row].index_select(1, column) * weight for column, weight in zip(*columns, strict=True))
         quarters += ((255 * line) >> 4) * row_weight[:, None] >> 16
-    return quarters >= 2  # half a grey level is rounded up
+    return quarters >= 2  # OpenCV rounds half a grey level up
 
 
 def _opencv_neighbours(length: int, new_length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The two old pixels that each new one lies between, (2, N) int64, and their weights of 2048, (2, N) int32."""
+    """Return the two old pixels around each new one, (2, N) int64, and their weights of 2048, (2, N) int32."""
     centres = (torch.arange(new_length, dtype=torch.float64) + 0.5) * (length / new_length) - 0.5
     first = centres.floor()
     fraction = (centres - first).float()
@@ -281,22 +290,8 @@ def _opencv_neighbours(length: int, new_length: int, device: torch.device) -> tu
     return pixels.to(device), weights.to(device)
 
 
-def _bilinear(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """(F, *size), in the dtype of `frames` (F, H, W); computed in float64.
-
-    Saved probabilities are often levels of 8 bits, and so many pixels lie exactly on a threshold. In float32 it is the
-    processor's way to round that puts them on one side of it or the other, and J differs in the fifth digit.
-    """
-    if tuple(frames.shape[1:]) == tuple(size):
-        return frames
-    resized = functional.interpolate(
-        frames[:, None].double(), size=size, mode="bilinear", align_corners=False, antialias=False
-    )
-    return resized[:, 0].to(frames.dtype)
-
-
 def _clip_f_measure_curve(scores: Tensor, gt_masks: Tensor) -> Tensor:
-    """(255,) mean over the frames that have a truth; from one histogram per frame instead of 255 passes.
+    """Return (255,), the mean over the frames that have a truth, by one histogram per frame instead of 255 passes.
 
     Scores are compared with the thresholds in float32, as in the definition.
     """
@@ -304,19 +299,19 @@ def _clip_f_measure_curve(scores: Tensor, gt_masks: Tensor) -> Tensor:
     histograms = histograms[histograms[:, 1].sum(1) > 0]
     if not len(histograms):
         return torch.zeros(_NUM_THRESHOLDS, dtype=torch.float64, device=scores.device)
-    passed = histograms.flip(2).cumsum(2).flip(2).double()  # (F, 2, 256), pixels that pass so many thresholds, or more
+    passed = histograms.flip(2).cumsum(2).flip(2).double()  # (F, 2, 256), pixels that pass at least k thresholds
     false_positives, true_positives = passed[:, 0, 1:], passed[:, 1, 1:]  # (F, 255)
     precision = true_positives / (true_positives + false_positives + 1e-20)
     recall = true_positives / passed[:, 1, :1]
     f_measure = (1 + _BETA_SQUARED) * precision * recall / (_BETA_SQUARED * precision + recall)
-    return f_measure.nan_to_num(0.0).mean(0)  # no true positive: 0 / 0
+    return f_measure.nan_to_num(0.0).mean(0)  # 0 / 0 where there is no true positive
 
 
 def _histograms(scores: Tensor, gt_masks: Tensor) -> Tensor:
-    """(F, 2, 256): pixels outside and inside the truth by the number of thresholds that they pass."""
+    """Return (F, 2, 256): pixels outside and inside the truth, by the number of thresholds that they pass."""
     num_bins = _NUM_THRESHOLDS + 1
     histograms = np.empty((len(scores), 2, num_bins), dtype=np.int64)
-    # numpy and frame by frame: all that is in between stays in the processor's cache.
+    # By numpy and frame by frame, so that intermediate results stay in the processor's cache.
     frames = zip(scores.flatten(1).cpu().numpy(), gt_masks.flatten(1).cpu().numpy(), strict=True)
     for histogram, (frame, truth) in zip(histograms, frames, strict=True):
         passed = _thresholds_passed(frame)  # (H * W,)
@@ -326,26 +321,26 @@ def _histograms(scores: Tensor, gt_masks: Tensor) -> Tensor:
 
 
 def _thresholds_passed(scores: np.ndarray) -> np.ndarray:
-    """How many of the 255 thresholds are at most the score.
+    """Count the thresholds, of 255, that are at most the score.
 
-    The thresholds are nearly k / 254, so that arithmetic finds the number, or one less: then the next threshold, exact
-    as the definition has it, decides. A search among them would take ten times as long.
+    The thresholds are nearly k / 254, so arithmetic finds the number or one less, and a comparison with the next exact
+    threshold decides. A search among the thresholds would take ten times as long.
 
     Args:
-        scores: (N,) float32; what is below 0 passes none.
+        scores: (N,) float32; a score below 0 passes none.
 
     Returns:
         (N,) intp in [0, 255].
     """
     thresholds = torch.linspace(0, 1 - 1e-10, _NUM_THRESHOLDS).numpy()  # float32: the last one is 1
-    # 0.99 and 253.99 instead of 1 and 254: rounding must never give one too many.
+    # 0.99 and 253.99 instead of 1 and 254, because rounding must never give one too many.
     passed = (np.clip(scores, -0.003, 1.0) * np.float32(253.99) + np.float32(0.99)).astype(np.intp)
     passed += scores >= thresholds[passed]
     return passed
 
 
 def check_masks(pred_masks: Tensor, gt_masks: Tensor) -> None:
-    """Refuse two clips' masks that are not (F, H, W) bool of one shape; others would broadcast into a wrong score.
+    """Refuse masks that are not (F, H, W) bool of one shape: others would broadcast into a wrong score.
 
     Raises:
         ValueError: naming the shape or dtype.
@@ -374,9 +369,3 @@ def _check_same_shape(name: str, values: Tensor, gt_masks: Tensor) -> None:
 def _check_three_dims(name: str, values: Tensor) -> None:
     if values.ndim != 3 or not values.numel():
         raise ValueError(f"{name} has shape {tuple(values.shape)}, expected a non-empty (F, H, W)")
-
-
-def _check_probabilities(mask_probs: Tensor) -> None:
-    low, high = mask_probs.aminmax()
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"mask_probs lies in [{low:.3g}, {high:.3g}], expected [0, 1]: apply a sigmoid to logits")

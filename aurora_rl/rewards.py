@@ -1,8 +1,8 @@
-"""From a name in a recipe to a reward function that TRL can call, guarded so that a bad reward stops the run.
+"""Load a reward function by its name in a recipe, and guard it so that a bad reward stops the run.
 
 A reward function is a plain TRL callable; `reward_fns/README.md` shows how to write one. The trainer loads each with
-`load_reward_func` and wraps it with `guard_reward_func`: a NaN or a row too few would otherwise spoil the advantages
-of a whole group in silence.
+`load_reward_func` and wraps it with `guard_reward_func`: otherwise a NaN or a missing row would silently spoil the
+advantages of a whole group.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _MAX_NAMED_SAMPLES = 4
 
 
 class RewardError(RuntimeError):
-    """A reward function could not be loaded, or what it answered cannot be used."""
+    """A reward function could not be loaded, or its result cannot be used."""
 
 
 class RewardFunc(Protocol):
     """A reward function as TRL calls it: `f(prompts=..., completions=..., **columns)`.
 
-    Called once per batch of R completions with keyword arguments only, each a list of R entries: `prompts`,
+    It is called once per batch of R completions, with keyword arguments only, each a list of R entries: `prompts`,
     `completions` (text or chat messages), `completion_ids`, every column of the dataset row (`uid`, `row`, `category`,
-    `reference`, ...) and what the trainer adds: `pred_masks`, `mask_probs`, `gt_masks`, `mask_counts`, `loudness_dbfs`,
-    `sample`; and TRL's `trainer_state`, `log_metric`, `log_extra`.
+    `reference`, ...) and the trainer's own columns: `pred_masks`, `mask_probs`, `gt_masks`, `mask_counts`,
+    `loudness_dbfs`, `sample`; and TRL's `trainer_state`, `log_metric`, `log_extra`.
 
     Returns:
         R numbers; None where the reward does not apply to a row. An async function returns an awaitable of them.
@@ -48,10 +48,10 @@ class RewardFunc(Protocol):
 
 
 class Deferred:
-    """An entry of a column that is computed when a reward function reads it, once for all of them.
+    """A column's entry that is computed when the first reward function reads it, once for all functions.
 
     Args:
-        compute: gives the entry.
+        compute: function that returns the entry.
     """
 
     def __init__(self, compute: Callable[[], Any]) -> None:
@@ -64,10 +64,10 @@ class Deferred:
 
 
 class DeferredColumn(Sequence[Any]):
-    """A column with `Deferred` entries, as a function sees it that takes it by `**columns`: read like a list.
+    """A column with `Deferred` entries that reads like a list; a function gets it in its `**columns`.
 
     Args:
-        entries: `Deferred` ones, and others as they are.
+        entries: the column's entries, `Deferred` or not.
     """
 
     def __init__(self, entries: Sequence[Any]) -> None:
@@ -82,12 +82,11 @@ class DeferredColumn(Sequence[Any]):
 
 
 def load_reward_func(spec: str | Callable[..., Any]) -> Callable[..., Any]:
-    """The reward function that a recipe names.
+    """Load the reward function that a recipe names.
 
     Args:
-        spec: `"package.module:function"`, `"path/to/file.py:function"`, or a callable, which is returned as it is. An
-            instance of a callable class takes the name under which the module holds it, so that TRL logs
-            `rewards/<that name>/mean`.
+        spec: `"package.module:function"`, `"path/to/file.py:function"`, or a callable, which is returned unchanged.
+            An instance of a callable class takes its name in the module, so that TRL logs `rewards/<that name>/mean`.
 
     Returns:
         The callable.
@@ -104,7 +103,8 @@ def load_reward_func(spec: str | Callable[..., Any]) -> Callable[..., Any]:
         )
     module = _load_file(Path(module_name)) if module_name.endswith(".py") else _load_module(module_name)
     if not hasattr(module, attribute):
-        raise RewardError(f"{module_name} has no {attribute!r} (asked for by {spec!r}); it has {_public_names(module)}")
+        public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise RewardError(f"{module_name} has no {attribute!r} (asked for by {spec!r}); it has {public}")
     func = getattr(module, attribute)
     if inspect.isclass(func) or not callable(func):
         raise RewardError(f"{spec!r} is a {type(func).__name__}, expected a function or a callable instance")
@@ -119,16 +119,16 @@ def guard_reward_func(func: Callable[..., Any], *, timeout_s: float = 60.0) -> C
         timeout_s: seconds an async function may take for one batch. A sync function is not timed.
 
     Returns:
-        A function of the same kind (sync or async) and `__name__` that answers a list of float or None. A
-        `torch.nn.Module` (a reward model) is returned as it is, since TRL runs those itself.
+        A function of the same kind (sync or async) and `__name__` that returns a list of float or None. A
+        `torch.nn.Module` (a reward model) is returned unchanged, since TRL runs it itself.
 
     Raises:
-        RewardError: from the wrapped function, if it raises, takes too long, answers another number of rewards than
-            there are completions, or anything but finite numbers and None.
+        RewardError: from the wrapped function, if it raises, takes too long, or returns anything but one finite
+            number or None per completion.
     """
     if isinstance(func, torch.nn.Module):
         return func
-    name, named = _name(func), _named_columns(func)
+    name, named = _name(func), frozenset(inspect.signature(func).parameters)
 
     def guarded(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
         try:
@@ -158,13 +158,8 @@ def _entry(entry: Any) -> Any:
     return entry.value if isinstance(entry, Deferred) else entry
 
 
-def _named_columns(func: Callable[..., Any]) -> frozenset[str]:
-    """Columns that a function asks for by name."""
-    return frozenset(inspect.signature(func).parameters)
-
-
 def _readable(columns: Mapping[str, Any], named: frozenset[str]) -> dict[str, Any]:
-    """The columns as a function reads them: deferred entries are computed if it names the column, or when it looks."""
+    """Compute the deferred entries of the columns that the function names; other columns compute theirs when read."""
     readable = dict(columns)
     for name, entries in columns.items():
         if isinstance(entries, list) and any(isinstance(entry, Deferred) for entry in entries):
@@ -187,7 +182,7 @@ def _load_module(name: str) -> ModuleType:
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise RewardError(f"the reward file {str(path)!r} does not exist (looked in {str(Path.cwd())!r})")
-    # Keyed by the full path: two functions of one file share its state, and two files of one name do not collide.
+    # The key is the full path: two functions of one file share its state, and two files of one name do not collide.
     name = f"reward_file:{path.resolve()}"
     if name in sys.modules:
         return sys.modules[name]
@@ -203,12 +198,8 @@ def _load_file(path: Path) -> ModuleType:
     return module
 
 
-def _public_names(module: ModuleType) -> list[str]:
-    return [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-
-
 def _forward(func: Callable[..., Any], *, name: str) -> Callable[..., Any]:
-    """`func` as a function that has a name, and is async if `func` is."""
+    """Wrap `func` in a function that has a name and is async if `func` is."""
     if _is_async(func):
 
         async def named_async(*args: Any, **columns: Any) -> Any:
@@ -233,13 +224,13 @@ def _unwrap(func: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _name(func: Callable[..., Any]) -> str:
-    """The name TRL logs a callable under (trl.trainer.utils.get_callable_name)."""
+    """Return the name under which TRL logs a callable (trl.trainer.utils.get_callable_name)."""
     unwrapped = _unwrap(func)
     return getattr(unwrapped, "__name__", type(unwrapped).__name__)
 
 
 def _is_async(func: Callable[..., Any]) -> bool:
-    """Whether TRL awaits a callable (trl.trainer.utils.is_async_callable)."""
+    """Tell whether TRL awaits a callable (trl.trainer.utils.is_async_callable)."""
     unwrapped = _unwrap(func)
     return inspect.iscoroutinefunction(unwrapped) or inspect.iscoroutinefunction(type(unwrapped).__call__)
 
@@ -280,7 +271,7 @@ def _failure(name: str, error: Exception, columns: Mapping[str, Any], num_comple
 
 
 def _sample(columns: Mapping[str, Any], index: int) -> str:
-    """`sample 'uid#row'`, or the completion's place in the batch where the columns do not tell."""
+    """Return `sample 'uid#row'`, or the completion's place in the batch where the columns hold no uid."""
     uids, rows = columns.get("uid"), columns.get("row")
     if uids is None or index >= len(uids):
         return f"completion {index}"
@@ -289,7 +280,7 @@ def _sample(columns: Mapping[str, Any], index: int) -> str:
 
 
 def _samples(columns: Mapping[str, Any], num_completions: int) -> str:
-    """The samples of a batch, each once, shortened."""
+    """Name the samples of a batch, each once, at most four of them."""
     names = [_sample(columns, index).split(" (")[0] for index in range(num_completions)]
     distinct = list(dict.fromkeys(names))
     more = len(distinct) - _MAX_NAMED_SAMPLES

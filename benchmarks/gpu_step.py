@@ -15,7 +15,6 @@ of rank 8 that was loaded, with `lm_head` and `embed_tokens`, against its refere
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import logging
@@ -34,6 +33,7 @@ from transformers import GenerationConfig, PretrainedConfig, ProcessorMixin, tra
 from transformers.utils import logging as transformers_logging
 
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments
+from aurora_rl.assembly.options import OptionParser
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.footprint import Clips, Launch, estimate_footprint
@@ -121,14 +121,14 @@ SHAPES = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__)
     parser.add_argument("--size", choices=SHAPES, required=True)
     parser.add_argument("--repeats", type=int, default=5, help="steps after the first, which warms up (default: 5)")
     parser.add_argument("--as_recipe", action="store_true", help="train what recipes/ref_avs/grpo_7b.yaml trains")
     parser.add_argument("--deepspeed", action="store_true", help="ZeRO-2 in bf16, one process")
     parser.add_argument("--sampler", choices=("transformers", "vllm"), default="transformers", help="who samples")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="profile one more step, for chrome://tracing")
-    parser.add_argument("--json", type=Path, help="file for the medians")
+    parser.add_argument("--output", type=Path, help="file for the medians")
     args = parser.parse_args(argv)
     if args.size != "toy" and not torch.cuda.is_available():
         parser.error(f"--size {args.size} needs a GPU, and torch sees none; --size toy runs on a CPU")
@@ -149,8 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.trace:
             numbers |= trace_step(contender.step, args.trace)
     print("\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value:.4g} |" for name, value in numbers.items())]))
-    if args.json:
-        args.json.write_text(json.dumps(numbers, indent=2) + "\n")
+    if args.output:
+        args.output.write_text(json.dumps(numbers, indent=2) + "\n")
 
 
 def launch_deepspeed() -> None:

@@ -8,7 +8,6 @@ hooks every part's input layer anew after each generation, and with ours.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import tempfile
@@ -19,6 +18,7 @@ import torch
 from peft import LoraConfig
 from transformers import PreTrainedModel, PrinterCallback
 
+from aurora_rl.assembly.options import OptionParser
 from aurora_rl.models.frozen_parts import FrozenPartsMixin
 from aurora_rl.models.loading import freeze
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
@@ -113,7 +113,7 @@ def _microseconds(embedding: torch.nn.Module) -> float:
 
 def main() -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=60, help="optimiser steps of each run")
     steps = parser.parse_args().steps
     print(f"| after {steps} steps | hooks on the three input layers | one token embedded, µs |\n| --- | --- | --- |")

@@ -1,6 +1,6 @@
 """How much of a GRPO step passes in waiting for media, read in their turn and read while the step before trains.
 
-    python benchmarks/idle_share.py --json out.json
+    python benchmarks/idle_share.py --output out.json
 
 Clips of noise, ten pictures of 640 x 360 and ten seconds of sound each, are written to a temporary folder, four a
 step. The same model is trained on them in both ways, which take turns, and what passes inside `_encode_rows` is
@@ -10,7 +10,6 @@ thread that reads: seconds of waiting mean something elsewhere, shares are those
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -24,6 +23,7 @@ import soundfile
 from PIL import Image
 from transformers import PrinterCallback, TrainerCallback
 
+from aurora_rl.assembly.options import OptionParser
 from aurora_rl.data.containers import SAMPLING_RATE
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.sample import AVSample
@@ -180,13 +180,13 @@ def measure(workload: Workload, *, size: tuple[int, int], seconds: float, steps:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a table, and write the numbers as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=6, help="optimiser steps of each run; the first is not counted")
     parser.add_argument("--rounds", type=int, default=2, help="runs in each way")
     parser.add_argument("--size", type=int, nargs=2, default=(640, 360), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--seconds", type=float, default=10.0, help="sound of a clip")
     parser.add_argument("--completion_length", type=int, default=WORKLOAD.completion_length, help="tokens rolled out")
-    parser.add_argument("--json", type=Path, help="file for the numbers")
+    parser.add_argument("--output", type=Path, help="file for the numbers")
     args = parser.parse_args(argv)
     numbers = measure(
         dataclasses.replace(WORKLOAD, completion_length=args.completion_length),
@@ -198,8 +198,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("| media are read | waited in a step, s | a step, s | share |\n| --- | --- | --- | --- |")
     for way, row in numbers.items():
         print(f"| {way} | {row['waited_s']:.3f} | {row['step_s']:.2f} | {100 * row['share']:.1f}% |")
-    if args.json:
-        args.json.write_text(json.dumps(numbers, indent=2) + "\n")
+    if args.output:
+        args.output.write_text(json.dumps(numbers, indent=2) + "\n")
 
 
 if __name__ == "__main__":

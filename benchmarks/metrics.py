@@ -1,6 +1,6 @@
 """How fast scores are computed: F of a clip against 255 passes, and all of Ref-AVSBench's test splits.
 
-    python benchmarks/metrics.py --num_workers 2 --json out.json
+    python benchmarks/metrics.py --num_workers 2 --output out.json
 
 The second part writes as many rows as Ref-AVSBench's test splits have into a temporary folder, ten frames a row, truth
 of 1280 x 720 pixels and predictions of 256 x 256 as 8-bit PNG (hard links to a small pool of files), and runs
@@ -9,7 +9,6 @@ of 1280 x 720 pixels and predictions of 256 x 256 as 8-bit PNG (hard links to a 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import os
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from aurora_rl.assembly.options import OptionParser
 from aurora_rl.metrics import f_measure_curve
 
 #: Rows of Ref-AVSBench's test splits.
@@ -139,7 +139,7 @@ def link(pool: Sequence[Path], folder: Path, number: int, name: str) -> None:
 def score_benchmark(root: Path, *, preset: str, num_workers: int) -> dict[str, float]:
     """Run the command in processes of its own; seconds, processor seconds and the largest process's peak memory."""
     command = [sys.executable, "-m", "aurora_rl.cli", "evaluate", "--predictions", str(root / "predictions")]
-    command += ["--dataset", str(root / "data"), "--preset", preset, "--output", str(root / "out.json")]
+    command += ["--data_root", str(root / "data"), "--preset", preset, "--output", str(root / "out.json")]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     wall = seconds(lambda: subprocess.run([*command, "--num_workers", str(num_workers)], check=True))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -152,12 +152,12 @@ def score_benchmark(root: Path, *, preset: str, num_workers: int) -> dict[str, f
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and print the numbers as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="of the 255 passes")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the benchmark's rows; 0 leaves it out")
     parser.add_argument("--preset", default="refavs")
     parser.add_argument("--num_workers", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="also write the numbers there")
+    parser.add_argument("--output", type=Path, help="also write the numbers there")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     numbers: dict[str, Any] = compare_f(repeats=args.repeats)
@@ -167,8 +167,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             numbers |= {"rows": write_benchmark(root, scale=args.scale), "preset": args.preset}
             numbers |= score_benchmark(root, preset=args.preset, num_workers=args.num_workers)
     print(json.dumps(numbers, indent=2))
-    if args.json:
-        args.json.write_text(json.dumps(numbers, indent=2) + "\n")
+    if args.output:
+        args.output.write_text(json.dumps(numbers, indent=2) + "\n")
 
 
 if __name__ == "__main__":

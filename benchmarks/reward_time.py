@@ -1,6 +1,6 @@
 """Processor time that the masks of one completion take on their way from the decoder to the rewards.
 
-    python benchmarks/reward_time.py --json out.json
+    python benchmarks/reward_time.py --output out.json
 
 Both ways take turns in one process, on the same logits: `before`, in which every row was made probabilities and
 compared with the truth once for the curves and once for the reward, and `now`. On one thread, as `accelerate launch` of
@@ -10,7 +10,6 @@ to fetch one byte a pixel.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from aurora_rl.assembly.options import OptionParser
 from aurora_rl.trainers.grpo import _mask_columns
 from benchmarks.metrics import disc
 from reward_fns.mask_iou import mask_iou_reward
@@ -87,10 +87,10 @@ def measure(shape: tuple[int, int, int], *, repeats: int) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print, and write as JSON, what is measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--shape", type=int, nargs=3, default=SHAPE, metavar=("FRAMES", "HEIGHT", "WIDTH"))
-    parser.add_argument("--json", type=Path, help="file for the numbers")
+    parser.add_argument("--output", type=Path, help="file for the numbers")
     args = parser.parse_args(argv)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -100,8 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.set_num_threads(threads)
     print(f"CPU seconds a completion: before {numbers['before_s']:.4f}, now {numbers['now_s']:.4f}, goal {GOAL_S}")
     print(f"{numbers['ratio']:.1f} times less; the reward differs by {numbers['difference']:.1e}")
-    if args.json:
-        args.json.write_text(json.dumps(numbers, indent=2) + "\n")
+    if args.output:
+        args.output.write_text(json.dumps(numbers, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a GRPO step costs with masks, against TRL's own GRPOTrainer on the same model, prompts and completions.
 
-    python benchmarks/step_cost.py --json out.json     (2 CPU cores)
+    python benchmarks/step_cost.py --output out.json     (2 CPU cores)
     python benchmarks/step_cost.py --quick             (`make bench`: one repeat)
 
 The two trainers take turns in one process. All numbers are medians over the repeats, ratios those of a pair of turns.
@@ -19,6 +19,7 @@ from statistics import median
 import torch
 from transformers.utils import logging as transformers_logging
 
+from aurora_rl.assembly.options import OptionParser
 from benchmarks.contenders import make_aurora, make_stock, mask_functions_watched
 from benchmarks.embeddings import measure_embeddings
 from benchmarks.mask_decoding import LOOP, TOGETHER, measure_decoding
@@ -82,9 +83,9 @@ PLANS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the tables, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one repeat, within 8 minutes on 2 cores")
-    parser.add_argument("--json", type=Path, help="file for the medians that have a target")
+    parser.add_argument("--output", type=Path, help="file for the medians that have a target")
     parser.add_argument("--num_threads", type=int, default=2, help="threads of torch (default: 2)")
     parser.add_argument(
         "--clock",
@@ -98,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     stopwatch = Stopwatch()
     with mask_functions_watched(stopwatch):
         medians = measure(PLANS[args.size or ("quick" if args.quick else "full")], stopwatch, args.clock)
-    if args.json:
-        args.json.write_text(json.dumps(medians, indent=2) + "\n")
+    if args.output:
+        args.output.write_text(json.dumps(medians, indent=2) + "\n")
 
 
 def measure(plan: Plan, stopwatch: Stopwatch, clock: str) -> dict[str, float]:

@@ -2,12 +2,11 @@
 
     python benchmarks/vllm_parity.py --config recipes/synthetic/evaluate.yaml --clips 64
 
-The YAML is one of `recipes/evaluate.py`: it names the model and the data. `--json out.json` keeps every clip.
+The YAML is one of `recipes/evaluate.py`: it names the model and the data. `--output out.json` keeps every clip.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -24,6 +23,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.encoder import assemble_encoder
+from aurora_rl.assembly.options import OptionParser
 from aurora_rl.data.sample import AVSample
 from aurora_rl.files.plain import read_text_file
 from aurora_rl.logs import setup_logging
@@ -158,13 +158,13 @@ def _distinct_clips(samples: list[AVSample], count: int) -> list[AVSample]:
 
 def main() -> None:
     """Read the arguments, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="YAML of recipes/evaluate.py")
     parser.add_argument("--model", help="instead of the YAML's")
     parser.add_argument("--data_root", help="instead of the YAML's")
     parser.add_argument("--split", default="test_s")
     parser.add_argument("--clips", type=int, default=64)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     setup_logging(is_main_process=True)
     config = yaml.safe_load(read_text_file(args.config))
@@ -193,8 +193,8 @@ def main() -> None:
     agreements = measure(loaded, rows, generation, max_tokens=max_tokens)
     print(report(agreements))
     print(f"a sync of the language model's weights: {time_of_sync(generation):.3f} s, the median of {SYNCS}")
-    if args.json:
-        args.json.write_text(json.dumps([dataclasses.asdict(agreement) for agreement in agreements], indent=1))
+    if args.output:
+        args.output.write_text(json.dumps([dataclasses.asdict(agreement) for agreement in agreements], indent=1))
 
 
 if __name__ == "__main__":

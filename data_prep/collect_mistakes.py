@@ -4,8 +4,8 @@ accelerate launch --config_file accelerate_configs/cpu.yaml data_prep/collect_mi
     --config recipes/synthetic/mistakes.yaml
 
 A row is a mistake if the category is wrong, no `[SEG]` is written, or the masks' IoU is below `min_iou`. Every answer
-is on disk, in <out>.parts/, before the next batch is asked: the same command goes on after a kill, with any number
-of processes. At the end the mistakes are written to <out>, sorted by row, for `correct_cot.py`.
+is on disk, in <output>.parts/, before the next batch is asked: the same command goes on after a kill, with any number
+of processes. At the end the mistakes are written to <output>, sorted by row, for `correct_cot.py`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from aurora_rl.assembly.parser import RecipeParser
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation.scoring import score_rollout
 from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.journal import Journal, RowKey, read_rows, row_key, to_lines
 from aurora_rl.files.output_lock import OutputInUseError, hold_output
 from aurora_rl.files.plain import parse_json, read_text_file
 from aurora_rl.inference.predictor import Completion, Predictor, unfinished_batches
@@ -37,7 +38,6 @@ from aurora_rl.logs import setup_logging
 from aurora_rl.models.encoding import EncodedSample
 from aurora_rl.models.teacher import checkpoint_fingerprint
 from aurora_rl.tasks.completions import parse_completion
-from data_prep.journal import RecordLog, RowKey, read_records, to_lines
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class MistakeArguments:
     """Which rows are asked, and what counts as a mistake.
 
     Attributes:
-        out: JSONL file of the mistakes.
+        output: JSONL file of the mistakes.
         max_rows: first so many rows of `train_split`, for a trial: a clip's rows lie below each other, so that they are
             few clips; None for all.
         min_iou: IoU below which an answer of the right category is a mistake; 0 keeps wrong categories alone.
@@ -72,7 +72,7 @@ class MistakeArguments:
         use_cpu: stay on the CPU.
     """
 
-    out: str = dataclasses.field(metadata={"help": "JSONL file of the mistakes."})
+    output: str = dataclasses.field(metadata={"help": "JSONL file of the mistakes."})
     max_rows: int | None = dataclasses.field(default=None, metadata={"help": "First rows of the train split."})
     min_iou: float = dataclasses.field(default=0.5, metadata={"help": "IoU below which an answer is a mistake."})
     num_samples: int = dataclasses.field(default=0, metadata={"help": "Completions drawn a row; 0: one, greedily."})
@@ -131,7 +131,7 @@ def begin(folder: Path, expected: dict[str, Any]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for part in folder.glob("*.jsonl"):
-        RecordLog(part).close()  # drops a last line that a kill has torn
+        Journal(part).close()  # drops a last line that a kill has torn
     file = folder / "settings.json"
     if not file.exists():
         write_whole(file, json.dumps(expected, indent=2).encode())
@@ -144,7 +144,7 @@ def ask(
     samples: Sequence[AVSample],
     done: Set[RowKey],
     predictor: Predictor,
-    log: RecordLog,
+    log: Journal,
     args: MistakeArguments,
     model: str,
 ) -> Iterator[None]:
@@ -168,7 +168,7 @@ def ask(
 def finish(out: Path, folder: Path, samples: list[AVSample]) -> None:
     """Write the mistakes of all parts, and say how many there are of each kind."""
     keys = {(sample.uid, sample.row) for sample in samples}
-    answers = {(r["uid"], r["row"]): r for part in sorted(folder.glob("*.jsonl")) for r in read_records(part)}
+    answers = {(r["uid"], r["row"]): r for part in sorted(folder.glob("*.jsonl")) for r in read_rows(part)}
     asked = [answers[key] for key in sorted(keys, key=lambda key: key[1])]
     mistakes = [record for record in asked if record["reasons"]]
     write_whole(out, to_lines(mistakes))
@@ -182,7 +182,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: MistakeArgu
     state = PartialState(cpu=args.use_cpu)
     setup_logging(is_main_process=state.is_main_process)
     try:
-        with hold_output(args.out, is_folder=False, is_main_process=state.is_main_process):
+        with hold_output(args.output, is_folder=False, is_main_process=state.is_main_process):
             collect(model_args, data_args, args, state)
     except OutputInUseError as error:
         raise SystemExit(f"collect_mistakes: {error}") from None
@@ -190,14 +190,14 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: MistakeArgu
 
 def collect(model_args: ModelArguments, data_args: DataArguments, args: MistakeArguments, state: PartialState) -> None:
     """`main`, when no other run writes to the output."""
-    out = Path(args.out)
+    out = Path(args.output)
     folder = out.with_name(f"{out.name}.parts")
     samples = load_split(data_args, data_args.train_split)[: args.max_rows]
     expected = settings(args, model_args, data_args)
     if state.is_main_process:
         begin(folder, expected)
     state.wait_for_everyone()
-    done = {(r["uid"], r["row"]) for part in folder.glob("*.jsonl") for r in read_records(part)}
+    done = {(r["uid"], r["row"]) for part in folder.glob("*.jsonl") for r in read_rows(part)}
     state.wait_for_everyone()  # before any of them is written to
     share = samples[state.process_index :: state.num_processes]
     loaded = assemble_model(model_args, is_trainable=False)
@@ -210,7 +210,7 @@ def collect(model_args: ModelArguments, data_args: DataArguments, args: MistakeA
         max_completion_length=args.max_completion_length,
         batch_size=args.batch_size,
     )
-    with RecordLog(folder / f"{state.process_index:05d}.jsonl") as log:
+    with Journal(folder / f"{state.process_index:05d}.jsonl", check=row_key) as log:
         asking = ask(share, done, predictor, log, args, expected["model"])
         left = sum((sample.uid, sample.row) not in done for sample in share)
         for _ in tqdm(asking, total=left, disable=not state.is_main_process):
@@ -221,4 +221,4 @@ def collect(model_args: ModelArguments, data_args: DataArguments, args: MistakeA
 
 
 if __name__ == "__main__":
-    main(*RecipeParser((ModelArguments, DataArguments, MistakeArguments)).parse_args_and_config())
+    main(*RecipeParser((ModelArguments, DataArguments, MistakeArguments), description=__doc__).parse_args_and_config())

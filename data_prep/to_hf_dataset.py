@@ -1,7 +1,7 @@
 """Write a benchmark as a Hugging Face dataset: parquet tables with the media in them, and a card.
 
-python data_prep/to_hf_dataset.py --config recipes/ref_avs/sft_7b.yaml --splits train val test_s test_u test_n \\
-    --out data/ref_avs_hf --source https://gewu-lab.github.io/Ref-AVS
+python data_prep/to_hf_dataset.py --config recipes/ref_avs/sft_7b.yaml --split train val test_s test_u test_n \\
+    --output_dir data/ref_avs_hf --source https://gewu-lab.github.io/Ref-AVS
 
 Of the recipe's keys those about the data count. `benchmark: hf_dataset` reads the result again.
 """
@@ -63,8 +63,8 @@ FIELDS = {
 class ExportArguments:
     """What is written, and what its card says."""
 
-    out: str = dataclasses.field(metadata={"help": "Folder to make."})
-    splits: list[str] = dataclasses.field(metadata={"help": "Splits to write."})
+    output_dir: str = dataclasses.field(metadata={"help": "Folder to make."})
+    split: list[str] = dataclasses.field(metadata={"help": "Splits to write."})
     title: str | None = dataclasses.field(default=None, metadata={"help": "Title of the card."})
     source: str | None = dataclasses.field(default=None, metadata={"help": "Where the benchmark comes from."})
     license: str | None = dataclasses.field(default=None, metadata={"help": "Its licence, as the hub abbreviates it."})
@@ -87,10 +87,10 @@ def export(data_args: DataArguments, args: ExportArguments) -> None:
         DatasetError: if the folder is there already, a split's name is none for the hub, or the disk is too small.
         MediaError: if a clip cannot be read.
     """
-    out = Path(args.out)
+    out = Path(args.output_dir)
     if out.exists():
         raise DatasetError(f"{out} is there already: name another folder, or delete it")
-    splits = {split: load_split(data_args, split) for split in args.splits}
+    splits = {split: load_split(data_args, split) for split in args.split}
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     (partial / TABLE_FOLDER).mkdir(parents=True)
@@ -234,7 +234,7 @@ def _metadata(sizes: Sequence[SplitSize], title: str, license: str | None) -> st
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the recipe and the command line; a fault of the data ends the program without a traceback."""
-    parser = ConfigParser((DataArguments, ExportArguments))
+    parser = ConfigParser((DataArguments, ExportArguments), description=__doc__)
     data_args, args, _, unknown = parser.parse_args_and_config(
         argv, return_remaining_strings=True, separate_remaining_strings=True
     )
@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     setup_logging()
     try:
-        with hold_output(args.out, is_folder=False):  # beside the folder, which is renamed when it is complete
+        with hold_output(args.output_dir, is_folder=False):  # beside the folder, which is renamed when it is complete
             export(data_args, args)
     except (DatasetError, MediaError, OutputInUseError) as error:
         raise SystemExit(f"to_hf_dataset: {error}") from error

@@ -5,7 +5,6 @@ python recipes/compare_stages.py --stages outputs/demo_full --output_dir outputs
 Reads <stages>/evaluate_<stage>[-<seed>]/results.jsonl and leaves table.json and table.md.
 """
 
-import argparse
 import dataclasses
 import json
 import re
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from aurora_rl.assembly.options import OptionParser
 from aurora_rl.evaluation.intervals import Interval, bootstrap_over_seeds
 from aurora_rl.evaluation.records import SampleResult, read_results
 from aurora_rl.evaluation.summary import MEASURES
@@ -164,7 +164,7 @@ def _gain_cell(value: Interval | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__)
     parser.add_argument("--stages", type=Path, required=True, help="output folder of recipes/run_stages.py")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the table")
     args = parser.parse_args(argv)

@@ -15,4 +15,6 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: EvaluationA
 
 
 if __name__ == "__main__":
-    main(*RecipeParser((ModelArguments, DataArguments, EvaluationArguments)).parse_args_and_config())
+    main(
+        *RecipeParser((ModelArguments, DataArguments, EvaluationArguments), description=__doc__).parse_args_and_config()
+    )

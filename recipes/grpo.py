@@ -58,4 +58,8 @@ def train(
 
 
 if __name__ == "__main__":
-    main(*RecipeParser((ModelArguments, DataArguments, RewardArguments, AuroraGRPOConfig)).parse_args_and_config())
+    main(
+        *RecipeParser(
+            (ModelArguments, DataArguments, RewardArguments, AuroraGRPOConfig), description=__doc__
+        ).parse_args_and_config()
+    )

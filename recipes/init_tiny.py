@@ -36,4 +36,4 @@ def main(data_args: DataArguments, init_args: InitArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*ConfigParser((DataArguments, InitArguments)).parse_args_and_config())
+    main(*ConfigParser((DataArguments, InitArguments), description=__doc__).parse_args_and_config())

@@ -49,7 +49,7 @@ class ReportArguments:
         output_dir: folder for report.html and results.json.
         ablated: output folder of an evaluation with ablations.
         trainings: output folders of trainings, whose learning curves are drawn.
-        splits: splits that results.json counts; None for all.
+        split: splits that results.json counts; None for all.
         title: heading of the page.
     """
 
@@ -61,7 +61,7 @@ class ReportArguments:
     trainings: list[str] = dataclasses.field(
         default_factory=list, metadata={"help": "Trainings whose curves are drawn, each as NAME=FOLDER."}
     )
-    splits: list[str] | None = dataclasses.field(
+    split: list[str] | None = dataclasses.field(
         default=None, metadata={"help": "Splits that results.json counts, by default all."}
     )
     title: str = dataclasses.field(default="Training report", metadata={"help": "Heading of the page."})
@@ -159,7 +159,7 @@ def write_page(
 def main(data_args: DataArguments, args: ReportArguments) -> None:
     evaluations = [Run.parse(text) for text in args.evaluations]
     ablated = Run.parse(args.ablated) if args.ablated else None
-    content = json.dumps(collect(evaluations, ablated, args.splits), indent=2)
+    content = json.dumps(collect(evaluations, ablated, args.split), indent=2)
     write_page(Path(args.output_dir, "report.html"), args, data_args, evaluations, ablated)
     write_whole(Path(args.output_dir, "results.json"), content + "\n")
     print(content)

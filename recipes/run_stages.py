@@ -10,7 +10,6 @@ a closed terminal stops the running stages, which write a checkpoint; the same c
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import contextlib
 import hashlib
@@ -29,6 +28,7 @@ from typing import Any
 
 import psutil
 
+from aurora_rl.assembly.options import OptionParser
 from aurora_rl.files.atomic import write_whole
 from aurora_rl.files.output_lock import OutputInUseError, hold
 from aurora_rl.files.plain import check_plain_file
@@ -45,11 +45,11 @@ class Records:
         self.plan = plan
         self.folder = plan.output_dir / "stages"
 
-    def trouble(self, stage: Stage) -> str | None:
+    def problem(self, stage: Stage) -> str | None:
         """Why a stage is not complete; None if it is."""
         record = self._read(stage.name)
         if record is None or "outputs" not in record:
-            return "not run yet" if record is None else "was cut off"
+            return "not run yet" if record is None else "was interrupted"
         for name, digest in record["outputs"].items():
             path = stage.folder / name
             if not path.is_file():
@@ -197,7 +197,7 @@ class Runner:
         with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
             running: dict[concurrent.futures.Future[None], str] = {}
             while graph.is_active():
-                if self._goes_on:
+                if self._may_start_more:
                     for name in graph.get_ready():
                         running[pool.submit(self._run_if_needed, self.plan.stages[name])] = name
                 if not running:
@@ -209,7 +209,7 @@ class Runner:
             raise self._failure
 
     @property
-    def _goes_on(self) -> bool:
+    def _may_start_more(self) -> bool:
         return self._failure is None and self.stopped_by is None
 
     def stop(self, signal_number: int) -> None:
@@ -222,7 +222,7 @@ class Runner:
                         recipe.terminate()
 
     def _run_if_needed(self, stage: Stage) -> None:
-        if not self._goes_on:  # it waited for its turn while another failed
+        if not self._may_start_more:  # it waited for its turn while another failed
             return
         try:
             self._run_unless_complete(stage)
@@ -231,12 +231,12 @@ class Runner:
 
     def _run_unless_complete(self, stage: Stage) -> None:
         self.records.check_inputs(stage)
-        trouble = self.records.trouble(stage)
-        if trouble is None:
+        problem = self.records.problem(stage)
+        if problem is None:
             say(f"{stage.name}: complete")
             return
         resumes = stage.resumable and self.records.was_started(stage) and any(stage.folder.glob("checkpoint-*"))
-        say(f"{stage.name}: {trouble}, {'goes on from its last checkpoint' if resumes else 'starts'}")
+        say(f"{stage.name}: {problem}, {'resumes from its last checkpoint' if resumes else 'starts'}")
         start = time.perf_counter()
         with self.records.lock(stage) as lock:
             self.records.start(stage, resumes=resumes)
@@ -310,7 +310,7 @@ def redo(plan: Plan, names: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__)
     parser.add_argument("--config", required=True, help="YAML file of the stages")
     parser.add_argument("--output_dir", help="instead of the file's")
     parser.add_argument("--jobs", type=int, default=1, help="stages that run at a time")

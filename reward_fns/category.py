@@ -11,7 +11,7 @@ from aurora_rl.tasks.completions import completion_text, normalise_category, par
 def category_reward(
     prompts: list[Any], completions: list[Any], *, category: list[str], **columns: Any
 ) -> list[float | None]:
-    """1.0 if the last category claimed is the true one, else 0.0.
+    """Return 1.0 if the last category claimed is the true one, else 0.0.
 
     Case, quotes, hyphens and underscores do not count. "There is no such target" is the category `"null"`.
 
@@ -36,19 +36,20 @@ def category_reward(
 def authors_category_reward(
     prompts: list[Any], completions: list[Any], *, category: list[str], **columns: Any
 ) -> list[float | None]:
-    """The class reward of the authors' release, for comparison: 1 for naming a target, 1 more for the true one.
+    """Score as the class reward of the authors' release does: 1 for naming a target, 1 more for the true one.
 
-    It reads one word from the last sentence but one, so `hair-dryer` is never right and a null answer earns 0.
+    It is here for comparison. It reads one word from the last sentence but one, so `hair-dryer` is never right and a
+    null answer earns 0.
 
     Example: "the target is the bell. It is [SEG]." against the truth "drum" earns 1.0.
 
     >>> authors_category_reward([None], ["the target is the bell. It is [SEG]."], category=["drum"])
     [1.0]
 
-    Args as `category_reward`.
+    The arguments are those of `category_reward`.
 
     Returns:
-        Per completion 0.0, 1.0 or 2.0. Not in [0, 1]: give it half the weight of `category_reward`.
+        Per completion 0.0, 1.0 or 2.0, which is not in [0, 1]: give it half the weight of `category_reward`.
     """
     texts = [completion_text(completion) for completion in completions]
     return [_authors_score(text, truth) for text, truth in zip(texts, category, strict=True)]

@@ -8,14 +8,14 @@ from aurora_rl.tasks.completions import completion_text, parse_completion
 
 
 class FormatReward:
-    """1.0 if the completion ends with "It is [SEG]." and holds exactly one `[SEG]`, else 0.0.
+    """The reward is 1.0 if the completion ends with "It is [SEG]." and holds exactly one `[SEG]`, else 0.0.
 
     Args:
-        require_steps: whether the four steps must be there once each, in order, as well. A chain that was withdrawn
-            ("Wait, let me reconsider.") and started anew is judged by the steps of the new one.
+        require_steps: whether the four steps must be there once each, in order, as well. After "Wait, let me
+            reconsider." only the steps of the new chain count.
 
-    Example: "the target is the drum. It is [SEG]." earns 0.0 from `format_reward`, which misses the steps, and 1.0 from
-    `answer_format_reward`.
+    Example: "the target is the drum. It is [SEG]." earns 0.0 from `format_reward`, because the steps are missing, and
+    1.0 from `answer_format_reward`.
 
     >>> format_reward([None], ["the target is the drum. It is [SEG]."])
     [0.0]
@@ -28,15 +28,13 @@ class FormatReward:
 
     def __call__(self, prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
         """Score each completion; never None."""
-        return [self._score(completion_text(completion)) for completion in completions]
-
-    def _score(self, text: str) -> float:
-        parsed = parse_completion(text)
-        answered = parsed.ends_with_seg and parsed.num_seg == 1
-        return float(answered and (parsed.has_all_steps or not self.require_steps))
+        parsed = [parse_completion(completion_text(completion)) for completion in completions]
+        answered = [answer.ends_with_seg and answer.num_seg == 1 for answer in parsed]
+        has_steps = [answer.has_all_steps or not self.require_steps for answer in parsed]
+        return [float(ends and steps) for ends, steps in zip(answered, has_steps, strict=True)]
 
 
-#: For the structured chain of thought: all four steps and the answer.
+#: The reward of the structured chain of thought: all four steps and the answer.
 format_reward = FormatReward()
-#: For answers without a chain of thought.
+#: The reward of answers without a chain of thought.
 answer_format_reward = FormatReward(require_steps=False)

@@ -19,7 +19,7 @@ def mask_iou_reward(
     mask_counts: Sequence[MaskCounts | None] | None = None,
     **columns: Any,
 ) -> list[float | None]:
-    """Mean over frames of the IoU; 1 - S where the truth is empty on all frames (`metrics.mask_iou`).
+    """Return the mean over frames of the IoU, or 1 - S where the truth is empty on all frames (`metrics.mask_iou`).
 
     Example: one frame of four pixels, two of them true, one of these and no other predicted: IoU = 1 / 2, reward 0.5.
 
@@ -32,15 +32,15 @@ def mask_iou_reward(
     Args:
         prompts: not read.
         completions: not read.
-        pred_masks: per completion (F, H, W) bool, or None if it holds no `[SEG]`.
-        gt_masks: per completion (F, H, W) bool.
-        mask_counts: per completion the pixels of these masks, where somebody has counted them (the trainer has); those
-            of other masks are not looked at.
+        pred_masks: predicted masks of each completion, (F, H, W) bool; None if it holds no `[SEG]`.
+        gt_masks: true masks of each completion, (F, H, W) bool.
+        mask_counts: pixel counts of each completion's masks, as far as they are known (the trainer counts them);
+            counts of other masks are ignored.
         **columns: not read.
 
     Returns:
-        Per completion a number in [0, 1]; 0.0, not None, without `[SEG]`, even where empty masks would be right: the
-        model has not answered.
+        Per completion a number in [0, 1]. Without `[SEG]` it is 0.0 and not None, even where empty masks would be
+        right: the model has not answered.
     """
     all_counts = _counted(pred_masks, gt_masks, mask_counts)
     return [0.0 if counts is None else counts.mask_iou for counts in all_counts]
@@ -55,7 +55,7 @@ def authors_mask_iou_reward(
     mask_counts: Sequence[MaskCounts | None] | None = None,
     **columns: Any,
 ) -> list[float | None]:
-    """The mask reward of the authors' release, for comparison: true-negative rate where the truth is empty.
+    """Score as the mask reward of the authors' release does: by the true-negative rate where the truth is empty.
 
     Example: empty truth and a false alarm of 2 % of the pixels still earns 0.98, where `mask_iou_reward` gives 0.859.
 
@@ -69,7 +69,7 @@ def authors_mask_iou_reward(
     >>> [round(reward, 3) for reward in mask_iou_reward([None], [""], **masks)]
     [0.859]
 
-    Args and returns as `mask_iou_reward`.
+    It is here for comparison; arguments and result are those of `mask_iou_reward`.
     """
     all_counts = _counted(pred_masks, gt_masks, mask_counts)
     return [0.0 if counts is None else float(counts.region_similarity.mean()) for counts in all_counts]
@@ -78,15 +78,13 @@ def authors_mask_iou_reward(
 def _counted(
     pred_masks: Sequence[Tensor | None], gt_masks: Sequence[Tensor], known: Sequence[MaskCounts | None] | None
 ) -> list[MaskCounts | None]:
-    """Counts of each completion's masks, those that are known not anew: masks that another function has changed are."""
-    known = known or [None] * len(pred_masks)
-    return [
-        None if predicted is None else _counts_of(predicted, truth, counts)
-        for predicted, truth, counts in zip(pred_masks, gt_masks, known, strict=True)
-    ]
-
-
-def _counts_of(predicted: Tensor, truth: Tensor, known: MaskCounts | None) -> MaskCounts:
-    if known is not None and known.belong_to(predicted, truth):
-        return known
-    return count_masks(predicted, truth)
+    """Return the counts of each completion's masks; masks that another function has replaced are counted again."""
+    all_counts: list[MaskCounts | None] = []
+    for predicted, truth, counts in zip(pred_masks, gt_masks, known or [None] * len(pred_masks), strict=True):
+        if predicted is None:
+            all_counts.append(None)
+        elif counts is not None and counts.belong_to(predicted, truth):
+            all_counts.append(counts)
+        else:
+            all_counts.append(count_masks(predicted, truth))
+    return all_counts

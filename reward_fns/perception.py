@@ -1,7 +1,7 @@
-"""Perception reward, optional: the chain names exactly what is in view and what sounds.
+"""Perception reward (optional): the chain names exactly what is in view and what sounds.
 
-Needs the true lists, which the synthetic benchmark has. It keeps the look and listen steps honest where rewards on the
-final answer alone let them decay.
+It needs the true lists, which the synthetic benchmark has. It keeps the look and listen steps honest, which decay under
+rewards on the final answer alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def perception_reward(
     heard: list[Sequence[str] | None],
     **columns: Any,
 ) -> list[float | None]:
-    """Mean of two F1 scores: categories claimed seen, and categories claimed heard in the order of their onset.
+    """Return the mean of two F1 scores: of the categories said to be seen, and of those said to be heard, in order.
 
     Example: a drum and a bell are in view and only the drum sounds; "I see a drum. I hear a drum." earns
     (2/3 + 1) / 2 = 0.833.
@@ -51,18 +51,14 @@ def _score(text: str, true_seen: Sequence[str] | None, true_heard: Sequence[str]
     if true_seen is None or true_heard is None:
         return None
     parsed = parse_completion(text)
-    return (
-        _list_f1(_sorted(parsed.seen), sorted(map(normalise_category, true_seen)))
-        + _list_f1(parsed.heard, list(map(normalise_category, true_heard)))
-    ) / 2
-
-
-def _sorted(claims: Sequence[str] | None) -> Sequence[str] | None:
-    return None if claims is None else sorted(claims)
+    seen = None if parsed.seen is None else sorted(parsed.seen)
+    seen_f1 = _list_f1(seen, sorted(map(normalise_category, true_seen)))
+    heard_f1 = _list_f1(parsed.heard, list(map(normalise_category, true_heard)))
+    return (seen_f1 + heard_f1) / 2
 
 
 def _list_f1(claims: Sequence[str] | None, truth: Sequence[str]) -> float:
-    """F1 of two sequences by their longest common subsequence; 1 if both are empty."""
+    """Return F1 of two sequences by their longest common subsequence; 1 if both are empty."""
     if claims is None:
         return 0.0
     if not claims and not truth:
@@ -71,7 +67,7 @@ def _list_f1(claims: Sequence[str] | None, truth: Sequence[str]) -> float:
 
 
 def _common_length(left: Sequence[str], right: Sequence[str]) -> int:
-    """Length of the longest common subsequence."""
+    """Return the length of the longest common subsequence."""
     lengths = [0] * (len(right) + 1)
     for item in left:
         above = lengths.copy()

@@ -2,7 +2,7 @@
 
 Rewards on the final answer alone let the chain decay while the answer gets better. This reward compares what the chain
 says with the answer, with where the predicted mask lies and with the loudness of the clip. It never sees the truth, and
-a claim left out earns nothing: a chain without a look or a listen step fails the checks that would read it.
+a missing claim earns nothing: a chain without a look or a listen step fails the checks that would read it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _SOUND = re.compile(r"\b(?:hear|heard|sounds?|sounding|audible|plays?|playing|si
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where a predicted mask lies.
+    """The place of a predicted mask.
 
     Attributes:
         x: mean column of its pixels, 0 at the left edge and 1 at the right.
@@ -62,7 +62,7 @@ class _Place:
 
 
 # "The left one of two" may stand in the middle of the frame, so only the opposite third contradicts a side. Other
-# objects are not known here: a mask of less than 2 % of the pixels is a speck and cannot be the largest of them.
+# objects are not known here, but a mask of less than 2 % of the pixels is a speck and cannot be the largest object.
 _AGREES: dict[str, Callable[[_Place], bool]] = {
     "left": lambda place: place.x < 2 / 3,
     "right": lambda place: place.x > 1 / 3,
@@ -82,12 +82,12 @@ def reasoning_consistency_reward(
     loudness_dbfs: list[float],
     **columns: Any,
 ) -> list[float | None]:
-    """Mean of the checks that apply to a completion.
+    """Return the mean of the checks that apply to a completion.
 
     1. Named: the category answered is named in an earlier step (does not apply to a null answer).
-    2. Place: spatial words of the reference, of the read step, or of a clause that names the answer agree with where
-       the predicted mask lies; the share of distinct words that do (does not apply without such words or to a null
-       answer, fails where nothing is predicted).
+    2. Place: the share of distinct spatial words that agree with the place of the predicted mask. The words are those
+       of the reference, of the read step and of clauses that name the answer (does not apply without such words or to
+       a null answer, fails where nothing is predicted).
     3. Sound: hearing something, or nothing, agrees with the loudness of the clip (fails without a listen step).
     4. One target: the chain names one final target. A claim before "Wait, let me reconsider." is withdrawn.
 
@@ -106,7 +106,7 @@ def reasoning_consistency_reward(
         prompts: not read.
         completions: text or chat messages.
         reference: the referring sentence of each row.
-        pred_masks: per completion (F, H, W) bool, or None if it holds no `[SEG]`.
+        pred_masks: predicted masks of each completion, (F, H, W) bool; None if it holds no `[SEG]`.
         loudness_dbfs: loudest 100 ms window of each clip, in dBFS; minus infinity for digital silence.
         **columns: not read.
 
@@ -152,7 +152,7 @@ def _check_place(parsed: ParsedCompletion, reference: str, pred_masks: Tensor | 
 
 
 def _check_sound(parsed: ParsedCompletion, loudness: float) -> float:
-    return float(_claims_sound(parsed) == (loudness >= SILENCE_DBFS))  # None, nothing said, equals neither
+    return float(_claims_sound(parsed) == (loudness >= SILENCE_DBFS))  # None (nothing claimed) equals neither
 
 
 def _check_one_target(parsed: ParsedCompletion) -> float:
@@ -168,7 +168,7 @@ def _names(text: str, category: str) -> bool:
 
 
 def _spatial_words(parsed: ParsedCompletion, reference: str) -> set[str]:
-    """Keys of `_SPATIAL_WORDS` said of the target, not of another object in the chain."""
+    """Return the keys of `_SPATIAL_WORDS` said of the target, not of another object in the chain."""
     earlier = " . ".join(parsed.steps.get(step, "") for step in ("look", "listen"))
     about_answer = [
         clause for clause in _CLAUSE_END.split(earlier) if parsed.category and _names(clause, parsed.category)
@@ -178,7 +178,7 @@ def _spatial_words(parsed: ParsedCompletion, reference: str) -> set[str]:
 
 
 def _claims_sound(parsed: ParsedCompletion) -> bool | None:
-    """Whether the listen step says that something sounds; None if it does not say."""
+    """Tell whether the listen step says that something sounds; None if it does not say."""
     if parsed.heard is not None:
         return bool(parsed.heard)
     step = parsed.steps.get("listen", "").lower()

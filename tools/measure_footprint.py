@@ -10,7 +10,6 @@ two minutes.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import logging
@@ -28,6 +27,7 @@ from aurora_rl.assembly.arguments import DataArguments, ModelArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.encoder import assemble_encoder
 from aurora_rl.assembly.model import assemble_model, peft_config
+from aurora_rl.assembly.options import OptionParser
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.sample import AVSample
 from aurora_rl.footprint import Clips, Footprint, Launch, estimate_footprint
@@ -201,7 +201,7 @@ def prepared(folder: Path | None = None) -> Iterator[tuple[Path, DataArguments]]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a table, a row for each setting."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     args = parser.parse_args(argv)
     logging.disable(logging.WARNING)

@@ -7,12 +7,12 @@ Every row is what `aurora-rl footprint` estimates with the options that `ROWS` h
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 
+from aurora_rl.assembly.options import OptionParser
 from aurora_rl.cli import parse_arguments
 from aurora_rl.footprint import Footprint
 from aurora_rl.footprint.by_hand import estimate
@@ -65,7 +65,7 @@ TFLOPS = PEAK_TFLOPS["H100"]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print both tables: GB of 10^9 bytes, and seconds, of each process."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
+    OptionParser(description=__doc__).parse_args(argv)
     footprints = {name: footprint_of(name) for name in ROWS}
     print("\n".join([*table((*COLUMNS, *PLACES), footprints, memory_cells), ""]))
     print("\n".join(table(TIMES, footprints, time_cells)))

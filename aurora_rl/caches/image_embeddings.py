@@ -23,7 +23,6 @@ import os
 import shutil
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,6 +44,7 @@ from aurora_rl.caches.embedding_shard import (
     write_shard,
 )
 from aurora_rl.data.sample import AVSample
+from aurora_rl.files.atomic import write_whole
 from aurora_rl.files.plain import parse_json, read_text_file
 from aurora_rl.models.heads.segmenters.base import FrameEncoder
 
@@ -299,15 +299,11 @@ class EmbeddingCache:
             name: {"bytes": shard.num_bytes, "clips": {key: vars(entry) for key, entry in shard.clips.items()}}
             for name, shard in self._shards.items()
         }
-        path = self.folder / INDEX_FILE
-        temporary = path.with_name(f"{uuid.uuid4().hex}.tmp")
+        content = json.dumps({"fingerprint": self.encoder.fingerprint, "shards": shards}, indent=1)
         try:
-            temporary.write_text(json.dumps({"fingerprint": self.encoder.fingerprint, "shards": shards}, indent=1))
-            os.replace(temporary, path)
+            write_whole(self.folder / INDEX_FILE, content)
         except OSError as error:  # a folder that may only be read serves all the same
-            logger.warning("cannot write %s (%s): readers will take its content from the shards", path, error)
-        finally:
-            temporary.unlink(missing_ok=True)
+            logger.warning("%s; readers will take the index from the shards", error)
 
 
 def describe_files(paths: Sequence[str]) -> str:

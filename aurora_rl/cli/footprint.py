@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from aurora_rl.cli.arguments import Commands, HelpFormatter, positive
+from aurora_rl.cli.arguments import Commands, positive
 from aurora_rl.cli.console import CLEAN, PROBLEMS, refuse
 
 DESCRIPTION = """Estimate memory and operations of a recipe's run from its config: no GPU, no weights and no data.
@@ -20,8 +20,6 @@ def register(commands: Commands) -> None:
         "footprint",
         help="estimate a run's memory",
         description=DESCRIPTION,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,  # the recipe's own options must not be taken for this command's
     )
     parser.add_argument("recipe", choices=("sft", "grpo", "evaluate"), help="whose arguments the config holds")
     parser.add_argument("--config", required=True, help="YAML file of the recipe")

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aurora_rl.cli.arguments import Commands, HelpFormatter
+from aurora_rl.cli.arguments import Commands
 from aurora_rl.cli.console import CLEAN, printable, refuse
 from aurora_rl.cli.pipeline_arguments import add_pipeline_arguments, load_pipeline
 
@@ -28,9 +28,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 def register(commands: Commands) -> None:
     """Add the sub-command."""
-    parser = commands.add_parser(
-        "segment", help="segment a video", description=DESCRIPTION, formatter_class=HelpFormatter
-    )
+    parser = commands.add_parser("segment", help="segment a video", description=DESCRIPTION)
     parser.add_argument("inputs", nargs="+", metavar="[VIDEO] REFERENCE", help="video or still image, then references")
     add_pipeline_arguments(parser)
     parser.add_argument("--output_dir", "-o", type=Path, required=True, help="folder that is written")

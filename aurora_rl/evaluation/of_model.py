@@ -32,8 +32,9 @@ from aurora_rl.evaluation.scores import RowScore, mark_novelty, score_tables, wr
 from aurora_rl.evaluation.scoring import find_preset, sample_result, score_completion, score_rollout
 from aurora_rl.evaluation.summary import summarise
 from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.fingerprint import fingerprint_files
+from aurora_rl.files.journal import ResumeFile
 from aurora_rl.files.output_lock import hold_output
-from aurora_rl.files.resume_file import ResumeFile, fingerprint
 from aurora_rl.inference.predictor import Completion, Predictor, unfinished_batches
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.encoding import EncodedSample
@@ -41,6 +42,9 @@ from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.read_ahead import encoded_batches
 
 logger = logging.getLogger(__name__)
+
+#: Names that resume files have for arguments, so that those of a former version are continued.
+RECORDED_AS = {"split": "splits"}
 
 
 @dataclasses.dataclass
@@ -53,7 +57,7 @@ class EvaluationArguments:
     output: str | None = dataclasses.field(
         default=None, metadata={"help": "JSON file for the scores, default scores.json in `output_dir`."}
     )
-    splits: list[str] = dataclasses.field(
+    split: list[str] = dataclasses.field(
         default_factory=list, metadata={"help": "Splits to score, default all that begin with 'test'."}
     )
     preset: str = dataclasses.field(default="refavs", metadata={"help": "refavs, avsbench, aurora or davis."})
@@ -113,7 +117,7 @@ def _evaluate_alone(
     model_args: ModelArguments, data_args: DataArguments, args: EvaluationArguments, state: PartialState
 ) -> dict[str, Any] | None:
     """`evaluate_model`, when no other run writes to the output."""
-    splits = args.splits or list_test_splits(data_args)
+    splits = args.split or list_test_splits(data_args)
     samples = [sample for split in splits for sample in load_split(data_args, split)]
     train_categories = find_train_categories(data_args)
     loaded = assemble_model(model_args, is_trainable=False)
@@ -151,11 +155,15 @@ def _open_resume_file(
     identity = {
         "version": __version__,
         "model": dataclasses.asdict(model_args),
-        "weights": fingerprint((path.name, path.stat()) for path in files),
+        "weights": fingerprint_files((path.name, path.stat()) for path in files),
         # How training draws its own rows changes nothing here, and files from before it was an argument go on.
         "data": {name: value for name, value in dataclasses.asdict(data_args).items() if name != "eval_samples_seed"},
         "samples": hashlib.sha256(repr(samples).encode()).hexdigest(),
-        "arguments": {field: value for field, value in vars(args).items() if field not in ("output", "output_dir")},
+        "arguments": {
+            RECORDED_AS.get(name, name): value
+            for name, value in vars(args).items()
+            if name not in ("output", "output_dir")
+        },
         "ablation": ablation,
         "process": [state.process_index, state.num_processes],
     }

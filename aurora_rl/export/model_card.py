@@ -14,6 +14,7 @@ from huggingface_hub import ModelCardData
 from peft import PeftModel
 
 from aurora_rl import __version__
+from aurora_rl.files.atomic import write_whole
 from aurora_rl.files.plain import parse_json, read_text_file
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.loading import LoadedModel
@@ -51,7 +52,11 @@ class CardDetails:
 
 
 def write_model_card(folder: Path, loaded: LoadedModel, details: CardDetails, *, base_model: str | None) -> None:
-    """Write README.md into an exported folder."""
+    """Write README.md into an exported folder.
+
+    Raises:
+        OSError: if it cannot be written, naming it; a former one is unchanged.
+    """
     is_adapter = isinstance(loaded.model, PeftModel)
     parts = [
         f"---\n{_front_matter(details, base_model, is_adapter=is_adapter)}\n---\n",
@@ -68,7 +73,7 @@ def write_model_card(folder: Path, loaded: LoadedModel, details: CardDetails, *,
         "## Licence\n",
         _licence(details, base_model),
     ]
-    (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
+    write_whole(folder / "README.md", "\n".join(parts))
 
 
 def score_table(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all: results, tables, pages and reports.
+"""Files that are replaced whole or not at all: results, tables, pages, reports and the folder of an answer.
 
 A reader, and the next run, find the former file or the new one. Where the disk is full the former one stays.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,7 +58,7 @@ def whole_files(*paths: str | Path) -> Iterator[list[IO[bytes]]]:
         for temporary, target in zip(temporaries, targets, strict=True):
             os.replace(temporary, target)
         for folder in {target.parent for target in targets}:
-            _sync_folder(folder)
+            _sync(folder)
     except OSError as error:
         raise _explained(error, targets) from error
     finally:
@@ -65,13 +66,66 @@ def whole_files(*paths: str | Path) -> Iterator[list[IO[bytes]]]:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def whole_entries(folder: str | Path) -> Iterator[Path]:
+    """A folder to write into, whose files and folders replace those of their names in `folder` unless the block raises.
+
+    None is replaced before all are on the disk; what `folder` holds beside them stays.
+
+    Raises:
+        OSError: as `write_whole`, where writing fails; an error of what the block reads is passed on as it is.
+    """
+    target = Path(folder).resolve()
+    scratch = target / f".{uuid.uuid4().hex}.tmp"
+    new, former = scratch / "new", scratch / "former"
+    try:
+        new.mkdir(parents=True)
+        former.mkdir()
+        yield new
+        for path in new.rglob("*"):
+            _sync(path)
+        _exchange(new, target, former)
+        _sync(target)
+        shutil.rmtree(former)
+    except OSError as error:
+        path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else target
+        if error.errno not in FULL and not path.is_relative_to(scratch):
+            raise
+        named = target / path.relative_to(new) if path.is_relative_to(new) else target
+        raise _explained(error, [named]) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        with contextlib.suppress(OSError):  # where the former entries could not be put back they stay here
+            former.rmdir()
+        with contextlib.suppress(OSError):
+            scratch.rmdir()
+
+
+def _exchange(new: Path, target: Path, former: Path) -> None:
+    """Move each entry of `new` into `target`, and what it replaces into `former`; all of them or none."""
+    names = sorted(path.name for path in new.iterdir())
+    try:
+        for name in names:
+            if os.path.lexists(target / name):
+                os.replace(target / name, former / name)
+            os.replace(new / name, target / name)
+    except BaseException:
+        for name in names:
+            if not os.path.lexists(new / name):
+                os.replace(target / name, new / name)
+            if os.path.lexists(former / name):
+                os.replace(former / name, target / name)
+        raise
+
+
 def _open(temporary: Path) -> IO[bytes]:
     temporary.parent.mkdir(parents=True, exist_ok=True)
     return temporary.open("xb")
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Let a file's content, or a folder's names, reach the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

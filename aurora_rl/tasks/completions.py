@@ -1,6 +1,6 @@
-"""What a completion claims: the way back from text to steps, category and number of `[SEG]` tokens.
+"""Completions are read back here: text becomes steps, category and number of `[SEG]` tokens.
 
-The inverse of `prompts.render_chain`. Rewards, evaluation and the mask loss all read completions through
+This is the inverse of `prompts.render_chain`. Rewards, evaluation and the mask loss all read completions through
 `parse_completion`, so that they agree on what was answered. A malformed completion is data, never an error.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from aurora_rl.data.sample import NULL_CATEGORY
@@ -16,8 +16,8 @@ from aurora_rl.tasks.prompts import FINAL_SENTENCE, REASONING_STEPS, SEG_TOKEN, 
 
 _STEP_OF_LABEL = {label: step for step, label in STEP_LABELS.items()}
 _LABEL = re.compile(rf"^[ \t]*({'|'.join(map(re.escape, STEP_LABELS.values()))})", re.MULTILINE)
-# A completion may be any text, of a policy that has collapsed too: no pattern reads a run of white space, or a
-# sentence, again from each of its characters.
+# A completion may be any text, also that of a policy that has collapsed, so no pattern may read a run of white space or
+# a sentence again from each of its characters.
 _CLAIM_PART = re.compile(
     r"(?P<null>there is no such target\b)|(?P<claim>the target is )(?:(?:the|an|a)\s++(?=[^.!?\n\[]))?"
     rf"|(?P<end>[.!?\n]|{re.escape(SEG_TOKEN)})|\[",
@@ -45,20 +45,20 @@ def normalise_category(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ParsedCompletion:
-    """What one completion says.
+    """The parts of one completion.
 
     Attributes:
         text: the completion as it was generated.
-        standing: what is not withdrawn: the text after the last "Wait, let me reconsider.", or all of it.
-        steps: text of each step of `prompts.STEP_LABELS` that is there, in order of appearance; of a step that is
-            there twice, the last. Where the chain starts anew in what stands, only the steps of that.
+        standing: the part that is not withdrawn: the text after the last "Wait, let me reconsider.", or all of it.
+        steps: text of each step of `prompts.STEP_LABELS` that is there, in order of appearance. A step that is there
+            twice has its last text. Where a chain starts again in `standing`, only the steps of that chain count.
         step_order: every label of these steps, in order, repetitions included.
-        category: the last final claim, normalised; `"null"` for "there is no such target"; None if neither is said.
+        category: the last final claim, normalised; `"null"` for "there is no such target"; None if there is neither.
         targets: every final claim, normalised, in order, withdrawn ones included.
         num_seg: number of `[SEG]` in the text.
         ends_with_seg: whether "It is [SEG]." ends the text.
-        seen: categories after "I see" in the look step; () for nothing, None if it is not said.
-        heard: categories after "I hear" in the listen step, in order; () for nothing, None if it is not said.
+        seen: categories after "I see" in the look step; () for nothing, None if the step has no "I see".
+        heard: categories after "I hear" in the listen step, in order; () for nothing, None without "I hear".
     """
 
     text: str
@@ -79,14 +79,18 @@ class ParsedCompletion:
 
 
 def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
-    """Text of a completion in either form TRL hands to reward functions.
+    """Return the text of a completion in either form that TRL hands to reward functions.
 
     Args:
         completion: the text, or the chat messages of the turn, whose content is text or a list of parts.
     """
     if isinstance(completion, str):
         return completion
-    return "".join(_content_text(message["content"]) for message in completion)
+    contents = [message["content"] for message in completion]
+    return "".join(
+        content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+        for content in contents
+    )
 
 
 def parse_completion(text: str) -> ParsedCompletion:
@@ -116,12 +120,8 @@ def parse_completion(text: str) -> ParsedCompletion:
     )
 
 
-def _content_text(content: str | Iterable[Mapping[str, Any]]) -> str:
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-
-
 def _split_steps(text: str) -> list[tuple[str, str]]:
-    """(step, its text) for each labelled paragraph."""
+    """Return (step, its text) of each labelled paragraph."""
     labels = list(_LABEL.finditer(text))
     ends = [*(label.start() for label in labels), len(text)][1:]
     return [
@@ -130,7 +130,7 @@ def _split_steps(text: str) -> list[tuple[str, str]]:
 
 
 def _standing(text: str) -> str:
-    """What follows the last sentence that withdraws what was said before, or all of the text."""
+    """Return the text after the last sentence that withdraws a chain, or all of it where there is none."""
     for match in reversed(list(_WITHDRAWAL.finditer(text))):
         if match["wait"] is None or _begins_sentence(text, match.start()):
             rest = _REST_OF_SENTENCE.match(text, match.end())
@@ -145,15 +145,15 @@ def _begins_sentence(text: str, position: int) -> bool:
 
 
 def _claims(text: str) -> Iterator[str]:
-    """Every final claim, normalised, in order.
+    """Yield every final claim, normalised, in order.
 
     A sentence cut off by the length limit is no claim: "the target is the man" may have become "the mandolin". So a
-    claim counts when its sentence ends; what it holds is then part of it, be it another "the target is".
+    claim counts only when its sentence ends. All words up to there belong to it, even another "the target is".
     """
     if forced := _FORCED_ANSWER.fullmatch(text):
         yield normalise_category(forced["category"])
     claim: re.Match[str] | None = None
-    nulls_within = 0  # that count if the claim around them does not
+    nulls_within = 0  # null claims inside an open claim; they count if that claim does not
     for part in _CLAIM_PART.finditer(text):
         if part["claim"]:
             claim = claim or part
@@ -170,7 +170,7 @@ def _claims(text: str) -> Iterator[str]:
 
 
 def _perceived(step: str, *, verb: str) -> tuple[str, ...] | None:
-    """Categories listed after "I see" or "I hear" in a step; None if that is not said."""
+    """Return the categories listed after "I see" or "I hear" in a step; None if the step has neither."""
     lists = re.findall(rf"\bI {verb} ([^.!?\n]+)", step)
     if not lists:
         return None

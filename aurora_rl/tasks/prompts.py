@@ -1,7 +1,7 @@
-"""What the model is told and how a chain of thought is written down.
+"""Prompts tell the model its task, and chains of thought are written down here.
 
-First room of the flow: a sample's reference becomes a chat message here, and a gold chain (steps + answer)
-becomes the completion text that SFT trains on and that `completions.parse_completion` reads back.
+A sample's reference becomes a chat message, and a gold chain (steps + answer) becomes the completion text that SFT
+trains on and that `completions.parse_completion` reads back.
 """
 
 import re
@@ -11,20 +11,20 @@ from typing import Any, Self
 from aurora_rl.data.sample import NULL_CATEGORY, AVSample
 
 SEG_TOKEN = "[SEG]"
-#: How every answer ends.
+#: The end of every answer.
 FINAL_SENTENCE = f"It is {SEG_TOKEN}."
 
-#: What stands between reasoning that went wrong and the reasoning that corrects it (paper, reflective training).
+#: The sentence between wrong reasoning and its correction (paper, reflective training).
 REFLECTION_TRIGGER = "Wait, let me reconsider."
 _ASKS_FOR_MASKS = re.compile(
-    # White space is read from the start of its run alone: a run of n characters would else be read n times.
+    # White space is read only from the start of its run: otherwise a run of n characters would be read n times.
     rf"(?:(?<!\s)\s++)?\bit is\s*+{re.escape(SEG_TOKEN)}[ \t]*+\.?|(?:(?<![ \t])[ \t]++)?{re.escape(SEG_TOKEN)}",
     re.IGNORECASE,
 )
 
 #: The steps before the answer, in the order they must appear (paper, figure of the reasoning pipeline).
 REASONING_STEPS = ("look", "listen", "read")
-#: How each step's paragraph opens in the text.
+#: The label that opens each step's paragraph.
 STEP_LABELS = {"look": "Look:", "listen": "Listen:", "read": "Read:", "answer": "Answer:"}
 
 DEFAULT_INSTRUCTION = (
@@ -39,39 +39,39 @@ DEFAULT_INSTRUCTION = (
 
 
 class PromptText(str):
-    """Text of a prompt that remembers which of it is the recipe's own; it is the plain text to everybody else.
+    """A prompt's text that remembers which part is the recipe's own; other code sees a plain string.
 
     Attributes:
-        own: the text without what came from outside, such as the instruction without its reference.
+        own: the part that the recipe wrote, such as the instruction without its reference.
     """
 
     own: str
 
     def __new__(cls, text: str, own: str) -> Self:
-        """Join both."""
+        """Make a string of `text` and remember `own`."""
         prompt_text = super().__new__(cls, text)
         prompt_text.own = own
         return prompt_text
 
     def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # str's own has one argument
-        """What a copy in another process is made of."""
+        """Give pickle the arguments of `__new__`, so that a copy in another process keeps `own`."""
         return str(self), self.own
 
 
 def answer_for(category: str) -> str:
-    """The final sentence pair of a completion, `NULL_CATEGORY` meaning that nothing is referred to."""
+    """Return the final pair of sentences of a completion; `NULL_CATEGORY` means that nothing is referred to."""
     if category == NULL_CATEGORY:
         return f"there is no such target. {FINAL_SENTENCE}"
     return f"the target is the {category}. {FINAL_SENTENCE}"
 
 
 def teacher_answer(category: str) -> str:
-    """The forced answer of the distillation's teacher, which does not reason: `"It is drum [SEG]."`, for example."""
+    """Return the forced answer of the distillation's teacher, such as `"It is drum [SEG]."`; it does not reason."""
     return f"It is {category} {SEG_TOKEN}."
 
 
 def without_seg(text: str) -> str:
-    """The text without what asks for masks: neither "It is [SEG]." nor any other `[SEG]` is left.
+    """Remove every request for masks from a text: "It is [SEG]." and any other `[SEG]`.
 
     >>> without_seg("Answer: the target is the drum. It is [SEG].")
     'Answer: the target is the drum.'
@@ -82,7 +82,7 @@ def without_seg(text: str) -> str:
 
 
 def _without_nested_seg(text: str) -> str:
-    """Without the tokens that what stood around another makes up, such as `[SE[SEG]G]`, at whatever depth."""
+    """Remove `[SEG]` also where removing one makes another, as in `[SE[SEG]G]`, at any depth."""
     kept: list[str] = []
     for character in text:
         kept.append(character)
@@ -113,10 +113,10 @@ def render_chain(steps: Mapping[str, str], answer: str) -> str:
 
 
 def text_prompt(instruction: str = DEFAULT_INSTRUCTION) -> Callable[[AVSample], list[dict[str, Any]]]:
-    """Return what makes the message of a row without its media, which TRL logs and hands to rewards.
+    """Return a function that makes a row's message without its media, which TRL logs and hands to rewards.
 
     Args:
-        instruction: user text with a `{reference}` field; without it, the call raises a ValueError.
+        instruction: user text with a `{reference}` field; without the field, the function raises a ValueError.
     """
     return lambda sample: build_messages(sample.reference, instruction=instruction)
 
@@ -130,7 +130,7 @@ def build_messages(
     system_prompt: str | None = None,
     video_options: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Chat messages for one clip: frames as a video, then the audio, then the instruction.
+    """Build the chat messages for one clip: frames as a video, then the audio, then the instruction.
 
     Args:
         reference: the referring sentence.
@@ -140,7 +140,7 @@ def build_messages(
         system_prompt: optional system message.
         video_options: extra keys of the video part, such as `max_pixels` and `sample_fps` (qwen-vl-utils).
 
-    Its texts are `PromptText`, by which a family's `encode` tells the reference, which is from outside, from the rest.
+    The texts are `PromptText`, so that a family's `encode` can tell the reference, which is untrusted, from the rest.
 
     Raises:
         ValueError: if the instruction has no `{reference}` field.

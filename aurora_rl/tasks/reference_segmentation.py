@@ -17,7 +17,7 @@ def chain_file(path: str | os.PathLike[str]) -> ChainFile:
 
 
 def see_score(parsed: ParsedCompletion, sample: AVSample) -> float | None:
-    """1 if the chain names exactly the objects in view, each once, otherwise 0; None where the truth is unknown."""
+    """Return 1 if the chain names exactly the objects in view, each once, else 0; None where the truth is unknown."""
     if sample.seen is None:
         return None
     named = parsed.seen
@@ -27,7 +27,7 @@ def see_score(parsed: ParsedCompletion, sample: AVSample) -> float | None:
 
 
 def hear_score(parsed: ParsedCompletion, sample: AVSample) -> float | None:
-    """1 if the chain names exactly the sounds, in order of onset, otherwise 0; None where the truth is unknown."""
+    """Return 1 if the chain names exactly the sounds, in order of onset, else 0; None where the truth is unknown."""
     if sample.heard is None:
         return None
     return float(parsed.heard == tuple(map(normalise_category, sample.heard)))

@@ -1,4 +1,4 @@
-"""What supervised fine-tuning makes a row say: one function a stage, from a sample to a `Target`.
+"""Targets of supervised fine-tuning: each stage has a function from a sample to its `Target`.
 
 teacher       "It is drum [SEG]."                                                            stage 0
 chain         "Look: ... Answer: the target is the drum. It is [SEG]."                       stage 1
@@ -31,12 +31,12 @@ class Target:
 
 
 def forced_answer(sample: AVSample) -> Target:
-    """The teacher's completion: no reasoning."""
+    """Return the teacher's completion, which has no reasoning."""
     return Target(teacher_answer(sample.category))
 
 
 def gold_chain(sample: AVSample) -> Target:
-    """The four-step chain.
+    """Return the four-step chain.
 
     Raises:
         ValueError: if the sample has none.
@@ -50,17 +50,17 @@ def gold_chain(sample: AVSample) -> Target:
 
 
 def answer_only(sample: AVSample) -> Target:
-    """The chain's last sentences, where a benchmark has no chains of thought."""
+    """Return the last sentences of a chain, for a benchmark that has no chains of thought."""
     return Target(answer_for(sample.category))
 
 
 def reflection(sample: AVSample, *, learn_wrong: bool = False) -> Target:
-    """y_wrong + trigger + y_correct for a row with a mistake, the chain alone for one without (paper, stage 2).
+    """Return y_wrong + trigger + y_correct for a row with a mistake, the chain alone for others (paper, stage 2).
 
     Args:
-        sample: a row; `wrong` is what an earlier model said, without `[SEG]`.
-        learn_wrong: whether y_wrong carries labels, too. Without them the model learns when to take a chain back and
-            how to go on, but not to make the mistake.
+        sample: a row; its `wrong` is the chain of an earlier model, without `[SEG]`.
+        learn_wrong: whether y_wrong carries labels, too. Without them the model learns when to withdraw a chain and
+            how to continue, but not to make the mistake.
 
     Raises:
         ValueError: if the sample has no chain.
@@ -68,12 +68,12 @@ def reflection(sample: AVSample, *, learn_wrong: bool = False) -> Target:
     chain = gold_chain(sample).learned
     if sample.wrong is None:
         return Target(chain)
-    # The line break is learned: after a wrong answer it is what tells "Wait" from "It is [SEG]."
+    # The line break is learned: after a wrong answer it decides between "Wait" and "It is [SEG]."
     correction = f"\n{REFLECTION_TRIGGER}\n{chain}"
     return Target(sample.wrong + correction) if learn_wrong else Target(correction, given=sample.wrong)
 
 
-#: By the name that a YAML file gives as `target`.
+#: The functions by the name that a YAML file gives as `target`.
 TARGETS: dict[str, Callable[[AVSample], Target]] = {
     "teacher": forced_answer,
     "chain": gold_chain,
@@ -87,17 +87,17 @@ REFLECTION_TARGETS = ("reflection", "reflection_learn_wrong")
 
 
 def mistakes_and_replay(samples: Sequence[AVSample], *, replay_share: float, seed: int) -> list[AVSample]:
-    """The rows of reflective training: all with a mistake, and as many others as make up a share of the whole.
+    """Choose the rows of reflective training: all with a mistake, and a share of rows without one.
 
-    Without rows that are answered right at once, a model learns to take back every answer.
+    Without rows that are answered correctly at once, a model learns to withdraw every answer.
 
     Args:
         samples: rows of the training split.
-        replay_share: share of rows without a mistake, in [0, 1).
-        seed: of their choice.
+        replay_share: share of the result that has no mistake, in [0, 1).
+        seed: seed of the choice among the rows without a mistake.
 
     Returns:
-        Rows in the samples' order; fewer replayed ones where there are not enough.
+        The rows in the samples' order; fewer without a mistake where there are not enough.
 
     Raises:
         ValueError: if the share is out of range, or no row has a mistake.

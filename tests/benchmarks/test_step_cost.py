@@ -26,7 +26,7 @@ def toy_run(tmp_path_factory) -> tuple[str, dict[str, float]]:
 
     path, output = tmp_path_factory.mktemp("bench") / "out.json", io.StringIO()
     with contextlib.redirect_stdout(output):
-        step_cost.main(["--size", "toy", "--num_threads", "1", "--json", str(path)])
+        step_cost.main(["--size", "toy", "--num_threads", "1", "--output", str(path)])
     return output.getvalue(), json.loads(path.read_text())
 
 

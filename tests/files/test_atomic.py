@@ -1,9 +1,7 @@
 """A file of results is the former one or the new one, whatever goes wrong while it is written."""
 
 import json
-import resource
-import signal
-from collections.abc import Iterator
+import os
 from pathlib import Path
 
 import pytest
@@ -11,18 +9,9 @@ import pytest
 from aurora_rl.cli import main
 from aurora_rl.evaluation.records import write_results
 from aurora_rl.evaluation.scores import RowScore, score_tables, write_scores
-from aurora_rl.files.atomic import whole_file, whole_files, write_whole
-
-
-@pytest.fixture
-def nearly_full() -> Iterator[None]:
-    """No file may grow above 1,000 bytes, as on a disk that is full."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, previous)
+from aurora_rl.export.model_card import CardDetails, write_model_card
+from aurora_rl.files.atomic import whole_entries, whole_file, whole_files, write_whole
+from aurora_rl.models.loading import LoadedModel
 
 
 def row(index: int) -> RowScore:
@@ -58,6 +47,58 @@ def test_of_files_that_belong_together_all_are_replaced_or_none(tmp_path: Path, 
         a.write(b"new a")
         b.write(bytes(2000))
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old a", "b": "old b"}
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def write_tree(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        write_whole(folder / name, text)
+
+
+FORMER = {"a.txt": "old", "masks/0.png": "old", "masks/1.png": "old", "mine": "mine"}
+
+
+def test_entries_replace_those_of_their_names_and_leave_the_others(tmp_path: Path) -> None:
+    write_tree(tmp_path, FORMER)
+    (tmp_path / "link").symlink_to("mine")
+    with whole_entries(tmp_path) as new:
+        write_tree(new, {"a.txt": "new", "masks/0.png": "new", "link": "new"})
+        assert (tmp_path / "a.txt").read_text() == "old"
+    assert tree(tmp_path) == {"a.txt": "new", "masks/0.png": "new", "mine": "mine", "link": "new"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "link", "masks", "mine"]
+
+
+def test_entries_that_cannot_all_be_put_in_place_go_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tree(tmp_path, FORMER)
+    replace = os.replace
+
+    def refuse_masks(source: Path, target: Path) -> None:
+        if source.parent.name == "new" and source.name == "masks":
+            raise PermissionError(13, "Permission denied", str(source))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse_masks)
+    with pytest.raises(PermissionError, match=r"masks cannot be written .*unchanged"), whole_entries(tmp_path) as new:
+        for name in ("a.txt", "b.txt", "masks"):
+            (new / name).write_text("new")
+    assert tree(tmp_path) == FORMER
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "masks", "mine"]
+
+
+def test_what_cannot_be_read_while_entries_are_written_keeps_its_own_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"No such file.*clip\.mp4"), whole_entries(tmp_path / "out"):
+        (tmp_path / "clip.mp4").read_bytes()
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_on_a_full_disk_a_model_card_stays_as_it_was(tmp_path: Path, loaded: LoadedModel, nearly_full: None) -> None:
+    (tmp_path / "README.md").write_text("former")
+    with pytest.raises(OSError, match=r"README\.md cannot be written .*unchanged: free space"):
+        write_model_card(tmp_path, loaded, CardDetails("name"), base_model=None)
+    assert tree(tmp_path) == {"README.md": "former"}
 
 
 def test_on_a_full_disk_scores_stay_as_they_were_and_the_error_says_what_to_do(

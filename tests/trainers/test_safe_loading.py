@@ -68,11 +68,11 @@ def test_transformers_loads_weights_alone_while_a_run_trains(tmp_path: Path) -> 
             return folder, torch.load(Path(folder, "state.pt"), weights_only=False)
 
     (tmp_path / "global_step1").mkdir()
-    before = transformers.trainer.deepspeed_load_checkpoint
-    with deepspeed_loads_weights_alone(), pytest.raises(UnsafeCheckpointError):
+    before = transformers.trainer.deepspeed_load_checkpoint, torch.load
+    with pytest.raises(UnsafeCheckpointError), deepspeed_loads_weights_alone():
         transformers.trainer.deepspeed_load_checkpoint(Engine(), str(tmp_path))
     assert not (tmp_path / "ran").exists()
-    assert transformers.trainer.deepspeed_load_checkpoint is before
+    assert (transformers.trainer.deepspeed_load_checkpoint, torch.load) == before, "an error restores them as well"
 
 
 def test_the_pickled_index_of_a_sharded_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # a hook is run from its own folder
     sys.path.append(str(ROOT))
 
+from aurora_rl.assembly.parser import INHERITED, inherited_from, own_fields, summary  # noqa: E402
 from tools.script_parser import script_parser  # noqa: E402
 
 SCRIPTS = [
@@ -48,11 +49,6 @@ SCRIPTS = [
 COMMAND = "aurora_rl/cli/__main__.py"
 #: Words that a command begins with.
 PROGRAMS = ("accelerate ", "aurora-rl ", "python ", "vllm ")
-#: Where the keys are explained that a class inherits from a library.
-INHERITED = {
-    "SFTConfig": "https://huggingface.co/docs/trl/sft_trainer#trl.SFTConfig",
-    "GRPOConfig": "https://huggingface.co/docs/trl/grpo_trainer#trl.GRPOConfig",
-}
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -95,18 +91,7 @@ def _class_section(cls: type) -> str:
     rows = (
         _row(field.name, _type_name(types[field.name]), _default(field), _meaning(field, documented)) for field in own
     )
-    return f"\n## {cls.__name__}\n\n{_summary(cls)}\n\n{_table('key', rows)}{_inherited(cls, own)}"
-
-
-def own_fields(cls: type) -> list[dataclasses.Field]:
-    """The fields that a class declares here, in order; of a subclass of TRL's, those that it adds or sets."""
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    declared = [name for base in reversed(cls.__mro__) if _is_ours(base) for name in inspect.get_annotations(base)]
-    return [fields[name] for name in dict.fromkeys(declared) if name in fields]
-
-
-def _is_ours(cls: type) -> bool:
-    return not cls.__module__.startswith(("trl.", "transformers.", "builtins"))
+    return f"\n## {cls.__name__}\n\n{summary(cls)}\n\n{_table('key', rows)}{_inherited(cls, own)}"
 
 
 def attribute_texts(cls: type) -> dict[str, str]:
@@ -123,12 +108,8 @@ def attribute_texts(cls: type) -> dict[str, str]:
     return texts
 
 
-def _summary(cls: type) -> str:
-    return " ".join(inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].split())
-
-
 def _inherited(cls: type, own: list[dataclasses.Field]) -> str:
-    base = next((base.__name__ for base in cls.__mro__ if base.__name__ in INHERITED), None)
+    base = inherited_from(cls)
     if base is None:
         return ""
     names = {field.name for field in own}
