@@ -28,9 +28,10 @@ from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.parser import ConfigParser
 from aurora_rl.data.containers import MediaError
 from aurora_rl.data.files import DatasetError
-from aurora_rl.data.hf_dataset import FEATURES, TABLE_FOLDER, TABLE_NAME, TEXT_COLUMNS, table_name
+from aurora_rl.data.hf_dataset import FEATURES, TEXT_COLUMNS, table_name
 from aurora_rl.data.media import check_is_file, load_clip
 from aurora_rl.data.sample import AVSample
+from aurora_rl.data.splits import TABLE_FOLDER, TABLE_NAME
 from aurora_rl.files.atomic import whole_folder
 from aurora_rl.files.output_lock import OutputInUseError
 from aurora_rl.logs import setup_logging
@@ -64,11 +65,15 @@ FIELDS = {
 class ExportArguments:
     """What is written, and what its card says."""
 
-    output_dir: str = dataclasses.field(metadata={"help": "Folder to make."})
-    split: list[str] = dataclasses.field(metadata={"help": "Splits to write."})
-    title: str | None = dataclasses.field(default=None, metadata={"help": "Title of the card."})
-    source: str | None = dataclasses.field(default=None, metadata={"help": "Where the benchmark comes from."})
-    license: str | None = dataclasses.field(default=None, metadata={"help": "Its licence, as the hub abbreviates it."})
+    output_dir: str = dataclasses.field(metadata={"help": "Folder that is written; it must not exist."})
+    split: list[str] = dataclasses.field(metadata={"help": "Splits that are written to the data set."})
+    title: str | None = dataclasses.field(default=None, metadata={"help": "Title of the data set's card."})
+    source: str | None = dataclasses.field(
+        default=None, metadata={"help": "Address that the benchmark comes from, for the card."}
+    )
+    license: str | None = dataclasses.field(
+        default=None, metadata={"help": "Licence of the benchmark, as the hub abbreviates it."}
+    )
 
 
 @dataclasses.dataclass(frozen=True)

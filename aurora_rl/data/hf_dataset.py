@@ -17,7 +17,6 @@ import json
 import logging
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from aurora_rl.data.containers import SAMPLING_RATE
 from aurora_rl.data.dataset import ANNOTATION_FEATURES, ROW_FEATURES
 from aurora_rl.data.files import DatasetError, UnsafePathError
 from aurora_rl.data.sample import AVSample
+from aurora_rl.data.splits import TABLE_FOLDER, TABLE_NAME
 from aurora_rl.files.atomic import write_whole
 from aurora_rl.files.fingerprint import fingerprint_bytes
 from aurora_rl.files.plain import NotPlainFileError, check_plain_file, read_records
@@ -49,8 +49,6 @@ MEDIA_COLUMNS = ("frames", "audio", "masks")
 OPTIONAL_COLUMNS = ("audio", *ANNOTATION_FEATURES)  # null where a row has none
 TEXT_COLUMNS = tuple(name for name in FEATURES if name not in MEDIA_COLUMNS)
 
-TABLE_FOLDER = "data"
-TABLE_NAME = re.compile(r"(?P<split>\w+(?:\.\w+)*)-(?P<index>\d{5})-of-(?P<count>\d{5})\.parquet")
 #: What a reader may have to hold at a time, in bytes of the file; the tables that we write stay far below it.
 MAX_GROUP_BYTES = 2**30
 ROWS_AT_ONCE = 8

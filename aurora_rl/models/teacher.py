@@ -1,7 +1,7 @@
 """The frozen teacher of segmentation-feature distillation: its prompt embedding at the `[SEG]` of a forced answer.
 
 The teacher (stage 0) answers "It is drum [SEG]." without reasoning, so its state at `[SEG]` holds what the mask decoder
-needs and no chain of thought has diluted it. The student, who reasons, is pulled towards it (`losses`).
+needs, undiluted by a chain of thought. The student, which reasons, is pulled towards it (`losses`).
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from aurora_rl.models.loading import LoadedModel
 from aurora_rl.tasks.prompts import teacher_answer
 from aurora_rl.tasks.targets import forced_answer
 
-#: What the features need of a batch of `SFTCollator`: no labels, and no frames for a mask decoder that does not run.
+#: Keys of an `SFTCollator` batch that the features do not need: labels, and inputs of the mask decoder.
 UNREAD = ("labels", "gt_masks", "seg_weights", "seg_frames", "seg_frame_counts", "seg_clip_index")
 
 
 class Teacher:
-    """A trained model that gives features and is never trained itself.
+    """A trained and frozen model that computes features.
 
     Args:
         loaded: the model; it is put in eval mode and its weights are frozen.
-        encode: how a sample is put to it.
+        encode: encoder of the samples.
     """
 
     def __init__(self, loaded: LoadedModel, encode: SampleEncoder) -> None:
@@ -44,18 +44,18 @@ class Teacher:
         return self
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Rows of the dataset -> what `features` takes."""
+        """Collate rows of the dataset into the inputs of `features`."""
         batch = self.collate_rows(rows)
         return {name: value for name, value in batch.items() if name not in UNREAD}
 
     @torch.no_grad()
     def features(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """(B, C) float32 prompt embeddings of a batch from `collate`, on the inputs' device."""
+        """Return the prompt embeddings (B, C) float32 of a batch from `collate`, on the inputs' device."""
         with without_projection(segmentation_model(self.model).get_output_embeddings()):
             return self.model(**inputs).sparse_prompt_embeddings.float()
 
     def features_of(self, samples: Sequence[AVSample]) -> torch.Tensor:
-        """(B, C) float32 features of samples, on the CPU."""
+        """Return the features (B, C) float32 of samples, on the CPU."""
         inputs = self.collate([sample.to_row() for sample in samples])
         return self.features({name: tensor.to(self.model.device) for name, tensor in inputs.items()}).cpu()
 
