@@ -40,7 +40,7 @@ class TeacherFeatures:
 
     Args:
         path: the file; it need not exist yet.
-        fingerprint: the teacher's fingerprint, from `teacher.teacher_fingerprint`.
+        fingerprint: the teacher's fingerprint, from `models.teacher.teacher_fingerprint`.
 
     Raises:
         TeacherFeaturesError: if the file is damaged or another teacher's.
