@@ -71,7 +71,7 @@ demo: $(STAMP)  ## benchmark, SFT, GRPO and report on synthetic clips (ABLATE=1:
 	$(PY) recipes/demo.py $(if $(ABLATE),--without_chain_guards) $(DEMO_ARGS)
 
 demo-full: $(STAMP)  ## all stages of the method on synthetic clips, three seeds, and the table of what each adds
-	$(PY) recipes/pipeline.py --config recipes/synthetic/pipeline.yaml --jobs 2 $(DEMO_ARGS)
+	$(PY) recipes/run_stages.py --config recipes/synthetic/stages.yaml --jobs 2 $(DEMO_ARGS)
 
 smoke: $(STAMP)  ## the demo's whole path in a few steps, for a quick look that all parts fit
 	$(PY) recipes/demo.py --smoke $(DEMO_ARGS)

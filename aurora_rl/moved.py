@@ -39,7 +39,7 @@ MOVED = {
     "recipe_parser": "assembly.parser",
     "report": "report.training_page",
     "rescoring": "evaluation.of_saved_masks",
-    "resume_file": "files.resume_file",
+    "resume_file": "files.journal",
     "rollout.gloo_transfer": "rollout.cpu.gloo_transfer",
     "rollout.vllm_cpu_seeds": "rollout.cpu.seeds",
     "rollout.vllm_narrow_heads": "rollout.cpu.narrow_heads",

@@ -33,7 +33,7 @@ from aurora_rl.endpoint.client import (
     Usage,
 )
 from aurora_rl.files.atomic import write_whole
-from data_prep.journal import Journal, Record, RecordLog, RowKey, row_key
+from aurora_rl.files.journal import Journal, Record, RowJournal, RowKey, row_key, sort_by_row
 
 logger = logging.getLogger(__name__)
 
@@ -46,17 +46,23 @@ class RunArguments:
     """Where the output goes, and when a run ends early.
 
     Attributes:
-        out: JSONL to write or to continue; the other files lie beside it.
+        output: JSONL to write or to continue; the other files lie beside it.
         max_rows: only the first so many rows are looked at, for a trial: a clip's rows lie below each other, so that
             they are few clips.
-        max_cost: no row is begun once all runs into `out` have cost so much; rows under way are finished.
+        max_cost: no row is begun once all runs into `output` have cost so much; rows under way are finished.
         max_failures_in_a_row: so many rows without an answer, one after the other, end the run.
     """
 
-    out: str = dataclasses.field(metadata={"help": "JSONL to write or to continue."})
-    max_rows: int | None = dataclasses.field(default=None, metadata={"help": "Look at the first so many rows only."})
-    max_cost: float | None = dataclasses.field(default=None, metadata={"help": "Stop when all runs cost so much."})
-    max_failures_in_a_row: int = dataclasses.field(default=50, metadata={"help": "Stop after so many failed rows."})
+    output: str = dataclasses.field(metadata={"help": "JSONL file to write or to continue."})
+    max_rows: int | None = dataclasses.field(
+        default=None, metadata={"help": "Number of rows to look at, from the first."}
+    )
+    max_cost: float | None = dataclasses.field(
+        default=None, metadata={"help": "Cost of all runs into `output` at which no further row is begun."}
+    )
+    max_failures_in_a_row: int = dataclasses.field(
+        default=50, metadata={"help": "Number of failed rows in a row that ends the run."}
+    )
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "max_cost", "max_failures_in_a_row"):
@@ -65,7 +71,7 @@ class RunArguments:
 
     def path(self, kind: str) -> Path:
         """The file of a kind ("failures.jsonl") beside the output."""
-        return Path(self.out).with_suffix(f".{kind}")
+        return Path(self.output).with_suffix(f".{kind}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,9 +176,9 @@ class Run:
         self._endpoint, self._args = endpoint, args
         self._files = contextlib.ExitStack()
         with self._files:
-            self._journal = self._files.enter_context(Journal(Path(args.out)))
-            self._failures = self._files.enter_context(RecordLog(args.path("failures.jsonl")))
-            self._usage = self._files.enter_context(RecordLog(args.path("usage.jsonl")))
+            self._journal = self._files.enter_context(RowJournal(Path(args.output)))
+            self._failures = self._files.enter_context(Journal(args.path("failures.jsonl"), check=row_key))
+            self._usage = self._files.enter_context(Journal(args.path("usage.jsonl")))
             self._files = self._files.pop_all()
         self._failed = {row_key(record): record for record in self._failures.records}
         open_questions = [question for question in questions if question.key not in self._journal]
@@ -272,7 +278,8 @@ class Run:
         """Leave files that do not tell in which order the answers came, nor how often the run was broken off."""
         self.report.not_asked = len(self._open_questions) - self.report.answered - self.report.failed
         self.report.failed_attempts = self._endpoint.failed_attempts
-        self._failures.rewrite(record for key, record in self._failed.items() if key not in self._journal)
+        still_failed = (record for key, record in self._failed.items() if key not in self._journal)
+        self._failures.rewrite(sort_by_row(still_failed))
         self._journal.finish()
         write_report(self.report, self._args)
 
@@ -300,7 +307,7 @@ def run_questions(questions: Sequence[Question], endpoint_args: EndpointArgument
     try:
         return asyncio.run(ask())
     except KeyboardInterrupt:
-        logger.warning("Interrupted. What is finished is in %s; the same command goes on from there.", args.out)
+        logger.warning("Interrupted. What is finished is in %s; the same command goes on from there.", args.output)
         raise SystemExit(INTERRUPTED) from None
 
 

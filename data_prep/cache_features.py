@@ -1,7 +1,7 @@
 """Encode the frames of whole splits by the frozen image encoder, before any training needs them.
 
 accelerate launch data_prep/cache_features.py --config recipes/ref_avs/sft_7b.yaml \\
-    --splits train val test_s test_u test_n
+    --split train val test_s test_u test_n
 
 The launched processes share the clips; plain `python` does all of them. Of the recipe's keys those about the model and
 the data count. Killed, it goes on where it was when it is run again.
@@ -33,11 +33,11 @@ logger = logging.getLogger(__name__)
 class CacheArguments:
     """What is encoded or checked."""
 
-    splits: list[str] | None = dataclasses.field(
+    split: list[str] | None = dataclasses.field(
         default=None, metadata={"help": "Splits to encode; by default those that the recipe trains and evaluates on."}
     )
     clips_per_shard: int = dataclasses.field(
-        default=CLIPS_PER_SHARD, metadata={"help": "Clips a file; what a killed process loses at most."}
+        default=CLIPS_PER_SHARD, metadata={"help": "Number of clips in a file, which a killed process loses at most."}
     )
     verify: bool = dataclasses.field(
         default=False, metadata={"help": "Read every byte of the cache and compare hashes; encode nothing."}
@@ -46,9 +46,9 @@ class CacheArguments:
         default=False, metadata={"help": "Verify, delete the files that are damaged, and encode what is missing."}
     )
     ignore_free_space: bool = dataclasses.field(
-        default=False, metadata={"help": "Start even if the clips take more than the disk has free."}
+        default=False, metadata={"help": "Start even if the clips take more space than the disk has free."}
     )
-    use_cpu: bool = dataclasses.field(default=False, metadata={"help": "Stay on the CPU."})
+    use_cpu: bool = dataclasses.field(default=False, metadata={"help": "Use the CPU, even where there is a GPU."})
 
 
 def cache_features(model_args: ModelArguments, data_args: DataArguments, args: CacheArguments) -> None:
@@ -92,13 +92,13 @@ def check(cache: EmbeddingCache, state: PartialState, *, drop_damaged: bool) -> 
 
 def splits_of(data_args: DataArguments, args: CacheArguments) -> list[str]:
     """The splits asked for, or those of the recipe."""
-    return args.splits or [split for split in (data_args.train_split, data_args.eval_split) if split]
+    return args.split or [split for split in (data_args.train_split, data_args.eval_split) if split]
 
 
 @record  # the launcher's last words are the error of the process that failed first
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the recipe and the command line; a fault of the data ends the program without a traceback."""
-    parser = RecipeParser((ModelArguments, DataArguments, CacheArguments))
+    parser = RecipeParser((ModelArguments, DataArguments, CacheArguments), description=__doc__)
     model_args, data_args, args, _, unknown = parser.parse_args_and_config(
         argv, return_remaining_strings=True, separate_remaining_strings=True
     )

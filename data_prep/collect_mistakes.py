@@ -4,8 +4,8 @@ accelerate launch --config_file accelerate_configs/cpu.yaml data_prep/collect_mi
     --config recipes/synthetic/mistakes.yaml
 
 A row is a mistake if the category is wrong, no `[SEG]` is written, or the masks' IoU is below `min_iou`. Every answer
-is on disk, in <out>.parts/, before the next batch is asked: the same command goes on after a kill, with any number
-of processes. At the end the mistakes are written to <out>, sorted by row, for `correct_cot.py`.
+is on disk, in <output>.parts/, before the next batch is asked: the same command goes on after a kill, with any number
+of processes. At the end the mistakes are written to <output>, sorted by row, for `correct_cot.py`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from aurora_rl.assembly.parser import RecipeParser
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation.scoring import score_rollout
 from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.journal import Journal, RowKey, read_rows, row_key, to_lines
 from aurora_rl.files.output_lock import OutputInUseError, hold_output
 from aurora_rl.files.plain import parse_json, read_text_file
 from aurora_rl.inference.predictor import Completion, Predictor, unfinished_batches
 from aurora_rl.logs import setup_logging
+from aurora_rl.models.checkpoint_files import fingerprint_checkpoint
 from aurora_rl.models.encoding import EncodedSample
-from aurora_rl.models.teacher import checkpoint_fingerprint
 from aurora_rl.tasks.completions import parse_completion
-from data_prep.journal import RecordLog, RowKey, read_records, to_lines
 
 logger = logging.getLogger(__name__)
 
@@ -60,27 +60,35 @@ class MistakeArguments:
     """Which rows are asked, and what counts as a mistake.
 
     Attributes:
-        out: JSONL file of the mistakes.
-        max_rows: first so many rows of `train_split`, for a trial: a clip's rows lie below each other, so that they are
-            few clips; None for all.
+        output: JSONL file of the mistakes.
+        max_rows: number of rows of `train_split` to ask, from the first, for a trial: a clip's rows lie below each
+            other, so that they are few clips; None for all.
         min_iou: IoU below which an answer of the right category is a mistake; 0 keeps wrong categories alone.
         num_samples: completions drawn a row, of which the first wrong one is kept; 0 for one, decoded greedily.
-        temperature: of the drawn completions.
-        max_completion_length: tokens of a completion.
-        batch_size: sequences generated at once.
-        seed: of the drawn completions.
-        use_cpu: stay on the CPU.
+        temperature: temperature at which completions are drawn.
+        max_completion_length: largest number of tokens of a completion.
+        batch_size: number of sequences generated at once.
+        seed: seed of the drawn completions.
+        use_cpu: whether the CPU is used even where there is a GPU.
     """
 
-    out: str = dataclasses.field(metadata={"help": "JSONL file of the mistakes."})
-    max_rows: int | None = dataclasses.field(default=None, metadata={"help": "First rows of the train split."})
+    output: str = dataclasses.field(metadata={"help": "JSONL file that the mistakes are written to."})
+    max_rows: int | None = dataclasses.field(
+        default=None, metadata={"help": "Number of rows to ask, from the first of the train split."}
+    )
     min_iou: float = dataclasses.field(default=0.5, metadata={"help": "IoU below which an answer is a mistake."})
-    num_samples: int = dataclasses.field(default=0, metadata={"help": "Completions drawn a row; 0: one, greedily."})
-    temperature: float = dataclasses.field(default=1.0, metadata={"help": "Of the drawn completions."})
-    max_completion_length: int = dataclasses.field(default=512, metadata={"help": "Tokens of a completion."})
-    batch_size: int = dataclasses.field(default=8, metadata={"help": "Sequences generated at once."})
-    seed: int = dataclasses.field(default=0, metadata={"help": "Of the drawn completions."})
-    use_cpu: bool = dataclasses.field(default=False, metadata={"help": "Stay on the CPU."})
+    num_samples: int = dataclasses.field(
+        default=0, metadata={"help": "Number of completions sampled for a row; 0 for one, decoded greedily."}
+    )
+    temperature: float = dataclasses.field(
+        default=1.0, metadata={"help": "Temperature at which completions are sampled."}
+    )
+    max_completion_length: int = dataclasses.field(
+        default=512, metadata={"help": "Largest number of tokens of a completion."}
+    )
+    batch_size: int = dataclasses.field(default=8, metadata={"help": "Number of sequences generated at once."})
+    seed: int = dataclasses.field(default=0, metadata={"help": "Seed of the sampled completions."})
+    use_cpu: bool = dataclasses.field(default=False, metadata={"help": "Use the CPU, even where there is a GPU."})
 
 
 def judge(encoded: EncodedSample, completion: Completion, *, min_iou: float) -> tuple[list[str], float]:
@@ -119,7 +127,7 @@ def settings(args: MistakeArguments, model_args: ModelArguments, data_args: Data
     """What the answers depend on; parts that were written under other settings are refused."""
     names = ("min_iou", "num_samples", "temperature", "seed", "max_completion_length")
     data = {name: value for name, value in dataclasses.asdict(data_args).items() if name not in NEUTRAL}
-    model = {"model": checkpoint_fingerprint(model_args.model)[:16], "dtype": model_args.dtype}
+    model = {"model": fingerprint_checkpoint(model_args.model)[:16], "dtype": model_args.dtype}
     return {**model, **{name: getattr(args, name) for name in names}, **data}
 
 
@@ -131,7 +139,7 @@ def begin(folder: Path, expected: dict[str, Any]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for part in folder.glob("*.jsonl"):
-        RecordLog(part).close()  # drops a last line that a kill has torn
+        Journal(part).close()  # drops a last line that a kill has torn
     file = folder / "settings.json"
     if not file.exists():
         write_whole(file, json.dumps(expected, indent=2).encode())
@@ -144,7 +152,7 @@ def ask(
     samples: Sequence[AVSample],
     done: Set[RowKey],
     predictor: Predictor,
-    log: RecordLog,
+    log: Journal,
     args: MistakeArguments,
     model: str,
 ) -> Iterator[None]:
@@ -168,7 +176,7 @@ def ask(
 def finish(out: Path, folder: Path, samples: list[AVSample]) -> None:
     """Write the mistakes of all parts, and say how many there are of each kind."""
     keys = {(sample.uid, sample.row) for sample in samples}
-    answers = {(r["uid"], r["row"]): r for part in sorted(folder.glob("*.jsonl")) for r in read_records(part)}
+    answers = {(r["uid"], r["row"]): r for part in sorted(folder.glob("*.jsonl")) for r in read_rows(part)}
     asked = [answers[key] for key in sorted(keys, key=lambda key: key[1])]
     mistakes = [record for record in asked if record["reasons"]]
     write_whole(out, to_lines(mistakes))
@@ -182,7 +190,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: MistakeArgu
     state = PartialState(cpu=args.use_cpu)
     setup_logging(is_main_process=state.is_main_process)
     try:
-        with hold_output(args.out, is_folder=False, is_main_process=state.is_main_process):
+        with hold_output(args.output, is_folder=False, is_main_process=state.is_main_process):
             collect(model_args, data_args, args, state)
     except OutputInUseError as error:
         raise SystemExit(f"collect_mistakes: {error}") from None
@@ -190,14 +198,14 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: MistakeArgu
 
 def collect(model_args: ModelArguments, data_args: DataArguments, args: MistakeArguments, state: PartialState) -> None:
     """`main`, when no other run writes to the output."""
-    out = Path(args.out)
+    out = Path(args.output)
     folder = out.with_name(f"{out.name}.parts")
     samples = load_split(data_args, data_args.train_split)[: args.max_rows]
     expected = settings(args, model_args, data_args)
     if state.is_main_process:
         begin(folder, expected)
     state.wait_for_everyone()
-    done = {(r["uid"], r["row"]) for part in folder.glob("*.jsonl") for r in read_records(part)}
+    done = {(r["uid"], r["row"]) for part in folder.glob("*.jsonl") for r in read_rows(part)}
     state.wait_for_everyone()  # before any of them is written to
     share = samples[state.process_index :: state.num_processes]
     loaded = assemble_model(model_args, is_trainable=False)
@@ -210,7 +218,7 @@ def collect(model_args: ModelArguments, data_args: DataArguments, args: MistakeA
         max_completion_length=args.max_completion_length,
         batch_size=args.batch_size,
     )
-    with RecordLog(folder / f"{state.process_index:05d}.jsonl") as log:
+    with Journal(folder / f"{state.process_index:05d}.jsonl", check=row_key) as log:
         asking = ask(share, done, predictor, log, args, expected["model"])
         left = sum((sample.uid, sample.row) not in done for sample in share)
         for _ in tqdm(asking, total=left, disable=not state.is_main_process):
@@ -221,4 +229,4 @@ def collect(model_args: ModelArguments, data_args: DataArguments, args: MistakeA
 
 
 if __name__ == "__main__":
-    main(*RecipeParser((ModelArguments, DataArguments, MistakeArguments)).parse_args_and_config())
+    main(*RecipeParser((ModelArguments, DataArguments, MistakeArguments), description=__doc__).parse_args_and_config())

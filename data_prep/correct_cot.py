@@ -1,8 +1,8 @@
 """Correct a model's wrong reasoning: the reflective set, from mistakes that `collect_mistakes.py` found.
 
-    python data_prep/correct_cot.py --data_root data/ref_avs --mistakes mistakes.jsonl --out reflective.jsonl \\
+    python data_prep/correct_cot.py --data_root data/ref_avs --mistakes mistakes.jsonl --output reflective.jsonl \\
         --model Qwen/Qwen2.5-Omni-7B --base_url http://localhost:8000/v1
-    python data_prep/correct_cot.py --data_root data/synthetic --mistakes mistakes.jsonl --out reflective.jsonl \\
+    python data_prep/correct_cot.py --data_root data/synthetic --mistakes mistakes.jsonl --output reflective.jsonl \\
         --gold data/synthetic/chains.jsonl
 
 A stronger model sees the clip, the sentence, the wrong reasoning and the truth, and writes the right reasoning. With
@@ -24,21 +24,22 @@ from aurora_rl.assembly.parser import ConfigParser
 from aurora_rl.data.sample import AVSample
 from aurora_rl.endpoint.client import BadReplyError, EndpointArguments, RowFailedError
 from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.journal import (
+    Journal,
+    JournalError,
+    Record,
+    RowKey,
+    records_by_row,
+    row_key,
+    sort_by_row,
+    to_lines,
+)
 from aurora_rl.files.output_lock import hold_output
 from aurora_rl.logs import setup_logging
 from aurora_rl.tasks.prompts import render_chain, without_seg
 from data_prep.asking import Question, RunArguments, RunReport, failure_record, run_questions, write_report
 from data_prep.chain_checks import ChainLimits
 from data_prep.chain_prompts import MediaArguments, chain_messages, chain_record, chain_schema, read_chain_reply
-from data_prep.journal import (
-    JournalError,
-    Record,
-    RecordLog,
-    RowKey,
-    records_by_row,
-    row_key,
-    to_lines,
-)
 
 MISTAKE_KEYS = ("split", "category", "exp", "completion", "model")  # text, beside uid and row
 GOLD = "gold"
@@ -48,9 +49,10 @@ GOLD = "gold"
 class CorrectArguments:
     """What is corrected, and by whom."""
 
-    mistakes: str = dataclasses.field(metadata={"help": "JSONL from collect_mistakes.py."})
+    mistakes: str = dataclasses.field(metadata={"help": "JSONL file of mistakes, as collect_mistakes.py writes it."})
     gold: str | None = dataclasses.field(
-        default=None, metadata={"help": "JSONL with chains that are taken as corrections, instead of an endpoint."}
+        default=None,
+        metadata={"help": "JSONL file with chains that are taken as corrections instead of asking an endpoint."},
     )
 
 
@@ -139,7 +141,7 @@ def check_kept(out: Path, mistakes: Sequence[Mistake]) -> None:
     if not out.exists():
         return
     completions = {(mistake.sample.uid, mistake.sample.row): without_seg(mistake.completion) for mistake in mistakes}
-    with RecordLog(out) as log:
+    with Journal(out, check=row_key) as log:
         for record in log.records:
             if completions.get(row_key(record)) != record.get("wrong"):
                 raise JournalError(
@@ -154,7 +156,7 @@ def correct_by_gold(mistakes: Sequence[Mistake], gold_path: Path, args: RunArgum
     Raises:
         ValueError: if the file of chains belongs to another benchmark, or the output holds an endpoint's corrections.
     """
-    out = Path(args.out)
+    out = Path(args.output)
     if out.exists() and any(record.get("generator") != GOLD for record in records_by_row(out).values()):
         raise JournalError(f"{out} holds corrections of a model, which would be lost: name another file")
     gold = records_by_row(gold_path)
@@ -170,7 +172,7 @@ def correct_by_gold(mistakes: Sequence[Mistake], gold_path: Path, args: RunArgum
     report.answered, report.failed = len(records), len(failures)
     with hold_output(out, is_folder=False):
         for path, lines in ((out, records), (args.path("failures.jsonl"), failures)):
-            write_whole(path, to_lines(sorted(lines, key=lambda record: record["row"])))
+            write_whole(path, to_lines(sort_by_row(lines)))
     write_report(report, args)
     return report
 
@@ -179,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, correct, report."""
     setup_logging()
     kinds = (DataArguments, CorrectArguments, RunArguments, MediaArguments, ChainLimits, EndpointArguments)
-    parser = ConfigParser(kinds)
+    parser = ConfigParser(kinds, description=__doc__)
     try:
         data_args, args, run_args, media, limits, endpoint_args = parser.parse_args_and_config(argv)
         # A stage's config may name the very files that are made here.
@@ -189,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.gold is not None:
             report = correct_by_gold(mistakes, Path(args.gold), run_args)
         else:
-            check_kept(Path(run_args.out), all_mistakes)
+            check_kept(Path(run_args.output), all_mistakes)
             questions = correction_questions(mistakes, media, limits, generator=str(endpoint_args.model))
             report = run_questions(questions, endpoint_args, run_args)
     except ValueError as error:

@@ -1,6 +1,6 @@
 """Write chains of thought for a benchmark's rows with a stronger model, at any OpenAI-compatible endpoint.
 
-    python data_prep/generate_cot.py --data_root data/ref_avs --split train --out chains.jsonl \\
+    python data_prep/generate_cot.py --data_root data/ref_avs --split train --output chains.jsonl \\
         --model Qwen/Qwen2.5-Omni-7B --base_url http://localhost:8000/v1
 
 The same command continues a run that was killed or stopped. Ends with status 1 where it ended early.
@@ -17,18 +17,18 @@ from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.parser import ConfigParser
 from aurora_rl.data.sample import AVSample
 from aurora_rl.endpoint.client import EndpointArguments
+from aurora_rl.files.journal import Record
 from aurora_rl.logs import setup_logging
 from data_prep.asking import Question, RunArguments, run_questions
 from data_prep.chain_checks import ChainLimits
 from data_prep.chain_prompts import MediaArguments, chain_messages, chain_record, chain_schema, read_chain_reply
-from data_prep.journal import Record
 
 
 @dataclasses.dataclass
 class GenerateArguments:
     """Which rows get a chain."""
 
-    split: str = dataclasses.field(default="train", metadata={"help": "Split whose rows get a chain."})
+    split: str = dataclasses.field(default="train", metadata={"help": "Split whose rows get a chain of thought."})
 
 
 def chain_questions(
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, ask, report."""
     setup_logging()
     kinds = (DataArguments, GenerateArguments, RunArguments, MediaArguments, ChainLimits, EndpointArguments)
-    parser = ConfigParser(kinds)
+    parser = ConfigParser(kinds, description=__doc__)
     try:
         data_args, args, run_args, media, limits, endpoint_args = parser.parse_args_and_config(argv)
         # A stage's config may name the very files that are made here.

@@ -48,4 +48,8 @@ def main(
 
 
 if __name__ == "__main__":
-    main(*RecipeParser((ModelArguments, DataArguments, TargetArguments, AuroraSFTConfig)).parse_args_and_config())
+    main(
+        *RecipeParser(
+            (ModelArguments, DataArguments, TargetArguments, AuroraSFTConfig), description=__doc__
+        ).parse_args_and_config()
+    )

@@ -1,6 +1,6 @@
 """Check chains of thought: mend what can be mended, drop what is wrong, and say what and how often.
 
-    python data_prep/verify_cot.py chains.jsonl --out verified.jsonl
+    python data_prep/verify_cot.py chains.jsonl --output verified.jsonl
 
     verified.jsonl           records that may be trained on, "verified": true
     verified.dropped.jsonl   the others, each with its line and its reasons
@@ -11,7 +11,6 @@ Reads chains and records of reflective training, whoever wrote them. Ends with s
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import random
@@ -20,13 +19,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from aurora_rl.assembly.options import OptionParser
 from aurora_rl.data.chains import CHAIN_KEYS
 from aurora_rl.files.atomic import whole_files
+from aurora_rl.files.journal import Record, RowKey, row_key, to_lines
 from aurora_rl.files.output_lock import hold_output
 from aurora_rl.files.plain import check_plain_file, parse_json
 from aurora_rl.tasks.prompts import REASONING_STEPS, SEG_TOKEN, answer_for
 from data_prep.chain_checks import PROBLEMS, ChainLimits, Problem, find_problems, repair
-from data_prep.journal import Record, RowKey, row_key, to_lines
 
 KEPT = "kept"
 
@@ -146,23 +146,25 @@ def verify_record(record: Record, limits: ChainLimits) -> tuple[Record, tuple[st
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, check the file, write what is left of it and what is not."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("chains", type=Path, help="JSONL with chains")
-    parser.add_argument("--out", type=Path, required=True, help="JSONL for the records that are kept")
+    parser = OptionParser(description=__doc__)
+    parser.add_argument("chains", type=Path, help="JSONL file with chains of thought")
+    parser.add_argument("--output", type=Path, required=True, help="JSONL file for the records that are kept")
     for field in dataclasses.fields(ChainLimits):
         kind: dict[str, Any] = {"action": "store_true"} if field.default is False else {"type": type(field.default)}
         parser.add_argument(f"--{field.name}", default=field.default, help=field.metadata["help"], **kind)
-    parser.add_argument("--sample_size", type=int, default=5, help="records of each reason to read (default: 5)")
-    parser.add_argument("--seed", type=int, default=0, help="of their choice (default: 0)")
-    parser.add_argument("--json", action="store_true", help="print the counts as JSON")
+    parser.add_argument(
+        "--sample_size", type=int, default=5, help="number of records of each reason that are shown to be read"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of those records")
+    parser.add_argument("--json", action="store_true", help="print the counts as JSON instead of text")
     args = parser.parse_args(argv)
-    if args.out.exists() and args.out.samefile(args.chains):
-        parser.error(f"--out is the input {args.chains}: name another file")
+    if args.output.exists() and args.output.samefile(args.chains):
+        parser.error(f"--output is the input {args.chains}: name another file")
     try:
         limits = ChainLimits(max_step_chars=args.max_step_chars, allow_unnamed=args.allow_unnamed)
         verification = verify_file(args.chains, limits)
-        with hold_output(args.out, is_folder=False):
-            write(verification, args.out, sample_size=args.sample_size, seed=args.seed)
+        with hold_output(args.output, is_folder=False):
+            write(verification, args.output, sample_size=args.sample_size, seed=args.seed)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     print(json.dumps(verification.to_dict(), indent=2) if args.json else verification.to_text())

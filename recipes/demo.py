@@ -6,7 +6,6 @@ python recipes/demo.py --smoke    (`make smoke`: the same path at toy size; its 
 Every stage is the command that a user would type; this file only runs them in order and collects what they leave.
 """
 
-import argparse
 import dataclasses
 import json
 import shlex
@@ -19,6 +18,7 @@ from typing import Any
 
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import load_split
+from aurora_rl.assembly.options import OptionParser
 from aurora_rl.evaluation.records import SampleResult, read_results
 from aurora_rl.evaluation.summary import compare, summarise
 from aurora_rl.files.atomic import write_whole
@@ -119,7 +119,7 @@ def train_and_evaluate(demo: Demo, *, without_chain_guards: bool) -> None:
     """All stages, from an empty folder to the evaluations."""
     out, sizes = demo.output_dir, demo.sizes
     early, sft, grpo = out / "sft" / f"checkpoint-{sizes.sft_early}", out / "sft", out / "grpo"
-    clips: list[str | Path] = [*sizes.clips, "--num_workers", "2", "--overwrite", "--out", demo.data_root]
+    clips: list[str | Path] = [*sizes.clips, "--num_workers", "2", "--overwrite", "--output_dir", demo.data_root]
     demo.run("data", ["data_prep/make_synthetic.py", *clips])
     init: list[str | Path] = ["--config", CONFIGS / "init.yaml", "--data_root", demo.data_root]
     demo.run("init", ["recipes/init_tiny.py", *init, "--output_dir", out / "init"])
@@ -187,14 +187,18 @@ def report(demo: Demo, *, without_chain_guards: bool) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="toy size, under three minutes")
+    parser = OptionParser(description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="train at toy size, in under three minutes")
     parser.add_argument(
         "--without_chain_guards",
         action="store_true",
-        help="also run GRPO without the rewards on the chain and without KL, to show what they prevent",
+        help="run GRPO a second time, without the rewards on the chain and without KL, to show what they prevent",
     )
-    parser.add_argument("--output_dir", type=Path, help="default outputs/demo, or outputs/smoke")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        help="folder for all that is made (default: outputs/demo, or outputs/smoke with --smoke)",
+    )
     args = parser.parse_args(argv)
     folder, sizes = ("outputs/smoke", SMOKE) if args.smoke else ("outputs/demo", DEMO)
     demo = Demo(args.output_dir or Path(folder), sizes)

@@ -12,13 +12,16 @@ film             writes an mp4 file: pictures at their times, sound, rotation
 loaded           the model of `tiny_checkpoint`, fresh for every test
 encode           the encoder of samples that goes with `loaded`
 projected        how many positions a row each call of a language model's head projects onto the vocabulary
+nearly_full      no file may grow above 1,000 bytes
 """
 
 import importlib.util
 import json
 import lzma
 import os
-from collections.abc import Callable, Sequence
+import resource
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -300,3 +303,14 @@ def projected(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(SuppressingHead, "forward", record)
     return positions
+
+
+@pytest.fixture
+def nearly_full() -> Iterator[None]:
+    """No file may grow above 1,000 bytes, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, previous)

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import re
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -24,6 +23,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from aurora_rl.files.atomic import give_names, nameless_file
+from aurora_rl.files.fingerprint import fingerprint_content
 from aurora_rl.files.plain import NotPlainFileError, check_plain_file, parse_json
 
 SUFFIX = ".safetensors"
@@ -85,18 +86,12 @@ def write_shard(folder: Path, header: ShardHeader, frame_inputs: Iterable[Tensor
     if METADATA in header.clips:
         raise EmbeddingCacheError(f"a clip is named {METADATA!r}, which safetensors keeps for itself: rename the clip")
     digest = hashlib.sha256()
-    temporary = folder / f"{uuid.uuid4().hex}.tmp"
-    try:
-        with temporary.open("wb") as file:
-            for block in _blocks(header, frame_inputs):
-                digest.update(block)
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())  # after a power failure there must be no name without its content
+    with nameless_file(folder) as file:
+        for block in _blocks(header, frame_inputs):
+            digest.update(block)
+            file.write(block)
         path = folder / f"{digest.hexdigest()}{SUFFIX}"
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        give_names({path: file})
     return path
 
 
@@ -143,10 +138,7 @@ def read_frame_inputs(path: Path, media_id: str) -> Tensor:
 
 def is_whole(path: Path) -> bool:
     """Read all bytes of a shard and tell whether their hash is its name."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == path.stem
+    return path.is_file() and fingerprint_content(path) == path.stem
 
 
 def shard_sizes(folder: Path) -> dict[str, int]:

@@ -15,15 +15,12 @@ holds nothing else, so it may be lost or out of date: the headers of shards that
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import math
-import os
 import shutil
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -45,6 +42,8 @@ from aurora_rl.caches.embedding_shard import (
     write_shard,
 )
 from aurora_rl.data.sample import AVSample
+from aurora_rl.files.atomic import SUFFIX, write_whole
+from aurora_rl.files.fingerprint import fingerprint_names
 from aurora_rl.files.plain import parse_json, read_text_file
 from aurora_rl.models.heads.segmenters.base import FrameEncoder
 
@@ -222,7 +221,7 @@ class EmbeddingCache:
 
     def _write(self, clips: Sequence[AVSample], load_frames: Callable[[AVSample], np.ndarray]) -> None:
         entries = {
-            sample.media_id: Entry(len(sample.frame_paths), describe_files(sample.frame_paths)) for sample in clips
+            sample.media_id: Entry(len(sample.frame_paths), fingerprint_names(sample.frame_paths)) for sample in clips
         }
         frame_inputs = (self._frame_inputs(sample, load_frames(sample)) for sample in clips)
         write_shard(self.folder, self._header(entries), frame_inputs)
@@ -272,7 +271,7 @@ class EmbeddingCache:
         name = self._shard_of[media_id]
         shard = self._shards[name]
         entry = shard.clips[media_id]
-        if entry != Entry(len(frame_paths), describe_files(frame_paths)):
+        if entry != Entry(len(frame_paths), fingerprint_names(frame_paths)):
             raise EmbeddingCacheError(
                 f"the frames of clip {media_id!r} are not those that its embeddings were made from ({entry.num_frames} "
                 f"files, now {len(frame_paths)}, or their names or sizes differ): restore them, name another folder, "
@@ -303,21 +302,11 @@ class EmbeddingCache:
             name: {"bytes": shard.num_bytes, "clips": {key: vars(entry) for key, entry in shard.clips.items()}}
             for name, shard in self._shards.items()
         }
-        path = self.folder / INDEX_FILE
-        temporary = path.with_name(f"{uuid.uuid4().hex}.tmp")
+        content = json.dumps({"fingerprint": self.encoder.fingerprint, "shards": shards}, indent=1)
         try:
-            temporary.write_text(json.dumps({"fingerprint": self.encoder.fingerprint, "shards": shards}, indent=1))
-            os.replace(temporary, path)
+            write_whole(self.folder / INDEX_FILE, content)
         except OSError as error:  # a read-only folder is good enough
-            logger.warning("cannot write %s (%s): readers will take its content from the shards", path, error)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def describe_files(paths: Sequence[str]) -> str:
-    """Hash the files' names and sizes, to notice other or changed frames without reading them."""
-    lines = [f"{os.path.basename(path)} {os.path.getsize(path)}" for path in paths]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+            logger.warning("%s; readers will take the index from the shards", error)
 
 
 def _distinct_clips(samples: Iterable[AVSample]) -> list[AVSample]:
@@ -334,8 +323,8 @@ def _distinct_clips(samples: Iterable[AVSample]) -> list[AVSample]:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove unfinished files of killed processes."""
-    for path in folder.glob("*.tmp"):
+    """Remove what killed processes have left behind."""
+    for path in folder.glob(f"*{SUFFIX}"):
         try:
             if time.time() - path.stat().st_mtime > ABANDONED_AFTER:
                 path.unlink()

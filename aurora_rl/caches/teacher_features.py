@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from safetensors.torch import save
 
 from aurora_rl.data.sample import AVSample
 from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.fingerprint import fingerprint_values
 from aurora_rl.files.plain import check_plain_file, parse_json
 from aurora_rl.models.teacher import Teacher
 
@@ -40,7 +40,7 @@ class TeacherFeatures:
 
     Args:
         path: the file; it need not exist yet.
-        fingerprint: the teacher's fingerprint, from `models.teacher.teacher_fingerprint`.
+        fingerprint: the teacher's fingerprint, from `models.teacher.fingerprint_teacher`.
 
     Raises:
         TeacherFeaturesError: if the file is damaged or another teacher's.
@@ -185,7 +185,7 @@ def _row_digest(sample: AVSample) -> str:
     paths = [*sample.frame_paths, *([sample.audio_path] if sample.audio_path else [])]
     files = [[os.path.basename(path), os.path.getsize(path)] for path in paths]
     parts = [sample.media_id, sample.category, sample.reference, sample.fps, sample.use_audio_in_video, files]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return fingerprint_values(parts)[:16]
 
 
 def _short(fingerprint: str | None) -> str:

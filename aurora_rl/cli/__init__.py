@@ -1,7 +1,7 @@
 """The command `aurora-rl`: tools that need no recipe. A thin layer of arguments and text over the package.
 
 aurora-rl doctor data/ref_avs --num_workers 8
-aurora-rl evaluate --predictions masks --dataset data/ref_avs --split test_s --output out.json
+aurora-rl evaluate --predictions masks --data_root data/ref_avs --split test_s --output out.json
 aurora-rl footprint grpo --config recipes/ref_avs/grpo_7b.yaml --launch accelerate_configs/zero2.yaml
 aurora-rl segment clip.mp4 "the drum" --model outputs/demo/grpo -o out
 aurora-rl serve --model outputs/demo/grpo
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from aurora_rl.assembly.options import OptionParser
 from aurora_rl.cli import compare, doctor, evaluate, export, footprint, segment, serve
 
 SUB_COMMANDS = (
@@ -44,7 +45,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         SystemExit: with code 2, if the arguments make no sense.
     """
-    parser = argparse.ArgumentParser(prog="aurora-rl", description="Tools of Aurora-RL.")
+    parser = OptionParser(prog="aurora-rl", description="Tools of Aurora-RL.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for sub_command in SUB_COMMANDS:
         sub_command.register(commands)

@@ -9,10 +9,6 @@ from pathlib import Path
 Commands = argparse._SubParsersAction
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the description's lines and shows defaults."""
-
-
 def positive(text: str) -> int:
     """The type of an argument that is a positive whole number."""
     number = int(text)

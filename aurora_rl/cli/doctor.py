@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Column, Table
 from rich.text import Text
 
-from aurora_rl.cli.arguments import Commands, HelpFormatter, positive
+from aurora_rl.cli.arguments import Commands, positive
 from aurora_rl.cli.console import CLEAN, PROBLEMS, open_console, printable, refuse
 from aurora_rl.data.doctor import PROBLEM_KINDS, Report, examine, examine_metadata
 from aurora_rl.data.files import DatasetError
@@ -22,16 +22,27 @@ uids: the official file has them) count as problems with --strict only."""
 
 def register(commands: Commands) -> None:
     """Add the sub-command."""
-    parser = commands.add_parser(
-        "doctor", help="check a dataset", description=DESCRIPTION, formatter_class=HelpFormatter
+    parser = commands.add_parser("doctor", help="check a dataset", description=DESCRIPTION)
+    parser.add_argument(
+        "path",
+        type=Path,
+        metavar="PATH",
+        help="folder with metadata.csv, media/ and gt_mask/; with --metadata_only, also a csv file",
     )
-    parser.add_argument("root", type=Path, help="folder with metadata.csv, media/, gt_mask/ (or, alone, a csv file)")
-    parser.add_argument("--metadata-only", "--metadata_only", action="store_true", help="check metadata.csv alone")
-    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="splits whose files are checked (all but TODO)")
-    parser.add_argument("--num_frames", type=_frames, default=10, help="frames of a clip, or 'any'")
-    parser.add_argument("--num_workers", type=positive, default=1, help="threads; the report does not depend on it")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 on notes, too")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    parser.add_argument(
+        "--metadata_only", action="store_true", help="check metadata.csv without the files that it names"
+    )
+    parser.add_argument(
+        "--split", nargs="+", metavar="SPLIT", help="splits whose files are checked (default: all but TODO)"
+    )
+    parser.add_argument(
+        "--num_frames", type=_frames, default=10, help="number of frames that a clip must have, or 'any'"
+    )
+    parser.add_argument(
+        "--num_workers", type=positive, default=1, help="number of threads; the report does not depend on it"
+    )
+    parser.add_argument("--strict", action="store_true", help="exit with code 1 on notes, too")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON instead of text")
     parser.set_defaults(run=run)
 
 
@@ -54,10 +65,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _examine(args: argparse.Namespace) -> Report:
     if args.metadata_only:
-        return examine_metadata(args.root)
-    if args.root.is_file():
-        raise DatasetError(f"{args.root} is a file: give the folder of the benchmark, or add --metadata-only")
-    return examine(args.root, splits=args.splits, num_frames=args.num_frames, num_workers=args.num_workers)
+        return examine_metadata(args.path)
+    if args.path.is_file():
+        raise DatasetError(f"{args.path} is a file: give the folder of the benchmark, or add --metadata_only")
+    return examine(args.path, splits=args.split, num_frames=args.num_frames, num_workers=args.num_workers)
 
 
 def _print_report(report: Report, args: argparse.Namespace) -> None:

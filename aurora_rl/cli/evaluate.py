@@ -13,13 +13,13 @@ from typing import Any
 from rich.table import Column, Table
 from rich.text import Text
 
-from aurora_rl.cli.arguments import Commands, HelpFormatter, json_file, positive
+from aurora_rl.cli.arguments import Commands, json_file, positive
 from aurora_rl.cli.console import CLEAN, open_console, printable, refuse
 
 DESCRIPTION = """Score a model, or masks that any system saved, on a benchmark.
 
-  aurora-rl evaluate --model DIR --dataset ROOT --split test_s test_u --output out.json
-  aurora-rl evaluate --predictions DIR --dataset ROOT --split test_s --output out.json
+  aurora-rl evaluate --model DIR --data_root ROOT --split test_s test_u --output out.json
+  aurora-rl evaluate --predictions DIR --data_root ROOT --split test_s --output out.json
 
 With a model, options of recipes/evaluate.py may follow, --config FILE among them. Predictions are DIR/<row>.npz (probs
 or logits) or DIR/<row>/<frame>.png; they need no model, and of the benchmark only metadata.csv and gt_mask/. Either way
@@ -37,20 +37,29 @@ def register(commands: Commands) -> None:
         "evaluate",
         help="score a model or saved masks",
         description=DESCRIPTION,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,  # the recipe's own options must not be taken for this command's
     )
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--model", help="trained model: folder or hub name")
-    source.add_argument("--predictions", type=Path, metavar="DIR", help="saved masks: npz or PNG files")
-    source.add_argument("--results", type=Path, metavar="FILE", help="saved masks: a results.jsonl of this project")
-    parser.add_argument("--dataset", type=Path, metavar="ROOT", help="folder of the benchmark")
-    parser.add_argument("--split", nargs="+", metavar="SPLIT", help="splits to score (all that begin with 'test')")
-    parser.add_argument("--preset", help="refavs, avsbench, aurora or davis (refavs)")
-    parser.add_argument("--output", type=json_file, metavar="FILE", help="out.json, with out.jsonl beside it")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="also write an HTML page")
-    parser.add_argument("--num_workers", type=positive, default=1, help="of saved masks: processes")
-    parser.add_argument("--chains", type=Path, metavar="FILE", help="chains of thought, which may tell reference types")
+    source.add_argument("--model", help="folder or hub name of a trained model")
+    source.add_argument("--predictions", type=Path, metavar="DIR", help="folder of saved masks, as npz or PNG files")
+    source.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="results.jsonl of an earlier evaluation, whose masks are scored again",
+    )
+    parser.add_argument("--data_root", type=Path, metavar="ROOT", help="folder that holds the benchmark")
+    parser.add_argument(
+        "--split", nargs="+", metavar="SPLIT", help="splits that are scored (default: all that begin with 'test')"
+    )
+    parser.add_argument("--preset", help="rules of scoring: refavs, avsbench, aurora or davis (default: refavs)")
+    parser.add_argument(
+        "--output", type=json_file, metavar="FILE", help="JSON file for the scores, with a .jsonl of the rows beside it"
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE", help="HTML page of the scores, to write as well")
+    parser.add_argument("--num_workers", type=positive, default=1, help="number of processes that score saved masks")
+    parser.add_argument(
+        "--chains", type=Path, metavar="FILE", help="JSONL file with chains of thought, which may tell reference types"
+    )
     parser.set_defaults(run=run, options=[])
 
 
@@ -83,16 +92,16 @@ def _rescore(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.options:
         raise ValueError(f"{args.options[0]} is an option for a model: leave it out, or give --model")
-    if args.dataset is None or args.output is None:
-        raise ValueError("saved masks need --dataset ROOT and --output out.json")
+    if args.data_root is None or args.output is None:
+        raise ValueError("saved masks need --data_root ROOT and --output out.json")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     preset = args.preset or "refavs"
     predictions = saved_results(args.results, preset=preset) if args.results else saved_predictions(args.predictions)
     return rescore(
-        args.dataset,
+        args.data_root,
         predictions,
         args.output,
-        splits=args.split or find_test_splits(args.dataset),
+        splits=args.split or find_test_splits(args.data_root),
         preset=preset,
         num_workers=args.num_workers,
         chains=args.chains,
@@ -108,8 +117,8 @@ def _evaluate_model(args: argparse.Namespace) -> dict[str, Any] | None:
 
     options = {
         "model": args.model,
-        "data_root": args.dataset,
-        "splits": args.split,
+        "data_root": args.data_root,
+        "split": args.split,
         "preset": args.preset,
         "output": args.output,
         "chains": args.chains and args.chains.resolve(),
@@ -118,7 +127,7 @@ def _evaluate_model(args: argparse.Namespace) -> dict[str, Any] | None:
     for name, value in options.items():
         if value is not None:
             command += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
-    parser = RecipeParser((ModelArguments, DataArguments, EvaluationArguments))
+    parser = RecipeParser((ModelArguments, DataArguments, EvaluationArguments), prog="aurora-rl evaluate")
     model_args, data_args, evaluation_args = parser.parse_args_and_config(command)
     args.output = evaluation_args.scores_file
     return evaluate_model(model_args, data_args, evaluation_args)

@@ -8,7 +8,7 @@ import math
 import sys
 from pathlib import Path
 
-from aurora_rl.cli.arguments import Commands, HelpFormatter, positive
+from aurora_rl.cli.arguments import Commands, positive
 from aurora_rl.cli.console import CLEAN, refuse
 from aurora_rl.cli.pipeline_arguments import add_pipeline_arguments, load_pipeline
 from aurora_rl.serve.folder import own_folder
@@ -25,14 +25,14 @@ Exit code 0: served until it was ended, 2: unusable arguments or model."""
 
 def register(commands: Commands) -> None:
     """Add the sub-command."""
-    parser = commands.add_parser(
-        "serve", help="try a model in the browser", description=DESCRIPTION, formatter_class=HelpFormatter
-    )
+    parser = commands.add_parser("serve", help="try a model in the browser", description=DESCRIPTION)
     add_pipeline_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; all but this lets others in")
     parser.add_argument("--port", type=positive, default=7860, help="port to listen on")
-    parser.add_argument("--max_seconds", type=_positive_seconds, default=60.0, help="length of a clip")
-    parser.add_argument("--max_mb", type=positive, default=100, help="size of a clip's file")
+    parser.add_argument(
+        "--max_seconds", type=_positive_seconds, default=60.0, help="largest length of a clip, in seconds"
+    )
+    parser.add_argument("--max_mb", type=positive, default=100, help="largest size of a clip's file, in MB")
     parser.set_defaults(run=run)
 
 

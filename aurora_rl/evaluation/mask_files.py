@@ -25,8 +25,8 @@ from numpy.lib import format as npy
 
 from aurora_rl.data.containers import MediaError
 from aurora_rl.data.media import read_grey_levels
+from aurora_rl.files.fingerprint import fingerprint_files
 from aurora_rl.files.plain import check_plain_file
-from aurora_rl.files.resume_file import fingerprint
 
 #: Values of one clip's masks; 10 frames of 4K are 83 million.
 MAX_VALUES = 128_000_000
@@ -128,7 +128,7 @@ def list_predictions(folder: str | os.PathLike[str]) -> PredictionFolder:
 
 
 def _npz_file(entry: os.DirEntry[str]) -> PredictionFile:
-    return PredictionFile(entry.path, (), fingerprint([(entry.name, _status(entry))]))
+    return PredictionFile(entry.path, (), fingerprint_files([(entry.name, _status(entry))]))
 
 
 def _png_folder(folder: os.DirEntry[str], ignored: list[str]) -> PredictionFile:
@@ -138,12 +138,12 @@ def _png_folder(folder: os.DirEntry[str], ignored: list[str]) -> PredictionFile:
             files = list(entries)
     except OSError as error:
         trouble = f"cannot list {folder.path}: {error}; restore it, or remove it"
-        return PredictionFile(folder.path, (), fingerprint([(folder.name, _status(folder))]), trouble)
+        return PredictionFile(folder.path, (), fingerprint_files([(folder.name, _status(folder))]), trouble)
     is_png = [file.name.lower().endswith(".png") and not file.name.startswith(".") for file in files]
     frames = [file for file, kept in zip(files, is_png, strict=True) if kept]
     ignored += sorted(file.path for file, kept in zip(files, is_png, strict=True) if not kept)
     names = tuple(frame.name for frame in frames)
-    return PredictionFile(folder.path, names, fingerprint((frame.name, _status(frame)) for frame in frames))
+    return PredictionFile(folder.path, names, fingerprint_files((frame.name, _status(frame)) for frame in frames))
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result:

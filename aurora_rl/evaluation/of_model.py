@@ -32,8 +32,9 @@ from aurora_rl.evaluation.scores import RowScore, mark_novelty, score_tables, wr
 from aurora_rl.evaluation.scoring import find_preset, sample_result, score_completion, score_rollout
 from aurora_rl.evaluation.summary import summarise
 from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.fingerprint import fingerprint_files
+from aurora_rl.files.journal import ResumeFile
 from aurora_rl.files.output_lock import hold_output
-from aurora_rl.files.resume_file import ResumeFile, fingerprint
 from aurora_rl.inference.predictor import Completion, Predictor, unfinished_batches
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.encoding import EncodedSample
@@ -42,31 +43,45 @@ from aurora_rl.models.read_ahead import encoded_batches
 
 logger = logging.getLogger(__name__)
 
+#: Names that resume files have for arguments, so that those of a former version are continued.
+RECORDED_AS = {"split": "splits"}
+
 
 @dataclasses.dataclass
 class EvaluationArguments:
     """What is scored, and how."""
 
     output_dir: str | None = dataclasses.field(
-        default=None, metadata={"help": "Folder for the results; with `output` it is that without its .json."}
+        default=None, metadata={"help": "Folder for the results; by default `output` without its .json."}
     )
     output: str | None = dataclasses.field(
-        default=None, metadata={"help": "JSON file for the scores, default scores.json in `output_dir`."}
+        default=None, metadata={"help": "JSON file for the scores; by default scores.json in `output_dir`."}
     )
-    splits: list[str] = dataclasses.field(
-        default_factory=list, metadata={"help": "Splits to score, default all that begin with 'test'."}
+    split: list[str] = dataclasses.field(
+        default_factory=list, metadata={"help": "Splits that are scored; by default all that begin with 'test'."}
     )
-    preset: str = dataclasses.field(default="refavs", metadata={"help": "refavs, avsbench, aurora or davis."})
-    num_samples: int = dataclasses.field(default=0, metadata={"help": "Completions sampled a row, beside the greedy."})
-    temperature: float = dataclasses.field(default=1.0, metadata={"help": "Of the sampled completions."})
-    ablations: list[str] = dataclasses.field(default_factory=list, metadata={"help": f"Of {sorted(ABLATIONS)}."})
-    max_completion_length: int = dataclasses.field(default=512, metadata={"help": "Tokens of a completion."})
-    batch_size: int = dataclasses.field(default=8, metadata={"help": "Sequences generated at once."})
+    preset: str = dataclasses.field(
+        default="refavs", metadata={"help": "Rules by which masks are scored: refavs, avsbench, aurora or davis."}
+    )
+    num_samples: int = dataclasses.field(
+        default=0, metadata={"help": "Number of completions sampled for a row, beside the greedy one."}
+    )
+    temperature: float = dataclasses.field(
+        default=1.0, metadata={"help": "Temperature at which completions are sampled."}
+    )
+    ablations: list[str] = dataclasses.field(
+        default_factory=list,
+        metadata={"help": f"Modalities taken away in further runs: {', '.join(sorted(ABLATIONS))}."},
+    )
+    max_completion_length: int = dataclasses.field(
+        default=512, metadata={"help": "Largest number of tokens of a completion."}
+    )
+    batch_size: int = dataclasses.field(default=8, metadata={"help": "Number of sequences generated at once."})
     append_seg: bool = dataclasses.field(
         default=True, metadata={"help": "Close completions without [SEG] by 'It is [SEG].', so that they have masks."}
     )
-    seed: int = dataclasses.field(default=0, metadata={"help": "Of the sampled completions."})
-    use_cpu: bool = dataclasses.field(default=False, metadata={"help": "Stay on the CPU."})
+    seed: int = dataclasses.field(default=0, metadata={"help": "Seed of the sampled completions."})
+    use_cpu: bool = dataclasses.field(default=False, metadata={"help": "Use the CPU, even where there is a GPU."})
 
     @property
     def folder(self) -> Path:
@@ -113,7 +128,7 @@ def _evaluate_alone(
     model_args: ModelArguments, data_args: DataArguments, args: EvaluationArguments, state: PartialState
 ) -> dict[str, Any] | None:
     """`evaluate_model`, when no other run writes to the output."""
-    splits = args.splits or list_test_splits(data_args)
+    splits = args.split or list_test_splits(data_args)
     samples = [sample for split in splits for sample in load_split(data_args, split)]
     train_categories = find_train_categories(data_args)
     loaded = assemble_model(model_args, is_trainable=False)
@@ -151,11 +166,15 @@ def _open_resume_file(
     identity = {
         "version": __version__,
         "model": dataclasses.asdict(model_args),
-        "weights": fingerprint((path.name, path.stat()) for path in files),
+        "weights": fingerprint_files((path.name, path.stat()) for path in files),
         # How training draws its own rows changes nothing here, and files from before it was an argument go on.
         "data": {name: value for name, value in dataclasses.asdict(data_args).items() if name != "eval_samples_seed"},
         "samples": hashlib.sha256(repr(samples).encode()).hexdigest(),
-        "arguments": {field: value for field, value in vars(args).items() if field not in ("output", "output_dir")},
+        "arguments": {
+            RECORDED_AS.get(name, name): value
+            for name, value in vars(args).items()
+            if name not in ("output", "output_dir")
+        },
         "ablation": ablation,
         "process": [state.process_index, state.num_processes],
     }

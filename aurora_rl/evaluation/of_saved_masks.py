@@ -33,8 +33,9 @@ from aurora_rl.evaluation.mask_files import PredictedMasks, PredictionError, lis
 from aurora_rl.evaluation.records import MaskScore, read_results
 from aurora_rl.evaluation.scores import RowScore, mark_novelty, score_tables, write_scores
 from aurora_rl.evaluation.scoring import MASK_THRESHOLD, find_preset, score_masks
+from aurora_rl.files.fingerprint import fingerprint_files
+from aurora_rl.files.journal import ResumeFile
 from aurora_rl.files.output_lock import hold_output
-from aurora_rl.files.resume_file import ResumeFile, fingerprint
 from aurora_rl.tasks.reference_segmentation import chain_file
 
 logger = logging.getLogger(__name__)
@@ -302,7 +303,7 @@ def _score_all(
     tasks = []
     for sample in samples:
         if sample.mask_paths not in truth:
-            truth[sample.mask_paths] = fingerprint((path, os.stat(path)) for path in sample.mask_paths)
+            truth[sample.mask_paths] = fingerprint_files((path, os.stat(path)) for path in sample.mask_paths)
         prediction = predictions.rows.get(sample.row)
         marks = f"{truth[sample.mask_paths]}-{prediction.fingerprint if prediction else 'missing'}"
         tasks.append(Task(sample, prediction, preset, marks))

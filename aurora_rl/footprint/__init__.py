@@ -1,13 +1,17 @@
 """Memory and time of a run, estimated from its arguments and the model's config before anything is loaded.
 
-workload     arguments, clips -> tokens, patches and masks that a process has in hand
-parameters   the model on the `meta` device: exact sizes of weights and of what is trained
-activations  parts of the model run on `meta`: what a forward and backward pass keeps
-parts        what is added up, and when it is there
-storage      what a run writes to disk
-estimate     all of it by part, for each process, under ZeRO and offload
-answering    the same of a model that answers and is not trained
-limits       what a process may take
+workload     from arguments and clips to tokens, patches and masks of one pass
+parameters   the model on the `meta` device: exact sizes of all weights and of the trained ones
+activations  memory of a forward and backward pass, from parts of the model run on `meta`
+peak         the memory that code on `meta` would take
+flops        floating-point operations of a step
+parts        the parts of an estimate, and the moments of a run that need them
+storage      files that a run writes to disk
+launch       how a run is spread over processes
+estimate     the whole estimate by part, for each process, under ZeRO and offload
+answering    the estimate for a model that answers and is not trained
+by_hand      the estimate for the command `aurora-rl footprint`
+limits       memory that a process may take
 report       the table, and the check that stops a recipe
 """
 

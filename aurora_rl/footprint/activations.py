@@ -1,10 +1,10 @@
-"""Memory that a forward and backward pass takes beside the weights, found by running its parts on `meta`.
+"""Memory that a forward and backward pass takes beside the weights, measured by running its parts on `meta`.
 
-The decoder's layers are all alike: one is run (`peak.forward_and_backward`), the others take the same. What it keeps
+The decoder's layers are all alike: one is run (`peak.forward_and_backward`), the others take the same. Its number
 agrees with Korthikanti et al. 2022 (arXiv 2205.05198, section 4): a number of bytes for each token, times the width,
 times the depth, without the quadratic term where attention is fused; running the layer counts SwiGLU, grouped keys,
-LoRA and frozen weights as they are. The order of a backward pass decides what comes on top: first the masks, then the
-LM head, then the layers, one at a time.
+LoRA and frozen weights exactly. The backward pass adds its own memory, in this order: first of the masks, then of the
+LM head, then of the layers, one at a time.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from aurora_rl.footprint.workload import Workload
 from aurora_rl.losses import mask_loss
 from aurora_rl.models.heads.segmenters import Segmenter
 
-#: Copies of a prompt's states that lie beside the layer at work where nothing is kept for a backward pass: the embedded
-#: tokens, which the model's callers hold until its end, and the layer's input.
+#: Copies of a prompt's states beside the running layer, in a pass without gradient: the embedded tokens, which the
+#: model's callers hold until its end, and the layer's input.
 ENTRIES = 2
-#: Bytes that a tower's layer of half precision keeps for each token and unit of width (Korthikanti et al. 2022, eq. 1).
+#: Bytes that a tower's layer in half precision keeps for each token and unit of width (Korthikanti et al. 2022, eq. 1).
 TOWER_LAYER_BYTES = 34
-#: Float32 copies of a tile of logits that TRL's LM head has alive at once where it runs without Triton.
+#: Float32 copies of a tile of logits that TRL's LM head holds at once if it runs without Triton.
 FOLDED_TILES = 7.25
 
 
 @dataclasses.dataclass(frozen=True)
 class Activations:
-    """Bytes of a training pass.
+    """Memory of a training pass, in bytes.
 
     Attributes:
-        decoder: kept by the language model's layers until their turn in the backward pass.
-        towers: kept by trained towers; frozen ones keep nothing, for no gradient reaches their outputs.
-        masks: most that mask decoder and mask loss have alive, on top of `decoder`.
-        lm_head: most that the fused LM head has alive, on top of `decoder`.
-        layer: most that one layer's backward pass has alive, on top of `decoder`.
+        decoder: bytes that the language model's layers keep for the backward pass.
+        towers: bytes that trained towers keep; frozen ones keep none, since no gradient reaches their outputs.
+        masks: peak of mask decoder and mask loss, in bytes beside `decoder`.
+        lm_head: peak of the fused LM head, in bytes beside `decoder`.
+        layer: peak of one layer's backward pass, in bytes beside `decoder`.
     """
 
     decoder: int
@@ -59,15 +59,15 @@ class Activations:
 def estimate_activations(
     meta: MetaModel, work: Workload, *, half: torch.dtype | None, checkpointing: bool, is_gpu: bool
 ) -> Activations:
-    """Bytes of one pass of one process.
+    """Estimate the memory of one pass of one process.
 
     Args:
         meta: the model.
-        work: what it reads.
-        half: dtype of mixed precision, None for none. Of autocast over float32 weights the float32 residual stream is
-            left out.
-        checkpointing: whether layers keep their input alone and run again in the backward pass.
-        is_gpu: whether the LM head's tiles are folded by Triton.
+        work: sizes of the pass.
+        half: dtype of mixed precision, None for none. For autocast over float32 weights, the residual stream in
+            float32 is not counted.
+        checkpointing: whether layers keep only their input, and run again in the backward pass.
+        is_gpu: whether Triton computes the tiles of the LM head.
     """
     layers = _layers(meta)
     kept, peak = _run_layer(meta, work, half)
@@ -83,9 +83,9 @@ def estimate_activations(
 
 
 def estimate_sampling(meta: MetaModel, work: Workload, *, half: torch.dtype | None) -> tuple[int, int]:
-    """Bytes of the key-value cache of transformers' `generate` at its longest, and of the prefill beside it.
+    """Estimate the bytes of the longest key-value cache of transformers' `generate`, and of the prefill beside it.
 
-    The prefill is a pass over the prompts, and projects the last position of each row onto the vocabulary: logits in
+    The prefill is a pass over the prompts that projects the last position of each row onto the vocabulary: logits in
     the model's dtype, of which `generate` makes a float32 copy.
     """
     config = meta.base.config.get_text_config()
@@ -99,13 +99,13 @@ def estimate_sampling(meta: MetaModel, work: Workload, *, half: torch.dtype | No
 
 
 def estimate_pass(meta: MetaModel, work: Workload, *, rows: int, length: int, half: torch.dtype | None = None) -> int:
-    """Most bytes of the language model's pass over sequences without gradient: a layer's, its input, the mask.
+    """Estimate the peak, in bytes, of the language model's pass without gradient: a layer, its input, the mask.
 
     Args:
         meta: the model.
-        work: of which the rest is taken.
-        rows: sequences.
-        length: tokens of each.
+        work: the workload, which gives all other sizes.
+        rows: number of sequences.
+        length: tokens of each sequence.
         half: dtype of mixed precision, None for none.
     """
     sequences = dataclasses.replace(work, rows=rows, prompt_tokens=length, completion_tokens=0)
@@ -116,7 +116,7 @@ def estimate_pass(meta: MetaModel, work: Workload, *, rows: int, length: int, ha
 
 
 def estimate_mask_decoding(meta: MetaModel, work: Workload) -> int:
-    """Most bytes of masks without gradient: a chunk of decoding, all logits at the decoder's and the frames' size."""
+    """Estimate the peak, in bytes, of decoding masks without gradient: a chunk, and the logits at both sizes."""
     decoder, frames, prompts = _decoder_and_chunk(meta, work)
     inputs = work.clips * work.frames * torch.Size(decoder.frame_shape).numel() * torch.float32.itemsize
     low_resolution, _ = _run_mask_loss(decoder, work)
@@ -134,7 +134,12 @@ def _width(meta: MetaModel) -> int:
 
 def _run_layer(meta: MetaModel, work: Workload, half: torch.dtype | None) -> tuple[int, int]:
     layer, inputs = _layer_and_inputs(meta, work, half)
-    return forward_and_backward(lambda: _first(layer(**inputs)))
+
+    def run() -> Tensor:
+        output = layer(**inputs)
+        return output if isinstance(output, Tensor) else output[0]
+
+    return forward_and_backward(run)
 
 
 def _layer_and_inputs(meta: MetaModel, work: Workload, half: torch.dtype | None) -> tuple[nn.Module, dict[str, Any]]:
@@ -156,19 +161,15 @@ def _layer_and_inputs(meta: MetaModel, work: Workload, half: torch.dtype | None)
     }
 
 
-def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return output if isinstance(output, Tensor) else output[0]
-
-
 def _give_gradients(module: nn.Module) -> None:
-    """So that a backward pass adds to gradients, which are counted elsewhere, instead of making them."""
+    """Make gradients, so that a backward pass adds to them and allocates none: they are counted elsewhere."""
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.empty_like(parameter)
 
 
 def _tower_bytes(meta: MetaModel, work: Workload, dtype: torch.dtype, *, checkpointing: bool) -> int:
-    """With checkpointing each layer keeps its input, and one at a time all that it computes."""
+    """Estimate the bytes of trained towers; with checkpointing a layer keeps its input, and one layer everything."""
     config, scale = meta.base.config, dtype.itemsize / torch.bfloat16.itemsize
     vision, audio = config.vision_config, config.audio_config
     sizes = {  # (tokens x width, layers)
@@ -188,11 +189,11 @@ def _is_trained(module: nn.Module) -> bool:
 
 
 def _lm_head_bytes(meta: MetaModel, work: Workload, dtype: torch.dtype, *, is_gpu: bool) -> int:
-    """TRL's fused LM head (`trl.kernels.chunked_logprob`): tiles of logits, gradients added up in float32."""
+    """Estimate TRL's fused LM head (`trl.kernels.chunked_logprob`): tiles of logits, gradients in float32."""
     head = meta.base.get_output_embeddings()
     vocab_size, width = head.weight.shape
-    is_trained = any(p.requires_grad for p in head.parameters())
-    # Triton picks the completion's tokens; elsewhere all positions are scored, and a tile's copies lie side by side.
+    is_trained = _is_trained(head)
+    # Triton picks the completion's tokens; without it all positions are scored, and the copies of a tile add up.
     tokens = work.rows * (work.completion_tokens if is_gpu else work.length)
     rows = min(tokens, TOKEN_CHUNK_SIZE)
     tile = rows * _CHUNKED_LOGPROB_CHUNK_SIZE * dtype.itemsize
@@ -212,9 +213,9 @@ def _mask_bytes(meta: MetaModel, work: Workload) -> int:
 
 
 def _decoder_and_chunk(meta: MetaModel, work: Workload) -> tuple[Segmenter, int, int]:
-    """The mask decoder, and how many frames and prompts on each of them it takes at a time."""
+    """Return the mask decoder, and how many frames, and prompts on each of them, it takes at a time."""
     decoder: Segmenter = copy.deepcopy(meta.base.seg_head.mask_decoder)
-    decoder.to(next(decoder.parameters()).dtype)  # buffers, too; autocast would see to them
+    decoder.to(next(decoder.parameters()).dtype)  # also the buffers, which autocast would cast
     frames, prompts = work.clips * work.frames, -(-work.rows // work.clips)
     chunk_frames, chunk_prompts = decoder.chunk_size(frames, prompts, decoder.masks_that_fit(torch.device("meta")))
     return decoder, min(chunk_frames, frames), chunk_prompts
@@ -238,7 +239,7 @@ def _run_mask_decoder(decoder: Segmenter, frames: int, prompts: int) -> tuple[in
 
 
 def _run_mask_loss(decoder: Segmenter, work: Workload) -> tuple[int, int]:
-    """Bytes of all masks' logits at the decoder's resolution, and what the mask loss makes of them."""
+    """Return the bytes of all logits at the decoder's resolution, and the peak of the mask loss."""
     with torch.device("meta"):
         frame_inputs = torch.empty(1, *decoder.frame_shape, dtype=next(decoder.parameters()).dtype)
         low_resolution = decoder.decode(frame_inputs, frame_inputs.new_empty(1, 1, decoder.prompt_dim)).shape[-2:]

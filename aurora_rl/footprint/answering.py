@@ -1,4 +1,4 @@
-"""What answering alone takes: a model's evaluation, and the collection of its mistakes, which generate by batches."""
+"""The estimate for answering without training: evaluation and the collection of mistakes, which generate by batches."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import dataclasses
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments
 from aurora_rl.footprint.activations import estimate_mask_decoding, estimate_pass, estimate_sampling
 from aurora_rl.footprint.estimate import Footprint, loading_parts
-from aurora_rl.footprint.flops import Rollouts, StepFlops, estimate_flops
+from aurora_rl.footprint.flops import Rollouts, estimate_flops
 from aurora_rl.footprint.launch import Launch
-from aurora_rl.footprint.parameters import MetaModel, build_meta_model
+from aurora_rl.footprint.parameters import build_meta_model
 from aurora_rl.footprint.parts import SAMPLING, SCORING, Part
 from aurora_rl.footprint.storage import embedding_parts
-from aurora_rl.footprint.workload import Clips, Workload, build_workload
+from aurora_rl.footprint.workload import Clips, build_workload
 
 
 @dataclasses.dataclass(frozen=True)
 class _Batch:
-    """One batch of answers, as `build_workload` asks for it: each row of a clip of its own."""
+    """Arguments of `build_workload` for one batch of answers, where each row has a clip of its own."""
 
     per_device_train_batch_size: int
     max_completion_length: int
@@ -38,12 +38,12 @@ def estimate_answering(
     """Estimate `inference.Predictor` from arguments and the model's config; nothing is loaded.
 
     Args:
-        model_args: which model. Of an adapter, the originals of what it holds whole stay beside the copies.
-        data_args: how clips are put to it.
-        batch_size: sequences that are generated at once.
-        max_completion_length: tokens of a completion.
-        launch: how the processes are spread; each holds the whole model.
-        clips: what is known of the clips.
+        model_args: arguments of the model. Under an adapter, the modules that it holds whole count twice.
+        data_args: arguments that say how clips are given to the model.
+        batch_size: number of sequences generated at once.
+        max_completion_length: upper limit of a completion's tokens.
+        launch: how the run is spread over processes; each holds the whole model.
+        clips: sizes of the clips.
     """
     meta = build_meta_model(model_args, launch)
     work = build_workload(meta.base.config, data_args, _Batch(batch_size, max_completion_length), clips)
@@ -55,18 +55,14 @@ def estimate_answering(
         Part("pass for the masks", estimate_pass(meta, work, rows=work.rows, length=work.length), SCORING),
         Part("masks of the answers", estimate_mask_decoding(meta, work), SCORING),
     ]
+    # Each token is sampled, and passes once more for the masks.
+    rollouts = Rollouts(samples_here=True, num_scored=1, num_iterations=1)
+    flops = estimate_flops(meta, work, checkpointing=False, is_gpu=launch.is_gpu, rollouts=rollouts)
     return Footprint(
         launch=launch,
         work=work,
         device=tuple(device),
         host=tuple(loading_parts(meta, launch)),
         disk=tuple(embedding_parts(meta, clips)),
-        flops=_flops(meta, work, launch),
+        flops=dataclasses.replace(flops, training=0.0, recomputing=0.0),
     )
-
-
-def _flops(meta: MetaModel, work: Workload, launch: Launch) -> StepFlops:
-    """Of one batch: each token is sampled, and passes once more for the masks."""
-    rollouts = Rollouts(samples_here=True, num_scored=1, num_iterations=1)
-    flops = estimate_flops(meta, work, checkpointing=False, is_gpu=launch.is_gpu, rollouts=rollouts)
-    return dataclasses.replace(flops, training=0.0, recomputing=0.0)

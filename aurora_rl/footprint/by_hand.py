@@ -1,4 +1,4 @@
-"""The estimate for a config that nobody has launched yet: the command `aurora-rl footprint`."""
+"""The estimate of the command `aurora-rl footprint`, for a config that is not launched yet."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RECIPES: dict[str, tuple[Any, ...]] = {
 
 
 def estimate_recipe(args: argparse.Namespace) -> tuple[str, bool]:
-    """What there is to print, and whether it fits as far as limits are given; raises as `estimate`."""
+    """Return the text to print, and whether the run fits into the given limits; errors as in `estimate`."""
     footprint, limits = estimate(args)
     text = render(footprint, limits=limits, tflops=args.tflops, utilisation=args.utilisation)
     problem = complaint(footprint, limits)
@@ -35,16 +35,20 @@ def estimate_recipe(args: argparse.Namespace) -> tuple[str, bool]:
 
 
 def estimate(args: argparse.Namespace) -> tuple[Footprint, Limits]:
-    """The estimate for the command's arguments, and the limits that they give.
+    """Estimate for the command's arguments, and return the limits that they give.
 
     Raises:
-        ValueError: for an unknown option, or arguments that make no sense.
+        ValueError: if an option is unknown, or arguments contradict each other.
         OSError: if a config cannot be read.
     """
-    # Without `use_cpu` mixed precision asks for a GPU, which is not needed to think about one.
+    # Without `use_cpu` mixed precision demands a GPU, which an estimate does not need.
     command = ["--config", args.config, *args.options, "--use_cpu", "true"]
-    model_args, data_args, *others = RecipeParser(RECIPES[args.recipe]).parse_args_and_config(command)
-    launch, clips = _launch(args), _clips(args, data_args)
+    parser = RecipeParser(RECIPES[args.recipe], prog="aurora-rl footprint")
+    model_args, data_args, *others = parser.parse_args_and_config(command)
+    launch = _launch(args)
+    known = {"size": args.frame_size and tuple(args.frame_size), "count": args.clips}
+    known = {name: value for name, value in known.items() if value is not None}
+    clips = dataclasses.replace(Clips.assumed(data_args), **known)
     limits = Limits.of(
         model_args, launch, device_memory=_bytes(args.gpu_memory_gb), host_memory=_bytes(args.host_memory_gb)
     )
@@ -90,9 +94,3 @@ def _launch(args: argparse.Namespace) -> Launch:
     if args.zero is not None:
         changes |= {"zero_stage": args.zero, "is_deepspeed": args.zero > 0}
     return dataclasses.replace(launch, **changes)
-
-
-def _clips(args: argparse.Namespace, data_args: DataArguments) -> Clips:
-    clips = Clips.assumed(data_args)
-    changes = {"size": args.frame_size and tuple(args.frame_size), "count": args.clips}
-    return dataclasses.replace(clips, **{name: value for name, value in changes.items() if value is not None})

@@ -1,4 +1,4 @@
-"""What a recipe's arguments ask of a device, of host memory and of the disk."""
+"""The memory of device and host, and the disk space, that a recipe's arguments need."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from aurora_rl.footprint.parts import (
 from aurora_rl.footprint.storage import disk_parts, states_of
 from aurora_rl.footprint.workload import Clips, Workload, build_workload
 
-#: Elements that ZeRO-3 fetches ahead of the layer at work (DeepSpeed's `stage3_prefetch_bucket_size`).
+#: Elements that ZeRO-3 prefetches for the next layers (DeepSpeed's `stage3_prefetch_bucket_size`).
 PREFETCHED = 50_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Footprint:
-    """An estimate: the allocator's fragments, the device's own context and Python itself come on top.
+    """An estimate; it excludes fragments of the allocator, the device's context and Python itself.
 
     Attributes:
-        launch: how the run is spread.
-        work: what a process has in hand at a time.
+        launch: how the run is spread over processes.
+        work: sizes of one pass of one process.
         device: parts in the memory of a process's device.
-        host: parts in host memory, for each process, where that is not the device.
-        disk: parts on disk, of the whole run.
-        flops: of one optimiser step of one process.
+        host: parts in host memory, for each process, if the device is not the CPU.
+        disk: parts on disk, for the whole run.
+        flops: operations of one optimiser step of one process.
     """
 
     launch: Launch
@@ -54,12 +54,12 @@ class Footprint:
 
     @property
     def peak(self) -> int:
-        """Bytes of the device at the fullest moment."""
+        """Peak of the device memory, in bytes."""
         return sum_of(fullest(self.device))
 
     @property
     def host_peak(self) -> int:
-        """Bytes of host memory at the fullest moment."""
+        """Peak of the host memory, in bytes."""
         return sum_of(fullest(self.host))
 
 
@@ -78,19 +78,21 @@ def estimate_footprint(
     """Estimate from arguments and the model's config; no weights are read and nothing is allocated.
 
     Args:
-        model_args: which model.
-        data_args: how clips are put to it.
+        model_args: arguments of the model.
+        data_args: arguments that say how clips are given to the model.
         training_args: `AuroraSFTConfig` or `AuroraGRPOConfig`.
-        launch: how the run is spread.
-        clips: what is known of the clips.
-        work: what a process has in hand, where it is known better than `clips` and the arguments tell.
-        device_memory: bytes of the device, of which vLLM takes its share where it runs beside the trainer.
-        teacher: the model of `live_teacher`.
-        meta: the model, where it has been built already.
+        launch: how the run is spread over processes.
+        clips: sizes of the clips.
+        work: sizes of one pass, if they are known better than from `clips` and the arguments.
+        device_memory: memory of the device in bytes, of which vLLM takes its share if it runs beside the trainer.
+        teacher: hub name or directory of the teacher, from `live_teacher`.
+        meta: the model, if it has been built already.
     """
     half = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
     meta = meta or build_meta_model(model_args, launch, half=half)
-    teacher_meta = _build_teacher(teacher, model_args)
+    teacher_meta = None
+    if teacher is not None:  # whole on every process, in the student's dtype (`assembly.teacher.assemble_teacher`)
+        teacher_meta = build_meta_model(ModelArguments(model=teacher, dtype=model_args.dtype), Launch())
     work = work or build_workload(meta.base.config, data_args, training_args, clips)
     checkpointing = bool(training_args.gradient_checkpointing)
     activations = estimate_activations(meta, work, half=half, checkpointing=checkpointing, is_gpu=launch.is_gpu)
@@ -131,13 +133,13 @@ def estimate_footprint(
 
 
 def live_teacher(target_args: TargetArguments, training_args: Any) -> str | None:
-    """The teacher that supervised fine-tuning keeps beside the student, None where there is none."""
+    """Return the teacher that supervised fine-tuning keeps beside the student; None if there is none."""
     is_live = target_args.teacher_features is None and training_args.distill_weight != 0
     return target_args.teacher if is_live else None
 
 
 def _is_offloaded(part: Part, launch: Launch) -> bool:
-    """Where the CPU is the device, offloading moves nothing."""
+    """Return whether the launch offloads a part from the GPU to host memory."""
     offloads = {
         "optimiser state": launch.offloads_optimizer,
         "gradients": launch.offloads_optimizer and launch.zero_stage >= 2,
@@ -147,7 +149,7 @@ def _is_offloaded(part: Part, launch: Launch) -> bool:
 
 
 def _shard(num_bytes: float, launch: Launch, stage: int) -> int:
-    """A process's share of what ZeRO divides from `stage` on (Rajbhandari et al. 2020, figure 1)."""
+    """Divide bytes over the processes, if ZeRO does so from this stage on (Rajbhandari et al. 2020, figure 1)."""
     return round(num_bytes / launch.num_processes if launch.zero_stage >= stage else num_bytes)
 
 
@@ -160,14 +162,14 @@ def _weight_parts(meta: MetaModel, launch: Launch, half: torch.dtype | None) -> 
         gathered = max(layer, embeddings.numel() * embeddings.element_size())
         gathered = min(gathered + PREFETCHED * embeddings.element_size(), total(meta.parts).num_bytes)
         parts.append(Part("weights gathered for one layer", gathered))
-    if half is not None and not launch.is_deepspeed:  # autocast keeps what it has cast until the pass ends
+    if half is not None and not launch.is_deepspeed:  # autocast keeps its casts until the pass ends
         cast = sum(p.numel() * half.itemsize for p in matrices if p.dtype == torch.float32)
         parts.append(Part("half-precision copies of float32 weights", cast, TRAINING))
     return parts
 
 
 def _reference_parts(meta: MetaModel, args: Any, launch: Launch) -> list[Part]:
-    """KL needs the policy as it was: a copy of the model, or of a loaded adapter; a new adapter is switched off."""
+    """Estimate KL's reference: a copy of the model or of a loaded adapter; a new adapter is only switched off."""
     if not getattr(args, "beta", 0.0):
         return []
     if meta.model is meta.base:
@@ -178,9 +180,9 @@ def _reference_parts(meta: MetaModel, args: Any, launch: Launch) -> list[Part]:
 def loading_parts(
     meta: MetaModel, launch: Launch, *, beta: float = 0.0, teacher: MetaModel | None = None
 ) -> list[Part]:
-    """Weights pass through host memory: each process reads them whole, in the dtype that it is told, before they go on.
+    """Estimate the host memory while weights are loaded: each process reads all of them, in the dtype that is set.
 
-    GRPO's reference is copied there, too, and a teacher follows. Weights of 4 bits go to the GPU as they are read.
+    GRPO's reference is copied there too, and a teacher is loaded after it. Weights of 4 bits go to the GPU directly.
     """
     if not launch.is_gpu or meta.is_quantized:
         return []
@@ -192,13 +194,8 @@ def loading_parts(
     return [Part("weights on their way to the GPU", loaded, LOADING)]
 
 
-def _build_teacher(teacher: str | None, args: ModelArguments) -> MetaModel | None:
-    """Whole on every process, in the student's dtype (`assembly.teacher.assemble_teacher`)."""
-    return None if teacher is None else build_meta_model(ModelArguments(model=teacher, dtype=args.dtype), Launch())
-
-
 def _optimiser_parts(meta: MetaModel, launch: Launch, optim: str) -> list[Part]:
-    """AdamW's two moments, in the weights' own dtype; DeepSpeed adds float32 weights and keeps all three in float32."""
+    """Estimate AdamW's moments in the weights' dtype; DeepSpeed keeps them and a copy of the weights in float32."""
     states, trained = states_of(optim), meta.trained
     if launch.is_deepspeed:
         num_bytes: int = trained.trained * (1 + states) * torch.float32.itemsize
@@ -215,7 +212,7 @@ def _gradient_parts(meta: MetaModel, launch: Launch) -> list[Part]:
     if launch.is_deepspeed:
         itemsize = trained.trained_bytes / max(1, trained.trained)
         parts.append(Part("DeepSpeed's reduce bucket", round(launch.reduce_bucket_size * itemsize), TRAINING))
-        if launch.zero_stage >= 2 and trained.largest_trained > launch.reduce_bucket_size:  # reduced by itself, whole
+        if launch.zero_stage >= 2 and trained.largest_trained > launch.reduce_bucket_size:  # it is reduced alone
             parts.append(Part("one gradient above the bucket", round(trained.largest_trained * itemsize), TRAINING))
     elif launch.num_processes > 1 and launch.zero_stage == 0:
         parts.append(Part("DDP's buckets", trained.trained_bytes))
@@ -229,7 +226,7 @@ def _rollout_parts(
         return []
     if not args.use_vllm:
         cache, prefill = estimate_sampling(meta, work, half=half)
-        # TRL puts sharded weights together to sample from them, unless it is told to do so layer by layer.
+        # TRL gathers all sharded weights to sample, unless `ds3_gather_for_generation` is off.
         gathered = total(meta.parts).num_bytes if launch.zero_stage == 3 and args.ds3_gather_for_generation else 0
         sizes = {"weights gathered for sampling": gathered, "key-value cache": cache, "prefill": prefill}
         return [Part(name, num_bytes, SAMPLING) for name, num_bytes in sizes.items()]
@@ -244,10 +241,10 @@ def _rollout_parts(
 
 
 def _rollout_masks(work: Workload, launch: Launch) -> tuple[list[Part], list[Part]]:
-    """Masks of all rollouts at the frames' own size, on the device and on the host.
+    """Estimate the masks of all rollouts at the frames' own size, on the device and on the host.
 
-    Their float32 logits stay where they are, and the host has booleans for the rewards; one that reads probabilities
-    has them made for a completion at a time.
+    Their float32 logits stay on the device, and the host has booleans for the rewards; probabilities are computed for
+    one completion at a time, if a reward reads them.
     """
     name, pixels = "masks of the rollouts", work.generated_rows * work.frames * work.size[0] * work.size[1]
     logits, booleans, both = (Part(name, size * pixels, SCORING) for size in (4, 1, 5))

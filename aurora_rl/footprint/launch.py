@@ -1,4 +1,4 @@
-"""How a run is spread over processes, as far as memory depends on it."""
+"""The launch of a run: its processes, and the sharding on which their memory depends."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from transformers import TrainingArguments
 
 from aurora_rl.files.plain import read_text_file
 
-#: Elements of the buffer in which DeepSpeed reduces gradients, where its config does not say.
+#: Elements of DeepSpeed's buffer for reducing gradients, if its config does not set them.
 REDUCE_BUCKET_SIZE = 500_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """Processes and what each of them holds.
+    """The processes of a run, and how weights are divided over them.
 
     Attributes:
-        num_processes: of all machines together.
+        num_processes: number of processes, on all machines together.
         zero_stage: 0 without sharding, 1 optimiser state, 2 and gradients, 3 and weights; FSDP counts as 3.
         is_deepspeed: whether DeepSpeed keeps its float32 copies and its reduce buffer.
-        offloads_optimizer: whether optimiser state lies in host memory.
-        offloads_parameters: whether sharded weights lie in host memory.
+        offloads_optimizer: whether the optimiser state is in host memory.
+        offloads_parameters: whether sharded weights are in host memory.
         reduce_bucket_size: elements of DeepSpeed's reduce buffer.
-        is_gpu: whether the device is one where TRL's kernels run on Triton.
-        num_machines: that the processes are spread over.
+        is_gpu: whether the device is a GPU, where TRL's kernels run on Triton.
+        num_machines: number of machines.
     """
 
     num_processes: int = 1
@@ -44,12 +44,12 @@ class Launch:
 
     @property
     def local_processes(self) -> int:
-        """Processes that share a machine's memory."""
+        """Number of processes that share a machine's memory."""
         return math.ceil(self.num_processes / self.num_machines)
 
     @classmethod
     def of(cls, args: TrainingArguments) -> Self:
-        """As the process that runs now has been launched."""
+        """Read how the current process has been launched."""
         state, plugin = args.distributed_state, args.deepspeed_plugin
         common: dict[str, Any] = {"num_processes": state.num_processes, "is_gpu": args.device.type == "cuda"}
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
@@ -61,7 +61,7 @@ class Launch:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """As an accelerate config file would launch it."""
+        """Read how an accelerate config file would launch a run."""
         config = yaml.safe_load(read_text_file(path))
         common: dict[str, Any] = {"num_processes": config["num_processes"], "is_gpu": not config["use_cpu"]}
         common["num_machines"] = config.get("num_machines", 1)
@@ -84,7 +84,7 @@ class Launch:
 
 
 def _deepspeed_fields(zero: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a `Launch` from DeepSpeed's `zero_optimization`."""
+    """Read fields of a `Launch` from DeepSpeed's `zero_optimization`."""
 
     def offloads(kind: str) -> bool:
         return (zero.get(f"offload_{kind}") or {}).get("device", "none") != "none"

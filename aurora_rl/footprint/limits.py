@@ -1,4 +1,4 @@
-"""How much memory a process may take of its device and of the machine."""
+"""The memory that a process may take of its device and of the machine."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from aurora_rl.footprint.launch import Launch
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Bytes for each process, None where nobody knows.
+    """Upper limits of a process's memory, in bytes; None if unknown.
 
     Attributes:
-        device: of its GPU, or where the CPU is the device, of the machine's memory.
-        host: of the machine's memory beside a GPU.
+        device: limit of its GPU's memory, or of its share of the machine's memory if the CPU is the device.
+        host: limit of its share of the machine's memory beside a GPU.
     """
 
     device: int | None = None
@@ -26,13 +26,13 @@ class Limits:
 
     @classmethod
     def of(cls, args: ModelArguments, launch: Launch, *, device_memory: int | None, host_memory: int | None) -> Self:
-        """As the arguments say, and what there is where they do not.
+        """Take the limits from the arguments, and from the existing memory if the arguments give none.
 
         Args:
-            args: of which `memory_limit_gb` is read.
-            launch: how many processes share a machine.
-            device_memory: bytes of one GPU.
-            host_memory: bytes of one machine.
+            args: arguments with `memory_limit_gb`.
+            launch: how the run is spread, as processes of one machine share its memory.
+            device_memory: memory of one GPU, in bytes.
+            host_memory: memory of one machine, in bytes.
         """
         share = None if host_memory is None else host_memory // launch.local_processes
         device = device_memory if launch.is_gpu else share
@@ -42,12 +42,12 @@ class Limits:
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes that a device really has, whatever a process may take of them."""
+    """Return the memory of a device in bytes, without regard to limits."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return host_memory()
 
 
 def host_memory() -> int:
-    """Bytes of this machine's memory."""
+    """Return this machine's memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,4 +1,4 @@
-"""The model without its weights, as it will be trained, and what its parameters take."""
+"""The model that will be trained, without the content of its weights, and the sizes of its parameters."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class PartSize:
     """Parameters of one part of the model.
 
     Attributes:
-        name: which part.
+        name: name of the part.
         numel: number of its parameters.
-        num_bytes: what they take.
-        trained: how many of them are trained.
-        trained_bytes: what those take.
-        trained_tensors: in how many tensors they lie.
-        largest_trained: parameters of the largest of those.
+        num_bytes: bytes of its parameters.
+        trained: number of trained parameters.
+        trained_bytes: bytes of trained parameters.
+        trained_tensors: number of trained tensors.
+        largest_trained: number of parameters in the largest trained tensor.
     """
 
     name: str
@@ -52,14 +52,14 @@ class PartSize:
 
 @dataclasses.dataclass(frozen=True)
 class MetaModel:
-    """A model on the `meta` device: shapes, dtypes and what is trained, but no content.
+    """A model on the `meta` device: its tensors have shapes and dtypes, but no content.
 
     Attributes:
-        model: with LoRA where it is trained so.
-        family: how it is fed.
+        model: the model, wrapped by PEFT if LoRA is trained.
+        family: family of the model.
         parts: sizes by part.
-        has_loaded_adapter: whether the adapter was trained before.
-        loaded: sizes of the whole as it is loaded, before DeepSpeed casts it.
+        has_loaded_adapter: whether the adapter comes from an earlier training.
+        loaded: sizes of the whole model when it is loaded, before DeepSpeed casts it.
         is_quantized: whether the language model's weights have 4 bits.
     """
 
@@ -80,7 +80,7 @@ class MetaModel:
 
 
 def total(parts: Iterable[PartSize]) -> PartSize:
-    """The sizes of all parts together."""
+    """Add up the sizes of all parts."""
     names = [field.name for field in dataclasses.fields(PartSize)][1:-1]
     parts = list(parts)
     largest = max((part.largest_trained for part in parts), default=0)
@@ -89,11 +89,11 @@ def total(parts: Iterable[PartSize]) -> PartSize:
 
 
 def build_meta_model(args: ModelArguments, launch: Launch, *, half: torch.dtype | None = None) -> MetaModel:
-    """Build the model that the arguments ask for, from its config alone.
+    """Build the model that the arguments name, from its config alone.
 
     Args:
-        args: which model.
-        launch: how the run is spread.
+        args: arguments of the model.
+        launch: how the run is spread over processes.
         half: dtype of mixed precision; DeepSpeed casts the whole model to it.
     """
     check_checkpoint_files(args.model)
@@ -103,11 +103,12 @@ def build_meta_model(args: ModelArguments, launch: Launch, *, half: torch.dtype 
         adapter.get("base_model_name_or_path", args.model), adapter.get("segmenter") or args.segmenter
     )
     if is_new:
-        with contextlib.suppress(OSError):  # out of reach; the decoders of all published SAMs are alike
+        with contextlib.suppress(OSError):  # the hub cannot be reached; the decoders of all published SAMs are alike
             config.segmenter = complete_segmenter_config(config.segmenter)
-    # As a plain constructor call would do under ZeRO-3; nothing here has content that could be spread.
+    dtype = getattr(torch, args.dtype) if args.dtype != "auto" else config.dtype or torch.float32
+    # Under ZeRO-3 a plain constructor call would spread the weights, but these have no content.
     with loading_whole(), torch.device("meta"):
-        model = family.model_class(config).to(_dtype_of(args, config.dtype))
+        model = family.model_class(config).to(dtype)
         model.seg_head.float()
         if args.freeze:
             freeze(model, args.freeze)
@@ -115,22 +116,18 @@ def build_meta_model(args: ModelArguments, launch: Launch, *, half: torch.dtype 
     loaded = total(measure_parts(model, family, args))
     if launch.is_deepspeed and half is not None:
         model.to(half)
-    if args.load_in_4bit:
-        _cast_trained(model, torch.bfloat16)  # TRL does
+    if args.load_in_4bit:  # TRL casts what is trained
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
     parts = tuple(measure_parts(model, family, args))
     return MetaModel(model, family, parts, bool(adapter), loaded, args.load_in_4bit)
-
-
-def _dtype_of(args: ModelArguments, config_dtype: torch.dtype | None) -> torch.dtype:
-    if args.dtype != "auto":
-        return getattr(torch, args.dtype)
-    return config_dtype or torch.float32
 
 
 def _with_adapter(
     model: PreTrainedModel, family: MLLMFamily, args: ModelArguments, adapter: dict, launch: Launch
 ) -> PreTrainedModel | PeftModel:
-    """LoRA as PEFT and TRL add it: in float32, except that TRL keeps the model's dtype under ZeRO-3."""
+    """Add LoRA as PEFT and TRL do: in float32, except that TRL keeps the model's dtype under ZeRO-3."""
     if adapter:
         as_trained = {**adapter, "inference_mode": False, "base_model_name_or_path": None}
         return get_peft_model(model, SegmentationLoraConfig(**as_trained))
@@ -141,14 +138,8 @@ def _with_adapter(
     return get_peft_model(model, config, autocast_adapter_dtype=not keeps_dtype)
 
 
-def _cast_trained(model: nn.Module, dtype: torch.dtype) -> None:
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
-
-
 def measure_parts(model: nn.Module, family: MLLMFamily, args: ModelArguments) -> Iterator[PartSize]:
-    """Sizes by part, as the parameters are now; of `args`, whether the weights will have 4 bits."""
+    """Measure the parameters by part; `args` tells whether the weights will have 4 bits."""
     groups: dict[str, list[PartSize]] = {name: [] for name in (TOWERS, LANGUAGE_MODEL, LORA, HEAD)}
     for name, parameter in model.named_parameters():
         numel, num_bytes = parameter.numel(), parameter.numel() * parameter.element_size()

@@ -1,4 +1,4 @@
-"""The parts that an estimate adds up, and the moments of a run at which each of them is there."""
+"""The parts that an estimate adds up, and the moments of a run at which each takes memory."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import dataclasses
 from collections.abc import Iterable
 
 ALWAYS, LOADING, TRAINING, SAMPLING, SCORING = "always", "loading", "training", "sampling", "scoring"
-#: A backward pass comes to one after the other.
+#: Moments of a backward pass, one after the other.
 MASKS, LM_HEAD, LAYERS = f"{TRAINING}: masks", f"{TRAINING}: LM head", f"{TRAINING}: layers"
-#: Moments of a run, which never meet.
+#: Moments of a run, of which no two are at the same time.
 MOMENTS = (LOADING, MASKS, LM_HEAD, LAYERS, SAMPLING, SCORING)
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Bytes of one process.
+    """Memory of one process for one purpose.
 
     Attributes:
-        name: what takes them.
-        num_bytes: how many.
-        when: always, while training, or at one of the `MOMENTS`.
+        name: name of the purpose.
+        num_bytes: number of bytes.
+        when: time at which it is needed: `ALWAYS`, `TRAINING`, or one of the `MOMENTS`.
     """
 
     name: str
@@ -28,15 +28,12 @@ class Part:
 
 
 def fullest(parts: Iterable[Part]) -> list[Part]:
-    """Those that are there at the fullest moment."""
+    """Return the parts that take memory at the moment with the highest sum."""
     parts = list(parts)
-    return max(([part for part in parts if _is_there(part, moment)] for moment in MOMENTS), key=sum_of)
-
-
-def _is_there(part: Part, moment: str) -> bool:
-    return part.when == ALWAYS or moment.startswith(part.when)
+    by_moment = ([part for part in parts if part.when == ALWAYS or moment.startswith(part.when)] for moment in MOMENTS)
+    return max(by_moment, key=sum_of)
 
 
 def sum_of(parts: Iterable[Part]) -> int:
-    """Bytes of all of them together."""
+    """Return the bytes of all parts together."""
     return sum(part.num_bytes for part in parts)

@@ -1,4 +1,4 @@
-"""How much memory code would take: run on the `meta` device, where tensors have shapes and no content."""
+"""The memory that code would take, measured on the `meta` device, where tensors have shapes and no content."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveMemory(TorchDispatchMode):
-    """Adds up the storages that were made inside this context and are still alive.
+    """Context that adds up the storages which are made inside it and still alive.
 
     Attributes:
-        current: bytes alive now.
-        peak: most bytes that were alive at once.
+        current: bytes that are alive now.
+        peak: highest number of bytes alive at once.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class LiveMemory(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for tensor in _tensors((args, kwargs)):
-            self._meet(tensor, num_bytes=0)  # was there before
+            self._meet(tensor, num_bytes=0)  # made before
         output = func(*args, **kwargs)
         for tensor in _tensors(output):
             self._meet(tensor, num_bytes=tensor.untyped_storage().nbytes())
@@ -50,16 +50,16 @@ class LiveMemory(TorchDispatchMode):
 
 
 class FusedAttention(TorchFunctionMode):
-    """Has attention take the memory of a fused kernel; on `meta`, PyTorch would choose the one that keeps L x L."""
+    """Gives attention the memory of a fused kernel; on `meta` PyTorch would choose the kernel that keeps L x L."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         query, key, value = args[:3]
         mask = args[3] if len(args) > 3 else (kwargs or {}).get("attn_mask")
-        if mask is not None:  # PyTorch makes it a bias, anew in each layer, and keeps that
+        if mask is not None:  # PyTorch converts it to a bias in each layer, and keeps that
             mask = torch.empty_like(mask, dtype=query.dtype)
-        # Of the fused kernels this one runs on every build; all of them keep query, key, value, output and (B, H, L).
+        # This fused kernel runs on every build; like all others it keeps query, key, value, output and (B, H, L).
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=mask)[0]
 
 
@@ -68,10 +68,10 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def forward_and_backward(run: Callable[[], Tensor]) -> tuple[int, int]:
-    """Bytes that a forward pass leaves for its backward pass, and the most bytes alive in the two of them.
+    """Return the bytes that a forward pass keeps for its backward pass, and the peak of both passes.
 
     Args:
-        run: the forward pass; parameters that it uses should have a `grad`, so that gradients are not counted.
+        run: forward pass; the parameters that it uses should have a `grad`, so that gradients are not counted.
     """
     with LiveMemory() as memory, FusedAttention():
         output = run()
@@ -82,7 +82,7 @@ def forward_and_backward(run: Callable[[], Tensor]) -> tuple[int, int]:
 
 @torch.no_grad()
 def forward_only(run: Callable[[], Any]) -> int:
-    """Most bytes alive in a forward pass without gradients."""
+    """Return the peak of a forward pass without gradients, in bytes."""
     with LiveMemory() as memory, FusedAttention():
         run()
     return memory.peak

@@ -20,7 +20,7 @@ from aurora_rl.footprint.workload import Clips
 
 logger = logging.getLogger(__name__)
 
-#: What makes a part smaller, by how its name begins.
+#: Options that make a part smaller, by the start of its name.
 ADVICE = {
     "weights on their way": "fewer processes on a machine, dtype: bfloat16 where weights are stored in float32",
     "weights: language model": "load_in_4bit: true with use_peft: true, or ZeRO-3",
@@ -48,7 +48,7 @@ NO_LIMITS = Limits()
 
 
 class DoesNotFitError(ValueError):
-    """The estimate is above the memory there is."""
+    """The estimate is above the available memory."""
 
 
 def check_footprint(
@@ -59,14 +59,14 @@ def check_footprint(
     *,
     target_args: TargetArguments | None = None,
 ) -> Footprint:
-    """Log the estimate and stop where it cannot fit.
+    """Log the estimate, and raise an error if the run does not fit.
 
     Args:
-        model_args: which model, and its limits.
-        data_args: how clips are put to it.
-        training_args: TRL's, of SFT or GRPO.
-        samples: rows of the benchmark's table; of the media only one frame's header is read.
-        target_args: in supervised fine-tuning, which teacher there is.
+        model_args: arguments of the model, and the limits.
+        data_args: arguments that say how clips are given to the model.
+        training_args: `AuroraSFTConfig` or `AuroraGRPOConfig`.
+        samples: rows of the benchmark's table; only the header of one frame is read of the media.
+        target_args: arguments of supervised fine-tuning, which name the teacher.
 
     Raises:
         DoesNotFitError: if the estimate is above a limit, unless `ignore_memory_estimate` is set.
@@ -91,7 +91,7 @@ def check_footprint(
 
 
 def known_tflops(device: torch.device) -> float | None:
-    """The data sheet's peak of a device, None where it is not listed."""
+    """Return the peak of a device by its data sheet; None if it is not listed."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -99,7 +99,7 @@ def known_tflops(device: torch.device) -> float | None:
 
 
 def complaint(footprint: Footprint, limits: Limits) -> str | None:
-    """Why a run stops: the largest parts and what makes each smaller; None where it fits, as far as is known."""
+    """Explain why a run does not fit, by its largest parts and what makes them smaller; None if it fits."""
     lines: list[str] = []
     if limits.device is not None and footprint.peak > limits.device:
         lines += _excess("", footprint.peak, limits.device, footprint.device)
@@ -108,8 +108,8 @@ def complaint(footprint: Footprint, limits: Limits) -> str | None:
     if not lines:
         return None
     lines.append(
-        "`aurora-rl footprint` estimates without running. If you know better: memory_limit_gb says what a device has, "
-        "ignore_memory_estimate: true goes on regardless."
+        "`aurora-rl footprint` estimates without running. If you know better: memory_limit_gb sets what a device has, "
+        "ignore_memory_estimate: true runs without regard to the estimate."
     )
     return "\n".join(lines)
 
@@ -117,10 +117,11 @@ def complaint(footprint: Footprint, limits: Limits) -> str | None:
 def _excess(where: str, num_bytes: int, limit: int, parts: Iterable[Part]) -> Iterator[str]:
     yield (
         f"this run is estimated at {_gb(num_bytes)}{where} for each process, and there are {_gb(limit)}. "
-        "Its largest parts, and what makes them smaller where it is not on already:"
+        "Its largest parts, and what makes them smaller if it is not set already:"
     )
     for part in sorted(fullest(parts), key=lambda part: -part.num_bytes)[:NUM_ADVISED]:
-        yield f"  {part.name}, {_gb(part.num_bytes)}: {_advice(part.name)}"
+        advice = next(text for start, text in ADVICE.items() if part.name.startswith(start))
+        yield f"  {part.name}, {_gb(part.num_bytes)}: {advice}"
 
 
 def render(
@@ -130,7 +131,7 @@ def render(
     tflops: float | None = None,
     utilisation: float = UTILISATION,
 ) -> str:
-    """The estimate as text."""
+    """Return the estimate as text."""
     work = footprint.work
     lines = [
         f"estimated memory of each process ({footprint.launch}):",
@@ -147,13 +148,11 @@ def render(
     return "\n".join([*lines, *_operations(footprint.flops, tflops, utilisation)])
 
 
-def _rows(parts: Iterable[Part]) -> list[str]:
-    return [f"  {part.name:<46}{_gb(part.num_bytes):>12}{_note(part.when)}" for part in parts]
-
-
-def _note(when: str) -> str:
-    phase, _, turn = when.partition(":")
-    return "" if when == ALWAYS else f"  while {phase}" + ", one after the other" * bool(turn)
+def _rows(parts: Iterable[Part]) -> Iterator[str]:
+    for part in parts:
+        phase, _, turn = part.when.partition(":")
+        note = "" if part.when == ALWAYS else f"  while {phase}" + ", one after the other" * bool(turn)
+        yield f"  {part.name:<46}{_gb(part.num_bytes):>12}{note}"
 
 
 def _total(name: str, num_bytes: int, limit: int | None) -> str:
@@ -161,23 +160,15 @@ def _total(name: str, num_bytes: int, limit: int | None) -> str:
 
 
 def _operations(flops: StepFlops, tflops: float | None, utilisation: float) -> Iterator[str]:
-    """How a step's operations divide, and the least time that each share takes."""
+    """Yield lines of a step's operations by kind, and the least time of each."""
     speed = f", and their time at {utilisation:.0%} of {tflops:g} TFLOP/s, at least" if tflops else ""
     yield f"estimated operations of a step, each process{speed}:"
     shares = {**dataclasses.asdict(flops), "whole step": flops.total}
     for name, amount in shares.items():
         if amount:
             time = f"{least_seconds(amount, tflops, utilisation):>10,.2g} s" if tflops else ""
-            yield f"  {name:<43}{_teraflop(amount):>9} TFLOP{time}"
-
-
-def _teraflop(flops: float) -> str:
-    amount = flops / 1e12
-    return f"{amount:,.0f}" if amount >= 10 else f"{amount:.2g}"
-
-
-def _advice(name: str) -> str:
-    return next(text for start, text in ADVICE.items() if name.startswith(start))
+            teraflop = f"{amount / 1e12:,.0f}" if amount >= 1e13 else f"{amount / 1e12:.2g}"
+            yield f"  {name:<43}{teraflop:>9} TFLOP{time}"
 
 
 def _gb(num_bytes: int) -> str:

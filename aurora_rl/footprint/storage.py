@@ -1,4 +1,4 @@
-"""What a run writes to disk: its checkpoints, and the image embeddings that all runs share."""
+"""Disk space of a run: its checkpoints, and the image embeddings that all runs share."""
 
 from __future__ import annotations
 
@@ -13,39 +13,41 @@ from aurora_rl.footprint.parts import Part
 from aurora_rl.footprint.workload import Clips
 from aurora_rl.models.heads.segmenters import build_frame_encoder
 
-#: Bytes of optimiser state for each trained byte; other optimisers are taken to be AdamW.
+#: Numbers of optimiser state for each trained weight; other optimisers count as AdamW.
 STATES = {"sgd": 0, "adamw_torch": 2, "adamw_torch_fused": 2}
 
 
 def states_of(optim: Any) -> int:
-    """Numbers that an optimiser keeps for each weight; `optim` as in transformers' arguments."""
+    """Return how many numbers an optimiser keeps for each weight; `optim` is that of transformers' arguments."""
     return STATES.get(str(getattr(optim, "value", optim)), 2)
 
 
 def disk_parts(meta: MetaModel, args: Any, launch: Launch, clips: Clips) -> Iterator[Part]:
-    """Parts on disk, of the whole run.
+    """Yield the parts on disk, for the whole run.
 
     Args:
         meta: the model.
-        args: TRL's, None for a run that writes no checkpoints.
-        launch: how the run is spread.
-        clips: what is known of the clips.
+        args: TRL's arguments; None for a run that writes no checkpoints.
+        launch: how the run is spread over processes.
+        clips: sizes of the clips.
     """
     yield from embedding_parts(meta, clips)
     if args is None or str(getattr(args.save_strategy, "value", args.save_strategy)) == "no":
         return
     num_bytes = checkpoint_bytes(meta, args, launch)
     yield Part("a checkpoint", num_bytes)
-    if args.save_total_limit:  # an old one goes when the new one is whole; the best one stays beside the last one
+    if (
+        args.save_total_limit
+    ):  # an old one is deleted after the new one is complete; the best one is kept beside the last
         most = max(args.save_total_limit, 1 + bool(args.load_best_model_at_end)) + 1
         yield Part(f"checkpoints, {most} at most", most * num_bytes)
 
 
 def checkpoint_bytes(meta: MetaModel, args: Any, launch: Launch) -> int:
-    """Bytes of one checkpoint, all processes' files together.
+    """Return the bytes of one checkpoint, with the files of all processes.
 
-    Under PEFT what is trained is written alone, the reference adapter not. DeepSpeed and FSDP write the weights a
-    second time, in files of their own, except under ZeRO-3, where DeepSpeed has them in the optimiser's float32 copies.
+    Under PEFT only trained weights are written, without the reference adapter. DeepSpeed and FSDP write the weights a
+    second time, in files of their own; but under ZeRO-3 DeepSpeed has them in the optimiser's float32 copies.
     """
     weights = meta.trained.trained_bytes if meta.model is not meta.base else total(meta.parts).num_bytes
     if args.save_only_model:
@@ -59,7 +61,7 @@ def checkpoint_bytes(meta: MetaModel, args: Any, launch: Launch) -> int:
 
 
 def embedding_parts(meta: MetaModel, clips: Clips) -> list[Part]:
-    """Embeddings of the frozen image encoder, where the mask decoder has one that is worth to be kept."""
+    """Return the cached embeddings of the frozen image encoder; empty if the mask decoder has no encoder to cache."""
     encoder = build_frame_encoder(meta.base.config.segmenter)
     if not encoder.cacheable:
         return []

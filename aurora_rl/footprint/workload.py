@@ -1,4 +1,4 @@
-"""How many tokens, patches and masks one process has in hand at a time."""
+"""Sizes of one pass of one process: tokens, patches and masks."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.data.media import read_frame_size
 from aurora_rl.data.sample import AVSample
 
-#: Characters of English text to a token of Qwen's vocabulary; texts are counted generously.
+#: Characters of English text for a token of Qwen's vocabulary; a low value, so that no text is underestimated.
 CHARACTERS_PER_TOKEN = 3
 #: Tokens of the chat template, the delimiters of the media and the reference's sentence.
 TEMPLATE_TOKENS = 64
-#: Taken where no clip has been read: the size of a video frame, and the length of a chain of thought.
+#: Assumed if no clip has been read: size of a video frame, number of frames, length of a chain of thought.
 ASSUMED_FRAME = (720, 1280)
 ASSUMED_FRAMES = 10
 ASSUMED_COMPLETION_TOKENS = 256
-#: qwen-vl-utils' upper limit of a frame's area, in patches after merging, where the arguments give none.
+#: qwen-vl-utils' upper limit of a frame's area, in patches after merging, if the arguments give none.
 DEFAULT_MAX_PATCHES = 768
 #: Spectrogram columns a second (16 kHz, hop 160), and how many of them become one token.
 MEL_RATE, MELS_PER_TOKEN = 100, 4
@@ -29,14 +29,14 @@ MEL_RATE, MELS_PER_TOKEN = 100, 4
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """What is known of the clips.
+    """Sizes of the clips, known or assumed.
 
     Attributes:
-        count: distinct clips, None where no table has been read.
-        frames: F of the longest.
+        count: number of distinct clips; None if no table has been read.
+        frames: F, number of frames of the longest clip.
         size: (H, W) of a frame in pixels.
-        seconds: of sound.
-        completion_tokens: of the longest gold completion.
+        seconds: length of the longest sound, in seconds.
+        completion_tokens: tokens of the longest gold completion.
     """
 
     count: int | None
@@ -47,13 +47,13 @@ class Clips:
 
     @classmethod
     def assumed(cls, args: DataArguments) -> Self:
-        """From the arguments alone."""
+        """Assume sizes from the arguments alone."""
         frames = args.num_frames or ASSUMED_FRAMES
         return cls(None, frames, ASSUMED_FRAME, frames / args.fps)
 
     @classmethod
     def of(cls, samples: Sequence[AVSample]) -> Self:
-        """From the rows of a benchmark's table; of the media, only the first frame's header is read."""
+        """Read sizes from the rows of a benchmark's table, and from the header of one frame."""
         longest = max(samples, key=lambda sample: len(sample.frame_paths))
         width, height = read_frame_size(longest.frame_paths[0])
         chains = [len(sample.chain) for sample in samples if sample.chain]
@@ -71,16 +71,16 @@ class Workload:
     """One forward and backward pass of one process.
 
     Attributes:
-        rows: B, sequences.
-        clips: U, distinct clips among them.
-        prompt_tokens: of one row.
-        completion_tokens: of one row.
-        patches: vision tower's patches of all clips.
-        mels: audio tower's spectrogram columns of all clips.
-        frames: F of one clip.
+        rows: B, number of sequences.
+        clips: U, number of distinct clips among them.
+        prompt_tokens: tokens of one row's prompt.
+        completion_tokens: tokens of one row's completion.
+        patches: patches of all clips in the vision tower.
+        mels: spectrogram columns of all clips in the audio tower.
+        frames: F, number of frames of one clip.
         size: (H, W) of a frame in pixels.
-        generated_rows: sequences that are sampled at a time; 0 in supervised training.
-        num_steps: forward and backward passes a process makes for one optimiser step.
+        generated_rows: number of sequences sampled at a time; 0 in supervised training.
+        num_steps: number of forward and backward passes of a process for one optimiser step.
     """
 
     rows: int
@@ -96,17 +96,17 @@ class Workload:
 
     @property
     def length(self) -> int:
-        """L, tokens of one row."""
+        """L, the tokens of one row."""
         return self.prompt_tokens + self.completion_tokens
 
     @property
     def tokens(self) -> int:
-        """B x L."""
+        """B x L, the tokens of all rows."""
         return self.rows * self.length
 
 
 def build_workload(config: PretrainedConfig, data: DataArguments, args: Any, clips: Clips) -> Workload:
-    """The work of a process under TRL's arguments `args`, of SFT or (they have `num_generations`) GRPO."""
+    """Compute the sizes of a process's pass from TRL's arguments, of SFT or (if they have `num_generations`) GRPO."""
     group = getattr(args, "num_generations", None)
     rows = args.per_device_train_batch_size
     num_clips = math.ceil(rows / (group or 1))
@@ -128,7 +128,7 @@ def build_workload(config: PretrainedConfig, data: DataArguments, args: Any, cli
 
 
 def _video_tokens(vision: Any, data: DataArguments, clips: Clips) -> tuple[int, int]:
-    """Tokens and patches of one clip: frames shrink to `max_pixels`, and every `temporal_patch_size` become one."""
+    """Return tokens and patches of one clip: frames shrink to `max_pixels`, `temporal_patch_size` of them form one."""
     factor = vision.patch_size * vision.spatial_merge_size
     limit = data.max_pixels or DEFAULT_MAX_PATCHES * factor**2
     area = min(clips.size[0] * clips.size[1], limit)

@@ -1,19 +1,16 @@
-"""What `aurora-rl segment` leaves in its folder.
+"""The files that `aurora-rl segment` writes.
 
-answer.json     what was said of each reference, window by window; times, sizes, notes, seconds that each part took
-chain.txt       the chains of thought to be read
+answer.json     the answer to each reference, window by window; times, sizes, notes, seconds that each part took
+chain.txt       the chains of thought as text
 masks/<r>/      one PNG a frame of reference r, 8-bit grey, 0 or 255, at the video's own size
 masks.json      the same masks as a COCO file: images are frames, categories references, run lengths compressed; a
-                frame without the object has no annotation, as COCO has it
-overlay.mp4     the clip with its masks drawn, its sound kept
+                frame without the object has no annotation, as usual in COCO
+overlay.mp4     the clip with its masks drawn, and its sound
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,19 +22,21 @@ from pycocotools import mask as coco_mask
 
 from aurora_rl.data.footage import Picture
 from aurora_rl.data.run_lengths import encode_masks
+from aurora_rl.files.atomic import whole_entries
 from aurora_rl.inference.overlay import OverlayVideo, colour_of, draw_masks
-from aurora_rl.inference.pipeline import MASK_THRESHOLD, ClipAnswer, WindowAnswer
+from aurora_rl.inference.pipeline import ClipAnswer, WindowAnswer
 from aurora_rl.inference.propagation import FrameMasks
+from aurora_rl.metrics import MASK_THRESHOLD
 
 FILES = ("answer.json", "chain.txt", "masks", "masks.json", "overlay.mp4")
 
 
 def check_folder(folder: Path, *, overwrite: bool, inputs: Iterable[Path]) -> None:
-    """Make the folder for an answer, or see that an earlier one may go.
+    """Make the folder for an answer, and check that an answer in it may be replaced.
 
     Raises:
-        FileExistsError: if it holds an answer and must not be overwritten.
-        ValueError: if a file that is to be read would be replaced.
+        FileExistsError: if it holds an answer that must not be overwritten.
+        ValueError: if one of the inputs would be replaced.
     """
     there = [name for name in FILES if (folder / name).exists()]
     if there and not overwrite:
@@ -54,22 +53,21 @@ def check_folder(folder: Path, *, overwrite: bool, inputs: Iterable[Path]) -> No
 def write_answer(
     answer: ClipAnswer, pictures: Iterator[FrameMasks], folder: Path, *, model: str, every_frame: bool = False
 ) -> None:
-    """Write all files beside an earlier answer's, which they replace when they are complete.
+    """Write all files beside those of an earlier answer, and replace these when the new ones are complete.
 
     Args:
-        answer: from the pipeline.
+        answer: answer of the pipeline.
         pictures: every picture of the clip with its masks, from `AuroraPipeline.every_frame`.
-        folder: from `check_folder`.
-        model: where the answers come from.
-        every_frame: whether masks are written of every picture, not only of the sampled ones.
+        folder: folder that `check_folder` has checked.
+        model: hub name or folder of the model.
+        every_frame: whether masks of every picture are written, not only of the sampled ones.
+
+    Raises:
+        OSError: if they cannot be written, naming the file or the folder; an earlier answer is unchanged.
     """
-    with tempfile.TemporaryDirectory(prefix=".answer-", dir=folder) as beside:
-        new = Path(beside)
+    with whole_entries(folder) as new:
         _write_files(answer, pictures, new, every_frame=every_frame)
         _write_json(new / "answer.json", {"model": model, **answer_record(answer)})
-        for name in FILES:
-            _remove(folder / name)
-            os.replace(new / name, folder / name)
 
 
 def _write_files(answer: ClipAnswer, pictures: Iterator[FrameMasks], folder: Path, *, every_frame: bool) -> None:
@@ -87,7 +85,7 @@ def _write_files(answer: ClipAnswer, pictures: Iterator[FrameMasks], folder: Pat
 
 
 def answer_record(answer: ClipAnswer) -> dict[str, Any]:
-    """An answer without its masks, plain JSON; seconds and pixels."""
+    """Return an answer without its masks as plain JSON; times in seconds, sizes in pixels."""
     return {
         "clip": answer.footage.name,
         "size": list(answer.footage.own_size),
@@ -111,18 +109,15 @@ def answer_record(answer: ClipAnswer) -> dict[str, Any]:
 
 
 def chain_text(answer: ClipAnswer) -> str:
-    """The chains of thought, to be read."""
+    """Return the chains of thought as text."""
     blocks = [f"note: {note}" for note in answer.notes]
     for number, each in enumerate(answer.references):
-        blocks.append(f"{number}. {each.reference}  [{_verdict(each.category)}, drawn in {colour_of(number)}]")
+        found = {"null": "no such target", None: "no answer"}.get(each.category, each.category or "")
+        blocks.append(f"{number}. {each.reference}  [{found}, drawn in {colour_of(number)}]")
         for window in each.windows:
             lines = "\n".join(f"    {line}" for line in window.text.splitlines())
             blocks.append(f"  {window.start:g} to {window.end:g} s\n{lines}")
     return "\n\n".join(blocks) + "\n"
-
-
-def _verdict(category: str | None) -> str:
-    return {"null": "no such target", None: "no answer"}.get(category, category or "")
 
 
 def _window_record(window: WindowAnswer) -> dict[str, Any]:
@@ -138,7 +133,7 @@ def _window_record(window: WindowAnswer) -> dict[str, Any]:
 
 
 class _MaskFiles:
-    """Masks as PNG files, and what a COCO file says of them."""
+    """Masks as PNG files and as a COCO file."""
 
     def __init__(self, folder: Path, answer: ClipAnswer) -> None:
         self.folder = folder
@@ -154,17 +149,20 @@ class _MaskFiles:
 
         Args:
             index: number of the frame.
-            time: in seconds.
-            masks: (R, h, w) bool, or float32 probabilities.
+            time: time of the frame, in seconds.
+            masks: (R, h, w) masks of R references, bool or float32 probabilities.
         """
         height, width = self.size
         name = f"{index:06d}.png"
         self.images.append({"id": index, "file_name": name, "time": time, "height": height, "width": width})
-        full = self._at_own_size(masks)
+        probs = torch.from_numpy(masks.astype(np.float32))
+        if probs.shape[1:] != self.size:
+            probs = torch.nn.functional.interpolate(probs[None], size=self.size, mode="bilinear")[0]
+        full = (probs > MASK_THRESHOLD).numpy()  # (R, H, W) at the video's own size
         for reference, (mask, rle) in enumerate(zip(full, encode_masks(full), strict=True)):
             Image.fromarray(mask.astype(np.uint8) * 255).save(self.folder / "masks" / str(reference) / name)
             if not mask.any():
-                continue  # COCO notes what is there: an empty mask would count as an object that nobody can find
+                continue  # COCO would count an empty mask as an object that nobody can find
             self.annotations.append(
                 {
                     "id": len(self.annotations) + 1,  # COCOeval takes 0 for "no match"
@@ -188,20 +186,6 @@ class _MaskFiles:
                 "categories": self.categories,
             },
         )
-
-    def _at_own_size(self, masks: np.ndarray) -> np.ndarray:
-        """(R, H, W) bool."""
-        probs = torch.from_numpy(masks.astype(np.float32))
-        if probs.shape[1:] != self.size:
-            probs = torch.nn.functional.interpolate(probs[None], size=self.size, mode="bilinear")[0]
-        return (probs > MASK_THRESHOLD).numpy()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from aurora_rl.data.containers import SAMPLING_RATE
 from aurora_rl.data.footage import Footage, Picture
 from aurora_rl.data.sound import Sound
 
-#: One colour a reference, told apart by colour-blind eyes too (Okabe and Ito), brightest on dark video first.
+#: Colours of the references, also distinct for colour-blind people (Okabe and Ito), brightest on dark video first.
 COLOURS = {
     "orange": (230, 159, 0),
     "sky blue": (86, 180, 233),
@@ -30,26 +30,26 @@ COLOURS = {
 FILL = 0.5  # share of the colour inside a mask
 OUTLINE = 2  # pixels, more on a picture with sides of more than 400
 
-#: The first of these that this build of PyAV has.
+#: Codecs in order of preference; not every build of PyAV has the first.
 VIDEO_CODECS = ("libx264", "mpeg4")
 SOUND_RATE = 48_000  # Hz
-#: Ticks a second: whole numbers of them are frames at 24, 25, 29.97, 30, 50 and 60 a second, and MPEG-4 allows 65,535.
+#: Ticks a second: frames at 24, 25, 29.97, 30, 50 and 60 a second last whole ticks, and MPEG-4 allows up to 65,535.
 TICKS = 30_000
 #: Seconds that a single picture without sound is shown.
 STILL_SECONDS = 1.0
 
 
 def colour_of(reference: int) -> str:
-    """Name of a reference's colour, by its number."""
+    """Return the name of a reference's colour, by its number."""
     return list(COLOURS)[reference % len(COLOURS)]
 
 
 def draw_masks(pixels: np.ndarray, masks: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-    """A picture with its masks filled and outlined, one colour each.
+    """Fill and outline the masks on a picture, one colour each.
 
     Args:
-        pixels: (H, W, 3) uint8.
-        masks: (R, H, W) bool.
+        pixels: (H, W, 3) uint8 picture.
+        masks: (R, H, W) bool masks of R references.
 
     Returns:
         (H, W, 3) uint8.
@@ -64,19 +64,19 @@ def draw_masks(pixels: np.ndarray, masks: Sequence[np.ndarray] | np.ndarray) -> 
 
 
 class OverlayVideo:
-    """An mp4 file with the pictures it is given, at their times, and the sound of a clip.
+    """Context manager that writes pictures at their times, and the sound of a clip, into an mp4 file.
 
-    A context manager; the file is whole when it is left without an error, and gone otherwise.
+    The file is complete when the block ends without an error, and removed otherwise.
 
     Args:
         path: the file.
-        footage: whose sound is kept and whose pictures' size the file has; odd sides gain a line.
+        footage: the clip that gives the sound and the size of the pictures; odd sides gain a line.
     """
 
     def __init__(self, path: Path, footage: Footage) -> None:
         self.path = path
         self.footage = footage
-        self._waiting: Picture | None = None  # for the next picture to tell how long it is shown
+        self._waiting: Picture | None = None  # until the next picture tells how long this one is shown
         self._durations: dict[int, int] = {}
         self._gap = 0
 
@@ -84,7 +84,9 @@ class OverlayVideo:
         self._container = av.open(os.path.abspath(self.path), "w", format="mp4")
         codec = next(name for name in VIDEO_CODECS if name in av.codec.codecs_available)
         height, width = self.footage.frame_size
-        stream = self._container.add_stream(codec, rate=30, options=_codec_options(codec))
+        quality = {"crf": "20", "preset": "veryfast"} if codec == "libx264" else {"qscale": "4"}
+        # Without reordering ("bf") the last frame written is the last one shown, whose duration ends the file.
+        stream = self._container.add_stream(codec, rate=30, options={"bf": "0", **quality})
         assert isinstance(stream, av.VideoStream)
         self._video = stream
         self._video.width, self._video.height = width + width % 2, height + height % 2
@@ -121,7 +123,7 @@ class OverlayVideo:
             self._sound.write_until(float("inf"))
 
     def _last_seconds(self) -> float:
-        """How long the last picture is shown: as long as the one before it."""
+        """Return how long the last picture is shown, in seconds: as long as the one before it."""
         if self._gap:
             return self._gap / TICKS
         waveform = self.footage.waveform
@@ -160,7 +162,7 @@ class _SoundTrack:
         self.read = self.written = 0  # samples, from the first picture on
 
     def write_until(self, seconds: float) -> None:
-        """Write what sounds before this time; with infinity also what the encoder holds back."""
+        """Write the sound before this time; with infinity also what the encoder has buffered."""
         while self.block is not None and self.written < seconds * SOUND_RATE:
             self._write(self.resample.resample(self._frame(self.block)))
             self.block = next(self.blocks, None)
@@ -186,19 +188,14 @@ class _SoundTrack:
 
 
 def _layout(sound: Sound, block: np.ndarray) -> str:
-    """Of a block (channels, n); channels that nobody knows the places of are mixed."""
+    """Return the layout of a block (channels, n); if the channels' places are unknown, they are mixed to mono."""
     if sound.layout is None:
         return "mono"
     return sound.layout if av.AudioLayout(sound.layout).nb_channels == len(block) else "mono"
 
 
-def _codec_options(codec: str) -> dict[str, str]:
-    # Without frames out of order the last one written is the last one shown, whose duration ends the file.
-    return {"bf": "0"} | ({"crf": "20", "preset": "veryfast"} if codec == "libx264" else {"qscale": "4"})
-
-
 def _eroded(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """A mask (H, W) without what lies within so many pixels of its border; the picture's edge is no border."""
+    """Remove from a mask (H, W) a band of this width along its border; the picture's edge is not a border."""
     for _ in range(pixels):
         padded = np.pad(mask, 1, constant_values=True)
         mask = mask & padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]

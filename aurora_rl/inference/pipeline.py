@@ -1,7 +1,7 @@
-"""One clip and some references in, chains of thought and masks out: `AuroraPipeline(model)(video=..., text=...)`.
+"""Answers to references to a clip, as chains of thought and masks: `AuroraPipeline(model)(video=..., text=...)`.
 
-A clip longer than those the model was trained on is answered window by window, and is never in memory as a whole. The
-rows of a window go through the same `SampleEncoder` and `Predictor` as an evaluation's.
+A clip longer than the model's training clips is answered window by window, and is never in memory as a whole. The rows
+of a window go through the same `SampleEncoder` and `Predictor` as the rows of an evaluation.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from aurora_rl.data.footage import MAX_SIDE, Footage, Frame, Picture, open_foota
 from aurora_rl.data.sample import NULL_CATEGORY, AVClip, AVSample
 from aurora_rl.inference.predictor import Predictor
 from aurora_rl.inference.propagation import FrameMasks, MaskTracker, NearestMasks, Sam2Masks, SampledMasks
+from aurora_rl.metrics import MASK_THRESHOLD
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.heads.segmenters import build_frame_encoder
@@ -33,23 +34,21 @@ from aurora_rl.tasks.prompts import SEG_TOKEN
 
 logger = logging.getLogger(__name__)
 
-#: Probabilities above this are mask.
-MASK_THRESHOLD = 0.5
-#: Pixels of the masks of all frames and references that an answer may hold, 1 GB as float32.
+#: Upper limit of the pixels of all masks (frames x references) of an answer, 1 GB as float32.
 MAX_ANSWER_PIXELS = 256_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class WindowAnswer:
-    """What the model said about one window of a clip.
+    """Answer of the model to one window of a clip.
 
     Attributes:
-        start: of the window, in seconds.
-        end: of the window, in seconds.
-        text: as generated.
-        steps: text of each step of `prompts.STEP_LABELS` that is there, in order.
-        category: what the reference points at, normalised; `"null"` for nothing; None if the text does not tell.
-        has_seg: whether the text itself had a `[SEG]`; where it had none, " It is [SEG]." was appended to get masks.
+        start: start of the window, in seconds.
+        end: end of the window, in seconds.
+        text: the completion as generated.
+        steps: text of each step of `prompts.STEP_LABELS` that the completion has, in order.
+        category: normalised category of the object; `"null"` for no object; None if the text names none.
+        has_seg: whether the text itself has a `[SEG]`; if not, " It is [SEG]." was appended to get masks.
     """
 
     start: float
@@ -61,18 +60,18 @@ class WindowAnswer:
 
     @property
     def is_null(self) -> bool:
-        """Whether the answer is that there is no such target."""
+        """True if the answer is that there is no such target."""
         return self.category == NULL_CATEGORY
 
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceAnswer:
-    """What a reference points at.
+    """Answer of the model to one reference.
 
     Attributes:
         reference: the referring sentence.
-        windows: one answer a window, in order of time; a clip no longer than those of the training has one.
-        mask_probs: (F, H, W) float32 probabilities of the sampled frames, the mean where windows overlap.
+        windows: one answer a window, in order of time; a clip no longer than the training clips has one window.
+        mask_probs: (F, H, W) float32 probabilities of the sampled frames, averaged where windows overlap.
     """
 
     reference: str
@@ -81,12 +80,12 @@ class ReferenceAnswer:
 
     @property
     def masks(self) -> np.ndarray:
-        """(F, H, W) bool."""
+        """The masks (F, H, W) bool of the sampled frames."""
         return self.mask_probs > MASK_THRESHOLD
 
     @property
     def category(self) -> str | None:
-        """The category that most windows answer, nothing being none; None where no window answers any."""
+        """The category of most windows, where "null" counts only if no window has another; None without any."""
         answered = [window.category for window in self.windows if window.category is not None]
         named = [category for category in answered if category != NULL_CATEGORY]
         counts = collections.Counter(named or answered)
@@ -94,20 +93,20 @@ class ReferenceAnswer:
 
     @property
     def is_null(self) -> bool:
-        """Whether no window has such a target."""
+        """True if no window has such a target."""
         return self.category == NULL_CATEGORY
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipAnswer:
-    """What the model makes of a clip.
+    """Answers of the model to the references of a clip.
 
     Attributes:
-        references: one answer a reference, in the order asked.
-        frame_times: of the F sampled frames, in seconds.
-        footage: the clip, to be read again.
-        seconds: what each part took: reading, encoding (processor and image encoder), reasoning, masks.
-        notes: what a user should know of how the clip was read.
+        references: one answer a reference, in the given order.
+        frame_times: times of the F sampled frames, in seconds.
+        footage: the clip, which can be read again.
+        seconds: seconds of each part: reading, encoding (processor and image encoder), reasoning, masks.
+        notes: notes about how the clip was read, for the user.
     """
 
     references: tuple[ReferenceAnswer, ...]
@@ -119,12 +118,12 @@ class ClipAnswer:
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Some sampled pictures in a row.
+    """Consecutive sampled pictures.
 
     Attributes:
-        first: index of the first one.
-        pictures: all of them.
-        is_last: whether the clip ends with them.
+        first: index of the first picture.
+        pictures: the pictures, in order of time.
+        is_last: whether the clip ends with this window.
     """
 
     first: int
@@ -133,18 +132,18 @@ class Window:
 
 
 class AuroraPipeline:
-    """A trained model, ready for clips as users have them.
+    """A trained model that answers references to a clip.
 
     Args:
-        model: from `load_model`, or what it takes: a hub name, or the folder of a model or an adapter.
-        clip_options: how clips are put to the model; by default as its checkpoint says that it was trained.
-        max_completion_length: tokens that a chain of thought may have.
-        batch_size: rows (references x windows) generated at once.
-        max_side: longest side in pixels that frames are brought down to, masks with them.
-        device: where to run; by default where a loaded model is, else a GPU if there is one.
+        model: the result of `load_model`, or a hub name, or the folder of a model or an adapter.
+        clip_options: how clips are given to the model; by default as the checkpoint says that it was trained.
+        max_completion_length: upper limit of the tokens of a chain of thought.
+        batch_size: number of rows (references x windows) generated at once.
+        max_side: longest side of frames and masks, in pixels; larger frames are scaled down.
+        device: device of the model; by default that of a loaded model, else a GPU if there is one.
 
     Raises:
-        ValueError: if the checkpoint does not tell how clips are put to it, and no `clip_options` are given.
+        ValueError: if the checkpoint does not say how clips are given to it, and `clip_options` is None.
     """
 
     def __init__(
@@ -162,7 +161,13 @@ class AuroraPipeline:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device is not None:
             self.loaded.model.to(device)
-        self.options = _known_options(clip_options or self.loaded.clip_options)
+        options = clip_options or self.loaded.clip_options
+        if options is None:
+            raise ValueError(
+                "the checkpoint does not say how clips are given to the model, like all that older versions saved: "
+                "give the clip_options of its training (--config with the recipe's YAML file)"
+            )
+        self.options = options
         self.max_side = max_side
         frame_encoder = build_frame_encoder(self.loaded.segmenter_config).to(self.loaded.model.device)
         self.predictor = Predictor(
@@ -190,21 +195,22 @@ class AuroraPipeline:
         stride_seconds: float | None = None,
         max_seconds: float = MAX_SECONDS,
     ) -> ClipAnswer:
-        """Answer one or several references to a clip; several share the vision, audio and image encoders.
+        """Answer one or several references to a clip; the vision, audio and image encoders run once for all of them.
 
         Args:
             video: a video file, one still image, or frames in time order: image files, PIL images or arrays
                 (H, W, 3) uint8.
-            text: the references.
+            text: one reference or several.
             audio: a sound file, or (N,) float32 in [-1, 1] at 16 kHz; None for the video's own sound.
-            fps: frames a second of given frames, by default the model's own rate.
-            window_seconds: length of the windows that a longer clip is cut into, by default that of the model's
+            fps: frames a second of given frames; by default the model's rate.
+            window_seconds: length of the windows that a longer clip is cut into; by default the length of the model's
                 training clips.
-            stride_seconds: from one window to the next, by default their length; the last one ends with the clip.
-            max_seconds: how long the clip may be, whatever its header says.
+            stride_seconds: seconds from the start of one window to the next; by default the length of a window. The
+                last window ends with the clip.
+            max_seconds: upper limit of the clip's length, whatever its header says.
 
         Raises:
-            MediaError: naming the file, if something cannot be read or is too large.
+            MediaError: if something cannot be read or is too large; the error names the file.
             ControlTokenError: if a reference holds a control token of the tokenizer, such as `[SEG]`.
             ValueError: if there is no reference, if a rate or a length is not above 0, or if windows would leave
                 frames out.
@@ -247,14 +253,14 @@ class AuroraPipeline:
         )
 
     def every_frame(self, answer: ClipAnswer, *, track: bool = True) -> Iterator[FrameMasks]:
-        """Masks of every picture of an answered clip, which is read a second time.
+        """Read the clip again and give every picture its masks.
 
-        With SAM 2 as mask head its memory carries the masks of the sampled frames on to those between them; every
-        other head's frame has the mask of the sampled frame that is nearest in time.
+        If the mask head is SAM 2, its memory propagates the masks of the sampled frames to the pictures between them;
+        with every other head a picture gets the masks of the nearest sampled frame.
 
         Args:
-            answer: from a call.
-            track: whether SAM 2 may; the nearest mask costs nothing.
+            answer: the result of a call.
+            track: whether SAM 2 propagates masks; the nearest masks cost nothing.
         """
         sampled = SampledMasks(answer.frame_times, np.stack([each.masks for each in answer.references]))
         remembers = track and self.loaded.segmenter_config["type"] == "sam2"
@@ -266,7 +272,7 @@ class AuroraPipeline:
         return Sam2Masks(self.loaded.segmenter_config, device=self.loaded.model.device)
 
     def _window_frames(self, window_seconds: float | None, stride_seconds: float | None) -> tuple[int, int]:
-        """Length and stride of windows in sampled frames."""
+        """Return length and stride of the windows, in sampled frames."""
         fps = self.options.fps
         length = self.options.num_frames if window_seconds is None else max(1, round(window_seconds * fps))
         stride = length if stride_seconds is None else max(1, round(stride_seconds * fps))
@@ -278,14 +284,14 @@ class AuroraPipeline:
         return length, stride
 
     def _read_windows(self, windows: Iterator[Window], num_references: int, watch: Stopwatch) -> list[Window]:
-        """As many windows as make a batch; none at the end of the clip."""
+        """Read the windows of one batch; none at the end of the clip."""
         with watch("read"):
             return list(itertools.islice(windows, max(1, self.predictor.batch_size // num_references)))
 
     def _answer(
         self, windows: Sequence[Window], references: Sequence[str], footage: Footage, watch: Stopwatch
     ) -> Iterator[tuple[int, Window, WindowAnswer, torch.Tensor]]:
-        """For each window and reference: number of the reference, the window, what is said, masks (F, H, W)."""
+        """Yield number of the reference, window, answer and masks (F, H, W), for each window and reference."""
         with watch("encode"):
             rows = [row for window in windows for row in self._encode(window, references, footage)]
         asked = [(number, window) for window in windows for number in range(len(references))]
@@ -298,7 +304,7 @@ class AuroraPipeline:
                 masks = self.predictor.decode_masks(batch, said)
             texts = self.loaded.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
             for (number, window), text, mask_probs in zip(asked[start : start + size], texts, masks, strict=True):
-                assert mask_probs is not None  # `append_seg` sees to it
+                assert mask_probs is not None  # thanks to `append_seg`
                 yield number, window, self._window_answer(window, text), mask_probs
 
     def _encode(self, window: Window, references: Sequence[str], footage: Footage) -> list[EncodedSample]:
@@ -323,7 +329,7 @@ class AuroraPipeline:
         return self.predictor.encode.encode_references(samples, clip)
 
     def _sound_of(self, window: Window, waveform: np.ndarray | None) -> np.ndarray | None:
-        """What sounds while a window's pictures are on screen; a clip of one window is heard whole, as in training."""
+        """Cut out the sound of a window's pictures; the last window has all of the rest, as in training."""
         if waveform is None:
             return None
         start = round(window.first / self.options.fps * SAMPLING_RATE)
@@ -345,9 +351,9 @@ class AuroraPipeline:
 
 
 def cut_windows(pictures: Iterator[Picture], length: int, stride: int) -> Iterator[Window]:
-    """Windows of `length` pictures every `stride`, the last one ending with the clip; a short clip is one window."""
+    """Yield windows of `length` pictures every `stride`; the last ends with the clip, a short clip is one window."""
     recent: collections.deque[Picture] = collections.deque(maxlen=length)
-    waiting: Window | None = None  # until it is known whether it is the last
+    waiting: Window | None = None  # until it is known whether this is the last window
     num_read, covered, next_end = 0, 0, length
     for picture in pictures:
         recent.append(picture)
@@ -365,7 +371,7 @@ def cut_windows(pictures: Iterator[Picture], length: int, stride: int) -> Iterat
 
 
 class Stopwatch:
-    """Seconds spent in named parts of a run."""
+    """Adds up the seconds that named parts of a run take."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -380,7 +386,7 @@ class Stopwatch:
 
 
 class _JoinedMasks:
-    """Mask probabilities of a clip's sampled frames, put together from its windows'."""
+    """Mask probabilities of a clip's sampled frames, averaged over its windows."""
 
     def __init__(self, num_references: int, footage: Footage) -> None:
         self.footage = footage
@@ -392,7 +398,7 @@ class _JoinedMasks:
         return len(self.sums[0])
 
     def add(self, reference: int, first: int, mask_probs: torch.Tensor) -> None:
-        """Take a window's (F, H, W) probabilities, its first frame being number `first`."""
+        """Add a window's probabilities (F, H, W); its first frame has the number `first`."""
         sums = self.sums[reference]
         for index, probs in enumerate(mask_probs.numpy(), start=first):
             sums[index] = sums[index] + probs if index in sums else probs
@@ -405,15 +411,6 @@ class _JoinedMasks:
             )
 
     def means(self) -> Iterator[np.ndarray]:
-        """(F, H, W) float32 of each reference."""
+        """Yield the mean probabilities (F, H, W) float32 of each reference."""
         for sums, counts in zip(self.sums, self.counts, strict=True):
             yield np.stack([sums[index] / counts[index] for index in range(len(sums))])
-
-
-def _known_options(options: ClipOptions | None) -> ClipOptions:
-    if options is None:
-        raise ValueError(
-            "the checkpoint does not tell how clips are put to the model, as those saved by older versions: give "
-            "clip_options (--config with the recipe's YAML file), as it was trained"
-        )
-    return options

@@ -1,4 +1,4 @@
-"""From samples to completions and masks with a trained model: what evaluation and `AuroraPipeline` both call."""
+"""Inference with a trained model, from samples to completions and masks; evaluation and `AuroraPipeline` call it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Row = TypeVar("Row")
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """What the model answers to one sample.
+    """Completion of one sample, and its masks.
 
     Attributes:
         text: the completion as generated, special tokens skipped.
@@ -40,12 +40,12 @@ class Completion:
 def unfinished_batches(
     rows: Sequence[Row], batch_size: int, *, is_done: Callable[[Row], bool]
 ) -> Iterator[Sequence[Row]]:
-    """The batches in which a row is not done yet, each whole: padding makes a row's numbers depend on its batch.
+    """Yield the complete batches that hold an unfinished row: by its padding a row's numbers depend on its batch.
 
     Args:
         rows: all rows of a process, in the order of an unbroken run.
-        batch_size: rows of a batch.
-        is_done: whether an earlier run has finished the row.
+        batch_size: number of rows of a batch.
+        is_done: function that says whether an earlier run has finished a row.
     """
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
@@ -59,8 +59,8 @@ class SeededSampling(LogitsProcessor):
     Every sequence has its own generator, so its draws depend neither on the batch nor on the number of processes.
 
     Args:
-        draws: one name a sequence; equal names draw equal noise.
-        temperature: T.
+        draws: name of each sequence; equal names draw equal noise.
+        temperature: T, the temperature.
     """
 
     def __init__(self, draws: Sequence[str], *, temperature: float) -> None:
@@ -78,13 +78,13 @@ class Predictor:
     """Generates completions and decodes their masks.
 
     Args:
-        model: from `models.loading.load_model`.
-        encode: turns a sample into tensors.
+        model: the model from `models.loading.load_model`.
+        encode: encoder that turns a sample into tensors.
         seg_token_id: id of `[SEG]`.
-        max_completion_length: tokens a completion may have.
-        batch_size: sequences generated at once.
-        append_seg: whether a completion without `[SEG]` is read as if " It is [SEG]." followed, so that it has masks
-            too. Its text stays what was generated.
+        max_completion_length: upper limit of a completion's tokens.
+        batch_size: number of sequences generated at once.
+        append_seg: whether " It is [SEG]." is appended to a completion without `[SEG]` when masks are decoded, so that
+            it has masks too. Its text stays as generated.
     """
 
     def __init__(
@@ -131,10 +131,11 @@ class Predictor:
         """Yield the completions of each encoded sample, in order.
 
         Args:
-            encoded: what to answer.
-            num_samples: completions a sample, drawn from the model's distribution; None for one, decoded greedily.
-            temperature: of the sampling.
-            seed: of the sampling, together with each sample's key, so that batches and processes change no draw.
+            encoded: encoded samples.
+            num_samples: number of completions a sample, drawn from the model's distribution; None for one, decoded
+                greedily.
+            temperature: temperature of the sampling.
+            seed: seed of the sampling. Each draw depends on it and on the sample's key, not on batches or processes.
         """
         copies = num_samples or 1
         per_batch = max(1, self.batch_size // copies)
@@ -142,23 +143,20 @@ class Predictor:
             rows = [item for item in encoded[start : start + per_batch] for _ in range(copies)]
             draws = [f"{seed}/{row.sample.key}/{index % copies}" for index, row in enumerate(rows)]
             noise = None if num_samples is None else SeededSampling(draws, temperature=temperature)
-            completions = self._answer(rows, noise)
+            completion_ids = self.generate(rows, noise)
+            texts = self.encode.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+            masks = self.decode_masks(rows, completion_ids)
+            completions = [Completion(text, probs) for text, probs in zip(texts, masks, strict=True)]
             for first in range(0, len(rows), copies):
                 yield completions[first : first + copies]
 
-    def _answer(self, rows: Sequence[EncodedSample], noise: SeededSampling | None) -> list[Completion]:
-        said = self.generate(rows, noise)
-        texts = self.encode.tokenizer.batch_decode(said, skip_special_tokens=True)
-        masks = self.decode_masks(rows, said)
-        return [Completion(text, probs) for text, probs in zip(texts, masks, strict=True)]
-
     @torch.inference_mode()
     def generate(self, rows: Sequence[EncodedSample], noise: SeededSampling | None = None) -> list[torch.Tensor]:
-        """The ids of each row's completion, its end of turn included, see `models.end_of_turn`.
+        """Generate the ids of each row's completion, with its end of turn (see `models.end_of_turn`).
 
         Args:
-            rows: from `encode`; those of one clip share its media, see `collate.distinct_media`.
-            noise: draws one sequence a row; None for greedy decoding.
+            rows: encoded rows; those of one clip share its media, see `collate.distinct_media`.
+            noise: sampling noise, one sequence a row; None for greedy decoding.
         """
         tokenizer = self.encode.tokenizer
         config = GenerationConfig(
@@ -177,11 +175,11 @@ class Predictor:
     def decode_masks(
         self, rows: Sequence[EncodedSample], completion_ids: Sequence[torch.Tensor]
     ) -> list[torch.Tensor | None]:
-        """Masks of finished completions, in a pass of their own: `generate` never yields the last token's state.
+        """Decode the masks of completions in a pass of their own: `generate` gives no state of the last token.
 
         Args:
-            rows: as given to `generate`.
-            completion_ids: as it returned them.
+            rows: rows that were given to `generate`.
+            completion_ids: completions that it has returned.
 
         Returns:
             (F, H, W) float32 probabilities at the frames' own size for each row, None without a `[SEG]`.
@@ -203,7 +201,7 @@ class Predictor:
         return [row.sigmoid().cpu() if seg else None for row, seg in zip(logits, has_seg.tolist(), strict=True)]
 
     def _with_seg(self, completion_ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The completions, those without `[SEG]` closed by the answer's last sentence if `append_seg` asks for it."""
+        """Append the answer's last sentence to completions without `[SEG]`, if `append_seg` is set."""
         if not self.append_seg:
             return list(completion_ids)
         tokenizer = self.encode.tokenizer
@@ -217,7 +215,7 @@ class Predictor:
         ]
 
     def _inputs(self, rows: Sequence[EncodedSample]) -> tuple[dict[str, torch.Tensor], list[int]]:
-        """What the model reads of the prompts, and which distinct clip each row has."""
+        """Return the model's inputs of the prompts, and the index of each row's clip among the distinct ones."""
         features, media_index = distinct_media(rows)
         ids = [torch.tensor(row.prompt.prompt_ids) for row in rows]
         batch = {

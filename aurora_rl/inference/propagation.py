@@ -1,8 +1,8 @@
-"""From the masks of a clip's sampled frames to masks of all its pictures, one picture at a time.
+"""Propagation of masks from a clip's sampled frames to all its pictures, one picture at a time.
 
-SAM 2 was made for this: masks of some frames go into its memory, and the frames between them are segmented by what it
-remembers. It runs forward, so that a picture is decoded, segmented and dropped; each sampled frame, taken as given,
-sets the memory right again. Every other mask head has no memory, and gives a picture the nearest sampled frame's masks.
+SAM 2 was made for this: it stores masks of some frames in its memory, and segments the pictures between them from that
+memory. It runs forward, so that a picture is decoded, segmented and dropped; the given masks of each sampled frame
+correct the memory. Other mask heads have no memory: there a picture gets the masks of the nearest sampled frame.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from aurora_rl.models.heads.segmenters.sam_family import load_whole
 
 @dataclasses.dataclass(frozen=True)
 class SampledMasks:
-    """What is known before.
+    """Masks of the sampled frames, which are known before.
 
     Attributes:
-        times: of the F sampled frames, in seconds, rising.
-        masks: (R, F, H, W) bool of R references.
+        times: times of the F sampled frames, in seconds, ascending.
+        masks: (R, F, H, W) bool masks of R references.
     """
 
     times: Sequence[float]
@@ -49,8 +49,8 @@ class FrameMasks:
 
     Attributes:
         index: number of the picture in the clip.
-        picture: it.
-        masks: (R, H, W) bool, one a reference.
+        picture: the picture.
+        masks: (R, H, W) bool masks of R references.
     """
 
     index: int
@@ -63,16 +63,16 @@ class MaskTracker(abc.ABC):
 
     @abc.abstractmethod
     def track(self, pictures: Iterator[Picture], sampled: SampledMasks) -> Iterator[FrameMasks]:
-        """Masks of each picture, in order of time.
+        """Yield each picture with its masks, in order of time.
 
         Args:
-            pictures: all of them, of the sampled masks' size.
-            sampled: masks of some.
+            pictures: all pictures of the clip, of the sampled masks' size.
+            sampled: masks of the sampled frames.
         """
 
 
 class NearestMasks(MaskTracker):
-    """The masks of the sampled frame that is nearest in time."""
+    """Gives each picture the masks of the nearest sampled frame."""
 
     def track(self, pictures: Iterator[Picture], sampled: SampledMasks) -> Iterator[FrameMasks]:
         for index, picture in enumerate(pictures):
@@ -80,11 +80,11 @@ class NearestMasks(MaskTracker):
 
 
 class Sam2Masks(MaskTracker):
-    """SAM 2's memory, from the checkpoint that the mask head came from, its decoder as it was published.
+    """Propagates masks by SAM 2's memory, with the published weights of the mask head's checkpoint.
 
     Args:
         segmenter: config of the mask head.
-        device: where it runs.
+        device: device that SAM 2 runs on.
     """
 
     def __init__(self, segmenter: dict[str, Any], *, device: torch.device | str = "cpu") -> None:
@@ -95,23 +95,23 @@ class Sam2Masks(MaskTracker):
         self.model = load_video_model(segmenter).eval().requires_grad_(False).to(self.device)
 
     def track(self, pictures: Iterator[Picture], sampled: SampledMasks) -> Iterator[FrameMasks]:
-        # A reference that points at nothing has nothing to be followed.
-        followed = np.flatnonzero(sampled.masks.any(axis=(1, 2, 3)))
-        memory = _Memory(self.model, len(followed), self.device)
+        # References without any mask are not tracked.
+        tracked = np.flatnonzero(sampled.masks.any(axis=(1, 2, 3)))
+        memory = _Memory(self.model, len(tracked), self.device)
         for index, (picture, known) in enumerate(_with_sampled(pictures, sampled.times)):
             masks = np.zeros((len(sampled.masks), *picture.pixels.shape[:2]), dtype=bool)
             if known is not None:
                 masks = sampled.masks[:, known]
-            if len(followed):
-                given = None if known is None else torch.from_numpy(masks[followed])
+            if len(tracked):
+                given = None if known is None else torch.from_numpy(masks[tracked])
                 logits = memory.see(index, self.encoder.preprocess(picture.pixels[None]), given)  # (R, h, w)
                 if known is None:
-                    masks[followed] = resize_masks(logits, picture.pixels.shape[:2]).cpu().numpy() > 0
+                    masks[tracked] = resize_masks(logits, picture.pixels.shape[:2]).cpu().numpy() > 0
             yield FrameMasks(index, picture, masks)
 
 
 class _Memory:
-    """One clip's session of `Sam2VideoModel`, kept small: it would remember every picture of a clip."""
+    """Session of `Sam2VideoModel` for one clip; old pictures are dropped, which the session itself would keep."""
 
     def __init__(self, model: Sam2VideoModel, num_references: int, device: torch.device) -> None:
         self.model = model
@@ -128,12 +128,12 @@ class _Memory:
             self.session.obj_id_to_idx(reference)
 
     def see(self, index: int, pixel_values: Tensor, given: Tensor | None) -> Tensor:
-        """Mask logits (R, h, w) of the next picture, and remember them.
+        """Compute the mask logits (R, h, w) of the next picture, and store them in the memory.
 
         Args:
             index: number of the picture.
-            pixel_values: (1, 3, S, S) float32.
-            given: (R, H, W) bool where the masks are known.
+            pixel_values: (1, 3, S, S) float32 picture.
+            given: (R, H, W) bool masks of the picture; None if they are unknown.
         """
         if given is not None:
             masks = resize_masks(given.float(), (self.size, self.size))
@@ -145,7 +145,7 @@ class _Memory:
         return output.pred_masks[:, 0].float()
 
     def _forget(self, index: int) -> None:
-        """Drop what no later picture reads."""
+        """Drop the entries that no later picture reads."""
         self.session.processed_frames.clear()
         config = self.model.config
         num_tracked = max(config.num_maskmem, config.max_object_pointers_in_encoder)
@@ -158,13 +158,13 @@ class _Memory:
             for old in [number for number in tracked if number <= index - num_tracked]:
                 del tracked[old]
             for latest in (given.get(index), tracked.get(index)):
-                if latest is not None:  # of the size of the image, and read only while its memory was made
+                if latest is not None:  # at image size, and read only while the picture's memory is made
                     latest.pop("high_res_masks", None)
 
 
 def _with_sampled(pictures: Iterator[Picture], times: Sequence[float]) -> Iterator[tuple[Picture, int | None]]:
-    """Each picture with the number of the sampled frame that it is: the one whose time finds it on screen."""
-    pending = 0  # the first sampled frame that has not come yet
+    """Yield each picture, with the number of the sampled frame whose time lies in its time on screen."""
+    pending = 0  # number of the next sampled frame
     for picture, following in itertools.pairwise(itertools.chain(pictures, [None])):
         assert picture is not None
         leaves = float("inf") if following is None else following.time - TIME_TOLERANCE
@@ -175,17 +175,17 @@ def _with_sampled(pictures: Iterator[Picture], times: Sequence[float]) -> Iterat
 
 
 def nearest(times: Sequence[float], time: float) -> int:
-    """Index of the time that is nearest; of two that are equally near, the earlier."""
+    """Return the index of the nearest time; of two equally near ones, the earlier."""
     after = bisect.bisect_left(times, time)
     candidates = [index for index in (after - 1, after) if 0 <= index < len(times)]
     return min(candidates, key=lambda index: abs(times[index] - time))
 
 
 def load_video_model(segmenter: dict[str, Any]) -> Sam2VideoModel:
-    """SAM 2 with its memory, for images of the segmenter's size.
+    """Load SAM 2 with its memory, for images of the segmenter's size.
 
     Raises:
-        ValueError: if the checkpoint holds the image model alone.
+        ValueError: if the checkpoint holds only the image model.
     """
     check_checkpoint_files(segmenter["checkpoint"])
     revision = segmenter.get("revision") or "main"
@@ -199,7 +199,7 @@ def load_video_model(segmenter: dict[str, Any]) -> Sam2VideoModel:
 
 
 def _at_image_size(config: Sam2VideoConfig, image_size: int) -> Sam2VideoConfig:
-    """No weight depends on it, only how maps are laid out."""
+    """Change the config's image size, which no weight depends on, only the sizes of maps."""
     config = copy.deepcopy(config)
     grid = image_size // STRIDE
     config.image_size = config.prompt_encoder_config.image_size = image_size

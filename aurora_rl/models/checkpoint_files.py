@@ -14,7 +14,11 @@ from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers.utils.hub import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
 
+from aurora_rl.files.fingerprint import fingerprint_content, fingerprint_values
 from aurora_rl.files.plain import check_plain_file, parse_json, read_text_file
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -53,6 +57,22 @@ def read_adapter_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(fields.get("base_model_name_or_path"), str):
         raise CheckpointError(f"{path} names no base_model_name_or_path: add the model that the adapter was trained on")
     return fields
+
+
+def fingerprint_checkpoint(name_or_path: str) -> str:
+    """Hash of a checkpoint's weights and configs, those of the model beneath an adapter included.
+
+    Raises:
+        OSError: if there is no such checkpoint.
+    """
+    check_checkpoint_files(name_or_path)
+    adapter = find_adapter_config_file(name_or_path)
+    config_file = Path(adapter or cached_file(name_or_path, "config.json"))
+    files = sorted([config_file, *config_file.parent.glob("*.safetensors")])
+    parts = [[file.name, fingerprint_content(file)] for file in files]
+    if adapter:
+        parts.append(["base", fingerprint_checkpoint(read_adapter_config(config_file)["base_model_name_or_path"])])
+    return fingerprint_values(parts)
 
 
 @contextlib.contextmanager
@@ -116,6 +136,29 @@ def check_adapter_is_whole(name_or_path: str, weights: str | os.PathLike[str], m
     expected = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
     if missing := expected.keys() - found:
         raise CheckpointError(f"{name_or_path} lacks the weight {_some(missing)}: {REMEDY}")
+
+
+@contextlib.contextmanager
+def trained_weights_are_loaded(name_or_path: str, model: nn.Module) -> Iterator[None]:
+    """While the block runs, `load_state_dict` of a model refuses a state that lacks a weight which is trained.
+
+    DeepSpeed loads PEFT's models without asking, because their frozen weights are not in its file.
+
+    Raises:
+        CheckpointError: from `load_state_dict`, naming the weights.
+    """
+
+    def refuse_missing(model: nn.Module, incompatible: Any) -> None:
+        trained = {name for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad}
+        if missing := trained.intersection(incompatible.missing_keys):
+            raise CheckpointError(f"{name_or_path} lacks the weight {_some(missing)}: {REMEDY}")
+
+    hook = model.register_load_state_dict_post_hook(refuse_missing)
+    try:
+        with named_weights(name_or_path):
+            yield
+    finally:
+        hook.remove()
 
 
 def _check_index(path: Path) -> None:

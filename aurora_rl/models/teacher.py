@@ -7,18 +7,14 @@ needs, undiluted by a chain of thought. The student, which reasons, is pulled to
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils.hub import cached_file
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from aurora_rl.data.sample import AVSample
-from aurora_rl.models.checkpoint_files import check_checkpoint_files, read_adapter_config
+from aurora_rl.files.fingerprint import fingerprint_values
+from aurora_rl.models.checkpoint_files import fingerprint_checkpoint
 from aurora_rl.models.collate import SFTCollator
 from aurora_rl.models.encoding import PromptOptions, SampleEncoder
 from aurora_rl.models.grounding import segmentation_model, without_projection
@@ -64,33 +60,12 @@ class Teacher:
         return self.features({name: tensor.to(self.model.device) for name, tensor in inputs.items()}).cpu()
 
 
-def teacher_fingerprint(name_or_path: str, options: PromptOptions, *, dtype: str) -> str:
+def fingerprint_teacher(name_or_path: str, options: PromptOptions, *, dtype: str) -> str:
     """Hash of all that the features depend on, but the clips: weights, dtype, and how a clip is put to the teacher."""
     parts = [
-        checkpoint_fingerprint(name_or_path),
+        fingerprint_checkpoint(name_or_path),
         dtype,
         dataclasses.astuple(options),
         teacher_answer("{category}"),
     ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def checkpoint_fingerprint(name_or_path: str) -> str:
-    """Hash of a checkpoint's weights and configs, those of the model beneath an adapter included.
-
-    Raises:
-        OSError: if there is no such checkpoint.
-    """
-    check_checkpoint_files(name_or_path)
-    adapter = find_adapter_config_file(name_or_path)
-    config_file = Path(adapter or cached_file(name_or_path, "config.json"))
-    files = sorted([config_file, *config_file.parent.glob("*.safetensors")])
-    parts = [[file.name, _file_hash(file)] for file in files]
-    if adapter:
-        parts.append(["base", checkpoint_fingerprint(read_adapter_config(config_file)["base_model_name_or_path"])])
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return fingerprint_values(parts)

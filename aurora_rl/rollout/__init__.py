@@ -1,1 +1,1 @@
-"""Rollouts by vLLM: the model as vLLM loads it, its weights on their way there, and prompts with frames and sound."""
+"""Rollouts by vLLM: the model that vLLM loads, the weights that it is sent, and prompts with frames and sound."""

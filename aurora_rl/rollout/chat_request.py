@@ -1,7 +1,7 @@
-"""A prompt as `vllm serve` takes it: the conversation with its media inside, as data URLs that lose nothing.
+"""Requests to `vllm serve`: a conversation that holds its media, as data URLs without loss.
 
 The server decodes the media, expands the placeholders and runs the processor as an engine in our own process would, so
-pixels, samples and options must arrive as they left.
+pixels, samples and options must arrive unchanged.
 
     separate sound      frames as a list of PNGs, the sound as a float32 WAV
     interleaved sound   frames and sound in one Matroska file (FFV1, float32 PCM): vLLM takes the sound out of the video
@@ -22,12 +22,12 @@ from PIL import Image
 
 from aurora_rl.models.mllm.base import EnginePrompt
 
-#: Every frame as it is: vLLM would take 32 of a list, or choose among a file's by its rate.
+#: Options by which vLLM keeps every frame; by default it takes 32 of a list, or samples a file at a rate.
 MEDIA_IO_OPTIONS = {"video": {"num_frames": -1, "video_backend": "opencv"}}
 
 
 def chat_request(prompt: EnginePrompt) -> dict[str, Any]:
-    """The fields of a request to `/v1/chat/completions` that say what the prompt is.
+    """Return the fields of a request to `/v1/chat/completions` that hold the prompt.
 
     Raises:
         ValueError: if the conversation's media parts and the media do not match.
@@ -51,7 +51,7 @@ def chat_request(prompt: EnginePrompt) -> dict[str, Any]:
 
 
 def _filled(part: dict[str, Any], media: dict[str, Iterator[Any]], *, interleaved: bool) -> dict[str, Any]:
-    """A content part with its medium inside, which is taken from `media`."""
+    """Put the next medium of its kind, taken from `media`, into a content part."""
     kind = part["type"]
     if kind == "text":
         return part
@@ -91,10 +91,10 @@ def _wav(waveform: np.ndarray, sampling_rate: int) -> bytes:
 
 
 def _matroska(frames: np.ndarray, waveform: np.ndarray, sampling_rate: int) -> bytes:
-    """A video file of frames (F, H, W, 3) uint8 and a waveform (N,) float32.
+    """Encode frames (F, H, W, 3) uint8 and a waveform (N,) float32 as a video file.
 
-    Its frame rate means nothing, as the true one is a processor option. But OpenCV, with which vLLM decodes, guesses
-    the number of frames by rate and duration, and loses the only frame of a file where it expects no second one.
+    Its frame rate has no meaning, as the true one is a processor option. But OpenCV, which vLLM decodes with, estimates
+    the number of frames from rate and duration, and drops the only frame of a file if it expects less than two.
     """
     rate = math.ceil(2 * sampling_rate / len(waveform))
     buffer = io.BytesIO()

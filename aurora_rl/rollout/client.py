@@ -1,7 +1,7 @@
-"""The trainer's side of `vllm serve`: prompts with frames and sound go out, completions come back, weights follow.
+"""The trainer's client of `vllm serve`: it sends prompts with frames and sound, and weights, and gets completions.
 
 TRL's client knows images only, waits without a limit and sends weights by NCCL alone. Here every wait has a limit, and
-every failure is the same error, which says what to do.
+every failure is a `VLLMServerError` that says what to do.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ from aurora_rl.rollout.cpu.gloo_transfer import GlooGroup
 
 logger = logging.getLogger(__name__)
 
-#: How long a server may take to accept a connection, in seconds.
+#: Seconds that a server may take to accept a connection.
 CONNECT_TIMEOUT_S = 10.0
 #: Prompts that are sent at the same time.
 CONCURRENT_REQUESTS = 64
 LOOPBACK = ("localhost", "127.0.0.1", "0.0.0.0", "::1")
-#: What is lost when the connection or the server breaks, rather than when the server refuses.
+#: Errors of a broken connection or server; a refusal is a status.
 BROKEN = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
 
-GO_ON = (
-    "Start the server again (docs/vllm.md has the command) and go on from the last checkpoint by "
+HOW_TO_RESUME = (
+    "Start the server again (docs/vllm.md has the command) and resume from the last checkpoint by "
     "`--resume_from_checkpoint true`."
 )
 
 
 class VLLMServerError(RuntimeError):
-    """The vLLM server is down, slow, not started as it must be, or has died."""
+    """The vLLM server is down, too slow, started with wrong options, or has died."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ServerCompletions:
-    """What the server sampled: P prompts, n completions of each, those of one prompt one after the other.
+    """Completions from the server: n of each of P prompts, ordered by prompt.
 
     Attributes:
-        prompt_ids: (P, L) ids of the prompts as the server read them, placeholders expanded.
-        completion_ids: (P * n, L) ids.
+        prompt_ids: (P, L) ids of the prompts that the server has read, placeholders expanded.
+        completion_ids: (P * n, L) ids of the completions.
         logprobs: (P * n, L, k) log-probabilities of the sampled token and its rivals, highest first.
-        logprob_token_ids: (P * n, L, k) their ids.
+        logprob_token_ids: (P * n, L, k) ids of these tokens.
     """
 
     prompt_ids: list[list[int]]
@@ -67,14 +67,14 @@ class AuroraVLLMClient(VLLMClient):
     """TRL's client for prompts with frames and sound.
 
     Args:
-        request_timeout_s: how long the server may take to answer one request, or to receive one tensor.
-        max_retries: how often a request that can be repeated is, where the server cannot be reached or fails.
-        backoff_s: how long to wait before the first of them; it doubles with each.
-        **kwargs: TRL's: `base_url`, or `host` and `server_port`; `group_port` (0: any that is free);
-            `connection_timeout`, how many seconds to wait for a server that is starting.
+        request_timeout_s: seconds that the server may take to answer one request, or to receive one tensor.
+        max_retries: number of retries of a request that may be repeated, if the server cannot be reached or fails.
+        backoff_s: seconds before the first retry; they double with each.
+        **kwargs: arguments of TRL's client: `base_url`, or `host` and `server_port`; `group_port` (0: any free port);
+            `connection_timeout`, seconds to wait for a server that is starting.
 
     Raises:
-        ValueError: if `base_url` is no address, or holds a secret.
+        ValueError: if `base_url` is not an address, or holds a secret.
         VLLMServerError: if no server answers within `connection_timeout`.
     """
 
@@ -86,20 +86,20 @@ class AuroraVLLMClient(VLLMClient):
         check_address(kwargs.get("base_url"), name="vllm_server_base_url")
         self.request_timeout_s, self.max_retries, self.backoff_s = request_timeout_s, max_retries, backoff_s
         super().__init__(**kwargs)
-        # Retries are ours: TRL's repeat what must not be, such as an update of weights.
+        # `_call` retries. TRL's session would also repeat requests that must not be, such as an update of weights.
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, HTTPAdapter(max_retries=0, pool_maxsize=CONCURRENT_REQUESTS))
 
     # ---- requests -----------------------------------------------------------------------------------------------
 
     def _call(self, method: str, url: str, *, retries: int = 0, **kwargs: Any) -> requests.Response:
-        """Send a request; the answer, whatever its status.
+        """Send a request and return the response, unless its status is 500 or above.
 
         Raises:
-            VLLMServerError: if there is none in time.
+            VLLMServerError: if there is no response in time, or every attempt fails.
         """
         what = f"{method} {url}"
-        # A kept connection may have been closed by the server meanwhile, which only a repeated request gets over.
+        # The server may have closed a kept connection, so a request that is not repeated opens its own.
         send = self.session.request if retries else requests.request
         started = time.monotonic()
         cause: Exception | None = None
@@ -109,10 +109,10 @@ class AuroraVLLMClient(VLLMClient):
             try:
                 response = send(method, url, timeout=(CONNECT_TIMEOUT_S, self.request_timeout_s), **kwargs)
             except requests.ReadTimeout as error:
-                # Not repeated: it would take as long again.
+                # No retry: it would take as long again.
                 raise VLLMServerError(
                     f"{what}: no answer within {self.request_timeout_s:g} s; the server is stuck, or slower than that: "
-                    f"look at its log, and raise the timeout if it is at work. {GO_ON}"
+                    f"look at its log, and raise the timeout if it is at work. {HOW_TO_RESUME}"
                 ) from error
             except BROKEN as error:
                 reason, cause = f"no connection ({_innermost(error)})", error
@@ -123,10 +123,10 @@ class AuroraVLLMClient(VLLMClient):
             logger.warning("vLLM server, attempt %d of %d: %s: %s", attempt + 1, retries + 1, what, reason)
         attempts = f"{retries + 1} attempts" if retries else "1 attempt"
         waited = time.monotonic() - started
-        raise VLLMServerError(f"{what}: {reason}; {attempts} in {waited:.0f} s. {GO_ON}") from cause
+        raise VLLMServerError(f"{what}: {reason}; {attempts} in {waited:.0f} s. {HOW_TO_RESUME}") from cause
 
     def _answer(self, method: str, url: str, **kwargs: Any) -> dict[str, Any]:
-        """Send a request; what is in the answer."""
+        """Send a request and return the JSON of the response."""
         response = self._call(method, url, **kwargs)
         if response.status_code != 200:
             raise VLLMServerError(
@@ -142,7 +142,7 @@ class AuroraVLLMClient(VLLMClient):
         return self._answer("POST", url, **kwargs)
 
     def check_server(self, total_timeout: float = 0.0, retry_interval: float = 2.0) -> None:
-        """As TRL's, which waits without a limit for a server that accepts connections and says nothing."""
+        """Wait for the server; TRL waits without a limit if the server accepts connections and never answers."""
         give_up = time.monotonic() + total_timeout
         while True:
             try:
@@ -154,12 +154,12 @@ class AuroraVLLMClient(VLLMClient):
                 reason = _innermost(error)
             if time.monotonic() >= give_up:
                 raise VLLMServerError(
-                    f"no vLLM server at {self.base_url} within {total_timeout:g} s: {reason}. {GO_ON}"
+                    f"no vLLM server at {self.base_url} within {total_timeout:g} s: {reason}. {HOW_TO_RESUME}"
                 )
             time.sleep(min(retry_interval, max(0.0, give_up - time.monotonic())))
 
     def get_server_info(self) -> dict[str, Any]:
-        """The server's `VllmConfig` as JSON."""
+        """Return the server's `VllmConfig` as JSON."""
         url = f"{self.base_url}/server_info"
         if self._call("GET", f"{self.base_url}/is_paused", retries=self.max_retries).status_code == 404:
             raise VLLMServerError(
@@ -173,13 +173,13 @@ class AuroraVLLMClient(VLLMClient):
     def generate_prompts(
         self, prompts: Sequence[EnginePrompt], *, n: int, sampling: dict[str, Any], seeds: Sequence[int]
     ) -> ServerCompletions:
-        """Sample n completions of each prompt, one request a prompt; a repeated request samples the same.
+        """Sample n completions of each prompt, one request a prompt; a retry samples the same completions.
 
         Args:
-            prompts: distinct ones.
-            n: completions of each.
+            prompts: distinct prompts.
+            n: number of completions of each prompt.
             sampling: arguments of vLLM's `SamplingParams`.
-            seeds: one for each prompt; its i-th completion is sampled by `seed + i`, so they should be n apart or more.
+            seeds: seed of each prompt; the i-th completion uses `seed + i`, so seeds should be n apart or more.
 
         Raises:
             VLLMServerError: if the server cannot be reached, is too slow or refuses.
@@ -205,13 +205,13 @@ class AuroraVLLMClient(VLLMClient):
     # ---- weights ------------------------------------------------------------------------------------------------
 
     def init_communicator(self, device: torch.device | str | int = 0) -> None:
-        """Connect the trainer with the server's workers, in the way that the server was started for.
+        """Connect the trainer with the server's workers by the weight transfer that the server was started with.
 
         Args:
-            device: the trainer's.
+            device: the trainer's device.
 
         Raises:
-            VLLMServerError: if the server was started for no way, or for one that the device is not made for.
+            VLLMServerError: if the server was started with no weight transfer, or with one that the device cannot use.
         """
         device = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
         config = self.get_server_info()["weight_transfer_config"]
@@ -232,7 +232,7 @@ class AuroraVLLMClient(VLLMClient):
         world_size = self.get_world_size() + 1  # the trainer is rank 0, the workers follow
         try:
             group = GlooGroup(host, self.group_port, rank=0, world_size=world_size, timeout_s=self.request_timeout_s)
-        except RuntimeError as error:  # torch's DistNetworkError among them
+        except RuntimeError as error:  # also torch's DistNetworkError
             raise VLLMServerError(
                 f"port {self.group_port} cannot be opened for the weights: choose another by vllm_group_port"
             ) from error
@@ -251,11 +251,11 @@ class AuroraVLLMClient(VLLMClient):
     def update_named_params(
         self, metadata: list[tuple[str, str, list[int]]], named_params: Iterator[tuple[str, torch.Tensor]]
     ) -> None:
-        """Send weights and have the server load them.
+        """Send weights and let the server load them.
 
         Args:
-            metadata: name, dtype without `torch.` and shape of each tensor to come.
-            named_params: the tensors in that order, each needed until the next is asked for.
+            metadata: name, dtype without `torch.` and shape of each tensor.
+            named_params: names and tensors in the same order; a tensor may be freed when the next is drawn.
 
         Raises:
             VLLMServerError: if the server fails or dies meanwhile.
@@ -277,9 +277,9 @@ class AuroraVLLMClient(VLLMClient):
 
     @contextlib.contextmanager
     def _server_at_work(self, path: str, body: dict[str, Any]) -> Iterator[Future[Any]]:
-        """A request that the server answers once the trainer has done its part, which is the body of the `with`.
+        """Send a request in a thread while the block runs, which is the trainer's part of the work.
 
-        When either side fails the group is closed, so that neither waits for the other.
+        When either side fails, the group is closed, so that neither waits for the other.
         """
         with ThreadPoolExecutor(1) as executor:
             server = executor.submit(self._post, f"{self.base_url}{path}", json=body)
@@ -289,7 +289,7 @@ class AuroraVLLMClient(VLLMClient):
             except (ConnectionError, TimeoutError) as error:
                 self.close_communicator()
                 reason = server.exception() or error
-                raise VLLMServerError(f"weights could not be sent: {reason}. {GO_ON}") from error
+                raise VLLMServerError(f"weights could not be sent: {reason}. {HOW_TO_RESUME}") from error
             except BaseException:
                 self.close_communicator()
                 raise
@@ -300,17 +300,17 @@ class AuroraVLLMClient(VLLMClient):
         except VLLMServerError as error:
             if "already active" not in str(error):
                 raise
-            # A trainer died between an update's start and its end, and this one takes its place.
+            # An earlier trainer died between an update's start and its end.
             self._finish_weight_update()
             super()._start_weight_update()
 
     def reset_prefix_cache(self) -> None:
-        """Drop what was computed by the old weights: the towers' outputs too, which are kept by clip."""
+        """Drop what the old weights have computed, including the towers' outputs, which vLLM caches by clip."""
         super().reset_prefix_cache()
         self._call("POST", f"{self.base_url}/reset_encoder_cache")
 
     def close_communicator(self) -> None:
-        """Leave the group."""
+        """Close the connection for the weights."""
         if isinstance(self.communicator, GlooGroup):
             self.communicator.close()
             self.communicator = None
@@ -319,13 +319,13 @@ class AuroraVLLMClient(VLLMClient):
 
 
 def _raise_if_failed(server: Future[Any]) -> None:
-    """Raise what the request to the server has raised."""
+    """Raise the error of the request, if it has failed already."""
     if server.done():
         server.result()
 
 
 def _chat_options(sampling: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `SamplingParams` under the names of the chat endpoint."""
+    """Translate arguments of `SamplingParams` into those of the chat endpoint."""
     options = dict(sampling)
     logprobs = options.pop("logprobs", None)
     if options.get("logit_bias"):
@@ -339,7 +339,7 @@ def _chat_options(sampling: dict[str, Any]) -> dict[str, Any]:
 
 
 def _innermost(error: BaseException) -> str:
-    """The reason at the bottom of requests' nested errors."""
+    """Return the reason at the bottom of requests' nested errors."""
     reason = getattr(error.args[0], "reason", error.args[0]) if error.args else error
     return str(reason)
 

@@ -1,8 +1,8 @@
 """TRL's vLLM backend for prompts with frames and sound: colocated in each process, or on a server.
 
-Where it departs from TRL's: prompts go out with their placeholders unexpanded and come back checked against the ids
-that are trained on, every request carries its own seed, multimodal tokens are never sampled, and only the language
-model's weights are sent, one layer at a time.
+It departs from TRL's backend: prompts are sent with their placeholders unexpanded, and the ids that vLLM has read are
+compared with those that are trained on; every request carries its own seed; multimodal tokens are never sampled; and
+only the language model's weights are sent, one layer at a time, if the towers are not trained.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from aurora_rl.rollout.export import export_for_vllm
 from aurora_rl.rollout.plugin import register
 from aurora_rl.rollout.weights import changes_towers, check_adapters, engine_weights
 
-#: The lowest bias that vLLM accepts: exp(-100) of the probability is left.
+#: The lowest bias that vLLM accepts; it multiplies a probability by exp(-100).
 SUPPRESSED_BIAS = -100.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Rollouts:
-    """What vLLM wrote for some rows.
+    """Completions of some rows, sampled by vLLM.
 
     Attributes:
-        completion_ids: per row.
-        logprobs: per row, of each sampled token, after temperature and suppression; as vLLM computed them.
+        completion_ids: ids of each row's completion.
+        logprobs: vLLM's log-probability of each sampled token, after temperature and suppression, row by row.
     """
 
     completion_ids: list[list[int]]
@@ -48,13 +48,13 @@ class AuroraVLLMGeneration(VLLMGeneration):
     """TRL's `VLLMGeneration` for audio-visual prompts.
 
     Args:
-        loaded: the policy with its processor and family; under PEFT the wrapped model.
-        engine_kwargs: more arguments of `vllm.LLM` (colocate mode); they win over those chosen here.
-        request_timeout_s: seconds the server may take for one request.
-        **kwargs: TRL's, see `VLLMGeneration`.
+        loaded: the policy with its processor and family; with PEFT the wrapped model.
+        engine_kwargs: further arguments of `vllm.LLM` (colocate mode), which replace those chosen here.
+        request_timeout_s: seconds that the server may take for one request.
+        **kwargs: arguments of TRL's `VLLMGeneration`.
 
     Raises:
-        ValueError: for an adapter that cannot be merged for vLLM.
+        ValueError: if an adapter cannot be merged for vLLM.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class AuroraVLLMGeneration(VLLMGeneration):
 
     @property
     def logit_bias(self) -> dict[int, float]:
-        """Keeps multimodal tokens from being sampled, as the policy's own head does."""
+        """The bias that keeps multimodal tokens from being sampled, as the policy's own head does."""
         policy = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         return {token_id: SUPPRESSED_BIAS for token_id in self.family.multimodal_token_ids(policy.config)}
 
@@ -91,13 +91,10 @@ class AuroraVLLMGeneration(VLLMGeneration):
         if self.mode == "colocate":
             self._init_colocated()
         elif self.mode == "server":
-            self._init_client()
+            self._on_main_process(self._connect)
         else:
             raise ValueError(f"vllm_mode={self.mode!r}: choose 'colocate' or 'server'")
         self.accelerator.wait_for_everyone()
-
-    def _init_client(self) -> None:
-        self._of_main_process(self._connect)
 
     def _connect(self) -> None:
         from aurora_rl.rollout.client import AuroraVLLMClient
@@ -110,8 +107,8 @@ class AuroraVLLMGeneration(VLLMGeneration):
         )
         self.vllm_client.init_communicator(device=self.accelerator.device)
 
-    def _of_main_process(self, talk: Callable[[], Any]) -> Any:
-        """What the main process has of the server, on every process; its error too, or the others would wait for it."""
+    def _on_main_process(self, talk: Callable[[], Any]) -> Any:
+        """Talk to the server on the main process; every process gets the result or raises the error."""
         from aurora_rl.rollout.client import VLLMServerError
 
         outcome: list[Any] = [None]
@@ -138,15 +135,15 @@ class AuroraVLLMGeneration(VLLMGeneration):
             first_ranks = range(0, self.accelerator.num_processes, self.tensor_parallel_size)
             groups = [list(range(rank, rank + self.tensor_parallel_size)) for rank in first_ranks]
             self.tp_group, _ = torch.distributed.new_subgroups_by_enumeration(groups)
-        # vLLM joins the launched processes by these.
+        # vLLM reads these to join the launched processes.
         os.environ["RANK"] = str(self.accelerator.process_index)
         os.environ["LOCAL_RANK"] = str(self.accelerator.local_process_index)
         os.environ["WORLD_SIZE"] = str(self.accelerator.num_processes)
         ensure_master_addr_port()
         if self.accelerator.device.type == "cpu":
-            # By default vLLM pins all threads of the process, those that train included, to cores of its choice.
+            # By default vLLM pins all threads of the process to cores, also those that train.
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        # Its weights come with the first sync, which needs no second copy on disk.
+        # The first sync sends the weights, so they are not written to disk.
         self._folder = tempfile.TemporaryDirectory(prefix="aurora-rl-vllm-")
         export_for_vllm(self.loaded, self._folder.name, weights=False)
         self.llm = LLM(**{**self._colocated_kwargs(), **self.engine_kwargs})
@@ -165,14 +162,14 @@ class AuroraVLLMGeneration(VLLMGeneration):
             "gpu_memory_utilization": self.gpu_memory_utilization,
             "max_model_len": self.max_model_length,
             "max_num_seqs": self.max_num_seqs,
-            # TRL's value: at its own default vLLM's profiler takes too much memory to be in use.
+            # TRL's value: with vLLM's default its profiler assumes too much memory.
             "max_num_batched_tokens": max(4096, self.max_model_length or 0),
             "enable_sleep_mode": self.enable_sleep_mode,
             "model_impl": self.model_impl,
             "trust_remote_code": False,
             "distributed_executor_backend": "external_launcher",
             "seed": self.accelerator.process_index // self.tensor_parallel_size,
-            # Temperature and suppression are in the log-probabilities that importance sampling compares.
+            # Importance sampling compares log-probabilities after temperature and suppression.
             "logprobs_mode": "processed_logprobs",
             "enforce_eager": self.accelerator.device.type == "cpu",  # compiling for a CPU takes minutes
             "disable_log_stats": True,
@@ -184,7 +181,7 @@ class AuroraVLLMGeneration(VLLMGeneration):
         return engine_weights(self.model, self.family, towers=self._towers_are_stale, gather=self._dist.gather_params)
 
     def sync_weights(self) -> None:
-        """Send the weights; all of them the first time, then the language model's unless the towers are trained."""
+        """Send all weights the first time, and then the language model's, or all if the towers are trained."""
         self._towers_are_stale |= changes_towers(self.model, self.family)
         if self.mode == "server":
             self._push_weights()
@@ -193,7 +190,7 @@ class AuroraVLLMGeneration(VLLMGeneration):
         self._towers_are_stale = False
 
     def _push_weights(self) -> None:
-        # The server must know every tensor before the first one comes, and only gathered ones tell their shape.
+        # The server must know every shape before the first tensor comes, and only gathered tensors tell their shapes.
         towers = self._towers_are_stale
         if towers not in self._metadata:
             self._metadata[towers] = [
@@ -207,24 +204,26 @@ class AuroraVLLMGeneration(VLLMGeneration):
                 self.vllm_client.update_named_params(self._metadata[towers], tensors)
                 self.vllm_client.reset_prefix_cache()
             finally:
-                _exhaust(tensors)  # the others are gathering, whatever has become of the server
+                _exhaust(tensors)  # the other processes gather on, even if the server has failed
 
         if not self.accelerator.is_main_process:
             _exhaust(tensors)
-        self._of_main_process(update)
+        self._on_main_process(update)
 
     def _load_weights(self) -> None:
         if self.enable_sleep_mode:
             empty_cache()
             self.llm.wake_up(tags=["weights"])
-        # Sleeping has thrown the weights away, the towers' too.
+        # Sleeping has dropped all weights, also those of the towers.
         self._towers_are_stale |= self._llm_weights_sleeping
         self._llm_weights_sleeping = False
         model = self._worker.model_runner.model
         with _reloading(self._worker, model if self._towers_are_stale else model.language_model):
             loaded = model.load_weights(self._iter_named_params())
         if self._towers_are_stale:
-            _check_complete(model, loaded)
+            missing = sorted({name for name, _ in model.named_parameters()} - set(loaded))
+            if missing:
+                raise RuntimeError(f"no weights came for {len(missing)} of vLLM's parameters: {', '.join(missing[:5])}")
             self.llm.llm_engine.reset_encoder_cache()
         self.llm.reset_prefix_cache()
 
@@ -243,16 +242,16 @@ class AuroraVLLMGeneration(VLLMGeneration):
         num_generations: int,
         profiler: contextlib.AbstractContextManager[Any],
     ) -> Rollouts:
-        """One completion for each row.
+        """Sample one completion for each row.
 
         Args:
-            rows: this process's prompts, each as often as it has completions here.
-            seeds: of the rows' requests; on a server a prompt's first row seeds all of its completions.
-            num_generations: completions of a prompt, over all processes.
-            profiler: entered while vLLM writes.
+            rows: this process's prompts, each repeated for every completion that it gets here.
+            seeds: seed of each row's request; a server takes the seed of a prompt's first row for all its completions.
+            num_generations: number of completions of a prompt, over all processes.
+            profiler: context manager that is entered while vLLM samples.
 
         Raises:
-            ValueError: if vLLM saw another prompt than the policy is trained on.
+            ValueError: if vLLM has read another prompt than the policy is trained on.
         """
         generate = self._generate_on_server if self.mode == "server" else self._generate_colocated
         prompts = [row.engine for row in rows]
@@ -266,7 +265,7 @@ class AuroraVLLMGeneration(VLLMGeneration):
     ) -> tuple[list, list, list]:
         all_prompts, all_seeds = gather_object(prompts), gather_object(seeds)
 
-        def write() -> tuple[Any, Any, Any]:
+        def sample() -> tuple[Any, Any, Any]:
             with profiler:
                 completions = self.vllm_client.generate_prompts(
                     all_prompts[::num_generations],
@@ -278,7 +277,7 @@ class AuroraVLLMGeneration(VLLMGeneration):
             return prompt_ids, completions.completion_ids, completions.logprobs
 
         start = self.accelerator.process_index * len(prompts)
-        first, second, third = (values[start : start + len(prompts)] for values in self._of_main_process(write))
+        first, second, third = (values[start : start + len(prompts)] for values in self._on_main_process(sample))
         return first, second, third
 
     def _generate_colocated(
@@ -289,7 +288,7 @@ class AuroraVLLMGeneration(VLLMGeneration):
                 self.sync_weights()
             self.llm.wake_up(tags=["kv_cache"])
         count, first = len(prompts), 0
-        if self.tensor_parallel_size > 1:  # the processes of a group write all of its rows together
+        if self.tensor_parallel_size > 1:  # the processes of a group sample all of its rows together
             prompts, seeds = self._gather_in_group(prompts), self._gather_in_group(seeds)
             first = torch.distributed.get_rank(group=self.tp_group) * count
         with profiler:
@@ -321,13 +320,13 @@ class AuroraVLLMGeneration(VLLMGeneration):
         }
         if self.structured_outputs_regex is not None:
             options["structured_outputs"] = {"regex": self.structured_outputs_regex}
-        asked = self.generation_kwargs
-        wanted_bias = {int(token_id): bias for token_id, bias in (asked.get("logit_bias") or {}).items()}
-        # What the user asks for wins, except over what training rests on: media are never sampled, the
-        # log-probabilities are those of the sampled tokens, of which rivals would take the first place, and a
-        # completion ends where the trainer takes it to end, whatever vLLM has read of a generation config.
+        given = self.generation_kwargs
+        wanted_bias = {int(token_id): bias for token_id, bias in (given.get("logit_bias") or {}).items()}
+        # The user's options win, except over what training relies on: media tokens are never sampled, the first
+        # log-probability is that of the sampled token (rivals could take its place), and a completion ends where the
+        # trainer expects it, whatever generation config vLLM has read.
         ends = {"ignore_eos": True, "stop_token_ids": self.end_ids}
-        return {**options, **asked, **ends, "logprobs": 0, "logit_bias": {**wanted_bias, **self.logit_bias}}
+        return {**options, **given, **ends, "logprobs": 0, "logit_bias": {**wanted_bias, **self.logit_bias}}
 
     def _sampling_params(self, seed: int) -> Any:
         from vllm import SamplingParams
@@ -345,7 +344,7 @@ def _exhaust(iterator: Iterator[Any]) -> None:
 
 
 def check_prompt_ids(expected: Sequence[int], seen: Sequence[int], tokenizer: Any) -> None:
-    """Raise a ValueError that shows the first difference, unless vLLM saw the prompt that the policy is trained on."""
+    """Raise a ValueError that shows the first difference, unless vLLM has read the prompt that the policy trains on."""
     if list(expected) == list(seen):
         return
     pairs = zip(expected, seen, strict=False)
@@ -370,7 +369,7 @@ def _engine_input(prompt: EnginePrompt) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _reloading(worker: Any, model: nn.Module) -> Iterator[None]:
-    """Change loaded weights in the way of vLLM itself: a CPU's matrix kernels keep theirs in a layout of their own."""
+    """Let vLLM restore the layout of loaded weights before a change: a CPU's matrix kernels have repacked them."""
     from vllm.config import set_current_vllm_config
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
@@ -378,9 +377,3 @@ def _reloading(worker: Any, model: nn.Module) -> Iterator[None]:
         initialize_layerwise_reload(model)
         yield
         finalize_layerwise_reload(model, worker.model_config)
-
-
-def _check_complete(model: nn.Module, loaded: set[str]) -> None:
-    missing = sorted({name for name, _ in model.named_parameters()} - set(loaded))
-    if missing:
-        raise RuntimeError(f"no weights came for {len(missing)} of vLLM's parameters: {', '.join(missing[:5])}")

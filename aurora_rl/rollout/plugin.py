@@ -1,20 +1,20 @@
-"""What vLLM loads at start (entry point `vllm.general_plugins`), in each of its processes."""
+"""Plugin that vLLM loads at the start of each of its processes (entry point `vllm.general_plugins`)."""
 
-#: Our model classes inside vLLM; asked for by `hf_overrides={"architectures": [name]}`.
+#: Our model classes inside vLLM, selected by `hf_overrides={"architectures": [name]}`.
 MODEL_CLASSES = {
     "AuroraQwen2_5OmniForConditionalGeneration": (
         "aurora_rl.rollout.vllm_qwen2_5_omni:AuroraQwen2_5OmniForConditionalGeneration"
     ),
 }
 
-#: Our ways of sending weights to `vllm serve`: module and class, by the name for `--weight-transfer-config`.
+#: Our weight transfers of `vllm serve`: module and class, by the backend's name in `--weight-transfer-config`.
 WEIGHT_TRANSFER_ENGINES = {
     "gloo": ("aurora_rl.rollout.cpu.gloo_transfer", "GlooWeightTransferEngine"),
 }
 
 
 def register() -> None:
-    """Make vLLM know our model classes and weight transfers; of its own, one method of the CPU build is replaced."""
+    """Register our model classes and weight transfers in vLLM, and replace one method of its CPU build."""
     from vllm import ModelRegistry
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
     from vllm.platforms import current_platform

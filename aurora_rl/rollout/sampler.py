@@ -43,10 +43,10 @@ class VLLMSampler:
 
         Args:
             prompts: the rows; a prompt's `num_generations` copies stand side by side.
-            num_generations: G.
-            step: optimiser steps done; the weights are sent once a step.
+            num_generations: G, the number of completions of a prompt.
+            step: number of optimiser steps done; the weights are sent once a step.
             is_eval: whether the rows are evaluated, not trained on.
-            profile: times the part of the step that it is given the name of.
+            profile: function from the name of a part of the step to a context manager that times it.
         """
         if step != self._synced_step:
             with profile("sync_weights"):
@@ -60,7 +60,7 @@ class VLLMSampler:
         )
 
     def request_seeds(self, num_rows: int, *, step: int, is_eval: bool) -> list[int]:
-        """Return a seed for each row, by the run's seed, the step and the row's place in it: resuming is exact."""
+        """Return a seed for each row, from the run's seed, the step and the row's place, so that resuming is exact."""
         last_step, turn = self._turns.get(is_eval, (-1, 0))
         turn = turn + 1 if last_step == step else 0
         self._turns[is_eval] = (step, turn)

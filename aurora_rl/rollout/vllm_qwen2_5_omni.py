@@ -1,4 +1,4 @@
-"""Qwen2.5-Omni inside vLLM, with the positions that the model was trained with where sound lies between the frames."""
+"""Qwen2.5-Omni inside vLLM, with the positions of the training where sound lies between the frames."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from aurora_rl.rollout.cpu.narrow_heads import heads_of_any_size
     dummy_inputs=Qwen2_5OmniThinkerDummyInputsBuilder,
 )
 class AuroraQwen2_5OmniForConditionalGeneration(Qwen2_5OmniThinkerForConditionalGeneration):
-    """vLLM's own class but for interleaved prompts, and narrow heads on CPUs.
+    """A subclass of vLLM's model that corrects interleaved prompts, and takes narrow heads on CPUs.
 
     vLLM 0.31 starts the chunks of frames and sound at `<|audio_bos|>`, one token early, and gives that token a position
-    of its own, while transformers gives it that of `<|vision_bos|>`. And where a part of the prompt has been read
-    already, by the step before or for another request, it may take what is left for frames followed by sound, and put
-    the ones where the others belong.
+    of its own, while transformers gives it that of `<|vision_bos|>`. And if a part of the prompt has been read already,
+    in the step before or for another request, vLLM may mistake the rest for frames followed by sound, and swap their
+    embeddings.
     """
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         text_config = vllm_config.model_config.hf_config.thinker_config.text_config
-        # The head's weights always come, beside those of the embeddings, whatever an older export says of them.
+        # The weights of the LM head are always sent beside those of the embeddings; an older export may say otherwise.
         text_config.tie_word_embeddings = False
         with heads_of_any_size(text_config.hidden_size // text_config.num_attention_heads):
             super().__init__(vllm_config=vllm_config, prefix=prefix)
@@ -49,10 +49,10 @@ class AuroraQwen2_5OmniForConditionalGeneration(Qwen2_5OmniThinkerForConditional
         *,
         is_multimodal: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(tokens, width) inputs of the language model: each medium's embeddings at its own placeholders, in order."""
+        """Return the inputs (tokens, width) of the language model: each medium's embeddings at its own placeholders."""
         if multimodal_embeddings is None or is_multimodal is None or not len(multimodal_embeddings):
             return super().embed_input_ids(input_ids, multimodal_embeddings, is_multimodal=is_multimodal)
-        with gpu_sync_allowed():  # vLLM forbids to wait for the GPU elsewhere; the mask lies in host memory
+        with gpu_sync_allowed():  # vLLM forbids waiting for the GPU elsewhere; the mask is in host memory
             ids = input_ids.to(is_multimodal.device)
         text = self._embed_text_input_ids(
             input_ids, self.get_language_model().embed_input_ids, is_multimodal=is_multimodal
@@ -64,27 +64,27 @@ class AuroraQwen2_5OmniForConditionalGeneration(Qwen2_5OmniThinkerForConditional
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: Sequence[Any]
     ) -> tuple[torch.Tensor, int]:
-        """Positions (3, L) of a prompt and what its completion's positions are ahead of their index."""
+        """Return the positions (3, L) of a prompt, and the offset of its completion's positions from their index."""
         features = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
         if not any(_value(feature, "use_audio_in_video", False) for feature in features):
             return super().get_mrope_input_positions(input_tokens, list(mm_features))
         position_ids, deltas = HFThinker.get_rope_index(
             _rope_index_of(self.config),
             torch.tensor([input_tokens]),
-            video_grid_thw=torch.stack([feature.data["video_grid_thw"].data for feature in _of(features, "video")]),
+            video_grid_thw=torch.stack([feature.data["video_grid_thw"].data for feature in _select(features, "video")]),
             use_audio_in_video=True,
             audio_seqlens=torch.tensor(
-                [_value(feature, "audio_feature_lengths") for feature in _of(features, "audio")]
+                [_value(feature, "audio_feature_lengths") for feature in _select(features, "audio")]
             ),
             second_per_grids=torch.tensor(
-                [_value(feature, "second_per_grid_ts", 1.0) for feature in _of(features, "video")]
+                [_value(feature, "second_per_grid_ts", 1.0) for feature in _select(features, "video")]
             ),
         )
         return position_ids[:, 0], int(deltas[0])
 
 
 def _rope_index_of(thinker_config: Any) -> Any:
-    """What transformers' position method reads of the model it belongs to."""
+    """Build the part of a model that the position method of transformers reads."""
     names = ("get_llm_pos_ids_for_vision", "get_chunked_index")
     model = SimpleNamespace(config=thinker_config, spatial_merge_size=thinker_config.vision_config.spatial_merge_size)
     for name in names:
@@ -92,11 +92,11 @@ def _rope_index_of(thinker_config: Any) -> Any:
     return model
 
 
-def _of(features: Sequence[Any], modality: str) -> list[Any]:
+def _select(features: Sequence[Any], modality: str) -> list[Any]:
     return [feature for feature in features if feature.modality == modality]
 
 
 def _value(feature: Any, name: str, default: Any = None) -> Any:
-    """One number of a medium's processed data."""
+    """Return one number of a medium's processed data."""
     element = (feature.data or {}).get(name)
     return default if element is None else element.data.item()

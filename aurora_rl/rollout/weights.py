@@ -1,8 +1,8 @@
-"""The weights that vLLM needs, under the names it knows, one layer at a time.
+"""The weights that vLLM needs, under its names, one layer at a time.
 
-LoRA is merged into copies: TRL merges in place and takes it out again, which in bf16 leaves a rounding error behind
-at every step, and under ZeRO-3 holds the whole model on every process at once. Weights of 4 bits are unpacked for
-vLLM, whatever layer they belong to: what it multiplies by is what the policy does.
+LoRA is merged into copies: TRL merges in place and unmerges again, which in bf16 adds a rounding error at every step,
+and under ZeRO-3 holds the whole model on every process at once. Weights of 4 bits are unpacked in every layer, so that
+vLLM multiplies by the numbers that the policy multiplies by.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from torch.distributed.tensor import DTensor
 
 from aurora_rl.models.mllm import MLLMFamily
 
-#: Makes sharded parameters whole for a while: `trl.distributed.DistributedBackend.gather_params`.
+#: Gathers sharded parameters while a block runs: `trl.distributed.DistributedBackend.gather_params`.
 Gather = Callable[[Sequence[nn.Parameter]], contextlib.AbstractContextManager[Any]]
 
-#: Never part of vLLM's model.
+#: Name of the module that is never part of vLLM's model.
 HEAD = "seg_head"
 
 
@@ -36,20 +36,20 @@ def engine_weights(
     towers: bool,
     gather: Gather = lambda parameters: contextlib.nullcontext(),
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The language model's weights, LoRA merged and 4 bits unpacked; every process must run through all of them.
+    """Yield the weights for vLLM, LoRA merged and 4 bits unpacked; every process must iterate over all of them.
 
     Args:
         model: the policy, wrapped by PEFT or not, sharded or not.
-        family: whose names vLLM knows.
-        towers: whether the vision and audio towers come too; frozen ones change never.
-        gather: makes parameters that are spread over the processes whole.
+        family: the family, which gives vLLM's names of the weights.
+        towers: whether the vision and audio towers are included; frozen towers never change.
+        gather: function that gathers parameters that are spread over the processes.
 
     Yields:
-        vLLM's name and the whole tensor, which is valid until the next one is asked for.
+        vLLM's name and the whole tensor, which is valid until the next one is drawn.
 
     Raises:
-        ValueError: for an adapter that is not plain LoRA on a linear layer, and for weights packed by another library
-            than bitsandbytes.
+        ValueError: if an adapter is not plain LoRA on a linear layer, or if weights are packed by another library than
+            bitsandbytes.
     """
     policy = model.get_base_model() if isinstance(model, PeftModel) else model
     skipped = {HEAD} if towers else {HEAD, *family.tower_names}
@@ -58,7 +58,7 @@ def engine_weights(
 
 
 def changes_towers(model: nn.Module, family: MLLMFamily) -> bool:
-    """Whether training changes the vision or audio tower, so that vLLM must be told."""
+    """Return whether training changes the vision or audio tower, whose weights vLLM needs then."""
     return any(
         parameter.requires_grad and any(f".{tower}." in f".{name}" for tower in family.tower_names)
         for name, parameter in model.named_parameters()
@@ -67,7 +67,7 @@ def changes_towers(model: nn.Module, family: MLLMFamily) -> bool:
 
 def _layers(module: nn.Module, prefix: str, skipped: set[str], gather: Gather) -> Iterator[tuple[str, torch.Tensor]]:
     if isinstance(module, ModulesToSaveWrapper):
-        # The frozen original and other adapters' copies, such as TRL's reference, stay here.
+        # The frozen original and other adapters' copies, such as TRL's reference, are not sent.
         yield from _layers(module.modules_to_save[module.active_adapters[0]], prefix, skipped, gather)
         return
     if isinstance(module, BaseTunerLayer):
@@ -76,19 +76,20 @@ def _layers(module: nn.Module, prefix: str, skipped: set[str], gather: Gather) -
     if parameters := dict(module.named_parameters(recurse=False)):
         with gather(list(parameters.values())):
             for name, parameter in parameters.items():
-                yield prefix + name, _whole(_unpacked(module, parameter, prefix + name))
+                weight = _unpacked(module, parameter, prefix + name)
+                yield prefix + name, weight.full_tensor() if isinstance(weight, DTensor) else weight
     for name, child in module.named_children():
         if name not in skipped:
-            # torch's activation checkpointing puts a wrapper of that name around a layer
+            # torch's activation checkpointing wraps a layer in a module of that name
             inner = prefix if name == "_checkpoint_wrapped_module" else f"{prefix}{name}."
             yield from _layers(child, inner, skipped, gather)
 
 
 def check_adapters(model: nn.Module) -> None:
-    """Refuse what `engine_weights` could not merge, before an engine is started for it.
+    """Refuse adapters that `engine_weights` cannot merge, before an engine is started.
 
     Raises:
-        ValueError: for an adapter that is not plain LoRA on a linear layer.
+        ValueError: if an adapter is not plain LoRA on a linear layer.
     """
     policy = model.get_base_model() if isinstance(model, PeftModel) else model
     for name, module in policy.named_modules():
@@ -118,7 +119,7 @@ def _merged(layer: BaseTunerLayer, prefix: str, gather: Gather) -> Iterator[tupl
 
 
 def _unpacked(module: nn.Module, parameter: torch.Tensor, name: str) -> torch.Tensor:
-    """A parameter as floating-point numbers, whether bitsandbytes has packed it into bytes or not."""
+    """Return a parameter as floating-point numbers, unpacked if bitsandbytes has packed it into bytes."""
     if get_bnb_param_type(parameter):
         return dequantize_module_weight(module).detach()
     if not parameter.is_floating_point():
@@ -127,7 +128,3 @@ def _unpacked(module: nn.Module, parameter: torch.Tensor, name: str) -> torch.Te
             "quantised (load_in_4bit may quantise them), or set use_vllm to false"
         )
     return parameter.detach()
-
-
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

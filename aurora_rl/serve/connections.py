@@ -1,4 +1,4 @@
-"""Visitors who open a connection and then say nothing: they are waited for some seconds, not for ever."""
+"""Time limits for visitors who open a connection and stop sending in the middle of a request."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 from starlette.types import Message, Receive
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-#: Seconds in which the head of a request must be there, counted from the connection or from its first byte.
+#: Seconds in which the head of a request must arrive, counted from the connection or from the head's first byte.
 HEAD_SECONDS = 30.0
-#: Seconds without a further byte of a body after which it is given up.
+#: Seconds without a further byte of a body after which the request is ended.
 IDLE_SECONDS = 30.0
-#: Bytes a second that a body must come with on the whole, so that one byte at a time is no way around `IDLE_SECONDS`.
+#: Bytes a second that a body must reach on average, so that one byte at a time does not get around `IDLE_SECONDS`.
 SLOWEST_RATE = 10_000
 
 
 class ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """uvicorn's, which itself waits for ever for the rest of a request's head."""
+    """uvicorn's protocol with a time limit for a request's head, which uvicorn itself would wait for without end."""
 
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """A visitor is there."""
+        """Start the time limit of the first head."""
         super().connection_made(transport)
         self._start()
 
     def data_received(self, data: bytes) -> None:
-        """Some bytes are there, of one request or more."""
+        """Stop the time limit when the head is complete, and start one with the first byte of the next head."""
         super().data_received(data)
         if not self._waits_for_head():
             self._stop()
@@ -36,7 +36,7 @@ class ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             self._start()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The visitor is gone."""
+        """Stop the time limit."""
         self._stop()
         super().connection_lost(exc)
 
@@ -58,14 +58,14 @@ class ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
 
 class BodyDeadline:
-    """Receives a request's body (ASGI) and tells the application that the visitor is gone where it stops coming.
+    """Receives a request's body (ASGI), and reports a disconnect to the application if the body stops coming.
 
     Args:
-        receive: the server's.
-        length: bytes that the request says it has.
+        receive: the server's function that receives messages.
+        length: bytes of the body, as its header says.
 
     Attributes:
-        is_over: whether the body was given up.
+        is_over: True once the time limit has ended the request.
     """
 
     def __init__(self, receive: Receive, length: int) -> None:
@@ -75,7 +75,7 @@ class BodyDeadline:
         self.is_over = False
 
     async def __call__(self) -> Message:
-        """The next part of the body."""
+        """Receive the next part of the body."""
         if self._is_whole:
             return await self._receive()
         if self.is_over:

@@ -1,4 +1,4 @@
-"""Clips of the synthetic benchmark as video files, made when they are asked for."""
+"""Clips of the synthetic benchmark as video files, made on demand."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.synthetic import SyntheticConfig
 from aurora_rl.synthetic.clips import make_clip
 
-#: Number of the first example among the clips of the train split; no benchmark is so large, so no model has seen it.
+#: Number of the first example in the train split; no benchmark is that large, so no model was trained on it.
 FIRST_CLIP = 1_000_000
-REFERENCES = 2  # of an example
+REFERENCES = 2  # number of references of an example
 
 
 class SyntheticExamples:
-    """An endless row of clips, each with its references.
+    """Makes clips with references, one after the other without end.
 
     Args:
-        folder: where they are written, each in a folder of its own.
-        options: how clips are put to the model: an example is as long as its training clips.
+        folder: folder of the examples, each of which has a folder of its own in it.
+        options: how clips are given to the model; an example is as long as the model's training clips.
     """
 
     def __init__(self, folder: Path, options: ClipOptions) -> None:
@@ -34,7 +34,7 @@ class SyntheticExamples:
         self._numbers = itertools.count(FIRST_CLIP)
 
     def write_next(self) -> tuple[Path, list[str]]:
-        """Write the next clip; its file and its references."""
+        """Write the next clip, and return its file and its references."""
         clip = make_clip(self.config, "train", next(self._numbers))
         path = Path(tempfile.mkdtemp(prefix="example-", dir=self.folder)) / "example.mp4"
         footage = open_footage(list(clip.frames), audio=clip.waveform, fps=self.config.fps)

@@ -1,4 +1,4 @@
-"""The temporary folder that a page lives in, gone when the page is."""
+"""The temporary folder of a page, removed when the page ends."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from types import FrameType
 
 @contextlib.contextmanager
 def own_folder() -> Iterator[Path]:
-    """Make the folder, tell Gradio of it, and remove it at the end, which SIGTERM brings about as Ctrl-C does.
+    """Make the folder, set it in Gradio's settings, and remove it at the end; SIGTERM ends the block as Ctrl-C does.
 
-    Entered before Gradio is imported, which reads some of its settings then.
+    Enter the block before Gradio is imported, since Gradio reads some of its settings then.
     """
     with (
         tempfile.TemporaryDirectory(prefix="aurora-rl-serve-", ignore_cleanup_errors=True) as folder,
@@ -27,7 +27,7 @@ def own_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _gradio_settings(folder: Path) -> Iterator[None]:
-    """In the environment; what is set there for other pages, such as further folders to be served, does not count."""
+    """Set Gradio's environment variables, and unset all others of Gradio, such as further folders to serve."""
     before = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("GRADIO_")}
     ours = {
         "GRADIO_TEMP_DIR": str(folder),

@@ -1,4 +1,4 @@
-"""The page itself: what is seen and pressed. Gradio draws it; what happens is in `request` and `examples`."""
+"""The page: its elements and events. Gradio draws it; `request` and `examples` do the work."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from aurora_rl.serve.request import FAILED, RequestAnswerer, RequestError, error
 
 logger = logging.getLogger(__name__)
 
-#: Requests that wait while one is answered; further ones are told that the page is busy.
+#: Requests that may wait while one is answered; further ones get the message that the page is busy.
 MAX_WAITING = 8
-#: Seconds after which uploads and answers are removed, and how often that is looked after.
+#: Seconds after which uploads and answers are removed, and seconds between two sweeps.
 KEPT_SECONDS, SWEEP_SECONDS = 3600, 60
 
 INTRODUCTION = """# Aurora-RL
@@ -26,11 +26,11 @@ START, BUSY = "Find it", "Still computing…"
 
 
 def keep_to_folder(video: gr.Video, folder: Path) -> gr.Video:
-    """Have a component take and give files of this folder only.
+    """Let a component accept and serve files of this folder only.
 
-    Gradio itself would fetch an address that a request names in place of an upload and, as part of another application,
-    copy any file of this machine to where it is served. The method is changed on the component, not in a class of our
-    own: Gradio writes a stub beside every module that derives from its classes.
+    If a request names an address in place of an upload, Gradio would fetch it; and as part of another application it
+    would copy any file of this machine to the served folder. The method is changed on the component, not in a subclass:
+    Gradio writes a stub beside every module that derives from its classes.
     """
     move = video.async_move_resource_to_block_cache
 
@@ -44,10 +44,10 @@ def keep_to_folder(video: gr.Video, folder: Path) -> gr.Video:
 
 
 def tell_every_error(page: gr.Blocks) -> None:
-    """Have the page answer whatever goes wrong with words.
+    """Let the page answer every error with a text.
 
-    Gradio tells visitors of its own errors only. Of others, as of a request that nobody's browser would send, it tells
-    that there was one: `{"error": null}`. Their text stays in the log, as it may name what is the server's own.
+    Gradio shows visitors the text of its own errors only. For others, such as a request that no browser would send, it
+    answers `{"error": null}`. Their text stays in the log, as it may hold details of the server.
     """
     process = page.process_api
 
@@ -64,7 +64,7 @@ def tell_every_error(page: gr.Blocks) -> None:
 
 
 def build_page(answerer: RequestAnswerer, examples: SyntheticExamples) -> gr.Blocks:
-    """Lay the page out and tie its buttons to what they do."""
+    """Lay out the page and connect its buttons with their functions."""
     with gr.Blocks(title="Aurora-RL", analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS)) as page:
         gr.Markdown(INTRODUCTION, elem_id="intro")
         with gr.Row():
@@ -85,7 +85,7 @@ def build_page(answerer: RequestAnswerer, examples: SyntheticExamples) -> gr.Blo
         for video in (clip, overlay):
             keep_to_folder(video, answerer.folder)
 
-        # An error is shown where the answer would be, and stays; the button comes back after it.
+        # An error is shown in place of the answer, and stays; after it the button is active again.
         def answer(path: str | None, text: str) -> tuple[str | None, str, str]:
             try:
                 shown = answerer.answer(None if path is None else Path(path), text)
@@ -121,10 +121,10 @@ def build_page(answerer: RequestAnswerer, examples: SyntheticExamples) -> gr.Blo
 
 
 def page_looks() -> dict[str, Any]:
-    """Theme, style sheet and script, as Gradio takes them when the page is served."""
+    """Return theme, style sheet and script, as arguments of Gradio's `mount_gradio_app`."""
     templates = files("aurora_rl.serve") / "templates"
     script = (templates / "serve.js").read_text(encoding="utf-8")
-    # No fonts but those of the system: others would be fetched.
+    # System fonts only: the browser would download others.
     theme = gr.themes.Default(
         primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )

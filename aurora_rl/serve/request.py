@@ -1,6 +1,6 @@
-"""From what a visitor of the page sends to what the page shows: checked, answered by the pipeline, drawn.
+"""Requests of the page's visitors: they are checked here, answered by the pipeline, and drawn.
 
-Nothing here knows of Gradio. Whatever a visitor may be told is a `RequestError`, in whose text no folder is named.
+Nothing here depends on Gradio. Every error that a visitor sees is a `RequestError`, whose text names no folder.
 """
 
 from __future__ import annotations
@@ -19,36 +19,35 @@ import torch
 from aurora_rl.data.containers import MediaError, bounded_packets, open_video
 from aurora_rl.data.footage import Picture
 from aurora_rl.inference.overlay import COLOURS, OverlayVideo, colour_of, draw_masks
-from aurora_rl.inference.pipeline import AuroraPipeline, ClipAnswer
+from aurora_rl.inference.pipeline import AuroraPipeline
 from aurora_rl.models.control_tokens import ControlTokenError
 from aurora_rl.report.pages import page_environment
 from aurora_rl.serve.waveform import draw_waveform
 
 logger = logging.getLogger(__name__)
 
-#: As many as there are colours to tell them apart.
+#: Number of references, one for each colour.
 MAX_REFERENCES = len(COLOURS)
 MAX_REFERENCE_LENGTH = 300  # characters; the longest of Ref-AVSBench has 104
 MEGABYTE = 1024 * 1024  # bytes; Gradio's own message counts so
-ADDED_SECONDS = 2.0  # that decoders may give beyond what the packets' time stamps tell: padding of whole frames
+ADDED_SECONDS = 2.0  # seconds that decoders may add to the packets' time stamps, by padding to whole frames
 SHOWN_REFERENCE = 40  # characters of a reference that is too long
 
-
-#: What a visitor is told of an error that is not the visitor's.
+#: Message about an error that is not the visitor's.
 FAILED = "The server could not answer this: its log says why. Try another clip or other words."
 
 
 class RequestError(ValueError):
-    """Something that a visitor can put right; its text says how."""
+    """An error that a visitor can correct; its text says how."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a clip may have.
+    """Upper limits of a clip.
 
     Attributes:
-        max_seconds: length.
-        max_mb: size of its file in `MEGABYTE`.
+        max_seconds: length in seconds.
+        max_mb: size of the file, in units of `MEGABYTE`.
     """
 
     max_seconds: float = 60.0
@@ -56,18 +55,18 @@ class Limits:
 
     @property
     def max_bytes(self) -> int:
-        """Size of a clip's file in bytes."""
+        """The size limit of a clip's file, in bytes."""
         return self.max_mb * MEGABYTE
 
 
 @dataclasses.dataclass(frozen=True)
 class ShownAnswer:
-    """What the page shows.
+    """An answer as the page shows it.
 
     Attributes:
         overlay: video file of the clip with its masks drawn and its sound.
         waveform: HTML of the sound.
-        chains: HTML of what was said of each reference.
+        chains: HTML of the answer to each reference.
     """
 
     overlay: Path
@@ -79,9 +78,9 @@ class RequestAnswerer:
     """Answers one request after the other.
 
     Args:
-        pipeline: the model.
-        limits: of clips.
-        folder: where videos are written, each in a folder of its own.
+        pipeline: pipeline with the model.
+        limits: upper limits of clips.
+        folder: folder of the videos, each of which has a folder of its own in it.
     """
 
     def __init__(self, pipeline: AuroraPipeline, limits: Limits, folder: Path) -> None:
@@ -97,32 +96,29 @@ class RequestAnswerer:
             text: the references, one a line.
 
         Raises:
-            RequestError: saying what the visitor can do.
+            RequestError: if it cannot be answered; the text says what the visitor can do.
         """
         references = read_references(text)
         if clip is None:
             raise RequestError("There is no clip: upload one, record one or load an example.")
         check_clip(clip, self.limits)
-        with _told_to_visitors(clip):
+        with _errors_for_visitors(clip):
             answer = self.pipeline(video=clip, text=references, max_seconds=self.limits.max_seconds + ADDED_SECONDS)
-            overlay = self._draw(answer)
+            overlay = Path(tempfile.mkdtemp(prefix="answer-", dir=self.folder)) / "masks.mp4"
+            with OverlayVideo(overlay, answer.footage) as video:
+                for shown in self.pipeline.every_frame(answer):
+                    video.write(Picture(shown.picture.time, draw_masks(shown.picture.pixels, shown.masks)))
+        colours = ["rgb({}, {}, {})".format(*COLOURS[colour_of(number)]) for number in range(len(answer.references))]
         templates = page_environment("aurora_rl.serve")
         return ShownAnswer(
             overlay=overlay,
             waveform=draw_waveform(answer, fps=self.pipeline.options.fps),
-            chains=templates.get_template("answer.html.j2").render(answer=answer, colours=_css_colours(answer)),
+            chains=templates.get_template("answer.html.j2").render(answer=answer, colours=colours),
         )
-
-    def _draw(self, answer: ClipAnswer) -> Path:
-        path = Path(tempfile.mkdtemp(prefix="answer-", dir=self.folder)) / "masks.mp4"
-        with OverlayVideo(path, answer.footage) as overlay:
-            for shown in self.pipeline.every_frame(answer):
-                overlay.write(Picture(shown.picture.time, draw_masks(shown.picture.pixels, shown.masks)))
-        return path
 
 
 def read_references(text: str) -> list[str]:
-    """The lines that are not empty.
+    """Return the references, one for each line that is not empty.
 
     Raises:
         RequestError: if there are none, too many, or one is too long.
@@ -144,15 +140,15 @@ def read_references(text: str) -> list[str]:
 
 
 def error_card(error: RequestError) -> str:
-    """HTML that tells a visitor of an error."""
+    """Return HTML that shows an error to a visitor."""
     return page_environment("aurora_rl.serve").get_template("error.html.j2").render(text=str(error))
 
 
 def check_clip(clip: Path, limits: Limits) -> None:
-    """Refuse a file that is gone, too large, no video or too long, before any of it is decoded.
+    """Refuse a file that is gone, too large, not a video or too long, before any of it is decoded.
 
     Raises:
-        RequestError: saying which.
+        RequestError: if it is; the text says which.
     """
     if not clip.is_file():
         raise RequestError("The clip is no longer there: uploads are removed after an hour. Upload it again.")
@@ -171,12 +167,12 @@ def check_clip(clip: Path, limits: Limits) -> None:
 
 
 def read_seconds(clip: Path, *, enough: float) -> float:
-    """Length of a video file in seconds, or more than `enough`, by the time stamps of its packets.
+    """Measure the length of a video file in seconds, or at least up to `enough`, from its packets' time stamps.
 
-    Its header is not asked: what browsers record tells no length there, and what does may be wrong.
+    The header is not used: recordings of browsers have no length there, and a length may be wrong.
 
     Raises:
-        av.FFmpegError: if it is no video.
+        av.FFmpegError: if the file is not a video.
     """
     with open_video(clip) as container:
         first: float | None = None
@@ -193,8 +189,8 @@ def read_seconds(clip: Path, *, enough: float) -> float:
 
 
 @contextlib.contextmanager
-def _told_to_visitors(clip: Path) -> Iterator[None]:
-    """What goes wrong with a clip becomes a `RequestError`; what is the server's own business goes to the log."""
+def _errors_for_visitors(clip: Path) -> Iterator[None]:
+    """Turn errors into a `RequestError`; details that concern the server alone go to the log."""
     try:
         yield
     except ControlTokenError as error:
@@ -217,8 +213,3 @@ def _told_to_visitors(clip: Path) -> Iterator[None]:
 
 def _upper(text: str) -> str:
     return text[0].upper() + text[1:]
-
-
-def _css_colours(answer: ClipAnswer) -> list[str]:
-    """One a reference."""
-    return ["rgb({}, {}, {})".format(*COLOURS[colour_of(number)]) for number in range(len(answer.references))]

@@ -1,4 +1,4 @@
-"""What is let in from outside: requests for the page's own routes, of a limited size, from the page itself."""
+"""The server: it admits requests for the page's own routes, of a limited size, from the page itself."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from aurora_rl.serve.page import build_page, page_looks
 from aurora_rl.serve.request import MEGABYTE, Limits, RequestAnswerer
 from aurora_rl.serve.uploads import leaving_no_half_files, stored_bytes, tell_begun_files
 
-#: What a browser that shows the page asks for. Gradio answers far more: it fetches addresses, keeps histories,
-#: calls functions past the queue.
+#: Requests of a browser that shows the page. Gradio answers many others: it fetches addresses, keeps histories,
+#: and calls functions past the queue.
 ROUTES = re.compile(
     r"""(GET|HEAD)\ (
         / | /config | /theme\.css | /favicon\.ico | /manifest\.json | /(assets|static|svelte)/.*
@@ -37,8 +37,8 @@ ROUTES = re.compile(
     re.VERBOSE,
 )
 UPLOAD = "/gradio_api/upload"
-MAX_BODY = 1_000_000  # bytes of a request that is no upload, and of what surrounds an uploaded file
-#: The browser is held to it: nothing comes from elsewhere or goes there.
+MAX_BODY = 1_000_000  # bytes of a request other than an upload, and of an upload's fields around the file
+#: Policy that the browser enforces: the page loads nothing from other servers and sends them nothing.
 CONTENT_POLICY = (
     "default-src 'self'; script-src 'self' blob: 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
@@ -49,21 +49,20 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-#: As many of the largest clips as are kept at the same time, answers counted.
+#: Number of clips of the largest size that uploads and answers may fill together.
 STORED_CLIPS = 20
-SHUTDOWN_SECONDS = 2  # that open connections are waited for
+SHUTDOWN_SECONDS = 2  # seconds that a shutdown waits for open connections
 
 
 class Doorkeeper:
-    """Lets in what the page needs and nothing else (ASGI).
+    """Middleware (ASGI) that admits the requests which the page needs, and no others.
 
     Args:
-        app: what stands behind it.
-        max_upload: bytes of an upload.
-        hosts: names that the page may be called by, against pages elsewhere whose name is made to point here; None
-            for any.
-        folder: where uploads and answers lie.
-        max_stored: bytes that they may take together; an upload for which there is no room is refused.
+        app: application behind it.
+        max_upload: upper limit of an upload, in bytes.
+        hosts: allowed host names, so that no foreign page whose name is made to point here gets answers; None for any.
+        folder: folder of uploads and answers.
+        max_stored: upper limit of their bytes together; an upload that does not fit is refused.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class Doorkeeper:
         self._coming = 0  # bytes of the uploads that are being received
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or refuse it."""
+        """Pass a request to the application, or refuse it."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
@@ -92,7 +91,7 @@ class Doorkeeper:
                 await self._take_body(scope, receive, send)
 
     async def _take_upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let an upload in where there is room for it, and let nothing of it stay that is not whole."""
+        """Accept an upload if there is room for it, and remove it if it stays incomplete."""
         length = _length(scope)
         self._coming += length
         try:
@@ -107,7 +106,7 @@ class Doorkeeper:
             self._coming -= length
 
     async def _take_body(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request with a body, unless that stops coming."""
+        """Answer a request with a body, and end it if the body stops coming."""
         body = BodyDeadline(receive, _length(scope))
 
         async def send_in_time(message: Message) -> None:
@@ -117,7 +116,7 @@ class Doorkeeper:
         try:
             await self.app(scope, body, send_in_time)
         except Exception:
-            if not body.is_over:  # else it is the application's way to say that the visitor is gone
+            if not body.is_over:  # otherwise the application reports that the visitor is gone
                 raise
         if body.is_over:
             await _closing("The request did not come to its end.", 408)(scope, receive, send)
@@ -136,33 +135,33 @@ class Doorkeeper:
         return None
 
     def _size_refusal(self, headers: Headers, path: str) -> PlainTextResponse | None:
-        length = headers.get("content-length", "")  # the server itself sees to it that no more comes
+        length = headers.get("content-length", "")  # the server itself accepts no more bytes than this
         if not length.isdecimal():
-            return PlainTextResponse("The size is not told.", 411)
+            return PlainTextResponse("The request states no size.", 411)
         if int(length) > MAX_BODY + (self.max_upload if path == UPLOAD else 0):
             return PlainTextResponse(f"The file is too large: the limit is {self.max_upload / MEGABYTE:g} MB.", 413)
         return None
 
 
 def _length(scope: Scope) -> int:
-    return int(Headers(scope=scope)["content-length"])  # `_size_refusal` has looked at it
+    return int(Headers(scope=scope)["content-length"])  # `_size_refusal` has checked it
 
 
 def _closing(text: str, status: int) -> PlainTextResponse:
-    """A refusal after which the connection ends: what is left of the body is nobody's."""
+    """Make a refusal that ends the connection, since nobody reads the rest of the body."""
     return PlainTextResponse(text, status, headers={"Connection": "close"})
 
 
 def build_app(
     pipeline: AuroraPipeline, folder: Path, *, limits: Limits, hosts: frozenset[str] | None
 ) -> fastapi.FastAPI:
-    """The whole application.
+    """Build the whole application.
 
     Args:
-        pipeline: the model.
-        folder: from `own_folder`; no files but its own are served.
-        limits: of clips.
-        hosts: see `Doorkeeper`.
+        pipeline: pipeline with the model.
+        folder: folder from `own_folder`; only its files are served.
+        limits: upper limits of clips.
+        hosts: allowed host names, see `Doorkeeper`.
     """
     tell_begun_files()
     page = build_page(RequestAnswerer(pipeline, limits, folder), SyntheticExamples(folder, pipeline.options))
@@ -196,15 +195,15 @@ def serve(
     """Serve the page until SIGINT or SIGTERM.
 
     Args:
-        pipeline: the model.
-        folder: from `own_folder`.
+        pipeline: pipeline with the model.
+        folder: folder from `own_folder`.
         host: address to listen on.
         port: port to listen on.
-        limits: of clips.
-        ready: called with the page's address as soon as it can be visited.
+        limits: upper limits of clips.
+        ready: function that is called with the page's address as soon as it can be visited.
 
     Raises:
-        OSError: if nothing can listen there.
+        OSError: if it is not possible to listen there.
     """
     with listening(host, port) as connection, contextlib.suppress(KeyboardInterrupt):
         hosts = frozenset({"127.0.0.1", "localhost", "::1", host}) if is_loopback(host) else None
@@ -215,16 +214,16 @@ def serve(
 
 
 def server_config(app: ASGIApp) -> uvicorn.Config:
-    """How an application is served: to visitors who do not keep it waiting."""
+    """Return the settings of uvicorn, with time limits for slow visitors."""
     return uvicorn.Config(app, http=ImpatientProtocol, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS)
 
 
 @contextlib.contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket on which visitors already wait.
+    """Open a socket that accepts connections while the block runs.
 
     Raises:
-        OSError: naming host and port, if another program listens there or the address is not this machine's.
+        OSError: if another program listens there or the address is not this machine's; the error names host and port.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -236,7 +235,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address.
+    """Return whether only this machine reaches an address.
 
     >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0")
     (True, True, False)

@@ -1,4 +1,4 @@
-"""What an upload leaves on the disk: nothing where it fails or is broken off, and not more than there is room for."""
+"""Disk space of uploads: incomplete uploads are removed, and the stored files are measured."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 
 import gradio.route_utils
 
-#: Bytes that each file counts for at least: many small ones fill a disk, too, and take long to be listed.
+#: Bytes that every file counts at least: many small files also fill a disk, and take long to list.
 SMALLEST_FILE = 65_536
 
 _begun: contextvars.ContextVar[list[Path]] = contextvars.ContextVar("_begun")
 
 
-class _NotingParser(gradio.route_utils.GradioMultiPartParser):
-    """Gradio's parser, which notes the files that it begins to write.
+class _RecordingParser(gradio.route_utils.GradioMultiPartParser):
+    """Gradio's parser, which also records the files that it begins to write.
 
-    Gradio's own removes them where a body is malformed, but not where it ends too early, its sender is gone, or a part
-    is no file of the page.
+    Gradio removes them if a body is malformed, but not if it ends too early, its sender is gone, or a part is not a
+    file of the page.
     """
 
     def on_headers_finished(self) -> None:
@@ -30,13 +30,13 @@ class _NotingParser(gradio.route_utils.GradioMultiPartParser):
 
 
 def tell_begun_files() -> None:
-    """Have Gradio read uploads by a parser that `leaving_no_half_files` hears from; called once a page."""
-    gradio.route_utils.GradioMultiPartParser = _NotingParser
+    """Let Gradio use the parser that records files for `leaving_no_half_files`; call this once a page."""
+    gradio.route_utils.GradioMultiPartParser = _RecordingParser
 
 
 @contextlib.contextmanager
 def leaving_no_half_files() -> Iterator[None]:
-    """Remove what an upload in here has begun to write and not handed on: a whole file has another name by then."""
+    """Remove the incomplete files of an upload in this block; complete ones have been renamed by then."""
     files: list[Path] = []
     token = _begun.set(files)
     try:
@@ -48,7 +48,7 @@ def leaving_no_half_files() -> Iterator[None]:
 
 
 def stored_bytes(folder: Path) -> int:
-    """What the files under a folder take, small ones as `SMALLEST_FILE`."""
+    """Return the bytes of all files under a folder; each counts at least `SMALLEST_FILE`."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:

@@ -1,4 +1,4 @@
-"""A clip's sound over time as inline SVG, over which the page moves a line while the video plays."""
+"""A clip's sound over time as inline SVG; the page moves a line over it while the video plays."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from aurora_rl.inference.pipeline import ClipAnswer
 from aurora_rl.report.pages import page_environment
 
 COLUMNS = 300  # bars of the drawing
-HALF_HEIGHT = 50.0  # of the drawing, in its own units
-LEAST_BAR = 0.5  # so that silence is a line
+HALF_HEIGHT = 50.0  # half the height of the drawing, in its own units
+LEAST_BAR = 0.5  # half the height of the shortest bar, so that silence is a line
 #: Waveforms whose peak is lower are not stretched to the full height: their noise would look like sound.
 LEAST_PEAK = 0.02
 
 
 def draw_waveform(answer: ClipAnswer, *, fps: float) -> str:
-    """HTML of the sound, with a mark for each frame that the model saw.
+    """Return HTML of the sound, with a mark for each frame that the model has read.
 
     Args:
-        answer: to a clip with or without sound.
-        fps: frames a second that the model saw.
+        answer: answer to a clip, which may have no sound.
+        fps: frames a second that the model has read.
     """
     waveform = answer.footage.waveform
     seconds = answer.frame_times[-1] + 1 / fps
@@ -40,15 +40,15 @@ def draw_waveform(answer: ClipAnswer, *, fps: float) -> str:
 
 
 def envelope(waveform: np.ndarray, seconds: float, columns: int) -> np.ndarray:
-    """The peak in each of so many equal parts of the time, as a share of the loudest one.
+    """Return the peak in each of `columns` equal parts of the time, divided by the loudest peak.
 
     Args:
         waveform: (N,) float32 in [-1, 1], 16 kHz.
-        seconds: of the whole time; where the sound has ended there is silence.
+        seconds: length of the whole time; after the end of the sound there is silence.
         columns: number of parts.
 
     Returns:
-        (columns,) in [0, 1].
+        (columns,) peaks in [0, 1].
     """
     edges = np.round(np.linspace(0, seconds * SAMPLING_RATE, columns + 1)).astype(int)
     parts = [np.abs(waveform[start:end]) for start, end in zip(edges[:-1], edges[1:], strict=True)]
@@ -57,7 +57,7 @@ def envelope(waveform: np.ndarray, seconds: float, columns: int) -> np.ndarray:
 
 
 def _bars(waveform: np.ndarray, seconds: float) -> str:
-    """An SVG path of upright lines."""
+    """Draw the bars as an SVG path of vertical lines."""
     heights = np.maximum(envelope(waveform, seconds, COLUMNS) * HALF_HEIGHT, LEAST_BAR)
     return "".join(
         f"M{column + 0.5} {HALF_HEIGHT - height:.1f}V{HALF_HEIGHT + height:.1f}"

@@ -32,14 +32,14 @@ class SyntheticConfig:
 
     train: int = _option(600, "clips of the train split, without the null clips added to it")
     val: int = _option(60, "clips of the val split, without the null clips added to it")
-    test_s: int = _option(100, "clips of test_s (seen categories)")
-    test_u: int = _option(100, "clips of test_u (categories never trained)")
-    test_n: int = _option(60, "clips of test_n (null references)")
-    rows_per_clip: int = _option(3, "references of each train clip, all different (the other splits have one)")
-    frames: int = _option(4, "frames of a clip")
-    size: int = _option(64, "height and width of a frame in pixels")
-    seconds: float = _option(2.0, "length of a clip; frames / seconds is the loader's fps")
-    sampling_rate: int = _option(16_000, "audio sampling rate in Hz")
+    test_s: int = _option(100, "clips of the split test_s, with categories of the train split")
+    test_u: int = _option(100, "clips of the split test_u, with categories that are never trained")
+    test_n: int = _option(60, "clips of the split test_n, with null references")
+    rows_per_clip: int = _option(3, "references of each train clip, all different; clips of other splits have one")
+    frames: int = _option(4, "number of frames of a clip")
+    size: int = _option(64, "height and width of a frame, in pixels")
+    seconds: float = _option(2.0, "length of a clip in seconds; frames / seconds is the loader's fps")
+    sampling_rate: int = _option(16_000, "sampling rate of the sound, in Hz")
     seed: int = _option(0, "seed of the whole benchmark")
 
     def __post_init__(self) -> None:

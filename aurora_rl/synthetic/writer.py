@@ -12,13 +12,10 @@ import csv
 import dataclasses
 import json
 import multiprocessing
-import os
-import shutil
 import wave
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +23,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from aurora_rl.files.atomic import whole_folder
 from aurora_rl.synthetic.clips import SyntheticClip, make_clip, make_null_clip
 from aurora_rl.synthetic.config import SyntheticConfig
 from aurora_rl.synthetic.references import gold_chain
@@ -76,10 +74,12 @@ def write_synthetic_benchmark(
         overwrite: whether to replace a benchmark that is there.
 
     Raises:
-        FileExistsError: if `out` is not empty and `overwrite` is off, or it is no benchmark.
+        FileExistsError: if `out` is not empty and `overwrite` is off, or it holds something else than a benchmark.
+        OutputInUseError: if another run writes to `out`.
     """
     tasks = _plan(config)
-    with _appearing_when_done(Path(out).resolve(), overwrite=overwrite) as folder:
+    with whole_folder(out) as folder:
+        _check_replaceable(out, overwrite=overwrite)
         clips = _map(partial(_write_clip, folder, config), tasks, num_workers=num_workers)
         progress = tqdm(clips, total=len(tasks), unit="clip", disable=None)  # None: shown on a terminal only
         rows = [row for rows_of_clip in progress for row in rows_of_clip]
@@ -199,24 +199,6 @@ def _write_chains(path: Path, rows: list[BenchmarkRow]) -> None:
                 "heard": row.heard,
             }
             file.write(json.dumps(record) + "\n")
-
-
-@contextmanager
-def _appearing_when_done(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Make a folder beside `out` to write into, which is renamed to `out` on success and removed on failure."""
-    _check_replaceable(out, overwrite=overwrite)
-    folder = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    replaced = out.with_name(f".{out.name}.replaced-{os.getpid()}")
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        # Renamed before it is removed, so that a killed run does not leave a part of the old benchmark either.
-        if out.exists():
-            out.rename(replaced)
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _check_replaceable(out: Path, *, overwrite: bool) -> None:

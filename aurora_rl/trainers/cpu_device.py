@@ -1,14 +1,14 @@
-"""The device of a run on CPUs, as checkpoints are read back on it."""
+"""The name of the CPU device, so that a run of several processes on CPUs can resume from its checkpoints."""
 
 import torch
 from transformers import TrainingArguments
 
 
 class CPUDeviceMixin(TrainingArguments):
-    """Put in front of a config: several processes on CPUs can then resume."""
+    """Mixin of a config, placed before its base class, that lets several processes on CPUs resume."""
 
     @property
     def device(self) -> torch.device:
-        """As transformers', without the index: `torch.load` knows `cpu`, but not accelerate's `cpu:0`."""
+        """The device of transformers without a CPU's index: `torch.load` knows `cpu`, but not accelerate's `cpu:0`."""
         device = super().device
         return torch.device("cpu") if device.type == "cpu" else device

@@ -1,4 +1,4 @@
-"""The order of GRPO's prompts, the same whether a run went through or was resumed."""
+"""The order of GRPO's prompts, which is the same in an unbroken run and in a resumed one."""
 
 from collections.abc import Callable, Iterator
 
@@ -9,13 +9,13 @@ from trl.trainer.utils import RepeatSampler
 class EpochOrder(Sampler):
     """TRL's sampler with an order that depends on the epoch alone.
 
-    TRL draws the orders of all epochs from one generator, which a resumed run starts anew: resumed in a later epoch it
-    would go on in the order of the first one. The epoch is asked for and not set, so that it reaches the sampler
-    through whatever accelerate wraps around it.
+    TRL draws the orders of all epochs from one generator, which a resumed run starts anew: a run that resumes in a
+    later epoch would get the order of the first one. The sampler calls `epoch` instead of having the number set, so
+    that the number reaches it through whatever accelerate wraps around it.
 
     Args:
-        sampler: TRL's.
-        epoch: gives the number of the epoch that begins.
+        sampler: TRL's sampler.
+        epoch: function that returns the number of the epoch that begins.
     """
 
     def __init__(self, sampler: RepeatSampler, epoch: Callable[[], int]) -> None:
@@ -26,7 +26,7 @@ class EpochOrder(Sampler):
         return self.of(self.epoch())
 
     def of(self, epoch: int) -> Iterator[int]:
-        """The order of an epoch, drawn at the first `next`; it changes nothing in one that has been drawn."""
+        """Return the order of an epoch; it is drawn at the first `next`, and orders drawn before stay as they are."""
         if self.sampler.shuffle:
             self.sampler.generator.manual_seed(self.sampler.seed + epoch)
         return iter(self.sampler)

@@ -68,11 +68,11 @@ from aurora_rl.trainers.vllm_engine import vllm_engine
 
 @dataclasses.dataclass(frozen=True)
 class DecodedMasks:
-    """Masks of some rows, as the forward pass gave them.
+    """Masks of some rows that a forward pass has decoded.
 
     Attributes:
-        mask_logits: per row (F, H, W) logits at the frames' own size.
-        has_seg: (B,) bool; the masks of a row without `[SEG]` mean nothing.
+        mask_logits: logits of each row, (F, H, W) at the frames' own size.
+        has_seg: (B,) bool, whether a row has a `[SEG]`; the masks of a row without one mean nothing.
     """
 
     mask_logits: list[torch.Tensor]
@@ -83,13 +83,13 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
     """TRL's GRPOTrainer for omni-modal models with a segmentation head.
 
     Args:
-        model: from `models.loading.load_model`, with or without PEFT.
+        model: the model from `models.loading.load_model`, with or without PEFT.
         reward_funcs: names (`"reward_fns.mask_iou:mask_iou_reward"`, `"path/to/mine.py:my_reward"`) or callables.
         args: the configuration.
-        encode: turns a sample into tensors.
+        encode: encoder that turns a sample into tensors.
         seg_token_id: id of `[SEG]`.
-        **kwargs: TRL's: `train_dataset` (rows of `data.dataset.to_dataset`), `eval_dataset`, `processing_class`,
-            `peft_config`, `callbacks`, `optimizers`. Not `tools` nor `environment_factory`.
+        **kwargs: arguments of TRL's trainer: `train_dataset` (rows of `data.dataset.to_dataset`), `eval_dataset`,
+            `processing_class`, `peft_config`, `callbacks`, `optimizers`. `tools` and `environment_factory` are refused.
 
     Raises:
         ValueError: if tools or an environment are given.
@@ -111,12 +111,12 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         _refuse_more_turns(kwargs)
         self.encode = encode
         self.seg_token_id = seg_token_id
-        # Rows that the sequences at hand belong to, and where the masks of the next forward passes are wanted.
+        # The rows of the current sequences, and the list that the next forward passes add their masks to.
         self._rows: list[EncodedSample] = []
         self._mask_sink: list[DecodedMasks] | None = None
-        # What sampling has left behind for the masks of the rollouts at hand.
+        # States that sampling has recorded, from which the current rollouts' masks are decoded.
         self._seg_states: SegStates | None = None
-        # What the epoch goes on with, and TRL's count of micro-batches where it began.
+        # The epoch's batches to come, and TRL's count of micro-batches at the epoch's start.
         self._upcoming: UpcomingBatches | None = None
         self._first_step = 0
         self._order: EpochOrder | None = None
@@ -174,14 +174,14 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         return output | self._mask_weights(output["completion_ids"], output["completion_mask"])
 
     def _encode_rows(self, inputs: list[dict[str, Any]]) -> list[EncodedSample]:
-        """Each distinct row is read once, ahead of its turn in training; its G copies share the tensors."""
+        """Read each distinct row once, ahead of its turn in training; its G copies share the tensors."""
         encoded = self._ahead.take([AVSample.from_row(row) for row in inputs])
         if self.model.training:
             self._ahead.begin([AVSample.from_row(row) for row in self._next_generation_batch()])
         return encoded
 
     def _next_generation_batch(self) -> list[dict[str, Any]]:
-        """The rows that this process's next rollouts are for; none where the run ends before."""
+        """Return the rows of this process's next rollouts; none if the run ends before them."""
         if self._upcoming is None:
             return []
         generate_every = self.args.steps_per_generation * self.num_iterations
@@ -194,11 +194,11 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         rows = self._upcoming.look_ahead(place, distance)
         if rows is not None:
             return rows
-        # The epoch ends, and with it a step, however few micro-batches that has.
+        # The end of the epoch also ends a step, which may have fewer micro-batches.
         return self._first_rows_of_next_epoch() if math.ceil(end / per_step) < steps_left else []
 
     def _first_rows_of_next_epoch(self) -> list[dict[str, Any]]:
-        """What the data loader will give this process first; rows that it gives instead are read in their turn."""
+        """Predict which rows the data loader will give first; if it gives others, they are read when they come."""
         if self._order is None:
             return []
         num_rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
@@ -212,7 +212,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         return super().get_batch_samples(self._upcoming, num_batches, device)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As `ResumableTrainer`'s; media are read ahead as long as it lasts."""
+        """Train as `ResumableTrainer` does, and read media ahead meanwhile."""
         try:
             with self._ahead:
                 return super().train(*args, **kwargs)
@@ -220,11 +220,11 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
             self._upcoming = None
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict[str, torch.Tensor]]:
-        """The prompts' media are in `self._rows`; TRL would know images only (huggingface/trl#6294)."""
+        """Take the media of the prompts from `self._rows`; TRL knows images only (huggingface/trl#6294)."""
         if len(prompts) != len(self._rows):
             raise RuntimeError(f"{len(prompts)} prompts for {len(self._rows)} encoded rows: TRL's order has changed")
         media = {}
-        if not self.use_vllm:  # it takes frames and sound as they are
+        if not self.use_vllm:  # vLLM runs the processor itself
             features, media_index = distinct_media(self._rows)
             media = self.encode.family.collate_features(features, media_index)
         return [row.prompt.prompt_ids for row in self._rows], None, media
@@ -253,10 +253,10 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
 
     @property
     def _states_are_recorded(self) -> bool:
-        """Whether the rollouts' masks come from the states that sampling leaves behind.
+        """True if the rollouts' masks come from states that are recorded while sampling.
 
-        Where weights are spread over the processes, all of them must run the same modules through the same wrapper,
-        and whether a state is missing is each process's own affair.
+        Where weights are spread over the processes, all of them must run the same modules through the same wrapper;
+        but a state may be missing on one process alone, which would then run one forward pass more than the others.
         """
         is_sharded = is_deepspeed_zero3_enabled() or self.is_fsdp_enabled
         return not (self.args.masks_share_forward or self.use_vllm or is_sharded)
@@ -274,7 +274,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         compute_aux_loss: bool = False,
         **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """As TRL's, with each chunk's media, and with masks where `_mask_sink` asks for them."""
+        """Compute what TRL's method does, with each chunk's media, and with masks if `_mask_sink` is a list."""
         sink, self._mask_sink = self._mask_sink, None
         all_logps, all_entropies, all_aux_losses = [], [], []
         batch_size = batch_size or len(input_ids)
@@ -344,14 +344,18 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         ]
         self._log_rollouts(rows, parsed)
         rewards_per_func = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
-        self._log_rewards_by_type(rewards_per_func)
+        start = self.accelerator.process_index * len(self._rows)
+        local = rewards_per_func[start : start + len(self._rows)]
+        samples = [row.sample for row in self._rows]
+        for name, metric in reward_metrics(samples, local, self.reward_weights.to(local.device)):
+            self._log_metric(name, metric)
         return rewards_per_func
 
     def _with_masks(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The rows as reward functions see them: with the media's columns, and with masks where there is a `[SEG]`."""
+        """Return the rows for the reward functions: with media columns, and with masks where there is a `[SEG]`."""
         mask_logits = [row for decoded in self._rollout_masks for row in decoded.mask_logits]
         has_seg = [seg for decoded in self._rollout_masks for seg in decoded.has_seg.tolist()]
-        # The G copies of a row share one truth, which goes to the masks' device once.
+        # The G copies of a row share their ground truth, which goes to the masks' device once.
         truths = {id(row.gt_masks): row.gt_masks.to(mask_logits[0].device) for row in self._rows}
         return [
             {**row, "sample": encoded.sample, "gt_masks": encoded.gt_masks, "loudness_dbfs": encoded.loudness_dbfs}
@@ -361,7 +365,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
 
     @torch.no_grad()
     def _decode_states(self, states: SegStates) -> None:
-        """Masks of the completions as they were sampled: the head alone runs."""
+        """Decode the masks from the states recorded while sampling; only the segmentation head runs."""
         head = segmentation_model(self.model).seg_head
         for start in range(0, len(self._rows), self._mask_batch_size):
             chunk = slice(start, start + self._mask_batch_size)
@@ -379,7 +383,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
 
     @torch.no_grad()
     def _decode_rollouts(self, completion_ids_list: list[list[int]]) -> None:
-        """Masks of completions by a forward pass of the whole model, where sampling has not left all states behind."""
+        """Decode the masks by a forward pass of the whole model, where the states were not all recorded."""
         device, pad_token_id = self.accelerator.device, self._tokenizer.pad_token_id
         prompt_ids = [torch.tensor(row.prompt.prompt_ids, device=device) for row in self._rows]
         completion_ids = [torch.tensor(ids, device=device) for ids in completion_ids_list]
@@ -401,7 +405,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         )
 
     def _log_rollouts(self, rows: list[dict[str, Any]], parsed: list[ParsedCompletion]) -> None:
-        """What the completions table and the curves show beside TRL's own."""
+        """Log the columns of the completions table and the curves that TRL does not have."""
         iou = [0.0 if row["mask_counts"] is None else row["mask_counts"].mask_iou for row in rows]
         samples = [row["sample"] for row in rows]
         for column, values in {
@@ -412,13 +416,6 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         }.items():
             self._log_completion_extra(column, values)
         for name, metric in rollout_metrics(samples, parsed, iou, self._answer_is_correct):
-            self._log_metric(name, metric)
-
-    def _log_rewards_by_type(self, rewards_per_func: torch.Tensor) -> None:
-        start = self.accelerator.process_index * len(self._rows)
-        local = rewards_per_func[start : start + len(self._rows)]
-        samples = [row.sample for row in self._rows]
-        for name, metric in reward_metrics(samples, local, self.reward_weights.to(local.device)):
             self._log_metric(name, metric)
 
     # ---- loss ---------------------------------------------------------------------------------------------------
@@ -433,10 +430,10 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         return policy_loss + self._mask_loss(decoded[0], inputs["mask_weights"], inputs["masks_per_forward"])
 
     def _mask_weights(self, completion_ids: torch.Tensor, completion_mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Which completions teach masks, and how many of them a micro-batch has on average.
+        """Weigh the completions in the mask loss, and count those that a micro-batch has on average.
 
-        The average is over all processes and over the micro-batches of the generation batch, so that how the batch is
-        spread does not change the loss; TRL's `num_items_in_batch` does the same for tokens.
+        The average is over all processes and over the micro-batches of the generation batch, so that the loss does not
+        depend on how the batch is split; TRL's `num_items_in_batch` does the same for tokens.
 
         Returns:
             `mask_weights` (B,) 0 or 1, `masks_per_forward` scalar.
@@ -454,9 +451,10 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
     def _mask_loss(
         self, decoded: DecodedMasks, row_weights: torch.Tensor, masks_per_forward: torch.Tensor
     ) -> torch.Tensor:
-        """The mask loss at its weight: the mean over the generation batch's masks, scaled like TRL's policy loss.
+        """Return this micro-batch's share of the weighted mask loss, scaled like TRL's policy loss.
 
-        A share of that mean: the mean of all micro-batches' shares, on all processes, is the whole.
+        The mask loss is a mean over the masks of the generation batch. The mean of the shares of all micro-batches, on
+        all processes, is that loss.
         """
         device = row_weights.device
         losses = mask_loss(
@@ -475,7 +473,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
 
 
 def _refuse_more_turns(options: Mapping[str, Any]) -> None:
-    """A second turn would be put to the model without the media of its row."""
+    """Raise a ValueError for `tools` and environments: the model would read a second turn without its row's media."""
     for name in ("tools", "environment_factory"):
         if options.get(name):
             raise ValueError(
@@ -490,11 +488,11 @@ _NO_MASKS: dict[str, Any] = {"pred_masks": None, "mask_probs": None, "mask_count
 
 @torch.no_grad()
 def _mask_columns(mask_logits: torch.Tensor, gt_masks: torch.Tensor, truth: torch.Tensor) -> dict[str, Any]:
-    """What reward functions see of a completion's masks; logits stay where they are unless one reads `mask_probs`.
+    """Return the columns of a completion's masks; probabilities are computed when a reward function reads them.
 
     Args:
-        mask_logits: (F, H, W).
-        gt_masks: (F, H, W) bool.
+        mask_logits: (F, H, W) logits.
+        gt_masks: (F, H, W) bool, on the CPU.
         truth: `gt_masks` on the logits' device.
     """
     predicted = mask_logits > 0  # p > 0.5
@@ -523,20 +521,20 @@ def _decoded(
 
 @contextlib.contextmanager
 def _options(args: AuroraGRPOConfig, **values: Any) -> Iterator[None]:
-    """Let TRL's constructor see other options than were asked for."""
-    asked = {name: getattr(args, name) for name in values}
+    """Set some options to other values while TRL's constructor runs."""
+    given = {name: getattr(args, name) for name in values}
     try:
         for name, value in values.items():
             setattr(args, name, value)
         yield
     finally:
-        for name, value in asked.items():
+        for name, value in given.items():
             setattr(args, name, value)
 
 
 @contextlib.contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off for a while."""
+    """Switch dropout off while the block runs."""
     was_training = model.training
     model.eval()
     try:

@@ -24,42 +24,44 @@ class AuroraGRPOConfig(CPUDeviceMixin, GRPOConfig):
     """TRL's `GRPOConfig` plus the mask loss, with the method's values for what the paper's stage 3 sets.
 
     Attributes:
-        mask_loss_on: which completions with a `[SEG]` teach masks: "all" (the authors' choice), "correct_only" (those
-            whose category is right; on wrong answers the mask loss teaches the truth's masks for another object), or
-            "off".
+        mask_loss_on: completions with a `[SEG]` that have a mask loss: "all" (the authors' choice), "correct_only"
+            (those with the right category; on a wrong answer the mask loss would teach the true masks for another
+            object), or "off".
         mask_loss_weight: weight of the mask loss beside the policy loss.
         mask_bce_weight: weight of the masks' binary cross-entropy within the mask loss.
         mask_dice_weight: weight of the masks' Dice loss within the mask loss.
-        dice_variant: see `losses.dice_loss`.
-        reward_timeout_s: seconds an async reward function may take for one batch.
-        vllm_engine_kwargs: more arguments of `vllm.LLM` in colocate mode, such as `{"kv_cache_memory_bytes": 2e9}`.
-        vllm_request_timeout_s: seconds the vLLM server may take for one request.
-        stop_grace_s: see `AuroraSFTConfig`.
+        dice_variant: formula of the Dice loss, see `losses.dice_loss`.
+        reward_timeout_s: seconds that an async reward function may take for one batch.
+        vllm_engine_kwargs: further arguments of `vllm.LLM` in colocate mode, such as `{"kv_cache_memory_bytes": 2e9}`.
+        vllm_request_timeout_s: seconds that the vLLM server may take for one request.
+        stop_grace_s: seconds from SIGTERM to the end of a step, see `AuroraSFTConfig`.
 
     Raises:
-        ValueError: for an unknown `mask_loss_on`, `generation_kwargs` that end completions, a combination of vLLM's
-            options that does not work, or checkpoints that would cut a generation batch.
+        ValueError: if `mask_loss_on` is unknown, `generation_kwargs` end completions, vLLM's options do not work
+            together, or a checkpoint would be written inside a generation batch.
     """
 
-    mask_loss_on: str = _option("correct_only", f"One of {MASK_LOSS_ON}.")
+    mask_loss_on: str = _option("correct_only", "Completions that teach masks: all, correct_only or off.")
     mask_loss_weight: float = _option(1.0, "Weight of the mask loss beside the policy loss.")
-    mask_bce_weight: float = _option(2.0, "Weight of the masks' BCE.")
-    mask_dice_weight: float = _option(0.5, "Weight of the masks' Dice loss.")
-    dice_variant: str = _option("aurora", "'aurora' or 'lisa'.")
-    reward_timeout_s: float = _option(60.0, "Seconds an async reward function may take.")
-    vllm_engine_kwargs: dict[str, Any] | str | None = _option(None, "More arguments of vllm.LLM, as JSON.")
-    vllm_request_timeout_s: float = _option(600.0, "Seconds the vLLM server may take for one request.")
+    mask_bce_weight: float = _option(2.0, "Weight of the binary cross-entropy within the mask loss.")
+    mask_dice_weight: float = _option(0.5, "Weight of the Dice loss within the mask loss.")
+    dice_variant: str = _option("aurora", "Formula of the Dice loss: aurora or lisa.")
+    reward_timeout_s: float = _option(60.0, "Seconds that an async reward function may take for a batch.")
+    vllm_engine_kwargs: dict[str, Any] | str | None = _option(None, "Further arguments of vllm.LLM, as JSON.")
+    vllm_request_timeout_s: float = _option(600.0, "Seconds that the vLLM server may take for one request.")
     stop_grace_s: float = _option(STOP_GRACE_S, STOP_GRACE_HELP)
 
-    loss_type: str = _option("grpo", "Loss formulation, see TRL.")
-    beta: float = _option(0.04, "KL coefficient.")
-    num_generations: int = _option(8, "G, completions a prompt.")
-    max_completion_length: int = _option(512, "Tokens a completion may have; the authors' 150 cut their own answers.")
+    loss_type: str = _option("grpo", "Formula of the policy loss, one that TRL knows.")
+    beta: float = _option(0.04, "Coefficient of the KL divergence from the reference model.")
+    num_generations: int = _option(8, "Number of completions sampled for a prompt (G).")
+    max_completion_length: int = _option(
+        512, "Largest number of tokens of a completion; the authors' 150 cut their own answers."
+    )
 
     def __post_init__(self) -> None:
         if self.disable_tqdm is None:  # type: ignore[has-type]
             self.disable_tqdm = not is_terminal()
-        # Media are read by the columns that TRL would drop.
+        # TRL would drop the columns that name the media files.
         self.remove_unused_columns = False
         super().__post_init__()
         if self.mask_loss_on not in MASK_LOSS_ON:
@@ -70,27 +72,27 @@ class AuroraGRPOConfig(CPUDeviceMixin, GRPOConfig):
         self._check_checkpoint_boundary()
 
     def ends_generation_batch(self, step: int) -> bool:
-        """Whether so many optimiser steps use up a generation batch: TRL resumes with an empty buffer."""
+        """Return whether a generation batch ends after this optimiser step: TRL resumes with an empty buffer."""
         return step * self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) == 0
 
     @property
     def old_logps_are_computed(self) -> bool:
-        """Whether TRL scores the rollouts before the rewards."""
+        """True if TRL scores the rollouts before the rewards."""
         generate_every = self.steps_per_generation * self.num_iterations
         is_corrected = self.use_vllm and self.vllm_importance_sampling_correction
         return is_corrected or self.gradient_accumulation_steps % generate_every != 0
 
     @property
     def masks_share_forward(self) -> bool:
-        """Whether the rollouts' masks come from the forward pass that scores them.
+        """True if the rollouts' masks come from the forward pass that scores them.
 
-        Truncated completions that TRL masks are not attended to there: their masks are decoded apart.
+        If TRL masks truncated completions, that pass does not attend to them, and a pass of its own decodes all masks.
         """
         return self.old_logps_are_computed and not self.mask_truncated_completions
 
     @property
     def engine_kwargs(self) -> dict[str, Any]:
-        """`vllm_engine_kwargs` as a dictionary; the command line gives JSON."""
+        """The dictionary of `vllm_engine_kwargs`, which the command line gives as JSON."""
         given = self.vllm_engine_kwargs
         return json.loads(given) if isinstance(given, str) else given or {}
 
@@ -111,7 +113,7 @@ class AuroraGRPOConfig(CPUDeviceMixin, GRPOConfig):
             raise ValueError(f"loss_type 'vespo' needs vllm_importance_sampling_mode in {token_modes}, not {mode!r}")
 
     def _check_checkpoint_boundary(self) -> None:
-        """A checkpoint must fall where a generation batch ends."""
+        """Raise a ValueError if a checkpoint would be written inside a generation batch."""
         steps = self.steps_per_generation * self.num_iterations / self.gradient_accumulation_steps
         if self.save_strategy == "steps":
             name, interval = "save_steps", self.save_steps
@@ -119,7 +121,7 @@ class AuroraGRPOConfig(CPUDeviceMixin, GRPOConfig):
             name, interval = "eval_steps", self.eval_steps
         else:
             return
-        if 1 % steps and interval % steps:  # where every step ends a batch, a fraction of the run does too
+        if 1 % steps and interval % steps:  # if every step ends a batch, so does an interval given as a fraction
             raise ValueError(
                 f"{name}={interval} falls inside a generation batch, which lasts {steps:g} optimiser steps "
                 "(steps_per_generation x num_iterations / gradient_accumulation_steps): a resumed run would differ. "

@@ -1,4 +1,4 @@
-"""Warnings about a GRPO run that goes wrong quietly: no variance, cut completions, a rotting chain, a stale sampler."""
+"""Warnings about silent failures of GRPO: no variance, cut completions, a chain that gets worse, a stale sampler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 logger = logging.getLogger(__name__)
 
-#: What TRL logs of vLLM's log-probabilities beside the policy's, and of the ratios that correct for the difference.
+#: TRL's metrics of the difference between vLLM's log-probabilities and the policy's, and of the correcting ratios.
 LOGP_DIFFERENCE = "sampling/sampling_logp_difference/mean"
 IMPORTANCE_RATIO = "sampling/importance_sampling_ratio/mean"
 
@@ -20,10 +20,10 @@ CHAIN_METRICS = ("chain/see", "chain/hear", "rewards/reasoning_consistency_rewar
 
 
 class RolloutHealthCallback(TrainerCallback):
-    """Reads the training log and warns, once for each trouble until it has passed.
+    """Reads the training log and warns once of each problem, and again if it returns.
 
-    Rewards on the final answer alone let the chain of thought rot while the score rises, so the chain's metrics of
-    the last `window` logs are compared with those of the first.
+    Rewards on the final answer alone let the chain of thought get worse while the score rises, so the chain's metrics
+    of the last `window` logs are compared with those of the first.
 
     Args:
         max_zero_std: share of groups without reward variance above which GRPO has little to learn from.
@@ -60,7 +60,7 @@ class RolloutHealthCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """A resumed run is compared with its own beginning, which its state remembers."""
+        """Read the log of the run's beginning from its state, so that a resumed run is compared with it."""
         self._first, self._last, self._warned = {}, {}, set()
         for logs in state.log_history:
             self._remember(logs)
@@ -92,7 +92,7 @@ class RolloutHealthCallback(TrainerCallback):
         self._check_chain()
 
     def _check_sampler(self, args: TrainingArguments, logs: Mapping[str, Any]) -> None:
-        """Whether vLLM samples from the policy; runs without vLLM log nothing of it."""
+        """Warn if vLLM does not sample from the policy; runs without vLLM do not log these metrics."""
         difference, ratio = logs.get(LOGP_DIFFERENCE), logs.get(IMPORTANCE_RATIO)
         self._check(
             LOGP_DIFFERENCE,
@@ -133,12 +133,12 @@ class RolloutHealthCallback(TrainerCallback):
             return 0.0
         return sum(last) / len(last) - sum(first) / len(first)
 
-    def _check(self, trouble: str, is_bad: bool, message: str) -> None:
-        if is_bad and trouble not in self._warned:
+    def _check(self, problem: str, is_bad: bool, message: str) -> None:
+        if is_bad and problem not in self._warned:
             logger.warning(message)
-            self._warned.add(trouble)
+            self._warned.add(problem)
         elif not is_bad:
-            self._warned.discard(trouble)
+            self._warned.discard(problem)
 
 
 def _ratio_remedy(args: TrainingArguments) -> str:

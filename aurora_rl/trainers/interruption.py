@@ -1,8 +1,8 @@
 """SIGTERM in training: a checkpoint at the next step that all ranks reach, then exit code 143.
 
 A scheduler that preempts a job sends SIGTERM, and so does a launcher when one rank has failed. In the second case the
-others wait in a collective that never ends, so a rank that reaches no step in time ends by itself. A process without
-others takes the time that its step needs.
+other ranks wait in a collective that never ends, so a rank that does not end its step in time exits. A single process
+has no such limit.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 logger = logging.getLogger(__name__)
 
-#: What a shell reports of a process that SIGTERM has ended.
+#: The exit code that a shell reports when SIGTERM has ended a process.
 EXIT_CODE = 128 + signal.SIGTERM
-#: Below the 30 s after which torchrun and Slurm kill what SIGTERM has not ended, so that there is still a message.
+#: torchrun and Slurm kill a process 30 s after SIGTERM; the limit is lower, so that the message is still written.
 STOP_GRACE_S = 25.0
 STOP_GRACE_HELP = (
     "Seconds from SIGTERM to the end of a step, after which one of several ranks ends without a checkpoint."
@@ -31,24 +31,24 @@ STOP_GRACE_HELP = (
 
 
 class TrainingInterrupted(SystemExit):
-    """Raised on every rank when the checkpoint is written; left alone, it ends the process with exit code 143."""
+    """Raised on every rank when the checkpoint is written; if nobody catches it, the exit code is 143."""
 
     def __init__(self) -> None:
         super().__init__(EXIT_CODE)
 
 
 class TerminationSignal:
-    """SIGTERM as a flag, with a time in which somebody must have looked at it; a context manager.
+    """Context manager that turns SIGTERM into a flag, and ends the process if nobody acknowledges it in time.
 
-    Python runs a signal's handler when the main thread is back from C, which it never is from a dead collective. What
-    C writes to the wakeup descriptor reaches another thread at once.
+    Python runs a signal's handler when the main thread returns from C code, and it never returns from a dead
+    collective. But C also writes the signal's number to the wakeup descriptor, where another thread reads it at once.
 
     Args:
-        grace_s: seconds from the signal to `go_on`, after which the process is ended with exit code 143; None never
-            ends it.
+        grace_s: seconds from the signal to `acknowledge`, after which the process exits with code 143; None for no
+            limit.
 
     Attributes:
-        is_received: whether the signal has come.
+        is_received: True once the signal has come.
     """
 
     def __init__(self, grace_s: float | None) -> None:
@@ -57,13 +57,13 @@ class TerminationSignal:
         self._lock = threading.Lock()
         self._countdown: threading.Timer | None = None
         self._writer: int | None = None
-        # A forked child (a worker of a pool, say) shares the descriptor: what ends it must not look like our signal.
-        leave_in_child = weakref.WeakMethod(self._restore)
-        os.register_at_fork(after_in_child=lambda: (restore := leave_in_child()) and restore())
+        # A forked child (for example a pool's worker) shares the descriptor: a SIGTERM to it must not reach the parent.
+        restore_in_child = weakref.WeakMethod(self._restore)
+        os.register_at_fork(after_in_child=lambda: (restore := restore_in_child()) and restore())
 
     def __enter__(self) -> TerminationSignal:
         self.is_received = False
-        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+        if threading.current_thread() is threading.main_thread():  # Python allows no other thread to set handlers
             reader, self._writer = os.pipe()
             os.set_blocking(self._writer, False)
             self._previous_descriptor = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
@@ -74,16 +74,17 @@ class TerminationSignal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.go_on(None)
+        self.acknowledge(None)
         self._restore()
 
-    def go_on(self, seconds: float | None) -> None:
-        """Ends the countdown: the signal has been seen. Further ones change nothing.
+    def acknowledge(self, seconds: float | None) -> None:
+        """Stop the countdown, as the signal has been seen; later signals change nothing.
 
-        A launcher and a scheduler may both send one, so a second must not end what the first has begun.
+        A launcher and a scheduler may both send SIGTERM, so the second must not interrupt the shutdown that the first
+        has started.
 
         Args:
-            seconds: starts a new countdown of so many; None for none.
+            seconds: length of a new countdown; None for none.
         """
         with self._lock:
             self.is_received = True
@@ -128,11 +129,11 @@ class TerminationSignal:
 
 
 class InterruptionCallback(TrainerCallback):
-    """Writes a checkpoint and ends the run where all ranks know that one of them has been asked to.
+    """Writes a checkpoint and ends the run at the first step where all ranks know that one of them got SIGTERM.
 
     Args:
         termination: this rank's signal.
-        may_resume_after: whether a checkpoint of a step can be resumed from.
+        may_resume_after: function that says whether a run can resume from the checkpoint of a step.
     """
 
     def __init__(self, termination: TerminationSignal, may_resume_after: Callable[[int], bool]) -> None:
@@ -141,14 +142,14 @@ class InterruptionCallback(TrainerCallback):
         self._is_stopping = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        is_asked = self._is_received_anywhere(args)
+        is_received = self._is_received_anywhere(args)
         is_last = state.global_step >= state.max_steps
-        self._is_stopping = is_asked and not is_last and self.may_resume_after(state.global_step)
-        if is_asked:
-            self.termination.go_on(None if is_last or self._is_stopping else self.termination.grace_s)
+        self._is_stopping = is_received and not is_last and self.may_resume_after(state.global_step)
+        if is_received:
+            self.termination.acknowledge(None if is_last or self._is_stopping else self.termination.grace_s)
         if self._is_stopping:
             control.should_save = True
-            args.save_only_model = False  # a run cannot go on from weights alone
+            args.save_only_model = False  # a run cannot resume from weights alone
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not self._is_stopping:
@@ -156,13 +157,13 @@ class InterruptionCallback(TrainerCallback):
         if state.is_world_process_zero:
             logger.warning(
                 "SIGTERM: checkpoint-%d is written to %s, ending with exit code %d. The same command with "
-                "--resume_from_checkpoint true goes on from there",
+                "--resume_from_checkpoint true resumes from it",
                 state.global_step,
                 args.output_dir,
                 EXIT_CODE,
             )
-        # Not `control.should_training_stop`: the trainer would go on to evaluate, to load the best checkpoint and, with
-        # a save_total_limit of 1, to delete the one just written.
+        # Not `control.should_training_stop`: the trainer would then evaluate, load the best checkpoint and, with a
+        # save_total_limit of 1, delete the one just written.
         raise TrainingInterrupted
 
     def _is_received_anywhere(self, args: TrainingArguments) -> bool:

@@ -1,8 +1,8 @@
 """GRPO's reference: a frozen copy of the policy before its first step.
 
-TRL would rebuild a whole model from the name of the policy's class, which transformers does not know. Of an adapter
-that is trained on, TRL keeps the copy as an adapter named "ref", which is made anew from the adapter's own folder each
-time that a run starts, and is in no checkpoint.
+TRL would rebuild a whole model from the name of the policy's class, which transformers does not know. If training
+continues an adapter, TRL keeps its copy as a second adapter named "ref", which every run loads from the first adapter's
+folder, and which is in no checkpoint.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from aurora_rl.models.loading import load_model
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """The model as it is now, in eval mode and without gradients.
+    """Return a copy of the model, in eval mode and without gradients.
 
     Raises:
-        ValueError: under FSDP, if the first process alone has loaded weights.
+        ValueError: if only the first process has loaded weights (FSDP with fsdp_cpu_ram_efficient_loading).
     """
-    if is_fsdp_enabled():  # so does transformers call FSDP where the first process alone has loaded weights
+    if is_fsdp_enabled():  # transformers' name for FSDP with fsdp_cpu_ram_efficient_loading
         raise ValueError(
             "fsdp_cpu_ram_efficient_loading is true, but GRPO's reference model is a copy of the weights that each "
             "process has loaded: set it to false, as accelerate_configs/fsdp2.yaml does"
         )
-    if is_deepspeed_zero3_enabled():  # the weights are spread over the processes: there is nothing whole to copy
+    if is_deepspeed_zero3_enabled():  # no process holds whole weights that could be copied
         origin = model.config._name_or_path
         reference = load_model(origin, segmenter=model.config.segmenter, dtype=model.dtype).model
     else:
@@ -43,16 +43,16 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     return reference.requires_grad_(False).eval()
 
 
-#: TRL's name for the copy of an adapter that is trained on.
+#: TRL's name of the reference copy of an adapter whose training continues.
 REFERENCE_ADAPTER = "ref"
 
 
 @contextlib.contextmanager
 def only_trained_adapters(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Let `save_pretrained` leave the reference out.
+    """Keep the reference adapter out of what `save_pretrained` writes while the block runs.
 
-    Its copies of the embeddings and the LM head would take as many bytes as the policy's. And transformers resumes from
-    adapters in sub-folders alone where there are any, so that the policy itself would start anew.
+    Its copies of the embeddings and the LM head would take as many bytes as the policy's. And if a checkpoint has
+    adapters in sub-folders, transformers resumes only from these, so that the policy itself would start anew.
     """
     configs = model.peft_config if isinstance(model, PeftModel) else {}
     reference = configs.pop(REFERENCE_ADAPTER, None)
@@ -64,13 +64,13 @@ def only_trained_adapters(model: PreTrainedModel | PeftModel) -> Iterator[None]:
 
 
 def load_policy_beside_reference(model: PreTrainedModel | PeftModel, checkpoint: str) -> None:
-    """Load the trained adapter of a checkpoint from before the reference was left out (see `only_trained_adapters`)."""
+    """Load the trained adapter of an older checkpoint that holds the reference too (see `only_trained_adapters`)."""
     if isinstance(model, PeftModel) and Path(checkpoint, REFERENCE_ADAPTER).is_dir():
         model.load_adapter(checkpoint, model.active_adapter, is_trainable=True)
 
 
 def install_reference(trainer: GRPOTrainer, reference: PreTrainedModel) -> None:
-    """What TRL's constructor does with a reference that it has built itself."""
+    """Prepare the reference as TRL's constructor prepares one that it has built."""
     args, accelerator = trainer.args, trainer.accelerator
     add_fused_lm_head(reference, temperature=trainer.temperature, cast_lm_head_to_fp32=args.cast_lm_head_to_fp32)
     if trainer.is_deepspeed_enabled:

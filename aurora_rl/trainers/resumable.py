@@ -1,4 +1,4 @@
-"""What SFT and GRPO share so that a run may end at any moment: checkpoints that are whole or not there, and SIGTERM.
+"""Resuming, for SFT and GRPO: every checkpoint is complete, and SIGTERM ends a run with a checkpoint.
 
 The same command with `--resume_from_checkpoint true`, given again, ends with the model of an unbroken run.
 """
@@ -20,11 +20,11 @@ from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
-from transformers import Trainer, TrainerState, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.atomic import replace_folder, write_whole
 from aurora_rl.files.output_lock import OutputInUseError, hold_output
 from aurora_rl.files.plain import parse_json, read_text_file
 from aurora_rl.models.checkpoint_files import (
@@ -38,16 +38,16 @@ from aurora_rl.trainers.safe_loading import deepspeed_loads_weights_alone, refus
 
 logger = logging.getLogger(__name__)
 
-#: Folder in `output_dir` where a checkpoint lies while it is written.
+#: Folder in `output_dir` that holds a checkpoint while it is written.
 INCOMPLETE = "incomplete"
-#: Folder in `INCOMPLETE` where a checkpoint lies that another of its name is about to replace.
+#: Folder in `INCOMPLETE` that holds an older checkpoint while a new one of the same name replaces it.
 REPLACED = "replaced"
 UNUSABLE = 2  # exit code
 
 
 @contextmanager
 def alone_in_output(args: TrainingArguments) -> Iterator[None]:
-    """Keep other runs out of `output_dir`; a run that comes second ends with exit code 2 and a message."""
+    """Keep other runs out of `output_dir`; a second run exits with code 2 and a message."""
     try:
         with hold_output(args.output_dir, is_folder=True, is_main_process=args.process_index == 0):
             yield
@@ -57,29 +57,29 @@ def alone_in_output(args: TrainingArguments) -> Iterator[None]:
 
 
 class ResumableTrainer(Trainer):
-    """Mixin, put in front of a trainer class.
+    """Mixin of a trainer class, placed before it.
 
     transformers writes `checkpoint-N` in place, resumes from the largest N, complete or not, and deletes older ones
-    when its main process is done, whatever the others are still writing. Here a checkpoint gets its name by one
-    renaming, when every rank has written its part, and older ones go after that.
+    when its main process is done, even if other ranks are still writing. Here a checkpoint gets its name by one
+    renaming, when every rank has written its part, and older checkpoints are deleted after that.
     """
 
     _is_writing = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # A process alone waits for no other, so that its step will end, however long it takes.
+        # A single process does not wait for others, so its step always ends and needs no limit.
         self._termination = TerminationSignal(self.args.stop_grace_s if self.args.world_size > 1 else None)
         self.add_callback(InterruptionCallback(self._termination, self._may_resume_after))
 
     def run_to_its_end(self) -> None:
-        """Train and save the final model, from where `resume_from_checkpoint` says; nothing if that has been done.
+        """Train from the checkpoint of `resume_from_checkpoint` and save the final model; do nothing if that is done.
 
-        What says that it has been done is the state beside the final model. It is removed when training begins and
-        written last, so that a kill at any moment between leaves the run unfinished.
+        The state file beside the final model marks a run as finished. It is removed when training begins and written
+        last, so that a run that is killed in between counts as unfinished.
 
         Raises:
-            TrainingInterrupted: as `train`.
+            TrainingInterrupted: after SIGTERM, when the checkpoint is written.
         """
         resume = self.args.resume_from_checkpoint
         state_file = Path(self.args.output_dir, TRAINER_STATE_NAME)
@@ -94,10 +94,12 @@ class ResumableTrainer(Trainer):
         self.save_model(self.args.output_dir)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            write_whole(state_file, _to_json(self.state))
+            # the format of `TrainerState.save_to_json`, which does not write atomically
+            text = json.dumps(dataclasses.asdict(self.state), indent=2, sort_keys=True) + "\n"
+            write_whole(state_file, text)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As transformers'; True or "true" without a checkpoint starts from the beginning.
+        """Train as transformers does; if there is no checkpoint, True or "true" starts from the beginning.
 
         Raises:
             TrainingInterrupted: after SIGTERM, when the checkpoint is written.
@@ -114,21 +116,21 @@ class ResumableTrainer(Trainer):
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _decided(self, decide: Callable[[], Any]) -> Any:
-        """What the main process finds in `output_dir`; the others must not look, as it may change files there."""
+        """Return what the main process decides; others must not look into `output_dir`, where it may change files."""
         decision = [decide() if self.is_world_process_zero() else None]
         return broadcast_object_list(decision)[0]
 
     def _find_checkpoint(self) -> str | None:
-        """The last checkpoint in `output_dir` that a run can go on from; None, with a message, where there is none."""
+        """Return the last checkpoint that a run can resume from; None, with a message, if there is none."""
         output_dir = Path(self.args.output_dir)
         _finish_replacing(output_dir)
         checkpoints = list_checkpoints(output_dir)
         resumable = [checkpoint for checkpoint in checkpoints if holds_optimiser(checkpoint)]
         if not resumable:
             what = f"{len(checkpoints)} checkpoint(s) of weights alone (save_only_model)" if checkpoints else "none"
-            logger.warning("no checkpoint to go on from in %s (%s): starting from the beginning", output_dir, what)
+            logger.warning("no checkpoint to resume from in %s (%s): starting from the beginning", output_dir, what)
             return None
-        logger.info("going on from %s", resumable[-1])
+        logger.info("resuming from %s", resumable[-1])
         return str(resumable[-1])
 
     def _run_epoch(self, **kwargs: Any) -> None:
@@ -139,8 +141,8 @@ class ResumableTrainer(Trainer):
         super()._run_epoch(**kwargs)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        # With a save_total_limit of 1 transformers deletes the last checkpoint here when another is the best: a run
-        # killed before its final model is written would have to go back to that one.
+        # With a save_total_limit of 1 transformers deletes the last checkpoint here when an earlier one is the best: a
+        # run killed before its final model is written would have to resume from that earlier one.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             return super()._finalize_training(*args, **kwargs)
@@ -156,15 +158,15 @@ class ResumableTrainer(Trainer):
             check_adapter_is_whole(resume_from_checkpoint, weights, loaded)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Refuse a checkpoint that lacks weights; transformers would go on from those of the start, with a warning."""
+        """Refuse a checkpoint that lacks weights; transformers would only warn, and keep the weights of the start."""
         tied = getattr(self.model, "all_tied_weights_keys", {})
         missing = sorted(name for name in load_result.missing_keys if name not in tied)
         if missing:
-            raise CheckpointError(f"the checkpoint lacks the weight {missing[0]}: go on from an earlier one")
+            raise CheckpointError(f"the checkpoint lacks the weight {missing[0]}: resume from an earlier one")
         super()._issue_warnings_after_load(load_result)
 
     def _may_resume_after(self, step: int) -> bool:
-        """Whether a run resumed after this many optimiser steps goes on as if it had not ended."""
+        """Return whether a run that resumes after this step ends with the model of an unbroken run."""
         return True
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -175,7 +177,7 @@ class ResumableTrainer(Trainer):
         output_dir = Path(self._get_output_dir(trial))
         incomplete = output_dir / INCOMPLETE
         if self.args.should_save and incomplete.exists():
-            logger.warning("%s is removed: the run that wrote it was ended while it did", incomplete)
+            logger.warning("%s is removed: the run that wrote it was killed meanwhile", incomplete)
             shutil.rmtree(incomplete)
         self.accelerator.wait_for_everyone()
         self._is_writing = True
@@ -196,7 +198,7 @@ class ResumableTrainer(Trainer):
             self._push_from_checkpoint(str(output_dir / name))
 
     def _record_best(self, output_dir: Path, checkpoint: Path) -> None:
-        """Let the state name the best checkpoint by where it will lie."""
+        """Write the final path of the best checkpoint into the state."""
         best = self.state.best_global_step
         folder = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{best}"
         if best and (best == self.state.global_step or folder.is_dir()):
@@ -209,20 +211,18 @@ class ResumableTrainer(Trainer):
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        # With save_strategy "best" the answer replaces `should_save`, losing the checkpoint that SIGTERM asked for.
+        # With save_strategy "best" this value replaces `should_save`, which SIGTERM may have set.
         return super()._determine_best_metric(metrics, trial) or self.control.should_save
 
 
 def _put_in_place(written: Path, checkpoint: Path) -> None:
-    """Give a whole checkpoint its name; one of that name, from an earlier run, steps aside first."""
-    if checkpoint.exists():
-        checkpoint.rename(written.parent / REPLACED)
-    written.rename(checkpoint)
+    """Give a complete checkpoint its name; one of that name, from an earlier run, is moved away first."""
+    replace_folder(checkpoint, written, former=written.parent / REPLACED)
     shutil.rmtree(written.parent)
 
 
 def _has_ended(output_dir: Path, max_steps: int) -> bool:
-    """Whether the final model of a run of so many steps is in a folder."""
+    """Return whether a folder holds the final model of a run of `max_steps` steps."""
     try:
         state = parse_json(read_text_file(output_dir / TRAINER_STATE_NAME))
         return state["global_step"] >= state["max_steps"] == max_steps and any(output_dir.glob("*.safetensors"))
@@ -231,7 +231,7 @@ def _has_ended(output_dir: Path, max_steps: int) -> bool:
 
 
 def _finish_replacing(output_dir: Path) -> None:
-    """Do what a kill inside `_put_in_place` has left: what steps aside does so for a checkpoint that is whole."""
+    """Finish a renaming of `_put_in_place` that a kill has interrupted; the new checkpoint is complete then."""
     incomplete = output_dir / INCOMPLETE
     if not (incomplete / REPLACED).exists():
         return
@@ -241,22 +241,17 @@ def _finish_replacing(output_dir: Path) -> None:
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """The folders `checkpoint-N`, the largest N last."""
+    """List the folders `checkpoint-N`, the largest N last."""
     found = [path for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
     numbered = [path for path in found if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", path.name)]
     return sorted(numbered, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 def holds_optimiser(checkpoint: Path) -> bool:
-    """Whether a checkpoint holds the optimiser's state and the trainer's, as a run needs that goes on from it."""
+    """Return whether a checkpoint holds the states of optimiser and trainer, without which no run resumes."""
     has_optimiser = any(checkpoint.glob("optimizer*")) or any(checkpoint.glob("global_step*"))  # the latter: DeepSpeed
     return has_optimiser and (checkpoint / TRAINER_STATE_NAME).is_file()
 
 
 def _means_the_last(resume_from_checkpoint: str | bool | None) -> bool:
     return str(resume_from_checkpoint).lower() == "true"
-
-
-def _to_json(state: TrainerState) -> str:
-    """As `TrainerState.save_to_json` writes it."""
-    return json.dumps(dataclasses.asdict(state), indent=2, sort_keys=True) + "\n"

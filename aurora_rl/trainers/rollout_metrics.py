@@ -1,4 +1,4 @@
-"""What GRPO's curves show of a batch of rollouts beside TRL's own: answers, masks and chains, by type of reference."""
+"""Metrics of a batch of rollouts that GRPO logs beside TRL's: answers, masks and chains, by type of reference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def rollout_metrics(
     iou: Sequence[float],
     answer_is_correct: Sequence[bool],
 ) -> Iterator[tuple[str, float]]:
-    """Names of metrics and their values, one of each kind for each completion that it applies to."""
+    """Yield names and values of metrics: one of each kind for each completion that it applies to."""
     for sample, completion, value, correct in zip(samples, parsed, iou, answer_is_correct, strict=True):
         yield f"iou/{_kind(sample)}", value
         yield f"category/{_kind(sample)}", float(correct)
@@ -30,12 +30,12 @@ def rollout_metrics(
 def reward_metrics(
     samples: Sequence[AVSample], rewards_per_func: torch.Tensor, weights: torch.Tensor
 ) -> Iterator[tuple[str, float]]:
-    """The weighted sum of the rewards of each completion that any reward applies to.
+    """Yield name and weighted sum of the rewards of each completion that any reward applies to.
 
     Args:
-        samples: of the B completions.
-        rewards_per_func: (B, number of reward functions); NaN where one does not apply.
-        weights: (number of reward functions,).
+        samples: samples of the B completions.
+        rewards_per_func: (B, number of reward functions) rewards; NaN where one does not apply.
+        weights: (number of reward functions,) weights of the rewards.
     """
     totals = (rewards_per_func * weights).nansum(1).tolist()
     is_scored = (~rewards_per_func.isnan()).any(1).tolist()

@@ -1,4 +1,4 @@
-"""DeepSpeed's part of a checkpoint, read as weights and plain numbers alone.
+"""Safe reading of DeepSpeed's part of a checkpoint: weights and plain numbers, nothing else.
 
 DeepSpeed unpickles its files, and a pickled file can run code. Here `torch.load` admits tensors, containers and the few
 classes of plain values that DeepSpeed itself writes; a file with anything else is refused before any of it is run.
@@ -7,16 +7,18 @@ classes of plain values that DeepSpeed itself writes; a file with anything else 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import pickle
-from collections.abc import Iterator
+import pkgutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
-from unittest import mock
 
 import torch
 import transformers.trainer
+
+from aurora_rl.models.checkpoint_files import trained_weights_are_loaded
 
 #: What DeepSpeed writes beside tensors, under ZeRO-1 to 3 in float32, float16 and bfloat16: values without behaviour.
 PLAIN_CLASSES = (
@@ -33,23 +35,24 @@ class UnsafeCheckpointError(ValueError):
 
 @contextlib.contextmanager
 def deepspeed_loads_weights_alone() -> Iterator[None]:
-    """While the block runs, transformers makes DeepSpeed resume, or load the best checkpoint, without unpickling."""
+    """Let DeepSpeed load checkpoints without unpickling while the block runs, to resume or to load the best one."""
     load_checkpoint = transformers.trainer.deepspeed_load_checkpoint
 
-    def load_weights_alone(*args: Any, **kwargs: Any) -> None:
-        with weights_alone():
-            load_checkpoint(*args, **kwargs)
+    def load_weights_alone(engine: Any, checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        # A trained weight that the checkpoint lacks, or holds in another shape, is a CheckpointError.
+        with weights_alone(), trained_weights_are_loaded(checkpoint, engine.module):
+            load_checkpoint(engine, checkpoint, *args, **kwargs)
 
-    with mock.patch.object(transformers.trainer, "deepspeed_load_checkpoint", load_weights_alone):
+    with _replaced(transformers.trainer, "deepspeed_load_checkpoint", load_weights_alone):
         yield
 
 
 @contextlib.contextmanager
 def weights_alone() -> Iterator[None]:
-    """While the block runs, `torch.load` unpickles nothing but tensors, containers and `PLAIN_CLASSES`.
+    """Let `torch.load` unpickle nothing but tensors, containers and `PLAIN_CLASSES` while the block runs.
 
     Raises:
-        UnsafeCheckpointError: from `torch.load`, naming the file.
+        UnsafeCheckpointError: if `torch.load` reads a file with anything else; the error names the file.
     """
     load = torch.load
 
@@ -63,16 +66,16 @@ def weights_alone() -> Iterator[None]:
                 "resume from a checkpoint that you know, or start from the beginning"
             ) from None
 
-    plain = torch.serialization.safe_globals([_find(name) for name in PLAIN_CLASSES])
-    with plain, mock.patch.object(torch, "load", load_weights):
+    plain = torch.serialization.safe_globals([pkgutil.resolve_name(name) for name in PLAIN_CLASSES])
+    with plain, _replaced(torch, "load", load_weights):
         yield
 
 
 def refuse_pickled_index(checkpoint: Path) -> None:
-    """FSDP's sharded checkpoints have an index that PyTorch unpickles: they are not resumed from.
+    """Refuse to resume from a sharded checkpoint of FSDP, whose index PyTorch would unpickle.
 
     Raises:
-        UnsafeCheckpointError: naming the index.
+        UnsafeCheckpointError: if there is such an index; the error names it.
     """
     for index in checkpoint.glob("**/.metadata"):
         raise UnsafeCheckpointError(
@@ -81,7 +84,12 @@ def refuse_pickled_index(checkpoint: Path) -> None:
         )
 
 
-def _find(name: str) -> type:
-    module, _, attribute = name.partition(":")
-    found: type = getattr(importlib.import_module(module), attribute)
-    return found
+@contextlib.contextmanager
+def _replaced(module: ModuleType, name: str, value: Callable[..., Any]) -> Iterator[None]:
+    """While the block runs, a module's function is another one, in every thread."""
+    former = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, former)

@@ -28,8 +28,8 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
     """TRL's SFTTrainer with a mask loss and feature distillation.
 
     Args:
-        *args, **kwargs: as in TRL. The collator is `models.collate.SFTCollator`, for distillation within one of
-            `models.teacher_features`.
+        *args, **kwargs: arguments of TRL's trainer. The collator is `models.collate.SFTCollator`; for distillation
+            one of `caches.teacher_features` wraps it.
         teacher: the live teacher of a `LiveTeacherCollator`.
     """
 
@@ -49,7 +49,7 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
-        """As transformers', which counts the tokens of the accumulated batch here, and its masks."""
+        """Get the micro-batches of a step, and count their masks where transformers counts their tokens."""
         batch_samples, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         weights = [batch["seg_weights"].sum() for batch in batch_samples]
         num_masks = self.accelerator.gather(torch.tensor(weights, device=device).sum()).sum().clamp(min=1)
@@ -92,15 +92,14 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
             )
             self._log("distillation", distillation)
             per_mask = per_mask + self.args.distill_weight * distillation
-        # The mean of the micro-batches' losses over masks is that of the accumulated batch; cross-entropies are to be
-        # summed.
+        # The mask loss of the accumulated batch is the mean of the micro-batches' ones, its cross-entropy their sum.
         is_share = self.model.training and num_items_in_batch is not None
         steps = self.current_gradient_accumulation_steps if is_share else 1
         total = self.args.ce_weight * ce_loss + per_mask / steps
         return (total, outputs) if return_outputs else total
 
     def _teacher_features(self, inputs: dict[str, Any]) -> torch.Tensor | None:
-        """(B, C) as stored, or of the live teacher; taken out of the inputs, which go to the student."""
+        """Take the teacher's features (B, C) out of the inputs, or let the live teacher compute them."""
         teacher_inputs, features = inputs.pop("teacher_inputs", None), inputs.pop("teacher_features", None)
         if teacher_inputs is None:
             return features
@@ -128,7 +127,7 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
 
 
 class _OutputRecorder:
-    """Stands in for the model in TRL's `compute_loss`, which returns the loss but not the outputs."""
+    """Records the model's outputs in TRL's `compute_loss`, which returns the loss alone."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

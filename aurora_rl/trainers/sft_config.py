@@ -17,24 +17,32 @@ class AuroraSFTConfig(CPUDeviceMixin, SFTConfig):
         ce_weight: weight of the cross-entropy over completion tokens.
         mask_bce_weight: weight of the masks' binary cross-entropy.
         mask_dice_weight: weight of the masks' Dice loss.
-        dice_variant: see `losses.dice_loss`.
+        dice_variant: formula of the Dice loss, see `losses.dice_loss`.
         distill_weight: λ of the feature distillation, where there is a teacher; 0 trains without one.
-        stop_grace_s: seconds that a rank may take from SIGTERM to the end of its step. Then it ends without a
-            checkpoint, because another rank may have failed and would be waited for without end. A process that trains
-            alone ends its step, however long that takes.
+        stop_grace_s: seconds that a rank may take from SIGTERM to the end of its step. After that it exits without a
+            checkpoint, because another rank may have failed, and waiting for it would never end. A single process has
+            no such limit.
     """
 
-    ce_weight: float = dataclasses.field(default=1.0, metadata={"help": "Weight of the cross-entropy."})
-    mask_bce_weight: float = dataclasses.field(default=2.0, metadata={"help": "Weight of the masks' BCE."})
+    ce_weight: float = dataclasses.field(
+        default=1.0, metadata={"help": "Weight of the cross-entropy over completion tokens."}
+    )
+    mask_bce_weight: float = dataclasses.field(
+        default=2.0, metadata={"help": "Weight of the masks' binary cross-entropy."}
+    )
     mask_dice_weight: float = dataclasses.field(default=0.5, metadata={"help": "Weight of the masks' Dice loss."})
-    dice_variant: str = dataclasses.field(default="aurora", metadata={"help": "'aurora' or 'lisa'."})
-    distill_weight: float = dataclasses.field(default=1.0, metadata={"help": "Weight of the feature distillation."})
+    dice_variant: str = dataclasses.field(
+        default="aurora", metadata={"help": "Formula of the Dice loss: aurora or lisa."}
+    )
+    distill_weight: float = dataclasses.field(
+        default=1.0, metadata={"help": "Weight of the feature distillation, where there is a teacher."}
+    )
     stop_grace_s: float = dataclasses.field(default=STOP_GRACE_S, metadata={"help": STOP_GRACE_HELP})
 
     def __post_init__(self) -> None:
         if self.disable_tqdm is None:  # type: ignore[has-type]
             self.disable_tqdm = not is_terminal()
-        # The collator reads media by the columns that TRL would drop, and makes labels by itself.
+        # TRL would drop the columns that name the media files; the collator makes the labels.
         self.remove_unused_columns = False
         given = self.dataset_kwargs or {}  # type: ignore[has-type]
         self.dataset_kwargs = {**given, "skip_prepare_dataset": True}

@@ -1,4 +1,4 @@
-"""What an epoch's iterator will give, seen before it is its turn."""
+"""A look at the batches that an epoch's iterator will give later."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,12 +10,12 @@ class UpcomingBatches(Iterator[Any]):
     A batch holds rows of the dataset, that is paths and text; their media are read elsewhere.
 
     Args:
-        batches: the epoch's iterator, used by nobody else from now on.
+        batches: the epoch's iterator, which nobody else may use from now on.
     """
 
     def __init__(self, batches: Iterator[Any]) -> None:
         self.batches = batches
-        self._drawn: dict[int, Any] = {}  # by place in the epoch, as far as it may still be asked for
+        self._drawn: dict[int, Any] = {}  # by place in the epoch, without those that are forgotten
         self._num_drawn = 0
         self._num_given = 0
 
@@ -27,11 +27,11 @@ class UpcomingBatches(Iterator[Any]):
         return self._drawn[self._num_given - 1]
 
     def look_ahead(self, place: int, distance: int) -> Any | None:
-        """The batch so many after the one at this place; None behind the last one.
+        """Return the batch that is `distance` batches after the one at `place`; None beyond the last one.
 
         Args:
-            place: of a batch in the epoch, counted from 0; what lies before it is forgotten.
-            distance: how many further on.
+            place: number of a batch in the epoch, counted from 0; batches before it are forgotten.
+            distance: number of batches after it.
         """
         for known in [known for known in self._drawn if known < min(place, self._num_given)]:
             del self._drawn[known]
@@ -39,7 +39,7 @@ class UpcomingBatches(Iterator[Any]):
         return self._drawn.get(place + distance)
 
     def _draw(self, num_batches: int) -> None:
-        """Draw from the iterator until so many have been drawn in all, or there are no more."""
+        """Draw from the iterator until `num_batches` have been drawn in all, or it is at its end."""
         for _ in range(num_batches - self._num_drawn):
             try:
                 batch = next(self.batches)

@@ -1,4 +1,4 @@
-"""TRL's `vllm_` options as the engine that takes frames and sound."""
+"""The vLLM engine for frames and sound, built from TRL's `vllm_` options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def vllm_engine(trainer: AuroraGRPOTrainer) -> AuroraVLLMGeneration:
-    """What TRL's constructor makes of its `vllm_` options, with the engine for frames and sound."""
+    """Build the engine from the `vllm_` options, as TRL's constructor does for text and images."""
     from aurora_rl.rollout.engine import AuroraVLLMGeneration  # vLLM is an extra
 
     args = trainer.args

@@ -39,6 +39,6 @@ def test_a_program_refuses_such_a_config_with_a_message(tmp_path: Path, capsys: 
     config = tmp_path / "c.yaml"
     config.write_text("env: {OPENAI_BASE_URL: 'http://elsewhere.invalid/v1', AURORA_CASE: '1'}\n")
     with pytest.raises(SystemExit):
-        generate_cot.main(["--config", str(config), "--data_root", "nowhere", "--out", str(tmp_path / "o.jsonl")])
+        generate_cot.main(["--config", str(config), "--data_root", "nowhere", "--output", str(tmp_path / "o.jsonl")])
     assert "env sets OPENAI_BASE_URL, AURORA_CASE" in capsys.readouterr().err
     assert "AURORA_CASE" not in os.environ

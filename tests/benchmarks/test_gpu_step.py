@@ -28,7 +28,7 @@ def test_the_gpu_benchmark_runs_at_toy_size_and_refuses_real_ones_without_a_gpu(
         return counted[-1][1]
 
     monkeypatch.setattr(gpu_step, "estimate_flops", count)
-    gpu_step.main(["--size", "toy", "--repeats", "1", "--json", str(tmp_path / "out.json")])
+    gpu_step.main(["--size", "toy", "--repeats", "1", "--output", str(tmp_path / "out.json")])
     numbers = json.loads((tmp_path / "out.json").read_text())
     parts = sum(numbers[name] for name in (*PARTS, *MASK_PARTS, *WATCHED_PARTS))
     assert parts == pytest.approx(numbers["whole step, s"])
@@ -50,7 +50,7 @@ def test_the_gpu_benchmark_runs_at_toy_size_and_refuses_real_ones_without_a_gpu(
 
 def test_the_recipes_adapter_and_its_reference_are_trained_and_traced(tmp_path: Path) -> None:
     """In peaks and estimate, too: `lm_head` and `embed_tokens` of 64 wide, trained, and once more as reference."""
-    options = ["--as_recipe", "--trace", str(tmp_path / "trace.json"), "--json", str(tmp_path / "out.json")]
+    options = ["--as_recipe", "--trace", str(tmp_path / "trace.json"), "--output", str(tmp_path / "out.json")]
     gpu_step.main(["--size", "toy", "--repeats", "1", *options])
     numbers = json.loads((tmp_path / "out.json").read_text())
     assert numbers["scoring"] > 0  # of the reference
@@ -68,7 +68,7 @@ def test_deepspeed_steps_in_half_precision_without_autocast(tmp_path: Path) -> N
     """In a process of its own: a launch by DeepSpeed cannot be taken back."""
     command = ["-m", "benchmarks.gpu_step", "--size", "toy", "--repeats", "1", "--as_recipe", "--deepspeed"]
     out = tmp_path / "out.json"
-    done = subprocess.run([sys.executable, *command, "--json", str(out)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *command, "--output", str(out)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     numbers = json.loads(out.read_text())
     assert all(numbers[part] > 0 for part in ("generation", "forward", "backward"))
@@ -82,7 +82,7 @@ def test_vllm_samples_and_is_sent_the_weights(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     command = ["-m", "benchmarks.gpu_step", "--size", "toy", "--repeats", "1", "--as_recipe", "--sampler", "vllm"]
     out = tmp_path / "out.json"
-    done = subprocess.run([sys.executable, *command, "--json", str(out)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *command, "--output", str(out)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     numbers = json.loads(out.read_text())
     assert all(numbers[part] > 0 for part in ("generation", "weight sync", "forward", "backward"))

@@ -10,7 +10,7 @@ from benchmarks.idle_share import WAYS, main
 
 def test_both_ways_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     toy = ["--steps", "2", "--rounds", "1", "--size", "64", "48", "--seconds", "0.5", "--completion_length", "2"]
-    main([*toy, "--json", str(tmp_path / "out.json")])
+    main([*toy, "--output", str(tmp_path / "out.json")])
     numbers = json.loads((tmp_path / "out.json").read_text())
     assert list(numbers) == list(WAYS)
     for row in numbers.values():

@@ -64,7 +64,7 @@ def test_the_official_table_has_the_counts_that_are_known_of_it(
 ) -> None:
     """Ref-AVSBench's own metadata.csv, see the licence beside it; the counts were taken by other means."""
     (tmp_path / "metadata.csv").write_bytes(lzma.decompress(OFFICIAL_TABLE.read_bytes()))
-    assert doctor(tmp_path, "--metadata-only", "--json") == 0
+    assert doctor(tmp_path, "--metadata_only", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert {key: found[key] for key in KEYS if key != "splits"} == {
         "rows": 20459,
@@ -89,15 +89,15 @@ def test_json_has_the_promised_keys(broken: Path, capsys: pytest.CaptureFixture[
 
 
 def test_notes_fail_only_when_strict(notes: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor(notes, "--metadata-only") == 0
+    assert doctor(notes, "--metadata_only") == 0
     assert doctor(notes, "--metadata_only", "--strict") == 1
     assert "rows given twice in a split" in capsys.readouterr().out
 
 
 def test_metadata_only_reads_a_csv_file_or_a_folder(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor(broken, "--metadata-only", "--json") == 0  # the missing audio is not looked for
+    assert doctor(broken, "--metadata_only", "--json") == 0  # the missing audio is not looked for
     of_folder = capsys.readouterr().out
-    assert doctor(broken / "metadata.csv", "--metadata-only", "--json") == 0
+    assert doctor(broken / "metadata.csv", "--metadata_only", "--json") == 0
     assert capsys.readouterr().out == of_folder
     assert json.loads(of_folder)["clips_checked"] is None
 
@@ -105,10 +105,10 @@ def test_metadata_only_reads_a_csv_file_or_a_folder(broken: Path, capsys: pytest
 def test_unusable_root_exits_with_2(notes: Path, clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for root, options, words in (
         (notes.parent / "nowhere", [], "there is no"),
-        (notes.parent / "nowhere", ["--metadata-only"], "there is no"),
+        (notes.parent / "nowhere", ["--metadata_only"], "there is no"),
         (notes.parent, [], "there is no"),  # a folder without metadata.csv
-        (notes, [], "add --metadata-only"),
-        (clean, ["--splits", "dev"], "no split(s) ['dev']"),
+        (notes, [], "add --metadata_only"),
+        (clean, ["--split", "dev"], "no split(s) ['dev']"),
     ):
         assert doctor(root, *options) == 2
         output = capsys.readouterr()
@@ -144,7 +144,7 @@ def test_text_of_a_malicious_row_neither_steers_the_terminal_nor_floods_it(
         f"x,../{'a' * 100_000}_cat_1,train,0,The cat.\n"
         "x,\x1b]0;owned\x07_cat_1,\x1b[2Jtrain[red],0,The cat.\n"
     )
-    assert doctor(tmp_path, "--metadata-only") == 1
+    assert doctor(tmp_path, "--metadata_only") == 1
     output = capsys.readouterr().out
     assert "\x1b" not in output and "\x07" not in output
     assert "train[red]" in output
@@ -158,6 +158,6 @@ def test_console_script_names_this_main() -> None:
 
 def test_command_starts_without_torch(notes: Path) -> None:
     code = "import sys; from aurora_rl.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
-    command = [sys.executable, "-c", code, "doctor", str(notes), "--metadata-only", "--json"]
+    command = [sys.executable, "-c", code, "doctor", str(notes), "--metadata_only", "--json"]
     process = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=Path(__file__).parents[2])
     assert process.returncode == 0, process.stderr

@@ -44,7 +44,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def rescore(folder: Path, name: str, options: str = "") -> int:
-    command = ["evaluate", "--predictions", str(folder / name), "--dataset", str(folder / "data")]
+    command = ["evaluate", "--predictions", str(folder / name), "--data_root", str(folder / "data")]
     return main([*command, "--output", str(folder / f"{name}.json"), *shlex.split(options)])
 
 
@@ -105,7 +105,7 @@ def test_unusable_predictions_exit_with_2_and_name_row_and_file(saved, capsys):
     (saved / "good" / "1" / "2.png").unlink()
     assert rescore(saved, "good") == 2
     assert "row 1 (s0_drum_1): the prediction has 2 frames, the clip 3" in capsys.readouterr().err
-    assert main(["evaluate", "--predictions", str(saved / "nowhere"), "--dataset", "x", "--output", "o.json"]) == 2
+    assert main(["evaluate", "--predictions", str(saved / "nowhere"), "--data_root", "x", "--output", "o.json"]) == 2
 
 
 def test_output_that_is_no_json_file_and_two_sources_are_refused(saved):
@@ -119,7 +119,7 @@ def test_saved_predictions_are_scored_without_transformers(saved):
     code = "import sys; from aurora_rl.cli import main; code = main(sys.argv[1:])\n"
     code += "heavy = {'transformers', 'trl', 'peft', 'accelerate', 'datasets', 'deepspeed'} & set(sys.modules)\n"
     code += "sys.exit(code or (f'imported {heavy}' if heavy else 0))"
-    options = ["--predictions", saved / "good", "--dataset", saved / "data", "--output", saved / "out.json"]
+    options = ["--predictions", saved / "good", "--data_root", saved / "data", "--output", saved / "out.json"]
     command = [sys.executable, "-c", code, "evaluate", *options, "--report", saved / "out.html"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -142,7 +142,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.multiprocess
 def test_of_two_rescorings_into_one_output_the_second_is_refused_and_the_first_ends_well(saved, capsys):
-    command = ["evaluate", "--predictions", str(saved / "good"), "--dataset", str(saved / "data")]
+    command = ["evaluate", "--predictions", str(saved / "good"), "--data_root", str(saved / "data")]
     command += ["--output", str(saved / "good.json"), "--num_workers", "1"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", STOPPED, *command], cwd=ROOT, text=True, **pipes) as first:
@@ -229,7 +229,7 @@ use_cpu: true
 def test_model_is_scored_as_by_the_recipe(benchmark, tiny_checkpoint, tmp_path, capsys):
     config = tmp_path / "evaluate.yaml"
     config.write_text(CONFIG)
-    command = ["evaluate", "--model", tiny_checkpoint, "--dataset", str(benchmark), "--split", "test_s", "test_n"]
+    command = ["evaluate", "--model", tiny_checkpoint, "--data_root", str(benchmark), "--split", "test_s", "test_n"]
     output = tmp_path / "out.json"
     options = ["--output", str(output), "--config", str(config), "--seed", "3", "--report", str(tmp_path / "out.html")]
     assert main([*command, *options]) == 0
@@ -238,7 +238,7 @@ def test_model_is_scored_as_by_the_recipe(benchmark, tiny_checkpoint, tmp_path, 
     )
     arguments = EvaluationArguments(
         output_dir=str(tmp_path / "recipe"),
-        splits=["test_s", "test_n"],
+        split=["test_s", "test_n"],
         num_samples=2,
         max_completion_length=6,
         batch_size=3,
@@ -266,7 +266,7 @@ def test_evaluation_of_a_model_that_was_interrupted_goes_on(
 ):
     config = tmp_path / "evaluate.yaml"
     config.write_text(CONFIG)
-    command = ["evaluate", "--model", tiny_checkpoint, "--dataset", str(benchmark), "--split", "test_s", "test_n"]
+    command = ["evaluate", "--model", tiny_checkpoint, "--data_root", str(benchmark), "--split", "test_s", "test_n"]
     # One row at a time: the rows that are left share other batches, which changes the last digits.
     command += ["--config", str(config), "--batch_size", "1", "--ablations", "audio_muted", "--output"]
     assert main([*command, str(tmp_path / "whole.json")]) == 0
@@ -294,7 +294,7 @@ def test_evaluation_in_batches_that_was_interrupted_gives_the_words_and_masks_of
     tiny_benchmark, tiny_checkpoint, tmp_path, monkeypatch, num_finished
 ):
     (tmp_path / "evaluate.yaml").write_text(CONFIG)
-    command = ["evaluate", "--model", tiny_checkpoint, "--dataset", str(tiny_benchmark), "--num_frames", "4"]
+    command = ["evaluate", "--model", tiny_checkpoint, "--data_root", str(tiny_benchmark), "--num_frames", "4"]
     command += ["--config", str(tmp_path / "evaluate.yaml"), "--num_samples", "2", "--batch_size", "4", "--output"]
     assert main([*command, str(tmp_path / "whole.json")]) == 0
     score, scored = model_evaluation._score, []
@@ -342,7 +342,7 @@ def assert_scored_alike(ours: Path, theirs: Path) -> None:
 @pytest.mark.multiprocess
 def test_two_processes_score_a_model_row_by_row_as_one_does(benchmark, tiny_checkpoint, tmp_path):
     (tmp_path / "evaluate.yaml").write_text(CONFIG)
-    command = ["evaluate", "--model", tiny_checkpoint, "--dataset", str(benchmark), "--split", "test_s", "test_n"]
+    command = ["evaluate", "--model", tiny_checkpoint, "--data_root", str(benchmark), "--split", "test_s", "test_n"]
     command += ["--config", str(tmp_path / "evaluate.yaml"), "--batch_size", "1", "--output"]
     assert main([*command, str(tmp_path / "one.json")]) == 0
     assert by_two_processes([*command, str(tmp_path / "two.json")]).count("preset refavs") == 1
@@ -361,7 +361,7 @@ def test_two_processes_score_a_model_row_by_row_as_one_does(benchmark, tiny_chec
 @pytest.mark.multiprocess
 def test_batches_change_the_last_digits_of_a_model_and_no_word(tiny_benchmark, tiny_checkpoint, tmp_path):
     (tmp_path / "evaluate.yaml").write_text(CONFIG)
-    command = ["evaluate", "--model", tiny_checkpoint, "--dataset", str(tiny_benchmark), "--num_frames", "4"]
+    command = ["evaluate", "--model", tiny_checkpoint, "--data_root", str(tiny_benchmark), "--num_frames", "4"]
     command += ["--config", str(tmp_path / "evaluate.yaml"), "--num_samples", "0"]
     assert main([*command, "--batch_size", "1", "--output", str(tmp_path / "single.json")]) == 0
     assert main([*command, "--batch_size", "4", "--output", str(tmp_path / "batches.json")]) == 0
@@ -376,7 +376,7 @@ def test_model_is_scored_as_the_pipeline_answers(benchmark, loaded, tmp_path):
     loaded.remember_clips(ClipOptions(prompt, fps=2.0, num_frames=2))
     loaded.model.save_pretrained(tmp_path / "model")
     loaded.processor.save_pretrained(tmp_path / "model")
-    command = ["evaluate", "--model", str(tmp_path / "model"), "--dataset", str(benchmark), "--use_cpu", "true"]
+    command = ["evaluate", "--model", str(tmp_path / "model"), "--data_root", str(benchmark), "--use_cpu", "true"]
     command += ["--max_completion_length", "6", "--batch_size", "1", "--output", str(tmp_path / "out.json")]
     assert main(command) == 0
     results = {result.key: result.greedy for result in read_results(tmp_path / "out" / "results.jsonl")}
@@ -392,8 +392,8 @@ def test_model_is_scored_as_the_pipeline_answers(benchmark, loaded, tmp_path):
 
 def test_output_of_the_command_wins_over_the_output_dir_of_a_config(benchmark, tiny_checkpoint, tmp_path):
     config = tmp_path / "evaluate.yaml"
-    config.write_text(f"{CONFIG}output_dir: {tmp_path / 'shared'}\nsplits: [test_n]\n")
-    command = ["evaluate", "--model", tiny_checkpoint, "--dataset", str(benchmark), "--config", str(config)]
+    config.write_text(f"{CONFIG}output_dir: {tmp_path / 'shared'}\nsplit: [test_n]\n")
+    command = ["evaluate", "--model", tiny_checkpoint, "--data_root", str(benchmark), "--config", str(config)]
     assert main([*command, "--num_samples", "0", "--output", str(tmp_path / "a.json")]) == 0
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"results.jsonl", "summary.json"}
     assert not (tmp_path / "shared").exists()
@@ -406,7 +406,7 @@ def test_media_of_the_training_split_are_not_needed(benchmark, tiny_checkpoint, 
     [trained] = {line.split(",")[1].rsplit("_", 2)[0] for line in table if line.split(",")[2] == "train"}
     shutil.copytree(benchmark, tmp_path / "data", ignore=shutil.ignore_patterns(trained))
     (tmp_path / "evaluate.yaml").write_text(CONFIG)
-    command = ["evaluate", "--model", tiny_checkpoint, "--dataset", str(tmp_path / "data"), "--split", "test_n"]
+    command = ["evaluate", "--model", tiny_checkpoint, "--data_root", str(tmp_path / "data"), "--split", "test_n"]
     command += ["--config", str(tmp_path / "evaluate.yaml"), "--num_samples", "0"]
     assert main([*command, "--output", str(tmp_path / "out.json")]) == 0
 
@@ -415,7 +415,7 @@ def test_model_without_data_or_with_an_unknown_option_is_refused(tiny_checkpoint
     with pytest.raises(SystemExit):
         main(["evaluate", "--model", tiny_checkpoint, "--output", str(tmp_path / "out.json")])
     assert "data_root" in capsys.readouterr().err
-    command = ["evaluate", "--model", tiny_checkpoint, "--dataset", "x", "--output", str(tmp_path / "out.json")]
+    command = ["evaluate", "--model", tiny_checkpoint, "--data_root", "x", "--output", str(tmp_path / "out.json")]
     assert main([*command, "--use_cpu", "true", "--preset", "sam"]) == 2
     assert "there is no evaluation preset 'sam'" in capsys.readouterr().err
     assert main([*command, "--batchsize", "4"]) == 2

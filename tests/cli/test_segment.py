@@ -153,18 +153,15 @@ def test_an_earlier_answer_is_kept_unless_it_may_go(model, clip, tmp_path, capsy
     assert (out / "mine.txt").read_text() == "kept"
 
 
-def test_an_earlier_answer_is_kept_where_the_new_one_cannot_be_written(model, clip, tmp_path, monkeypatch, capsys):
+def test_an_earlier_answer_is_kept_where_the_new_one_cannot_be_written(model, clip, tmp_path, request, capsys):
     out = tmp_path / "out"
     assert segment(clip, "The drum.", "--model", model, "-o", out) == 0
     before = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
-
-    def full(*_: object) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr("aurora_rl.inference.answer_files.chain_text", full)
+    request.getfixturevalue("nearly_full")
     assert segment(clip, "The bell.", "--model", model, "-o", out, "--overwrite") == 2
-    assert "no space left" in capsys.readouterr().err
+    assert re.search(r"out/overlay\.mp4 cannot be written .*unchanged: free space", capsys.readouterr().err)
     assert {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert not list(out.glob(".*"))
 
 
 @pytest.mark.parametrize("arguments", [["OUT/overlay.mp4", "The bell."], ["The bell.", "--frames", "OUT/masks/0"]])

@@ -37,7 +37,7 @@ def train_and_score(tiny_checkpoint: str, tmp_path: Path) -> Callable[..., list[
             ModelArguments(model=str(out)),
             data_args,
             EvaluationArguments(
-                str(scores), splits=[split], preset="avsbench", max_completion_length=4, append_seg=True, use_cpu=True
+                str(scores), split=[split], preset="avsbench", max_completion_length=4, append_seg=True, use_cpu=True
             ),
         )
         return read_results(scores / "results.jsonl")

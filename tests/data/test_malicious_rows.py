@@ -246,11 +246,11 @@ def load(benchmark, folder, recipe):
         load_clip(sample)
 
 def options(benchmark, folder, recipe):
-    return ["--config", recipe, "--data_root", f"{folder}/root", "--benchmark", benchmark, "--splits", "train",
+    return ["--config", recipe, "--data_root", f"{folder}/root", "--benchmark", benchmark, "--split", "train",
             "--mask_cache", f"{folder}/masks", "--media_cache", f"{folder}/media", "--num_frames", "2"]
 
 def export(*job):
-    to_hf_dataset.main([*options(*job), "--out", f"{job[1]}/out"])
+    to_hf_dataset.main([*options(*job), "--output_dir", f"{job[1]}/out"])
 
 def cache(*job):
     cache_features.main([*options(*job), "--embedding_cache", f"{job[1]}/embeddings", "--use_cpu", "true"])

@@ -211,7 +211,7 @@ def run_options(tmp_path: Path) -> Callable[..., list[str]]:
         values = {
             "data_root": root,
             "num_frames": 1,
-            "out": tmp_path / "out" / "chains.jsonl",
+            "output": tmp_path / "out" / "chains.jsonl",
             "model": "strong",
             "base_url": url,
             "backoff_s": 0.001,

@@ -67,9 +67,9 @@ def test_the_recipes_splits_are_encoded_and_a_later_training_finds_them(
 def test_splits_can_be_named_and_those_that_are_cached_are_left_alone(
     recipe: Path, tiny_benchmark: Path, tmp_path: Path
 ) -> None:
-    run(recipe, "--splits", "test_u")
+    run(recipe, "--split", "test_u")
     first = shards(tmp_path / "cache")
-    run(recipe, "--splits", "test_u", "test_n")
+    run(recipe, "--split", "test_u", "test_n")
     new = set(shards(tmp_path / "cache")) - set(first)
     assert {media_id for path in new for media_id in load_file(path)} == media_ids(tiny_benchmark, "test_n")
 
@@ -77,14 +77,14 @@ def test_splits_can_be_named_and_those_that_are_cached_are_left_alone(
 def test_verify_names_a_damaged_file_and_drop_damaged_encodes_its_clips_anew(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(recipe, "--splits", "test_u", "--clips_per_shard", "1")
+    run(recipe, "--split", "test_u", "--clips_per_shard", "1")
     run(recipe, "--verify", "true")
     whole = {path: path.read_bytes() for path in shards(tmp_path / "cache")}
     damaged = next(iter(whole))
     damaged.write_bytes(whole[damaged][:-1] + bytes([whole[damaged][-1] ^ 1]))
     with pytest.raises(SystemExit, match=f"1 file.s. are not what was written; .*--drop_damaged.*\n  {damaged}"):
         run(recipe, "--verify", "true")
-    run(recipe, "--splits", "test_u", "--clips_per_shard", "1", "--drop_damaged", "true")
+    run(recipe, "--split", "test_u", "--clips_per_shard", "1", "--drop_damaged", "true")
     assert {path: path.read_bytes() for path in shards(tmp_path / "cache")} == whole
 
 
@@ -95,12 +95,12 @@ def test_verify_encodes_nothing(recipe: Path, tmp_path: Path) -> None:
 
 def test_faults_of_the_data_end_it_without_a_traceback(recipe: Path, tiny_benchmark: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="cache_features: .* has no split 'test'"):
-        run(recipe, "--splits", "test")
+        run(recipe, "--split", "test")
     broken = shutil.copytree(tiny_benchmark, tmp_path / "broken")
     frame = next(broken.glob("media/train*/frames/0.jpg"))
     frame.write_bytes(b"no picture")
     with pytest.raises(SystemExit, match=f"cannot read the image {frame}"):
-        run(recipe, "--data_root", str(broken), "--splits", "train")
+        run(recipe, "--data_root", str(broken), "--split", "train")
     with pytest.raises(SystemExit, match="set `embedding_cache`"):
         recipe.write_text(recipe.read_text().replace("embedding_cache", "no_cache"))
         run(recipe)

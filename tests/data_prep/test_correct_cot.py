@@ -46,7 +46,7 @@ def test_mistakes_are_corrected_by_the_endpoint_which_sees_them(make_rows, endpo
     endpoint.plan = lambda row, attempt: "wrong category" if (row, attempt) == (0, 1) else "good"
     mistakes = write_lines(tmp_path / "mistakes.jsonl", MISTAKES)
     out = tmp_path / "reflective.jsonl"
-    assert main([*run_options(make_rows(9), endpoint.url, out=out), "--mistakes", str(mistakes)]) == 0
+    assert main([*run_options(make_rows(9), endpoint.url, output=out), "--mistakes", str(mistakes)]) == 0
     records = read_lines(out)
     assert [(record["row"], record["category"], record["wrong"]) for record in records] == [
         (0, "drum", WRONG),
@@ -85,7 +85,7 @@ def correct_by_gold(root: Path, tmp_path: Path, mistakes: list[dict], chains: li
     files = {
         "mistakes": write_lines(tmp_path / "mistakes.jsonl", mistakes),
         "gold": write_lines(tmp_path / "gold.jsonl", chains),
-        "out": tmp_path / "reflective.jsonl",
+        "output": tmp_path / "reflective.jsonl",
     }
     options = [word for name, path in files.items() for word in (f"--{name}", str(path))]
     return main(["--data_root", str(root), "--num_frames", "1", *options])
@@ -143,7 +143,7 @@ def test_corrections_of_other_mistakes_are_neither_kept_nor_mixed_in(
     now, make_rows, endpoint, run_options, tmp_path, capsys
 ):
     out = tmp_path / "reflective.jsonl"
-    options = [*run_options(make_rows(9), endpoint.url, out=out), "--mistakes", str(tmp_path / "mistakes.jsonl")]
+    options = [*run_options(make_rows(9), endpoint.url, output=out), "--mistakes", str(tmp_path / "mistakes.jsonl")]
     write_lines(tmp_path / "mistakes.jsonl", MISTAKES[:2])
     assert main(options) == 0
     assert main([*options, "--max_rows", "1"]) == 0  # fewer of the same mistakes are no others
@@ -158,7 +158,7 @@ def test_corrections_of_other_mistakes_are_neither_kept_nor_mixed_in(
 def test_corrections_that_were_paid_for_are_not_overwritten_by_gold(make_rows, endpoint, run_options, tmp_path, capsys):
     mistakes = write_lines(tmp_path / "mistakes.jsonl", MISTAKES[:2])
     out = tmp_path / "reflective.jsonl"
-    assert main([*run_options(make_rows(9), endpoint.url, out=out), "--mistakes", str(mistakes)]) == 0
+    assert main([*run_options(make_rows(9), endpoint.url, output=out), "--mistakes", str(mistakes)]) == 0
     before = out.read_bytes()
     with pytest.raises(SystemExit):
         correct_by_gold(make_rows(9), tmp_path, MISTAKES[:2], GOLD)

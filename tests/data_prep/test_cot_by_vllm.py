@@ -97,7 +97,8 @@ def read_lines(path: Path) -> list[dict]:
 
 def generate(url: str, root: Path, out: Path, tokenizer: PreTrainedTokenizerFast, *options: str) -> int:
     allowed = [*tokenizer(ALPHABET)["input_ids"], tokenizer.eos_token_id]
-    common = ["--data_root", str(root), "--num_frames", "1", "--out", str(out), "--model", "random", "--base_url", url]
+    common = ["--data_root", str(root), "--num_frames", "1", "--output", str(out)]
+    common += ["--model", "random", "--base_url", url]
     common += ["--media", "none", "--allow_unnamed", "--max_step_chars", "40", "--max_tokens", "600"]
     return main([*common, "--extra_body", json.dumps({"allowed_token_ids": allowed}), *options])
 

@@ -117,7 +117,7 @@ def test_a_record_is_what_the_loader_reads_and_the_answer_is_ours(make_rows, end
 
     root = make_rows(3)
     out = root / "chains.jsonl"
-    assert main(run_options(root, endpoint.url, out=out)) == 0
+    assert main(run_options(root, endpoint.url, output=out)) == 0
     assert read_lines(out)[1] == {
         "uid": "clip-b_0_1000_hair-dryer_1",
         "row": 1,
@@ -343,9 +343,9 @@ def test_options_that_make_no_sense_are_told_without_a_traceback(options, messag
 
 
 def test_two_runs_into_one_file_are_refused(make_rows, endpoint, run_options, tmp_path, capsys):
-    from data_prep.journal import Journal
+    from aurora_rl.files.journal import RowJournal
 
-    with Journal(tmp_path / "out" / "chains.jsonl"), pytest.raises(SystemExit):
+    with RowJournal(tmp_path / "out" / "chains.jsonl"), pytest.raises(SystemExit):
         main(run_options(make_rows(3), endpoint.url))
     assert "another run writes to" in capsys.readouterr().err
     assert endpoint.log == []

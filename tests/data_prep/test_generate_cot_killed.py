@@ -63,7 +63,7 @@ def test_after_ten_kills_the_files_are_those_of_an_unbroken_run_and_no_finished_
     outs = {name: tmp_path / name / "chains.jsonl" for name in ("unbroken", "killed")}
     endpoints = {name: start_endpoint() for name in outs}
     options = {
-        name: run_options(make_rows(ROWS), endpoints[name].url, out=out, concurrency=8, max_attempts=3)
+        name: run_options(make_rows(ROWS), endpoints[name].url, output=out, concurrency=8, max_attempts=3)
         for name, out in outs.items()
     }
     for endpoint in endpoints.values():

@@ -27,14 +27,14 @@ PATHS = ("frame_paths", "audio_path", "mask_paths", "origin", "use_audio_in_vide
 
 def run(root: Path, out: Path, *options: str) -> None:
     main(["--data_root", str(root), "--chains", "chains.jsonl", "--fps", "2", "--num_frames", "4",
-          "--out", str(out), *options])  # fmt: skip
+          "--output_dir", str(out), *options])  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def hf_root(tiny_benchmark: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All splits of the tiny benchmark as a Hugging Face dataset; read-only."""
     out = tmp_path_factory.mktemp("hf") / "dataset"
-    run(tiny_benchmark, out, "--splits", *SPLITS)
+    run(tiny_benchmark, out, "--split", *SPLITS)
     return out
 
 
@@ -84,7 +84,7 @@ def test_rows_can_be_streamed(hf_root: Path) -> None:
 
 
 def test_card_tells_sizes_fields_source_and_how_to_load(tiny_benchmark: Path, tmp_path: Path) -> None:
-    run(tiny_benchmark, tmp_path / "out", "--splits", "val", "--source", "a paper", "--license", "mit")
+    run(tiny_benchmark, tmp_path / "out", "--split", "val", "--source", "a paper", "--license", "mit")
     card = DatasetCard.load(tmp_path / "out" / "README.md")
     rows = source(tiny_benchmark, "val")
     assert card.data.license == "mit"
@@ -130,18 +130,18 @@ def test_a_clip_that_cannot_be_read_ends_it_and_leaves_no_dataset(tiny_benchmark
     frame = next(root.glob("media/val*/frames/1.jpg"))
     frame.write_bytes(b"no picture")
     with pytest.raises(SystemExit, match=f"to_hf_dataset: clip '.*metadata.csv:.*cannot read the image {frame}"):
-        run(root, tmp_path / "out", "--splits", "val")
+        run(root, tmp_path / "out", "--split", "val")
     assert not (tmp_path / "out").exists()
     shutil.copy(frame.with_name("0.jpg"), frame)
-    run(root, tmp_path / "out", "--splits", "val")  # over what the broken run has left
+    run(root, tmp_path / "out", "--split", "val")  # over what the broken run has left
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "out"]
 
 
 def test_a_folder_that_is_there_and_a_split_that_is_not_are_refused(hf_root: Path, tiny_benchmark: Path) -> None:
     with pytest.raises(SystemExit, match="is there already: name another folder"):
-        run(tiny_benchmark, hf_root, "--splits", "val")
+        run(tiny_benchmark, hf_root, "--split", "val")
     with pytest.raises(SystemExit, match="no split 'test'"):
-        run(tiny_benchmark, hf_root.with_name("other"), "--splits", "test")
+        run(tiny_benchmark, hf_root.with_name("other"), "--split", "test")
 
 
 def test_a_dataset_that_does_not_fit_on_the_disk_is_refused_before_it_is_written(
@@ -151,7 +151,7 @@ def test_a_dataset_that_does_not_fit_on_the_disk_is_refused_before_it_is_written
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     monkeypatch.setattr(to_hf_dataset, "write_split", lambda *_: pytest.fail("nothing may be written"))
     with pytest.raises(SystemExit, match="4 rows take .* GB, but .* has 1e-06 GB free"):
-        run(tiny_benchmark, tmp_path / "out", "--splits", "val")
+        run(tiny_benchmark, tmp_path / "out", "--split", "val")
 
 
 # And back

@@ -52,7 +52,7 @@ LINES = [
 def test_good_chains_are_kept_mended_ones_too_and_the_rest_is_dropped_with_its_reasons(tmp_path, capsys):
     source = write_lines(tmp_path / "chains.jsonl", LINES)
     before = source.read_bytes()
-    main([str(source), "--out", str(tmp_path / "new" / "ok.jsonl"), "--json"])
+    main([str(source), "--output", str(tmp_path / "new" / "ok.jsonl"), "--json"])
     assert json.loads(capsys.readouterr().out) == {
         "records": 11,
         "kept": 4,
@@ -87,7 +87,7 @@ def test_good_chains_are_kept_mended_ones_too_and_the_rest_is_dropped_with_its_r
 
 
 def test_the_counts_are_also_told_as_text(tmp_path, capsys):
-    main([str(write_lines(tmp_path / "chains.jsonl", LINES)), "--out", str(tmp_path / "ok.jsonl")])
+    main([str(write_lines(tmp_path / "chains.jsonl", LINES)), "--output", str(tmp_path / "ok.jsonl")])
     said = capsys.readouterr().out
     assert "11 records: 4 kept, 7 dropped" in said
     assert "       1  leak: the chain says that it was told the answer" in said
@@ -99,7 +99,7 @@ def test_the_sample_shows_some_of_each_reason_chosen_by_the_seed(tmp_path):
     source = write_lines(tmp_path / "chains.jsonl", [*LINES, *bad])
 
     def sample(seed: int) -> str:
-        main([str(source), "--out", str(tmp_path / "ok.jsonl"), "--sample_size", "3", "--seed", str(seed)])
+        main([str(source), "--output", str(tmp_path / "ok.jsonl"), "--sample_size", "3", "--seed", str(seed)])
         return (tmp_path / "ok.sample.md").read_text()
 
     page = sample(0)
@@ -122,7 +122,7 @@ def test_length_and_naming_are_options(tmp_path, capsys):
     source = write_lines(tmp_path / "chains.jsonl", lines)
 
     def reasons(*options: str) -> dict:
-        main([str(source), "--out", str(tmp_path / "ok.jsonl"), "--json", *options])
+        main([str(source), "--output", str(tmp_path / "ok.jsonl"), "--json", *options])
         return json.loads(capsys.readouterr().out)["reasons"]
 
     assert reasons() == {"unnamed_category": 1}
@@ -141,7 +141,7 @@ def test_length_and_naming_are_options(tmp_path, capsys):
 )
 def test_records_of_reflective_training_are_checked_with_their_mistake(wrong, reasons, tmp_path, capsys):
     source = write_lines(tmp_path / "reflective.jsonl", [chain(0, wrong=wrong)])
-    main([str(source), "--out", str(tmp_path / "ok.jsonl"), "--json"])
+    main([str(source), "--output", str(tmp_path / "ok.jsonl"), "--json"])
     assert json.loads(capsys.readouterr().out)["reasons"] == reasons
     assert [record["wrong"] for record in read_lines(tmp_path / "ok.jsonl")] == ([] if reasons else [wrong])
 
@@ -149,9 +149,9 @@ def test_records_of_reflective_training_are_checked_with_their_mistake(wrong, re
 def test_the_input_is_never_the_output_and_must_be_there(tmp_path, capsys):
     source = write_lines(tmp_path / "chains.jsonl", [chain(0)])
     for arguments, message in [
-        ([str(source), "--out", str(source)], "is the input"),
-        ([str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "ok.jsonl")], "No such file"),
-        ([str(source), "--out", str(tmp_path / "ok.jsonl"), "--max_step_chars", "0"], "max_step_chars is 0"),
+        ([str(source), "--output", str(source)], "is the input"),
+        ([str(tmp_path / "none.jsonl"), "--output", str(tmp_path / "ok.jsonl")], "No such file"),
+        ([str(source), "--output", str(tmp_path / "ok.jsonl"), "--max_step_chars", "0"], "max_step_chars is 0"),
     ]:
         with pytest.raises(SystemExit):
             main(arguments)

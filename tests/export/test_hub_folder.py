@@ -28,7 +28,7 @@ CLIPS = ClipOptions(prompt=PromptOptions(instruction="{reference}", min_pixels=2
 
 
 def export(model: str | Path, folder: Path, *options: str | Path) -> int:
-    return main(["export", str(model), "--to", "hf", "--output_dir", str(folder), *map(str, options)])
+    return main(["export", "--model", str(model), "--to", "hf", "--output_dir", str(folder), *map(str, options)])
 
 
 def card(folder: Path) -> tuple[dict, str]:
@@ -96,7 +96,7 @@ def test_the_folder_holds_safetensors_and_text_and_nothing_of_this_machine(train
 
 def test_an_adapter_is_merged_or_kept(adapter, tmp_path):
     assert export(adapter, tmp_path / "merged") == 0
-    assert export(adapter, tmp_path / "kept", "--no-merge", "--base_model", "someone/tiny") == 0
+    assert export(adapter, tmp_path / "kept", "--no_merge", "--base_model", "someone/tiny") == 0
     merged = load_model(str(tmp_path / "merged"))
     assert not isinstance(merged.model, PeftModel)
     assert merged.clip_options == CLIPS
@@ -112,14 +112,14 @@ def test_an_adapter_is_merged_or_kept(adapter, tmp_path):
 
 
 def test_an_adapter_that_was_kept_loads_on_its_base(adapter, tiny_checkpoint, tmp_path, monkeypatch):
-    export(adapter, tmp_path / "kept", "--no-merge", "--base_model", "tiny")
+    export(adapter, tmp_path / "kept", "--no_merge", "--base_model", "tiny")
     (tmp_path / "tiny").symlink_to(tiny_checkpoint)
     monkeypatch.chdir(tmp_path)  # a place that has the base under that name
     torch.testing.assert_close(logits(load_model("kept")), logits(load_model(str(adapter))), rtol=0, atol=0)
 
 
 def test_an_adapter_on_a_local_folder_cannot_be_kept(adapter, tmp_path, capsys):
-    assert export(adapter, tmp_path / "kept", "--no-merge") == 2
+    assert export(adapter, tmp_path / "kept", "--no_merge") == 2
     assert "merge it, or name the same weights on the hub by --base_model" in capsys.readouterr().err
     assert not (tmp_path / "kept").exists()
 
@@ -233,10 +233,10 @@ def test_an_image_encoder_of_this_machine_must_be_named(omni_checkpoint, sam_che
     assert "it is read from `someone/sam`" in card(tmp_path / "model")[1]
 
 
-@pytest.mark.parametrize("options", [["--scores", "out.json"], ["--no-merge"], ["--push", "a/b"]])
+@pytest.mark.parametrize("options", [["--scores", "out.json"], ["--no_merge"], ["--push", "a/b"]])
 def test_options_of_the_hub_say_nothing_to_vllm(trained, tmp_path, capsys, options):
-    assert main(["export", str(trained), "-o", str(tmp_path / "engine"), *options]) == 2
-    assert f"{options[0].replace('no-', '')} is an option of --to hf" in capsys.readouterr().err
+    assert main(["export", "--model", str(trained), "--to", "vllm", "-o", str(tmp_path / "engine"), *options]) == 2
+    assert f"{options[0].replace('no_', '')} is an option of --to hf" in capsys.readouterr().err
 
 
 # Pushing

@@ -9,9 +9,8 @@ from aurora_rl.data.chains import _records
 from aurora_rl.data.files import DatasetError
 from aurora_rl.evaluation.records import read_results
 from aurora_rl.evaluation.scores import read_scores
+from aurora_rl.files.journal import JournalError, read_rows
 from aurora_rl.files.plain import NotPlainFileError, RecordError, check_plain_file, parse_json, read_records
-from data_prep.journal import JournalError
-from data_prep.journal import read_records as read_journal
 
 DAMAGED = {
     "nested": "[" * 100_000 + "]" * 100_000,
@@ -39,7 +38,7 @@ def test_every_reader_of_records_names_file_and_line(tmp_path, line):
         (lambda: list(_records(path)), DatasetError),
         (lambda: read_results(path), ValueError),
         (lambda: read_scores(tmp_path / "out.json"), ValueError),
-        (lambda: read_journal(path), JournalError),
+        (lambda: read_rows(path), JournalError),
     ]
     for read, kind in readers:
         with pytest.raises(kind, match=r"out\.jsonl:2"):

@@ -323,7 +323,7 @@ def test_a_saved_adapter_knows_it_and_before_what_lies_beneath(loaded, encode, d
 
 
 def test_a_model_that_does_not_tell_is_refused_unless_it_is_told(loaded, tmp_path):
-    with pytest.raises(ValueError, match="the checkpoint does not tell how clips are put to the model"):
+    with pytest.raises(ValueError, match="the checkpoint does not say how clips are given to the model"):
         AuroraPipeline(loaded)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model: x\ndata_root: y\nfps: 2.0\nnum_frames: 4\ninstruction: 'Find {reference}'\nseed: 3\n")

@@ -68,8 +68,10 @@ def expected(written: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the files to work in."""
+    """A copy of the files to work in, its configs in today's words, as their user has to write them."""
     shutil.copytree(written, tmp_path / "files")
+    config = tmp_path / "files" / "mistakes.yaml"
+    config.write_text(config.read_text().replace("\nout:", "\noutput:"))
     monkeypatch.chdir(tmp_path / "files")
     return tmp_path / "files"
 
@@ -138,7 +140,7 @@ def test_embedding_cache_is_found_and_read(folder, expected):
 
 @pytest.mark.parametrize("preset", ["avsbench", "davis", "aurora"])
 def test_saved_masks_score_as_they_scored(folder, expected, preset):
-    command = ["evaluate", "--results", "results/results.jsonl", "--dataset", "data", "--split", "test_s", "test_n"]
+    command = ["evaluate", "--results", "results/results.jsonl", "--data_root", "data", "--split", "test_s", "test_n"]
     assert aurora_rl([*command, "--preset", preset, "--output", "again.json"]) == 0
     after = json.loads(Path("again.json").read_text())["splits"]
     assert set(after) == {"test_s", "test_n"}

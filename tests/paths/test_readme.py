@@ -9,6 +9,7 @@ PAGES = [
     "CONTRIBUTING.md",
     "docs/inference.md",
     "docs/method.md",
+    "docs/results.md",
     "docs/scaling.md",
     "reward_fns/README.md",
 ]
@@ -57,3 +58,7 @@ def test_files_named_in_commands_exist(page: str) -> None:
     folders = "recipes|accelerate_configs|data_prep|tools"
     named = re.findall(rf"(?<![\w/])((?:{folders})/[\w/]+\.(?:py|yaml|txt))\b", read(page))
     assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_the_front_page_is_short() -> None:
+    assert len(read("README.md").splitlines()) <= 230

@@ -72,13 +72,15 @@ def test_an_adapter_is_merged(loaded, tiny_checkpoint, tmp_path):
 
 @pytest.mark.parametrize("kind", ["tiny_checkpoint", "omni_checkpoint"])
 def test_the_command_exports_any_checkpoint(kind, request, tmp_path, capsys):
-    assert main(["export", request.getfixturevalue(kind), "--output_dir", str(tmp_path / "engine")]) == 0
+    options = ["--to", "vllm", "--output_dir", str(tmp_path / "engine")]
+    assert main(["export", "--model", request.getfixturevalue(kind), *options]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "engine")
     assert "thinker.lm_head.weight" in weights(tmp_path / "engine")
 
 
 def test_the_command_says_what_is_missing(tmp_path, capsys):
-    assert main(["export", str(tmp_path / "nowhere"), "--output_dir", str(tmp_path / "engine")]) == 2
+    options = ["--to", "vllm", "--output_dir", str(tmp_path / "engine")]
+    assert main(["export", "--model", str(tmp_path / "nowhere"), *options]) == 2
     assert "nowhere" in capsys.readouterr().err
 
 

@@ -1,6 +1,5 @@
 """The documentation site as `make docs` builds it, with every connection refused."""
 
-import argparse
 import dataclasses
 import html
 import os
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from aurora_rl.assembly.options import OptionParser
 from aurora_rl.cli import SUB_COMMANDS
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from tools.docs_site.api_pages import modules
@@ -92,12 +92,11 @@ def test_every_script_with_a_command_line_is_listed() -> None:
 
 def test_every_option_of_every_command_is_on_the_page(site: Path) -> None:
     page = html.unescape((site / "commands.html").read_text())
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers()
+    commands = OptionParser().add_subparsers()
     for sub_command in SUB_COMMANDS:
         sub_command.register(commands)
     options = {option for sub in commands.choices.values() for option in sub._option_string_actions}
-    assert {"--preset", "--no-merge"} <= options
+    assert {"--preset", "--no_merge"} <= options
     assert [option for option in sorted(options - {"-h", "--help"}) if option not in page] == []
 
 
@@ -120,7 +119,7 @@ def test_a_key_has_its_type_default_help_and_docstring() -> None:
     assert (
         "| `lora_r` | `int` | `8` | LoRA rank.<br><small>Rank.</small> |\n" in page
         and "| `model` | `str` |  | Hub name or directory of the model to start from." in page
-        and "| `splits` | `list[str]` | `[]` | Splits to score, default all that begin with 'test'. |\n" in page
+        and "| `split` | `list[str]` | `[]` | Splits to score, default all that begin with 'test'. |\n" in page
         and "| `beta` | `float` | `0.04` | KL coefficient. |\n" in page
     )
 

@@ -37,12 +37,12 @@ def test_the_countdown_ends_where_the_signal_has_been_seen_and_a_second_signal_s
         os.kill(os.getpid(), signal.SIGTERM)
         wait_until(lambda: termination._countdown is not None)
         countdown = termination._countdown
-        termination.go_on(None)
+        termination.acknowledge(None)
         wait_until(lambda: not countdown.is_alive())
         os.kill(os.getpid(), signal.SIGTERM)
         termination._receive()  # what the thread does, now or a moment later
         assert termination._countdown is None
-        termination.go_on(600)
+        termination.acknowledge(600)
         assert termination._countdown.is_alive()
 
 

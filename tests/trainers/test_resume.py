@@ -224,7 +224,7 @@ def test_without_checkpoints_a_run_starts_from_the_beginning_says_so_and_is_not_
     make_sft: Callable[..., Trainer], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert run(make_sft, tmp_path / "a") == 2
-    assert "no checkpoint to go on from" in caplog.text and "starting from the beginning" in caplog.text
+    assert "no checkpoint to resume from" in caplog.text and "starting from the beginning" in caplog.text
     before = files_of(tmp_path / "a")
     caplog.clear()
     caplog.set_level("INFO")

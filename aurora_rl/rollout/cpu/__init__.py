@@ -1,1 +1,1 @@
-"""What vLLM and its weight transfer need on a machine without a GPU."""
+"""Parts that vLLM and its weight transfer need on a machine without a GPU."""

@@ -1,7 +1,7 @@
 """Weights from the trainer to `vllm serve` over gloo, where there is no NCCL: vLLM's weight-transfer backend "gloo".
 
-Both sides of it: `GlooGroup` is the connection, in which the trainer is rank 0 and vLLM's workers follow;
-`GlooWeightTransferEngine` is what `plugin.register` gives to vLLM for `--weight-transfer-config '{"backend": "gloo"}'`.
+Both sides are here: `GlooGroup` is the connection, in which the trainer is rank 0 and vLLM's workers follow;
+`plugin.register` registers `GlooWeightTransferEngine` in vLLM for `--weight-transfer-config '{"backend": "gloo"}'`.
 
     trainer                                          worker
     GlooGroup(rank=0)                                init_transfer_engine
@@ -9,7 +9,7 @@ Both sides of it: `GlooGroup` is the connection, in which the trainer is rank 0 
     POST /update_weights, meet, broadcast            receive_weights: every tensor, into memory
     POST /finish_weight_update                       finish_weight_update: into the model
 
-An update is applied whole or not at all: when either side dies in the middle of one, the model stays as it was.
+An update is applied completely or not at all: when either side dies during one, the model keeps its weights.
 """
 
 from __future__ import annotations
@@ -30,23 +30,24 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-#: How often a rank that waits for the others looks for them, in seconds.
+#: Seconds between two checks of a rank that waits for the others.
 POLL_S = 0.002
 CLOSED = "the connection for weights is closed: open it again by init_communicator"
 
 
 class GlooGroup:
-    """A gloo group of its own; torch's default process group, which may be the trainer's, is not touched.
+    """A separate gloo group; torch's default process group, which may be the trainer's, is not touched.
 
-    A broadcast cannot be called off: closing the group waits until gloo gives up. So the ranks `meet` before the first,
-    where waiting can end early, and a rank that fails after that closes its group, which fails the others' broadcasts.
+    A broadcast cannot be cancelled: closing the group waits until gloo gives up. So the ranks `meet` before the first
+    broadcast, where waiting can end early, and a rank that fails later closes its group, which makes the others'
+    broadcasts fail.
 
     Args:
-        host: of rank 0.
-        port: of rank 0's store; 0 lets rank 0 choose one.
-        rank: 0 sends, the others receive.
-        world_size: of the group.
-        timeout_s: how long meeting and every broadcast may take.
+        host: address of rank 0.
+        port: port of rank 0's store; 0 lets rank 0 choose one.
+        rank: number of this process; 0 sends, the others receive.
+        world_size: number of ranks in the group.
+        timeout_s: seconds that meeting and every broadcast may take.
     """
 
     def __init__(self, host: str, port: int, *, rank: int, world_size: int, timeout_s: float) -> None:
@@ -57,7 +58,7 @@ class GlooGroup:
         self._store: Any = dist.TCPStore(  # type: ignore[attr-defined]
             host, port, world_size, is_master=rank == 0, timeout=timedelta(seconds=timeout_s), wait_for_workers=False
         )
-        #: The port that the others join at.
+        #: Port of rank 0's store, which the others connect to.
         self.port = self._store.port
 
     def join(self, check: Callable[[], object] = lambda: None) -> None:
@@ -67,13 +68,13 @@ class GlooGroup:
         self._group = dist.ProcessGroupGloo(store, self._rank, self._world_size, timedelta(seconds=self._timeout_s))
 
     def meet(self, check: Callable[[], object] = lambda: None) -> None:
-        """Wait until every rank has come as far as this.
+        """Wait until every rank has called this method.
 
         Args:
-            check: called while waiting; raises when it is in vain.
+            check: function that is called while waiting, and raises when waiting is in vain.
 
         Raises:
-            TimeoutError: if not all have come in time.
+            TimeoutError: if not all ranks have come in time.
         """
         if self._store is None:
             raise ConnectionError(CLOSED)
@@ -92,7 +93,7 @@ class GlooGroup:
         """Send rank 0's tensor, or receive it in place.
 
         Args:
-            tensor: contiguous, on the CPU, of the same shape and dtype on every rank.
+            tensor: contiguous tensor on the CPU, with the same shape and dtype on every rank.
 
         Raises:
             ConnectionError: if another rank has gone or takes too long.
@@ -113,7 +114,7 @@ class GlooGroup:
 
 @dataclasses.dataclass
 class GlooInitInfo(WeightTransferInitInfo):
-    """Where the trainer waits for the workers, and how long."""
+    """Address at which the trainer waits for the workers, and how long it waits."""
 
     master_address: str
     master_port: int
@@ -124,7 +125,7 @@ class GlooInitInfo(WeightTransferInitInfo):
 
 @dataclasses.dataclass
 class GlooUpdateInfo(WeightTransferUpdateInfo):
-    """The tensors that follow, in their order."""
+    """Names, dtypes and shapes of the tensors that follow, in their order."""
 
     names: list[str]
     dtype_names: list[str]
@@ -132,7 +133,7 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):
 
 
 class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
-    """The worker's side, inside vLLM."""
+    """The worker's side of the transfer, inside vLLM."""
 
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
@@ -143,7 +144,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         self._received: list[tuple[str, torch.Tensor]] = []
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
-        """Join the trainer's group, leaving that of an earlier trainer."""
+        """Leave the group of an earlier trainer and join that of the current one."""
         self.shutdown()
         worker = self.parallel_config.data_parallel_index * self.parallel_config.world_size + self.parallel_config.rank
         self._group = GlooGroup(
@@ -156,11 +157,11 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         self._group.join()
 
     def start_weight_update(self) -> None:
-        """Forget what an update that was broken off has left behind."""
+        """Drop the tensors of an update that was interrupted."""
         self._received = []
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """As vLLM's, which waits for an accelerator that a CPU does not have."""
+        """Receive an update; vLLM's method would wait for an accelerator, which a CPU does not have."""
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
@@ -179,7 +180,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
             raise
 
     def finish_weight_update(self) -> None:
-        """Load what was received."""
+        """Load the received tensors into the model."""
         received, self._received = self._received, []
         if received:
             load_received(self.model, received, self.model_config)
@@ -193,10 +194,11 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
 
 
 def load_received(model: nn.Module, weights: list[tuple[str, torch.Tensor]], model_config: Any) -> None:
-    """Load weights, of whole layers, into the parts of a vLLM model that they belong to.
+    """Load the weights of whole layers into the parts of a vLLM model that they belong to.
 
-    Kernels repack weights after loading, so layers must be taken back to how they were before it. vLLM does so for the
-    whole model and warns of every layer that gets no weights, which would be all of the frozen towers'.
+    Kernels repack weights after loading, so the layout of layers must be restored before the next loading. vLLM does
+    this for the whole model and warns about every layer without new weights, which would be all layers of the frozen
+    towers.
     """
     parts = _parts(model, [name for name, _ in weights])
     for part in parts:
@@ -209,7 +211,7 @@ def load_received(model: nn.Module, weights: list[tuple[str, torch.Tensor]], mod
 
 
 def _parts(model: nn.Module, names: list[str]) -> list[nn.Module]:
-    """The model's children that weights of these names are loaded into."""
+    """Return the model's children that weights of these names are loaded into."""
     mapper = getattr(model, "hf_to_vllm_mapper", None)
     mapped = names if mapper is None else [mapper.map_name(name) for name in names]
     children = {name.split(".")[0] for name in mapped if name is not None}

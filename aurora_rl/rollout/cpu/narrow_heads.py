@@ -1,4 +1,4 @@
-"""Attention inside vLLM for heads of a size that its CPU kernels do not have, such as the 16 of the demo's model."""
+"""Attention inside vLLM for head sizes that its CPU kernels lack, such as the 16 of the demo's model."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
 
 class PaddedAttention(Attention):
-    """Fills each head up with zeros: they add nothing to a score, and what they see is cut off again."""
+    """Attention that pads each head with zeros, which add nothing to a score, and cuts the output to size."""
 
     def __init__(self, num_heads: int, head_size: int, scale: float, **kwargs: Any) -> None:
         super().__init__(num_heads, kernel_head_size(head_size), scale, **kwargs)
         self.own_head_size = head_size
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """As `Attention`'s, (tokens, heads x own size) in and out."""
+        """Compute attention; inputs and output are (tokens, heads x own size)."""
         missing = self.head_size - self.own_head_size
         query, key, value = (
             nn.functional.pad(x.unflatten(-1, (-1, self.own_head_size)), (0, missing)).flatten(-2)
@@ -33,7 +33,7 @@ class PaddedAttention(Attention):
 
 
 def kernel_head_size(head_size: int) -> int:
-    """The smallest size that a CPU kernel takes; a GPU's are left alone."""
+    """Return the smallest size that a CPU kernel takes; on a GPU the size itself."""
     if not current_platform.is_cpu():
         return head_size
     return min(size for size in CPUAttentionBackend.get_supported_head_sizes() if size >= head_size)
@@ -41,7 +41,7 @@ def kernel_head_size(head_size: int) -> int:
 
 @contextlib.contextmanager
 def heads_of_any_size(head_size: int) -> Iterator[None]:
-    """Qwen2 language models that are built in here have padded heads, where theirs are of a size without a kernel."""
+    """Let Qwen2 language models that are built in the block pad their heads, if no kernel takes their size."""
     if kernel_head_size(head_size) == head_size:
         yield
         return

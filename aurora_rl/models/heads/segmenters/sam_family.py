@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
+from aurora_rl.files.fingerprint import fingerprint_values
 from aurora_rl.models.checkpoint_files import check_checkpoint_files
 from aurora_rl.models.heads.segmenters.base import FrameEncoder, Segmenter, check_frames
 from aurora_rl.models.heads.segmenters.memory import decoding_budget, power_of_two_below
@@ -215,7 +216,7 @@ class SamFamilyFrameEncoder(FrameEncoder):
         # from one machine to another.
         weights = self.config.get("encoder_hash") or hash_weights(self._load_native_encoder())
         parts = [self.kind, self.image_size, str(self.dtype), weights, self.normalisation]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return fingerprint_values(parts)
 
     @functools.cached_property
     def vision_encoder(self) -> nn.Module:

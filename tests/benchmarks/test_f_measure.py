@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aurora_rl.metrics import f_measure_curve
-from benchmarks.metrics import SPLIT_ROWS, disc, main, passes_over_thresholds, soft, table_rows
+from benchmarks.f_measure import SPLIT_ROWS, disc, main, passes_over_thresholds, soft, table_rows
 
 
 def test_both_ways_give_one_curve():
@@ -23,7 +23,7 @@ def test_whole_benchmark_has_the_rows_of_the_official_table():
 
 
 def test_generated_benchmark_is_scored(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    options = ["--scale", "0.001", "--repeats", "1", "--num_workers", "1", "--json", str(tmp_path / "out.json")]
+    options = ["--scale", "0.001", "--repeats", "1", "--num_workers", "1", "--output", str(tmp_path / "out.json")]
     main(options)
     numbers = json.loads((tmp_path / "out.json").read_text())
     assert numbers["rows"] == 2 + 2 + 1

@@ -1,18 +1,16 @@
-"""Run the stages of a pipeline file, each once: what is complete is checked and used again, what was cut off goes on.
+"""Run the stages of a file, each once: a complete stage is checked and used again, an interrupted one is resumed.
 
-python recipes/pipeline.py --config recipes/synthetic/pipeline.yaml --jobs 2     (`make demo-full`)
-python recipes/pipeline.py --config recipes/ref_avs/pipeline_7b.yaml
+python recipes/run_stages.py --config recipes/synthetic/stages.yaml --jobs 2     (`make demo-full`)
+python recipes/run_stages.py --config recipes/ref_avs/stages_7b.yaml
 
 Each stage is the command that a user would type. Its output goes to <output_dir>/logs/<stage>.log. Ctrl-C, SIGTERM or
-a closed terminal stops the running stages, which write a checkpoint; the same command goes on from there.
+a closed terminal stops the running stages, which write a checkpoint; the same command resumes there.
 """
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import contextlib
-import hashlib
 import json
 import os
 import shlex
@@ -23,22 +21,22 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
 
+from aurora_rl.assembly.options import OptionParser
 from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.fingerprint import fingerprint_content
 from aurora_rl.files.output_lock import OutputInUseError, hold
-from aurora_rl.files.plain import check_plain_file
-from recipes.pipeline_plan import PipelineError, Plan, Stage, read_plan
+from recipes.stage_plan import Plan, PlanError, Stage, read_plan
 
 FAILED, UNUSABLE = 1, 2  # exit codes; a stopped run exits with 128 + the signal, as a shell says it
 LOG_LINES_SHOWN = 30
 
 
 class Records:
-    """What the pipeline knows of its stages: one JSON file each, in <output_dir>/stages."""
+    """What is known of the stages: one JSON file each, in <output_dir>/stages."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -53,7 +51,7 @@ class Records:
             path = stage.folder / name
             if not path.is_file():
                 return f"{path} is gone"
-            if file_digest(path) != digest:
+            if fingerprint_content(path) != digest:
                 return f"{path} is not the file that the stage wrote"
         return None
 
@@ -61,11 +59,11 @@ class Records:
         """Refuse to go on in a folder that another command, config or earlier stage has filled.
 
         Raises:
-            PipelineError: saying what to do.
+            PlanError: saying what to do.
         """
         record = self._read(stage.name)
         if record is not None and record["digest"] != self.plan.digest(stage.name):
-            raise PipelineError(
+            raise PlanError(
                 f"stage {stage.name} was run with another command or config, or on other inputs: run it anew with "
                 f"--redo {stage.name}, which deletes {stage.folder}, or choose another --output_dir. It was\n"
                 f"  {shlex.join(record['command'])}\nand is now\n  {shlex.join(stage.command[1:])}"
@@ -75,14 +73,14 @@ class Records:
         """Refuse to trust what a stage has made, or begun, of outputs that were made anew since and differ.
 
         Raises:
-            PipelineError: saying what to do.
+            PlanError: saying what to do.
         """
         record = self._read(stage.name)
         if record is None:
             return
         changed = [name for name, outputs in self._inputs(stage).items() if record["inputs"].get(name) != outputs]
         if changed:
-            raise PipelineError(
+            raise PlanError(
                 f"stage {stage.name} was run on other outputs of {', '.join(changed)} than are there now: run it anew "
                 f"with --redo {stage.name}, which deletes {stage.folder}"
             )
@@ -106,12 +104,12 @@ class Records:
         """Note that the stage is complete, with the hashes of its outputs.
 
         Raises:
-            PipelineError: if an output is missing.
+            PlanError: if an output is missing.
         """
         missing = [name for name in stage.outputs if not (stage.folder / name).is_file()]
         if missing:
-            raise PipelineError(f"stage {stage.name} ended well but did not write {missing}")
-        digests = {name: file_digest(stage.folder / name) for name in stage.outputs}
+            raise PlanError(f"stage {stage.name} ended well but did not write {missing}")
+        digests = {name: fingerprint_content(stage.folder / name) for name in stage.outputs}
         self._write(stage, {**(self._read(stage.name) or {}), "outputs": digests})
 
     def forget(self, name: str) -> None:
@@ -127,14 +125,14 @@ class Records:
         """A file descriptor that keeps others away from the stage's folder as long as any process holds it open.
 
         Raises:
-            PipelineError: if one does.
+            PlanError: if one does.
         """
         with contextlib.ExitStack() as stack:
             try:
                 descriptor = stack.enter_context(hold(self.folder / f"{stage.name}.lock", output=stage.folder))
             except OutputInUseError as error:
-                raise PipelineError(
-                    f"stage {stage.name} is still running, started by another pipeline or by one that was killed "
+                raise PlanError(
+                    f"stage {stage.name} is still running, started by another run_stages.py or by one that was killed "
                     f"({error})"
                 ) from None
             yield descriptor
@@ -152,13 +150,6 @@ class Records:
     def _write(self, stage: Stage, more: dict[str, Any]) -> None:
         record = {**more, "digest": self.plan.digest(stage.name), "command": list(stage.command[1:])}
         write_whole(self.folder / f"{stage.name}.json", json.dumps(record, indent=2) + "\n")
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    check_plain_file(path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class StageFailedError(Exception):
@@ -186,7 +177,7 @@ class Runner:
         """Run everything.
 
         Raises:
-            PipelineError: if a folder belongs to another command; nothing has been run then.
+            PlanError: if a folder belongs to another command; nothing has been run then.
             StageFailedError: if a stage failed; those beside it have ended.
         """
         for stage in self.plan.stages.values():
@@ -293,7 +284,7 @@ def redo(plan: Plan, names: Sequence[str]) -> None:
     """Delete the folders of stages and of all that was made from them.
 
     Raises:
-        PipelineError: if there is no stage of a name.
+        PlanError: if there is no stage of a name.
     """
     plan.check_names(names)
     gone = set(names)
@@ -308,13 +299,17 @@ def redo(plan: Plan, names: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="the pipeline's YAML file")
-    parser.add_argument("--output_dir", help="instead of the file's")
-    parser.add_argument("--jobs", type=int, default=1, help="stages that run at a time")
-    parser.add_argument("--until", nargs="+", metavar="STAGE", help="run these and what they need, and no others")
+    parser = OptionParser(description=__doc__)
+    parser.add_argument("--config", required=True, help="YAML file that names the stages")
+    parser.add_argument("--output_dir", help="folder of the stages' outputs (default: what the YAML file says)")
+    parser.add_argument("--jobs", type=int, default=1, help="number of stages that run at the same time")
+    parser.add_argument("--until", nargs="+", metavar="STAGE", help="stages to run, with what they need and no others")
     parser.add_argument(
-        "--redo", nargs="+", default=[], metavar="STAGE", help="delete these and what follows from them"
+        "--redo",
+        nargs="+",
+        default=[],
+        metavar="STAGE",
+        help="stages whose outputs are deleted, with what follows from them, and made again",
     )
     parser.add_argument("--list", action="store_true", help="print the stages and their commands, and run nothing")
     args = parser.parse_args(argv)
@@ -325,11 +320,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         redo(plan, args.redo)
         return _run(Runner(plan if args.until is None else plan.until(args.until), jobs=args.jobs))
-    except PipelineError as error:
-        print(f"pipeline: {error}", file=sys.stderr)
+    except PlanError as error:
+        print(f"run_stages: {error}", file=sys.stderr)
         return UNUSABLE
     except StageFailedError as error:
-        print(f"pipeline: {error}", file=sys.stderr)
+        print(f"run_stages: {error}", file=sys.stderr)
         return FAILED
 
 

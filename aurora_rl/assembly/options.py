@@ -1,0 +1,67 @@
+"""One vocabulary for all command lines and YAML files: one name for one thing, and what former names are called now.
+
+Every parser of a command or script is an `OptionParser`, that of dataclasses (`assembly.parser`) included. It imports
+nothing that takes time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Collection, Sequence
+from typing import Any
+
+#: Former names of options and keys, with what they are called now; of several names, a parser has those that fit.
+RENAMED = {
+    "dataset": ("data_root",),
+    "json": ("output",),
+    "out": ("output", "output_dir"),
+    "splits": ("split",),
+}
+
+
+def new_names(name: str, known: Collection[str]) -> list[str]:
+    """What a name of an option or key, unknown where it stands, is called there now; empty if it never was one.
+
+    Args:
+        name: the name, with underscores.
+        known: the names that are known there.
+    """
+    return [] if name in known else [now for now in RENAMED.get(name, ()) if now in known]
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the lines of descriptions, and shows the defaults that tell something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        tells_nothing = action.nargs == 0 or action.default in (None, "", [], {})
+        return action.help if tells_nothing else super()._get_help_string(action)
+
+
+class OptionParser(argparse.ArgumentParser):
+    """Shows options with underscores and takes them with hyphens, too; refuses abbreviations and former names."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"formatter_class": HelpFormatter, "allow_abbrev": False, **options})
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse as `argparse` does; every way of parsing comes through here."""
+        words = list(sys.argv[1:] if args is None else args)
+        end = words.index("--") if "--" in words else len(words)
+        return super().parse_known_args([*map(self._own_spelling, words[:end]), *words[end:]], namespace)
+
+    def _own_spelling(self, word: str) -> str:
+        option, equals, value = word.partition("=")
+        if not option.startswith("--") or option in self._option_string_actions:
+            return word
+        name = option.removeprefix("--").replace("-", "_")
+        if new := new_names(name, self.names):
+            self.error(f"{option} has another name now: {' or '.join(f'--{now}' for now in new)}")
+        return f"--{name}{equals}{value}" if name in self.names else word
+
+    @property
+    def names(self) -> set[str]:
+        """Names of the options, without the hyphens in front."""
+        return {option.removeprefix("--") for option in self._option_string_actions}
