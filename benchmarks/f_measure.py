@@ -153,11 +153,11 @@ def score_benchmark(root: Path, *, preset: str, num_workers: int) -> dict[str, f
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and print the numbers as JSON."""
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5, help="of the 255 passes")
+    parser.add_argument("--repeats", type=int, default=5, help="number of times that the 255 passes are timed")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the benchmark's rows; 0 leaves it out")
-    parser.add_argument("--preset", default="refavs")
-    parser.add_argument("--num_workers", type=int, default=2)
-    parser.add_argument("--output", type=Path, help="also write the numbers there")
+    parser.add_argument("--preset", default="refavs", help="rules of scoring in the second part")
+    parser.add_argument("--num_workers", type=int, default=2, help="number of processes in the second part")
+    parser.add_argument("--output", type=Path, help="JSON file for the numbers, to write as well")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     numbers: dict[str, Any] = compare_f(repeats=args.repeats)

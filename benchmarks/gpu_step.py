@@ -122,13 +122,20 @@ SHAPES = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and print one table."""
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--size", choices=SHAPES, required=True)
-    parser.add_argument("--repeats", type=int, default=5, help="steps after the first, which warms up (default: 5)")
+    parser.add_argument("--size", choices=SHAPES, required=True, help="shapes of the model that trains")
+    parser.add_argument("--repeats", type=int, default=5, help="number of steps after the first, which warms up")
     parser.add_argument("--as_recipe", action="store_true", help="train what recipes/ref_avs/grpo_7b.yaml trains")
-    parser.add_argument("--deepspeed", action="store_true", help="ZeRO-2 in bf16, one process")
-    parser.add_argument("--sampler", choices=("transformers", "vllm"), default="transformers", help="who samples")
-    parser.add_argument("--trace", type=Path, metavar="FILE", help="profile one more step, for chrome://tracing")
-    parser.add_argument("--output", type=Path, help="file for the medians")
+    parser.add_argument("--deepspeed", action="store_true", help="train with ZeRO-2 in bf16, in one process")
+    parser.add_argument(
+        "--sampler",
+        choices=("transformers", "vllm"),
+        default="transformers",
+        help="program that samples the completions",
+    )
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE", help="file for the profile of one more step, for chrome://tracing"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file for the medians")
     args = parser.parse_args(argv)
     if args.size != "toy" and not torch.cuda.is_available():
         parser.error(f"--size {args.size} needs a GPU, and torch sees none; --size toy runs on a CPU")

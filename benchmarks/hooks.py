@@ -114,7 +114,7 @@ def _microseconds(embedding: torch.nn.Module) -> float:
 def main() -> None:
     """Measure, and print a table."""
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=60, help="optimiser steps of each run")
+    parser.add_argument("--steps", type=int, default=60, help="number of optimiser steps of each run")
     steps = parser.parse_args().steps
     print(f"| after {steps} steps | hooks on the three input layers | one token embedded, µs |\n| --- | --- | --- |")
     for name, hooks in measure_hooks(steps).items():

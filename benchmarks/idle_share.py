@@ -181,12 +181,23 @@ def measure(shape: StepShape, *, size: tuple[int, int], seconds: float, steps: i
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a table, and write the numbers as JSON."""
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=6, help="optimiser steps of each run; the first is not counted")
-    parser.add_argument("--rounds", type=int, default=2, help="runs in each way")
-    parser.add_argument("--size", type=int, nargs=2, default=(640, 360), metavar=("WIDTH", "HEIGHT"))
-    parser.add_argument("--seconds", type=float, default=10.0, help="sound of a clip")
-    parser.add_argument("--completion_length", type=int, default=SHAPE.completion_length, help="tokens rolled out")
-    parser.add_argument("--output", type=Path, help="file for the numbers")
+    parser.add_argument(
+        "--steps", type=int, default=6, help="number of optimiser steps of each run; the first is not counted"
+    )
+    parser.add_argument("--rounds", type=int, default=2, help="number of runs in each way")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(640, 360),
+        metavar=("WIDTH", "HEIGHT"),
+        help="size of a picture, in pixels",
+    )
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of a clip's sound, in seconds")
+    parser.add_argument(
+        "--completion_length", type=int, default=SHAPE.completion_length, help="number of tokens of a completion"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file for the numbers")
     args = parser.parse_args(argv)
     numbers = measure(
         dataclasses.replace(SHAPE, completion_length=args.completion_length),

@@ -88,9 +88,16 @@ def measure(shape: tuple[int, int, int], *, repeats: int) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the numbers, and write them as JSON."""
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--shape", type=int, nargs=3, default=SHAPE, metavar=("FRAMES", "HEIGHT", "WIDTH"))
-    parser.add_argument("--output", type=Path, help="file for the numbers")
+    parser.add_argument("--repeats", type=int, default=9, help="number of turns of each way")
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs=3,
+        default=SHAPE,
+        metavar=("FRAMES", "HEIGHT", "WIDTH"),
+        help="shape of a clip's masks",
+    )
+    parser.add_argument("--output", type=Path, help="JSON file for the numbers")
     args = parser.parse_args(argv)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -85,14 +85,14 @@ PLANS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the tables, write the JSON."""
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one repeat, within 8 minutes on 2 cores")
-    parser.add_argument("--output", type=Path, help="file for the medians that have a target")
-    parser.add_argument("--num_threads", type=int, default=2, help="threads of torch (default: 2)")
+    parser.add_argument("--quick", action="store_true", help="measure one repeat, within 8 minutes on 2 cores")
+    parser.add_argument("--output", type=Path, help="JSON file for the medians that have a target")
+    parser.add_argument("--num_threads", type=int, default=2, help="number of threads of torch")
     parser.add_argument(
         "--clock",
         choices=("cpu", "wall"),
         default="cpu",
-        help="seconds of processor time, which other processes do not change much, or of the wall (default: cpu)",
+        help="time that is measured: the processor's, which other processes do not change much, or the wall clock's",
     )
     parser.add_argument("--size", choices=PLANS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

@@ -160,12 +160,12 @@ def _distinct_clips(samples: list[AVSample], count: int) -> list[AVSample]:
 def main() -> None:
     """Read the arguments, measure, print."""
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="YAML of recipes/evaluate.py")
-    parser.add_argument("--model", help="instead of the YAML's")
-    parser.add_argument("--data_root", help="instead of the YAML's")
-    parser.add_argument("--split", default="test_s")
-    parser.add_argument("--clips", type=int, default=64)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--config", type=Path, required=True, help="YAML file of recipes/evaluate.py")
+    parser.add_argument("--model", help="folder or hub name of the model (default: the YAML's)")
+    parser.add_argument("--data_root", help="folder that holds the benchmark (default: the YAML's)")
+    parser.add_argument("--split", default="test_s", help="split whose clips are answered")
+    parser.add_argument("--clips", type=int, default=64, help="number of clips that are answered")
+    parser.add_argument("--output", type=Path, help="JSON file for what each clip gave")
     args = parser.parse_args()
     setup_logging(is_main_process=True)
     config = yaml.safe_load(read_text_file(args.config))

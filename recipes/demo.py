@@ -188,13 +188,17 @@ def report(demo: Demo, *, without_chain_guards: bool) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--smoke", action="store_true", help="toy size, under three minutes")
+    parser.add_argument("--smoke", action="store_true", help="train at toy size, in under three minutes")
     parser.add_argument(
         "--without_chain_guards",
         action="store_true",
-        help="also run GRPO without the rewards on the chain and without KL, to show what they prevent",
+        help="run GRPO a second time, without the rewards on the chain and without KL, to show what they prevent",
     )
-    parser.add_argument("--output_dir", type=Path, help="default outputs/demo, or outputs/smoke")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        help="folder for all that is made (default: outputs/demo, or outputs/smoke with --smoke)",
+    )
     args = parser.parse_args(argv)
     folder, sizes = ("outputs/smoke", SMOKE) if args.smoke else ("outputs/demo", DEMO)
     demo = Demo(args.output_dir or Path(folder), sizes)

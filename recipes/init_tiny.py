@@ -3,6 +3,11 @@
 python recipes/init_tiny.py --config recipes/synthetic/init.yaml
 """
 
+from aurora_rl.assembly.early import check_command_line
+
+if __name__ == "__main__":
+    check_command_line("recipes/init_tiny.py")  # what is wrong is told before torch is imported, which takes seconds
+
 import dataclasses
 
 from aurora_rl.assembly.arguments import DataArguments
@@ -16,9 +21,11 @@ from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
 class InitArguments:
     """Where the tiny model goes, and its mask decoder."""
 
-    output_dir: str = dataclasses.field(metadata={"help": "Directory to write the model to."})
-    segmenter: dict | None = dataclasses.field(default=None, metadata={"help": "Config of the mask decoder."})
-    tiny: dict | None = dataclasses.field(default=None, metadata={"help": "Fields of TinyOmniConfig."})
+    output_dir: str = dataclasses.field(metadata={"help": "Folder that the model is written to."})
+    segmenter: dict | None = dataclasses.field(default=None, metadata={"help": "Config of the model's mask decoder."})
+    tiny: dict | None = dataclasses.field(
+        default=None, metadata={"help": "Sizes of the model: fields of TinyOmniConfig."}
+    )
 
 
 def main(data_args: DataArguments, init_args: InitArguments) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import hashlib
 import json
 import os
 import shlex
@@ -22,15 +21,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from aurora_rl.assembly.options import OptionParser
 from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.fingerprint import fingerprint_content
 from aurora_rl.files.output_lock import OutputInUseError, hold
-from aurora_rl.files.plain import check_plain_file
 from recipes.stage_plan import Plan, PlanError, Stage, read_plan
 
 FAILED, UNUSABLE = 1, 2  # exit codes; a stopped run exits with 128 + the signal, as a shell says it
@@ -53,7 +51,7 @@ class Records:
             path = stage.folder / name
             if not path.is_file():
                 return f"{path} is gone"
-            if file_digest(path) != digest:
+            if fingerprint_content(path) != digest:
                 return f"{path} is not the file that the stage wrote"
         return None
 
@@ -111,7 +109,7 @@ class Records:
         missing = [name for name in stage.outputs if not (stage.folder / name).is_file()]
         if missing:
             raise PlanError(f"stage {stage.name} ended well but did not write {missing}")
-        digests = {name: file_digest(stage.folder / name) for name in stage.outputs}
+        digests = {name: fingerprint_content(stage.folder / name) for name in stage.outputs}
         self._write(stage, {**(self._read(stage.name) or {}), "outputs": digests})
 
     def forget(self, name: str) -> None:
@@ -152,13 +150,6 @@ class Records:
     def _write(self, stage: Stage, more: dict[str, Any]) -> None:
         record = {**more, "digest": self.plan.digest(stage.name), "command": list(stage.command[1:])}
         write_whole(self.folder / f"{stage.name}.json", json.dumps(record, indent=2) + "\n")
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    check_plain_file(path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class StageFailedError(Exception):
@@ -309,12 +300,16 @@ def redo(plan: Plan, names: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="YAML file of the stages")
-    parser.add_argument("--output_dir", help="instead of the file's")
-    parser.add_argument("--jobs", type=int, default=1, help="stages that run at a time")
-    parser.add_argument("--until", nargs="+", metavar="STAGE", help="run these and what they need, and no others")
+    parser.add_argument("--config", required=True, help="YAML file that names the stages")
+    parser.add_argument("--output_dir", help="folder of the stages' outputs (default: what the YAML file says)")
+    parser.add_argument("--jobs", type=int, default=1, help="number of stages that run at the same time")
+    parser.add_argument("--until", nargs="+", metavar="STAGE", help="stages to run, with what they need and no others")
     parser.add_argument(
-        "--redo", nargs="+", default=[], metavar="STAGE", help="delete these and what follows from them"
+        "--redo",
+        nargs="+",
+        default=[],
+        metavar="STAGE",
+        help="stages whose outputs are deleted, with what follows from them, and made again",
     )
     parser.add_argument("--list", action="store_true", help="print the stages and their commands, and run nothing")
     args = parser.parse_args(argv)

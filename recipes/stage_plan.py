@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import hashlib
 import itertools
-import json
 import string
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +27,7 @@ from typing import Any
 
 import yaml
 
+from aurora_rl.files.fingerprint import fingerprint_values
 from aurora_rl.files.plain import read_text_file
 
 #: Keys of a stage in the file.
@@ -78,7 +77,7 @@ class Plan:
         stage = self.stages[name]
         config = "" if stage.config is None else read_text_file(stage.config)
         parts = [stage.command[1:], config, [self.digest(needed) for needed in stage.needs]]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return fingerprint_values(parts)
 
     def until(self, names: Sequence[str]) -> Plan:
         """The plan of these stages and all that they need, directly or not.

@@ -202,7 +202,9 @@ def prepared(folder: Path | None = None) -> Iterator[tuple[Path, DataArguments]]
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a table with a row for each setting."""
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument(
+        "--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="settings that are measured"
+    )
     args = parser.parse_args(argv)
     logging.disable(logging.WARNING)
     titles = [f"{name}, {unit}: estimated / measured" for name, (unit, _) in UNITS.items()]

@@ -44,7 +44,8 @@ def script_parser(script: str) -> argparse.ArgumentParser:
     stopping = mock.patch.object(argparse.ArgumentParser, "parse_known_args", stop)
     # Scripts import their neighbours from the root, as `python -m` and pytest do.
     path = mock.patch.object(sys, "path", [str(ROOT), *sys.path])
-    with stopping, _levels_kept(), mock.patch.object(sys, "argv", [script]), path:
+    unchecked = mock.patch("aurora_rl.assembly.early.check_command_line")  # it would find no model and no data
+    with stopping, unchecked, _levels_kept(), mock.patch.object(sys, "argv", [script]), path:
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")
         except ParserReached as reached:

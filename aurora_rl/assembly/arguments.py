@@ -16,37 +16,56 @@ class ModelArguments:
         segmenter: config of the mask decoder that a plain MLLM starts with, such as
             `{type: sam, checkpoint: facebook/sam-vit-huge, image_size: 1024}`.
         dtype: dtype of the weights.
-        attn_implementation: attention implementation of transformers, such as `sdpa`.
+        attn_implementation: attention kernel, by its name in transformers.
         freeze: names of sub-modules that are not trained, such as `[visual, audio_tower]`.
-        use_peft: whether LoRA on the language model (and the modules to save) is trained instead of everything.
-        lora_r: rank of LoRA.
-        lora_alpha: scale of LoRA.
+        use_peft: train LoRA on the language model (and the modules to save) instead of everything.
+        lora_r: rank of the LoRA matrices.
+        lora_alpha: numerator of LoRA's scale, which is `lora_alpha / lora_r`.
         lora_dropout: dropout of the adapters.
         lora_modules_to_save: modules that are trained and saved whole beside the adapters.
-        load_in_4bit: whether the language model under LoRA is quantised to 4 bits a weight; needs bitsandbytes and a
-            GPU.
-        memory_limit_gb: device memory that a process may take, in GB of 10^9 bytes; by default all of it. A recipe
-            whose estimate (`aurora_rl.footprint`) is above it, or above the process's share of the host's memory,
-            stops before it loads anything.
-        ignore_memory_estimate: whether the recipe runs even if the estimate is above a limit.
+        load_in_4bit: quantise the language model to 4 bits a weight beneath LoRA; needs bitsandbytes and a GPU.
+        memory_limit_gb: memory of its device that a process may take, in GB of 10^9 bytes, by default all there is. A
+            recipe whose estimate (`aurora_rl.footprint`) is above it, or above the process's share of the host's
+            memory, stops before it loads anything.
+        ignore_memory_estimate: go on where the estimate is above a limit.
     """
 
-    model: str = dataclasses.field(metadata={"help": "Hub name or directory of the model to start from."})
-    segmenter: dict | None = dataclasses.field(default=None, metadata={"help": "Config of a new mask decoder."})
-    dtype: str = dataclasses.field(default="auto", metadata={"help": "float32, bfloat16 or auto."})
-    attn_implementation: str | None = dataclasses.field(default=None, metadata={"help": "As in transformers."})
-    freeze: list[str] = dataclasses.field(default_factory=list, metadata={"help": "Sub-modules not trained."})
-    use_peft: bool = dataclasses.field(default=False, metadata={"help": "Train LoRA adapters."})
-    lora_r: int = dataclasses.field(default=8, metadata={"help": "LoRA rank."})
-    lora_alpha: int = dataclasses.field(default=16, metadata={"help": "LoRA scale."})
-    lora_dropout: float = dataclasses.field(default=0.05, metadata={"help": "LoRA dropout."})
+    model: str = dataclasses.field(
+        metadata={"help": "Model to start from: hub name or folder of an MLLM, a trained model or a LoRA adapter."}
+    )
+    segmenter: dict | None = dataclasses.field(
+        default=None, metadata={"help": "Config of the mask decoder that a plain MLLM starts with."}
+    )
+    dtype: str = dataclasses.field(
+        default="auto", metadata={"help": "Number format of the weights: float32, bfloat16 or auto."}
+    )
+    attn_implementation: str | None = dataclasses.field(
+        default=None, metadata={"help": "Attention kernel, one that transformers knows, such as sdpa."}
+    )
+    freeze: list[str] = dataclasses.field(
+        default_factory=list, metadata={"help": "Names of sub-modules that are not trained."}
+    )
+    use_peft: bool = dataclasses.field(
+        default=False, metadata={"help": "Train LoRA on the language model instead of all weights."}
+    )
+    lora_r: int = dataclasses.field(default=8, metadata={"help": "Rank of the LoRA matrices."})
+    lora_alpha: int = dataclasses.field(
+        default=16, metadata={"help": "Numerator of LoRA's scale, which is lora_alpha / lora_r."}
+    )
+    lora_dropout: float = dataclasses.field(default=0.05, metadata={"help": "Dropout probability of the LoRA layers."})
     lora_modules_to_save: list[str] = dataclasses.field(
         default_factory=lambda: ["seg_head", "lm_head", "embed_tokens"],
-        metadata={"help": "Trained and saved whole beside the adapters."},
+        metadata={"help": "Modules that are trained and saved whole beside LoRA."},
     )
-    load_in_4bit: bool = dataclasses.field(default=False, metadata={"help": "LoRA on a base of 4 bits a weight."})
-    memory_limit_gb: float | None = dataclasses.field(default=None, metadata={"help": "Device memory for a process."})
-    ignore_memory_estimate: bool = dataclasses.field(default=False, metadata={"help": "Run whatever is estimated."})
+    load_in_4bit: bool = dataclasses.field(
+        default=False, metadata={"help": "Quantise the language model beneath LoRA to 4 bits a weight."}
+    )
+    memory_limit_gb: float | None = dataclasses.field(
+        default=None, metadata={"help": "Memory of its device that a process may take, in GB of 10^9 bytes."}
+    )
+    ignore_memory_estimate: bool = dataclasses.field(
+        default=False, metadata={"help": "Run even where the estimated memory is above a limit."}
+    )
 
 
 @dataclasses.dataclass
@@ -61,14 +80,14 @@ class DataArguments:
         benchmark: name of the benchmark, a key of `assembly.benchmarks.LOADERS`.
         train_split: split to train on.
         eval_split: split for evaluation during training; None for none.
-        max_eval_samples: number of rows of the eval split, drawn to cover as many clips as possible; None for all.
-        eval_samples_seed: seed of that draw. It is separate from the training's seed, so that runs with different
-            seeds are compared on the same rows.
+        max_eval_samples: number of rows drawn from the eval split to cover as many clips as they can; None for all.
+        eval_samples_seed: seed of that draw. It is not the training's seed, so that runs with several of those are
+            compared on the same rows.
         chains: JSONL with chains of thought, keyed by uid and row; relative to `data_root`.
         reflections: JSONL with chains that went wrong and their corrections, from `data_prep/correct_cot.py`.
-        fps: frames a second of the stored frames; for Ref-AVSBench only, as the other benchmarks define it.
-        num_frames: number of frames that a clip of Ref-AVSBench must have, None for any number; of OmniAVS, upper limit
-            of evenly spaced frames, None for all; AVSBench defines it.
+        fps: frames a second of the stored frames; Ref-AVSBench alone needs it, the other benchmarks fix or tell it.
+        num_frames: number of frames that a clip of Ref-AVSBench must have, None for any; largest number of evenly
+            spaced frames that are taken from a clip of OmniAVS, None for all; AVSBench fixes it.
         mask_cache: folder for OmniAVS's masks as PNG files.
         media_cache: folder for the unpacked media of `hf_dataset`.
         instruction: user text with a `{reference}` field.
@@ -80,29 +99,55 @@ class DataArguments:
         embedding_cache: folder for the frozen image encoder's embeddings; needed to train `sam` and `sam2` decoders.
     """
 
-    data_root: str = dataclasses.field(metadata={"help": "Folder of the benchmark."})
+    data_root: str = dataclasses.field(metadata={"help": "Folder that holds the benchmark."})
     benchmark: str = dataclasses.field(
         default="ref_avs",
-        metadata={"help": "ref_avs, avsbench_s4, avsbench_ms3, avsbench_avss, omni_avs or hf_dataset."},
+        metadata={
+            "help": "Name of the benchmark: ref_avs, avsbench_s4, avsbench_ms3, avsbench_avss, omni_avs, hf_dataset."
+        },
     )
-    train_split: str = dataclasses.field(default="train", metadata={"help": "Split to train on."})
-    eval_split: str | None = dataclasses.field(default=None, metadata={"help": "Split to evaluate on in training."})
+    train_split: str = dataclasses.field(default="train", metadata={"help": "Split that is trained on."})
+    eval_split: str | None = dataclasses.field(
+        default=None, metadata={"help": "Split that is evaluated on during training."}
+    )
     max_eval_samples: int | None = dataclasses.field(
-        default=None, metadata={"help": "Rows drawn over the eval split's clips."}
+        default=None, metadata={"help": "Number of rows drawn from the eval split, over as many clips as possible."}
     )
-    eval_samples_seed: int = dataclasses.field(default=0, metadata={"help": "Of the draw of max_eval_samples."})
-    chains: str | None = dataclasses.field(default=None, metadata={"help": "JSONL with chains of thought."})
-    reflections: str | None = dataclasses.field(default=None, metadata={"help": "JSONL with mistakes and corrections."})
-    fps: float = dataclasses.field(default=1.0, metadata={"help": "Frames a second of the stored frames."})
-    num_frames: int | None = dataclasses.field(default=10, metadata={"help": "Frames a clip must have."})
-    mask_cache: str | None = dataclasses.field(default=None, metadata={"help": "Folder for OmniAVS's masks."})
-    media_cache: str | None = dataclasses.field(default=None, metadata={"help": "Folder for hf_dataset's media."})
-    instruction: str = dataclasses.field(default=DEFAULT_INSTRUCTION, metadata={"help": "With a {reference} field."})
-    system_prompt: str | None = dataclasses.field(default=None, metadata={"help": "Optional system message."})
-    min_pixels: int | None = dataclasses.field(default=None, metadata={"help": "Lower limit of a frame's area."})
-    max_pixels: int | None = dataclasses.field(default=None, metadata={"help": "Upper limit of a frame's area."})
-    use_audio_in_video: bool = dataclasses.field(default=False, metadata={"help": "Put sound between the frames."})
-    embedding_cache: str | None = dataclasses.field(default=None, metadata={"help": "Folder for SAM embeddings."})
+    eval_samples_seed: int = dataclasses.field(
+        default=0, metadata={"help": "Seed of the draw of max_eval_samples rows."}
+    )
+    chains: str | None = dataclasses.field(
+        default=None, metadata={"help": "JSONL file with chains of thought, relative to data_root."}
+    )
+    reflections: str | None = dataclasses.field(
+        default=None, metadata={"help": "JSONL file with wrong chains and their corrections."}
+    )
+    fps: float = dataclasses.field(default=1.0, metadata={"help": "Stored frames for each second of a clip."})
+    num_frames: int | None = dataclasses.field(default=10, metadata={"help": "Number of frames that a clip must have."})
+    mask_cache: str | None = dataclasses.field(
+        default=None, metadata={"help": "Folder for OmniAVS's masks as PNG files."}
+    )
+    media_cache: str | None = dataclasses.field(
+        default=None, metadata={"help": "Folder to unpack the media of hf_dataset into."}
+    )
+    instruction: str = dataclasses.field(
+        default=DEFAULT_INSTRUCTION, metadata={"help": "User's text for a clip, with a {reference} field."}
+    )
+    system_prompt: str | None = dataclasses.field(
+        default=None, metadata={"help": "System message before the user's text."}
+    )
+    min_pixels: int | None = dataclasses.field(
+        default=None, metadata={"help": "Smallest area of a frame for the vision tower, in pixels."}
+    )
+    max_pixels: int | None = dataclasses.field(
+        default=None, metadata={"help": "Largest area of a frame for the vision tower, in pixels."}
+    )
+    use_audio_in_video: bool = dataclasses.field(
+        default=False, metadata={"help": "Put the sound between the frames instead of after them."}
+    )
+    embedding_cache: str | None = dataclasses.field(
+        default=None, metadata={"help": "Folder for the embeddings of the frozen image encoder."}
+    )
 
 
 @dataclasses.dataclass
@@ -122,13 +167,23 @@ class TargetArguments:
 
     target: str = dataclasses.field(
         default="chain",
-        metadata={"help": "teacher, chain, answer, reflection or reflection_learn_wrong."},
+        metadata={
+            "help": "What a row is trained to say: teacher, chain, answer, reflection or reflection_learn_wrong."
+        },
     )
-    replay_share: float = dataclasses.field(default=0.5, metadata={"help": "Rows without a mistake, a share of all."})
-    teacher: str | None = dataclasses.field(default=None, metadata={"help": "Model that features are distilled from."})
-    teacher_features: str | None = dataclasses.field(default=None, metadata={"help": "File for its features."})
-    teacher_instruction: str | None = dataclasses.field(default=None, metadata={"help": "If not the student's."})
-    teacher_batch_size: int = dataclasses.field(default=8, metadata={"help": "While the file is made."})
+    replay_share: float = dataclasses.field(
+        default=0.5, metadata={"help": "Share of rows without a mistake in reflective training."}
+    )
+    teacher: str | None = dataclasses.field(
+        default=None, metadata={"help": "Folder or hub name of the model that features are distilled from."}
+    )
+    teacher_features: str | None = dataclasses.field(
+        default=None, metadata={"help": "File for the teacher's features, which is made once."}
+    )
+    teacher_instruction: str | None = dataclasses.field(
+        default=None, metadata={"help": "Instruction for the teacher, where it differs from the student's."}
+    )
+    teacher_batch_size: int = dataclasses.field(default=8, metadata={"help": "Rows of a forward pass of the teacher."})
 
     def __post_init__(self) -> None:
         if self.teacher is None and self.teacher_features is not None:
@@ -146,5 +201,5 @@ class RewardArguments:
             "reward_fns.category:category_reward",
             "reward_fns.reasoning_consistency:reasoning_consistency_reward",
         ],
-        metadata={"help": "'package.module:function' or 'path/to/file.py:function'."},
+        metadata={"help": "Reward functions, each as 'package.module:function' or 'path/to/file.py:function'."},
     )

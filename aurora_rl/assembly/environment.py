@@ -48,7 +48,23 @@ def set_environment(env: Any, *, config: str) -> None:
         config: path of the file, for messages.
 
     Raises:
-        ValueError: if it is not a mapping, or names a variable that a config may not set.
+        ValueError: as `check_environment`.
+    """
+    check_environment(env, config=config)
+    for name, value in env.items():
+        os.environ[name] = str(value)
+        logger.warning("%s sets %s=%s", config, name, value)
+
+
+def check_environment(env: Any, *, config: str) -> None:
+    """Check a config's `env` and set nothing.
+
+    Args:
+        env: value of the key `env`.
+        config: path of the file, for messages.
+
+    Raises:
+        ValueError: if it is no mapping, or names a variable that a config may not set.
     """
     if not isinstance(env, Mapping):
         raise ValueError(f"{config}: env is {env!r}: expected names of variables with their values")
@@ -58,6 +74,3 @@ def set_environment(env: Any, *, config: str) -> None:
             f"{config}: env sets {', '.join(refused)}, which a config may not: it could decide which code is loaded or "
             f"where data and keys go. Set it in the shell, or leave it out; allowed are {', '.join(ALLOWED)}"
         )
-    for name, value in env.items():
-        os.environ[name] = str(value)
-        logger.warning("%s sets %s=%s", config, name, value)

@@ -14,7 +14,7 @@ import yaml
 from trl import TrlParser
 
 from aurora_rl.assembly.environment import set_environment
-from aurora_rl.assembly.options import OptionParser
+from aurora_rl.assembly.options import OptionParser, new_names
 from aurora_rl.files.plain import read_text_file
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.loading import saved_clip_options
@@ -65,7 +65,8 @@ class ConfigParser(OptionParser, TrlParser):
         if not isinstance(content, dict):
             return  # TRL refuses it
         for key in content:
-            self.check_name(str(key), f"{path}: ")
+            if new := new_names(str(key), self.names):
+                self.error(f"{path}: the key {key!r} has another name now: {' or '.join(new)}")
         if "env" in content:
             set_environment(content["env"], config=path)
 
@@ -86,7 +87,7 @@ class ConfigParser(OptionParser, TrlParser):
             group._group_actions.append(action)
             action.option_strings = [option for option in action.option_strings if "-" not in option.lstrip("-")]
             if action.option_strings == [f"--no_{action.dest}"]:
-                action.help = f"switch --{action.dest} off"
+                action.help = f"set --{action.dest} to false"
 
 
 def own_fields(cls: type) -> list[dataclasses.Field]:

@@ -14,7 +14,7 @@ from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.models.encoding import PromptOptions, SampleEncoder
 from aurora_rl.models.loading import load_model
 from aurora_rl.models.sharding import loading_whole
-from aurora_rl.models.teacher import Teacher, teacher_fingerprint
+from aurora_rl.models.teacher import Teacher, fingerprint_teacher
 from aurora_rl.tasks.targets import TARGETS, Target
 
 
@@ -63,7 +63,7 @@ def stored_features(
     """
     assert args.teacher_features is not None
     options = _teacher_options(args, data_args)
-    fingerprint = teacher_fingerprint(_teacher_name(args), options, dtype=model_args.dtype)
+    fingerprint = fingerprint_teacher(_teacher_name(args), options, dtype=model_args.dtype)
     return TeacherFeatures(args.teacher_features, fingerprint).ensure(
         samples,
         lambda: assemble_teacher(args, model_args, data_args).to(device),

@@ -24,8 +24,9 @@ from aurora_rl.data.footage import Picture
 from aurora_rl.data.run_lengths import encode_masks
 from aurora_rl.files.atomic import whole_entries
 from aurora_rl.inference.overlay import OverlayVideo, colour_of, draw_masks
-from aurora_rl.inference.pipeline import MASK_THRESHOLD, ClipAnswer, WindowAnswer
+from aurora_rl.inference.pipeline import ClipAnswer, WindowAnswer
 from aurora_rl.inference.propagation import FrameMasks
+from aurora_rl.metrics import MASK_THRESHOLD
 
 FILES = ("answer.json", "chain.txt", "masks", "masks.json", "overlay.mp4")
 

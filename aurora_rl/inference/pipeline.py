@@ -24,6 +24,7 @@ from aurora_rl.data.footage import MAX_SIDE, Footage, Frame, Picture, open_foota
 from aurora_rl.data.sample import NULL_CATEGORY, AVClip, AVSample
 from aurora_rl.inference.predictor import Predictor
 from aurora_rl.inference.propagation import FrameMasks, MaskTracker, NearestMasks, Sam2Masks, SampledMasks
+from aurora_rl.metrics import MASK_THRESHOLD
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.heads.segmenters import build_frame_encoder
@@ -33,8 +34,6 @@ from aurora_rl.tasks.prompts import SEG_TOKEN
 
 logger = logging.getLogger(__name__)
 
-#: Pixels with a probability above this belong to the mask.
-MASK_THRESHOLD = 0.5
 #: Upper limit of the pixels of all masks (frames x references) of an answer, 1 GB as float32.
 MAX_ANSWER_PIXELS = 256_000_000
 
