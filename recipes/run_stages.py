@@ -1,6 +1,7 @@
 """Run the stages of a file, each once: a complete stage is checked and used again, an interrupted one is resumed.
 
-python recipes/run_stages.py --config recipes/synthetic/stages.yaml --jobs 2     (`make demo-full`)
+python recipes/run_stages.py --config recipes/synthetic/demo.yaml --until report  (`make demo`)
+python recipes/run_stages.py --config recipes/synthetic/stages.yaml --jobs 2      (`make demo-full`)
 python recipes/run_stages.py --config recipes/ref_avs/stages_7b.yaml
 
 Each stage is the command that a user would type. Its output goes to <output_dir>/logs/<stage>.log. Ctrl-C, SIGTERM or
@@ -42,11 +43,11 @@ class Records:
         self.plan = plan
         self.folder = plan.output_dir / "stages"
 
-    def trouble(self, stage: Stage) -> str | None:
+    def problem(self, stage: Stage) -> str | None:
         """Why a stage is not complete; None if it is."""
         record = self._read(stage.name)
         if record is None or "outputs" not in record:
-            return "not run yet" if record is None else "was cut off"
+            return "not run yet" if record is None else "was interrupted"
         for name, digest in record["outputs"].items():
             path = stage.folder / name
             if not path.is_file():
@@ -187,7 +188,7 @@ class Runner:
         with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
             running: dict[concurrent.futures.Future[None], str] = {}
             while graph.is_active():
-                if self._goes_on:
+                if self._may_start_more:
                     for name in graph.get_ready():
                         running[pool.submit(self._run_if_needed, self.plan.stages[name])] = name
                 if not running:
@@ -199,7 +200,7 @@ class Runner:
             raise self._failure
 
     @property
-    def _goes_on(self) -> bool:
+    def _may_start_more(self) -> bool:
         return self._failure is None and self.stopped_by is None
 
     def stop(self, signal_number: int) -> None:
@@ -212,7 +213,7 @@ class Runner:
                         recipe.terminate()
 
     def _run_if_needed(self, stage: Stage) -> None:
-        if not self._goes_on:  # it waited for its turn while another failed
+        if not self._may_start_more:  # it waited for its turn while another failed
             return
         try:
             self._run_unless_complete(stage)
@@ -221,12 +222,12 @@ class Runner:
 
     def _run_unless_complete(self, stage: Stage) -> None:
         self.records.check_inputs(stage)
-        trouble = self.records.trouble(stage)
-        if trouble is None:
+        problem = self.records.problem(stage)
+        if problem is None:
             say(f"{stage.name}: complete")
             return
         resumes = stage.resumable and self.records.was_started(stage) and any(stage.folder.glob("checkpoint-*"))
-        say(f"{stage.name}: {trouble}, {'goes on from its last checkpoint' if resumes else 'starts'}")
+        say(f"{stage.name}: {problem}, {'resumes from its last checkpoint' if resumes else 'starts'}")
         start = time.perf_counter()
         with self.records.lock(stage) as lock:
             self.records.start(stage, resumes=resumes)
@@ -293,7 +294,8 @@ def redo(plan: Plan, names: Sequence[str]) -> None:
             gone.add(name)
     records = Records(plan)
     for name in gone:
-        say(f"{name}: deleted, to be run anew")
+        if plan.stages[name].folder.exists():
+            say(f"{name}: deleted, to be run anew")
         records.forget(name)
         shutil.rmtree(plan.stages[name].folder, ignore_errors=True)
 
@@ -339,7 +341,11 @@ def _run(runner: Runner) -> int:
         for number, handler in previous.items():
             signal.signal(number, handler)
     say(f"the stages took {runner.records.cpu_seconds() / 60:.0f} minutes of processor time")
-    return 0 if runner.stopped_by is None else 128 + runner.stopped_by
+    if runner.stopped_by is not None:
+        return 128 + runner.stopped_by
+    for path in runner.plan.final_outputs():
+        say(f"see {path}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ RENAMED = {
     "dataset": ("data_root",),
     "json": ("output",),
     "out": ("output", "output_dir"),
+    "pipeline": ("stages",),
     "splits": ("split",),
 }
 

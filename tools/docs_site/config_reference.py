@@ -27,7 +27,7 @@ SCRIPTS = [
     "recipes/grpo.py",
     "recipes/evaluate.py",
     "recipes/init_tiny.py",
-    "recipes/demo.py",
+    "recipes/report.py",
     "recipes/run_stages.py",
     "recipes/compare_stages.py",
     "data_prep/make_synthetic.py",
