@@ -35,8 +35,8 @@ from aurora_rl.files.output_lock import OutputInUseError, hold_output
 from aurora_rl.files.plain import parse_json, read_text_file
 from aurora_rl.inference.predictor import Completion, Predictor, unfinished_batches
 from aurora_rl.logs import setup_logging
+from aurora_rl.models.checkpoint_files import fingerprint_checkpoint
 from aurora_rl.models.encoding import EncodedSample
-from aurora_rl.models.teacher import checkpoint_fingerprint
 from aurora_rl.tasks.completions import parse_completion
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def settings(args: MistakeArguments, model_args: ModelArguments, data_args: Data
     """What the answers depend on; parts that were written under other settings are refused."""
     names = ("min_iou", "num_samples", "temperature", "seed", "max_completion_length")
     data = {name: value for name, value in dataclasses.asdict(data_args).items() if name not in NEUTRAL}
-    model = {"model": checkpoint_fingerprint(model_args.model)[:16], "dtype": model_args.dtype}
+    model = {"model": fingerprint_checkpoint(model_args.model)[:16], "dtype": model_args.dtype}
     return {**model, **{name: getattr(args, name) for name in names}, **data}
 
 

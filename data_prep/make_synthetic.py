@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aurora_rl.assembly.options import OptionParser
-from aurora_rl.files.output_lock import hold_output
 from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
 
 
@@ -32,8 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = vars(parser.parse_args(argv))
     out, num_workers, overwrite = args.pop("output_dir"), args.pop("num_workers"), args.pop("overwrite")
     try:
-        with hold_output(out, is_folder=False):  # beside the folder, which is renamed when it is complete
-            write_synthetic_benchmark(out, SyntheticConfig(**args), num_workers=num_workers, overwrite=overwrite)
+        write_synthetic_benchmark(out, SyntheticConfig(**args), num_workers=num_workers, overwrite=overwrite)
     except (FileExistsError, ValueError) as error:
         parser.error(str(error))
 

@@ -1,8 +1,8 @@
-"""The table of a pipeline over several seeds: every stage's scores, and what each stage adds, with intervals.
+"""The table of all stages over several seeds: every stage's scores, and what each stage adds, with intervals.
 
-python recipes/compare_stages.py --pipeline outputs/demo_full --output_dir outputs/demo_full/table
+python recipes/compare_stages.py --stages outputs/demo_full --output_dir outputs/demo_full/table
 
-Reads <pipeline>/evaluate_<stage>[-<seed>]/results.jsonl and leaves table.json and table.md.
+Reads <stages>/evaluate_<stage>[-<seed>]/results.jsonl and leaves table.json and table.md.
 """
 
 import dataclasses
@@ -72,18 +72,18 @@ class Spread:
     high: float
 
 
-def read_runs(pipeline: Path) -> dict[str, Runs]:
+def read_runs(folder: Path) -> dict[str, Runs]:
     """The results of each evaluated stage, by seed; a stage without seeds has seed 0.
 
     Raises:
         FileNotFoundError: if no stage was evaluated.
     """
     runs: dict[str, Runs] = {}
-    for file in sorted(pipeline.glob("evaluate_*/results.jsonl")):
+    for file in sorted(folder.glob("evaluate_*/results.jsonl")):
         if match := re.fullmatch(r"evaluate_(\w+?)(?:-(\d+))?", file.parent.name):
             runs.setdefault(match[1], {})[int(match[2] or 0)] = read_results(file)
     if not runs:
-        raise FileNotFoundError(f"{pipeline} holds no evaluate_*/results.jsonl: run the pipeline first")
+        raise FileNotFoundError(f"{folder} holds no evaluate_*/results.jsonl: run the stages first")
     return {stage: runs[stage] for stage in TITLES if stage in runs}
 
 
@@ -165,10 +165,10 @@ def _gain_cell(value: Interval | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--pipeline", type=Path, required=True, help="output folder of recipes/pipeline.py")
+    parser.add_argument("--stages", type=Path, required=True, help="output folder of recipes/run_stages.py")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder that the table is written to")
     args = parser.parse_args(argv)
-    runs = read_runs(args.pipeline)
+    runs = read_runs(args.stages)
     table = {stage: scores(of_stage) for stage, of_stage in runs.items()}
     gains = [
         {"name": name, "after": after, "before": before, "seeds": len(runs[after].keys() & runs[before].keys())}

@@ -5,6 +5,11 @@ accelerate launch --config_file accelerate_configs/cpu.yaml recipes/evaluate.py 
 `aurora-rl evaluate` runs the same in one process; `aurora_rl/evaluation/of_model.py` says what it leaves behind.
 """
 
+from aurora_rl.assembly.early import check_command_line
+
+if __name__ == "__main__":
+    check_command_line("recipes/evaluate.py")  # what is wrong is told before torch is imported, which takes seconds
+
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments
 from aurora_rl.assembly.parser import RecipeParser
 from aurora_rl.evaluation.of_model import EvaluationArguments, evaluate_model

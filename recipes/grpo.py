@@ -3,6 +3,11 @@
 accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py --config recipes/synthetic/grpo.yaml
 """
 
+from aurora_rl.assembly.early import check_command_line
+
+if __name__ == "__main__":
+    check_command_line("recipes/grpo.py")  # what is wrong is told before torch is imported, which takes seconds
+
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments, RewardArguments

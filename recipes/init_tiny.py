@@ -3,6 +3,11 @@
 python recipes/init_tiny.py --config recipes/synthetic/init.yaml
 """
 
+from aurora_rl.assembly.early import check_command_line
+
+if __name__ == "__main__":
+    check_command_line("recipes/init_tiny.py")  # what is wrong is told before torch is imported, which takes seconds
+
 import dataclasses
 
 from aurora_rl.assembly.arguments import DataArguments

@@ -5,6 +5,11 @@ accelerate launch --config_file accelerate_configs/cpu.yaml recipes/sft.py --con
 The stages are YAML files: they differ in `target`, what a row is trained to say, and in `teacher`.
 """
 
+from aurora_rl.assembly.early import check_command_line
+
+if __name__ == "__main__":
+    check_command_line("recipes/sft.py")  # what is wrong is told before torch is imported, which takes seconds
+
 from collections.abc import Callable
 from typing import Any
 

@@ -9,7 +9,7 @@ from aurora_rl.tasks.prompts import DEFAULT_INSTRUCTION
 
 @dataclasses.dataclass
 class ModelArguments:
-    """Which model is trained, and how much of it.
+    """The model to train, and how much of it is trained.
 
     Attributes:
         model: hub name or directory of an MLLM, of a model trained here, or of a LoRA adapter.
@@ -70,14 +70,14 @@ class ModelArguments:
 
 @dataclasses.dataclass
 class DataArguments:
-    """Which benchmark is read, and how a clip is put to the model.
+    """The benchmark to read, and how a clip is given to the model.
 
-    `fps`, `num_frames`, `instruction`, `system_prompt`, `min_pixels`, `max_pixels` and `use_audio_in_video` are, where
-    neither YAML nor the command line sets them, as the checkpoint says that it was trained (`assembly.parser`).
+    If neither YAML nor the command line sets `fps`, `num_frames`, `instruction`, `system_prompt`, `min_pixels`,
+    `max_pixels` or `use_audio_in_video`, the value is that of the checkpoint's training (`assembly.parser`).
 
     Attributes:
         data_root: folder of the benchmark, for Ref-AVSBench the one with metadata.csv, media/ and gt_mask/.
-        benchmark: which one it is, a key of `assembly.benchmarks.LOADERS`.
+        benchmark: name of the benchmark, a key of `assembly.benchmarks.LOADERS`.
         train_split: split to train on.
         eval_split: split for evaluation during training; None for none.
         max_eval_samples: number of rows drawn from the eval split to cover as many clips as they can; None for all.
@@ -89,13 +89,13 @@ class DataArguments:
         num_frames: number of frames that a clip of Ref-AVSBench must have, None for any; largest number of evenly
             spaced frames that are taken from a clip of OmniAVS, None for all; AVSBench fixes it.
         mask_cache: folder for OmniAVS's masks as PNG files.
-        media_cache: folder to unpack the media of `hf_dataset` into.
+        media_cache: folder for the unpacked media of `hf_dataset`.
         instruction: user text with a `{reference}` field.
         system_prompt: optional system message.
         min_pixels: lower limit of a frame's area for the vision tower.
         max_pixels: upper limit of a frame's area for the vision tower.
-        use_audio_in_video: whether the sound is put between the frames, chunk by chunk, instead of after them; rows of
-            a data set of one's own may each choose, by `AVSample.use_audio_in_video`.
+        use_audio_in_video: whether the sound lies between the frames, chunk by chunk, instead of after them; in your
+            own data set each row may choose, by `AVSample.use_audio_in_video`.
         embedding_cache: folder for the frozen image encoder's embeddings; needed to train `sam` and `sam2` decoders.
     """
 
@@ -152,17 +152,17 @@ class DataArguments:
 
 @dataclasses.dataclass
 class TargetArguments:
-    """What supervised fine-tuning makes the model say, and from which teacher it learns features.
+    """Targets of supervised fine-tuning, and the teacher whose features are distilled.
 
     Attributes:
-        target: a key of `tasks.targets.TARGETS`: "teacher" (stage 0), "chain" (stage 1), "answer" (stage 1 without
-            chains), "reflection" or "reflection_learn_wrong" (stage 2).
-        replay_share: share of the rows of reflective training that have no mistake and train their chain alone.
+        target: kind of target, a key of `tasks.targets.TARGETS`: "teacher" (stage 0), "chain" (stage 1), "answer"
+            (stage 1 without chains), "reflection" or "reflection_learn_wrong" (stage 2).
+        replay_share: share of rows in reflective training that have no mistake and train only their chain.
         teacher: directory or hub name of the distillation's teacher; None for no distillation.
-        teacher_features: file for the teacher's features, made once and bound to this teacher; None keeps the teacher
-            in memory and computes them in each step.
-        teacher_instruction: how the teacher is asked, where it was trained on another instruction.
-        teacher_batch_size: rows of a forward pass of the teacher while the file is made.
+        teacher_features: file for the teacher's features, computed once and bound to this teacher; None keeps the
+            teacher in memory and computes them in each step.
+        teacher_instruction: instruction for the teacher, if it was trained with another one than the student.
+        teacher_batch_size: number of rows in a forward pass of the teacher that computes the file.
     """
 
     target: str = dataclasses.field(
@@ -192,7 +192,7 @@ class TargetArguments:
 
 @dataclasses.dataclass
 class RewardArguments:
-    """Which rewards the policy is trained on; their weights are TRL's `reward_weights`."""
+    """The rewards that the policy is trained on; their weights are TRL's `reward_weights`."""
 
     reward_funcs: list[str] = dataclasses.field(
         default_factory=lambda: [

@@ -16,6 +16,7 @@ RENAMED = {
     "dataset": ("data_root",),
     "json": ("output",),
     "out": ("output", "output_dir"),
+    "pipeline": ("stages",),
     "splits": ("split",),
 }
 
@@ -53,7 +54,7 @@ class OptionParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As of `argparse`; every way of parsing comes through here."""
+        """Parse as `argparse` does; every way of parsing comes through here."""
         words = list(sys.argv[1:] if args is None else args)
         end = words.index("--") if "--" in words else len(words)
         return super().parse_known_args([*map(self._own_spelling, words[:end]), *words[end:]], namespace)

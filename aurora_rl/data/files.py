@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from aurora_rl.data.sample import AVSample
+from aurora_rl.files.existing import what_is_there
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ def read_table(
         DatasetError: if the file is too large, cannot be read, lacks a column, or has a malformed row.
     """
     if not path.is_file():
-        raise DatasetError(f"there is no {path}: root must be the folder that holds {layout}")
+        raise DatasetError(f"there is no {path}: root must be the folder that holds {layout}; {what_is_there(path)}")
     if path.stat().st_size > MAX_TABLE_BYTES:
         raise DatasetError(f"{path} has {path.stat().st_size} bytes: the limit is {MAX_TABLE_BYTES}, is it the table?")
     try:

@@ -60,6 +60,16 @@ def lock_of(output: str | Path, *, is_folder: bool) -> Path:
     return output / FOLDER_LOCK if is_folder else output.with_name(f".{output.name}.lock")
 
 
+def check_free(output: str | Path, *, is_folder: bool) -> None:
+    """Check that no other run holds an output, without taking it; arguments and error are those of `hold_output`."""
+    lock = lock_of(output, is_folder=is_folder)
+    if not lock.is_file() or lock.resolve() in _held:
+        return
+    descriptor = _open_locked(lock.resolve(), output)
+    if descriptor is not None:
+        os.close(descriptor)  # and with it the lock; the file is that of a run that was killed
+
+
 @contextlib.contextmanager
 def hold(lock: Path, *, output: str | Path) -> Iterator[int | None]:
     """Hold a lock file; gives its descriptor, which a started process may be handed so that it holds the lock as well.

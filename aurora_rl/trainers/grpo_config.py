@@ -24,9 +24,9 @@ class AuroraGRPOConfig(CPUDeviceMixin, GRPOConfig):
     """TRL's `GRPOConfig` plus the mask loss, with the method's values for what the paper's stage 3 sets.
 
     Attributes:
-        mask_loss_on: which completions with a `[SEG]` teach masks: "all" (the authors' choice), "correct_only" (those
-            whose category is right; on wrong answers the mask loss teaches the truth's masks for another object), or
-            "off".
+        mask_loss_on: completions with a `[SEG]` that have a mask loss: "all" (the authors' choice), "correct_only"
+            (those with the right category; on a wrong answer the mask loss would teach the true masks for another
+            object), or "off".
         mask_loss_weight: weight of the mask loss beside the policy loss.
         mask_bce_weight: weight of the masks' binary cross-entropy within the mask loss.
         mask_dice_weight: weight of the masks' Dice loss within the mask loss.
@@ -37,8 +37,8 @@ class AuroraGRPOConfig(CPUDeviceMixin, GRPOConfig):
         stop_grace_s: seconds from SIGTERM to the end of a step, see `AuroraSFTConfig`.
 
     Raises:
-        ValueError: for an unknown `mask_loss_on`, `generation_kwargs` that end completions, a combination of vLLM's
-            options that does not work, or checkpoints that would cut a generation batch.
+        ValueError: if `mask_loss_on` is unknown, `generation_kwargs` end completions, vLLM's options do not work
+            together, or a checkpoint would be written inside a generation batch.
     """
 
     mask_loss_on: str = _option("correct_only", "Completions that teach masks: all, correct_only or off.")

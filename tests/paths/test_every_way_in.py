@@ -32,6 +32,7 @@ from aurora_rl.data.video import read_video
 from aurora_rl.evaluation.mask_files import list_predictions
 from aurora_rl.evaluation.records import read_results
 from aurora_rl.evaluation.scores import read_scores
+from aurora_rl.files.fingerprint import fingerprint_content
 from aurora_rl.files.journal import ResumeFile, RowJournal, read_rows
 from aurora_rl.footprint.launch import Launch
 from aurora_rl.report.training_page import read_log_history
@@ -40,8 +41,7 @@ from aurora_rl.serve.request import Limits, check_clip
 from aurora_rl.tasks.reference_segmentation import chain_file
 from data_prep.to_hf_dataset import _embed
 from data_prep.verify_cot import ChainLimits, verify_file
-from recipes.pipeline import file_digest
-from recipes.pipeline_plan import read_plan
+from recipes.stage_plan import read_plan
 
 #: Way in -> (name of the file in a folder, what reads it).
 WAYS: dict[str, tuple[str, Callable[[Path], Any]]] = {
@@ -85,8 +85,8 @@ WAYS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "recipe": ("sft.yaml", lambda path: ConfigParser(()).parse_args_and_config(["--config", str(path)])),
     "recipe's clips": ("sft.yaml", read_clip_options),
     "launch": ("cpu.yaml", Launch.read),
-    "pipeline": ("pipeline.yaml", read_plan),
-    "output of a stage": ("model.safetensors", file_digest),
+    "stages": ("stages.yaml", read_plan),
+    "output of a stage": ("model.safetensors", fingerprint_content),
     "reward": ("reward.py", lambda path: load_reward_func(f"{path}:reward")),
 }
 

@@ -1,4 +1,4 @@
-"""The shipped pipeline at toy size, stopped once: every stage of the method by the commands that a user would type."""
+"""The shipped stages at toy size, stopped once: every stage of the method by the commands that a user would type."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from safetensors import safe_open
 from aurora_rl.data.chains import add_reflections
 from aurora_rl.data.ref_avs import load_ref_avs
 from aurora_rl.tasks.reference_segmentation import chain_file
-from recipes.pipeline import main
+from recipes.run_stages import main
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Stages that differ from one of these in their numbers alone.
@@ -34,15 +34,15 @@ TOY = {
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the pipeline leaves."""
-    folder = tmp_path_factory.mktemp("pipeline")
-    content = yaml.safe_load((ROOT / "recipes/synthetic/pipeline.yaml").read_text())
+    """What the stages leave."""
+    folder = tmp_path_factory.mktemp("stages")
+    content = yaml.safe_load((ROOT / "recipes/synthetic/stages.yaml").read_text())
     names = {*LEFT_OUT, *(f"evaluate_{name}" for name in LEFT_OUT)}
     stages = {name: fields for name, fields in content["stages"].items() if name not in names}
     for name, fields in stages.items():
         fields.get("each", {}).update(seed=[0])
         fields["options"] |= TOY["evaluate_teacher"] if name.startswith("evaluate_") else TOY.get(name, {})
-    path = folder / "pipeline.yaml"
+    path = folder / "stages.yaml"
     path.write_text(yaml.safe_dump({**content, "output_dir": str(folder / "out"), "stages": stages}, sort_keys=False))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
@@ -53,10 +53,10 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stop_while_it_teaches(path: Path, out: Path) -> None:
-    """Run the pipeline and stop it by SIGTERM once its stage `teacher` has begun."""
-    process = subprocess.Popen([sys.executable, "recipes/pipeline.py", "--config", str(path)], env=dict(os.environ))
+    """Run the stages and stop them by SIGTERM once its stage `teacher` has begun."""
+    process = subprocess.Popen([sys.executable, "recipes/run_stages.py", "--config", str(path)], env=dict(os.environ))
     while not (out / "logs" / "teacher.log").exists():
-        assert process.poll() is None, "the pipeline ended before its stage `teacher`"
+        assert process.poll() is None, "the run ended before its stage `teacher`"
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 128 + signal.SIGTERM

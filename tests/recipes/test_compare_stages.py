@@ -78,7 +78,7 @@ def test_runs_are_read_by_stage_and_seed(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_evaluations_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="run the pipeline first"):
+    with pytest.raises(FileNotFoundError, match="run the stages first"):
         read_runs(tmp_path)
 
 
@@ -86,7 +86,7 @@ def test_the_table_marks_what_is_beyond_chance(tmp_path: Path, capsys: pytest.Ca
     for seed in (0, 1):
         write_results(tmp_path / f"evaluate_sft_plain-{seed}/results.jsonl", [result(i, 0.2) for i in range(20)])
         write_results(tmp_path / f"evaluate_sft-{seed}/results.jsonl", [result(i, 0.5) for i in range(20)])
-    main(["--pipeline", str(tmp_path), "--output_dir", str(tmp_path / "table")])
+    main(["--stages", str(tmp_path), "--output_dir", str(tmp_path / "table")])
     text = (tmp_path / "table" / "table.md").read_text()
     assert "| distillation | 2 | **+0.300 [+0.300, +0.300]** | +0.000 [+0.000, +0.000] | – |" in text
     assert text.strip() == capsys.readouterr().out.strip()

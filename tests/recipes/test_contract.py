@@ -34,9 +34,9 @@ from aurora_rl.assembly.model import peft_config
 from aurora_rl.models.loading import load_model
 from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
-from recipes import pipeline, sft
-from recipes.pipeline import Runner, StageFailedError
-from recipes.pipeline_plan import Stage
+from recipes import run_stages, sft
+from recipes.run_stages import Runner, StageFailedError
+from recipes.stage_plan import Stage
 from tests.data.test_avsbench import write_audio, write_frames, write_masks
 from tests.recipes.correcting_endpoint import correcting_endpoint
 
@@ -477,7 +477,7 @@ def test_a_decoder_that_does_not_cast_its_buffers_breaks_the_contract(drive: Dri
 
 
 class LaneRunner(Runner):
-    """The pipeline's own runner, whose launched stages run in a lane under the same accelerate config."""
+    """The runner itself, whose launched stages run in a lane under the same accelerate config."""
 
     lane: Lane
     #: The stages that were run, in order.
@@ -497,25 +497,25 @@ class LaneRunner(Runner):
             raise StageFailedError(said)
 
 
-def write_7b_pipeline(drive: Drive, url: str, folder: Path) -> Path:
-    """The pipeline of the 7B model, each stage's recipe as `Drive.write` changes it, the endpoint at `url`."""
-    content = Recipe("ref_avs/pipeline_7b").content
+def write_7b_stages(drive: Drive, url: str, folder: Path) -> Path:
+    """The stages of the 7B model, each stage's recipe as `Drive.write` changes it, the endpoint at `url`."""
+    content = Recipe("ref_avs/stages_7b").content
     for stage in content["stages"].values():
         if "config" in stage:
             name = stage["config"].removeprefix("recipes/").removesuffix(".yaml")
             stage["config"] = str(drive.write(Recipe(name), "zero2"))
     benchmark = str(drive.toys.benchmarks["ref_avs"])
     content["stages"]["corrections_7b"]["options"] |= {"data_root": benchmark, "base_url": url}
-    path = folder / "pipeline.yaml"
+    path = folder / "stages.yaml"
     path.write_text(yaml.safe_dump({**content, "output_dir": str(folder / "out")}, sort_keys=False))
     return path
 
 
-def test_the_7b_pipeline_is_killed_and_goes_on_to_its_scores(
+def test_the_7b_stages_are_killed_and_resume_to_their_scores(
     drive: Drive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert Recipe("ref_avs/pipeline_7b").content["accelerate_config"] == "accelerate_configs/zero2.yaml"
-    monkeypatch.setattr(pipeline, "Runner", LaneRunner)
+    assert Recipe("ref_avs/stages_7b").content["accelerate_config"] == "accelerate_configs/zero2.yaml"
+    monkeypatch.setattr(run_stages, "Runner", LaneRunner)
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("GEMINI_API_KEY", "a-key")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -523,15 +523,15 @@ def test_the_7b_pipeline_is_killed_and_goes_on_to_its_scores(
     LaneRunner.ran = []
     LaneRunner.killed = ("sft_7b", "aurora_rl.trainers.resumable:ResumableTrainer._save_checkpoint")
     with correcting_endpoint() as (url, asked):
-        path = str(write_7b_pipeline(drive, url, tmp_path))
-        assert pipeline.main(["--config", path]) == 1, capsys.readouterr().err
+        path = str(write_7b_stages(drive, url, tmp_path))
+        assert run_stages.main(["--config", path]) == 1, capsys.readouterr().err
         assert LaneRunner.ran == ["teacher_7b", "sft_7b"]
         assert (tmp_path / "out/sft_7b/checkpoint-1").is_dir()
         LaneRunner.killed, LaneRunner.ran = None, []
-        code = pipeline.main(["--config", path])
+        code = run_stages.main(["--config", path])
     said = capsys.readouterr()
     assert code == 0, said.err
-    assert "sft_7b: was cut off, goes on from its last checkpoint" in said.out
+    assert "sft_7b: was interrupted, resumes from its last checkpoint" in said.out
     stages = ["sft_7b", "mistakes_7b", "corrections_7b", "reflection_7b", "grpo_7b", "evaluation_7b"]
     assert LaneRunner.ran == stages
     for stage in ("teacher_7b", "sft_7b", "reflection_7b", "grpo_7b"):
@@ -608,11 +608,14 @@ DRIVEN = {
     *SHARED,
     *KILLED,
     "synthetic/init",
-    "ref_avs/pipeline_7b",
+    "ref_avs/stages_7b",
 }
 #: Driven by other tests, which name them.
 DRIVEN_ELSEWHERE = {
-    "synthetic/pipeline": "tests/recipes/test_all_stages.py",
+    "synthetic/stages": "tests/recipes/test_all_stages.py",
+    # Their recipes are driven one by one; tests/paths/test_documentation.py reads their commands.
+    "synthetic/demo": "tests/recipes/test_report.py",
+    "synthetic/smoke": "tests/recipes/test_report.py",
 }
 
 

@@ -12,14 +12,17 @@ from typing import Any
 
 import pandas
 import pytest
+import yaml
 from safetensors import safe_open
 from trl import TrlParser
 
 from aurora_rl.models.loading import load_model
 
 ROOT = Path(__file__).parents[2]
-#: Pipelines are files of another kind: test_pipeline.py.
-CONFIGS = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if not path.stem.startswith("pipeline"))
+#: Files of stages are of another kind: test_run_stages.py.
+CONFIGS = sorted(
+    path for path in (ROOT / "recipes").glob("*/*.yaml") if "stages" not in yaml.safe_load(path.read_text())
+)
 #: Scripts that their configs are not named after.
 SCRIPTS = {
     "init": "recipes/init_tiny",

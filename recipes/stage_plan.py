@@ -1,4 +1,4 @@
-"""The stages of a pipeline file: what each one runs, and which others it needs. `pipeline.py` runs them.
+"""The stages of a file: what each one runs, and which others it needs. `run_stages.py` runs them.
 
 output_dir: outputs/full
 stages:
@@ -11,15 +11,16 @@ stages:
     each: {seed: [0, 1, 2]}         # three stages, sft-0, sft-1 and sft-2
     options: {teacher: "{teacher}", seed: "{seed}", ...}
     ...
+
+A file that names another as its `base` gives what differs: keys of the file, of its stages, and single options.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import hashlib
 import itertools
-import json
+import os
 import string
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from typing import Any
 
 import yaml
 
+from aurora_rl.files.fingerprint import fingerprint_values
 from aurora_rl.files.plain import read_text_file
 
 #: Keys of a stage in the file.
@@ -36,13 +38,13 @@ STAGE_KEYS = {"run", "launch", "config", "options", "outputs", "each", "needs", 
 TOP_KEYS = {"output_dir", "accelerate_config", "stages"}
 
 
-class PipelineError(ValueError):
-    """A pipeline file that cannot be run as it is written, or a folder that does not fit it."""
+class PlanError(ValueError):
+    """A file of stages that cannot be run as it is written, or a folder that does not fit it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One command of the pipeline.
+    """One command.
 
     Attributes:
         name: of the stage and of its folder.
@@ -73,18 +75,18 @@ class Plan:
     def digest(self, name: str) -> str:
         """Hash of a stage's command and config and of those of the stages it needs.
 
-        Neither of the code nor of files from outside the pipeline.
+        Neither of the code nor of files that no stage makes.
         """
         stage = self.stages[name]
         config = "" if stage.config is None else read_text_file(stage.config)
         parts = [stage.command[1:], config, [self.digest(needed) for needed in stage.needs]]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return fingerprint_values(parts)
 
     def until(self, names: Sequence[str]) -> Plan:
         """The plan of these stages and all that they need, directly or not.
 
         Raises:
-            PipelineError: if there is no stage of a name.
+            PlanError: if there is no stage of a name.
         """
         self.check_names(names)
         wanted = set(names)
@@ -93,9 +95,15 @@ class Plan:
         return Plan(self.output_dir, {name: stage for name, stage in self.stages.items() if name in wanted})
 
     def check_names(self, names: Sequence[str]) -> None:
-        """Raise a `PipelineError` unless all names are stages."""
+        """Raise a `PlanError` unless all names are stages."""
         if unknown := sorted(set(names) - set(self.stages)):
-            raise PipelineError(f"no stage is named {unknown}, the stages are {', '.join(self.stages)}")
+            raise PlanError(f"no stage is named {unknown}, the stages are {', '.join(self.stages)}")
+
+    def final_outputs(self) -> list[Path]:
+        """What the stages leave that no other stage needs."""
+        needed = {name for stage in self.stages.values() for name in stage.needs}
+        last = [stage for name, stage in self.stages.items() if name not in needed]
+        return [Path(os.path.normpath(stage.folder / output)) for stage in last for output in stage.outputs]
 
     def graph(self) -> TopologicalSorter[str]:
         """Which stage needs which, for `graphlib` to put in order."""
@@ -104,7 +112,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class _Draft:
-    """A stage of the file with one choice of its `each`."""
+    """A stage of the file with one choice of its `each`; its name is that of its folder, such as `eval/grpo`."""
 
     kind: str
     values: Mapping[str, Any]
@@ -116,17 +124,16 @@ class _Draft:
 
 
 def read_plan(path: str | Path, *, output_dir: str | Path | None = None) -> Plan:
-    """The plan of a pipeline file.
+    """Read the plan of a file of stages.
 
     Args:
         path: the YAML file.
         output_dir: instead of the file's.
 
     Raises:
-        PipelineError: if a key is unknown, a stage is referred to that is not there, or stages need one another.
+        PlanError: if a key is unknown, a stage is referred to that is not there, or stages need one another.
     """
-    content = yaml.safe_load(read_text_file(path))
-    _check_keys(f"{path}", content, TOP_KEYS, required={"output_dir", "stages"})
+    content = _read_content(path)
     root = Path(output_dir or content["output_dir"])
     drafts = [draft for kind, fields in content["stages"].items() for draft in _drafts(kind, fields)]
     launcher = ["-m", "accelerate.commands.launch"]
@@ -136,26 +143,45 @@ def read_plan(path: str | Path, *, output_dir: str | Path | None = None) -> Plan
     try:
         order = list(plan.graph().static_order())
     except CycleError as error:
-        raise PipelineError(f"these stages need one another: {' -> '.join(error.args[1])}") from error
+        raise PlanError(f"these stages need one another: {' -> '.join(error.args[1])}") from error
     return Plan(root, {name: plan.stages[name] for name in order})
+
+
+def _read_content(path: str | Path) -> dict[str, Any]:
+    """Read a file of stages; what it gives lies over its `base`, which has none itself."""
+    content = yaml.safe_load(read_text_file(path))
+    if not isinstance(content, dict) or "base" not in content:
+        _check_keys(f"{path}", content, TOP_KEYS, required={"output_dir", "stages"})
+        return content
+    _check_keys(f"{path}", content, {"base", *TOP_KEYS}, required=set())
+    base = yaml.safe_load(read_text_file(content.pop("base")))
+    _check_keys(f"base of {path}", base, TOP_KEYS, required={"output_dir", "stages"})
+    stages = dict(base["stages"])
+    for kind, fields in content.get("stages", {}).items():
+        below = stages.get(kind, {})
+        stages[kind] = {**below, **fields, "options": {**below.get("options", {}), **fields.get("options", {})}}
+    return {**base, **content, "stages": stages}
 
 
 def _drafts(kind: str, fields: Mapping[str, Any]) -> Iterator[_Draft]:
     _check_keys(f"stage {kind}", fields, STAGE_KEYS, required=set())
     if ("run" in fields) == ("launch" in fields):
-        raise PipelineError(f"stage {kind}: name its script by either `run` or `launch`")
+        raise PlanError(f"stage {kind}: name its script by either `run` or `launch`")
     each = fields.get("each", {})
     for values in itertools.product(*each.values()):
-        yield _Draft(kind, dict(zip(each, values, strict=True)), fields)
+        draft = _Draft(kind, dict(zip(each, values, strict=True)), fields)
+        if {"", ".", ".."} & set(draft.name.split("/")):  # the folder that --redo deletes
+            raise PlanError(f"{draft.name!r} is no name of a stage: expected that of its folder inside `output_dir`")
+        yield draft
 
 
 def _check_keys(place: str, content: Any, known: set[str], *, required: set[str]) -> None:
     if not isinstance(content, dict):
-        raise PipelineError(f"{place}: expected keys and values, not {content!r}")
+        raise PlanError(f"{place}: expected keys and values, not {content!r}")
     if unknown := sorted(set(content) - known):
-        raise PipelineError(f"{place}: unknown key(s) {unknown}, expected some of {sorted(known)}")
+        raise PlanError(f"{place}: unknown key(s) {unknown}, expected some of {sorted(known)}")
     if missing := sorted(required - set(content)):
-        raise PipelineError(f"{place}: the key(s) {missing} are missing")
+        raise PlanError(f"{place}: the key(s) {missing} are missing")
 
 
 def _build(draft: _Draft, drafts: Sequence[_Draft], root: Path, launcher: Sequence[str]) -> Stage:
@@ -186,7 +212,7 @@ def _build(draft: _Draft, drafts: Sequence[_Draft], root: Path, launcher: Sequen
 def _matching(draft: _Draft, pattern: str, drafts: Sequence[_Draft]) -> list[str]:
     names = [other.name for other in drafts if fnmatch.fnmatchcase(other.name, pattern) and other is not draft]
     if not names:
-        raise PipelineError(f"stage {draft.name} needs {pattern!r}: no stage has such a name")
+        raise PlanError(f"stage {draft.name} needs {pattern!r}: no stage has such a name")
     return names
 
 
@@ -215,6 +241,6 @@ class _Words:
         ]
         if len(shared) != 1:
             found = f"{len(shared)} stages of that name fit" if shared else "there is no such stage or value"
-            raise PipelineError(f"stage {self.draft.name} refers to {{{field}}}: {found}")
+            raise PlanError(f"stage {self.draft.name} refers to {{{field}}}: {found}")
         self.referred.add(shared[0].name)
         return str(self.root / shared[0].name)

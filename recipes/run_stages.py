@@ -1,17 +1,17 @@
-"""Run the stages of a pipeline file, each once: what is complete is checked and used again, what was cut off goes on.
+"""Run the stages of a file, each once: a complete stage is checked and used again, an interrupted one is resumed.
 
-python recipes/pipeline.py --config recipes/synthetic/pipeline.yaml --jobs 2     (`make demo-full`)
-python recipes/pipeline.py --config recipes/ref_avs/pipeline_7b.yaml
+python recipes/run_stages.py --config recipes/synthetic/demo.yaml --until report  (`make demo`)
+python recipes/run_stages.py --config recipes/synthetic/stages.yaml --jobs 2      (`make demo-full`)
+python recipes/run_stages.py --config recipes/ref_avs/stages_7b.yaml
 
 Each stage is the command that a user would type. Its output goes to <output_dir>/logs/<stage>.log. Ctrl-C, SIGTERM or
-a closed terminal stops the running stages, which write a checkpoint; the same command goes on from there.
+a closed terminal stops the running stages, which write a checkpoint; the same command resumes there.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import hashlib
 import json
 import os
 import shlex
@@ -22,38 +22,37 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from aurora_rl.assembly.options import OptionParser
 from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.fingerprint import fingerprint_content
 from aurora_rl.files.output_lock import OutputInUseError, hold
-from aurora_rl.files.plain import check_plain_file
-from recipes.pipeline_plan import PipelineError, Plan, Stage, read_plan
+from recipes.stage_plan import Plan, PlanError, Stage, read_plan
 
 FAILED, UNUSABLE = 1, 2  # exit codes; a stopped run exits with 128 + the signal, as a shell says it
 LOG_LINES_SHOWN = 30
 
 
 class Records:
-    """What the pipeline knows of its stages: one JSON file each, in <output_dir>/stages."""
+    """What is known of the stages: one JSON file each, in <output_dir>/stages."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.folder = plan.output_dir / "stages"
 
-    def trouble(self, stage: Stage) -> str | None:
+    def problem(self, stage: Stage) -> str | None:
         """Why a stage is not complete; None if it is."""
         record = self._read(stage.name)
         if record is None or "outputs" not in record:
-            return "not run yet" if record is None else "was cut off"
+            return "not run yet" if record is None else "was interrupted"
         for name, digest in record["outputs"].items():
             path = stage.folder / name
             if not path.is_file():
                 return f"{path} is gone"
-            if file_digest(path) != digest:
+            if fingerprint_content(path) != digest:
                 return f"{path} is not the file that the stage wrote"
         return None
 
@@ -61,11 +60,11 @@ class Records:
         """Refuse to go on in a folder that another command, config or earlier stage has filled.
 
         Raises:
-            PipelineError: saying what to do.
+            PlanError: saying what to do.
         """
         record = self._read(stage.name)
         if record is not None and record["digest"] != self.plan.digest(stage.name):
-            raise PipelineError(
+            raise PlanError(
                 f"stage {stage.name} was run with another command or config, or on other inputs: run it anew with "
                 f"--redo {stage.name}, which deletes {stage.folder}, or choose another --output_dir. It was\n"
                 f"  {shlex.join(record['command'])}\nand is now\n  {shlex.join(stage.command[1:])}"
@@ -75,14 +74,14 @@ class Records:
         """Refuse to trust what a stage has made, or begun, of outputs that were made anew since and differ.
 
         Raises:
-            PipelineError: saying what to do.
+            PlanError: saying what to do.
         """
         record = self._read(stage.name)
         if record is None:
             return
         changed = [name for name, outputs in self._inputs(stage).items() if record["inputs"].get(name) != outputs]
         if changed:
-            raise PipelineError(
+            raise PlanError(
                 f"stage {stage.name} was run on other outputs of {', '.join(changed)} than are there now: run it anew "
                 f"with --redo {stage.name}, which deletes {stage.folder}"
             )
@@ -106,12 +105,12 @@ class Records:
         """Note that the stage is complete, with the hashes of its outputs.
 
         Raises:
-            PipelineError: if an output is missing.
+            PlanError: if an output is missing.
         """
         missing = [name for name in stage.outputs if not (stage.folder / name).is_file()]
         if missing:
-            raise PipelineError(f"stage {stage.name} ended well but did not write {missing}")
-        digests = {name: file_digest(stage.folder / name) for name in stage.outputs}
+            raise PlanError(f"stage {stage.name} ended well but did not write {missing}")
+        digests = {name: fingerprint_content(stage.folder / name) for name in stage.outputs}
         self._write(stage, {**(self._read(stage.name) or {}), "outputs": digests})
 
     def forget(self, name: str) -> None:
@@ -127,14 +126,14 @@ class Records:
         """A file descriptor that keeps others away from the stage's folder as long as any process holds it open.
 
         Raises:
-            PipelineError: if one does.
+            PlanError: if one does.
         """
         with contextlib.ExitStack() as stack:
             try:
                 descriptor = stack.enter_context(hold(self.folder / f"{stage.name}.lock", output=stage.folder))
             except OutputInUseError as error:
-                raise PipelineError(
-                    f"stage {stage.name} is still running, started by another pipeline or by one that was killed "
+                raise PlanError(
+                    f"stage {stage.name} is still running, started by another run_stages.py or by one that was killed "
                     f"({error})"
                 ) from None
             yield descriptor
@@ -152,13 +151,6 @@ class Records:
     def _write(self, stage: Stage, more: dict[str, Any]) -> None:
         record = {**more, "digest": self.plan.digest(stage.name), "command": list(stage.command[1:])}
         write_whole(self.folder / f"{stage.name}.json", json.dumps(record, indent=2) + "\n")
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    check_plain_file(path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class StageFailedError(Exception):
@@ -186,7 +178,7 @@ class Runner:
         """Run everything.
 
         Raises:
-            PipelineError: if a folder belongs to another command; nothing has been run then.
+            PlanError: if a folder belongs to another command; nothing has been run then.
             StageFailedError: if a stage failed; those beside it have ended.
         """
         for stage in self.plan.stages.values():
@@ -196,7 +188,7 @@ class Runner:
         with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
             running: dict[concurrent.futures.Future[None], str] = {}
             while graph.is_active():
-                if self._goes_on:
+                if self._may_start_more:
                     for name in graph.get_ready():
                         running[pool.submit(self._run_if_needed, self.plan.stages[name])] = name
                 if not running:
@@ -208,7 +200,7 @@ class Runner:
             raise self._failure
 
     @property
-    def _goes_on(self) -> bool:
+    def _may_start_more(self) -> bool:
         return self._failure is None and self.stopped_by is None
 
     def stop(self, signal_number: int) -> None:
@@ -221,7 +213,7 @@ class Runner:
                         recipe.terminate()
 
     def _run_if_needed(self, stage: Stage) -> None:
-        if not self._goes_on:  # it waited for its turn while another failed
+        if not self._may_start_more:  # it waited for its turn while another failed
             return
         try:
             self._run_unless_complete(stage)
@@ -230,12 +222,12 @@ class Runner:
 
     def _run_unless_complete(self, stage: Stage) -> None:
         self.records.check_inputs(stage)
-        trouble = self.records.trouble(stage)
-        if trouble is None:
+        problem = self.records.problem(stage)
+        if problem is None:
             say(f"{stage.name}: complete")
             return
         resumes = stage.resumable and self.records.was_started(stage) and any(stage.folder.glob("checkpoint-*"))
-        say(f"{stage.name}: {trouble}, {'goes on from its last checkpoint' if resumes else 'starts'}")
+        say(f"{stage.name}: {problem}, {'resumes from its last checkpoint' if resumes else 'starts'}")
         start = time.perf_counter()
         with self.records.lock(stage) as lock:
             self.records.start(stage, resumes=resumes)
@@ -293,7 +285,7 @@ def redo(plan: Plan, names: Sequence[str]) -> None:
     """Delete the folders of stages and of all that was made from them.
 
     Raises:
-        PipelineError: if there is no stage of a name.
+        PlanError: if there is no stage of a name.
     """
     plan.check_names(names)
     gone = set(names)
@@ -302,7 +294,8 @@ def redo(plan: Plan, names: Sequence[str]) -> None:
             gone.add(name)
     records = Records(plan)
     for name in gone:
-        say(f"{name}: deleted, to be run anew")
+        if plan.stages[name].folder.exists():
+            say(f"{name}: deleted, to be run anew")
         records.forget(name)
         shutil.rmtree(plan.stages[name].folder, ignore_errors=True)
 
@@ -329,11 +322,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         redo(plan, args.redo)
         return _run(Runner(plan if args.until is None else plan.until(args.until), jobs=args.jobs))
-    except PipelineError as error:
-        print(f"pipeline: {error}", file=sys.stderr)
+    except PlanError as error:
+        print(f"run_stages: {error}", file=sys.stderr)
         return UNUSABLE
     except StageFailedError as error:
-        print(f"pipeline: {error}", file=sys.stderr)
+        print(f"run_stages: {error}", file=sys.stderr)
         return FAILED
 
 
@@ -348,7 +341,11 @@ def _run(runner: Runner) -> int:
         for number, handler in previous.items():
             signal.signal(number, handler)
     say(f"the stages took {runner.records.cpu_seconds() / 60:.0f} minutes of processor time")
-    return 0 if runner.stopped_by is None else 128 + runner.stopped_by
+    if runner.stopped_by is not None:
+        return 128 + runner.stopped_by
+    for path in runner.plan.final_outputs():
+        say(f"see {path}")
+    return 0
 
 
 if __name__ == "__main__":

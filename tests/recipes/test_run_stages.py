@@ -1,4 +1,4 @@
-"""The pipeline runs each stage once, knows what it can trust, and goes on where it was stopped.
+"""The runner runs each stage once, knows what it can trust, and resumes where it was stopped.
 
 The stages are small scripts that note each of their runs in a file.
 """
@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recipes.pipeline import main
-from recipes.pipeline_plan import PipelineError, read_plan
+from recipes.run_stages import main
+from recipes.stage_plan import PlanError, read_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,7 +77,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def write_file(tmp_path: Path, stages: dict) -> str:
-    path = tmp_path / "pipeline.yaml"
+    path = tmp_path / "stages.yaml"
     path.write_text(yaml.safe_dump({"output_dir": str(tmp_path / "out"), "stages": stages}, sort_keys=False))
     return str(path)
 
@@ -253,7 +253,7 @@ def test_each_value_makes_a_stage_and_reads_that_of_its_own_value(scripts, tmp_p
 
 
 def start(path: str) -> subprocess.Popen:
-    command = [sys.executable, "recipes/pipeline.py", "--config", path]
+    command = [sys.executable, "recipes/run_stages.py", "--config", path]
     return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
 
 
@@ -266,7 +266,7 @@ def wait_for(path: Path) -> None:
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_stopped_pipeline_goes_on_from_the_checkpoint(scripts, tmp_path, out, signal_number):
+def test_a_stopped_run_resumes_from_the_checkpoint(scripts, tmp_path, out, signal_number):
     stage = {"run": str(scripts / "count.py"), "options": {"out": "{here}"}, "outputs": ["output.txt"]}
     path = write_file(tmp_path, {"a": {**stage, "resumable": True}, "b": writing(scripts, "b", needs=["a"])})
     process = start(path)
@@ -287,7 +287,7 @@ def test_a_stopped_pipeline_goes_on_from_the_checkpoint(scripts, tmp_path, out, 
     assert both["cpu_seconds"] > first["cpu_seconds"] > 0
 
 
-def test_a_stage_that_outlives_its_pipeline_is_left_alone_and_then_run_again(scripts, tmp_path, out, capsys):
+def test_a_stage_that_outlives_its_runner_is_left_alone_and_then_run_again(scripts, tmp_path, out, capsys):
     stage = {"run": str(scripts / "count.py"), "options": {"out": "{here}"}, "outputs": ["output.txt"]}
     path = write_file(tmp_path, {"before": writing(scripts, "x"), "a": {**stage, "needs": ["before"]}})
     process = start(path)
@@ -307,6 +307,8 @@ def test_a_stage_that_outlives_its_pipeline_is_left_alone_and_then_run_again(scr
     ("stages", "message"),
     [
         ({"a": {"run": "x.py", "option": {}}}, r"stage a: unknown key\(s\) \['option'\]"),
+        ({"../a": {"run": "x.py"}}, r"'../a' is no name of a stage"),
+        ({"/a": {"run": "x.py"}}, "'/a' is no name of a stage"),
         ({"a": {}}, "stage a: name its script by either `run` or `launch`"),
         ({"a": {"run": "x.py", "options": {"model": "{b}"}}}, r"stage a refers to \{b\}: there is no such stage"),
         ({"a": {"run": "x.py", "needs": ["b*"]}}, r"stage a needs 'b\*': no stage has such a name"),
@@ -321,8 +323,43 @@ def test_a_stage_that_outlives_its_pipeline_is_left_alone_and_then_run_again(scr
     ],
 )
 def test_a_file_that_makes_no_sense_is_refused(tmp_path, stages, message):
-    with pytest.raises(PipelineError, match=message):
+    with pytest.raises(PlanError, match=message):
         read_plan(write_file(tmp_path, stages))
+
+
+def test_a_stage_may_lie_in_a_folder_of_several(scripts, tmp_path, out):
+    path = write_file(
+        tmp_path,
+        {"eval/a": writing(scripts, "a"), "b": writing(scripts, "b", options={"read": "{eval/a}/output.txt"})},
+    )
+    assert main(["--config", path]) == 0
+    assert (out / "eval" / "a" / "output.txt").read_text() == "a"
+    assert (out / "b" / "output.txt").read_text() == "ab"
+    assert main(["--config", path, "--redo", "eval/a"]) == 0
+    assert [runs(out, stage) for stage in ("eval/a", "b")] == [1, 1]
+
+
+def test_a_file_gives_what_differs_from_its_base(chain, scripts, tmp_path):
+    path = tmp_path / "other.yaml"
+    stages = {"b": {"options": {"text": "B"}}, "d": writing(scripts, "d", options={"read": "{c}/output.txt"})}
+    path.write_text(yaml.safe_dump({"base": chain, "output_dir": str(tmp_path / "other"), "stages": stages}))
+    assert main(["--config", str(path)]) == 0
+    assert (tmp_path / "other" / "d" / "output.txt").read_text() == "aBcd"
+    base, plan = read_plan(chain, output_dir=tmp_path / "other"), read_plan(path)
+    assert [name for name in base.stages if base.stages[name] != plan.stages[name]] == ["b"]
+
+
+def test_a_base_has_no_base(chain, tmp_path):
+    path = tmp_path / "again.yaml"
+    path.write_text(yaml.safe_dump({"base": str(path)}))
+    with pytest.raises(PlanError, match=r"base of .*again.yaml: unknown key\(s\) \['base'\]"):
+        read_plan(path)
+
+
+def test_what_no_other_stage_needs_is_named_at_the_end(chain, out, capsys):
+    assert main(["--config", chain]) == 0
+    said = capsys.readouterr().out
+    assert f"see {out / 'c' / 'output.txt'}" in said and str(out / "b") not in said
 
 
 def test_no_stage_is_named_like_that(chain, capsys):
@@ -330,8 +367,13 @@ def test_no_stage_is_named_like_that(chain, capsys):
     assert "no stage is named ['z']" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*/pipeline*.yaml")), ids=lambda p: p.parent.name)
-def test_the_shipped_pipelines_name_scripts_and_configs_that_are_there(path, monkeypatch):
+STAGE_FILES = sorted(
+    path for path in (ROOT / "recipes").glob("*/*.yaml") if "stages" in yaml.safe_load(path.read_text())
+)
+
+
+@pytest.mark.parametrize("path", STAGE_FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_the_shipped_stages_name_scripts_and_configs_that_are_there(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     plan = read_plan(path)
     for stage in plan.stages.values():

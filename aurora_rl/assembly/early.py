@@ -1,0 +1,252 @@
+"""What can be told of a recipe's command line before torch is imported: paths, splits, rewards, addresses, numbers.
+
+`check_command_line` stands in the recipes above their slow imports; the commands of `aurora-rl` that take a recipe's
+options call `check_asked`. The network is never asked: a name on the hub passes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aurora_rl.assembly.arguments import DataArguments
+from aurora_rl.assembly.known_options import Asked, read_asked
+from aurora_rl.assembly.reward_names import check_reward
+from aurora_rl.data.splits import SPLIT_READERS, list_splits
+from aurora_rl.endpoint.addresses import check_address, check_host
+from aurora_rl.files.existing import (
+    UnusablePathError,
+    check_file,
+    check_folder,
+    check_writable_file,
+    check_writable_folder,
+    did_you_mean,
+    entries,
+)
+from aurora_rl.files.output_lock import check_free
+from aurora_rl.files.plain import parse_json, read_text_file
+from aurora_rl.tasks.targets import TARGETS
+
+UNUSABLE = 2  # exit code, as argparse's
+#: Files by which a folder is a model or an adapter.
+MODEL_FILES = ("config.json", "adapter_config.json")
+#: The keys that name splits which a script reads.
+SPLIT_KEYS = {
+    "recipes/sft.py": ("train_split", "eval_split"),
+    "recipes/grpo.py": ("train_split", "eval_split"),
+    "recipes/init_tiny.py": ("train_split",),
+    "recipes/evaluate.py": ("split",),
+}
+WRITTEN_FOLDERS = ("output_dir", "embedding_cache", "mask_cache", "media_cache")
+WRITTEN_FILES = ("output", "teacher_features")
+POSITIVE = (
+    "fps",
+    "num_frames",
+    "min_pixels",
+    "max_pixels",
+    "batch_size",
+    "max_completion_length",
+    "lora_r",
+    "memory_limit_gb",
+    "teacher_batch_size",
+    "num_generations",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "reward_timeout_s",
+    "vllm_request_timeout_s",
+)
+SHARES = ("replay_share", "lora_dropout")  # from 0 to 1
+
+
+def check_command_line(script: str, words: Sequence[str] | None = None) -> None:
+    """Check a script's command line; what is wrong ends the program with a line on stderr and exit code 2.
+
+    Args:
+        script: such as `recipes/sft.py`.
+        words: the command line, by default the program's own.
+    """
+    words = [*_words_of_args_file(), *sys.argv[1:]] if words is None else list(words)
+    if {"-h", "--help"} & set(words):
+        return  # the parser itself answers
+    try:
+        check_asked(read_asked(script, words))
+    except (OSError, ValueError) as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # the launched processes find the same
+            print(f"{script}: {error}", file=sys.stderr)
+        raise SystemExit(UNUSABLE) from None
+
+
+def check_asked(asked: Asked) -> None:
+    """Check what a run would read and write; nothing is made and no model is opened.
+
+    Raises:
+        ValueError: naming the option or key, the value and what was expected.
+        OSError: if a file cannot be read.
+    """
+    check_numbers(asked)
+    _check_addresses(asked)
+    _check_target(asked)
+    check_models(asked)
+    _check_data(asked)
+    _check_rewards(asked)
+    _check_resumed(asked)
+    _check_outputs(asked)
+
+
+def check_numbers(asked: Asked) -> None:
+    """Check the numbers that are sizes, counts or shares; errors as of `check_asked`."""
+    for name in (*POSITIVE, *SHARES):
+        value = asked.get(name)
+        if isinstance(value, str):  # of a YAML file; the parser converts it
+            value = float(value)
+        if value is not None and name in POSITIVE and not value > 0:
+            raise ValueError(f"{asked.called(name)} is {value}: it must be above 0")
+        if value is not None and name in SHARES and not 0 <= value <= 1:
+            raise ValueError(f"{asked.called(name)} is {value}: expected a share from 0 to 1")
+
+
+def check_models(asked: Asked) -> None:
+    """Check the models that are folders; errors as of `check_asked`."""
+    for name in ("model", "teacher"):
+        if asked.get(name) is not None:
+            check_model(str(asked.get(name)), name=asked.called(name))
+    segmenter = asked.get("segmenter")
+    if isinstance(segmenter, dict) and isinstance(segmenter.get("checkpoint"), str):
+        check_model(segmenter["checkpoint"], name=f"{asked.called('segmenter')}: checkpoint")
+
+
+def check_model(model: str, *, name: str) -> None:
+    """Check that a model is there where its name means a folder, and so is the model beneath an adapter.
+
+    Args:
+        model: folder, or name on the hub.
+        name: of the option or key that it comes from, for the error.
+
+    Raises:
+        UnusablePathError: naming what is there instead.
+    """
+    if not os.path.isdir(model):
+        if not means_folder(model):
+            return
+        if os.path.exists(model):
+            raise UnusablePathError(f"{name} {model} is a file: give the folder of a model")
+        try:
+            check_folder(model, name=name)
+        except UnusablePathError as error:
+            raise UnusablePathError(f"{error} (a name on the hub has the form organisation/name)") from None
+    if not any(os.path.exists(os.path.join(model, file)) for file in MODEL_FILES):
+        raise UnusablePathError(
+            f"{name} {model} is no model: it holds neither {' nor '.join(MODEL_FILES)}, but {entries(model)}"
+        )
+    if beneath := _model_beneath(Path(model)):
+        check_model(beneath, name=f"{name} {model} is an adapter of a model whose folder")
+
+
+def means_folder(model: str) -> bool:
+    """Whether a model's name means a folder, by its form: names on the hub are organisation/name.
+
+    >>> means_folder("./sft"), means_folder("outputs/demo/sft"), means_folder("Qwen/Qwen2.5-Omni-3B")
+    (True, True, False)
+    """
+    has_form_of_hub = model.count("/") == 1 and not model.startswith(("/", ".", "~")) and not model.endswith("/")
+    return not has_form_of_hub or os.path.isdir(os.path.dirname(model))
+
+
+def _model_beneath(folder: Path) -> str | None:
+    """What an adapter was trained on; None for another model. A file that is damaged is told when it is loaded."""
+    try:
+        beneath = parse_json(read_text_file(folder / "adapter_config.json")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return beneath if isinstance(beneath, str) and beneath else None
+
+
+def check_splits(benchmark: str, root: str | Path, splits: Sequence[str], *, name: str) -> None:
+    """Check that a benchmark's folder has some splits.
+
+    Args:
+        benchmark: a key of `data.splits.SPLIT_READERS`.
+        root: its folder.
+        splits: their names.
+        name: of the option or key that they come from, for the error.
+
+    Raises:
+        ValueError: naming the splits that there are.
+    """
+    there = list_splits(benchmark, root)
+    for split in splits:
+        if split not in there:
+            hint = did_you_mean(split, there)
+            raise ValueError(f"{name} is {split!r}, which {root} does not have: choose from {', '.join(there)}{hint}")
+
+
+def _check_data(asked: Asked) -> None:
+    root = str(asked.get("data_root"))
+    benchmark = asked.get("benchmark", DataArguments.benchmark)
+    if benchmark not in SPLIT_READERS:
+        hint = did_you_mean(str(benchmark), SPLIT_READERS)
+        known = ", ".join(SPLIT_READERS)
+        raise ValueError(f"{asked.called('benchmark')} is {benchmark!r}: choose from {known}{hint}")
+    check_folder(root, name=asked.called("data_root"))
+    for name in SPLIT_KEYS[asked.script]:
+        default = DataArguments.train_split if name == "train_split" else None
+        check_splits(benchmark, root, _as_list(asked.get(name, default)), name=asked.called(name))
+    if asked.get("chains") is not None:
+        check_file(Path(root) / asked.get("chains"), name=asked.called("chains"))
+    if asked.get("reflections") is not None:
+        check_file(asked.get("reflections"), name=asked.called("reflections"))
+
+
+def _check_target(asked: Asked) -> None:
+    target = asked.get("target")
+    if target is not None and target not in TARGETS:
+        hint = did_you_mean(str(target), TARGETS)
+        raise ValueError(f"{asked.called('target')} is {target!r}: choose from {', '.join(TARGETS)}{hint}")
+
+
+def _check_rewards(asked: Asked) -> None:
+    for spec in _as_list(asked.get("reward_funcs")):
+        check_reward(str(spec), name=asked.called("reward_funcs"))
+
+
+def _check_resumed(asked: Asked) -> None:
+    checkpoint = asked.get("resume_from_checkpoint")
+    if checkpoint is not None and str(checkpoint).lower() not in ("true", "false"):
+        check_folder(str(checkpoint), name=asked.called("resume_from_checkpoint"))
+
+
+def _check_addresses(asked: Asked) -> None:
+    check_address(asked.get("vllm_server_base_url"), name=asked.called("vllm_server_base_url"))
+    check_host(asked.get("vllm_server_host"), name=asked.called("vllm_server_host"))
+
+
+def _check_outputs(asked: Asked) -> None:
+    if asked.script == "recipes/evaluate.py" and asked.get("output", asked.get("output_dir")) is None:
+        raise ValueError("there is no output and no output_dir: say where the results go")
+    for name in WRITTEN_FOLDERS:
+        if asked.get(name) is not None:
+            check_writable_folder(asked.get(name), name=asked.called(name))
+    for name in WRITTEN_FILES:
+        if asked.get(name) is not None:
+            check_writable_file(asked.get(name), name=asked.called(name))
+    if os.environ.get("RANK", "0") != "0":
+        return  # the main process may hold the output already, for all of them
+    if asked.get("output_dir") is not None and asked.get("output") is None:
+        check_free(asked.get("output_dir"), is_folder=True)
+    if asked.get("output") is not None:
+        check_free(asked.get("output"), is_folder=False)
+
+
+def _as_list(value: Any) -> list[Any]:
+    """A value of a YAML file that may be one or several."""
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _words_of_args_file() -> list[str]:
+    """What transformers' parser reads beside a script, in a file named after it."""
+    file = Path(sys.argv[0]).with_suffix(".args")
+    return file.read_text().split() if file.is_file() else []

@@ -1,0 +1,234 @@
+"""What a recipe's command line and YAML file set, read without the classes that they set: no torch is imported.
+
+The names, types and choices of options are shipped in `known_options.json`, which `tools/known_options.py` writes and a
+test compares with the parsers themselves. Where other versions of transformers or TRL are installed than it was written
+for, names that it does not know are left for the parser to judge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from aurora_rl.assembly.environment import check_environment
+from aurora_rl.assembly.options import RENAMED, OptionParser
+from aurora_rl.files.existing import check_file, did_you_mean
+from aurora_rl.files.plain import read_text_file
+
+FILE = Path(__file__).with_suffix(".json")
+#: Whose classes ours inherit options from.
+LIBRARIES = ("transformers", "trl")
+TRUE, FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")  # as transformers reads them
+
+Options = Mapping[str, Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a command line and its YAML file set.
+
+    Attributes:
+        script: whose options they are, such as `recipes/sft.py`.
+        values: by name; what neither sets is not in it.
+        config: the YAML file.
+        from_config: names that the file alone sets.
+    """
+
+    script: str
+    values: Mapping[str, Any]
+    config: str | None = None
+    from_config: frozenset[str] = frozenset()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value that is set; the default where none is, or null."""
+        value = self.values.get(name)
+        return default if value is None else value
+
+    def called(self, name: str) -> str:
+        """Where a value comes from, for errors: `--fps`, or `config.yaml: fps`."""
+        return f"{self.config}: {name}" if name in self.from_config else f"--{name}"
+
+
+def read_asked(script: str, words: Sequence[str]) -> Asked:
+    """Read a command line and its YAML file.
+
+    Args:
+        script: whose command line it is, a key of `scripts` in the shipped file.
+        words: the command line without the script.
+
+    Raises:
+        ValueError: for an option or key that the script does not know, a value that is none of its kind, a missing
+            option, or a config that cannot be read.
+    """
+    options = options_of(script)
+    config, rest = _split_config(words)
+    content = {} if config is None else read_config(config, options)
+    typed = _read_words(rest, options, given=content)
+    return Asked(script, {**content, **typed}, config, frozenset(content) - frozenset(typed))
+
+
+def options_of(*scripts: str) -> Options:
+    """The options of a script, or of several together; of all where none is named."""
+    table = _table()
+    names = [name for script in scripts or table["scripts"] for name in table["scripts"][script]]
+    return {option: described for name in names for option, described in table["classes"][name].items()}
+
+
+def read_config(path: str | Path, options: Options) -> dict[str, Any]:
+    """The keys of a YAML file with their values, `env` left out.
+
+    Args:
+        path: the file.
+        options: which keys it may have.
+
+    Raises:
+        ValueError: if the file is missing or no YAML mapping, or has a key or value that the options do not allow.
+    """
+    check_file(path, name="--config")
+    try:
+        content = yaml.safe_load(read_text_file(path))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no keys: give a recipe's config, such as recipes/synthetic/evaluate.yaml")
+    unknown = [str(name) for name in content if name != "env" and name not in options]
+    for name in unknown:
+        if now := [new for new in RENAMED.get(name, ()) if new in options]:
+            raise ValueError(f"{path}: {name} has another name now: {' or '.join(now)}")
+    if unknown and _versions_are_known():
+        hint = did_you_mean(unknown[0], options)
+        raise ValueError(f"{path} has the unknown key {', '.join(map(repr, unknown))}{hint or ': remove it'}")
+    if "env" in content:
+        check_environment(content["env"], config=str(path))
+    for name, value in content.items():
+        if name in options:
+            _check_value(value, options[name], name=f"{path}: {name}")
+    return {name: value for name, value in content.items() if name != "env"}
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def _versions_are_known() -> bool:
+    return all(importlib.metadata.version(name) == version for name, version in _table()["versions"].items())
+
+
+def _split_config(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of the first `--config`, and all other words."""
+    rest = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    if "--config" not in rest:
+        return None, rest
+    index = rest.index("--config")
+    if len(rest) == index + 1:
+        raise ValueError("--config names no file: give a YAML file after it")
+    return rest[index + 1], rest[:index] + rest[index + 2 :]
+
+
+class _Parser(OptionParser):
+    """Raises a ValueError where argparse would print the usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _read_words(words: Sequence[str], options: Options, *, given: Iterable[str]) -> dict[str, Any]:
+    parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    for name, option in options.items():
+        _add(parser, name, option, is_required=bool(option.get("required")) and name not in given)
+    found, unknown = parser.parse_known_args(words)
+    if unknown and _versions_are_known():
+        name = unknown[0].partition("=")[0]
+        known = (f"--{option}" for option in options)
+        raise ValueError(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(name, known)}")
+    return vars(found)
+
+
+def _add(parser: argparse.ArgumentParser, name: str, option: Mapping[str, Any], *, is_required: bool) -> None:
+    more: dict[str, Any] = {"const": True} if option.get("nargs") == "?" else {}
+    parser.add_argument(
+        *(f"--{spelled}" for spelled in (name, *option.get("aliases", ()))),
+        dest=name,
+        type=_converter(option),
+        nargs=option.get("nargs"),
+        choices=option.get("choices"),
+        required=is_required,
+        **more,
+    )
+    if option.get("can_be_negated"):
+        parser.add_argument(f"--no_{name}", dest=name, action="store_false")
+
+
+def _converter(option: Mapping[str, Any]) -> Callable[[str], Any]:
+    """What makes a value of a word; none stands for None where the option may be that and is no text."""
+    may_be_none = option.get("may_be_none") and option["type"] != "str"
+
+    def convert(text: str) -> Any:
+        return None if may_be_none and text.lower() in ("none", "null") else KINDS[option["type"]](text)
+
+    convert.__name__ = option["type"]  # argparse shows it
+    return convert
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in TRUE + FALSE:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() in TRUE
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if math.isnan(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+    return number
+
+
+KINDS: dict[str, Callable[[str], Any]] = {"int": int, "float": _number, "bool": _boolean, "str": str}
+EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+
+
+def _check_value(value: Any, option: Mapping[str, Any], *, name: str) -> None:
+    """Refuse a value of a YAML file that is none of its option's kind; null leaves an option as it is."""
+    if value is None:
+        return
+    if option.get("nargs") != "+" or (option.get("may_be_text") and isinstance(value, str)):
+        _check_scalar(value, option, name=name)
+    elif not isinstance(value, list):
+        raise ValueError(f"{name} is {value!r}: expected a list, such as [{value}]")
+    else:
+        for each in value:
+            _check_scalar(each, option, name=name)
+
+
+def _check_scalar(value: Any, option: Mapping[str, Any], *, name: str) -> None:
+    kind, choices = option["type"], option.get("choices")
+    if choices is not None:
+        if value is False and "no" in choices:
+            raise ValueError(f'{name} is false, which is what YAML makes of no: write "no" in quotes')
+        if isinstance(value, str) and value not in choices:
+            raise ValueError(f"{name} is {value!r}: choose from {', '.join(choices)}{did_you_mean(value, choices)}")
+    elif kind != "str" and not _is_of_kind(value, option):
+        raise ValueError(f"{name} is {value!r}: expected {EXPECTED[kind]}")
+
+
+def _is_of_kind(value: Any, option: Mapping[str, Any]) -> bool:
+    if isinstance(value, str):  # argparse converts it
+        try:
+            _converter(option)(value)
+        except (ValueError, argparse.ArgumentTypeError):
+            return False
+        return True
+    if option["type"] == "bool":
+        return value in (0, 1)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    return is_number and (option["type"] == "float" or float(value).is_integer())

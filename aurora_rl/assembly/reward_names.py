@@ -1,0 +1,93 @@
+"""Whether the rewards that a recipe names can be found, told without importing them or torch.
+
+`rewards.load_reward_func` imports what passes here. Files are read as text, so that nothing of them runs. What the text
+does not show, such as names that a module makes while it is imported, is left to that function.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+
+from aurora_rl.files.existing import check_file, did_you_mean
+from aurora_rl.files.plain import read_text_file
+from aurora_rl.moved import new_place
+
+#: Calls by which a module may define names that its text does not show.
+DYNAMIC = {"globals", "setattr", "exec", "vars", "locals", "__getattr__"}
+
+
+def check_reward(spec: str, *, name: str) -> None:
+    """Check that a reward's file or module is there and defines it.
+
+    Args:
+        spec: `package.module:function` or `path/to/file.py:function`.
+        name: of the option or key that it comes from, for the error.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    place, colon, attribute = spec.rpartition(":")
+    if not (colon and place and attribute):
+        raise ValueError(f"{name} has {spec!r}: write 'package.module:function' or 'path/to/file.py:function'")
+    if place.endswith(".py"):
+        check_file(place, name=f"{name}: the reward file")
+        file: Path | None = Path(place)
+    else:
+        file = _module_file(place, name=name)
+    defined = None if file is None else _defined_names(file)
+    if defined is not None and attribute not in defined:
+        hint = did_you_mean(attribute, defined) or f"; it has {', '.join(sorted(defined)) or 'nothing'}"
+        raise ValueError(f"{name} has {spec!r}: {place} defines no {attribute!r}{hint}")
+
+
+def _module_file(module: str, *, name: str) -> Path | None:
+    """The source of a module; None where it cannot be told without importing its packages."""
+    first, *rest = module.split(".")
+    spec = importlib.util.find_spec(first) if first.isidentifier() else None
+    if spec is None:
+        raise ValueError(f"{name}: there is no module {first!r} (of {module!r}): {_advice(module)}")
+    origin, folders = spec.origin, spec.submodule_search_locations
+    for part in rest:
+        found = None if folders is None else _in_folders([Path(folder) for folder in folders], part)
+        if found is None:
+            raise ValueError(f"{name}: there is no module {module!r}: {_advice(module)}")
+        origin, folders = (str(found), None) if found.is_file() else (str(found / "__init__.py"), [str(found)])
+    return Path(origin) if origin is not None and Path(origin).suffix == ".py" and Path(origin).is_file() else None
+
+
+def _in_folders(folders: list[Path], part: str) -> Path | None:
+    """The folder or the file of a module in one of some folders, in Python's order; a compiled file counts, too."""
+    for folder in folders:
+        files = sorted(folder.glob(f"{part}.*"), key=lambda file: file.suffix != ".py")
+        is_package = (folder / part / "__init__.py").is_file()
+        if not is_package and files:
+            return files[0]
+        if (folder / part).is_dir():
+            return folder / part
+    return None
+
+
+def _advice(module: str) -> str:
+    moved = new_place(module)
+    return f"it is {moved!r} now" if moved else "install it, or name a file, as in 'path/to/file.py:function'"
+
+
+def _defined_names(file: Path) -> set[str] | None:
+    """The public names that a file's text defines or imports; None where it may define others while it runs."""
+    try:
+        tree = ast.parse(read_text_file(file))
+    except (SyntaxError, ValueError, OSError):
+        return None  # importing it tells what is wrong
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name):
+            names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+    if names & (DYNAMIC | {"*"}):
+        return None
+    return {name for name in names if not name.startswith("_")}

@@ -1,0 +1,121 @@
+"""Whether a path that somebody typed can be read or written, told before anything slow is loaded.
+
+What is not there is told with what is: the nearest parent that exists and a few of its entries.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from aurora_rl.files.plain import NotPlainFileError, check_plain_file
+
+NUM_SHOWN = 6  # entries of a folder that a message names
+
+AnyPath = str | os.PathLike[str]
+
+
+class UnusablePathError(ValueError):
+    """A path that cannot be read or written as it is meant; the text names it and what to do."""
+
+
+def check_folder(path: AnyPath, *, name: str) -> None:
+    """Check that a folder is there.
+
+    Args:
+        path: the folder.
+        name: of the option or key that it comes from, for the error.
+
+    Raises:
+        UnusablePathError: naming the option and the nearest folder that is there.
+    """
+    if os.path.isdir(path):
+        return
+    if os.path.exists(path):
+        raise UnusablePathError(f"{name} {path} is no folder but a file: give the folder that holds it")
+    raise UnusablePathError(f"{name} {path} does not exist: {what_is_there(path)}")
+
+
+def check_file(path: AnyPath, *, name: str) -> None:
+    """Check that a plain file is there; the arguments and errors are those of `check_folder`."""
+    try:
+        check_plain_file(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UnusablePathError(f"{name} {path} does not exist: {what_is_there(path)}") from None
+    except (NotPlainFileError, OSError) as error:
+        raise UnusablePathError(f"{name}: {error}") from error
+    if not os.access(path, os.R_OK):
+        raise UnusablePathError(f"{name} {path} may not be read by this user: change its permissions")
+
+
+def check_writable_folder(path: AnyPath, *, name: str) -> None:
+    """Check that files can be written into a folder, which may be new; nothing is made.
+
+    Args:
+        path: the folder.
+        name: of the option or key that it comes from, for the error.
+
+    Raises:
+        UnusablePathError: if a file stands in its way, or this user may not write there.
+    """
+    nearest = nearest_existing(path)
+    if not nearest.is_dir():
+        raise UnusablePathError(f"{name} {path} cannot be written: {nearest} is a file, give another folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UnusablePathError(f"{name} {path} cannot be written: this user may not write to {nearest}")
+
+
+def check_writable_file(path: AnyPath, *, name: str) -> None:
+    """Check that a file can be written or replaced; nothing is made, errors as of `check_writable_folder`."""
+    if os.path.isdir(path):
+        raise UnusablePathError(f"{name} {path} is a folder: give the name of a file")
+    check_writable_folder(Path(path).parent, name=f"{name} {path}: its folder")
+
+
+def what_is_there(path: AnyPath) -> str:
+    """The nearest parent of a missing path that exists, with its entries most like what is looked for."""
+    path = Path(path)
+    nearest = nearest_existing(path)
+    if not nearest.is_dir():
+        return f"{nearest} is a file, not a folder"
+    missing = path.absolute().relative_to(nearest.absolute()).parts[0]
+    return f"{_called(nearest)} holds {entries(nearest, like=missing)}{did_you_mean(missing, _names(nearest))}"
+
+
+def nearest_existing(path: AnyPath) -> Path:
+    """The path itself or its nearest parent that exists, written as the path is."""
+    path = Path(path)
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def entries(folder: AnyPath, *, like: str = "") -> str:
+    """A few names of a folder's entries, folders with a slash; those similar to `like` come first."""
+    names = _names(Path(folder))
+    if not names:
+        return "nothing"
+    similar = difflib.get_close_matches(like, names, n=NUM_SHOWN) if like else []
+    ordered = [*similar, *(name for name in names if name not in similar)]
+    shown = [f"{name}/" if os.path.isdir(os.path.join(folder, name)) else name for name in ordered[:NUM_SHOWN]]
+    more = len(ordered) - len(shown)
+    return f"{', '.join(shown)}{f' and {more} more' if more else ''}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A question to end an error with, such as ", did you mean 'fps'?"; empty where no known word is similar."""
+    similar = difflib.get_close_matches(word, sorted(known), n=1)
+    return f", did you mean {similar[0]!r}?" if similar else ""
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError:
+        return []
+
+
+def _called(folder: Path) -> str:
+    return "this folder" if folder == Path() else str(folder)
