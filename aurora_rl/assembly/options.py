@@ -25,7 +25,7 @@ VALUES = {"config": "FILE", "data_root": "DIR", "output": "FILE", "output_dir": 
 
 
 def new_names(name: str, known: Collection[str]) -> list[str]:
-    """What a name of an option or key, unknown where it stands, is called there now; empty if it never was one.
+    """Return what an option or key, unknown where it stands, is called there now; an empty list if it never was one.
 
     Args:
         name: the name, with underscores.
@@ -35,7 +35,7 @@ def new_names(name: str, known: Collection[str]) -> list[str]:
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the lines of descriptions, and shows the defaults that tell something."""
+    """Format a help: descriptions keep their lines, and defaults that tell something are shown."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         tells_nothing = action.nargs == 0 or action.default in (None, "", [], {})
@@ -46,7 +46,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
 
 
 class OptionParser(argparse.ArgumentParser):
-    """Shows options with underscores and takes them with hyphens, too; refuses abbreviations and former names."""
+    """A parser that shows underscores and takes hyphens, too, and refuses abbreviations and former names."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"formatter_class": HelpFormatter, "allow_abbrev": False, **options})
