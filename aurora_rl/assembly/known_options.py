@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import yaml
 
 from aurora_rl.assembly.environment import check_environment
-from aurora_rl.assembly.options import RENAMED, OptionParser
+from aurora_rl.assembly.options import OptionParser, new_names
 from aurora_rl.files.existing import check_file, did_you_mean
 from aurora_rl.files.plain import read_text_file
 
@@ -102,7 +102,7 @@ def read_config(path: str | Path, options: Options) -> dict[str, Any]:
         raise ValueError(f"{path} holds no keys: give a recipe's config, such as recipes/synthetic/evaluate.yaml")
     unknown = [str(name) for name in content if name != "env" and name not in options]
     for name in unknown:
-        if now := [new for new in RENAMED.get(name, ()) if new in options]:
+        if now := new_names(name, options):
             raise ValueError(f"{path}: {name} has another name now: {' or '.join(now)}")
     if unknown and _versions_are_known():
         hint = did_you_mean(unknown[0], options)

@@ -20,6 +20,9 @@ RENAMED = {
     "splits": ("split",),
 }
 
+#: What stands for the value of an option in `--help`, where its name in capitals would say less.
+VALUES = {"config": "FILE", "data_root": "DIR", "output": "FILE", "output_dir": "DIR"}
+
 
 def new_names(name: str, known: Collection[str]) -> list[str]:
     """Return the new names of a former option or key; an empty list if the name is known or never was one.
@@ -37,6 +40,9 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
     def _get_help_string(self, action: argparse.Action) -> str | None:
         is_empty = action.nargs == 0 or action.default in (None, "", [], {})
         return action.help if is_empty else super()._get_help_string(action)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return VALUES.get(action.dest) or super()._get_default_metavar_for_optional(action)
 
 
 class OptionParser(argparse.ArgumentParser):
