@@ -28,9 +28,10 @@ from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.parser import ConfigParser
 from aurora_rl.data.containers import MediaError
 from aurora_rl.data.files import DatasetError
-from aurora_rl.data.hf_dataset import FEATURES, TABLE_FOLDER, TABLE_NAME, TEXT_COLUMNS, table_name
+from aurora_rl.data.hf_dataset import FEATURES, TEXT_COLUMNS, table_name
 from aurora_rl.data.media import check_is_file, load_clip
 from aurora_rl.data.sample import AVSample
+from aurora_rl.data.splits import TABLE_FOLDER, TABLE_NAME
 from aurora_rl.files.atomic import whole_folder
 from aurora_rl.files.output_lock import OutputInUseError
 from aurora_rl.logs import setup_logging

@@ -28,9 +28,7 @@ def register(commands: Commands) -> None:
     parser = commands.add_parser("compare", help="compare two systems' scores", description=DESCRIPTION)
     parser.add_argument("first", type=Path, help="folder of the one system's evaluation, or the results.jsonl in it")
     parser.add_argument("second", type=Path, help="folder or results.jsonl of the other system")
-    parser.add_argument(
-        "--output", type=json_file, metavar="FILE", help="JSON file of the comparison, to write as well"
-    )
+    parser.add_argument("--output", type=json_file, help="JSON file of the comparison, to write as well")
     parser.add_argument("--report", type=Path, metavar="FILE", help="HTML page of the comparison, to write as well")
     parser.set_defaults(run=run)
 

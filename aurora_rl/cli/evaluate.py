@@ -18,8 +18,8 @@ from aurora_rl.cli.console import CLEAN, open_console, printable, refuse
 
 DESCRIPTION = """Score a model, or masks that any system saved, on a benchmark.
 
-  aurora-rl evaluate --model DIR --data_root ROOT --split test_s test_u --output_dir out
-  aurora-rl evaluate --predictions DIR --data_root ROOT --split test_s --output_dir out
+  aurora-rl evaluate --model DIR --data_root DIR --split test_s test_u --output_dir out
+  aurora-rl evaluate --predictions DIR --data_root DIR --split test_s --output_dir out
 
 With a model, options of recipes/evaluate.py may follow, --config FILE among them. Predictions are DIR/<row>.npz (probs
 or logits) or DIR/<row>/<frame>.png; they need no model, and of the benchmark only metadata.csv and gt_mask/. Either way
@@ -47,14 +47,12 @@ def register(commands: Commands) -> None:
         metavar="FILE",
         help="results.jsonl of an earlier evaluation, whose masks are scored again",
     )
-    parser.add_argument("--data_root", type=Path, metavar="ROOT", help="folder that holds the benchmark")
+    parser.add_argument("--data_root", type=Path, help="folder that holds the benchmark")
     parser.add_argument(
         "--split", nargs="+", metavar="SPLIT", help="splits that are scored (default: all that begin with 'test')"
     )
     parser.add_argument("--preset", help="rules of scoring: refavs, avsbench, aurora or davis (default: refavs)")
-    parser.add_argument(
-        "--output_dir", type=Path, metavar="DIR", help="folder for scores.json and results.jsonl, one line a row"
-    )
+    parser.add_argument("--output_dir", type=Path, help="folder for scores.json and for results.jsonl, a line a row")
     parser.add_argument("--output", type=_refuse_output, help=argparse.SUPPRESS)
     parser.add_argument("--report", type=Path, metavar="FILE", help="HTML page of the scores, to write as well")
     parser.add_argument("--num_workers", type=positive, default=1, help="number of processes that score saved masks")
@@ -98,7 +96,7 @@ def _rescore(args: argparse.Namespace) -> dict[str, Any]:
     if args.options:
         raise ValueError(f"{args.options[0]} is an option for a model: leave it out, or give --model")
     if args.data_root is None or args.output_dir is None:
-        raise ValueError("saved masks need --data_root ROOT and --output_dir DIR")
+        raise ValueError("saved masks need --data_root DIR and --output_dir DIR")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     preset = args.preset or "refavs"
     predictions = saved_results(args.results, preset=preset) if args.results else saved_predictions(args.predictions)

@@ -612,7 +612,7 @@ DRIVEN = {
 }
 #: Driven by other tests, which name them.
 DRIVEN_ELSEWHERE = {
-    "synthetic/stages": "tests/recipes/test_all_stages.py",
+    "synthetic/stages": "tests/paths/test_all_stages.py",
     # Their recipes are driven one by one; tests/paths/test_documentation.py reads their commands.
     "synthetic/demo": "tests/recipes/test_report.py",
     "synthetic/smoke": "tests/recipes/test_report.py",
