@@ -7,7 +7,6 @@ The folder is written anew, file by file, and never copied from a run's: what a 
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,10 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from aurora_rl.export.hub_checks import check_is_new, check_token
 from aurora_rl.export.model_card import CardDetails, write_model_card
 from aurora_rl.models.checkpoint_files import check_checkpoint_files, read_adapter_config
 from aurora_rl.models.loading import LoadedModel, has_segmenter, load_model
-
-#: Where the token for the hub is read from; a file that a login left is not looked at.
-TOKEN_VARIABLE = "HF_TOKEN"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +54,7 @@ def export_for_hub(name_or_path: str, folder: str | Path, options: HubExport, de
         OSError: if there is no such checkpoint, or its weights are not there as safetensors.
     """
     folder = Path(folder)
-    _check_is_new(folder)
+    check_is_new(folder)
     check_checkpoint_files(name_or_path)
     adapter_config = find_adapter_config_file(name_or_path)
     if adapter_config is None and not has_segmenter(name_or_path):
@@ -73,18 +70,6 @@ def export_for_hub(name_or_path: str, folder: str | Path, options: HubExport, de
     return folder
 
 
-def check_token() -> str:
-    """The hub's token from the environment, asked for before an export starts, too.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    token = os.environ.get(TOKEN_VARIABLE)
-    if not token:
-        raise ValueError(f"pushing needs a token with write access in the environment variable {TOKEN_VARIABLE}")
-    return token
-
-
 def push_folder(folder: Path, repo_id: str, *, private: bool) -> str:
     """Upload an exported folder as one commit, and return its address.
 
@@ -95,11 +80,6 @@ def push_folder(folder: Path, repo_id: str, *, private: bool) -> str:
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload model")
     return f"{api.endpoint}/{repo_id}"
-
-
-def _check_is_new(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not an empty folder: name a new one, what lies there would be published too")
 
 
 def _base_model(name_or_path: str, adapter_config: str | None, options: HubExport) -> str | None:
