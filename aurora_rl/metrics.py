@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+#: Pixels with a probability above this belong to the mask.
+MASK_THRESHOLD = 0.5
 #: The official script's guard in the union.
 _UNION_EPS = 1e-7
 _NUM_THRESHOLDS = 255

@@ -1,7 +1,7 @@
-"""The two trainers, and where a step's parts are in them: `stock` is TRL's GRPOTrainer, `aurora` ours.
+"""The two trainers and the parts of their steps: `stock` is TRL's GRPOTrainer, `aurora` is ours.
 
-Both sample token by token, but what they sample is dictated: the same random words, then `[SEG]` and a full stop,
-because a random model never points at anything.
+Both sample token by token, but the tokens are dictated: the same random words, then `[SEG]` and a full stop, because a
+random model never emits a `[SEG]`.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from benchmarks.memory import peak_memory
 from benchmarks.timing import Seconds, Stopwatch
-from benchmarks.workload import ImageEncoder, Policy, Workload, aurora_dataset, stock_dataset
+from benchmarks.workload import ImageEncoder, Policy, StepShape, aurora_dataset, stock_dataset
 
 #: Parts of a step, as the table shows them.
 PARTS = ("prompts", "generation", "scoring", "reward", "forward", "backward", "optimizer", "sync", "rest")
-#: Parts that a step has for its masks alone. `mask states` is the language model's forward pass that our trainer adds
-#: where neither TRL scores old log-probabilities nor sampling leaves all states at `[SEG]` behind; no step here is
-#: such a one. Keeping those states counts as generation. `mask decode` holds the head, resizing and the mask loss.
+#: Parts that a step has for its masks alone. `mask states` is the language model's forward pass that our trainer adds,
+#: if TRL scores no old log-probabilities and sampling has not recorded all states at `[SEG]`; no step here needs it.
+#: Recording those states counts as generation. `mask decode` holds the head, resizing and the mask loss.
 MASK_PARTS = ("mask states", "mask decode", "mask backward", "mask reward")
 
 
 def length_reward(completions: list, **columns: Any) -> list[float]:
-    """A reward that costs nothing: characters of the completion."""
+    """Return the number of characters of each completion, a reward that costs nothing."""
     return [float(len(completion[0]["content"])) for completion in completions]
 
 
 class _Dictation(LogitsProcessor):
-    """Makes the completions the same in every trainer: random words, then `[SEG]` and a full stop.
+    """Dictates the same completions to every trainer: random words, then `[SEG]` and a full stop.
 
     Args:
-        tokenizer: whose plain tokens are drawn from.
-        ending: ids of the last two.
-        completion_length: tokens of a completion.
+        tokenizer: tokenizer, whose plain tokens are drawn.
+        ending: ids of the last two tokens.
+        completion_length: number of tokens of a completion.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ending: tuple[int, int], completion_length: int) -> None:
@@ -63,12 +63,12 @@ class _Dictation(LogitsProcessor):
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What one step took.
+    """Time and memory of one step.
 
     Attributes:
         parts: seconds of each part.
-        peak_gb: memory above what was in use before the step, in GB.
-        num_forwards: forward passes of the language model on whole sequences.
+        peak_gb: highest memory in GB, without what was in use before the step.
+        num_forwards: number of forward passes of the language model on whole sequences.
     """
 
     parts: dict[str, Seconds]
@@ -76,27 +76,27 @@ class Step:
     num_forwards: int
 
     def seconds(self, parts: Sequence[str], clock: str) -> float:
-        """Of some parts together."""
+        """Return the seconds of some parts together."""
         return sum(self.parts.get(part, Seconds()).on(clock) for part in parts)
 
 
 @dataclasses.dataclass
 class Contender:
-    """A trainer that is ready to step, and the stopwatch inside it."""
+    """A trainer that is ready to step, with a stopwatch in it."""
 
     trainer: GRPOTrainer
     stopwatch: Stopwatch
     num_forwards: int = 0
 
     def step(self) -> Step:
-        """Roll out a group for each row of the data set and train on them, as often as `num_iterations` says."""
+        """Sample a group for each row of the data set, and train on it `num_iterations` times."""
         trainer, self.num_forwards = self.trainer, 0
         rows = [row for row in trainer.train_dataset for _ in range(trainer.num_generations)]
         accumulated = trainer.args.gradient_accumulation_steps
         with peak_memory() as peak, self.stopwatch.run():
             for number in range(1, trainer.num_iterations * trainer.args.steps_per_generation + 1):
                 is_last = number % accumulated == 0
-                trainer.accelerator.gradient_state._set_sync_gradients(is_last)  # as transformers' loop does
+                trainer.accelerator.gradient_state._set_sync_gradients(is_last)  # as in transformers' loop
                 trainer.model.train()
                 trainer.training_step(trainer.model_wrapped, rows, None)
                 if is_last:
@@ -106,29 +106,29 @@ class Contender:
         return Step(dict(self.stopwatch.parts), peak.gigabytes, self.num_forwards)
 
     def count_forward(self, *_: Any) -> None:
-        """A hook of the language model; the passes that `generate` makes are not counted."""
+        """Count a forward pass, as a hook of the language model; those of `generate` are not counted."""
         self.num_forwards += self.stopwatch.running in ("scoring", "mask states", "forward")
 
 
-def make_stock(policy: Policy, workload: Workload, stopwatch: Stopwatch, *, num_iterations: int = 1) -> Contender:
-    """TRL's trainer with the reward that costs nothing."""
+def make_stock(policy: Policy, shape: StepShape, stopwatch: Stopwatch, *, num_iterations: int = 1) -> Contender:
+    """Build TRL's trainer, with the reward that costs nothing."""
     trainer = GRPOTrainer(
         model=policy.copy(),
         reward_funcs=[length_reward],
-        args=GRPOConfig(**_options(workload, num_iterations)),
-        train_dataset=stock_dataset(workload),
+        args=GRPOConfig(**_options(shape, num_iterations)),
+        train_dataset=stock_dataset(shape),
         processing_class=policy.processor,
     )
     return ready(trainer, _ending(policy), stopwatch)
 
 
-def make_aurora(policy: Policy, workload: Workload, stopwatch: Stopwatch, *, num_iterations: int = 1) -> Contender:
-    """Ours with that reward and the IoU, and the mask loss on all completions."""
+def make_aurora(policy: Policy, shape: StepShape, stopwatch: Stopwatch, *, num_iterations: int = 1) -> Contender:
+    """Build our trainer, with that reward and the mask IoU, and the mask loss on all completions."""
     trainer = AuroraGRPOTrainer(
         model=policy.copy(),
         reward_funcs=[length_reward, "reward_fns.mask_iou:mask_iou_reward"],
-        args=AuroraGRPOConfig(mask_loss_on="all", **_options(workload, num_iterations)),
-        encode=ImageEncoder(policy, workload),
+        args=AuroraGRPOConfig(mask_loss_on="all", **_options(shape, num_iterations)),
+        encode=ImageEncoder(policy, shape),
         seg_token_id=policy.seg_token_id,
         train_dataset=aurora_dataset(),
         processing_class=policy.processor,
@@ -136,15 +136,15 @@ def make_aurora(policy: Policy, workload: Workload, stopwatch: Stopwatch, *, num
     return ready(trainer, _ending(policy), stopwatch)
 
 
-def _options(workload: Workload, num_iterations: int) -> dict[str, Any]:
+def _options(shape: StepShape, num_iterations: int) -> dict[str, Any]:
     return {
         "output_dir": tempfile.gettempdir(),
         "max_steps": 1,
-        "per_device_train_batch_size": workload.num_generations,
-        "num_generations": workload.num_generations,
+        "per_device_train_batch_size": shape.num_generations,
+        "num_generations": shape.num_generations,
         "num_iterations": num_iterations,
-        "max_completion_length": workload.completion_length,
-        "generation_kwargs": {"min_new_tokens": workload.completion_length},
+        "max_completion_length": shape.completion_length,
+        "generation_kwargs": {"min_new_tokens": shape.completion_length},
         "beta": 0.0,
         "lr_scheduler_type": "constant",
         "gradient_checkpointing": False,
@@ -162,17 +162,17 @@ def _ending(policy: Policy) -> tuple[int, int]:
 
 
 def ready(trainer: Any, ending: tuple[int, int], stopwatch: Stopwatch) -> Contender:
-    """Train one step, which makes the optimiser and warms up, then put the stopwatch in.
+    """Train one step, which makes the optimiser and warms up, and then install the stopwatch.
 
     Args:
         trainer: TRL's GRPOTrainer or ours.
         ending: ids of `[SEG]` and of the full stop.
-        stopwatch: counts its parts.
+        stopwatch: stopwatch that counts the trainer's parts.
     """
     _dictate(trainer, ending)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    trainer._step = 0  # the next step rolls out
+    trainer._step = 0  # the next step samples rollouts
     _watch_parts(trainer, stopwatch)
     if isinstance(trainer, AuroraGRPOTrainer):
         _watch_mask_parts(trainer, stopwatch)
@@ -191,7 +191,7 @@ def _dictate(trainer: Any, ending: tuple[int, int]) -> None:
 
 
 def _watch_parts(trainer: Any, stopwatch: Stopwatch) -> None:
-    """What both trainers do; `scoring` is TRL's forward passes without gradient."""
+    """Count the parts that both trainers have; `scoring` holds TRL's forward passes without gradient."""
 
     def forward_part() -> str:
         if torch.is_grad_enabled():
@@ -209,7 +209,7 @@ def _watch_parts(trainer: Any, stopwatch: Stopwatch) -> None:
 
 
 def _watch_mask_parts(trainer: AuroraGRPOTrainer, stopwatch: Stopwatch) -> None:
-    """What ours does for masks alone."""
+    """Count the parts that our trainer has for masks alone."""
     head = trainer.accelerator.unwrap_model(trainer.model).seg_head
     _mark_end_of_mask_backward(head, stopwatch)
     stopwatch.watch(trainer, "_decode_rollouts", "mask states")
@@ -222,7 +222,7 @@ def _watch_mask_parts(trainer: AuroraGRPOTrainer, stopwatch: Stopwatch) -> None:
 
 @contextlib.contextmanager
 def mask_functions_watched(stopwatch: Stopwatch) -> Iterator[None]:
-    """Count what our trainers call by name for masks alone."""
+    """Count the functions that our trainer's module calls for masks alone, while the block runs."""
     parts = {"row_mask_logits": "mask decode", "collate_frames": "mask decode", "count_masks": "mask reward"}
     unwatched = {name: getattr(grpo, name) for name in parts}
     try:
@@ -235,7 +235,7 @@ def mask_functions_watched(stopwatch: Stopwatch) -> Iterator[None]:
 
 
 def _mark_end_of_mask_backward(head: torch.nn.Module, stopwatch: Stopwatch) -> None:
-    """Autograd runs what was recorded last first, so the masks' part of a backward pass ends at the head's input."""
+    """End the masks' part of a backward pass at the head's input: autograd runs in reverse order."""
 
     def mark(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         if torch.is_grad_enabled():

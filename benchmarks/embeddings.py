@@ -1,4 +1,4 @@
-"""Frame embeddings for a mask decoder: made by SAM's image encoder in every step, or read from the cache on disk."""
+"""Frame embeddings for a mask decoder: computed by SAM's image encoder in every step, or read from the disk cache."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from benchmarks.timing import Seconds, now
 
 
 def measure_embeddings(vision_config: dict, *, num_frames: int, repeats: int) -> tuple[list[Seconds], list[Seconds]]:
-    """Seconds of each repeat that the frames of one clip take, encoded and read; random weights.
+    """Measure how long the frames of one clip take, encoded by random weights and read from the cache.
 
     Args:
-        vision_config: what differs from `SamVisionConfig`'s defaults, which are those of ViT-B, the smallest SAM.
-        num_frames: F.
-        repeats: how often.
+        vision_config: values that differ from `SamVisionConfig`'s defaults, which are those of ViT-B, the smallest SAM.
+        num_frames: F, number of frames.
+        repeats: number of repeats.
+
+    Returns:
+        Seconds of encoding and of reading, one value a repeat.
     """
     torch.manual_seed(0)
     size = vision_config.get("image_size", 1024)
@@ -44,7 +47,7 @@ def measure_embeddings(vision_config: dict, *, num_frames: int, repeats: int) ->
 
 
 def _sample(frames: np.ndarray, folder: str) -> AVSample:
-    """A clip of these frames (F, H, W, 3), which the cache wants as files."""
+    """Write frames (F, H, W, 3) as files, which the cache needs, and return their sample."""
     paths = tuple(f"{folder}/{index}.png" for index in range(len(frames)))
     for frame, path in zip(frames, paths, strict=True):
         Image.fromarray(frame).save(path)

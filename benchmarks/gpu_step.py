@@ -4,13 +4,13 @@
     python benchmarks/gpu_step.py --size 7b
     python benchmarks/gpu_step.py --size 7b --as_recipe --deepspeed --trace step.json
     python benchmarks/gpu_step.py --size 7b --as_recipe --sampler vllm
-    python benchmarks/gpu_step.py --size toy     (a CPU, to see that it runs)
+    python benchmarks/gpu_step.py --size toy     (a CPU, to check that it runs)
 
-The shapes are the published ones, of docs/configs, and the weights random: Qwen2.5-Omni in bf16 under LoRA, the SAM
-ViT-H mask decoder on embeddings as they come from the cache, 10 frames of 1280 x 720, 10 s of sound, G = 8 completions
-of each of two clips, 256 new tokens. Two micro-batches make a step. Nothing is downloaded: the tokenizer has as many
-words as the real one, most of them in no text. `--as_recipe` trains what recipes/ref_avs/grpo_7b.yaml does: an adapter
-of rank 8 that was loaded, with `lm_head` and `embed_tokens`, against its reference, with 512 new tokens.
+The shapes are the published ones, of docs/configs, and the weights are random: Qwen2.5-Omni in bf16 under LoRA, the SAM
+ViT-H mask decoder on embeddings in the cache's format, 10 frames of 1280 x 720, 10 s of sound, G = 8 completions of
+each of two clips, 256 new tokens. Two micro-batches make a step. Nothing is downloaded: the tokenizer has as many words
+as the real one, most of them in no text. `--as_recipe` trains the same parts as recipes/ref_avs/grpo_7b.yaml: a loaded
+adapter of rank 8, with `lm_head` and `embed_tokens`, against its reference, with 512 new tokens.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.footprint import Clips, Launch, estimate_footprint
 from aurora_rl.footprint.flops import StepFlops, estimate_flops
 from aurora_rl.footprint.parameters import MetaModel, measure_parts
-from aurora_rl.footprint.parts import ALWAYS, SAMPLING, TRAINING, Part, fullest
+from aurora_rl.footprint.parts import ALWAYS, SAMPLING, TRAINING, fullest, sum_of
 from aurora_rl.footprint.report import known_tflops
 from aurora_rl.footprint.workload import Workload
 from aurora_rl.models.encoding import PromptOptions, SampleEncoder
@@ -64,22 +64,22 @@ from benchmarks.timing import Stopwatch
 from benchmarks.workload import REFERENCE, VOCABULARY
 
 CONFIGS = Path(__file__).resolve().parents[1] / "docs" / "configs"
-#: As Qwen2.5-Omni reads frames and sound, and as many words as it knows.
+#: Sizes by which Qwen2.5-Omni reads frames and sound, and the size of its vocabulary.
 PUBLISHED = TinyOmniConfig(patch_size=14, num_mel_bins=128, hop_length=160, min_vocab_size=151_643)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What is run.
+    """Sizes of a step.
 
     Attributes:
         config: folder in docs/configs with the model's config; None for the tiny model.
         segmenter: config of the mask decoder.
         frame_size: height and width of a frame in pixels.
-        num_frames: F.
-        seconds: of sound.
-        num_generations: G.
-        completion_length: new tokens of every completion.
+        num_frames: F, number of frames.
+        seconds: length of the sound, in seconds.
+        num_generations: G, number of completions of a prompt.
+        completion_length: number of new tokens of every completion.
     """
 
     config: str | None
@@ -93,12 +93,12 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """How the step is run.
+    """Settings of a step.
 
     Attributes:
-        as_recipe: train what the 7B recipe trains, instead of LoRA and the mask head alone.
-        deepspeed: ZeRO-2 in bf16 with one process, without autocast; otherwise plain PyTorch.
-        sampler: "transformers" or "vllm", in this process.
+        as_recipe: whether the parts of the 7B recipe are trained, instead of LoRA and the mask head alone.
+        deepspeed: whether to use ZeRO-2 in bf16 with one process, without autocast; otherwise plain PyTorch.
+        sampler: library that samples in this process, "transformers" or "vllm".
     """
 
     as_recipe: bool = False
@@ -109,7 +109,7 @@ class Way:
 PLAIN = Way()
 #: Clips of a generation batch; their rows are shuffled before they are cut into as many micro-batches.
 NUM_CLIPS = 2
-#: Of the recipe.
+#: Values of the recipe.
 RECIPE_COMPLETION_LENGTH, BETA = 512, 0.04
 SAM = {"type": "sam", "image_size": 1024}
 SHAPES = {
@@ -120,15 +120,22 @@ SHAPES = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and print one table."""
+    """Measure, and print one table."""
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--size", choices=SHAPES, required=True)
-    parser.add_argument("--repeats", type=int, default=5, help="steps after the first, which warms up (default: 5)")
+    parser.add_argument("--size", choices=SHAPES, required=True, help="shapes of the model that trains")
+    parser.add_argument("--repeats", type=int, default=5, help="number of steps after the first, which warms up")
     parser.add_argument("--as_recipe", action="store_true", help="train what recipes/ref_avs/grpo_7b.yaml trains")
-    parser.add_argument("--deepspeed", action="store_true", help="ZeRO-2 in bf16, one process")
-    parser.add_argument("--sampler", choices=("transformers", "vllm"), default="transformers", help="who samples")
-    parser.add_argument("--trace", type=Path, metavar="FILE", help="profile one more step, for chrome://tracing")
-    parser.add_argument("--output", type=Path, help="file for the medians")
+    parser.add_argument("--deepspeed", action="store_true", help="train with ZeRO-2 in bf16, in one process")
+    parser.add_argument(
+        "--sampler",
+        choices=("transformers", "vllm"),
+        default="transformers",
+        help="program that samples the completions",
+    )
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE", help="file for the profile of one more step, for chrome://tracing"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file for the medians")
     args = parser.parse_args(argv)
     if args.size != "toy" and not torch.cuda.is_available():
         parser.error(f"--size {args.size} needs a GPU, and torch sees none; --size toy runs on a CPU")
@@ -154,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def launch_deepspeed() -> None:
-    """What `accelerate launch --config_file accelerate_configs/zero2.yaml --num_processes 1` sets."""
+    """Set what `accelerate launch --config_file accelerate_configs/zero2.yaml --num_processes 1` sets."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -170,7 +177,7 @@ def launch_deepspeed() -> None:
 
 
 def build(shape: Shape, stopwatch: Stopwatch, way: Way = PLAIN) -> Contender:
-    """The trainer, ready to step."""
+    """Build the trainer, ready to step."""
     model, processor = build_model(shape)
     seg_token_id = prepare_vocabulary(model, processor, Qwen2_5OmniFamily())
     trainer = AuroraGRPOTrainer(
@@ -189,7 +196,7 @@ def build(shape: Shape, stopwatch: Stopwatch, way: Way = PLAIN) -> Contender:
 
 
 def lora(way: Way) -> LoraConfig:
-    """What is trained: the recipe's, or LoRA of rank 16 and the mask head."""
+    """Return the adapter to train: the recipe's, or LoRA of rank 16 and the mask head."""
     saved = ["seg_head", "lm_head", "embed_tokens"] if way.as_recipe else ["seg_head"]
     targets = Qwen2_5OmniFamily.lora_target_modules
     rank = 8 if way.as_recipe else 16
@@ -197,12 +204,12 @@ def lora(way: Way) -> LoraConfig:
 
 
 def with_lora(model: AuroraQwen2_5Omni, way: Way) -> PeftModel:
-    """The model with an adapter, as one that was loaded: TRL copies it for the reference."""
+    """Add an adapter to the model, as if it had been loaded: TRL copies it for the reference."""
     return get_peft_model(model, lora(way))
 
 
 def _dictate_to_vllm(trainer: Any, shape: Shape, seg_token_id: int) -> None:
-    """VLLM samples as long completions as it would; a random model points at nothing, so that they end in `[SEG]`."""
+    """Replace the last two tokens of each completion by `[SEG]` and a full stop, as a random model emits no `[SEG]`."""
     sample, stop = trainer._generate_single_turn, trainer.processing_class.tokenizer.convert_tokens_to_ids(".")
 
     def dictated(*args: Any, **kwargs: Any) -> Any:
@@ -213,11 +220,11 @@ def _dictate_to_vllm(trainer: Any, shape: Shape, seg_token_id: int) -> None:
 
 
 def build_model(shape: Shape, *, device: str | None = None) -> tuple[AuroraQwen2_5Omni, ProcessorMixin]:
-    """Random weights, in bf16 but for the mask decoder.
+    """Build a model of random weights, in bf16 except for the mask decoder.
 
     Args:
-        shape: which model.
-        device: where the weights are made, a GPU unless it says otherwise; the tiny model's are made on the CPU.
+        shape: sizes, which name the model's config.
+        device: device of the weights, by default a GPU; the tiny model is always made on the CPU.
     """
     if shape.config is None:
         return build_tiny_omni(VOCABULARY, shape.segmenter, TinyOmniConfig(num_layers=2))
@@ -245,9 +252,9 @@ def _random_bf16(config: PretrainedConfig) -> AuroraQwen2_5Omni:
 
 
 def summarise(contender: Contender, shape: Shape, steps: Sequence[Step]) -> dict[str, float]:
-    """Medians: seconds by part, and what follows from them.
+    """Return the median seconds by part, and rates that follow from them.
 
-    Model FLOPs utilisation counts what forward and backward passes must compute, with nothing that runs again.
+    Model FLOPs utilisation counts the necessary operations of forward and backward passes, without recomputation.
     """
     numbers = {part: median(step.parts[part].wall if part in step.parts else 0.0 for step in steps) for part in _ALL}
     whole = median(step.seconds(_ALL, "wall") for step in steps)
@@ -274,7 +281,7 @@ _ALL = (*PARTS, *MASK_PARTS, *WATCHED_PARTS)
 
 
 def step_flops(contender: Contender, shape: Shape) -> StepFlops:
-    """As `aurora-rl footprint` counts them, of the tokens that there are."""
+    """Count the operations as `aurora-rl footprint` does, but with the real numbers of tokens."""
     trainer, work = contender.trainer, step_work(contender, shape)
     meta = MetaModel(trainer.accelerator.unwrap_model(trainer.model), Qwen2_5OmniFamily(), (), has_loaded_adapter=False)
     is_gpu = trainer.accelerator.device.type == "cuda"
@@ -282,7 +289,7 @@ def step_flops(contender: Contender, shape: Shape) -> StepFlops:
 
 
 def step_work(contender: Contender, shape: Shape) -> Workload:
-    """What a micro-batch holds: rows of both clips, for they are shuffled."""
+    """Return the sizes of a micro-batch: it has rows of both clips, as rows are shuffled."""
     prompt, clips = contender.trainer.encode(_sample()).prompt, min(NUM_CLIPS, shape.num_generations)
     return Workload(
         rows=shape.num_generations,
@@ -299,7 +306,7 @@ def step_work(contender: Contender, shape: Shape) -> Workload:
 
 
 def estimated_rows(contender: Contender, shape: Shape, way: Way) -> dict[str, float]:
-    """What `aurora-rl footprint` estimates for this step, in GB: its lines, and both moments' sums."""
+    """Estimate this step as `aurora-rl footprint` does, in GB: its lines, and the sums of both moments."""
     trainer = contender.trainer
     launch = dataclasses.replace(Launch.of(trainer.args), is_gpu=trainer.accelerator.device.type == "cuda")
     footprint = estimate_footprint(
@@ -313,16 +320,14 @@ def estimated_rows(contender: Contender, shape: Shape, way: Way) -> dict[str, fl
         meta=_meta_model(shape, way),
     )
     lines = {f"estimated: {part.name}, GB": part.num_bytes / 1e9 for part in footprint.device}
-    sums = {moment: _peak_of(footprint.device, moment) / 1e9 for moment in (SAMPLING, TRAINING)}
-    return lines | {f"estimated: peak while {moment}, GB": value for moment, value in sums.items()}
-
-
-def _peak_of(parts: Sequence[Part], moment: str) -> int:
-    return sum(part.num_bytes for part in fullest(p for p in parts if p.when == ALWAYS or p.when.startswith(moment)))
+    for moment in (SAMPLING, TRAINING):
+        parts = fullest(part for part in footprint.device if part.when == ALWAYS or part.when.startswith(moment))
+        lines[f"estimated: peak while {moment}, GB"] = sum_of(parts) / 1e9
+    return lines
 
 
 def _meta_model(shape: Shape, way: Way) -> MetaModel:
-    """The model that `build` trains, without its weights."""
+    """Build the model that `build` trains, on the `meta` device."""
     model, processor = build_model(shape, device="meta")
     model.to("meta")
     prepare_vocabulary(model, processor, Qwen2_5OmniFamily())
@@ -335,13 +340,13 @@ def _meta_model(shape: Shape, way: Way) -> MetaModel:
 
 
 def _encoder(shape: Shape, processor: ProcessorMixin) -> SampleEncoder:
-    """Noise for frames, sound and embeddings: none of a step's parts depends on what is seen or heard."""
+    """Build an encoder of noise for frames, sound and embeddings: no part of a step depends on their content."""
     generator = np.random.default_rng(0)
     frames = generator.integers(0, 256, (shape.num_frames, *shape.frame_size, 3), dtype=np.uint8)
     waveform = generator.uniform(-0.1, 0.1, int(16_000 * shape.seconds)).astype(np.float32)
     truth = np.zeros(frames.shape[:3], dtype=bool)
     truth[:, : shape.frame_size[0] // 2] = True
-    # Half precision, as the cache has them.
+    # Half precision, as in the cache.
     embeddings = torch.randn(shape.num_frames, *build_frame_encoder(shape.segmenter).frame_shape).half()
     return SampleEncoder(
         Qwen2_5OmniFamily(),

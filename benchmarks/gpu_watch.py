@@ -1,4 +1,4 @@
-"""What `gpu_step` watches beside the parts of a step: media, towers, weight sync, the peaks of two moments, a trace."""
+"""Measurements of `gpu_step` beside the parts of a step: media, towers, weight sync, peaks of two moments, a trace."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from benchmarks.memory import high_water_mark, reserved_mark, reset_high_water_mark
 from benchmarks.timing import Stopwatch
 
-#: The towers' passes in the training's forward pass, which they interrupt.
+#: The towers' passes inside the forward pass of training.
 TRAINED_TOWERS = "towers in forward"
 #: Parts of a step that are watched here; `towers` holds the passes of sampling and scoring.
 WATCHED_PARTS = ("media encoding", "towers", TRAINED_TOWERS, "weight sync")
-#: How the names of the CPU's calls begin that start a kernel.
+#: Starts of the names of CPU calls that launch a kernel.
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel")
 
 
@@ -33,10 +33,10 @@ def watch_media_and_towers(trainer: AuroraGRPOTrainer, stopwatch: Stopwatch) -> 
 
 
 class MomentPeaks:
-    """Most bytes of sampling, and of all that follows the scoring of rollouts, each from a mark of its own.
+    """Measures the peak memory of sampling, and of training after the rollouts have been scored.
 
     Attributes:
-        peaks: moment -> bytes that were allocated (of a CPU's process, resident) and reserved (None on a CPU).
+        peaks: allocated bytes (on a CPU the resident set) and reserved bytes (None on a CPU) of each moment.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -62,7 +62,7 @@ class MomentPeaks:
         return followed
 
     def end_step(self) -> None:
-        """Training ends with the step."""
+        """Record the peak of training, which ends with the step."""
         self._keep("training")
 
     def _keep(self, moment: str) -> None:
@@ -73,7 +73,7 @@ class MomentPeaks:
         self.peaks[moment] = (max(allocated, high_water_mark()), reserved)
 
     def rows(self) -> dict[str, float]:
-        """Rows of the table, in GB."""
+        """Return rows of the table, in GB."""
         rows: dict[str, float] = {}
         for moment, (allocated, reserved) in self.peaks.items():
             rows[f"peak while {moment}, allocated, GB"] = allocated / 1e9
@@ -83,9 +83,9 @@ class MomentPeaks:
 
 
 def trace_step(step: Callable[[], Any], path: Path) -> dict[str, float]:
-    """Profile one step, write it for chrome://tracing, and say how busy the GPU was, where there is one.
+    """Profile one step, write the trace for chrome://tracing, and return how busy the GPU was, if there is one.
 
-    The stopwatch waits for the GPU at each border of a part, which adds a few dozen synchronisations to a step.
+    The stopwatch synchronises with the GPU at each border of a part, which adds a few dozen synchronisations to a step.
     """
     is_gpu = torch.cuda.is_available()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_gpu else [])]
@@ -96,7 +96,7 @@ def trace_step(step: Callable[[], Any], path: Path) -> dict[str, float]:
 
 
 def summarise_events(events: Iterable[Any]) -> dict[str, float]:
-    """Share of the traced time in which no kernel ran, and how often the CPU launched one or waited."""
+    """Return the share of the time in which no kernel ran, and how often the CPU launched one or waited."""
     events = list(events)
     spans = [(event.time_range.start, event.time_range.end) for event in events]
     kernels = [span for event, span in zip(events, spans, strict=True) if event.device_type.name == "CUDA"]
@@ -110,7 +110,7 @@ def summarise_events(events: Iterable[Any]) -> dict[str, float]:
 
 
 def _covered(spans: Iterable[tuple[float, float]]) -> float:
-    """Length of the union of spans, which overlap where streams run side by side."""
+    """Return the length of the union of spans, which overlap if streams run at the same time."""
     covered, reached = 0.0, float("-inf")
     for start, end in sorted(spans):
         covered += max(0.0, end - max(start, reached))

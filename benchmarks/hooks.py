@@ -1,9 +1,9 @@
-"""Hooks that gradient checkpointing leaves on the input layers in the course of a GRPO run, and what they cost a token.
+"""Hooks that gradient checkpointing adds to the input layers during a GRPO run, and their cost a token.
 
     python benchmarks/hooks.py --steps 60
 
 A tiny model with LoRA and frozen towers is trained twice: with transformers' own `enable_input_require_grads`, which
-hooks every part's input layer anew after each generation, and with ours.
+adds hooks to every part's input layer after each generation, and with ours.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from benchmarks.timing import now
-from benchmarks.workload import ImageEncoder, Workload, aurora_dataset, build_policy
+from benchmarks.workload import ImageEncoder, StepShape, aurora_dataset, build_policy
 
-WORKLOAD = Workload(
+SHAPE = StepShape(
     num_generations=2, num_frames=2, completion_length=4, hidden_size=64, num_layers=2, num_heads=2, frame_size=32
 )
 CALLS = 200
@@ -35,10 +35,10 @@ CALLS = 200
 
 @dataclasses.dataclass(frozen=True)
 class Hooks:
-    """After a run: forward hooks on the input layers of language model and towers, and a call of the embedding.
+    """Forward hooks on the input layers of language model and towers after a run, and their cost.
 
     Attributes:
-        count: of all three layers together.
+        count: number of hooks on all three layers.
         microseconds: processor time of embedding one token.
     """
 
@@ -47,7 +47,7 @@ class Hooks:
 
 
 def measure_hooks(steps: int) -> dict[str, Hooks]:
-    """Train `steps` steps in both ways."""
+    """Train `steps` steps with the methods of transformers and with ours."""
     with _as_transformers():
         before = _train(steps)
     return {"transformers": before, "ours": _train(steps)}
@@ -55,7 +55,7 @@ def measure_hooks(steps: int) -> dict[str, Hooks]:
 
 @contextlib.contextmanager
 def _as_transformers() -> Iterator[None]:
-    """Take our methods away for a while, so that those of transformers are found."""
+    """Replace our methods by those of transformers while the block runs."""
     names = ("enable_input_require_grads", "gradient_checkpointing_enable")
     with contextlib.ExitStack() as stack:
         for name in names:
@@ -64,7 +64,7 @@ def _as_transformers() -> Iterator[None]:
 
 
 def _train(steps: int) -> Hooks:
-    policy = build_policy(WORKLOAD)
+    policy = build_policy(SHAPE)
     model = policy.copy()
     freeze(model, list(Qwen2_5OmniFamily.tower_names))
     trainer = AuroraGRPOTrainer(
@@ -73,9 +73,9 @@ def _train(steps: int) -> Hooks:
         args=AuroraGRPOConfig(
             output_dir=tempfile.mkdtemp(),
             max_steps=steps,
-            per_device_train_batch_size=WORKLOAD.num_generations,
-            num_generations=WORKLOAD.num_generations,
-            max_completion_length=WORKLOAD.completion_length,
+            per_device_train_batch_size=SHAPE.num_generations,
+            num_generations=SHAPE.num_generations,
+            max_completion_length=SHAPE.completion_length,
             gradient_checkpointing=True,
             bf16=False,
             use_cpu=True,
@@ -84,7 +84,7 @@ def _train(steps: int) -> Hooks:
             report_to="none",
             disable_tqdm=True,
         ),
-        encode=ImageEncoder(policy, WORKLOAD),
+        encode=ImageEncoder(policy, SHAPE),
         seg_token_id=policy.seg_token_id,
         train_dataset=aurora_dataset(),
         processing_class=policy.processor,
@@ -112,9 +112,9 @@ def _microseconds(embedding: torch.nn.Module) -> float:
 
 
 def main() -> None:
-    """Measure and print a table."""
+    """Measure, and print a table."""
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=60, help="optimiser steps of each run")
+    parser.add_argument("--steps", type=int, default=60, help="number of optimiser steps of each run")
     steps = parser.parse_args().steps
     print(f"| after {steps} steps | hooks on the three input layers | one token embedded, µs |\n| --- | --- | --- |")
     for name, hooks in measure_hooks(steps).items():

@@ -1,11 +1,11 @@
-"""How much of a GRPO step passes in waiting for media, read in their turn and read while the step before trains.
+"""Share of a GRPO step that is spent waiting for media, read in turn and read ahead during the step before.
 
     python benchmarks/idle_share.py --output out.json
 
 Clips of noise, ten pictures of 640 x 360 and ten seconds of sound each, are written to a temporary folder, four a
-step. The same model is trained on them in both ways, which take turns, and what passes inside `_encode_rows` is
-waiting. A step of a tiny model on a CPU is shorter than one of 7B on a GPU, and shares the processor's cores with the
-thread that reads: seconds of waiting mean something elsewhere, shares are those of this machine and this model.
+step. The same model is trained on them in both ways in turn, and the time inside `_encode_rows` counts as waiting. A
+step of a tiny model on a CPU is shorter than one of 7B on a GPU, and shares the processor's cores with the thread that
+reads: the seconds of waiting are meaningful elsewhere, the shares only for this machine and this model.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ from aurora_rl.tasks.prompts import text_prompt
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from benchmarks.timing import Seconds, Stopwatch, now
-from benchmarks.workload import Policy, Workload, build_policy
+from benchmarks.workload import Policy, StepShape, build_policy
 
-WORKLOAD = Workload(
+SHAPE = StepShape(
     num_generations=2, num_frames=10, completion_length=16, hidden_size=64, num_layers=2, num_heads=2, frame_size=64
 )
 WAYS = ("in turn", "ahead")
-#: Prompts of a step, each on a clip of its own.
+#: Prompts of a step, each with a clip of its own.
 CLIPS_A_STEP = 4
-#: Area of a frame in front of the tower, in pixels: what is read is large, what the tiny towers see is small.
+#: Limits of a frame's area for the vision tower, in pixels: large files are read, but the tiny towers get small frames.
 MIN_PIXELS, MAX_PIXELS = 256, 64 * 64
 
 
 def write_clips(
     folder: Path, num_clips: int, *, num_frames: int, size: tuple[int, int], seconds: float
 ) -> list[AVSample]:
-    """Clips of smooth noise in JPEG, with masks in PNG and sound in WAV, a row each.
+    """Write clips of smooth noise in JPEG, with masks in PNG and sound in WAV, one row a clip.
 
     Args:
-        folder: gets the files.
-        num_clips: how many.
-        num_frames: pictures of a clip.
-        size: of a picture, width and height in pixels.
-        seconds: of sound.
+        folder: folder of the files.
+        num_clips: number of clips.
+        num_frames: number of pictures of a clip.
+        size: width and height of a picture in pixels.
+        seconds: length of the sound, in seconds.
     """
     generator = np.random.default_rng(0)
     return [_write_clip(folder / f"clip{row}", row, generator, num_frames, size, seconds) for row in range(num_clips)]
@@ -83,17 +83,17 @@ def _write_clip(
 
 
 class InTurnGRPOTrainer(AuroraGRPOTrainer):
-    """Knows no next batch, so that every batch is read in its turn."""
+    """A trainer that does not know its next batch, so that every batch is read in its turn."""
 
     def _next_generation_batch(self) -> list[dict[str, Any]]:
         return []
 
 
 class _StepTimes(TrainerCallback):
-    """Seconds of each step, and of what passed in it in waiting for media.
+    """Records the seconds of each step, and the seconds in it that were spent waiting for media.
 
     Args:
-        stopwatch: has `media` as a part.
+        stopwatch: stopwatch with a part `media`.
     """
 
     def __init__(self, stopwatch: Stopwatch) -> None:
@@ -112,8 +112,8 @@ class _StepTimes(TrainerCallback):
         return self.stopwatch.parts.get("media", Seconds()).wall
 
 
-def train(policy: Policy, samples: list[AVSample], workload: Workload, *, way: str) -> tuple[list[float], list[float]]:
-    """Train once on each clip; seconds waited in each step but the first, which nothing precedes, and its length."""
+def train(policy: Policy, samples: list[AVSample], shape: StepShape, *, way: str) -> tuple[list[float], list[float]]:
+    """Train once on each clip; return seconds waited and seconds in all of each step except the first."""
     frame_encoder = build_frame_encoder(policy.model.config.segmenter)
     encode = SampleEncoder(
         Qwen2_5OmniFamily(),
@@ -130,9 +130,9 @@ def train(policy: Policy, samples: list[AVSample], workload: Workload, *, way: s
             args=AuroraGRPOConfig(
                 output_dir=output,
                 max_steps=len(samples) // CLIPS_A_STEP,
-                per_device_train_batch_size=workload.num_generations * CLIPS_A_STEP,
-                num_generations=workload.num_generations,
-                max_completion_length=workload.completion_length,
+                per_device_train_batch_size=shape.num_generations * CLIPS_A_STEP,
+                num_generations=shape.num_generations,
+                max_completion_length=shape.completion_length,
                 gradient_checkpointing=False,
                 bf16=False,
                 use_cpu=True,
@@ -154,18 +154,18 @@ def train(policy: Policy, samples: list[AVSample], workload: Workload, *, way: s
     return times.waited[1:], times.whole[1:]
 
 
-def measure(workload: Workload, *, size: tuple[int, int], seconds: float, steps: int, rounds: int) -> dict[str, Any]:
-    """Median seconds waited in a step, the median step, and the share of all steps' time that is waiting."""
-    policy = build_policy(workload)
+def measure(shape: StepShape, *, size: tuple[int, int], seconds: float, steps: int, rounds: int) -> dict[str, Any]:
+    """Return the median seconds waited in a step, the median step, and the share of waiting in all steps."""
+    policy = build_policy(shape)
     waited: dict[str, list[float]] = {way: [] for way in WAYS}
     whole: dict[str, list[float]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         samples = write_clips(
-            Path(folder), steps * CLIPS_A_STEP, num_frames=workload.num_frames, size=size, seconds=seconds
+            Path(folder), steps * CLIPS_A_STEP, num_frames=shape.num_frames, size=size, seconds=seconds
         )
         for _ in range(rounds):
             for way in WAYS:
-                waits, steps_taken = train(policy, samples, workload, way=way)
+                waits, steps_taken = train(policy, samples, shape, way=way)
                 waited[way] += waits
                 whole[way] += steps_taken
     return {
@@ -181,15 +181,26 @@ def measure(workload: Workload, *, size: tuple[int, int], seconds: float, steps:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a table, and write the numbers as JSON."""
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=6, help="optimiser steps of each run; the first is not counted")
-    parser.add_argument("--rounds", type=int, default=2, help="runs in each way")
-    parser.add_argument("--size", type=int, nargs=2, default=(640, 360), metavar=("WIDTH", "HEIGHT"))
-    parser.add_argument("--seconds", type=float, default=10.0, help="sound of a clip")
-    parser.add_argument("--completion_length", type=int, default=WORKLOAD.completion_length, help="tokens rolled out")
-    parser.add_argument("--output", type=Path, help="file for the numbers")
+    parser.add_argument(
+        "--steps", type=int, default=6, help="number of optimiser steps of each run; the first is not counted"
+    )
+    parser.add_argument("--rounds", type=int, default=2, help="number of runs in each way")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(640, 360),
+        metavar=("WIDTH", "HEIGHT"),
+        help="size of a picture, in pixels",
+    )
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of a clip's sound, in seconds")
+    parser.add_argument(
+        "--completion_length", type=int, default=SHAPE.completion_length, help="number of tokens of a completion"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file for the numbers")
     args = parser.parse_args(argv)
     numbers = measure(
-        dataclasses.replace(WORKLOAD, completion_length=args.completion_length),
+        dataclasses.replace(SHAPE, completion_length=args.completion_length),
         size=tuple(args.size),
         seconds=args.seconds,
         steps=args.steps,

@@ -1,7 +1,7 @@
 """Mask decoding at SAM's real shape, 64 x 64 x 256, random weights: one frame for all completions, or one by one.
 
-The loop runs transformers' own `SamMaskDecoder` once for each completion. Both record gradients and may save memory in
-the same way: at most four masks a chunk, whose activations are computed again in the backward pass.
+The loop runs transformers' own `SamMaskDecoder` once for each completion. Both record gradients and save memory in the
+same way: at most four masks a chunk, whose activations are recomputed in the backward pass.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from aurora_rl.models.heads.segmenters.sam import SamSegmenter
 from benchmarks.memory import peak_memory
 from benchmarks.timing import Seconds, now
 
-#: On every machine, so that the ways can be compared.
+#: Number of masks in a chunk, the same on every machine, so that results can be compared.
 MASKS_PER_CHUNK = 4
 
 Decode = Callable[[SamSegmenter, Tensor, Tensor], Tensor]
 
 
 def decode_together(segmenter: SamSegmenter, frames: Tensor, prompts: Tensor) -> Tensor:
-    """All completions in one call, which is how the trainers do it: (F, ...), (F, G, C) -> (F, G, h, w)."""
+    """Decode all completions in one call, as the trainers do: (F, ...), (F, G, C) -> (F, G, h, w)."""
     return segmenter(frames, prompts)
 
 
 def decode_in_loop(segmenter: SamSegmenter, frames: Tensor, prompts: Tensor) -> Tensor:
-    """Our decoder, one completion after the other."""
+    """Decode one completion after the other by our decoder."""
     return torch.cat([segmenter(frames, prompt) for prompt in prompts.split(1, dim=1)], dim=1)
 
 
 def decode_in_stock_loop(segmenter: SamSegmenter, frames: Tensor, prompts: Tensor) -> Tensor:
-    """Transformers' decoder, one completion after the other."""
+    """Decode one completion after the other by transformers' decoder."""
 
     def decode(frame_chunk: Tensor, prompt_chunk: Tensor) -> Tensor:
         mask_logits, _ = segmenter.mask_decoder(
@@ -66,25 +66,25 @@ WAYS: dict[str, Decode] = {
 
 @dataclasses.dataclass
 class Decoding:
-    """What one way of decoding took.
+    """Time and memory of one way of decoding.
 
     Attributes:
-        seconds: of each repeat, forward and backward.
-        peak_gb: the highest of all repeats, weights and inputs not counted.
+        seconds: seconds of each repeat, forward and backward.
+        peak_gb: highest memory of all repeats in GB, without weights and inputs.
     """
 
     seconds: list[Seconds] = dataclasses.field(default_factory=list)
     peak_gb: float = 0.0
 
     def median(self, clock: str) -> float:
-        """Median seconds."""
+        """Return the median seconds."""
         return median(span.on(clock) for span in self.seconds)
 
 
 def measure_decoding(
     *, num_generations: int = 8, num_frames: int = 10, image_size: int = 1024, repeats: int = 5
 ) -> dict[str, Decoding]:
-    """Decode G completions on F frames in each of `WAYS`, which take turns."""
+    """Decode G completions on F frames in each of `WAYS` in turn."""
     torch.manual_seed(0)
     segmenter = SamSegmenter({"type": "sam", "image_size": image_size})
     segmenter.max_masks_per_chunk = MASKS_PER_CHUNK

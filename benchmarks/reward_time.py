@@ -1,11 +1,11 @@
-"""Processor time that the masks of one completion take on their way from the decoder to the rewards.
+"""Processor time that the masks of one completion take from the decoder to the rewards.
 
     python benchmarks/reward_time.py --output out.json
 
-Both ways take turns in one process, on the same logits: `before`, in which every row was made probabilities and
-compared with the truth once for the curves and once for the reward, and `now`. On one thread, as `accelerate launch` of
-several processes gives each. The logits lie in main memory here; on a GPU it thresholds and counts, and what is left is
-to fetch one byte a pixel.
+Both ways run in turn in one process, on the same logits: `before`, where every row became probabilities and was
+compared with the truth once for the curves and once for the reward, and `now`. They use one thread, which is what
+`accelerate launch` gives each of several processes. The logits are in main memory here; a GPU would threshold and
+count them, so that only one byte a pixel is copied.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import torch
 
 from aurora_rl.assembly.options import OptionParser
 from aurora_rl.trainers.grpo import _mask_columns
-from benchmarks.metrics import disc
+from benchmarks.f_measure import disc
 from reward_fns.mask_iou import mask_iou_reward
 from reward_fns.reasoning_consistency import reasoning_consistency_reward
 
-#: Of the Ref-AVSBench recipe: frames, height, width.
+#: Frames, height and width in the Ref-AVSBench recipe.
 SHAPE = (10, 720, 1280)
-#: Seconds of a processor a completion may take.
+#: Goal: processor seconds of a completion.
 GOAL_S = 0.05
 _CHAIN = "Look: I see a drum.\nListen: I hear a drum.\nRead: on the left.\nAnswer: the target is the drum. It is [SEG]."
 
 
 def before(mask_logits: torch.Tensor, gt_masks: torch.Tensor) -> tuple[float, float]:
-    """The mask IoU twice, and where the mask lies, from all coordinates."""
+    """Compute the mask IoU twice, and the place of the mask from all coordinates."""
     pred_masks = mask_logits.float().cpu().sigmoid() > 0.5
     reward = [_iou_by_sums(pred_masks, gt_masks) for _ in ("for the curves", "the reward")][-1]
     _, rows, columns = pred_masks.nonzero(as_tuple=True)
@@ -49,7 +49,7 @@ def _iou_by_sums(pred_masks: torch.Tensor, gt_masks: torch.Tensor) -> float:
 
 
 def now(mask_logits: torch.Tensor, gt_masks: torch.Tensor) -> tuple[float, float]:
-    """What the trainer makes of the logits, the curves' mask IoU, and two rewards that read it."""
+    """Compute the trainer's columns of the logits, the mask IoU of the curves, and two rewards that read it."""
     entries = _mask_columns(mask_logits, gt_masks, gt_masks)
     columns: dict[str, Any] = {name: [entry] for name, entry in entries.items()} | {"gt_masks": [gt_masks]}
     [reward] = mask_iou_reward([""], [""], **columns)
@@ -61,14 +61,14 @@ def now(mask_logits: torch.Tensor, gt_masks: torch.Tensor) -> tuple[float, float
 
 
 def cpu_seconds(run: Callable[[], Any]) -> float:
-    """Processor time of a call."""
+    """Return the processor seconds of a call."""
     start = time.process_time()
     run()
     return time.process_time() - start
 
 
 def measure(shape: tuple[int, int, int], *, repeats: int) -> dict[str, float]:
-    """Median processor seconds of a completion by either way, their ratio, and the difference of the reward."""
+    """Return the median processor seconds of a completion by each way, their ratio, and the rewards' difference."""
     gt_masks = torch.stack([torch.from_numpy(disc(shape[1:], seed)) for seed in range(shape[0])])
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     mask_logits = noise + 2.0 * gt_masks - 1.0
@@ -86,11 +86,18 @@ def measure(shape: tuple[int, int, int], *, repeats: int) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print, and write as JSON, what is measured."""
+    """Measure, print the numbers, and write them as JSON."""
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--shape", type=int, nargs=3, default=SHAPE, metavar=("FRAMES", "HEIGHT", "WIDTH"))
-    parser.add_argument("--output", type=Path, help="file for the numbers")
+    parser.add_argument("--repeats", type=int, default=9, help="number of turns of each way")
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs=3,
+        default=SHAPE,
+        metavar=("FRAMES", "HEIGHT", "WIDTH"),
+        help="shape of a clip's masks",
+    )
+    parser.add_argument("--output", type=Path, help="JSON file for the numbers")
     args = parser.parse_args(argv)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

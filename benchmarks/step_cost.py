@@ -1,9 +1,10 @@
-"""What a GRPO step costs with masks, against TRL's own GRPOTrainer on the same model, prompts and completions.
+"""Cost of a GRPO step with masks, against TRL's own GRPOTrainer on the same model, prompts and completions.
 
     python benchmarks/step_cost.py --output out.json     (2 CPU cores)
     python benchmarks/step_cost.py --quick             (`make bench`: one repeat)
 
-The two trainers take turns in one process. All numbers are medians over the repeats, ratios those of a pair of turns.
+The two trainers step in turn in one process. All numbers are medians over the repeats; a ratio is that of two
+successive steps.
 """
 
 from __future__ import annotations
@@ -25,34 +26,34 @@ from benchmarks.embeddings import measure_embeddings
 from benchmarks.mask_decoding import LOOP, TOGETHER, measure_decoding
 from benchmarks.tables import Comparison, decoding_table, embedding_table, step_table, sweep_table
 from benchmarks.timing import Stopwatch
-from benchmarks.workload import Workload, build_policy
+from benchmarks.workload import StepShape, build_policy
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How much is measured.
+    """Sizes of all measurements.
 
     Attributes:
-        repeats: turns of each trainer.
-        workload: the step that is taken apart.
-        sweep: steps that differ from the first of them in one number.
-        sam_image_size: S of the mask decoder, whose embeddings are S / 16 squared.
-        sam_frames: F of mask decoding.
-        encoder: what differs from `SamVisionConfig`'s defaults, ViT-B.
-        encoder_frames: F of a clip that is encoded or read from the cache.
+        repeats: number of steps of each trainer.
+        shape: sizes of the step that is measured part by part.
+        sweep: sizes of whole steps, which differ in one number.
+        sam_image_size: S, image size of the mask decoder, whose embeddings are S / 16 squared.
+        sam_frames: F, number of frames in mask decoding.
+        encoder: values that differ from `SamVisionConfig`'s defaults, which are those of ViT-B.
+        encoder_frames: F, number of frames of the clip that is encoded or read from the cache.
     """
 
     repeats: int
-    workload: Workload
-    sweep: Sequence[Workload]
+    shape: StepShape
+    sweep: Sequence[StepShape]
     sam_image_size: int = 1024
     sam_frames: int = 10
     encoder: dict = dataclasses.field(default_factory=dict)
     encoder_frames: int = 10
 
 
-SMALL = Workload(hidden_size=256, num_layers=4, num_heads=4)
-TOY = Workload(
+SMALL = StepShape(hidden_size=256, num_layers=4, num_heads=4)
+TOY = StepShape(
     num_generations=2, num_frames=2, completion_length=6, hidden_size=64, num_layers=2, num_heads=2, frame_size=32
 )
 SWEEP = (
@@ -61,11 +62,11 @@ SWEEP = (
     *(dataclasses.replace(SMALL, completion_length=n) for n in (32, 64, 128, 256)),
 )
 PLANS = {
-    "full": Plan(repeats=5, workload=Workload(), sweep=SWEEP),
-    "quick": Plan(repeats=1, workload=Workload(), sweep=SWEEP, encoder_frames=1),
+    "full": Plan(repeats=5, shape=StepShape(), sweep=SWEEP),
+    "quick": Plan(repeats=1, shape=StepShape(), sweep=SWEEP, encoder_frames=1),
     "toy": Plan(
         repeats=1,
-        workload=TOY,
+        shape=TOY,
         sweep=(dataclasses.replace(TOY, num_frames=1),),
         sam_image_size=128,
         sam_frames=2,
@@ -84,14 +85,14 @@ PLANS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the tables, write the JSON."""
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one repeat, within 8 minutes on 2 cores")
-    parser.add_argument("--output", type=Path, help="file for the medians that have a target")
-    parser.add_argument("--num_threads", type=int, default=2, help="threads of torch (default: 2)")
+    parser.add_argument("--quick", action="store_true", help="measure one repeat, within 8 minutes on 2 cores")
+    parser.add_argument("--output", type=Path, help="JSON file for the medians that have a target")
+    parser.add_argument("--num_threads", type=int, default=2, help="number of threads of torch")
     parser.add_argument(
         "--clock",
         choices=("cpu", "wall"),
         default="cpu",
-        help="seconds of processor time, which other processes do not change much, or of the wall (default: cpu)",
+        help="time that is measured: the processor's, which other processes do not change much, or the wall clock's",
     )
     parser.add_argument("--size", choices=PLANS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -104,15 +105,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(plan: Plan, stopwatch: Stopwatch, clock: str) -> dict[str, float]:
-    """Print each table as soon as it is there; the numbers that have a target."""
-    once, twice = (compare(plan.workload, stopwatch, plan.repeats, num_iterations=n) for n in (1, 2))
-    _show(f"One step, {plan.workload}", step_table(once, clock))
+    """Print each table when it is measured, and return the numbers that have a target."""
+    once, twice = (compare(plan.shape, stopwatch, plan.repeats, num_iterations=n) for n in (1, 2))
+    _show(f"One step, {plan.shape}", step_table(once, clock))
     _show("The same, rollouts trained on twice, so that TRL scores old log-probabilities", step_table(twice, clock))
     decoding = measure_decoding(num_frames=plan.sam_frames, image_size=plan.sam_image_size, repeats=plan.repeats)
     _show(f"Mask decoding, G = 8, F = {plan.sam_frames}, forward and backward", decoding_table(decoding, clock))
     embeddings = measure_embeddings(plan.encoder, num_frames=plan.encoder_frames, repeats=plan.repeats)
     _show(f"Image embeddings of a clip of {plan.encoder_frames} frames", embedding_table(*embeddings, clock))
-    comparisons = [(workload, compare(workload, stopwatch, plan.repeats)) for workload in plan.sweep]
+    comparisons = [(shape, compare(shape, stopwatch, plan.repeats)) for shape in plan.sweep]
     _show("Cost of a step against G, F and completion length", sweep_table(comparisons, clock))
     together, loop = decoding[TOGETHER], decoding[LOOP]
     turns = zip(together.seconds, loop.seconds, strict=True)
@@ -124,11 +125,11 @@ def measure(plan: Plan, stopwatch: Stopwatch, clock: str) -> dict[str, float]:
     }
 
 
-def compare(workload: Workload, stopwatch: Stopwatch, repeats: int, *, num_iterations: int = 1) -> Comparison:
-    """Steps of both trainers, in turns."""
-    policy = build_policy(workload)
+def compare(shape: StepShape, stopwatch: Stopwatch, repeats: int, *, num_iterations: int = 1) -> Comparison:
+    """Run steps of both trainers in turn."""
+    policy = build_policy(shape)
     stock, aurora = (
-        make(policy, workload, stopwatch, num_iterations=num_iterations) for make in (make_stock, make_aurora)
+        make(policy, shape, stopwatch, num_iterations=num_iterations) for make in (make_stock, make_aurora)
     )
     return Comparison([(stock.step(), aurora.step()) for _ in range(repeats)])
 
@@ -137,13 +138,9 @@ def _show(title: str, table: str) -> None:
     print(f"\n### {title}\n\n{table}", flush=True)
 
 
-def _be_quiet() -> None:
-    """The tables are all that is to be seen."""
+if __name__ == "__main__":
+    # Only the tables are printed.
     logging.getLogger("aurora_rl").setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-
-
-if __name__ == "__main__":
-    _be_quiet()
     main()

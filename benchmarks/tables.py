@@ -1,4 +1,4 @@
-"""From measured seconds to Markdown tables; every number is a median over the repeats."""
+"""Markdown tables of measured seconds; every number is a median over the repeats."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from statistics import median
 from benchmarks.contenders import MASK_PARTS, PARTS, Step
 from benchmarks.mask_decoding import LOOP, Decoding
 from benchmarks.timing import Seconds
-from benchmarks.workload import Workload
+from benchmarks.workload import StepShape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,22 +17,22 @@ class Comparison:
     """Steps of the two trainers.
 
     Attributes:
-        pairs: (TRL's, ours), the one taken right after the other.
+        pairs: pairs of successive steps, TRL's and ours.
     """
 
     pairs: Sequence[tuple[Step, Step]]
 
     def seconds(self, parts: Iterable[str], clock: str) -> tuple[float, float]:
-        """Of some parts together, in TRL's trainer and in ours."""
+        """Return the seconds of some parts together, in TRL's trainer and in ours."""
         stock, aurora = zip(*self.pairs, strict=True)
         return _median_seconds(stock, parts, clock), _median_seconds(aurora, parts, clock)
 
     def ratio(self, clock: str) -> float:
-        """Our whole step against TRL's."""
+        """Return the ratio of our whole step to TRL's."""
         return self._ratio((*PARTS, *MASK_PARTS), clock)
 
     def ratio_without_masks(self, clock: str) -> float:
-        """Our step, except for what it does for masks alone, against TRL's."""
+        """Return the ratio of our step, without the parts for masks alone, to TRL's."""
         return self._ratio(PARTS, clock)
 
     def _ratio(self, parts: Sequence[str], clock: str) -> float:
@@ -40,7 +40,7 @@ class Comparison:
 
 
 def step_table(comparison: Comparison, clock: str) -> str:
-    """A step by part."""
+    """Return the table of a step by part."""
     rows: list[tuple[str, ...]] = [(part, *_cells(comparison, [part], clock)) for part in PARTS]
     rows.append(
         ("**without masks**", *_cells(comparison, PARTS, clock)[:2], f"{comparison.ratio_without_masks(clock):.3f}")
@@ -57,7 +57,7 @@ def step_table(comparison: Comparison, clock: str) -> str:
 
 
 def decoding_table(decoding: Mapping[str, Decoding], clock: str) -> str:
-    """Mask decoding by way."""
+    """Return the table of mask decoding by way."""
     loop = decoding[LOOP].median(clock)
     rows = [
         (name, f"{way.median(clock):.2f}", f"{way.median(clock) / loop:.2f}", f"{way.peak_gb:.2f}")
@@ -67,20 +67,20 @@ def decoding_table(decoding: Mapping[str, Decoding], clock: str) -> str:
 
 
 def embedding_table(encoded: Sequence[Seconds], read: Sequence[Seconds], clock: str) -> str:
-    """The two ways to an embedding, and the factor between them."""
+    """Return the table of the two ways to an embedding, with the factor between them."""
     times = [median(span.on(clock) for span in spans) for spans in (encoded, read)]
     rows = [("encoded in the step", f"{times[0]:.3f}", "1"), ("read from the cache", f"{times[1]:.4f}", "")]
     factor = f"{times[0] / times[1]:.0f} times faster"
     return _table(("embeddings", f"{clock} seconds", ""), [rows[0], (*rows[1][:2], factor)])
 
 
-def sweep_table(comparisons: Sequence[tuple[Workload, Comparison]], clock: str) -> str:
-    """Whole steps of several sizes."""
+def sweep_table(comparisons: Sequence[tuple[StepShape, Comparison]], clock: str) -> str:
+    """Return the table of whole steps of several sizes."""
     rows = []
-    for workload, comparison in comparisons:
+    for shape, comparison in comparisons:
         stock, aurora = comparison.seconds((*PARTS, *MASK_PARTS), clock)
         _, masks = comparison.seconds(MASK_PARTS, clock)
-        sizes = (workload.num_generations, workload.num_frames, workload.completion_length)
+        sizes = (shape.num_generations, shape.num_frames, shape.completion_length)
         seconds = (f"{stock:.2f}", f"{aurora:.2f}", f"{masks:.2f}")
         rows.append((*map(str, sizes), *seconds, f"{comparison.ratio(clock):.3f}"))
     return _table(("G", "F", "tokens", f"TRL, {clock} seconds", "Aurora-RL", "of these masks", "ratio"), rows)
@@ -92,7 +92,7 @@ def _cells(comparison: Comparison, parts: Sequence[str], clock: str) -> tuple[st
 
 
 def _ratio_cell(stock: float, aurora: float) -> str:
-    return f"{aurora / stock:.3f}" if stock >= 0.001 else "–"  # of noise there is no ratio
+    return f"{aurora / stock:.3f}" if stock >= 0.001 else "–"  # below that a ratio is noise
 
 
 def _median_seconds(steps: Sequence[Step], parts: Iterable[str], clock: str) -> float:

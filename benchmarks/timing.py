@@ -1,4 +1,4 @@
-"""Where the time of a step goes: a stopwatch of named parts, of which exactly one runs at a time."""
+"""Time of a step by part: a stopwatch of named parts, of which exactly one runs at a time."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Seconds:
     """A span on both clocks.
 
     Attributes:
-        wall: seconds that passed.
-        cpu: seconds that this process computed, all threads together. Other processes on the machine do not show in
-            them, so ratios of small differences are taken of these; on a GPU only `wall` means something.
+        wall: seconds of the wall clock.
+        cpu: processor seconds of this process, all threads together. Other processes on the machine hardly change
+            them, so they serve for ratios of small differences; on a GPU only `wall` has a meaning.
     """
 
     wall: float = 0.0
@@ -33,12 +33,12 @@ class Seconds:
         return Seconds(self.wall - other.wall, self.cpu - other.cpu)
 
     def on(self, clock: str) -> float:
-        """Seconds on the clock `"wall"` or `"cpu"`."""
+        """Return the seconds on the clock `"wall"` or `"cpu"`."""
         return {"wall": self.wall, "cpu": self.cpu}[clock]
 
 
 def now() -> Seconds:
-    """Both clocks, once the GPU has done what it was asked, if there is one."""
+    """Read both clocks, after the GPU (if there is one) has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return Seconds(time.perf_counter(), time.process_time())
@@ -48,7 +48,7 @@ class Stopwatch:
     """Splits a span into parts; a part that starts inside another interrupts it, so that nothing counts twice.
 
     Attributes:
-        rest: name of the part that takes what no other does.
+        rest: name of the part for the time outside all others.
         parts: seconds of each part so far.
     """
 
@@ -60,7 +60,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def run(self) -> Iterator[None]:
-        """Measure a span; only within it do parts count."""
+        """Measure a span; parts count only inside it."""
         self.parts.clear()
         self._since = now()
         self._running = [self.rest]
@@ -85,13 +85,13 @@ class Stopwatch:
             self._running.pop()
 
     def switch(self, name: str) -> None:
-        """Count the rest of the innermost part as `name`, for a border that no function call marks."""
+        """Count the rest of the innermost part as `name`, at a border that is not a function call."""
         if self._running:
             self._charge()
             self._running[-1] = name
 
     def watched(self, inner: Callable[..., Any], part: str | Callable[[], str]) -> Callable[..., Any]:
-        """`inner`, every call of which counts as `part`, or as what `part` answers when it is called."""
+        """Wrap `inner`, so that every call counts as `part`, or as the name that `part` returns then."""
 
         @functools.wraps(inner)
         def outer(*args: Any, **kwargs: Any) -> Any:
@@ -101,12 +101,12 @@ class Stopwatch:
         return outer
 
     def watch(self, owner: Any, attribute: str, part: str | Callable[[], str]) -> None:
-        """Put `watched` in the place of `owner.attribute`."""
+        """Replace `owner.attribute` by its `watched` version."""
         setattr(owner, attribute, self.watched(getattr(owner, attribute), part))
 
     @property
     def running(self) -> str | None:
-        """The part that counts now."""
+        """The name of the part that runs now."""
         return self._running[-1] if self._running else None
 
     def _charge(self) -> None:

@@ -1,8 +1,8 @@
-"""Greedy decoding by transformers and by vLLM: the same tokens, or where and by how little they part; a sync's time.
+"""Greedy decoding by transformers and by vLLM: where tokens differ and by which margin, and the time of a sync.
 
     python benchmarks/vllm_parity.py --config recipes/synthetic/evaluate.yaml --clips 64
 
-The YAML is one of `recipes/evaluate.py`: it names the model and the data. `--output out.json` keeps every clip.
+The YAML file is one of `recipes/evaluate.py`, with the model and the data. `--output out.json` writes every clip.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ SYNCS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """One clip's two completions.
+    """Comparison of one clip's two completions.
 
     Attributes:
-        num_tokens: of the completion by transformers, end of turn included.
-        num_same: tokens before the first difference; `num_tokens` where there is none.
-        margin: where they part, how much more log-probability transformers gives to its own token than to vLLM's.
-        max_difference: largest difference of log-probabilities on vLLM's tokens, up to where they part.
+        num_tokens: number of tokens of the completion by transformers, end of turn included.
+        num_same: number of tokens before the first difference; `num_tokens` if there is none.
+        margin: log-probability that transformers gives to its own token minus that of vLLM's token, at the first
+            difference; None if there is none.
+        max_difference: largest difference of log-probabilities on vLLM's tokens, up to the first different token.
     """
 
     num_tokens: int
@@ -53,13 +54,13 @@ class Agreement:
 
     @property
     def is_same(self) -> bool:
-        """Whether all tokens are equal."""
+        """True if all tokens are equal."""
         return self.margin is None
 
 
 @torch.no_grad()
 def greedy(loaded: LoadedModel, row: EncodedPrompt, max_tokens: int) -> list[int]:
-    """What transformers writes for one prompt, end of turn included."""
+    """Decode one prompt by transformers, end of turn included."""
     tokenizer = loaded.processor.tokenizer
     input_ids = torch.tensor([row.prompt_ids], device=loaded.model.device)
     config = GenerationConfig(
@@ -79,8 +80,8 @@ def compare(
     """Compare two completions of one prompt.
 
     Args:
-        model: the policy that both decoded.
-        loaded: its processor and family.
+        model: policy that both have decoded with.
+        loaded: policy with its processor and family.
         row: the prompt.
         ours: token ids by transformers.
         vllms: token ids by vLLM.
@@ -95,8 +96,8 @@ def compare(
     difference = (own[:upto] - torch.tensor(list(logprobs)[:upto])).abs().max().item()
     if list(ours) == list(vllms):
         return Agreement(len(ours), len(ours), None, difference)
-    parts = min(num_same, len(ours) - 1, len(vllms) - 1)
-    margin = (expected[parts, ours[parts]] - expected[parts, vllms[parts]]).item()
+    at = min(num_same, len(ours) - 1, len(vllms) - 1)
+    margin = (expected[at, ours[at]] - expected[at, vllms[at]]).item()
     return Agreement(len(ours), num_same, margin, difference)
 
 
@@ -115,7 +116,7 @@ def _media(loaded: LoadedModel, row: EncodedPrompt) -> dict[str, torch.Tensor]:
 def measure(
     loaded: LoadedModel, rows: Sequence[EncodedPrompt], generation: AuroraVLLMGeneration, *, max_tokens: int
 ) -> list[Agreement]:
-    """Decode every prompt twice; the engine must be greedy and have the policy's weights."""
+    """Decode every prompt twice; the engine must be greedy and hold the policy's weights."""
     rollouts = generation.generate_rows(rows, seeds=list(range(len(rows))), num_generations=1, profiler=nullcontext())
     return [
         compare(loaded.model, loaded, row, greedy(loaded, row, max_tokens), ids, logprobs)
@@ -124,7 +125,7 @@ def measure(
 
 
 def report(agreements: Sequence[Agreement]) -> str:
-    """A paragraph, and a line for each clip whose tokens part."""
+    """Return a summary, and a line for each clip whose tokens differ."""
     same = sum(agreement.is_same for agreement in agreements)
     tokens = sum(agreement.num_tokens for agreement in agreements)
     lines = [
@@ -132,7 +133,7 @@ def report(agreements: Sequence[Agreement]) -> str:
         f"log-probabilities {max(agreement.max_difference for agreement in agreements):.2g}"
     ]
     lines += [
-        f"  clip {index} parts at token {a.num_same} of {a.num_tokens}: a margin of {a.margin:.2g} decides"
+        f"  clip {index} differs from token {a.num_same} of {a.num_tokens} on, by a margin of {a.margin:.2g}"
         for index, a in enumerate(agreements)
         if not a.is_same
     ]
@@ -140,7 +141,7 @@ def report(agreements: Sequence[Agreement]) -> str:
 
 
 def time_of_sync(generation: AuroraVLLMGeneration) -> float:
-    """Median of the seconds that the weights of a step take to the engine, whose towers have theirs already."""
+    """Return the median seconds of sending a step's weights to the engine, which has those of the towers already."""
     seconds = []
     for _ in range(SYNCS):
         start = time.perf_counter()
@@ -159,12 +160,12 @@ def _distinct_clips(samples: list[AVSample], count: int) -> list[AVSample]:
 def main() -> None:
     """Read the arguments, measure, print."""
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="YAML of recipes/evaluate.py")
-    parser.add_argument("--model", help="instead of the YAML's")
-    parser.add_argument("--data_root", help="instead of the YAML's")
-    parser.add_argument("--split", default="test_s")
-    parser.add_argument("--clips", type=int, default=64)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--config", type=Path, required=True, help="YAML file of recipes/evaluate.py")
+    parser.add_argument("--model", help="folder or hub name of the model (default: the YAML's)")
+    parser.add_argument("--data_root", help="folder that holds the benchmark (default: the YAML's)")
+    parser.add_argument("--split", default="test_s", help="split whose clips are answered")
+    parser.add_argument("--clips", type=int, default=64, help="number of clips that are answered")
+    parser.add_argument("--output", type=Path, help="JSON file for what each clip gave")
     args = parser.parse_args()
     setup_logging(is_main_process=True)
     config = yaml.safe_load(read_text_file(args.config))

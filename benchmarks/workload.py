@@ -1,6 +1,6 @@
-"""What both trainers are given: one model class, one set of clips as images without sound, one optimiser.
+"""The same work for both trainers: one model class, one set of clips as images without sound, one optimiser.
 
-TRL's trainer knows images only, so the frames of a clip are put to both as images, and both find them in memory.
+TRL's trainer knows images only, so both trainers get the frames of a clip as images in memory.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
 from aurora_rl.tasks.prompts import SEG_TOKEN, text_prompt
 
 REFERENCE = "The yellow object on the left that is heard before the drum."
-#: Trains the vocabulary, so that the prompt's words are single tokens.
+#: Texts that train the vocabulary, so that the prompt's words are single tokens.
 VOCABULARY = (REFERENCE, "Look: a drum. Listen: a bell. Read: the bell. Answer: the target is the bell. It is [SEG].")
 
 
 @dataclasses.dataclass(frozen=True)
-class Workload:
+class StepShape:
     """Sizes of one training step.
 
     Attributes:
-        num_generations: G, completions of the step's one prompt.
-        num_frames: F.
-        completion_length: tokens of every completion.
+        num_generations: G, number of completions of the step's only prompt.
+        num_frames: F, number of frames.
+        completion_length: number of tokens of every completion.
         hidden_size: width of the language model.
         num_layers: depth of the language model.
         num_heads: attention heads of the language model and the towers.
@@ -62,39 +62,39 @@ class Policy:
     seg_token_id: int
 
     def copy(self) -> AuroraQwen2_5Omni:
-        """The same weights for another trainer."""
+        """Copy the model, so that another trainer starts from the same weights."""
         return copy.deepcopy(self.model)
 
 
-def build_policy(workload: Workload) -> Policy:
-    """A random Qwen2.5-Omni thinker with a `dot` mask decoder, its towers frozen."""
+def build_policy(shape: StepShape) -> Policy:
+    """Build a random Qwen2.5-Omni thinker with a `dot` mask decoder, its towers frozen."""
     sizes = TinyOmniConfig(
-        hidden_size=workload.hidden_size,
-        num_layers=workload.num_layers,
-        num_heads=workload.num_heads,
-        tower_size=16 * workload.num_heads,
+        hidden_size=shape.hidden_size,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        tower_size=16 * shape.num_heads,
     )
-    segmenter = {"type": "dot", "image_size": workload.frame_size, "width": 32}
+    segmenter = {"type": "dot", "image_size": shape.frame_size, "width": 32}
     model, processor = build_tiny_omni(VOCABULARY, segmenter, sizes)
     freeze(model, list(Qwen2_5OmniFamily.tower_names))
     return Policy(model, processor, processor.tokenizer.convert_tokens_to_ids(SEG_TOKEN))
 
 
-def draw_frames(workload: Workload) -> np.ndarray:
-    """Noise, (F, H, W, 3) uint8: no part of a step depends on what is seen."""
-    shape = (workload.num_frames, workload.frame_size, workload.frame_size, 3)
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+def draw_frames(shape: StepShape) -> np.ndarray:
+    """Draw frames of noise, (F, H, W, 3) uint8: no part of a step depends on their content."""
+    size = (shape.num_frames, shape.frame_size, shape.frame_size, 3)
+    return np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
 
 
-def stock_dataset(workload: Workload) -> Dataset:
-    """Rows as TRL's trainer takes them: a text prompt and the frames as `images`."""
-    images = [Image.fromarray(frame) for frame in draw_frames(workload)]
+def stock_dataset(shape: StepShape) -> Dataset:
+    """Make the rows for TRL's trainer: a text prompt and the frames as `images`."""
+    images = [Image.fromarray(frame) for frame in draw_frames(shape)]
     prompt = [{"role": "user", "content": REFERENCE}]
     return Dataset.from_list([{"prompt": prompt, "images": images}])
 
 
 def aurora_dataset() -> Dataset:
-    """The same row as Aurora-RL's trainer takes it, its media left to the encoder."""
+    """Make the same row for Aurora-RL's trainer, whose encoder provides the media."""
     sample = AVSample(
         uid="noise", row=0, split="train", media_id="noise", category="drum", reference=REFERENCE, fps=1.0,
         frame_paths=(), audio_path="", mask_paths=(),
@@ -103,14 +103,14 @@ def aurora_dataset() -> Dataset:
 
 
 class ImageEncoder(SampleEncoder):
-    """`SampleEncoder` that puts one clip's frames as images, and no sound, before the reference."""
+    """Encoder that puts one clip's frames as images, without sound, before the reference."""
 
-    def __init__(self, policy: Policy, workload: Workload) -> None:
+    def __init__(self, policy: Policy, shape: StepShape) -> None:
         frame_encoder = build_frame_encoder(policy.model.config.segmenter)
         super().__init__(Qwen2_5OmniFamily(), policy.processor, lambda sample, clip: frame_encoder.encode(clip.frames))
-        frames = draw_frames(workload)
+        frames = draw_frames(shape)
         truth = np.zeros(frames.shape[:3], dtype=bool)
-        truth[:, : workload.frame_size // 2] = True
+        truth[:, : shape.frame_size // 2] = True
         self.clip = AVClip(frames, np.zeros(0, np.float32), truth)
 
     def prepare(self, sample: AVSample) -> Callable[[], EncodedSample]:

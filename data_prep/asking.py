@@ -53,10 +53,16 @@ class RunArguments:
         max_failures_in_a_row: so many rows without an answer, one after the other, end the run.
     """
 
-    output: str = dataclasses.field(metadata={"help": "JSONL to write or to continue."})
-    max_rows: int | None = dataclasses.field(default=None, metadata={"help": "Look at the first so many rows only."})
-    max_cost: float | None = dataclasses.field(default=None, metadata={"help": "Stop when all runs cost so much."})
-    max_failures_in_a_row: int = dataclasses.field(default=50, metadata={"help": "Stop after so many failed rows."})
+    output: str = dataclasses.field(metadata={"help": "JSONL file to write or to continue."})
+    max_rows: int | None = dataclasses.field(
+        default=None, metadata={"help": "Number of rows to look at, from the first."}
+    )
+    max_cost: float | None = dataclasses.field(
+        default=None, metadata={"help": "Cost of all runs into `output` at which no further row is begun."}
+    )
+    max_failures_in_a_row: int = dataclasses.field(
+        default=50, metadata={"help": "Number of failed rows in a row that ends the run."}
+    )
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "max_cost", "max_failures_in_a_row"):

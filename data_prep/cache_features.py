@@ -37,7 +37,7 @@ class CacheArguments:
         default=None, metadata={"help": "Splits to encode; by default those that the recipe trains and evaluates on."}
     )
     clips_per_shard: int = dataclasses.field(
-        default=CLIPS_PER_SHARD, metadata={"help": "Clips a file; what a killed process loses at most."}
+        default=CLIPS_PER_SHARD, metadata={"help": "Number of clips in a file, which a killed process loses at most."}
     )
     verify: bool = dataclasses.field(
         default=False, metadata={"help": "Read every byte of the cache and compare hashes; encode nothing."}
@@ -46,9 +46,9 @@ class CacheArguments:
         default=False, metadata={"help": "Verify, delete the files that are damaged, and encode what is missing."}
     )
     ignore_free_space: bool = dataclasses.field(
-        default=False, metadata={"help": "Start even if the clips take more than the disk has free."}
+        default=False, metadata={"help": "Start even if the clips take more space than the disk has free."}
     )
-    use_cpu: bool = dataclasses.field(default=False, metadata={"help": "Stay on the CPU."})
+    use_cpu: bool = dataclasses.field(default=False, metadata={"help": "Use the CPU, even where there is a GPU."})
 
 
 def cache_features(model_args: ModelArguments, data_args: DataArguments, args: CacheArguments) -> None:

@@ -69,12 +69,12 @@ class ChainLimits:
 
     Attributes:
         max_step_chars: longest step, in characters; also the schema's bound, so that a model cannot ramble.
-        allow_unnamed: whether a chain may answer what no earlier step names.
+        allow_unnamed: whether the answer of a chain may be something that no earlier step names.
     """
 
-    max_step_chars: int = dataclasses.field(default=600, metadata={"help": "Longest step, in characters."})
+    max_step_chars: int = dataclasses.field(default=600, metadata={"help": "Largest length of a step, in characters."})
     allow_unnamed: bool = dataclasses.field(
-        default=False, metadata={"help": "Keep chains that answer what no earlier step names."}
+        default=False, metadata={"help": "Keep chains whose answer no earlier step names."}
     )
 
     def __post_init__(self) -> None:

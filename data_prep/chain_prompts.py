@@ -55,8 +55,10 @@ class MediaArguments:
         max_side: longest side of a frame, in pixels; larger frames are scaled down.
     """
 
-    media: str = dataclasses.field(default="frames+audio", metadata={"help": " | ".join(MEDIA)})
-    max_side: int = dataclasses.field(default=512, metadata={"help": "Longest side of a frame, in pixels."})
+    media: str = dataclasses.field(
+        default="frames+audio", metadata={"help": f"What of a clip is sent: {', '.join(MEDIA)}."}
+    )
+    max_side: int = dataclasses.field(default=512, metadata={"help": "Longest side of a sent frame, in pixels."})
 
     def __post_init__(self) -> None:
         if self.media not in MEDIA:

@@ -35,8 +35,8 @@ from aurora_rl.files.output_lock import OutputInUseError, hold_output
 from aurora_rl.files.plain import parse_json, read_text_file
 from aurora_rl.inference.predictor import Completion, Predictor, unfinished_batches
 from aurora_rl.logs import setup_logging
+from aurora_rl.models.checkpoint_files import fingerprint_checkpoint
 from aurora_rl.models.encoding import EncodedSample
-from aurora_rl.models.teacher import checkpoint_fingerprint
 from aurora_rl.tasks.completions import parse_completion
 
 logger = logging.getLogger(__name__)
@@ -61,26 +61,34 @@ class MistakeArguments:
 
     Attributes:
         output: JSONL file of the mistakes.
-        max_rows: first so many rows of `train_split`, for a trial: a clip's rows lie below each other, so that they are
-            few clips; None for all.
+        max_rows: number of rows of `train_split` to ask, from the first, for a trial: a clip's rows lie below each
+            other, so that they are few clips; None for all.
         min_iou: IoU below which an answer of the right category is a mistake; 0 keeps wrong categories alone.
         num_samples: completions drawn a row, of which the first wrong one is kept; 0 for one, decoded greedily.
-        temperature: of the drawn completions.
-        max_completion_length: tokens of a completion.
-        batch_size: sequences generated at once.
-        seed: of the drawn completions.
-        use_cpu: stay on the CPU.
+        temperature: temperature at which completions are drawn.
+        max_completion_length: largest number of tokens of a completion.
+        batch_size: number of sequences generated at once.
+        seed: seed of the drawn completions.
+        use_cpu: whether the CPU is used even where there is a GPU.
     """
 
-    output: str = dataclasses.field(metadata={"help": "JSONL file of the mistakes."})
-    max_rows: int | None = dataclasses.field(default=None, metadata={"help": "First rows of the train split."})
+    output: str = dataclasses.field(metadata={"help": "JSONL file that the mistakes are written to."})
+    max_rows: int | None = dataclasses.field(
+        default=None, metadata={"help": "Number of rows to ask, from the first of the train split."}
+    )
     min_iou: float = dataclasses.field(default=0.5, metadata={"help": "IoU below which an answer is a mistake."})
-    num_samples: int = dataclasses.field(default=0, metadata={"help": "Completions drawn a row; 0: one, greedily."})
-    temperature: float = dataclasses.field(default=1.0, metadata={"help": "Of the drawn completions."})
-    max_completion_length: int = dataclasses.field(default=512, metadata={"help": "Tokens of a completion."})
-    batch_size: int = dataclasses.field(default=8, metadata={"help": "Sequences generated at once."})
-    seed: int = dataclasses.field(default=0, metadata={"help": "Of the drawn completions."})
-    use_cpu: bool = dataclasses.field(default=False, metadata={"help": "Stay on the CPU."})
+    num_samples: int = dataclasses.field(
+        default=0, metadata={"help": "Number of completions sampled for a row; 0 for one, decoded greedily."}
+    )
+    temperature: float = dataclasses.field(
+        default=1.0, metadata={"help": "Temperature at which completions are sampled."}
+    )
+    max_completion_length: int = dataclasses.field(
+        default=512, metadata={"help": "Largest number of tokens of a completion."}
+    )
+    batch_size: int = dataclasses.field(default=8, metadata={"help": "Number of sequences generated at once."})
+    seed: int = dataclasses.field(default=0, metadata={"help": "Seed of the sampled completions."})
+    use_cpu: bool = dataclasses.field(default=False, metadata={"help": "Use the CPU, even where there is a GPU."})
 
 
 def judge(encoded: EncodedSample, completion: Completion, *, min_iou: float) -> tuple[list[str], float]:
@@ -119,7 +127,7 @@ def settings(args: MistakeArguments, model_args: ModelArguments, data_args: Data
     """What the answers depend on; parts that were written under other settings are refused."""
     names = ("min_iou", "num_samples", "temperature", "seed", "max_completion_length")
     data = {name: value for name, value in dataclasses.asdict(data_args).items() if name not in NEUTRAL}
-    model = {"model": checkpoint_fingerprint(model_args.model)[:16], "dtype": model_args.dtype}
+    model = {"model": fingerprint_checkpoint(model_args.model)[:16], "dtype": model_args.dtype}
     return {**model, **{name: getattr(args, name) for name in names}, **data}
 
 

@@ -49,9 +49,10 @@ GOLD = "gold"
 class CorrectArguments:
     """What is corrected, and by whom."""
 
-    mistakes: str = dataclasses.field(metadata={"help": "JSONL from collect_mistakes.py."})
+    mistakes: str = dataclasses.field(metadata={"help": "JSONL file of mistakes, as collect_mistakes.py writes it."})
     gold: str | None = dataclasses.field(
-        default=None, metadata={"help": "JSONL with chains that are taken as corrections, instead of an endpoint."}
+        default=None,
+        metadata={"help": "JSONL file with chains that are taken as corrections instead of asking an endpoint."},
     )
 
 

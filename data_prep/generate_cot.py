@@ -28,7 +28,7 @@ from data_prep.chain_prompts import MediaArguments, chain_messages, chain_record
 class GenerateArguments:
     """Which rows get a chain."""
 
-    split: str = dataclasses.field(default="train", metadata={"help": "Split whose rows get a chain."})
+    split: str = dataclasses.field(default="train", metadata={"help": "Split whose rows get a chain of thought."})
 
 
 def chain_questions(

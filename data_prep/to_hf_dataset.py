@@ -28,10 +28,12 @@ from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.parser import ConfigParser
 from aurora_rl.data.containers import MediaError
 from aurora_rl.data.files import DatasetError
-from aurora_rl.data.hf_dataset import FEATURES, TABLE_FOLDER, TABLE_NAME, TEXT_COLUMNS, table_name
+from aurora_rl.data.hf_dataset import FEATURES, TEXT_COLUMNS, table_name
 from aurora_rl.data.media import check_is_file, load_clip
 from aurora_rl.data.sample import AVSample
-from aurora_rl.files.output_lock import OutputInUseError, hold_output
+from aurora_rl.data.splits import TABLE_FOLDER, TABLE_NAME
+from aurora_rl.files.atomic import whole_folder
+from aurora_rl.files.output_lock import OutputInUseError
 from aurora_rl.logs import setup_logging
 
 logger = logging.getLogger(__name__)
@@ -63,11 +65,15 @@ FIELDS = {
 class ExportArguments:
     """What is written, and what its card says."""
 
-    output_dir: str = dataclasses.field(metadata={"help": "Folder to make."})
-    split: list[str] = dataclasses.field(metadata={"help": "Splits to write."})
-    title: str | None = dataclasses.field(default=None, metadata={"help": "Title of the card."})
-    source: str | None = dataclasses.field(default=None, metadata={"help": "Where the benchmark comes from."})
-    license: str | None = dataclasses.field(default=None, metadata={"help": "Its licence, as the hub abbreviates it."})
+    output_dir: str = dataclasses.field(metadata={"help": "Folder that is written; it must not exist."})
+    split: list[str] = dataclasses.field(metadata={"help": "Splits that are written to the data set."})
+    title: str | None = dataclasses.field(default=None, metadata={"help": "Title of the data set's card."})
+    source: str | None = dataclasses.field(
+        default=None, metadata={"help": "Address that the benchmark comes from, for the card."}
+    )
+    license: str | None = dataclasses.field(
+        default=None, metadata={"help": "Licence of the benchmark, as the hub abbreviates it."}
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,18 +92,17 @@ def export(data_args: DataArguments, args: ExportArguments) -> None:
     Raises:
         DatasetError: if the folder is there already, a split's name is none for the hub, or the disk is too small.
         MediaError: if a clip cannot be read.
+        OutputInUseError: if another run writes to the folder.
     """
     out = Path(args.output_dir)
-    if out.exists():
-        raise DatasetError(f"{out} is there already: name another folder, or delete it")
-    splits = {split: load_split(data_args, split) for split in args.split}
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-    (partial / TABLE_FOLDER).mkdir(parents=True)
-    _check_space(partial, splits)
-    sizes = [write_split(samples, partial / TABLE_FOLDER, split) for split, samples in splits.items()]
-    (partial / "README.md").write_text(make_card(sizes, data_args, args), encoding="utf-8")
-    os.replace(partial, out)
+    with whole_folder(out) as folder:
+        if out.exists():
+            raise DatasetError(f"{out} is there already: name another folder, or delete it")
+        splits = {split: load_split(data_args, split) for split in args.split}
+        (folder / TABLE_FOLDER).mkdir()
+        _check_space(folder, splits)
+        sizes = [write_split(samples, folder / TABLE_FOLDER, split) for split, samples in splits.items()]
+        (folder / "README.md").write_text(make_card(sizes, data_args, args), encoding="utf-8")
     logger.info("%s is complete", out)
 
 
@@ -242,8 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     setup_logging()
     try:
-        with hold_output(args.output_dir, is_folder=False):  # beside the folder, which is renamed when it is complete
-            export(data_args, args)
+        export(data_args, args)
     except (DatasetError, MediaError, OutputInUseError) as error:
         raise SystemExit(f"to_hf_dataset: {error}") from error
 

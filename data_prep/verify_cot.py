@@ -147,14 +147,16 @@ def verify_record(record: Record, limits: ChainLimits) -> tuple[Record, tuple[st
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, check the file, write what is left of it and what is not."""
     parser = OptionParser(description=__doc__)
-    parser.add_argument("chains", type=Path, help="JSONL with chains")
-    parser.add_argument("--output", type=Path, required=True, help="JSONL for the records that are kept")
+    parser.add_argument("chains", type=Path, help="JSONL file with chains of thought")
+    parser.add_argument("--output", type=Path, required=True, help="JSONL file for the records that are kept")
     for field in dataclasses.fields(ChainLimits):
         kind: dict[str, Any] = {"action": "store_true"} if field.default is False else {"type": type(field.default)}
         parser.add_argument(f"--{field.name}", default=field.default, help=field.metadata["help"], **kind)
-    parser.add_argument("--sample_size", type=int, default=5, help="records of each reason to read (default: 5)")
-    parser.add_argument("--seed", type=int, default=0, help="of their choice (default: 0)")
-    parser.add_argument("--json", action="store_true", help="print the counts as JSON")
+    parser.add_argument(
+        "--sample_size", type=int, default=5, help="number of records of each reason that are shown to be read"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of those records")
+    parser.add_argument("--json", action="store_true", help="print the counts as JSON instead of text")
     args = parser.parse_args(argv)
     if args.output.exists() and args.output.samefile(args.chains):
         parser.error(f"--output is the input {args.chains}: name another file")

@@ -166,7 +166,7 @@ def _gain_cell(value: Interval | None) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = OptionParser(description=__doc__)
     parser.add_argument("--stages", type=Path, required=True, help="output folder of recipes/run_stages.py")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the table")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder that the table is written to")
     args = parser.parse_args(argv)
     runs = read_runs(args.stages)
     table = {stage: scores(of_stage) for stage, of_stage in runs.items()}

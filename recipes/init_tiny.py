@@ -21,9 +21,11 @@ from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
 class InitArguments:
     """Where the tiny model goes, and its mask decoder."""
 
-    output_dir: str = dataclasses.field(metadata={"help": "Directory to write the model to."})
-    segmenter: dict | None = dataclasses.field(default=None, metadata={"help": "Config of the mask decoder."})
-    tiny: dict | None = dataclasses.field(default=None, metadata={"help": "Fields of TinyOmniConfig."})
+    output_dir: str = dataclasses.field(metadata={"help": "Folder that the model is written to."})
+    segmenter: dict | None = dataclasses.field(default=None, metadata={"help": "Config of the model's mask decoder."})
+    tiny: dict | None = dataclasses.field(
+        default=None, metadata={"help": "Sizes of the model: fields of TinyOmniConfig."}
+    )
 
 
 def main(data_args: DataArguments, init_args: InitArguments) -> None:

@@ -1,6 +1,7 @@
 """Run the stages of a file, each once: a complete stage is checked and used again, an interrupted one is resumed.
 
-python recipes/run_stages.py --config recipes/synthetic/stages.yaml --jobs 2     (`make demo-full`)
+python recipes/run_stages.py --config recipes/synthetic/demo.yaml --until report  (`make demo`)
+python recipes/run_stages.py --config recipes/synthetic/stages.yaml --jobs 2      (`make demo-full`)
 python recipes/run_stages.py --config recipes/ref_avs/stages_7b.yaml
 
 Each stage is the command that a user would type. Its output goes to <output_dir>/logs/<stage>.log. Ctrl-C, SIGTERM or
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import hashlib
 import json
 import os
 import shlex
@@ -22,15 +22,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from aurora_rl.assembly.options import OptionParser
 from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.fingerprint import fingerprint_content
 from aurora_rl.files.output_lock import OutputInUseError, hold
-from aurora_rl.files.plain import check_plain_file
 from recipes.stage_plan import Plan, PlanError, Stage, read_plan
 
 FAILED, UNUSABLE = 1, 2  # exit codes; a stopped run exits with 128 + the signal, as a shell says it
@@ -44,16 +43,16 @@ class Records:
         self.plan = plan
         self.folder = plan.output_dir / "stages"
 
-    def trouble(self, stage: Stage) -> str | None:
+    def problem(self, stage: Stage) -> str | None:
         """Why a stage is not complete; None if it is."""
         record = self._read(stage.name)
         if record is None or "outputs" not in record:
-            return "not run yet" if record is None else "was cut off"
+            return "not run yet" if record is None else "was interrupted"
         for name, digest in record["outputs"].items():
             path = stage.folder / name
             if not path.is_file():
                 return f"{path} is gone"
-            if file_digest(path) != digest:
+            if fingerprint_content(path) != digest:
                 return f"{path} is not the file that the stage wrote"
         return None
 
@@ -111,7 +110,7 @@ class Records:
         missing = [name for name in stage.outputs if not (stage.folder / name).is_file()]
         if missing:
             raise PlanError(f"stage {stage.name} ended well but did not write {missing}")
-        digests = {name: file_digest(stage.folder / name) for name in stage.outputs}
+        digests = {name: fingerprint_content(stage.folder / name) for name in stage.outputs}
         self._write(stage, {**(self._read(stage.name) or {}), "outputs": digests})
 
     def forget(self, name: str) -> None:
@@ -154,13 +153,6 @@ class Records:
         write_whole(self.folder / f"{stage.name}.json", json.dumps(record, indent=2) + "\n")
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    check_plain_file(path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class StageFailedError(Exception):
     """A stage's command ended with an error."""
 
@@ -196,7 +188,7 @@ class Runner:
         with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
             running: dict[concurrent.futures.Future[None], str] = {}
             while graph.is_active():
-                if self._goes_on:
+                if self._may_start_more:
                     for name in graph.get_ready():
                         running[pool.submit(self._run_if_needed, self.plan.stages[name])] = name
                 if not running:
@@ -208,7 +200,7 @@ class Runner:
             raise self._failure
 
     @property
-    def _goes_on(self) -> bool:
+    def _may_start_more(self) -> bool:
         return self._failure is None and self.stopped_by is None
 
     def stop(self, signal_number: int) -> None:
@@ -221,7 +213,7 @@ class Runner:
                         recipe.terminate()
 
     def _run_if_needed(self, stage: Stage) -> None:
-        if not self._goes_on:  # it waited for its turn while another failed
+        if not self._may_start_more:  # it waited for its turn while another failed
             return
         try:
             self._run_unless_complete(stage)
@@ -230,12 +222,12 @@ class Runner:
 
     def _run_unless_complete(self, stage: Stage) -> None:
         self.records.check_inputs(stage)
-        trouble = self.records.trouble(stage)
-        if trouble is None:
+        problem = self.records.problem(stage)
+        if problem is None:
             say(f"{stage.name}: complete")
             return
         resumes = stage.resumable and self.records.was_started(stage) and any(stage.folder.glob("checkpoint-*"))
-        say(f"{stage.name}: {trouble}, {'goes on from its last checkpoint' if resumes else 'starts'}")
+        say(f"{stage.name}: {problem}, {'resumes from its last checkpoint' if resumes else 'starts'}")
         start = time.perf_counter()
         with self.records.lock(stage) as lock:
             self.records.start(stage, resumes=resumes)
@@ -302,19 +294,24 @@ def redo(plan: Plan, names: Sequence[str]) -> None:
             gone.add(name)
     records = Records(plan)
     for name in gone:
-        say(f"{name}: deleted, to be run anew")
+        if plan.stages[name].folder.exists():
+            say(f"{name}: deleted, to be run anew")
         records.forget(name)
         shutil.rmtree(plan.stages[name].folder, ignore_errors=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="YAML file of the stages")
-    parser.add_argument("--output_dir", help="instead of the file's")
-    parser.add_argument("--jobs", type=int, default=1, help="stages that run at a time")
-    parser.add_argument("--until", nargs="+", metavar="STAGE", help="run these and what they need, and no others")
+    parser.add_argument("--config", required=True, help="YAML file that names the stages")
+    parser.add_argument("--output_dir", help="folder of the stages' outputs (default: what the YAML file says)")
+    parser.add_argument("--jobs", type=int, default=1, help="number of stages that run at the same time")
+    parser.add_argument("--until", nargs="+", metavar="STAGE", help="stages to run, with what they need and no others")
     parser.add_argument(
-        "--redo", nargs="+", default=[], metavar="STAGE", help="delete these and what follows from them"
+        "--redo",
+        nargs="+",
+        default=[],
+        metavar="STAGE",
+        help="stages whose outputs are deleted, with what follows from them, and made again",
     )
     parser.add_argument("--list", action="store_true", help="print the stages and their commands, and run nothing")
     args = parser.parse_args(argv)
@@ -344,7 +341,11 @@ def _run(runner: Runner) -> int:
         for number, handler in previous.items():
             signal.signal(number, handler)
     say(f"the stages took {runner.records.cpu_seconds() / 60:.0f} minutes of processor time")
-    return 0 if runner.stopped_by is None else 128 + runner.stopped_by
+    if runner.stopped_by is not None:
+        return 128 + runner.stopped_by
+    for path in runner.plan.final_outputs():
+        say(f"see {path}")
+    return 0
 
 
 if __name__ == "__main__":

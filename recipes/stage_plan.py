@@ -11,15 +11,16 @@ stages:
     each: {seed: [0, 1, 2]}         # three stages, sft-0, sft-1 and sft-2
     options: {teacher: "{teacher}", seed: "{seed}", ...}
     ...
+
+A file that names another as its `base` gives what differs: keys of the file, of its stages, and single options.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import hashlib
 import itertools
-import json
+import os
 import string
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from typing import Any
 
 import yaml
 
+from aurora_rl.files.fingerprint import fingerprint_values
 from aurora_rl.files.plain import read_text_file
 
 #: Keys of a stage in the file.
@@ -78,7 +80,7 @@ class Plan:
         stage = self.stages[name]
         config = "" if stage.config is None else read_text_file(stage.config)
         parts = [stage.command[1:], config, [self.digest(needed) for needed in stage.needs]]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return fingerprint_values(parts)
 
     def until(self, names: Sequence[str]) -> Plan:
         """The plan of these stages and all that they need, directly or not.
@@ -97,6 +99,12 @@ class Plan:
         if unknown := sorted(set(names) - set(self.stages)):
             raise PlanError(f"no stage is named {unknown}, the stages are {', '.join(self.stages)}")
 
+    def final_outputs(self) -> list[Path]:
+        """What the stages leave that no other stage needs."""
+        needed = {name for stage in self.stages.values() for name in stage.needs}
+        last = [stage for name, stage in self.stages.items() if name not in needed]
+        return [Path(os.path.normpath(stage.folder / output)) for stage in last for output in stage.outputs]
+
     def graph(self) -> TopologicalSorter[str]:
         """Which stage needs which, for `graphlib` to put in order."""
         return TopologicalSorter({name: stage.needs for name, stage in self.stages.items()})
@@ -104,7 +112,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class _Draft:
-    """A stage of the file with one choice of its `each`."""
+    """A stage of the file with one choice of its `each`; its name is that of its folder, such as `eval/grpo`."""
 
     kind: str
     values: Mapping[str, Any]
@@ -125,8 +133,7 @@ def read_plan(path: str | Path, *, output_dir: str | Path | None = None) -> Plan
     Raises:
         PlanError: if a key is unknown, a stage is referred to that is not there, or stages need one another.
     """
-    content = yaml.safe_load(read_text_file(path))
-    _check_keys(f"{path}", content, TOP_KEYS, required={"output_dir", "stages"})
+    content = _read_content(path)
     root = Path(output_dir or content["output_dir"])
     drafts = [draft for kind, fields in content["stages"].items() for draft in _drafts(kind, fields)]
     launcher = ["-m", "accelerate.commands.launch"]
@@ -140,13 +147,32 @@ def read_plan(path: str | Path, *, output_dir: str | Path | None = None) -> Plan
     return Plan(root, {name: plan.stages[name] for name in order})
 
 
+def _read_content(path: str | Path) -> dict[str, Any]:
+    """Read a file of stages; what it gives lies over its `base`, which has none itself."""
+    content = yaml.safe_load(read_text_file(path))
+    if not isinstance(content, dict) or "base" not in content:
+        _check_keys(f"{path}", content, TOP_KEYS, required={"output_dir", "stages"})
+        return content
+    _check_keys(f"{path}", content, {"base", *TOP_KEYS}, required=set())
+    base = yaml.safe_load(read_text_file(content.pop("base")))
+    _check_keys(f"base of {path}", base, TOP_KEYS, required={"output_dir", "stages"})
+    stages = dict(base["stages"])
+    for kind, fields in content.get("stages", {}).items():
+        below = stages.get(kind, {})
+        stages[kind] = {**below, **fields, "options": {**below.get("options", {}), **fields.get("options", {})}}
+    return {**base, **content, "stages": stages}
+
+
 def _drafts(kind: str, fields: Mapping[str, Any]) -> Iterator[_Draft]:
     _check_keys(f"stage {kind}", fields, STAGE_KEYS, required=set())
     if ("run" in fields) == ("launch" in fields):
         raise PlanError(f"stage {kind}: name its script by either `run` or `launch`")
     each = fields.get("each", {})
     for values in itertools.product(*each.values()):
-        yield _Draft(kind, dict(zip(each, values, strict=True)), fields)
+        draft = _Draft(kind, dict(zip(each, values, strict=True)), fields)
+        if {"", ".", ".."} & set(draft.name.split("/")):  # the folder that --redo deletes
+            raise PlanError(f"{draft.name!r} is no name of a stage: expected that of its folder inside `output_dir`")
+        yield draft
 
 
 def _check_keys(place: str, content: Any, known: set[str], *, required: set[str]) -> None:

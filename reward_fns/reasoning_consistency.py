@@ -14,13 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
+from aurora_rl.data.media import SILENCE_DBFS
 from aurora_rl.data.sample import NULL_CATEGORY
 from aurora_rl.metrics import mask_place
 from aurora_rl.tasks.completions import ParsedCompletion, completion_text, normalise_category, parse_completion
 from aurora_rl.tasks.prompts import REASONING_STEPS
-
-#: Loudest 100 ms of a clip, in dBFS, below which the clip counts as silent.
-SILENCE_DBFS = -60.0
 
 # "To the left of the drum" places the object beside another one, whose place is not known here.
 _NOT_BESIDE = r"(?!(?:[- ]hand)?(?: side)? of (?!(?:the |this )?(?:image|picture|frame|screen|scene|view)\b))"

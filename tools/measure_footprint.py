@@ -1,11 +1,11 @@
-"""Check the estimate of `aurora_rl.footprint` against training steps that are really made, on the CPU.
+"""Check the estimate of `aurora_rl.footprint` against real training steps on the CPU.
 
 python tools/measure_footprint.py
 
-A model of 7 M weights, large enough to outweigh what else a step allocates, is trained for two steps in each setting.
-Weights, gradients and optimiser state are counted from the tensors themselves; the peak is that of PyTorch's CPU
-allocator during the second step, from its profiler; operations are those that PyTorch counts in the first. Takes about
-two minutes.
+A model of 7 M weights, large enough to outweigh all else that a step allocates, is trained for two steps in each
+setting. Weights, gradients and optimiser state are counted from the tensors themselves; the peak is that of PyTorch's
+CPU allocator during the second step, from its profiler; PyTorch counts the operations of the first step. This takes
+about two minutes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ BATCH_SIZE = 8
 SEGMENTER = {"type": "dot", "image_size": 64, "width": 32}
 FROZEN_TOWERS = {"freeze": ["visual", "audio_tower"]}
 
-#: Name -> (ModelArguments, AuroraSFTConfig); what differs from one row of full fine-tuning by AdamW.
+#: Name -> values of (ModelArguments, AuroraSFTConfig) that differ from full fine-tuning by AdamW.
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "full, batch 8": (FROZEN_TOWERS, {}),
     "full, batch 4": (FROZEN_TOWERS, {"per_device_train_batch_size": 4}),
@@ -63,11 +63,11 @@ class Measured:
     """Bytes and operations of one setting, estimated or measured.
 
     Attributes:
-        weights: of all parameters.
-        gradients: after the backward pass.
-        optimiser: state after the first step.
-        step: most that the second step had allocated on top of weights and optimiser state.
-        flops: of products and convolutions in a step; PyTorch does not count the CPU's fused attention.
+        weights: bytes of all parameters.
+        gradients: bytes of the gradients after the backward pass.
+        optimiser: bytes of the optimiser state after the first step.
+        step: peak of the second step in bytes, without weights and optimiser state.
+        flops: operations of products and convolutions in a step; PyTorch does not count the CPU's fused attention.
     """
 
     weights: int
@@ -77,12 +77,12 @@ class Measured:
     flops: float
 
 
-#: Field -> its unit, and how many of it go into one of the table's.
+#: Field -> the table's unit, and its size.
 UNITS = dict.fromkeys(("weights", "gradients", "optimiser", "step"), ("MB", 1e6)) | {"flops": ("GFLOP", 1e9)}
 
 
 def measure(setting: str, model: Path, data_args: DataArguments) -> tuple[Measured, Measured]:
-    """Estimate and measurement of one setting."""
+    """Estimate and measure one setting."""
     model_options, options = SETTINGS[setting]
     model_args = ModelArguments(model=str(model), lora_dropout=0.0, **model_options)
     samples = load_split(data_args, data_args.train_split)[:BATCH_SIZE]
@@ -101,7 +101,7 @@ def measure(setting: str, model: Path, data_args: DataArguments) -> tuple[Measur
 def build_trainer(
     model_args: ModelArguments, data_args: DataArguments, samples: list[AVSample], folder: Path, **options: Any
 ) -> AuroraSFTTrainer:
-    """As recipes/sft.py does, for two steps."""
+    """Build a trainer as recipes/sft.py does, for two steps."""
     loaded = assemble_model(model_args)
     common = {"max_steps": 2, "save_strategy": "no", "report_to": "none", "use_cpu": True, "bf16": False}
     batch = {"per_device_train_batch_size": BATCH_SIZE, "gradient_checkpointing": False, "disable_tqdm": True}
@@ -118,7 +118,7 @@ def build_trainer(
 
 
 def work_of(trainer: AuroraSFTTrainer, data_args: DataArguments, samples: list[AVSample]) -> Workload:
-    """The work of the trainer's batches, with the lengths that they really have."""
+    """Return the sizes of the trainer's batches, with their real lengths."""
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(trainer.args.per_device_train_batch_size)])
     config = trainer.accelerator.unwrap_model(trainer.model).config
     work = build_workload(config, data_args, trainer.args, Clips.of(samples))
@@ -129,7 +129,7 @@ def work_of(trainer: AuroraSFTTrainer, data_args: DataArguments, samples: list[A
 
 
 def summary(footprint: Footprint) -> Measured:
-    """What is compared of an estimate."""
+    """Return the numbers of an estimate that are compared."""
 
     def total(start: str) -> int:
         return sum(part.num_bytes for part in footprint.device if part.name.startswith(start))
@@ -173,7 +173,7 @@ class StepWatch(TrainerCallback):
 
 
 def allocated_peak(profiler: profile) -> int:
-    """Most bytes that were allocated at once on top of what was there when the profiler started."""
+    """Return the most bytes allocated at once, beside those allocated before the profiler started."""
     results: Any = profiler.profiler
     events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
     current = peak = 0
@@ -185,7 +185,7 @@ def allocated_peak(profiler: profile) -> int:
 
 @contextlib.contextmanager
 def prepared(folder: Path | None = None) -> Iterator[tuple[Path, DataArguments]]:
-    """A benchmark and a model on disk."""
+    """Write a benchmark and a model to disk, and remove them after the block."""
     with tempfile.TemporaryDirectory() as temporary:
         root = folder or Path(temporary)
         write_synthetic_benchmark(root / "data", BENCHMARK)
@@ -200,9 +200,11 @@ def prepared(folder: Path | None = None) -> Iterator[tuple[Path, DataArguments]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print a table, a row for each setting."""
+    """Print a table with a row for each setting."""
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument(
+        "--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="settings that are measured"
+    )
     args = parser.parse_args(argv)
     logging.disable(logging.WARNING)
     titles = [f"{name}, {unit}: estimated / measured" for name, (unit, _) in UNITS.items()]
@@ -214,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def row(estimate: Measured, found: Measured) -> Iterator[str]:
-    """The cells of one setting."""
+    """Yield the cells of one setting."""
     for name, (_, size) in UNITS.items():
         yield f"{getattr(estimate, name) / size:.2f} / {getattr(found, name) / size:.2f}"
     yield f"{estimate.step / found.step:.2f}, {estimate.flops / found.flops:.2f}"

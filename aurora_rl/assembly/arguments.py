@@ -9,20 +9,20 @@ from aurora_rl.tasks.prompts import DEFAULT_INSTRUCTION
 
 @dataclasses.dataclass
 class ModelArguments:
-    """Which model is trained, and how much of it.
+    """The model to train, and how much of it is trained.
 
     Attributes:
         model: hub name or directory of an MLLM, of a model trained here, or of a LoRA adapter.
         segmenter: config of the mask decoder that a plain MLLM starts with, such as
             `{type: sam, checkpoint: facebook/sam-vit-huge, image_size: 1024}`.
         dtype: dtype of the weights.
-        attn_implementation: as in transformers.
+        attn_implementation: attention kernel, by its name in transformers.
         freeze: names of sub-modules that are not trained, such as `[visual, audio_tower]`.
         use_peft: train LoRA on the language model (and the modules to save) instead of everything.
-        lora_r: rank.
-        lora_alpha: scale.
+        lora_r: rank of the LoRA matrices.
+        lora_alpha: numerator of LoRA's scale, which is `lora_alpha / lora_r`.
         lora_dropout: dropout of the adapters.
-        lora_modules_to_save: trained and saved whole beside the adapters.
+        lora_modules_to_save: modules that are trained and saved whole beside the adapters.
         load_in_4bit: quantise the language model to 4 bits a weight beneath LoRA; needs bitsandbytes and a GPU.
         memory_limit_gb: memory of its device that a process may take, in GB of 10^9 bytes, by default all there is. A
             recipe whose estimate (`aurora_rl.footprint`) is above it, or above the process's share of the host's
@@ -30,104 +30,160 @@ class ModelArguments:
         ignore_memory_estimate: go on where the estimate is above a limit.
     """
 
-    model: str = dataclasses.field(metadata={"help": "Hub name or directory of the model to start from."})
-    segmenter: dict | None = dataclasses.field(default=None, metadata={"help": "Config of a new mask decoder."})
-    dtype: str = dataclasses.field(default="auto", metadata={"help": "float32, bfloat16 or auto."})
-    attn_implementation: str | None = dataclasses.field(default=None, metadata={"help": "As in transformers."})
-    freeze: list[str] = dataclasses.field(default_factory=list, metadata={"help": "Sub-modules not trained."})
-    use_peft: bool = dataclasses.field(default=False, metadata={"help": "Train LoRA adapters."})
-    lora_r: int = dataclasses.field(default=8, metadata={"help": "LoRA rank."})
-    lora_alpha: int = dataclasses.field(default=16, metadata={"help": "LoRA scale."})
-    lora_dropout: float = dataclasses.field(default=0.05, metadata={"help": "LoRA dropout."})
+    model: str = dataclasses.field(
+        metadata={"help": "Model to start from: hub name or folder of an MLLM, a trained model or a LoRA adapter."}
+    )
+    segmenter: dict | None = dataclasses.field(
+        default=None, metadata={"help": "Config of the mask decoder that a plain MLLM starts with."}
+    )
+    dtype: str = dataclasses.field(
+        default="auto", metadata={"help": "Number format of the weights: float32, bfloat16 or auto."}
+    )
+    attn_implementation: str | None = dataclasses.field(
+        default=None, metadata={"help": "Attention kernel, one that transformers knows, such as sdpa."}
+    )
+    freeze: list[str] = dataclasses.field(
+        default_factory=list, metadata={"help": "Names of sub-modules that are not trained."}
+    )
+    use_peft: bool = dataclasses.field(
+        default=False, metadata={"help": "Train LoRA on the language model instead of all weights."}
+    )
+    lora_r: int = dataclasses.field(default=8, metadata={"help": "Rank of the LoRA matrices."})
+    lora_alpha: int = dataclasses.field(
+        default=16, metadata={"help": "Numerator of LoRA's scale, which is lora_alpha / lora_r."}
+    )
+    lora_dropout: float = dataclasses.field(default=0.05, metadata={"help": "Dropout probability of the LoRA layers."})
     lora_modules_to_save: list[str] = dataclasses.field(
         default_factory=lambda: ["seg_head", "lm_head", "embed_tokens"],
-        metadata={"help": "Trained and saved whole beside the adapters."},
+        metadata={"help": "Modules that are trained and saved whole beside LoRA."},
     )
-    load_in_4bit: bool = dataclasses.field(default=False, metadata={"help": "LoRA on a base of 4 bits a weight."})
-    memory_limit_gb: float | None = dataclasses.field(default=None, metadata={"help": "Device memory for a process."})
-    ignore_memory_estimate: bool = dataclasses.field(default=False, metadata={"help": "Run whatever is estimated."})
+    load_in_4bit: bool = dataclasses.field(
+        default=False, metadata={"help": "Quantise the language model beneath LoRA to 4 bits a weight."}
+    )
+    memory_limit_gb: float | None = dataclasses.field(
+        default=None, metadata={"help": "Memory of its device that a process may take, in GB of 10^9 bytes."}
+    )
+    ignore_memory_estimate: bool = dataclasses.field(
+        default=False, metadata={"help": "Run even where the estimated memory is above a limit."}
+    )
 
 
 @dataclasses.dataclass
 class DataArguments:
-    """Which benchmark is read, and how a clip is put to the model.
+    """The benchmark to read, and how a clip is given to the model.
 
-    `fps`, `num_frames`, `instruction`, `system_prompt`, `min_pixels`, `max_pixels` and `use_audio_in_video` are, where
-    neither YAML nor the command line sets them, as the checkpoint says that it was trained (`assembly.parser`).
+    If neither YAML nor the command line sets `fps`, `num_frames`, `instruction`, `system_prompt`, `min_pixels`,
+    `max_pixels` or `use_audio_in_video`, the value is that of the checkpoint's training (`assembly.parser`).
 
     Attributes:
         data_root: folder of the benchmark, for Ref-AVSBench the one with metadata.csv, media/ and gt_mask/.
-        benchmark: which one it is, a key of `assembly.benchmarks.LOADERS`.
+        benchmark: name of the benchmark, a key of `assembly.benchmarks.LOADERS`.
         train_split: split to train on.
         eval_split: split for evaluation during training; None for none.
-        max_eval_samples: so many rows of the eval split, drawn to cover as many clips as they can; None for all.
-        eval_samples_seed: of that draw. It is not the training's seed, so that runs with several of those are compared
-            on the same rows.
+        max_eval_samples: number of rows drawn from the eval split to cover as many clips as they can; None for all.
+        eval_samples_seed: seed of that draw. It is not the training's seed, so that runs with several of those are
+            compared on the same rows.
         chains: JSONL with chains of thought, keyed by uid and row; relative to `data_root`.
         reflections: JSONL with chains that went wrong and their corrections, from `data_prep/correct_cot.py`.
-        fps: frames a second of the stored frames; of Ref-AVSBench only, the other benchmarks fix or tell it.
-        num_frames: of Ref-AVSBench, frames a clip must have, None for any number; of OmniAVS, at most so many evenly
-            spaced frames, None for all; AVSBench fixes it.
+        fps: frames a second of the stored frames; Ref-AVSBench alone needs it, the other benchmarks fix or tell it.
+        num_frames: number of frames that a clip of Ref-AVSBench must have, None for any; largest number of evenly
+            spaced frames that are taken from a clip of OmniAVS, None for all; AVSBench fixes it.
         mask_cache: folder for OmniAVS's masks as PNG files.
-        media_cache: folder to unpack the media of `hf_dataset` into.
+        media_cache: folder for the unpacked media of `hf_dataset`.
         instruction: user text with a `{reference}` field.
         system_prompt: optional system message.
         min_pixels: lower limit of a frame's area for the vision tower.
         max_pixels: upper limit of a frame's area for the vision tower.
-        use_audio_in_video: whether the sound is put between the frames, chunk by chunk, instead of after them; rows of
-            a data set of one's own may each choose, by `AVSample.use_audio_in_video`.
+        use_audio_in_video: whether the sound lies between the frames, chunk by chunk, instead of after them; in your
+            own data set each row may choose, by `AVSample.use_audio_in_video`.
         embedding_cache: folder for the frozen image encoder's embeddings; needed to train `sam` and `sam2` decoders.
     """
 
-    data_root: str = dataclasses.field(metadata={"help": "Folder of the benchmark."})
+    data_root: str = dataclasses.field(metadata={"help": "Folder that holds the benchmark."})
     benchmark: str = dataclasses.field(
         default="ref_avs",
-        metadata={"help": "ref_avs, avsbench_s4, avsbench_ms3, avsbench_avss, omni_avs or hf_dataset."},
+        metadata={
+            "help": "Name of the benchmark: ref_avs, avsbench_s4, avsbench_ms3, avsbench_avss, omni_avs, hf_dataset."
+        },
     )
-    train_split: str = dataclasses.field(default="train", metadata={"help": "Split to train on."})
-    eval_split: str | None = dataclasses.field(default=None, metadata={"help": "Split to evaluate on in training."})
+    train_split: str = dataclasses.field(default="train", metadata={"help": "Split that is trained on."})
+    eval_split: str | None = dataclasses.field(
+        default=None, metadata={"help": "Split that is evaluated on during training."}
+    )
     max_eval_samples: int | None = dataclasses.field(
-        default=None, metadata={"help": "Rows drawn over the eval split's clips."}
+        default=None, metadata={"help": "Number of rows drawn from the eval split, over as many clips as possible."}
     )
-    eval_samples_seed: int = dataclasses.field(default=0, metadata={"help": "Of the draw of max_eval_samples."})
-    chains: str | None = dataclasses.field(default=None, metadata={"help": "JSONL with chains of thought."})
-    reflections: str | None = dataclasses.field(default=None, metadata={"help": "JSONL with mistakes and corrections."})
-    fps: float = dataclasses.field(default=1.0, metadata={"help": "Frames a second of the stored frames."})
-    num_frames: int | None = dataclasses.field(default=10, metadata={"help": "Frames a clip must have."})
-    mask_cache: str | None = dataclasses.field(default=None, metadata={"help": "Folder for OmniAVS's masks."})
-    media_cache: str | None = dataclasses.field(default=None, metadata={"help": "Folder for hf_dataset's media."})
-    instruction: str = dataclasses.field(default=DEFAULT_INSTRUCTION, metadata={"help": "With a {reference} field."})
-    system_prompt: str | None = dataclasses.field(default=None, metadata={"help": "Optional system message."})
-    min_pixels: int | None = dataclasses.field(default=None, metadata={"help": "Lower limit of a frame's area."})
-    max_pixels: int | None = dataclasses.field(default=None, metadata={"help": "Upper limit of a frame's area."})
-    use_audio_in_video: bool = dataclasses.field(default=False, metadata={"help": "Put sound between the frames."})
-    embedding_cache: str | None = dataclasses.field(default=None, metadata={"help": "Folder for SAM embeddings."})
+    eval_samples_seed: int = dataclasses.field(
+        default=0, metadata={"help": "Seed of the draw of max_eval_samples rows."}
+    )
+    chains: str | None = dataclasses.field(
+        default=None, metadata={"help": "JSONL file with chains of thought, relative to data_root."}
+    )
+    reflections: str | None = dataclasses.field(
+        default=None, metadata={"help": "JSONL file with wrong chains and their corrections."}
+    )
+    fps: float = dataclasses.field(default=1.0, metadata={"help": "Stored frames for each second of a clip."})
+    num_frames: int | None = dataclasses.field(default=10, metadata={"help": "Number of frames that a clip must have."})
+    mask_cache: str | None = dataclasses.field(
+        default=None, metadata={"help": "Folder for OmniAVS's masks as PNG files."}
+    )
+    media_cache: str | None = dataclasses.field(
+        default=None, metadata={"help": "Folder to unpack the media of hf_dataset into."}
+    )
+    instruction: str = dataclasses.field(
+        default=DEFAULT_INSTRUCTION, metadata={"help": "User's text for a clip, with a {reference} field."}
+    )
+    system_prompt: str | None = dataclasses.field(
+        default=None, metadata={"help": "System message before the user's text."}
+    )
+    min_pixels: int | None = dataclasses.field(
+        default=None, metadata={"help": "Smallest area of a frame for the vision tower, in pixels."}
+    )
+    max_pixels: int | None = dataclasses.field(
+        default=None, metadata={"help": "Largest area of a frame for the vision tower, in pixels."}
+    )
+    use_audio_in_video: bool = dataclasses.field(
+        default=False, metadata={"help": "Put the sound between the frames instead of after them."}
+    )
+    embedding_cache: str | None = dataclasses.field(
+        default=None, metadata={"help": "Folder for the embeddings of the frozen image encoder."}
+    )
 
 
 @dataclasses.dataclass
 class TargetArguments:
-    """What supervised fine-tuning makes the model say, and from which teacher it learns features.
+    """Targets of supervised fine-tuning, and the teacher whose features are distilled.
 
     Attributes:
-        target: a key of `tasks.targets.TARGETS`: "teacher" (stage 0), "chain" (stage 1), "answer" (stage 1 without
-            chains), "reflection" or "reflection_learn_wrong" (stage 2).
-        replay_share: share of the rows of reflective training that have no mistake and train their chain alone.
+        target: kind of target, a key of `tasks.targets.TARGETS`: "teacher" (stage 0), "chain" (stage 1), "answer"
+            (stage 1 without chains), "reflection" or "reflection_learn_wrong" (stage 2).
+        replay_share: share of rows in reflective training that have no mistake and train only their chain.
         teacher: directory or hub name of the distillation's teacher; None for no distillation.
-        teacher_features: file for the teacher's features, made once and bound to this teacher; None keeps the teacher
-            in memory and computes them in each step.
-        teacher_instruction: how the teacher is asked, where it was trained on another instruction.
-        teacher_batch_size: rows of a forward pass of the teacher while the file is made.
+        teacher_features: file for the teacher's features, computed once and bound to this teacher; None keeps the
+            teacher in memory and computes them in each step.
+        teacher_instruction: instruction for the teacher, if it was trained with another one than the student.
+        teacher_batch_size: number of rows in a forward pass of the teacher that computes the file.
     """
 
     target: str = dataclasses.field(
         default="chain",
-        metadata={"help": "teacher, chain, answer, reflection or reflection_learn_wrong."},
+        metadata={
+            "help": "What a row is trained to say: teacher, chain, answer, reflection or reflection_learn_wrong."
+        },
     )
-    replay_share: float = dataclasses.field(default=0.5, metadata={"help": "Rows without a mistake, a share of all."})
-    teacher: str | None = dataclasses.field(default=None, metadata={"help": "Model that features are distilled from."})
-    teacher_features: str | None = dataclasses.field(default=None, metadata={"help": "File for its features."})
-    teacher_instruction: str | None = dataclasses.field(default=None, metadata={"help": "If not the student's."})
-    teacher_batch_size: int = dataclasses.field(default=8, metadata={"help": "While the file is made."})
+    replay_share: float = dataclasses.field(
+        default=0.5, metadata={"help": "Share of rows without a mistake in reflective training."}
+    )
+    teacher: str | None = dataclasses.field(
+        default=None, metadata={"help": "Folder or hub name of the model that features are distilled from."}
+    )
+    teacher_features: str | None = dataclasses.field(
+        default=None, metadata={"help": "File for the teacher's features, which is made once."}
+    )
+    teacher_instruction: str | None = dataclasses.field(
+        default=None, metadata={"help": "Instruction for the teacher, where it differs from the student's."}
+    )
+    teacher_batch_size: int = dataclasses.field(default=8, metadata={"help": "Rows of a forward pass of the teacher."})
 
     def __post_init__(self) -> None:
         if self.teacher is None and self.teacher_features is not None:
@@ -136,7 +192,7 @@ class TargetArguments:
 
 @dataclasses.dataclass
 class RewardArguments:
-    """Which rewards the policy is trained on; their weights are TRL's `reward_weights`."""
+    """The rewards that the policy is trained on; their weights are TRL's `reward_weights`."""
 
     reward_funcs: list[str] = dataclasses.field(
         default_factory=lambda: [
@@ -145,5 +201,5 @@ class RewardArguments:
             "reward_fns.category:category_reward",
             "reward_fns.reasoning_consistency:reasoning_consistency_reward",
         ],
-        metadata={"help": "'package.module:function' or 'path/to/file.py:function'."},
+        metadata={"help": "Reward functions, each as 'package.module:function' or 'path/to/file.py:function'."},
     )

@@ -1,4 +1,4 @@
-"""The samples of a run: which benchmark is read, which of its splits, with which chains of thought."""
+"""The samples of a run: the benchmark, its split and its chains of thought are read here."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 def load_split(args: DataArguments, split: str) -> list[AVSample]:
-    """The samples of one split, with their chains of thought where the arguments name a file of them.
+    """Load the samples of one split, with their chains of thought if the arguments name a file of them.
 
     Raises:
-        ValueError: if the benchmark is unknown, or `mask_cache` or `media_cache` is missing where it needs one.
+        ValueError: if the benchmark is unknown, or the `mask_cache` or `media_cache` that it needs is not set.
     """
     if args.benchmark not in LOADERS:
         raise ValueError(f"unknown benchmark {args.benchmark!r}: choose from {', '.join(LOADERS)}")
@@ -68,19 +68,19 @@ LOADERS: dict[str, Callable[[DataArguments, str, ChainFile | None], list[AVSampl
 
 
 def list_test_splits(args: DataArguments) -> list[str]:
-    """The splits that are scored where none is named: all whose name begins with "test".
+    """List the splits that are scored by default: all whose name begins with "test".
 
     Raises:
         DatasetError: if there are none.
     """
-    # Of the other benchmarks it is one; where a dataset has another, its loader names those that are there.
+    # The other benchmarks have one; if a data set has other splits, its loader's error names them.
     return find_test_splits(args.data_root) if args.benchmark == "ref_avs" else ["test"]
 
 
 def find_train_categories(args: DataArguments) -> set[str]:
-    """Categories of the training split, which tell the new from the seen ones in an unseen split; no media are read.
+    """Find the categories of the training split, which distinguish new from seen ones; no media are read.
 
-    Empty where the benchmark has no unseen split, or no training split beside it.
+    The set is empty if the benchmark has no unseen split, or no training split beside it.
     """
     if args.benchmark not in CATEGORY_READERS:
         return set()
@@ -98,12 +98,12 @@ CATEGORY_READERS: dict[str, Callable[[str, str], set[str]]] = {
 
 
 def load_training_splits(args: DataArguments) -> tuple[list[AVSample], list[AVSample]]:
-    """The samples to train on, and those to evaluate on while training: none where the arguments name no split.
+    """Load the samples to train on, and those to evaluate on during training; none if the arguments name no split.
 
     Raises:
-        ValueError: as `load_split` and `draw_over_clips`.
+        ValueError: if `load_split` or `draw_over_clips` refuses the arguments.
     """
     train_samples = load_split(args, args.train_split)
     eval_samples = load_split(args, args.eval_split) if args.eval_split else []
-    # The checkpoint that is kept as the best one is chosen on these.
+    # The best checkpoint is chosen on these samples.
     return train_samples, draw_over_clips(eval_samples, args.max_eval_samples, seed=args.eval_samples_seed)

@@ -1,4 +1,4 @@
-"""The encoder of samples, as the arguments say that clips are put to the model."""
+"""The encoder of samples, which gives clips to the model as the arguments say."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from aurora_rl.models.loading import LoadedModel
 
 
 def read_clip_options(config: str | Path) -> ClipOptions:
-    """How a recipe's YAML file says that clips are put to the model; for checkpoints that do not tell themselves.
+    """Read from a recipe's YAML file how clips are given to the model, for checkpoints that do not say it.
 
     Raises:
-        ValueError: if the file is no mapping.
+        ValueError: if the file holds no mapping.
     """
     fields = yaml.safe_load(read_text_file(config))
     if not isinstance(fields, dict):
@@ -41,7 +41,7 @@ def read_clip_options(config: str | Path) -> ClipOptions:
 
 
 def prompt_options(args: DataArguments) -> PromptOptions:
-    """How the arguments say that a sample is put to the model."""
+    """Return the options of a prompt, from the arguments."""
     return PromptOptions(args.instruction, args.system_prompt, args.min_pixels, args.max_pixels)
 
 
@@ -55,27 +55,27 @@ def assemble_encoder(
     frames_are_changed: bool = False,
     device: torch.device | str = "cpu",
 ) -> SampleEncoder:
-    """The encoder of samples; with a `sam` mask decoder, first makes the embeddings of `samples` that are missing.
+    """Build the encoder of samples; with a `sam` mask decoder, first compute missing embeddings of `samples`.
 
     The launched processes share that work, so all of them must call this.
 
     Args:
-        args: how clips are put to the model.
-        loaded: the model whose processor and mask decoder are fed.
+        args: arguments that say how clips are given to the model.
+        loaded: the model, whose processor and mask decoder get the tensors.
         samples: all samples that will be encoded.
-        is_trainable: whether the model is trained on them: then checkpoints saved from now on tell how they came, and a
-            mask decoder that reads embeddings needs the cache; otherwise frames are encoded as they come without it.
-        load: reads a sample's media; a `ClipReader` by default.
-        frames_are_changed: whether `load` gives other frames than those on disk; these are encoded as they come,
-            because the cache, keyed by clip, must neither answer for them nor keep them.
-        device: where the frozen image encoder runs.
+        is_trainable: whether the model is trained on them. If so, its checkpoints will record how clips were given to
+            it, and a mask decoder that reads embeddings needs the cache; otherwise frames may be encoded without cache.
+        load: function that reads a sample's media; a `ClipReader` by default.
+        frames_are_changed: whether `load` returns other frames than those on disk. They are encoded without the cache,
+            which is keyed by clip and must neither return nor store embeddings of changed frames.
+        device: device of the frozen image encoder.
 
     Raises:
         ValueError: if training needs an embedding cache and the arguments name none.
     """
     read = load or ClipReader()
     frame_encoder = build_frame_encoder(loaded.segmenter_config)
-    if frame_encoder.cacheable:  # the others stay on the CPU, where the workers of a data loader can run them
+    if frame_encoder.cacheable:  # other encoders stay on the CPU, where the workers of a data loader can run them
         frame_encoder.to(device)
     if frame_encoder.cacheable and is_trainable and args.embedding_cache is None:
         raise ValueError("this mask decoder is trained on cached embeddings: set `embedding_cache` to a folder")
@@ -89,7 +89,7 @@ def assemble_encoder(
             num_processes=state.num_processes,
         )
         state.wait_for_everyone()
-        cache.refresh()  # what the other processes have written
+        cache.refresh()  # finds the shards that other processes have written
 
         uses_gpu = False
 

@@ -1,7 +1,7 @@
 """Environment variables that a YAML file sets by its key `env`, and those that it may not set.
 
-A config is data that is passed on: it must not decide which code is loaded, where requests and keys go, nor what a
-secret is. So names are allowed that are known to tune a library, and all others are refused before any is set.
+People pass configs on, so a config must not decide which code is loaded, where requests and keys go, nor what a secret
+is. Only names that are known to tune a library are allowed; if another is found, no variable is set.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-#: Names that only tune what runs.
+#: Names that only tune libraries.
 ALLOWED = (
     "CUDA_DEVICE_MAX_CONNECTIONS",
     "CUDA_DEVICE_ORDER",
@@ -41,11 +41,11 @@ ALLOWED = (
 
 
 def set_environment(env: Any, *, config: str) -> None:
-    """Set the variables of a config's `env` and log them; all or none.
+    """Set and log the variables of a config's `env`: all of them, or none if one is refused.
 
     Args:
-        env: the value of the key.
-        config: the file, for messages.
+        env: value of the key `env`.
+        config: path of the file, for messages.
 
     Raises:
         ValueError: as `check_environment`.
@@ -60,8 +60,8 @@ def check_environment(env: Any, *, config: str) -> None:
     """Check a config's `env` and set nothing.
 
     Args:
-        env: the value of the key.
-        config: the file, for messages.
+        env: value of the key `env`.
+        config: path of the file, for messages.
 
     Raises:
         ValueError: if it is no mapping, or names a variable that a config may not set.

@@ -1,4 +1,4 @@
-"""The model of a run: loaded, frozen where the arguments say so, with LoRA or 4-bit weights."""
+"""The model of a run: it is loaded, and frozen, quantised or given LoRA as the arguments say."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def assemble_model(args: ModelArguments, *, is_trainable: bool = True) -> Loaded
 
     Raises:
         ValueError: if weights of 4 bits would be trained without an adapter.
-        ImportError, RuntimeError: if 4 bits are asked for without bitsandbytes or without a GPU.
+        ImportError, RuntimeError: if `load_in_4bit` is set without bitsandbytes or without a GPU.
     """
     loaded = load_model(
         args.model,
@@ -41,7 +41,7 @@ def assemble_model(args: ModelArguments, *, is_trainable: bool = True) -> Loaded
 
 
 def quantization_config(args: ModelArguments, *, is_trainable: bool = True) -> BitsAndBytesConfig | None:
-    """4 bits a weight where the arguments ask for it, and only below an adapter: such weights cannot be trained."""
+    """Return the config of 4-bit weights, if `load_in_4bit` is set; they cannot be trained, so need an adapter."""
     if not args.load_in_4bit:
         return None
     if is_trainable and not args.use_peft and find_adapter_config_file(args.model) is None:
@@ -52,7 +52,7 @@ def quantization_config(args: ModelArguments, *, is_trainable: bool = True) -> B
 
 
 def peft_config(args: ModelArguments, loaded: LoadedModel) -> PeftConfig | None:
-    """LoRA on the decoder's projections; None where the whole model is trained or an adapter is loaded already."""
+    """Return LoRA on the decoder's projections; None if the whole model is trained or an adapter is loaded already."""
     if not args.use_peft or is_peft_model(loaded.model):
         return None
     _warn_of_rounded_updates(args, loaded)
@@ -62,7 +62,7 @@ def peft_config(args: ModelArguments, loaded: LoadedModel) -> PeftConfig | None:
 
 
 def lora_config(args: ModelArguments, family: MLLMFamily, segmenter: dict[str, Any]) -> SegmentationLoraConfig:
-    """LoRA as the arguments describe it, for a family of models and with this mask decoder beside it."""
+    """Return LoRA by the arguments, for a family of models, with the config of the mask decoder."""
     return SegmentationLoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
@@ -75,7 +75,7 @@ def lora_config(args: ModelArguments, family: MLLMFamily, segmenter: dict[str, A
 
 
 def _warn_of_rounded_updates(args: ModelArguments, loaded: LoadedModel) -> None:
-    """PEFT keeps adapters in float32, and DeepSpeed copies of all that is trained; the rest stays as it was loaded."""
+    """Warn about modules trained in half precision: only PEFT's adapters and DeepSpeed's copies are float32."""
     rounded = sorted(set(args.lora_modules_to_save) - {"seg_head"})
     is_half = loaded.model.dtype in (torch.bfloat16, torch.float16)
     if rounded and is_half and PartialState().distributed_type != DistributedType.DEEPSPEED:

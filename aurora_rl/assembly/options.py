@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 #: Former names of options and keys, with what they are called now; of several names, a parser has those that fit.
@@ -16,8 +16,19 @@ RENAMED = {
     "dataset": ("data_root",),
     "json": ("output",),
     "out": ("output", "output_dir"),
+    "pipeline": ("stages",),
     "splits": ("split",),
 }
+
+
+def new_names(name: str, known: Collection[str]) -> list[str]:
+    """What a name of an option or key, unknown where it stands, is called there now; empty if it never was one.
+
+    Args:
+        name: the name, with underscores.
+        known: the names that are known there.
+    """
+    return [] if name in known else [now for now in RENAMED.get(name, ()) if now in known]
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -37,27 +48,21 @@ class OptionParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As of `argparse`; every way of parsing comes through here."""
+        """Parse as `argparse` does; every way of parsing comes through here."""
         words = list(sys.argv[1:] if args is None else args)
         end = words.index("--") if "--" in words else len(words)
         return super().parse_known_args([*map(self._own_spelling, words[:end]), *words[end:]], namespace)
-
-    def check_name(self, name: str, where: str) -> None:
-        """Refuse a name of an option or key that this parser does not know, but knew.
-
-        Args:
-            name: the name, with underscores and without hyphens in front.
-            where: what is before a name in the place where it was found: `--`, or the YAML file.
-        """
-        known = self._option_string_actions
-        new = [f"{where}{now}" for now in RENAMED.get(name, ()) if f"--{now}" in known]
-        if new and f"--{name}" not in known:
-            self.error(f"{where}{name} has another name now: {' or '.join(new)}")
 
     def _own_spelling(self, word: str) -> str:
         option, equals, value = word.partition("=")
         if not option.startswith("--") or option in self._option_string_actions:
             return word
         name = option.removeprefix("--").replace("-", "_")
-        self.check_name(name, "--")
-        return f"--{name}{equals}{value}" if f"--{name}" in self._option_string_actions else word
+        if new := new_names(name, self.names):
+            self.error(f"{option} has another name now: {' or '.join(f'--{now}' for now in new)}")
+        return f"--{name}{equals}{value}" if name in self.names else word
+
+    @property
+    def names(self) -> set[str]:
+        """Names of the options, without the hyphens in front."""
+        return {option.removeprefix("--") for option in self._option_string_actions}

@@ -1,4 +1,4 @@
-"""A recipe's YAML and command line: what they leave open of how clips are put to a model is as its checkpoint says."""
+"""A recipe's YAML and command line; how clips are given to a model defaults to what its checkpoint says."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ import yaml
 from trl import TrlParser
 
 from aurora_rl.assembly.environment import set_environment
-from aurora_rl.assembly.options import OptionParser
+from aurora_rl.assembly.options import OptionParser, new_names
 from aurora_rl.files.plain import read_text_file
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.loading import saved_clip_options
 
 logger = logging.getLogger(__name__)
 
-#: Where the fields are explained that a class inherits from a library.
+#: Modules whose classes are not ours.
+LIBRARIES = ("trl.", "transformers.", "builtins")
+#: Pages that explain the fields which a class inherits from a library.
 INHERITED = {
     "SFTConfig": "https://huggingface.co/docs/trl/sft_trainer#trl.SFTConfig",
     "GRPOConfig": "https://huggingface.co/docs/trl/grpo_trainer#trl.GRPOConfig",
@@ -29,7 +31,7 @@ INHERITED = {
 
 
 class ConfigParser(OptionParser, TrlParser):
-    """TRL's parser of dataclasses and a YAML file, in our vocabulary; the YAML's `env` sets what it may and no more."""
+    """TRL's parser of dataclasses and a YAML file, in our vocabulary; `env` sets only allowed variables."""
 
     def __init__(self, dataclass_types: Iterable[Any], **options: Any) -> None:
         usage = "%(prog)s [--config FILE] [--OPTION VALUE ...]"
@@ -43,10 +45,10 @@ class ConfigParser(OptionParser, TrlParser):
         self._show_in_groups()
 
     def parse_args_and_config(self, args: Iterable[str] | None = None, *options: Any, **more: Any) -> tuple[Any, ...]:
-        """As TRL's.
+        """Parse as TRL does.
 
         Raises:
-            ValueError: also if `env` sets what it may not; no variable is set then.
+            ValueError: if `env` sets a variable that it may not; no variable is set then.
         """
         words = [
             part
@@ -63,7 +65,8 @@ class ConfigParser(OptionParser, TrlParser):
         if not isinstance(content, dict):
             return  # TRL refuses it
         for key in content:
-            self.check_name(str(key), f"{path}: ")
+            if new := new_names(str(key), self.names):
+                self.error(f"{path}: the key {key!r} has another name now: {' or '.join(new)}")
         if "env" in content:
             set_environment(content["env"], config=path)
 
@@ -84,27 +87,24 @@ class ConfigParser(OptionParser, TrlParser):
             group._group_actions.append(action)
             action.option_strings = [option for option in action.option_strings if "-" not in option.lstrip("-")]
             if action.option_strings == [f"--no_{action.dest}"]:
-                action.help = f"switch --{action.dest} off"
+                action.help = f"set --{action.dest} to false"
 
 
 def own_fields(cls: type) -> list[dataclasses.Field]:
-    """The fields that a class declares here, in order; of a subclass of TRL's, those that it adds or sets."""
+    """Return the fields that a class declares, in order; a subclass of TRL's classes has those that it adds or sets."""
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    declared = [name for base in reversed(cls.__mro__) if _is_ours(base) for name in inspect.get_annotations(base)]
+    bases = [base for base in reversed(cls.__mro__) if not base.__module__.startswith(LIBRARIES)]
+    declared = [name for base in bases for name in inspect.get_annotations(base)]
     return [fields[name] for name in dict.fromkeys(declared) if name in fields]
 
 
-def _is_ours(cls: type) -> bool:
-    return not cls.__module__.startswith(("trl.", "transformers.", "builtins"))
-
-
 def summary(cls: type) -> str:
-    """The first paragraph of a class's docstring, in one line."""
+    """Return the first paragraph of a class's docstring, in one line."""
     return " ".join(inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].split())
 
 
 def inherited_from(cls: type) -> str | None:
-    """The name of TRL's class that the other fields come from, a key of `INHERITED`."""
+    """Return the name of TRL's class that gives the other fields, a key of `INHERITED`."""
     return next((base.__name__ for base in cls.__mro__ if base.__name__ in INHERITED), None)
 
 
@@ -127,7 +127,7 @@ class RecipeParser(ConfigParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As of `argparse`; every way of parsing comes through here."""
+        """Parse as `argparse` does; every way of parsing comes through here."""
         found, rest = super().parse_known_args(args, namespace)
         options = saved_clip_options(found.model)
         saved = options.to_arguments() if options else {}

@@ -1,4 +1,4 @@
-"""What supervised fine-tuning learns from: the target of each row, and the teacher whose features are distilled."""
+"""Targets and teacher of supervised fine-tuning: the text of each row, and the features that are distilled."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from aurora_rl.assembly.encoder import prompt_options
 from aurora_rl.caches.teacher_features import TeacherFeatures
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.models.encoding import PromptOptions, SampleEncoder
-from aurora_rl.models.loading import LoadedModel, load_model
+from aurora_rl.models.loading import load_model
 from aurora_rl.models.sharding import loading_whole
-from aurora_rl.models.teacher import Teacher, teacher_fingerprint
+from aurora_rl.models.teacher import Teacher, fingerprint_teacher
 from aurora_rl.tasks.targets import TARGETS, Target
 
 
 def assemble_target(args: TargetArguments) -> Callable[[AVSample], Target]:
-    """What a row is trained to say.
+    """Return the function that makes a row's target.
 
     Raises:
         ValueError: if the target is unknown.
@@ -30,14 +30,19 @@ def assemble_target(args: TargetArguments) -> Callable[[AVSample], Target]:
 
 
 def assemble_teacher(args: TargetArguments, model_args: ModelArguments, data_args: DataArguments) -> Teacher:
-    """The distillation's teacher, whole on every process, fed as the student is but for its instruction.
+    """Load the teacher, whole on every process; it reads clips as the student does, with its own instruction.
 
     Raises:
-        ValueError: if the arguments name none.
+        ValueError: if the arguments name no teacher.
     """
     with loading_whole():
         loaded = load_model(_teacher_name(args), dtype=model_args.dtype, is_trainable=False)
-    return Teacher(loaded, _teacher_encoder(args, data_args, loaded))
+
+    def no_frames(sample: AVSample, clip: AVClip) -> torch.Tensor:
+        return torch.zeros(len(clip.frames), 1)  # the teacher's mask decoder does not run
+
+    options = _teacher_options(args, data_args)
+    return Teacher(loaded, SampleEncoder(loaded.family, loaded.processor, no_frames, options=options))
 
 
 def stored_features(
@@ -48,16 +53,17 @@ def stored_features(
     *,
     device: torch.device | str = "cpu",
 ) -> TeacherFeatures:
-    """The features of all samples from the arguments' file, after those that are missing have been computed.
+    """Return the features of all samples from the arguments' file, after computing missing ones.
 
-    The launched processes share that work, so all of them must call this. The teacher is loaded only for it.
+    The launched processes share that work, so all of them must call this. The teacher is loaded only if it
+    is needed.
 
     Raises:
         ValueError: if the file belongs to another teacher.
     """
     assert args.teacher_features is not None
     options = _teacher_options(args, data_args)
-    fingerprint = teacher_fingerprint(_teacher_name(args), options, dtype=model_args.dtype)
+    fingerprint = fingerprint_teacher(_teacher_name(args), options, dtype=model_args.dtype)
     return TeacherFeatures(args.teacher_features, fingerprint).ensure(
         samples,
         lambda: assemble_teacher(args, model_args, data_args).to(device),
@@ -74,10 +80,3 @@ def _teacher_name(args: TargetArguments) -> str:
 def _teacher_options(args: TargetArguments, data_args: DataArguments) -> PromptOptions:
     options = prompt_options(data_args)
     return dataclasses.replace(options, instruction=args.teacher_instruction or options.instruction)
-
-
-def _teacher_encoder(args: TargetArguments, data_args: DataArguments, loaded: LoadedModel) -> SampleEncoder:
-    def no_frames(sample: AVSample, clip: AVClip) -> torch.Tensor:
-        return torch.zeros(len(clip.frames), 1)  # its mask decoder does not run
-
-    return SampleEncoder(loaded.family, loaded.processor, no_frames, options=_teacher_options(args, data_args))

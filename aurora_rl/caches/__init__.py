@@ -1,1 +1,1 @@
-"""What frozen networks compute once and keep on disk: image embeddings of a mask decoder, features of a teacher."""
+"""Caches keep on disk what frozen networks compute once: a mask decoder's image embeddings, a teacher's features."""

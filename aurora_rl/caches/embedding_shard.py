@@ -1,8 +1,8 @@
-"""One file of the embedding cache: frame inputs of some clips as plain safetensors, named by the hash of its bytes.
+"""A shard is one file of the embedding cache: frame inputs of some clips, named by the hash of its bytes.
 
-A shard gets its name when it is whole, and two processes that write at once cannot meet in a name unless they write
-the same. The name alone tells later whether a byte has changed, and the header alone which clips are in it and of
-which frames they were made, so that an index of shards can always be made anew.
+A shard gets its name when it is complete, and two processes that write at once use the same name only for the same
+bytes. The name alone shows later whether a byte has changed. The header alone shows which clips are in the shard and
+from which frames they were made, so an index of shards can always be rebuilt.
 
     <SHA-256>.safetensors
         __metadata__   {"embeddings": '{"fingerprint": "5e1f...", "frames": {"--KCIeTv6PM_14000_24000": "9ab4..."}}'}
@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import re
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -24,12 +23,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from aurora_rl.files.atomic import give_names, nameless_file
+from aurora_rl.files.fingerprint import fingerprint_content
 from aurora_rl.files.plain import NotPlainFileError, check_plain_file, parse_json
 
 SUFFIX = ".safetensors"
 SHARD_NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
-DTYPE_NAMES = {torch.float16: "F16", torch.float32: "F32"}  # safetensors' own
-METADATA = "__metadata__"  # safetensors keeps the header's free text under this name
+DTYPE_NAMES = {torch.float16: "F16", torch.float32: "F32"}  # safetensors' names
+METADATA = "__metadata__"  # safetensors' name for the free text of a header
 METADATA_KEY = "embeddings"
 HEADER_ALIGNMENT = 8  # bytes, as safetensors writes it
 
@@ -40,10 +41,10 @@ class EmbeddingCacheError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What a shard tells of a clip without its frame inputs.
+    """A clip in a shard, without its frame inputs.
 
     Attributes:
-        num_frames: F.
+        num_frames: number of frames, F.
         frames: hash of the frames' file names and sizes.
     """
 
@@ -53,13 +54,13 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class ShardHeader:
-    """What is in a shard.
+    """The contents of a shard, without the frame inputs.
 
     Attributes:
-        fingerprint: of the encoder that made it.
-        dtype: of the frame inputs, in safetensors' words.
+        fingerprint: fingerprint of the encoder that made it.
+        dtype: safetensors' name for the dtype of the frame inputs.
         frame_shape: shape of one frame's input.
-        clips: by media id.
+        clips: its clips by media id.
     """
 
     fingerprint: str
@@ -69,11 +70,11 @@ class ShardHeader:
 
 
 def write_shard(folder: Path, header: ShardHeader, frame_inputs: Iterable[Tensor]) -> Path:
-    """Write a shard, a clip at a time: memory holds one clip, however many there are.
+    """Write a shard clip by clip, so that memory holds one clip only.
 
     Args:
-        folder: where it goes.
-        header: what will be in it.
+        folder: folder of the new file.
+        header: contents of the new file.
         frame_inputs: (F, *frame_shape) of each clip of the header, in its order and dtype, on the CPU.
 
     Returns:
@@ -85,23 +86,17 @@ def write_shard(folder: Path, header: ShardHeader, frame_inputs: Iterable[Tensor
     if METADATA in header.clips:
         raise EmbeddingCacheError(f"a clip is named {METADATA!r}, which safetensors keeps for itself: rename the clip")
     digest = hashlib.sha256()
-    temporary = folder / f"{uuid.uuid4().hex}.tmp"
-    try:
-        with temporary.open("wb") as file:
-            for block in _blocks(header, frame_inputs):
-                digest.update(block)
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())  # a name must not outlive a power failure that its content does not
+    with nameless_file(folder) as file:
+        for block in _blocks(header, frame_inputs):
+            digest.update(block)
+            file.write(block)
         path = folder / f"{digest.hexdigest()}{SUFFIX}"
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        give_names({path: file})
     return path
 
 
 def read_header(path: Path) -> ShardHeader:
-    """What is in a shard; its frame inputs are not read.
+    """Read the contents of a shard without its frame inputs.
 
     Raises:
         EmbeddingCacheError: if the file is no shard, or cut off.
@@ -123,10 +118,10 @@ def read_header(path: Path) -> ShardHeader:
 
 
 def read_frame_inputs(path: Path, media_id: str) -> Tensor:
-    """(F, *frame_shape) of a clip, memory-mapped: writing to it does not reach the disk.
+    """Read a clip's frame inputs (F, *frame_shape), memory-mapped: writing to them does not change the file.
 
-    The file is opened for each call and closed with the last tensor of it, so that nothing stays open in a process of
-    many shards, and a forked worker shares nothing with its parent.
+    The file is opened at each call and closed with its last tensor, so that a process with many shards keeps no file
+    open, and a forked worker shares nothing with its parent.
 
     Raises:
         EmbeddingCacheError: if the file is gone, is no shard, or does not hold the clip.
@@ -142,15 +137,12 @@ def read_frame_inputs(path: Path, media_id: str) -> Tensor:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a shard's bytes, read from first to last, are those that it was named after."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == path.stem
+    """Read all bytes of a shard and tell whether their hash is its name."""
+    return path.is_file() and fingerprint_content(path) == path.stem
 
 
 def shard_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each shard of a folder, by file name in order; none where there is no folder."""
+    """List the size in bytes of each shard of a folder, by file name in order; empty where there is no folder."""
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as entries:
@@ -158,8 +150,10 @@ def shard_sizes(folder: Path) -> dict[str, int]:
 
 
 def _blocks(header: ShardHeader, frame_inputs: Iterable[Tensor]) -> Iterator[bytes | memoryview]:
-    """The file's bytes: length of the header, header, then each clip."""
-    content: dict[str, dict] = {METADATA: {METADATA_KEY: _metadata(header)}}
+    """Yield the file's bytes: length of the header, header, then each clip."""
+    frames = {media_id: entry.frames for media_id, entry in header.clips.items()}
+    metadata = json.dumps({"fingerprint": header.fingerprint, "frames": frames})
+    content: dict[str, dict] = {METADATA: {METADATA_KEY: metadata}}
     itemsize = next(dtype.itemsize for dtype, name in DTYPE_NAMES.items() if name == header.dtype)
     start = 0
     for media_id, entry in header.clips.items():
@@ -174,16 +168,11 @@ def _blocks(header: ShardHeader, frame_inputs: Iterable[Tensor]) -> Iterator[byt
         yield tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def _metadata(header: ShardHeader) -> str:
-    frames = {media_id: entry.frames for media_id, entry in header.clips.items()}
-    return json.dumps({"fingerprint": header.fingerprint, "frames": frames})
-
-
 def _gone(path: Path) -> EmbeddingCacheError:
-    return EmbeddingCacheError(f"there is no {path} any more: run data_prep/cache_features.py to encode its clips anew")
+    return EmbeddingCacheError(f"{path} no longer exists: run data_prep/cache_features.py to encode its clips again")
 
 
 def _damaged(path: Path, error: Exception) -> EmbeddingCacheError:
     return EmbeddingCacheError(
-        f"{path} is damaged ({error}): run data_prep/cache_features.py with --drop_damaged to encode its clips anew"
+        f"{path} is damaged ({error}): run data_prep/cache_features.py with --drop_damaged to encode its clips again"
     )

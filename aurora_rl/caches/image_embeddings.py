@@ -1,4 +1,4 @@
-"""Disk cache of what a frozen image encoder makes of clips' frames: shards of a few clips each, and an index of them.
+"""The disk cache of a frozen image encoder's output: shards of a few clips each, and an index of the shards.
 
 SAM's image encoder costs far more than its mask decoder and never changes, so each clip is encoded once
 (`EmbeddingCache.ensure`) and then read, memory-mapped, by as many processes as there are (`EmbeddingCache.get`).
@@ -8,24 +8,22 @@ SAM at 1024 pixels takes 2.1 MB a frame in float16.
         <SHA-256>.safetensors    see `embedding_shard`
         index.json               {"shards": {"<SHA-256>.safetensors": {"bytes": 335545000, "clips": {...}}}, ...}
 
-No process waits for another or touches its files: each writes shards of its own. The index spares a reader the headers
-and says nothing that they do not, so it may be lost or lag behind: shards that it does not know are asked themselves.
+No process waits for another or touches its files: each writes its own shards. The index saves reading the headers and
+holds nothing else, so it may be lost or out of date: the headers of shards that it does not list are read.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import math
-import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -44,7 +42,8 @@ from aurora_rl.caches.embedding_shard import (
     write_shard,
 )
 from aurora_rl.data.sample import AVSample
-from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.atomic import SUFFIX, write_whole
+from aurora_rl.files.fingerprint import fingerprint_names
 from aurora_rl.files.plain import parse_json, read_text_file
 from aurora_rl.models.heads.segmenters.base import FrameEncoder
 
@@ -52,11 +51,11 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 INDEX_FILE = "index.json"
-#: A killed run loses the clips of the shard that it was writing: of SAM at 1024 pixels and ten frames, 0.3 GB.
+#: Clips of one shard, which a killed run loses; with SAM at 1024 pixels and ten frames they take 0.3 GB.
 CLIPS_PER_SHARD = 16
-#: Seconds after which a file that nobody has finished is taken for a killed process's.
+#: Seconds after which an unfinished file counts as left by a killed process.
 ABANDONED_AFTER = 24 * 3600
-#: Log lines while encoding where there is no terminal to draw a progress bar on.
+#: Number of log lines while encoding, where there is no terminal for a progress bar.
 LOG_LINES = 20
 FILL = "run data_prep/cache_features.py"
 
@@ -65,7 +64,7 @@ AnyItem = TypeVar("AnyItem")
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
-    """A shard as the index has it."""
+    """A shard as the index lists it."""
 
     num_bytes: int
     clips: Mapping[str, Entry]
@@ -76,8 +75,8 @@ class EmbeddingCache:
 
     Args:
         folder: root of the cache.
-        encoder: what makes the frame inputs; its weights are loaded only if a clip is missing.
-        dtype: in which they are stored and returned: `"float16"`, or `"float32"` for the encoder's very bits.
+        encoder: the encoder of the frames; its weights are loaded only if a clip is missing.
+        dtype: dtype of the stored frame inputs: `"float16"`, or `"float32"` for the encoder's exact output.
 
     Raises:
         EmbeddingCacheError: if the encoder's output is not worth caching, or the dtype is unknown.
@@ -96,22 +95,22 @@ class EmbeddingCache:
 
     @property
     def media_ids(self) -> frozenset[str]:
-        """The clips that are cached, as far as `refresh`, `ensure` or `get` have looked."""
+        """The cached clips that `refresh`, `ensure` or `get` have found."""
         return frozenset(self._shard_of)
 
     def get(self, media_id: str, *, frame_paths: Sequence[str] = ()) -> Tensor:
-        """Frame inputs of a clip that is cached.
+        """Read the frame inputs of a cached clip.
 
         Args:
             media_id: the clip's id.
-            frame_paths: the F files that the frames come from; if given, what was made of other files (by number, name
-                and size) is refused.
+            frame_paths: the F files of the frames; if given, embeddings of other files (by number, name and size) are
+                refused.
 
         Returns:
-            (F, *encoder.frame_shape) on the CPU in the cache's dtype; writing to it does not reach the disk.
+            (F, *encoder.frame_shape) on the CPU in the cache's dtype; writing to it does not change the file.
 
         Raises:
-            EmbeddingCacheError: if the clip is not cached, its shard is damaged, or it was made of other frames.
+            EmbeddingCacheError: if the clip is not cached, its shard is damaged, or it was made from other frames.
         """
         if media_id not in self._shard_of:
             self.refresh()  # another process may have written it
@@ -131,22 +130,22 @@ class EmbeddingCache:
         clips_per_shard: int = CLIPS_PER_SHARD,
         ignore_free_space: bool = False,
     ) -> int:
-        """Encode the clips that are not cached yet, and check that those that are were made of the same frames.
+        """Encode the clips that are not cached yet, and check that cached ones were made from the same frames.
 
         Args:
             samples: rows of a benchmark; rows on the same clip count once.
-            load_frames: gives a sample's frames (F, H, W, 3) uint8.
-            process_index: which share of the clips this process takes.
+            load_frames: function that reads a sample's frames (F, H, W, 3) uint8.
+            process_index: index of this process's share of the clips.
             num_processes: number of shares; wait for all processes before reading.
-            clips_per_shard: clips a file; what a killed process loses at most.
-            ignore_free_space: start even if the missing clips take more than the disk has free.
+            clips_per_shard: clips per file, which a killed process loses at most.
+            ignore_free_space: whether to start even if the missing clips take more space than the disk has free.
 
         Returns:
-            How many clips were encoded by this process.
+            The number of clips that this process encoded.
 
         Raises:
             EmbeddingCacheError: if the missing clips do not fit on the disk, if a shard is damaged or another
-                encoder's, or if a cached clip was made of other frames.
+                encoder's, or if a cached clip was made from other frames.
         """
         if clips_per_shard < 1:
             raise ValueError(f"clips_per_shard is {clips_per_shard}: expected a positive number")
@@ -162,7 +161,7 @@ class EmbeddingCache:
         return num_encoded
 
     def refresh(self) -> None:
-        """Take notice of the shards that are there now.
+        """Look again for shards in the folder.
 
         Raises:
             EmbeddingCacheError: if one is damaged, or another encoder's.
@@ -177,7 +176,7 @@ class EmbeddingCache:
         self._shard_of = {media_id: name for name, shard in self._shards.items() for media_id in shard.clips}
 
     def find_damaged(self, *, process_index: int = 0, num_processes: int = 1) -> list[Path]:
-        """The shards, of this process's share, that are not what was written; reads every byte of them."""
+        """Read every byte of this process's share of the shards and return the damaged ones."""
         paths = [self.folder / name for name in shard_sizes(self.folder)]
         share = paths[process_index::num_processes]
         return [path for path in _with_progress(share, "checking", "shards") if not is_whole(path)]
@@ -186,14 +185,15 @@ class EmbeddingCache:
         return [sample for sample in clips if sample.media_id not in self._shard_of]
 
     def _announce(self, clips: Sequence[AVSample], *, ignore_free_space: bool) -> None:
-        """Say what will be encoded by all processes together, and refuse what cannot fit."""
+        """Log what all processes together will encode, and refuse clips that do not fit on the disk."""
         missing = self._missing(clips)
         logger.info("%d of %d clips are cached in %s", len(clips) - len(missing), len(clips), self.folder)
         if not missing:
             return
         frame = torch.Size(self.encoder.frame_shape).numel() * self.dtype.itemsize
         needed = frame * sum(len(sample.frame_paths) for sample in missing)
-        free = shutil.disk_usage(_nearest_folder(self.folder)).free
+        existing = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.is_dir())
+        free = shutil.disk_usage(existing).free
         logger.info("%d clips to encode take %s on disk, %s are free", len(missing), _gb(needed), _gb(free))
         if needed > free and not ignore_free_space:
             raise EmbeddingCacheError(
@@ -212,7 +212,7 @@ class EmbeddingCache:
         shards = [missing[start : start + clips_per_shard] for start in range(0, len(missing), clips_per_shard)]
         for clips in _with_progress(shards, "encoding", f"shards of {clips_per_shard} clips"):
             self.refresh()
-            still_missing = self._missing(clips)  # a run beside this one may have been faster
+            still_missing = self._missing(clips)  # another run may have encoded some by now
             if still_missing:
                 self._write(still_missing, load_frames)
                 num_encoded += len(still_missing)
@@ -221,7 +221,7 @@ class EmbeddingCache:
 
     def _write(self, clips: Sequence[AVSample], load_frames: Callable[[AVSample], np.ndarray]) -> None:
         entries = {
-            sample.media_id: Entry(len(sample.frame_paths), describe_files(sample.frame_paths)) for sample in clips
+            sample.media_id: Entry(len(sample.frame_paths), fingerprint_names(sample.frame_paths)) for sample in clips
         }
         frame_inputs = (self._frame_inputs(sample, load_frames(sample)) for sample in clips)
         write_shard(self.folder, self._header(entries), frame_inputs)
@@ -232,7 +232,7 @@ class EmbeddingCache:
         if tuple(frame_inputs.shape) != expected:
             raise EmbeddingCacheError(
                 f"sample {sample.key} is encoded as {tuple(frame_inputs.shape)}, expected {expected}: load its frames "
-                "as they are on disk"
+                "unchanged from disk"
             )
         if not torch.isfinite(frame_inputs).all():
             raise EmbeddingCacheError(f"clip {sample.media_id!r} overflows {self.dtype}: use dtype='float32'")
@@ -244,7 +244,7 @@ class EmbeddingCache:
         )
 
     def _read_clips(self, path: Path) -> Mapping[str, Entry]:
-        """A shard's clips, from its header."""
+        """Read a shard's clips from its header."""
         found = read_header(path)
         expected = self._header(found.clips)
         for name in ("fingerprint", "dtype", "frame_shape"):
@@ -256,14 +256,14 @@ class EmbeddingCache:
         return found.clips
 
     def _read(self, media_id: str) -> Tensor:
-        """A clip's frame inputs; of a shard that the index vouches for nobody has looked into the header yet."""
+        """Read and check a clip's frame inputs; the header of a shard from the index has not been checked before."""
         path = self.folder / self._shard_of[media_id]
         frame_inputs = read_frame_inputs(path, media_id)
         expected = (self._shards[path.name].clips[media_id].num_frames, *self.encoder.frame_shape)
         if tuple(frame_inputs.shape) != expected or frame_inputs.dtype != self.dtype:
             raise EmbeddingCacheError(
                 f"{path} holds clip {media_id!r} as {frame_inputs.dtype} of shape {tuple(frame_inputs.shape)}, "
-                f"expected {self.dtype} of shape {expected}: {FILL} with --drop_damaged to encode its clips anew"
+                f"expected {self.dtype} of shape {expected}: {FILL} with --drop_damaged to encode its clips again"
             )
         return frame_inputs
 
@@ -271,25 +271,28 @@ class EmbeddingCache:
         name = self._shard_of[media_id]
         shard = self._shards[name]
         entry = shard.clips[media_id]
-        if entry != Entry(len(frame_paths), describe_files(frame_paths)):
+        if entry != Entry(len(frame_paths), fingerprint_names(frame_paths)):
             raise EmbeddingCacheError(
-                f"the frames of clip {media_id!r} are not those that its embeddings were made of ({entry.num_frames} "
+                f"the frames of clip {media_id!r} are not those that its embeddings were made from ({entry.num_frames} "
                 f"files, now {len(frame_paths)}, or their names or sizes differ): restore them, name another folder, "
-                f"or delete {self.folder / name} to encode its {len(shard.clips)} clips anew"
+                f"or delete {self.folder / name} to encode its {len(shard.clips)} clips again"
             )
 
     def _read_index(self) -> dict[str, _Shard]:
-        """The shards that the index knows; none where there is no index of this encoder that can be read."""
+        """Read the shards that the index lists; none where there is no readable index of this encoder."""
         path = self.folder / INDEX_FILE
         try:
             index = parse_json(read_text_file(path))
             if index["fingerprint"] != self.encoder.fingerprint:
                 raise ValueError(f"it belongs to the encoder {index['fingerprint']!r}")
-            return {name: _parse_shard(fields) for name, fields in index["shards"].items()}
+            return {
+                name: _Shard(int(shard["bytes"]), {key: Entry(**entry) for key, entry in shard["clips"].items()})
+                for name, shard in index["shards"].items()
+            }
         except FileNotFoundError:
             return {}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            logger.warning("%s cannot be used (%s): it is made anew from the shards", path, error)
+            logger.warning("%s cannot be used (%s): it is rebuilt from the shards", path, error)
             return {}
 
     def _write_index(self) -> None:
@@ -302,18 +305,12 @@ class EmbeddingCache:
         content = json.dumps({"fingerprint": self.encoder.fingerprint, "shards": shards}, indent=1)
         try:
             write_whole(self.folder / INDEX_FILE, content)
-        except OSError as error:  # a folder that may only be read serves all the same
+        except OSError as error:  # a read-only folder is good enough
             logger.warning("%s; readers will take the index from the shards", error)
 
 
-def describe_files(paths: Sequence[str]) -> str:
-    """Hash of the files' names and sizes: tells other or changed frames apart without reading them."""
-    lines = [f"{os.path.basename(path)} {os.path.getsize(path)}" for path in paths]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
 def _distinct_clips(samples: Iterable[AVSample]) -> list[AVSample]:
-    """The first row of each clip, checked to show the same frames as the others."""
+    """Return the first row of each clip, and check that the clip's other rows have the same frames."""
     clips: dict[str, AVSample] = {}
     for sample in samples:
         first = clips.setdefault(sample.media_id, sample)
@@ -325,13 +322,9 @@ def _distinct_clips(samples: Iterable[AVSample]) -> list[AVSample]:
     return list(clips.values())
 
 
-def _parse_shard(fields: Mapping[str, Any]) -> _Shard:
-    return _Shard(int(fields["bytes"]), {media_id: Entry(**entry) for media_id, entry in fields["clips"].items()})
-
-
 def _remove_abandoned(folder: Path) -> None:
     """Remove what killed processes have left behind."""
-    for path in folder.glob("*.tmp"):
+    for path in folder.glob(f"*{SUFFIX}"):
         try:
             if time.time() - path.stat().st_mtime > ABANDONED_AFTER:
                 path.unlink()
@@ -339,17 +332,12 @@ def _remove_abandoned(folder: Path) -> None:
             continue
 
 
-def _nearest_folder(path: Path) -> Path:
-    """The path itself, or the closest folder above it that exists."""
-    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
-
-
 def _gb(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.3g} GB"
 
 
 def _with_progress(items: Sequence[AnyItem], verb: str, noun: str) -> Iterator[AnyItem]:
-    """A progress bar on a terminal, a few log lines elsewhere."""
+    """Yield the items under a progress bar on a terminal, with a few log lines elsewhere."""
     on_terminal = sys.stderr.isatty()
     every = math.ceil(len(items) / LOG_LINES)
     for done, item in enumerate(tqdm(items, desc=f"{verb} {noun}", disable=not on_terminal), start=1):

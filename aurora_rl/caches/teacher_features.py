@@ -1,11 +1,10 @@
-"""The teacher's features on disk: one safetensors file, keyed by uid and row, bound to one teacher.
+"""The teacher's features are kept in one safetensors file, keyed by uid and row, that belongs to one teacher.
 
 14,113 training rows of Ref-AVSBench take 14 MB. With the file, no second model is in memory while the student trains.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -21,13 +20,14 @@ from safetensors.torch import save
 
 from aurora_rl.data.sample import AVSample
 from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.fingerprint import fingerprint_values
 from aurora_rl.files.plain import check_plain_file, parse_json
 from aurora_rl.models.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
 TENSOR_NAME = "features"
-#: Rows computed by all processes together before the file is written again: what a killed run loses at most.
+#: Rows that all processes together compute before the file is written again; a killed run loses at most these.
 ROWS_PER_SAVE = 1024
 
 
@@ -40,7 +40,7 @@ class TeacherFeatures:
 
     Args:
         path: the file; it need not exist yet.
-        fingerprint: of the teacher, from `teacher.teacher_fingerprint`.
+        fingerprint: fingerprint of the teacher, from `teacher.fingerprint_teacher`.
 
     Raises:
         TeacherFeaturesError: if the file is damaged or another teacher's.
@@ -55,10 +55,10 @@ class TeacherFeatures:
             self._read()
 
     def of(self, samples: Sequence[AVSample]) -> torch.Tensor:
-        """(B, C) float32 features of the samples.
+        """Return the features of the samples, (B, C) float32.
 
         Raises:
-            TeacherFeaturesError: if a row is missing, or has changed since.
+            TeacherFeaturesError: if a row is missing, or has changed since its features were stored.
         """
         for sample in samples:
             if sample.key not in self._features:
@@ -67,10 +67,10 @@ class TeacherFeatures:
         return torch.stack([self._features[sample.key] for sample in samples])
 
     def missing(self, samples: Sequence[AVSample]) -> list[AVSample]:
-        """The samples that have no features yet.
+        """List the samples that have no features yet.
 
         Raises:
-            TeacherFeaturesError: if one has features and has changed since.
+            TeacherFeaturesError: if a sample has changed since its features were stored.
         """
         known = [sample for sample in samples if sample.key in self._features]
         for sample in known:
@@ -80,12 +80,12 @@ class TeacherFeatures:
     def ensure(
         self, samples: Sequence[AVSample], make_teacher: Callable[[], Teacher], *, batch_size: int = 8
     ) -> TeacherFeatures:
-        """Compute and store what is missing; the launched processes share the work, so all of them must call this.
+        """Compute and store the missing features; all launched processes must call this, since they share the work.
 
         Args:
             samples: all rows that will be asked for.
-            make_teacher: loads the teacher; called only if a row is missing.
-            batch_size: rows of a forward pass.
+            make_teacher: function that loads the teacher; called only if a row is missing.
+            batch_size: rows per forward pass.
         """
         missing = self.missing(samples)
         if not missing:
@@ -131,7 +131,7 @@ class TeacherFeatures:
         if not isinstance(rows, list) or not all(
             isinstance(row, list) and len(row) == 2 and all(isinstance(part, str) for part in row) for row in rows
         ):
-            raise TeacherFeaturesError(f"{self.path} does not tell which rows its features are of: delete it")
+            raise TeacherFeaturesError(f"{self.path} does not say to which rows its features belong: delete it")
         if features.ndim != 2 or len(features) != len(rows) or features.dtype != torch.float32:
             raise TeacherFeaturesError(
                 f"{self.path} holds features of shape {tuple(features.shape)}, {features.dtype}, for {len(rows)} "
@@ -150,7 +150,7 @@ Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
 
 
 class FeatureCollator:
-    """Adds the stored features of a batch's rows to it, as `teacher_features`."""
+    """Adds the stored features of a batch's rows to the batch, as `teacher_features`."""
 
     def __init__(self, collate: Collate, features: TeacherFeatures) -> None:
         self.collate = collate
@@ -161,7 +161,7 @@ class FeatureCollator:
 
 
 class LiveTeacherCollator:
-    """Adds what a live teacher reads of a batch's rows to it, as `teacher_inputs`."""
+    """Adds the inputs of a live teacher to the batch, as `teacher_inputs`."""
 
     def __init__(self, collate: Collate, teacher: Teacher) -> None:
         self.collate = collate
@@ -181,11 +181,11 @@ def _computed(teacher: Teacher, samples: Sequence[AVSample], batch_size: int) ->
 
 
 def _row_digest(sample: AVSample) -> str:
-    """Of what a row shows and asks: its texts, and the names and sizes of its media files."""
+    """Hash a row's content: its texts, and the names and sizes of its media files."""
     paths = [*sample.frame_paths, *([sample.audio_path] if sample.audio_path else [])]
     files = [[os.path.basename(path), os.path.getsize(path)] for path in paths]
     parts = [sample.media_id, sample.category, sample.reference, sample.fps, sample.use_audio_in_video, files]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return fingerprint_values(parts)[:16]
 
 
 def _short(fingerprint: str | None) -> str:

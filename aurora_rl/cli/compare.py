@@ -28,10 +28,16 @@ preset or rows differ."""
 def register(commands: Commands) -> None:
     """Add the sub-command."""
     parser = commands.add_parser("compare", help="compare two systems' scores", description=DESCRIPTION)
-    parser.add_argument("first", type=json_file, help="out.json of the one system, its out.jsonl beside it")
-    parser.add_argument("second", type=json_file, help="out.json of the other")
-    parser.add_argument("--output", type=json_file, metavar="FILE", help="also write the comparison as JSON")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="also write an HTML page")
+    parser.add_argument(
+        "first",
+        type=json_file,
+        help="scores of the one system, as `evaluate` writes them, with their .jsonl beside them",
+    )
+    parser.add_argument("second", type=json_file, help="scores of the other system, in the same form")
+    parser.add_argument(
+        "--output", type=json_file, metavar="FILE", help="JSON file of the comparison, to write as well"
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE", help="HTML page of the comparison, to write as well")
     parser.set_defaults(run=run)
 
 

@@ -25,14 +25,25 @@ def register(commands: Commands) -> None:
     """Add the sub-command."""
     parser = commands.add_parser("doctor", help="check a dataset", description=DESCRIPTION)
     parser.add_argument(
-        "path", type=Path, metavar="PATH", help="folder with metadata.csv, media/, gt_mask/ (or, alone, a csv file)"
+        "path",
+        type=Path,
+        metavar="PATH",
+        help="folder with metadata.csv, media/ and gt_mask/; with --metadata_only, also a csv file",
     )
-    parser.add_argument("--metadata_only", action="store_true", help="check metadata.csv alone")
-    parser.add_argument("--split", nargs="+", metavar="SPLIT", help="splits whose files are checked (all but TODO)")
-    parser.add_argument("--num_frames", type=_frames, default=10, help="frames of a clip, or 'any'")
-    parser.add_argument("--num_workers", type=positive, default=1, help="threads; the report does not depend on it")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 on notes, too")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    parser.add_argument(
+        "--metadata_only", action="store_true", help="check metadata.csv without the files that it names"
+    )
+    parser.add_argument(
+        "--split", nargs="+", metavar="SPLIT", help="splits whose files are checked (default: all but TODO)"
+    )
+    parser.add_argument(
+        "--num_frames", type=_frames, default=10, help="number of frames that a clip must have, or 'any'"
+    )
+    parser.add_argument(
+        "--num_workers", type=positive, default=1, help="number of threads; the report does not depend on it"
+    )
+    parser.add_argument("--strict", action="store_true", help="exit with code 1 on notes, too")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON instead of text")
     parser.set_defaults(run=run)
 
 

@@ -43,16 +43,27 @@ def register(commands: Commands) -> None:
         description=DESCRIPTION,
     )
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--model", help="trained model: folder or hub name")
-    source.add_argument("--predictions", type=Path, metavar="DIR", help="saved masks: npz or PNG files")
-    source.add_argument("--results", type=Path, metavar="FILE", help="saved masks: a results.jsonl of this project")
-    parser.add_argument("--data_root", type=Path, metavar="ROOT", help="folder of the benchmark")
-    parser.add_argument("--split", nargs="+", metavar="SPLIT", help="splits to score (all that begin with 'test')")
-    parser.add_argument("--preset", help="refavs, avsbench, aurora or davis (refavs)")
-    parser.add_argument("--output", type=json_file, metavar="FILE", help="out.json, with out.jsonl beside it")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="also write an HTML page")
-    parser.add_argument("--num_workers", type=positive, default=1, help="of saved masks: processes")
-    parser.add_argument("--chains", type=Path, metavar="FILE", help="chains of thought, which may tell reference types")
+    source.add_argument("--model", help="folder or hub name of a trained model")
+    source.add_argument("--predictions", type=Path, metavar="DIR", help="folder of saved masks, as npz or PNG files")
+    source.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="results.jsonl of an earlier evaluation, whose masks are scored again",
+    )
+    parser.add_argument("--data_root", type=Path, metavar="ROOT", help="folder that holds the benchmark")
+    parser.add_argument(
+        "--split", nargs="+", metavar="SPLIT", help="splits that are scored (default: all that begin with 'test')"
+    )
+    parser.add_argument("--preset", help="rules of scoring: refavs, avsbench, aurora or davis (default: refavs)")
+    parser.add_argument(
+        "--output", type=json_file, metavar="FILE", help="JSON file for the scores, with a .jsonl of the rows beside it"
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE", help="HTML page of the scores, to write as well")
+    parser.add_argument("--num_workers", type=positive, default=1, help="number of processes that score saved masks")
+    parser.add_argument(
+        "--chains", type=Path, metavar="FILE", help="JSONL file with chains of thought, which may tell reference types"
+    )
     parser.set_defaults(run=run, options=[])
 
 
@@ -126,7 +137,7 @@ def _evaluate_model(args: argparse.Namespace) -> dict[str, Any] | None:
     from aurora_rl.assembly.parser import RecipeParser
     from aurora_rl.evaluation.of_model import EvaluationArguments, evaluate_model
 
-    parser = RecipeParser((ModelArguments, DataArguments, EvaluationArguments))
+    parser = RecipeParser((ModelArguments, DataArguments, EvaluationArguments), prog="aurora-rl evaluate")
     model_args, data_args, evaluation_args = parser.parse_args_and_config(_recipe_words(args))
     args.output = evaluation_args.scores_file
     return evaluate_model(model_args, data_args, evaluation_args)

@@ -42,17 +42,25 @@ def register(commands: Commands) -> None:
     )
     parser.add_argument("--to", choices=("vllm", "hf"), required=True, help="which program reads the written folder")
     parser.add_argument("--output_dir", "-o", type=Path, required=True, help="folder that is written")
-    parser.add_argument("--dtype", default="auto", help="of the weights, such as bfloat16")
+    parser.add_argument("--dtype", default="auto", help="number format of the written weights, such as bfloat16")
     hub = parser.add_argument_group("with --to hf")
     hub.add_argument("--merge", action="store_true", help="merge LoRA into the weights, as is usual")
     hub.add_argument("--no_merge", action="store_false", dest="merge", help="keep LoRA as an adapter of its own")
-    hub.add_argument("--base_model", metavar="NAME", help="hub name of what it was trained from (the adapter's own)")
-    hub.add_argument("--image_encoder", metavar="NAME", help="hub name of the mask decoder's SAM (the model's own)")
-    hub.add_argument("--scores", type=Path, metavar="FILE", help="for the card: out.json of evaluate, or summary.json")
-    hub.add_argument("--license", help="for the card: of the weights, such as apache-2.0")
-    hub.add_argument("--datasets", nargs="+", metavar="NAME", help="for the card: what it was trained on")
-    hub.add_argument("--push", metavar="NAME", help="also upload to this repository, with the token in HF_TOKEN")
-    hub.add_argument("--private", action="store_true", help="make the repository private where it is new")
+    hub.add_argument(
+        "--base_model",
+        metavar="NAME",
+        help="hub name of the model that it was trained from (default: the adapter's own)",
+    )
+    hub.add_argument(
+        "--image_encoder", metavar="NAME", help="hub name of the mask decoder's SAM (default: the model's own)"
+    )
+    hub.add_argument(
+        "--scores", type=Path, metavar="FILE", help="scores for the card: JSON file of evaluate, or summary.json"
+    )
+    hub.add_argument("--license", help="licence of the weights for the card, such as apache-2.0")
+    hub.add_argument("--datasets", nargs="+", metavar="NAME", help="data sets that it was trained on, for the card")
+    hub.add_argument("--push", metavar="NAME", help="repository to upload to as well, with the token in HF_TOKEN")
+    hub.add_argument("--private", action="store_true", help="make the repository private, where it is new")
     parser.set_defaults(run=run, **HUB_OPTIONS)
 
 

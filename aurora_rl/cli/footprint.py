@@ -27,18 +27,22 @@ def register(commands: Commands) -> None:
         help="estimate a run's memory",
         description=DESCRIPTION,
     )
-    parser.add_argument("recipe", choices=("sft", "grpo", "evaluate"), help="whose arguments the config holds")
-    parser.add_argument("--config", required=True, help="YAML file of the recipe")
-    parser.add_argument("--launch", type=Path, metavar="FILE", help="accelerate config (one GPU without it)")
-    parser.add_argument("--processes", type=positive, help="instead of the accelerate config's")
-    parser.add_argument("--machines", type=positive, help="instead of the accelerate config's")
-    parser.add_argument("--zero", type=int, choices=range(4), help="ZeRO stage instead of the accelerate config's")
+    parser.add_argument("recipe", choices=("sft", "grpo", "evaluate"), help="recipe whose arguments the config holds")
+    parser.add_argument("--config", required=True, help="YAML file of the recipe's run")
+    parser.add_argument("--launch", type=Path, metavar="FILE", help="config of `accelerate launch` (default: one GPU)")
+    parser.add_argument("--processes", type=positive, help="number of processes (default: the launch config's)")
+    parser.add_argument("--machines", type=positive, help="number of machines (default: the launch config's)")
+    parser.add_argument("--zero", type=int, choices=range(4), help="ZeRO stage (default: the launch config's)")
     parser.add_argument("--clips", type=positive, help="number of clips of the benchmark, for the embedding cache")
-    parser.add_argument("--frame_size", type=positive, nargs=2, metavar=("H", "W"), help="of the frames, in pixels")
-    parser.add_argument("--gpu_memory_gb", type=float, help="of one GPU; vLLM takes its share of it")
-    parser.add_argument("--host_memory_gb", type=float, help="of one machine, which its processes share")
-    parser.add_argument("--tflops", type=float, help="peak of the device, for a time")
-    parser.add_argument("--utilisation", type=float, default=0.4, help="share of the peak that is reached")
+    parser.add_argument(
+        "--frame_size", type=positive, nargs=2, metavar=("H", "W"), help="height and width of the frames, in pixels"
+    )
+    parser.add_argument("--gpu_memory_gb", type=float, help="memory of one GPU in GB; vLLM takes its share of it")
+    parser.add_argument("--host_memory_gb", type=float, help="memory of one machine in GB, which its processes share")
+    parser.add_argument(
+        "--tflops", type=float, help="peak operations of the device in TFLOP/s, from which a time is estimated"
+    )
+    parser.add_argument("--utilisation", type=float, default=0.4, help="share of the peak operations that is reached")
     parser.set_defaults(run=run, options=[])
 
 

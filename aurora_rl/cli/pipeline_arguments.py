@@ -14,12 +14,26 @@ if TYPE_CHECKING:
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     """Add them to a sub-command."""
-    parser.add_argument("--model", required=True, help="hub name or folder of a trained model or adapter")
-    parser.add_argument("--max_side", type=positive, default=1280, help="frames are brought down to this, in pixels")
-    parser.add_argument("--max_completion_length", type=positive, default=512, help="tokens of a chain of thought")
-    parser.add_argument("--batch_size", type=positive, default=8, help="references x windows answered at once")
-    parser.add_argument("--config", type=Path, help="recipe's YAML: fps, num_frames, instruction as in training")
-    parser.add_argument("--device", help="such as cpu or cuda:1 (a GPU if there is one)")
+    parser.add_argument("--model", required=True, help="folder or hub name of a trained model or adapter")
+    parser.add_argument(
+        "--max_side",
+        type=positive,
+        default=1280,
+        help="longest side of a frame, to which larger ones are scaled down, in pixels",
+    )
+    parser.add_argument(
+        "--max_completion_length", type=positive, default=512, help="largest number of tokens of a chain of thought"
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=positive,
+        default=8,
+        help="number of questions (references x windows) that are answered at once",
+    )
+    parser.add_argument(
+        "--config", type=Path, help="recipe's YAML file, for fps, num_frames and instruction as in training"
+    )
+    parser.add_argument("--device", help="device of the model, such as cpu or cuda:1 (default: a GPU if there is one)")
 
 
 def load_pipeline(args: argparse.Namespace) -> AuroraPipeline:

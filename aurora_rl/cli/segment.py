@@ -36,16 +36,22 @@ def register(commands: Commands) -> None:
     parser.add_argument("inputs", nargs="+", metavar="[VIDEO] REFERENCE", help="video or still image, then references")
     add_pipeline_arguments(parser)
     parser.add_argument("--output_dir", "-o", type=Path, required=True, help="folder that is written")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier answer in it")
-    parser.add_argument("--frames", type=Path, metavar="DIR", help="image files instead of a video, in order of name")
-    parser.add_argument("--audio", type=Path, metavar="FILE", help="sound instead of the video's own")
-    parser.add_argument("--fps", type=float, help="frames a second of --frames (the model's own rate)")
-    parser.add_argument("--every_frame", action="store_true", help="masks of every frame, not only of sampled ones")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier answer in the folder")
     parser.add_argument(
-        "--no_tracking", action="store_true", help="nearest sampled masks, also where SAM 2 could track"
+        "--frames", type=Path, metavar="DIR", help="folder of image files, in order of name, instead of a video"
+    )
+    parser.add_argument("--audio", type=Path, metavar="FILE", help="sound file (default: the video's own sound)")
+    parser.add_argument("--fps", type=float, help="frames a second of --frames (default: the model's own rate)")
+    parser.add_argument(
+        "--every_frame", action="store_true", help="write masks of every frame, not only of sampled ones"
+    )
+    parser.add_argument(
+        "--no_tracking", action="store_true", help="take the nearest sampled masks, even where SAM 2 could track"
     )
     parser.add_argument("--window", type=float, metavar="SECONDS", help="length of the windows of a longer clip")
-    parser.add_argument("--stride", type=float, metavar="SECONDS", help="from one window to the next (the length)")
+    parser.add_argument(
+        "--stride", type=float, metavar="SECONDS", help="time from one window to the next (default: --window)"
+    )
     parser.set_defaults(run=run)
 
 

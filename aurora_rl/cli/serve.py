@@ -32,8 +32,10 @@ def register(commands: Commands) -> None:
     add_pipeline_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; all but this lets others in")
     parser.add_argument("--port", type=positive, default=7860, help="port to listen on")
-    parser.add_argument("--max_seconds", type=_positive_seconds, default=60.0, help="length of a clip")
-    parser.add_argument("--max_mb", type=positive, default=100, help="size of a clip's file")
+    parser.add_argument(
+        "--max_seconds", type=_positive_seconds, default=60.0, help="largest length of a clip, in seconds"
+    )
+    parser.add_argument("--max_mb", type=positive, default=100, help="largest size of a clip's file, in MB")
     parser.set_defaults(run=run)
 
 

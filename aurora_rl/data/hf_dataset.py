@@ -13,12 +13,10 @@ it: rows on one clip share their frames, and no name in a table can lead anywher
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
 import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,8 @@ from aurora_rl.data.dataset import ANNOTATION_FEATURES, ROW_FEATURES
 from aurora_rl.data.files import DatasetError, UnsafePathError
 from aurora_rl.data.sample import AVSample
 from aurora_rl.data.splits import TABLE_FOLDER, TABLE_NAME
+from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.fingerprint import fingerprint_bytes
 from aurora_rl.files.plain import NotPlainFileError, check_plain_file, read_records
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def _samples_of(path: Path, cache: Path) -> list[AVSample]:
     """The samples of a table: from the list that was made when its media were unpacked, if all of them are there."""
     status = path.stat()
     identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {TEXT_COLUMNS}"
-    listing = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.jsonl"
+    listing = cache / f"{fingerprint_bytes(identity.encode())[:32]}.jsonl"
     if listing.is_file():
         try:
             records = [record for _, record in read_records(listing)]
@@ -123,7 +123,7 @@ def _samples_of(path: Path, cache: Path) -> list[AVSample]:
             logger.warning("%s is damaged (%s): the media are unpacked again", listing, error)
     logger.info("unpacking the media of %s into %s", path, cache)
     records = [_unpack(row, cache, origin=f"{path.name}:{number}") for number, row in enumerate(_read_rows(path))]
-    _write("\n".join(json.dumps(record) for record in records).encode(), listing)
+    write_whole(listing, "\n".join(json.dumps(record) for record in records))
     return [_to_sample(record, cache) for record in records]
 
 
@@ -193,20 +193,10 @@ def _store(media: Mapping[str, Any] | None, cache: Path, *, place: str) -> str:
             f"{place} names the file {media and media['path']!r} instead of holding it: only media inside the table "
             "are read, write it by data_prep/to_hf_dataset.py"
         )
-    digest = hashlib.sha256(media["bytes"]).hexdigest()[:32]
+    digest = fingerprint_bytes(media["bytes"])[:32]
     suffix = Path(media["path"] or "").suffix.lower()
     name = f"{digest[:2]}/{digest}{suffix if suffix in SUFFIXES else ''}"
     if not (cache / name).exists():
-        _write(media["bytes"], cache / name)
+        # Whole or not at all: the launched processes write the same files at the same time.
+        write_whole(cache / name, media["bytes"], is_synced=False)
     return name
-
-
-def _write(content: bytes, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Whole or not at all: the launched processes write the same files at the same time.
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

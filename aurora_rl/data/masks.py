@@ -8,10 +8,6 @@ another file, equal masks share one, and no name in the JSON can lead out of the
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +17,8 @@ from PIL import Image
 
 from aurora_rl.data import run_lengths
 from aurora_rl.data.files import DatasetError
+from aurora_rl.files.atomic import whole_file
+from aurora_rl.files.fingerprint import fingerprint_values
 
 
 def write_mask(rles: Sequence[Mapping[str, Any]], size: tuple[int, int], folder: Path) -> str:
@@ -40,8 +38,7 @@ def write_mask(rles: Sequence[Mapping[str, Any]], size: tuple[int, int], folder:
     """
     counts = [_run_lengths(rle, size) for rle in rles]
     # Sorted, so that the order in which a reference names its objects does not matter.
-    content = json.dumps([list(size), sorted(counts)])
-    digest = hashlib.sha256(content.encode()).hexdigest()[:32]
+    digest = fingerprint_values([list(size), sorted(counts)])[:32]
     path = folder / digest[:2] / f"{digest}.png"
     if not path.exists():
         _save(_union(counts, size), path)
@@ -65,11 +62,6 @@ def _union(counts: Sequence[Sequence[int]], size: tuple[int, int]) -> np.ndarray
 
 
 def _save(mask: np.ndarray, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Whole or not at all: the launched processes write the same files at the same time.
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        Image.fromarray(mask).save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path, is_synced=False) as file:
+        Image.fromarray(mask).save(file, format="PNG")

@@ -40,6 +40,7 @@ MASK_FORMATS = ("PNG",)
 MASK_MODES = ("L", "1", "P")
 
 LOUDNESS_WINDOW = 0.1  # seconds
+SILENCE_DBFS = -60.0  # a clip whose loudest window is below this level counts as silent
 
 
 def read_media(sample: AVSample) -> tuple[np.ndarray, np.ndarray | None]:

@@ -55,44 +55,72 @@ class EndpointArguments:
     """Which model is asked, and how hard.
 
     Attributes:
-        model: its name at the endpoint.
+        model: name of the model at the endpoint.
         base_url: address up to and with `/v1`; by default OpenAI's, or what OPENAI_BASE_URL says.
         api_key_env: environment variable with the key.
         response_format: how the form of a reply is asked for beside the words: "json_schema", "json_object" for
             endpoints that only know JSON, "none" for those that know neither.
-        max_tokens: of a reply, reasoning included.
-        max_tokens_field: what a request calls that: "max_completion_tokens" or, at Mistral and several local servers,
+        max_tokens: largest number of tokens of a reply, reasoning included.
+        max_tokens_field: name of that in a request: "max_completion_tokens" or, at Mistral and several local servers,
             "max_tokens"; by default the first, and the second once the endpoint has refused the first.
-        temperature: None leaves it to the endpoint.
+        temperature: sampling temperature; None leaves it to the endpoint.
         extra_body: further fields of each request as JSON, such as `{"top_k": 20}`.
         concurrency: rows that are asked about at the same time.
-        timeout_s: for one reply, in seconds.
-        max_attempts: for one row; 429 is not counted.
-        max_rate_limits: 429s for one row.
+        timeout_s: seconds that the endpoint may take for one reply.
+        max_attempts: largest number of requests for one row, without those refused by 429.
+        max_rate_limits: largest number of requests for one row that are refused by 429.
         backoff_s: first pause after a failure, in seconds; it doubles with each.
         max_backoff_s: longest pause that is not the endpoint's own wish.
-        input_price: of a million prompt tokens.
-        output_price: of a million completion tokens.
+        input_price: price of a million prompt tokens.
+        output_price: price of a million completion tokens.
     """
 
-    model: str | None = dataclasses.field(default=None, metadata={"help": "The model's name at the endpoint."})
-    base_url: str | None = dataclasses.field(default=None, metadata={"help": "http://localhost:8000/v1, for example."})
-    api_key_env: str = dataclasses.field(default="OPENAI_API_KEY", metadata={"help": "Variable that holds the key."})
-    response_format: str = dataclasses.field(default="json_schema", metadata={"help": " | ".join(RESPONSE_FORMATS)})
-    max_tokens: int = dataclasses.field(default=2048, metadata={"help": "Of a reply."})
-    max_tokens_field: str | None = dataclasses.field(
-        default=None, metadata={"help": " | ".join(MAX_TOKENS_FIELDS) + "; by default as the endpoint knows it."}
+    model: str | None = dataclasses.field(default=None, metadata={"help": "Name of the model at the endpoint."})
+    base_url: str | None = dataclasses.field(
+        default=None, metadata={"help": "Address of the endpoint, such as http://localhost:8000/v1."}
     )
-    temperature: float | None = dataclasses.field(default=None, metadata={"help": "By default the endpoint's."})
-    extra_body: str | None = dataclasses.field(default=None, metadata={"help": "Further request fields, as JSON."})
-    concurrency: int = dataclasses.field(default=16, metadata={"help": "Rows asked about at the same time."})
-    timeout_s: float = dataclasses.field(default=300.0, metadata={"help": "For one reply, in seconds."})
-    max_attempts: int = dataclasses.field(default=6, metadata={"help": "For one row, 429 not counted."})
-    max_rate_limits: int = dataclasses.field(default=50, metadata={"help": "429s for one row."})
-    backoff_s: float = dataclasses.field(default=1.0, metadata={"help": "First pause after a failure, in seconds."})
-    max_backoff_s: float = dataclasses.field(default=60.0, metadata={"help": "Longest such pause, in seconds."})
-    input_price: float | None = dataclasses.field(default=None, metadata={"help": "Of a million prompt tokens."})
-    output_price: float | None = dataclasses.field(default=None, metadata={"help": "Of a million completion tokens."})
+    api_key_env: str = dataclasses.field(
+        default="OPENAI_API_KEY", metadata={"help": "Environment variable that holds the endpoint's key."}
+    )
+    response_format: str = dataclasses.field(
+        default="json_schema",
+        metadata={"help": f"How the form of a reply is asked for: {', '.join(RESPONSE_FORMATS)}."},
+    )
+    max_tokens: int = dataclasses.field(
+        default=2048, metadata={"help": "Largest number of tokens of a reply, reasoning included."}
+    )
+    max_tokens_field: str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": f"Field of a request for max_tokens: {' or '.join(MAX_TOKENS_FIELDS)}; by default what works."
+        },
+    )
+    temperature: float | None = dataclasses.field(
+        default=None, metadata={"help": "Sampling temperature; by default the endpoint's own."}
+    )
+    extra_body: str | None = dataclasses.field(
+        default=None, metadata={"help": "Further fields of each request, as JSON."}
+    )
+    concurrency: int = dataclasses.field(default=16, metadata={"help": "Number of rows asked about at the same time."})
+    timeout_s: float = dataclasses.field(
+        default=300.0, metadata={"help": "Seconds that the endpoint may take for one reply."}
+    )
+    max_attempts: int = dataclasses.field(
+        default=6, metadata={"help": "Largest number of requests for one row, without those refused by 429."}
+    )
+    max_rate_limits: int = dataclasses.field(
+        default=50, metadata={"help": "Largest number of requests for one row that are refused by 429."}
+    )
+    backoff_s: float = dataclasses.field(
+        default=1.0, metadata={"help": "First pause after a failed request, in seconds."}
+    )
+    max_backoff_s: float = dataclasses.field(
+        default=60.0, metadata={"help": "Longest pause between two requests for a row, in seconds."}
+    )
+    input_price: float | None = dataclasses.field(default=None, metadata={"help": "Price of a million prompt tokens."})
+    output_price: float | None = dataclasses.field(
+        default=None, metadata={"help": "Price of a million completion tokens."}
+    )
 
     def __post_init__(self) -> None:
         if self.response_format not in RESPONSE_FORMATS:

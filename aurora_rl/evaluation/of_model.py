@@ -52,25 +52,36 @@ class EvaluationArguments:
     """What is scored, and how."""
 
     output_dir: str | None = dataclasses.field(
-        default=None, metadata={"help": "Folder for the results; with `output` it is that without its .json."}
+        default=None, metadata={"help": "Folder for the results; by default `output` without its .json."}
     )
     output: str | None = dataclasses.field(
-        default=None, metadata={"help": "JSON file for the scores, default scores.json in `output_dir`."}
+        default=None, metadata={"help": "JSON file for the scores; by default scores.json in `output_dir`."}
     )
     split: list[str] = dataclasses.field(
-        default_factory=list, metadata={"help": "Splits to score, default all that begin with 'test'."}
+        default_factory=list, metadata={"help": "Splits that are scored; by default all that begin with 'test'."}
     )
-    preset: str = dataclasses.field(default="refavs", metadata={"help": "refavs, avsbench, aurora or davis."})
-    num_samples: int = dataclasses.field(default=0, metadata={"help": "Completions sampled a row, beside the greedy."})
-    temperature: float = dataclasses.field(default=1.0, metadata={"help": "Of the sampled completions."})
-    ablations: list[str] = dataclasses.field(default_factory=list, metadata={"help": f"Of {sorted(ABLATIONS)}."})
-    max_completion_length: int = dataclasses.field(default=512, metadata={"help": "Tokens of a completion."})
-    batch_size: int = dataclasses.field(default=8, metadata={"help": "Sequences generated at once."})
+    preset: str = dataclasses.field(
+        default="refavs", metadata={"help": "Rules by which masks are scored: refavs, avsbench, aurora or davis."}
+    )
+    num_samples: int = dataclasses.field(
+        default=0, metadata={"help": "Number of completions sampled for a row, beside the greedy one."}
+    )
+    temperature: float = dataclasses.field(
+        default=1.0, metadata={"help": "Temperature at which completions are sampled."}
+    )
+    ablations: list[str] = dataclasses.field(
+        default_factory=list,
+        metadata={"help": f"Modalities taken away in further runs: {', '.join(sorted(ABLATIONS))}."},
+    )
+    max_completion_length: int = dataclasses.field(
+        default=512, metadata={"help": "Largest number of tokens of a completion."}
+    )
+    batch_size: int = dataclasses.field(default=8, metadata={"help": "Number of sequences generated at once."})
     append_seg: bool = dataclasses.field(
         default=True, metadata={"help": "Close completions without [SEG] by 'It is [SEG].', so that they have masks."}
     )
-    seed: int = dataclasses.field(default=0, metadata={"help": "Of the sampled completions."})
-    use_cpu: bool = dataclasses.field(default=False, metadata={"help": "Stay on the CPU."})
+    seed: int = dataclasses.field(default=0, metadata={"help": "Seed of the sampled completions."})
+    use_cpu: bool = dataclasses.field(default=False, metadata={"help": "Use the CPU, even where there is a GPU."})
 
     @property
     def folder(self) -> Path:

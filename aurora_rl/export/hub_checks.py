@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-#: Where the token for the hub is read from; a file that a login left is not looked at.
+#: Environment variable of the hub's token; the token file of a login is not read.
 TOKEN_VARIABLE = "HF_TOKEN"
 
 
@@ -24,4 +24,4 @@ def check_token() -> str:
 def check_is_new(folder: Path) -> None:
     """Refuse a folder that holds files; a ValueError names it."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not an empty folder: name a new one, what lies there would be published too")
+        raise ValueError(f"{folder} is not an empty folder: name a new one, as its files would be published too")

@@ -1,7 +1,7 @@
-"""A trained model as one folder that others load and the hub takes: safetensors, processor, configs, model card.
+"""Export of a trained model to one folder for others and the hub: safetensors, processor, configs, model card.
 
-The folder is written anew, file by file, and never copied from a run's: what a trainer leaves beside its weights
-(`training_args.bin`, optimiser states) is pickled, and opening it can run code.
+The folder is written file by file, and nothing is copied from a run's folder: files that a trainer writes beside its
+weights (`training_args.bin`, optimiser states) are pickled, and opening them can run code.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from peft import PeftModel
-from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from aurora_rl.export.hub_checks import check_is_new, check_token
@@ -23,14 +22,14 @@ from aurora_rl.models.loading import LoadedModel, has_segmenter, load_model
 
 @dataclasses.dataclass(frozen=True)
 class HubExport:
-    """What is written, and what it names that lies elsewhere.
+    """Options of an export.
 
     Attributes:
         merge: whether LoRA is merged into the weights; False keeps the adapter alone, for its base on the hub.
-        base_model: hub name of the model that this one was trained from; by default as its adapter says.
-        image_encoder: hub name of the SAM or SAM 2 whose image encoder feeds the mask decoder; by default as the
-            segmenter's config says.
-        dtype: of the weights.
+        base_model: hub name of the model that this one was trained from; by default from its adapter's config.
+        image_encoder: hub name of the SAM or SAM 2 whose image encoder feeds the mask decoder; by default from the
+            segmenter's config.
+        dtype: dtype of the weights.
     """
 
     merge: bool = True
@@ -40,18 +39,18 @@ class HubExport:
 
 
 def export_for_hub(name_or_path: str, folder: str | Path, options: HubExport, details: CardDetails) -> Path:
-    """Write a trained model as `load_model`, `AuroraPipeline` and, merged, `from_pretrained` load it anywhere.
+    """Write a trained model so that `load_model`, `AuroraPipeline` and, if merged, `from_pretrained` load it anywhere.
 
     Args:
-        name_or_path: a model saved by Aurora-RL, or a LoRA adapter of one.
-        folder: made if it is missing; must be empty.
-        options: what is written.
-        details: what the card says beside it.
+        name_or_path: hub name or folder of a model saved by Aurora-RL, or of a LoRA adapter.
+        folder: an empty folder, which is made if it is missing.
+        options: options of the export.
+        details: contents of the card that the checkpoint does not hold.
 
     Raises:
-        ValueError: for a model without a mask decoder, a folder that holds files, or a part that lies on this machine
-            only.
-        OSError: if there is no such checkpoint, or its weights are not there as safetensors.
+        ValueError: if the model has no mask decoder, the folder holds files, or the model needs a part that exists on
+            this machine only.
+        OSError: if there is no such checkpoint, or it has no weights as safetensors.
     """
     folder = Path(folder)
     check_is_new(folder)
@@ -64,7 +63,10 @@ def export_for_hub(name_or_path: str, folder: str | Path, options: HubExport, de
     _name_image_encoder(loaded, options.image_encoder)
     if isinstance(loaded.model, PeftModel) and options.merge:
         loaded = dataclasses.replace(loaded, model=loaded.model.merge_and_unload())
-        _declare_ties(loaded.model)
+        # LoRA's saved modules may have separated the LM head from the embeddings.
+        are_tied = loaded.model.get_output_embeddings().weight is loaded.model.get_input_embeddings().weight
+        for config in (loaded.model.config, loaded.model.config.get_text_config()):
+            config.tie_word_embeddings = are_tied
     _save(loaded, folder, base_model)
     write_model_card(folder, loaded, details, base_model=base_model)
     return folder
@@ -74,7 +76,7 @@ def push_folder(folder: Path, repo_id: str, *, private: bool) -> str:
     """Upload an exported folder as one commit, and return its address.
 
     Raises:
-        ValueError: as `check_token`.
+        ValueError: if there is no token in the environment.
     """
     api = HfApi(token=check_token())
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -83,22 +85,22 @@ def push_folder(folder: Path, repo_id: str, *, private: bool) -> str:
 
 
 def _base_model(name_or_path: str, adapter_config: str | None, options: HubExport) -> str | None:
-    """Hub name of what lies beneath; None where only this machine has it, which a merged model does not mind."""
+    """Return the hub name of an adapter's base model; None if only this machine has it and the adapter is merged."""
     if options.base_model is not None or adapter_config is None:
         return options.base_model
-    beneath: str = read_adapter_config(adapter_config)["base_model_name_or_path"]
-    if not Path(beneath).exists():
-        return beneath
+    base: str = read_adapter_config(adapter_config)["base_model_name_or_path"]
+    if not Path(base).exists():
+        return base
     if not options.merge:
         raise ValueError(
-            f"the adapter {name_or_path} lies on the folder {beneath}, which others do not have: merge it, or name the "
-            "same weights on the hub by --base_model"
+            f"the base model of the adapter {name_or_path} is the folder {base}, which others do not have: "
+            "merge it, or name the same weights on the hub by --base_model"
         )
     return None
 
 
 def _name_image_encoder(loaded: LoadedModel, image_encoder: str | None) -> None:
-    """Replace the folder that the mask decoder's image encoder came from by a name that others can load."""
+    """Replace the folder of the mask decoder's image encoder by a name that others can load."""
     configs = [loaded.segmenter_config, *(c.segmenter for c in getattr(loaded.model, "peft_config", {}).values())]
     for config in configs:
         if image_encoder is not None and "checkpoint" in config:
@@ -111,18 +113,11 @@ def _name_image_encoder(loaded: LoadedModel, image_encoder: str | None) -> None:
         )
 
 
-def _declare_ties(model: PreTrainedModel) -> None:
-    """Say at every place of the config whether head and embeddings are one; LoRA's saved modules part them."""
-    are_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    for config in (model.config, model.config.get_text_config()):
-        config.tie_word_embeddings = are_tied
-
-
 def _save(loaded: LoadedModel, folder: Path, base_model: str | None) -> None:
     if isinstance(loaded.model, PeftModel):
         for adapter_config in loaded.model.peft_config.values():
             adapter_config.base_model_name_or_path = base_model
-        # An adapter whose embeddings were trained holds them among `modules_to_save`; "auto" would ask the hub.
+        # Trained embeddings are among the adapter's `modules_to_save`; "auto" would send a request to the hub.
         loaded.model.save_pretrained(folder, save_embedding_layers=False)
         loaded.model.get_base_model().generation_config.save_pretrained(folder)
     else:

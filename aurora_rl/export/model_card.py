@@ -1,6 +1,6 @@
 """The README.md of an exported model: what it is, what it was trained on, its scores, how to load it, its limits.
 
-Nothing is made up: data and licence are what the exporter states, scores what an evaluation's file holds.
+The card has no invented content: the exporter states data and licence, and the scores come from an evaluation's file.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from peft import PeftModel
 from aurora_rl import __version__
 from aurora_rl.files.atomic import write_whole
 from aurora_rl.files.plain import parse_json, read_text_file
-from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.loading import LoadedModel
 
 TAGS = ["audio-visual-segmentation", "referring-segmentation", "video", "audio", "chain-of-thought", "aurora-rl"]
-PIPELINE_TAG = "mask-generation"  # the hub's nearest; it has no task that takes a video, its sound and a sentence
+PIPELINE_TAG = "mask-generation"  # the nearest; the hub has no task for a video, its sound and a sentence
 #: Columns of the table of scores, by their name in out.json and in summary.json.
 MEASURES = {
     "J": ("J",),
@@ -36,13 +35,13 @@ MEASURES = {
 
 @dataclasses.dataclass(frozen=True)
 class CardDetails:
-    """What the card says that the checkpoint does not know.
+    """Contents of the card that the checkpoint does not hold.
 
     Attributes:
-        name: of the model, on the hub `owner/name`.
-        license: of the weights, by the hub's identifiers such as `apache-2.0`.
-        datasets: what it was trained on; hub names where there are.
-        scores: from `score_table`.
+        name: name of the model, on the hub `owner/name`.
+        license: licence of the weights, as an identifier of the hub such as `apache-2.0`.
+        datasets: names of the training data, if possible on the hub.
+        scores: table from `score_table`.
     """
 
     name: str
@@ -63,7 +62,7 @@ def write_model_card(folder: Path, loaded: LoadedModel, details: CardDetails, *,
         f"# {details.name}\n",
         _description(loaded, base_model, is_adapter=is_adapter),
         "## Training data\n",
-        _training_data(details),
+        "".join(f"- {name}\n" for name in details.datasets) or "Not stated by who exported the model.\n",
         "## Scores\n",
         details.scores or NO_SCORES,
         "## How to load it\n",
@@ -77,7 +76,7 @@ def write_model_card(folder: Path, loaded: LoadedModel, details: CardDetails, *,
 
 
 def score_table(path: Path) -> str:
-    """An evaluation's numbers as a Markdown table, under the name of their preset.
+    """Return an evaluation's numbers as a Markdown table, under the name of their preset.
 
     Args:
         path: out.json of `aurora-rl evaluate`, or summary.json of recipes/evaluate.py.
@@ -145,10 +144,6 @@ def _description(loaded: LoadedModel, base_model: str | None, *, is_adapter: boo
     )
 
 
-def _training_data(details: CardDetails) -> str:
-    return "".join(f"- {name}\n" for name in details.datasets) or "Not stated by who exported the model.\n"
-
-
 NO_SCORES = "None were given when the model was exported.\n"
 
 
@@ -197,7 +192,10 @@ from the hub. Plain PEFT does not load this folder: the base model has no mask d
 def _limits(loaded: LoadedModel) -> str:
     lines = []
     if (options := loaded.clip_options) is not None:
-        lines.append(_trained_on_clips(options))
+        lines.append(
+            f"Trained on clips of at most {options.num_frames} frames, {options.fps:g} a second; longer ones are "
+            "answered window by window."
+        )
     if (checkpoint := loaded.segmenter_config.get("checkpoint")) is not None:
         lines.append(f"The mask decoder's frozen image encoder is not in this folder: it is read from `{checkpoint}`.")
     lines += [
@@ -207,13 +205,6 @@ def _limits(loaded: LoadedModel) -> str:
         "It answers about the objects, sounds and sentences of its training data; beyond them nothing was measured.",
     ]
     return "".join(f"- {line}\n" for line in lines)
-
-
-def _trained_on_clips(options: ClipOptions) -> str:
-    return (
-        f"Trained on clips of at most {options.num_frames} frames, {options.fps:g} a second; longer ones are answered "
-        "window by window."
-    )
 
 
 def _licence(details: CardDetails, base_model: str | None) -> str:

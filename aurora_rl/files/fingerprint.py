@@ -1,17 +1,48 @@
-"""Hashes by which a file or a run is known again: of what files are called and hold, and of values.
+"""Hashes by which files and values are known again: of what files are called, of what they hold, of plain values.
 
-They are written into caches, journals and records of stages, so that a change here makes all of these start anew.
-A checkpoint's is put together from them in `models.checkpoint_files`, which knows what belongs to one.
+They lie in caches, journals and records of finished stages: another hash here makes all of these start anew. A
+checkpoint's is put together from them by `models.checkpoint_files`, which knows what belongs to a checkpoint.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable
+from pathlib import Path
+
+from aurora_rl.files.plain import check_plain_file
+
+
+def fingerprint_names(paths: Iterable[str]) -> str:
+    """Hash of files' names and sizes, in their order: tells other or changed files apart without reading them."""
+    return fingerprint_bytes("\n".join(f"{os.path.basename(path)} {os.path.getsize(path)}" for path in paths).encode())
 
 
 def fingerprint_files(files: Iterable[tuple[str, os.stat_result]]) -> str:
-    """16 hexadecimal digits of files' names, sizes and times of change, in any order."""
+    """Hash of files' names, sizes and times of change, in any order; 16 digits."""
     facts = sorted((name, status.st_size, status.st_mtime_ns) for name, status in files)
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    return fingerprint_bytes(repr(facts).encode())[:16]
+
+
+def fingerprint_content(path: Path) -> str:
+    """Hash of what a file holds.
+
+    Raises:
+        NotPlainFileError: if it is a pipe or a device.
+        FileNotFoundError: if there is none.
+    """
+    check_plain_file(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint_values(values: object) -> str:
+    """Hash of texts, numbers and lists of them, by their JSON."""
+    return fingerprint_bytes(json.dumps(values).encode())
+
+
+def fingerprint_bytes(data: bytes) -> str:
+    """SHA-256 in 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()

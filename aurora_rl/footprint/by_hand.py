@@ -43,7 +43,8 @@ def estimate(args: argparse.Namespace) -> tuple[Footprint, Limits]:
     """
     # Without `use_cpu` mixed precision demands a GPU, which an estimate does not need.
     command = ["--config", args.config, *args.options, "--use_cpu", "true"]
-    model_args, data_args, *others = RecipeParser(RECIPES[args.recipe]).parse_args_and_config(command)
+    parser = RecipeParser(RECIPES[args.recipe], prog="aurora-rl footprint")
+    model_args, data_args, *others = parser.parse_args_and_config(command)
     launch = _launch(args)
     known = {"size": args.frame_size and tuple(args.frame_size), "count": args.clips}
     known = {name: value for name, value in known.items() if value is not None}

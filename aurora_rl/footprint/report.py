@@ -148,13 +148,11 @@ def render(
     return "\n".join([*lines, *_operations(footprint.flops, tflops, utilisation)])
 
 
-def _rows(parts: Iterable[Part]) -> list[str]:
-    return [f"  {part.name:<46}{_gb(part.num_bytes):>12}{_note(part.when)}" for part in parts]
-
-
-def _note(when: str) -> str:
-    phase, _, turn = when.partition(":")
-    return "" if when == ALWAYS else f"  while {phase}" + ", one after the other" * bool(turn)
+def _rows(parts: Iterable[Part]) -> Iterator[str]:
+    for part in parts:
+        phase, _, turn = part.when.partition(":")
+        note = "" if part.when == ALWAYS else f"  while {phase}" + ", one after the other" * bool(turn)
+        yield f"  {part.name:<46}{_gb(part.num_bytes):>12}{note}"
 
 
 def _total(name: str, num_bytes: int, limit: int | None) -> str:

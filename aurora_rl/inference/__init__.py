@@ -1,1 +1,1 @@
-"""From a clip and references to chains of thought and masks, and to the videos and files that show them."""
+"""Inference: chains of thought and masks for references to a clip, and the videos and files that show them."""

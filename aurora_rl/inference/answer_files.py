@@ -24,8 +24,9 @@ from aurora_rl.data.footage import Picture
 from aurora_rl.data.run_lengths import encode_masks
 from aurora_rl.files.atomic import whole_entries
 from aurora_rl.inference.overlay import OverlayVideo, colour_of, draw_masks
-from aurora_rl.inference.pipeline import MASK_THRESHOLD, ClipAnswer, WindowAnswer
+from aurora_rl.inference.pipeline import ClipAnswer, WindowAnswer
 from aurora_rl.inference.propagation import FrameMasks
+from aurora_rl.metrics import MASK_THRESHOLD
 
 
 def write_answer(
@@ -133,7 +134,10 @@ class _MaskFiles:
         height, width = self.size
         name = f"{index:06d}.png"
         self.images.append({"id": index, "file_name": name, "time": time, "height": height, "width": width})
-        full = self._at_own_size(masks)
+        probs = torch.from_numpy(masks.astype(np.float32))
+        if probs.shape[1:] != self.size:
+            probs = torch.nn.functional.interpolate(probs[None], size=self.size, mode="bilinear")[0]
+        full = (probs > MASK_THRESHOLD).numpy()  # (R, H, W) at the video's own size
         for reference, (mask, rle) in enumerate(zip(full, encode_masks(full), strict=True)):
             Image.fromarray(mask.astype(np.uint8) * 255).save(self.folder / "masks" / str(reference) / name)
             if not mask.any():
@@ -161,13 +165,6 @@ class _MaskFiles:
                 "categories": self.categories,
             },
         )
-
-    def _at_own_size(self, masks: np.ndarray) -> np.ndarray:
-        """Resize masks to the video's own size, (R, H, W) bool."""
-        probs = torch.from_numpy(masks.astype(np.float32))
-        if probs.shape[1:] != self.size:
-            probs = torch.nn.functional.interpolate(probs[None], size=self.size, mode="bilinear")[0]
-        return (probs > MASK_THRESHOLD).numpy()
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:

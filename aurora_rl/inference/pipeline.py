@@ -1,4 +1,4 @@
-"""From a clip and references to chains of thought and masks: `AuroraPipeline(model)(video=..., text=...)`.
+"""Answers to references to a clip, as chains of thought and masks: `AuroraPipeline(model)(video=..., text=...)`.
 
 A clip longer than the model's training clips is answered window by window, and is never in memory as a whole. The rows
 of a window go through the same `SampleEncoder` and `Predictor` as the rows of an evaluation.
@@ -24,6 +24,7 @@ from aurora_rl.data.footage import MAX_SIDE, Footage, Frame, Picture, open_foota
 from aurora_rl.data.sample import NULL_CATEGORY, AVClip, AVSample
 from aurora_rl.inference.predictor import Predictor
 from aurora_rl.inference.propagation import FrameMasks, MaskTracker, NearestMasks, Sam2Masks, SampledMasks
+from aurora_rl.metrics import MASK_THRESHOLD
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.heads.segmenters import build_frame_encoder
@@ -33,8 +34,6 @@ from aurora_rl.tasks.prompts import SEG_TOKEN
 
 logger = logging.getLogger(__name__)
 
-#: Pixels with a probability above this belong to the mask.
-MASK_THRESHOLD = 0.5
 #: Upper limit of the pixels of all masks (frames x references) of an answer, 1 GB as float32.
 MAX_ANSWER_PIXELS = 256_000_000
 
@@ -162,7 +161,13 @@ class AuroraPipeline:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device is not None:
             self.loaded.model.to(device)
-        self.options = _known_options(clip_options or self.loaded.clip_options)
+        options = clip_options or self.loaded.clip_options
+        if options is None:
+            raise ValueError(
+                "the checkpoint does not say how clips are given to the model, like all that older versions saved: "
+                "give the clip_options of its training (--config with the recipe's YAML file)"
+            )
+        self.options = options
         self.max_side = max_side
         frame_encoder = build_frame_encoder(self.loaded.segmenter_config).to(self.loaded.model.device)
         self.predictor = Predictor(
@@ -409,12 +414,3 @@ class _JoinedMasks:
         """Yield the mean probabilities (F, H, W) float32 of each reference."""
         for sums, counts in zip(self.sums, self.counts, strict=True):
             yield np.stack([sums[index] / counts[index] for index in range(len(sums))])
-
-
-def _known_options(options: ClipOptions | None) -> ClipOptions:
-    if options is None:
-        raise ValueError(
-            "the checkpoint does not say how clips are given to the model, like all that older versions saved: give "
-            "the clip_options of its training (--config with the recipe's YAML file)"
-        )
-    return options

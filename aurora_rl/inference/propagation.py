@@ -1,4 +1,4 @@
-"""From the masks of a clip's sampled frames to masks of all its pictures, one picture at a time.
+"""Propagation of masks from a clip's sampled frames to all its pictures, one picture at a time.
 
 SAM 2 was made for this: it stores masks of some frames in its memory, and segments the pictures between them from that
 memory. It runs forward, so that a picture is decoded, segmented and dropped; the given masks of each sampled frame

@@ -1,1 +1,1 @@
-"""The omni-modal language model with its segmentation head, and how samples become its inputs."""
+"""The omni-modal language model with its segmentation head, and the way from samples to its inputs."""

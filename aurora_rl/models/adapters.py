@@ -1,4 +1,4 @@
-"""Which adapters a policy may have: those that sampling, scoring and saving all see alike."""
+"""A policy may have only adapters that sampling, scoring and saving all apply in the same way."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from aurora_rl.models.head_tokens import SuppressingHead
 def check_saved_head(model: PreTrainedModel | PeftModel) -> None:
     """Refuse copies of the LM head that have lost the suppression of multimodal tokens.
 
-    With tied embeddings PEFT's `ensure_weight_tying` puts a plain layer over the embeddings' weight in the head's
-    place. Without it, head and embeddings are trained as two, from the same weight on, which everything here knows.
+    With tied embeddings PEFT's `ensure_weight_tying` replaces the head by a plain layer over the embeddings' weight.
+    Without it, head and embeddings start from the same weight and are trained as two, which all code here supports.
 
     Raises:
-        ValueError: if there is one.
+        ValueError: if there is such a copy.
     """
     head = _head(model)
     copies = head.modules_to_save.items() if isinstance(head, ModulesToSaveWrapper) else ()
@@ -33,18 +33,18 @@ def check_saved_head(model: PreTrainedModel | PeftModel) -> None:
 
 
 def check_trained_head(model: PreTrainedModel | PeftModel) -> None:
-    """Refuse adapters on the LM head that training would not see: TRL scores completions by the head's own weight.
+    """Refuse adapters on the LM head that scoring would ignore: TRL scores completions by the head's own weight.
 
     Raises:
-        ValueError: if the head has one.
+        ValueError: if the head has such an adapter.
     """
     check_saved_head(model)
     head = _head(model)
     if isinstance(head, BaseTunerLayer | AuxiliaryTrainingWrapper) and not isinstance(head, ModulesToSaveWrapper):
         raise ValueError(
-            f"lm_head has an adapter ({type(head).__name__}) that completions would be sampled with, but scored "
-            "without, since TRL reads the weight beneath it: take it out of target_modules or trainable_token_indices, "
-            "and name lm_head in modules_to_save to train it"
+            f"lm_head has an adapter ({type(head).__name__}) that sampling would apply and scoring would not, since "
+            "TRL reads the weight beneath it: remove it from target_modules or trainable_token_indices, and name "
+            "lm_head in modules_to_save to train it"
         )
 
 

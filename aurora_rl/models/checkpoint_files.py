@@ -1,6 +1,6 @@
-"""Whether a checkpoint's files are what they should be: plain files, readable, and all the weights in their shapes.
+"""Checks of a checkpoint's files: they must be plain files, readable, and hold all weights in the right shapes.
 
-transformers draws anew what a checkpoint lacks and says so in a log line: a model would answer from random weights.
+transformers initialises missing weights at random and only logs it: a model would answer from random weights.
 """
 
 from __future__ import annotations
@@ -14,20 +14,24 @@ from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers.utils.hub import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
 
+from aurora_rl.files.fingerprint import fingerprint_content, fingerprint_values
 from aurora_rl.files.plain import check_plain_file, parse_json, read_text_file
 
 INDEX_SUFFIX = ".safetensors.index.json"
-NUM_SHOWN = 3  # weights that a message names
+NUM_SHOWN = 3  # weights named in a message
 REMEDY = "the save was cut short, or the file is another model's: take the checkpoint from where it is whole"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be loaded as it is; the text names it and what is wrong."""
+    """A checkpoint that cannot be loaded; the text names the checkpoint and the problem."""
 
 
 def check_checkpoint_files(name_or_path: str | os.PathLike[str]) -> None:
-    """Refuse a folder in which something is no plain file, before anything is read; a name on the hub passes.
+    """Refuse a folder that holds anything but plain files, before a file is read; a name on the hub passes.
 
     Raises:
         NotPlainFileError: naming the file.
@@ -43,10 +47,10 @@ def check_checkpoint_files(name_or_path: str | os.PathLike[str]) -> None:
 
 
 def read_adapter_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The fields of an adapter_config.json, among which is the model beneath.
+    """Read the fields of an adapter_config.json, which name the base model.
 
     Raises:
-        CheckpointError: if it is damaged or does not name that model.
+        CheckpointError: if it is damaged or does not name the base model.
         NotPlainFileError: if it is no plain file.
     """
     fields = _read_object(Path(path))
@@ -55,9 +59,25 @@ def read_adapter_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     return fields
 
 
+def fingerprint_checkpoint(name_or_path: str) -> str:
+    """Hash of a checkpoint's weights and configs, those of the model beneath an adapter included.
+
+    Raises:
+        OSError: if there is no such checkpoint.
+    """
+    check_checkpoint_files(name_or_path)
+    adapter = find_adapter_config_file(name_or_path)
+    config_file = Path(adapter or cached_file(name_or_path, "config.json"))
+    files = sorted([config_file, *config_file.parent.glob("*.safetensors")])
+    parts = [[file.name, fingerprint_content(file)] for file in files]
+    if adapter:
+        parts.append(["base", fingerprint_checkpoint(read_adapter_config(config_file)["base_model_name_or_path"])])
+    return fingerprint_values(parts)
+
+
 @contextlib.contextmanager
 def named_weights(name_or_path: str) -> Iterator[None]:
-    """What transformers and PEFT say of weights that are missing, misshapen or damaged becomes a `CheckpointError`."""
+    """Turn errors of transformers and PEFT about missing, misshapen or damaged weights into a `CheckpointError`."""
     try:
         yield
     except KeyError as error:
@@ -70,17 +90,21 @@ def named_weights(name_or_path: str) -> Iterator[None]:
         misshapen = re.findall(r"size mismatch for (\S+): (.*)", str(error))
         if not misshapen:
             raise
-        shapes = [f"{_as_saved(name)} in another shape ({what.rstrip('.')})" for name, what in misshapen]
+        # PEFT's message names a weight as in memory; the file has no ".modules_to_save.default" in the name.
+        names = [re.sub(r"(\.modules_to_save)?\.default(?=\.)", "", name) for name, _ in misshapen]
+        shapes = [
+            f"{name} in another shape ({what.rstrip('.')})" for name, (_, what) in zip(names, misshapen, strict=True)
+        ]
         raise CheckpointError(f"{name_or_path} holds the weight {_some(shapes)}: {REMEDY}") from error
 
 
 def check_model_is_whole(name_or_path: str, loading: Mapping[str, Any], *, new_part: str | None) -> None:
-    """Refuse a model some of whose weights its checkpoint lacks, or holds in other shapes.
+    """Refuse a model if its checkpoint lacks weights or holds them in other shapes.
 
     Args:
         name_or_path: the checkpoint.
-        loading: what `from_pretrained` gives with `output_loading_info` and `ignore_mismatched_sizes`.
-        new_part: the module that is to be drawn anew; None where none is.
+        loading: result of `from_pretrained` with `output_loading_info` and `ignore_mismatched_sizes`.
+        new_part: name of the module that starts from random weights; None where there is none.
 
     Raises:
         CheckpointError: naming the weights.
@@ -97,12 +121,12 @@ def check_model_is_whole(name_or_path: str, loading: Mapping[str, Any], *, new_p
 
 
 def check_adapter_is_whole(name_or_path: str, weights: str | os.PathLike[str], model: PeftModel) -> None:
-    """Refuse an adapter some of whose weights its file lacks; PEFT itself asks for saved modules alone.
+    """Refuse an adapter if its file lacks weights; PEFT itself checks saved modules only.
 
     Args:
         name_or_path: the adapter.
         weights: its safetensors file.
-        model: the model that it has been loaded into.
+        model: the model with the loaded adapter.
 
     Raises:
         CheckpointError: naming the weights.
@@ -112,6 +136,29 @@ def check_adapter_is_whole(name_or_path: str, weights: str | os.PathLike[str], m
     expected = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
     if missing := expected.keys() - found:
         raise CheckpointError(f"{name_or_path} lacks the weight {_some(missing)}: {REMEDY}")
+
+
+@contextlib.contextmanager
+def trained_weights_are_loaded(name_or_path: str, model: nn.Module) -> Iterator[None]:
+    """While the block runs, `load_state_dict` of a model refuses a state that lacks a weight which is trained.
+
+    DeepSpeed loads PEFT's models without asking, because their frozen weights are not in its file.
+
+    Raises:
+        CheckpointError: from `load_state_dict`, naming the weights.
+    """
+
+    def refuse_missing(model: nn.Module, incompatible: Any) -> None:
+        trained = {name for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad}
+        if missing := trained.intersection(incompatible.missing_keys):
+            raise CheckpointError(f"{name_or_path} lacks the weight {_some(missing)}: {REMEDY}")
+
+    hook = model.register_load_state_dict_post_hook(refuse_missing)
+    try:
+        with named_weights(name_or_path):
+            yield
+    finally:
+        hook.remove()
 
 
 def _check_index(path: Path) -> None:
@@ -131,11 +178,6 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise CheckpointError(f"{path} holds no JSON object: {REMEDY}")
     return fields
-
-
-def _as_saved(name: str) -> str:
-    """PEFT's name of a weight in memory -> in its file, as PEFT's message about a missing one has it."""
-    return re.sub(r"(\.modules_to_save)?\.default(?=\.)", "", name)
 
 
 def _some(names: Any) -> str:

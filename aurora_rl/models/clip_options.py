@@ -1,4 +1,4 @@
-"""How clips were put to a model while it was trained, noted in its checkpoint, so that new clips come the same way."""
+"""Options of a model's training clips, noted in its checkpoint, so that new clips are prepared in the same way."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from aurora_rl.models.encoding import PromptOptions
 
 @dataclasses.dataclass(frozen=True)
 class ClipOptions:
-    """What a model is used to.
+    """Options of the clips that a model was trained on.
 
     Attributes:
-        prompt: how a sample is put into words, and the frames' size for the vision tower.
+        prompt: wording of the prompt, and the frames' size for the vision tower.
         fps: frames a second.
-        num_frames: the most frames that a clip had.
-        use_audio_in_video: whether the sound lay between the frames.
+        num_frames: largest number of frames of a clip.
+        use_audio_in_video: whether the sound was interleaved with the frames.
     """
 
     prompt: PromptOptions = PromptOptions()
@@ -33,7 +33,7 @@ class ClipOptions:
 
     @classmethod
     def of_samples(cls, samples: Sequence[AVSample], prompt: PromptOptions) -> ClipOptions:
-        """What a training set is like; its most common rate, should its clips differ."""
+        """Derive the options of a training set; where clips differ in rate, the most common one counts."""
         rates = collections.Counter(sample.fps for sample in samples)
         interleaved = sum(sample.use_audio_in_video for sample in samples)
         return cls(
@@ -44,15 +44,15 @@ class ClipOptions:
         )
 
     def to_arguments(self) -> dict[str, Any]:
-        """The options as `assembly.arguments.DataArguments` names them."""
+        """Return the options by their names in `assembly.arguments.DataArguments`."""
         fields = self.to_dict()
         return {**fields.pop("prompt"), **fields}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, as a checkpoint's config keeps it."""
+        """Return plain JSON for a checkpoint's config."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ClipOptions:
-        """Read what `to_dict` wrote."""
+        """Read the result of `to_dict`."""
         return cls(**{**fields, "prompt": PromptOptions(**fields["prompt"])})

@@ -1,4 +1,4 @@
-"""From encoded samples to batches, for supervised fine-tuning and for rollouts."""
+"""Batches are made here from encoded samples, for supervised fine-tuning and for rollouts."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from aurora_rl.tasks.targets import Target
 
 
 class SFTCollator:
-    """Rows of the dataset -> one right-padded batch with labels on the completion only.
+    """Rows of the dataset become one right-padded batch with labels on the completion only.
 
     Args:
-        encode: turns a sample into tensors.
+        encode: encoder that turns a sample into tensors.
         seg_token_id: id of `[SEG]`.
-        target: what a sample is trained to say, one of `tasks.targets`.
+        target: function from a sample to its completion, one of `tasks.targets`.
     """
 
     def __init__(self, encode: SampleEncoder, seg_token_id: int, target: Callable[[AVSample], Target]) -> None:
@@ -53,7 +53,7 @@ class SFTCollator:
         }
 
     def check(self, samples: Iterable[AVSample]) -> None:
-        """Check what rows are to say before the first of them is needed.
+        """Check the targets of all rows before the first one is needed.
 
         Raises:
             ControlTokenError: naming a row whose category or chain holds a control token.
@@ -69,10 +69,10 @@ class SFTCollator:
         return target
 
     def _tokenize(self, sample: AVSample) -> tuple[list[int], int]:
-        """Token ids of a completion with its end of turn, and how many of them are given.
+        """Return the token ids of a completion with its end of turn, and how many of them are given.
 
-        Both parts are tokenized as one text, as the model would write it; a token that reaches from what is given into
-        what is learned is learned (a full stop with the line break after it is one token of Qwen's).
+        Both parts are tokenized as one text, as the model would write it. A token that belongs to both the given and
+        the learned part is learned (for Qwen, a full stop and the line break after it are one token).
         """
         tokenizer, target = self.encode.tokenizer, self._checked_target(sample)
         tokens = tokenizer(target.given + target.learned, add_special_tokens=False, return_offsets_mapping=True)
@@ -83,13 +83,13 @@ class SFTCollator:
 def right_pad(
     prompts: list[list[int]], completions: list[list[int]], pad_token_id: int, *, num_given: list[int] | None = None
 ) -> dict[str, torch.Tensor]:
-    """`input_ids`, `attention_mask` and `labels`, each (B, L), of prompts joined to completions.
+    """Join prompts to completions: `input_ids`, `attention_mask` and `labels`, each (B, L).
 
     Args:
         prompts: B lists of token ids, without labels.
         completions: B lists of token ids, with labels.
-        pad_token_id: fills the rows up at the right.
-        num_given: first so many tokens of each completion that have no labels; none by default.
+        pad_token_id: id of the padding at the right.
+        num_given: number of first tokens of each completion without labels; 0 by default.
     """
     given = num_given or [0] * len(prompts)
     length = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
@@ -105,14 +105,14 @@ def right_pad(
 
 
 def distinct_media(encoded: Sequence[EncodedSample]) -> tuple[list[Mapping[str, torch.Tensor]], list[int]]:
-    """Media tensors of the distinct samples of a batch, in order of first appearance, and which each row has."""
+    """Return the media tensors of a batch's distinct samples, in order of first appearance, and each row's index."""
     first = {id(item.prompt.features): item.prompt.features for item in encoded}
     order = {key: index for index, key in enumerate(first)}
     return list(first.values()), [order[id(item.prompt.features)] for item in encoded]
 
 
 def collate_frames(encoded: Sequence[EncodedSample]) -> dict[str, torch.Tensor]:
-    """The mask decoder's part of a batch: each distinct clip's frames once, and which clip each row watches."""
+    """Collate the mask decoder's inputs: each distinct clip's frames once, and the index of each row's clip."""
     clips = {item.sample.media_id: item.frame_inputs for item in encoded}
     order = {media_id: index for index, media_id in enumerate(clips)}
     return {

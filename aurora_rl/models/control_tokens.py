@@ -1,9 +1,9 @@
-"""Text from outside never becomes a control token: neither `[SEG]` nor a turn of the chat nor a medium's placeholder.
+"""Untrusted text never becomes a control token: neither `[SEG]` nor a turn of the chat nor a medium's placeholder.
 
-A tokenizer reads some strings as one token with a meaning of its own, wherever they stand: `<|im_end|>` ends a turn,
-`[SEG]` asks for masks. References, categories and chains of thought come from tables that anybody may have written, so
-a text that would give such a token is refused. What counts are the ids that the tokenizer makes of it, not how the text
-looks: tokenizers strip spaces and normalise letters before they look for their tokens.
+A tokenizer reads some strings as one token with a special meaning at any place: `<|im_end|>` ends a turn, `[SEG]` asks
+for masks. References, categories and chains of thought come from tables that anybody may have written, so a text that
+would give such a token is refused. The token ids decide, not the characters of the text: tokenizers strip spaces and
+normalise letters before they look for their tokens.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from aurora_rl.data.sample import AVSample
 from aurora_rl.tasks.prompts import SEG_TOKEN, PromptText, build_messages
 from aurora_rl.tasks.targets import Target
 
-SHOWN_TEXT = 120  # characters of a text that an error repeats
+SHOWN_TEXT = 120  # characters of a text shown in an error
 
 
 class ControlTokenError(ValueError):
-    """A text from outside holds what the tokenizer reads as a control token."""
+    """An untrusted text holds characters that the tokenizer reads as a control token."""
 
 
 def control_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids of all tokens that were added to the vocabulary, special or not, `[SEG]` among them."""
+    """Return the ids of all tokens that were added to the vocabulary, special or not, `[SEG]` included."""
     return frozenset(tokenizer.added_tokens_decoder) | frozenset(tokenizer.all_special_ids)
 
 
 def own_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A conversation with only those texts in it that are the recipe's own: what came from outside is left out."""
+    """Return a conversation with the recipe's own texts only, without any untrusted text."""
 
     def own(text: str) -> str:
         return text.own if isinstance(text, PromptText) else ""
@@ -54,13 +54,13 @@ def check_prompt(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], 
     """Check that a prompt has the control tokens of its own text, in their order, and no others.
 
     Args:
-        tokenizer: the model's.
-        prompt_ids: the prompt's ids.
-        own_text: the prompt as it would be without what came from outside.
-        text: what came from outside, for the error.
+        tokenizer: the model's tokenizer.
+        prompt_ids: the prompt's token ids.
+        own_text: the prompt without untrusted text.
+        text: the untrusted text, for the error.
 
     Raises:
-        ControlTokenError: naming the first token that has no business there.
+        ControlTokenError: naming the first token that must not be there.
     """
     control = control_token_ids(tokenizer)
     expected = [token for token in _ids(tokenizer, own_text) if token in control]
@@ -77,7 +77,7 @@ def check_target(tokenizer: PreTrainedTokenizerBase, target: Target) -> None:
     """Check that a completion has no control token but the `[SEG]` of its answer, at the end.
 
     Raises:
-        ControlTokenError: naming the first other one.
+        ControlTokenError: naming the first other control token.
     """
     text = target.given + target.learned
     tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -91,15 +91,15 @@ def check_target(tokenizer: PreTrainedTokenizerBase, target: Target) -> None:
 
 
 def check_references(tokenizer: PreTrainedTokenizerBase, references: Iterable[str], *, instruction: str) -> None:
-    """Check questions before any clip is read.
+    """Check references before any clip is read.
 
     Args:
-        tokenizer: the model's.
-        references: what is asked.
+        tokenizer: the model's tokenizer.
+        references: the referring sentences.
         instruction: user text with a `{reference}` field.
 
     Raises:
-        ControlTokenError: naming the first that holds a control token.
+        ControlTokenError: naming the first reference that holds a control token.
     """
     for reference in references:
         [message] = build_messages(reference, instruction=instruction)
@@ -109,7 +109,7 @@ def check_references(tokenizer: PreTrainedTokenizerBase, references: Iterable[st
 
 @contextlib.contextmanager
 def naming(sample: AVSample) -> Iterator[None]:
-    """Put the row that a refused text comes from before the error."""
+    """Name the row of a refused text at the start of the error."""
     try:
         yield
     except ControlTokenError as error:

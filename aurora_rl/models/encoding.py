@@ -1,4 +1,4 @@
-"""From samples to tensors: a sample's media and its messages become one `EncodedSample`."""
+"""Samples become tensors here: a sample's media and its messages make one `EncodedSample`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from aurora_rl.tasks.prompts import DEFAULT_INSTRUCTION, build_messages
 
 @dataclasses.dataclass(frozen=True)
 class EncodedSample:
-    """A sample as the model reads it, with the truth it is scored against.
+    """A sample as the model reads it, with its truth.
 
     Attributes:
-        sample: the row it comes from.
+        sample: the sample's row.
         prompt: token ids and media tensors.
-        frame_inputs: (F, ...) what the mask decoder sees of each frame.
+        frame_inputs: (F, ...) the mask decoder's input for each frame.
         gt_masks: (F, H, W) bool.
-        loudness_dbfs: RMS of the clip's loudest 100 ms.
+        loudness_dbfs: RMS of the clip's loudest 100 ms, in dBFS.
     """
 
     sample: AVSample
@@ -38,7 +38,7 @@ class EncodedSample:
 
 @dataclasses.dataclass(frozen=True)
 class PromptOptions:
-    """How a sample is put to the model; the same for training, rollouts and evaluation.
+    """Options of the prompt that a sample becomes; the same for training, rollouts and evaluation.
 
     Attributes:
         instruction: user text with a `{reference}` field.
@@ -59,11 +59,11 @@ class SampleEncoder:
     Args:
         family: the model's family.
         processor: the checkpoint's processor.
-        frame_inputs: maps (sample, clip) to the mask decoder's inputs (F, ...): a frame encoder, or its cache.
-        options: how the sample is put to the model.
-        load: reads the media; replaced by ablations that mute or blank a clip. A `ClipReader` by default.
-        uses_gpu: whether `frame_inputs` runs an encoder on a GPU, which no other thread than the model's may do: it
-            would take memory that the model has by then.
+        frame_inputs: function from (sample, clip) to the mask decoder's inputs (F, ...): a frame encoder, or its cache.
+        options: options of the prompt.
+        load: function that reads the media, a `ClipReader` by default; ablations that mute or blank a clip replace it.
+        uses_gpu: whether `frame_inputs` runs an encoder on a GPU. Only the model's thread may do that: another thread
+            would take memory that the model needs at that time.
     """
 
     def __init__(
@@ -88,21 +88,21 @@ class SampleEncoder:
         return self.processor.tokenizer
 
     def check(self, samples: Sequence[AVSample]) -> None:
-        """Check what rows ask before the first clip is read; raises a `ControlTokenError` that names the row."""
-        first = {sample.reference: sample for sample in reversed(samples)}  # thousands of rows ask the same
+        """Check the rows' references before the first clip is read; raises a `ControlTokenError` that names the row."""
+        first = {sample.reference: sample for sample in reversed(samples)}  # thousands of rows share a reference
         for sample in first.values():
             with naming(sample):
                 self.check_references([sample.reference])
 
     def check_references(self, references: Iterable[str]) -> None:
-        """Check what is to be asked; raises a `ControlTokenError`."""
+        """Check references without rows; raises a `ControlTokenError`."""
         check_references(self.tokenizer, references, instruction=self.options.instruction)
 
     def __call__(self, sample: AVSample) -> EncodedSample:
         return self.prepare(sample)()
 
     def prepare(self, sample: AVSample) -> Callable[[], EncodedSample]:
-        """Do all that needs no GPU, which may be done in another thread; what is returned does the rest."""
+        """Do the work that needs no GPU, in any thread, and return a function that does the rest."""
         clip = self.load(sample)
         if self.uses_gpu:
             encoded = self._encode(sample, clip, torch.empty(0))
@@ -111,14 +111,14 @@ class SampleEncoder:
         return lambda: encoded
 
     def encode_references(self, samples: Sequence[AVSample], clip: AVClip) -> list[EncodedSample]:
-        """Rows that ask about one clip, whose media nobody has to read again.
+        """Encode several references to one clip, whose media are read already.
 
-        Its frames go through the image encoder once, and the rows share one set of media tensors, by which
-        `distinct_media` knows that the towers need to run once.
+        The frames go through the image encoder once. The rows share one set of media tensors, so `distinct_media`
+        finds that the towers need to run only once.
 
         Args:
-            samples: rows on the clip, alike except for their references.
-            clip: its media.
+            samples: rows on the clip, equal except for their references.
+            clip: the clip's media.
         """
         frame_inputs = self.frame_inputs(samples[0], clip)
         rows = [self._encode(sample, clip, frame_inputs) for sample in samples]

@@ -1,7 +1,7 @@
-"""Where a completion ends: one rule for rollouts by transformers and by vLLM, evaluation, `segment` and the demo.
+"""One rule ends a completion, in rollouts by transformers and by vLLM, evaluation, `segment` and the demo.
 
-A completion ends with the first token that the tokenizer calls its end of turn, or that the model's generation config
-names as an end; it is part of the completion. TRL's trainer counts by the same tokens.
+A completion ends with the first token that is the tokenizer's end of turn or an end in the model's generation config;
+this token is part of the completion. TRL's trainer counts by the same tokens.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None) -> list[int]:
-    """Every token that ends a completion, the tokenizer's first.
+    """List every token that ends a completion, the tokenizer's first.
 
     Args:
-        tokenizer: whose `eos_token` training writes behind every completion.
-        generation_config: the model's; its `eos_token_id` may be one id, several or none.
+        tokenizer: tokenizer whose `eos_token` training appends to every completion.
+        generation_config: the model's generation config; its `eos_token_id` may be one id, several or none.
 
     Raises:
-        ValueError: if neither names one.
+        ValueError: if neither names such a token.
     """
     declared = getattr(generation_config, "eos_token_id", None)
     several = declared if isinstance(declared, (list, tuple)) else [declared]
@@ -33,17 +33,17 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Generat
 
 
 def declare_ends(generation_config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write the rule into a model's generation config, so that who generates with the model alone has it too."""
+    """Write the rule into a model's generation config, so that it also holds for whoever uses the model alone."""
     ids = end_token_ids(tokenizer, generation_config)
     generation_config.eos_token_id = ids if len(ids) > 1 else ids[0]
 
 
 def until_end(completion_ids: torch.Tensor, end_ids: Sequence[int]) -> list[torch.Tensor]:
-    """What each sequence of a batch really said: everything up to its first end, which is included.
+    """Cut each sequence of a batch after its first end token, which is kept.
 
     Args:
-        completion_ids: (B, L), padded at the right by whatever comes after an end.
-        end_ids: from `end_token_ids`.
+        completion_ids: (B, L); tokens after an end are padding.
+        end_ids: token ids from `end_token_ids`.
     """
     is_end = torch.isin(completion_ids, torch.tensor(end_ids, device=completion_ids.device))
     said = is_end.cumsum(1) - is_end.long() == 0

@@ -1,9 +1,9 @@
-"""Gradient checkpointing that leaves frozen parts of an MLLM alone.
+"""Gradient checkpointing that skips the frozen parts of an MLLM.
 
-transformers makes the outputs of *every* part's input layer require gradients, so that what is frozen lets gradients
-through to adapters behind it. Nothing lies behind the input layers of a frozen tower, and still its whole backward pass
-would be run. It also hooks those layers anew at each `gradient_checkpointing_enable`, which TRL calls around every
-generation and every scoring pass.
+transformers makes the outputs of *every* part's input layer require gradients, so that adapters behind frozen layers
+get gradients. A frozen tower has no such adapters, and its whole backward pass would run for nothing. transformers also
+adds another hook to those layers at each `gradient_checkpointing_enable`, which TRL calls around every generation and
+every scoring pass.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from transformers import PreTrainedModel
 
 
 class FrozenPartsMixin(PreTrainedModel):
-    """Put in front of a Hugging Face MLLM class, whose language model and towers are models of their own.
+    """A mixin for a Hugging Face MLLM class whose language model and towers are models of their own.
 
-    What is frozen is asked at each call, since TRL and PEFT freeze and add weights after a model is made.
+    Each call looks up which parts are frozen, since TRL and PEFT freeze and add weights after a model is made.
     """
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """As transformers'; a frozen part keeps no activations that would have to be computed again."""
+        """Enable checkpointing in trained parts only: a frozen part stores no activations that it could save."""
         super().gradient_checkpointing_enable(*args, **kwargs)
         for part in self._parts():
             if not _is_trained(part):
                 part.gradient_checkpointing_disable()
 
     def enable_input_require_grads(self) -> None:
-        """Let gradients through the input layers of trained parts; calling it again changes nothing."""
+        """Make the outputs of trained parts' input layers require gradients; a second call changes nothing."""
         self.disable_input_require_grads()
         layers = {id(layer): layer for part in self._parts() if _is_trained(part) for layer in _input_layers(part)}
         self._require_grads_hooks = [layer.register_forward_hook(_require_grad) for layer in layers.values()]
 
     def _parts(self) -> Iterator[PreTrainedModel]:
-        """Language model and towers."""
+        """Yield the language model and the towers."""
         return (module for module in self.modules() if isinstance(module, PreTrainedModel) and module is not self)
 
 
@@ -45,7 +45,7 @@ def _is_trained(part: nn.Module) -> bool:
 
 
 def _input_layers(part: PreTrainedModel) -> list[nn.Module]:
-    """The layer that a part's inputs go through first; none where transformers does not know it."""
+    """Return the input layer of a part; none where transformers does not know it."""
     try:
         layer = part.get_input_embeddings()
     except NotImplementedError:

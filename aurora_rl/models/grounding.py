@@ -1,7 +1,7 @@
 """The mixin that gives an MLLM masks: hidden state at `[SEG]` -> projector -> prompt -> mask decoder.
 
 Log-probabilities and masks come from the same forward pass. TRL replaces an instance's `forward` by one with a fused
-LM head, so the mask branch wraps whichever `forward` there is (`install_mask_forward`) instead of sitting inside it.
+LM head, so the mask branch wraps the present `forward` (`install_mask_forward`) instead of being a part of it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SegmentationHead(nn.Module):
         )
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew, by each layer's own rule."""
+        """Initialise all weights again, by each layer's own rule."""
         self.mask_decoder.reset_parameters()
         for layer in self.projector:
             if isinstance(layer, nn.Linear):
@@ -56,9 +56,9 @@ class SegmentationHead(nn.Module):
         Args:
             hidden_states: (B, D) states at `[SEG]`.
             frames: (N, ...) mask-decoder inputs of the batch's distinct clips, concatenated over their frames; None
-                for the prompts alone.
-            frame_counts: (U,) number of frames of each distinct clip, summing to N.
-            clip_index: (B,) which of the U clips each row watches.
+                to compute the prompts only.
+            frame_counts: (U,) number of frames of each distinct clip; their sum is N.
+            clip_index: (B,) index of each row's clip among the U clips.
 
         Returns:
             (B, C) prompts of the mask decoder, and (sum over rows of F_b, h, w) mask logits, row after row.
@@ -77,7 +77,7 @@ class SegmentationHead(nn.Module):
 
 
 class SegmentationMixin(FrozenPartsMixin, PreTrainedModel):
-    """Put in front of a Hugging Face MLLM class; call `init_segmentation` at the end of `__init__`."""
+    """A mixin for a Hugging Face MLLM class, which calls `init_segmentation` at the end of its `__init__`."""
 
     seg_head: nn.Module
     # In bf16 the small updates of a learning rate of 1e-5 would be rounded away. With `bf16: true` the head is, under
@@ -85,13 +85,13 @@ class SegmentationMixin(FrozenPartsMixin, PreTrainedModel):
     # - FSDP2: shards of float32, gathered as bf16 for a forward pass, which runs under autocast as well;
     # - DeepSpeed, ZeRO-3 while loading included: bf16, without autocast. It keeps the *buffers* named here in float32,
     #   parameters are cast; its optimiser updates float32 copies of them, so that no update is lost there either.
-    # Hence whatever meets a buffer casts it first: see `Segmenter.decode` and `SuppressingHead.bias`.
+    # Hence code that uses a buffer casts it first: see `Segmenter.decode` and `SuppressingHead.bias`.
     _keep_in_fp32_modules_strict = ("seg_head",)
-    #: Which distinct clip each row of the batch has, while `shared_media` is on; None where every row brings its own.
+    #: Index of each row's distinct clip while `shared_media` is on; None where every row has its own clip.
     media_index: list[int] | None = None
 
-    def of_distinct_media(self, per_row: torch.Tensor) -> torch.Tensor:
-        """(B, ...) values of the rows -> (U, ...) values of the distinct clips; only while `shared_media` is on."""
+    def select_distinct(self, per_row: torch.Tensor) -> torch.Tensor:
+        """Select from (B, ...) row values the (U, ...) values of distinct clips; only while `shared_media` is on."""
         assert self.media_index is not None
         first_rows = [self.media_index.index(clip) for clip in range(max(self.media_index) + 1)]
         return per_row[first_rows]
@@ -110,17 +110,17 @@ class SegmentationMixin(FrozenPartsMixin, PreTrainedModel):
         self.post_init()
 
     def _supports_logits_to_keep(self) -> bool:
-        """Tell `generate` to ask for the last position alone, though the family's own signature does not know it.
+        """Tell `generate` to ask for the last position only, which the family's own signature does not offer.
 
-        Of a prompt's positions the logits take (B, L, V): 8 GB for 16 rows of 1,700 tokens and 152,064 words.
+        The logits of all positions of a prompt take (B, L, V): 8 GB for 16 rows of 1,700 tokens and 152,064 words.
         """
         return True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Keep each layer's own initialisation inside the head; the language model's 0.02 starves a small decoder."""
+        """Keep each layer's own initialisation in the head: the language model's 0.02 is too small for a decoder."""
         super()._init_weights(module)
-        # transformers calls this for the modules that own parameters, never for the head as a whole.
+        # transformers calls this for modules that own parameters, never for the whole head.
         head, reset = getattr(self, "seg_head", None), getattr(module, "reset_parameters", None)
         if callable(reset) and head is not None and any(module is part for part in head.modules()):
             reset()
@@ -136,17 +136,17 @@ class SegmentationMixin(FrozenPartsMixin, PreTrainedModel):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> Any:
-        """Run `inner_forward` once; with `seg_index`, its output also carries prompts and masks.
+        """Run `inner_forward` once; with `seg_index`, its output also holds prompts and masks.
 
-        They are `sparse_prompt_embeddings` (B, C) and `mask_logits` as in `SegmentationHead.forward`, the latter None
-        without `seg_frames`.
+        They are `sparse_prompt_embeddings` (B, C) and `mask_logits` as in `SegmentationHead.forward`; without
+        `seg_frames` the masks are None.
 
         Args:
             inner_forward: the forward pass without masks.
             seg_index: (B,) position of `[SEG]` in each row.
             seg_frames, seg_frame_counts, seg_clip_index: see `SegmentationHead.forward`.
-            logits_to_keep: as in transformers: how many of the last positions are projected onto the vocabulary, or
-                which positions; 0 for all.
+            logits_to_keep: number of last positions that are projected onto the vocabulary, or the positions
+                themselves; 0 for all. transformers has the same argument.
         """
         with projecting_only(self.lm_head, logits_to_keep):
             if seg_index is None:
@@ -162,10 +162,10 @@ class SegmentationMixin(FrozenPartsMixin, PreTrainedModel):
 
 
 class BackboneView:
-    """A model seen without its `lm_head`, for families whose `base_model` is the whole model.
+    """A model without its `lm_head`, for families whose `base_model` is the whole model.
 
-    TRL's fused LM head calls `model.base_model(...).last_hidden_state` and projects by itself. Every attribute but
-    the call is the model's own.
+    TRL's fused LM head calls `model.base_model(...).last_hidden_state` and projects by itself. All attributes are the
+    model's own; only the call differs.
     """
 
     def __init__(self, model: SegmentationMixin, forward: Callable[..., Any]) -> None:
@@ -182,17 +182,17 @@ class BackboneView:
 
 
 def segmentation_model(model: nn.Module) -> SegmentationMixin:
-    """The model itself, out of whatever it is wrapped in."""
+    """Find the segmentation model inside its wrappers, such as PEFT's or DDP's."""
     return next(module for module in model.modules() if isinstance(module, SegmentationMixin))
 
 
 @contextlib.contextmanager
 def shared_media(model: nn.Module, media_index: Sequence[int]) -> Iterator[None]:
-    """Run the towers once for each distinct clip of a batch, G rows of a group sharing one.
+    """Run the towers once for each distinct clip of a batch; the G rows of a group share one.
 
     Args:
-        model: the model, in whatever it is wrapped.
-        media_index: (B,) which distinct clip each row has, numbered in order of first appearance, as in
+        model: the model, wrapped or not.
+        media_index: (B,) index of each row's distinct clip, in order of first appearance, as in
             `MLLMFamily.collate_features`.
     """
     inner = segmentation_model(model)
@@ -204,7 +204,7 @@ def shared_media(model: nn.Module, media_index: Sequence[int]) -> Iterator[None]
 
 
 def without_projection(lm_head: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Make `lm_head` return (B, L, 0), for a forward pass whose logits nobody reads: (B, L, V) is large."""
+    """Make `lm_head` return (B, L, 0), for a forward pass whose logits are not needed: (B, L, V) is large."""
     return _projecting_by(lm_head, lambda hidden_states: hidden_states[..., :0])
 
 
@@ -212,11 +212,11 @@ def projecting_only(lm_head: nn.Module, logits_to_keep: int | torch.Tensor) -> c
     """Make `lm_head` project some of the positions of (B, L, D) only.
 
     Args:
-        lm_head: in whatever PEFT or TRL have put around it.
-        logits_to_keep: how many of the last positions, or which positions; 0 for all.
+        lm_head: the head, wrapped by PEFT or TRL or not.
+        logits_to_keep: number of last positions, or the positions themselves; 0 for all.
     """
     keeps_all = isinstance(logits_to_keep, int) and logits_to_keep == 0
-    if keeps_all or torch.compiler.is_compiling():  # what `generate` compiles reads one token a row
+    if keeps_all or torch.compiler.is_compiling():  # a forward pass that `generate` compiles reads one token a row
         return contextlib.nullcontext()
     positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
     project = lm_head.forward
@@ -225,7 +225,7 @@ def projecting_only(lm_head: nn.Module, logits_to_keep: int | torch.Tensor) -> c
 
 @contextlib.contextmanager
 def _projecting_by(lm_head: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """Replace `lm_head.forward` for a while; its hooks, which gather its weights under ZeRO-3, stay."""
+    """Replace `lm_head.forward` for a while; the head's hooks, which gather its weights under ZeRO-3, stay."""
     patched = lm_head.__dict__.get("forward")  # TRL's cast_lm_head_to_fp32 sets one
     lm_head.__dict__["forward"] = forward
     try:
@@ -237,7 +237,7 @@ def _projecting_by(lm_head: nn.Module, forward: Callable[[torch.Tensor], torch.T
 
 
 def install_mask_forward(model: SegmentationMixin) -> None:
-    """Wrap the instance's present `forward` (TRL's fused one, say) so that it answers `seg_index` with masks."""
+    """Wrap the instance's present `forward`, such as TRL's fused one, so that it returns masks for `seg_index`."""
     inner_forward = model.forward
 
     @functools.wraps(type(model).forward)
@@ -253,10 +253,10 @@ def row_mask_logits(
     """Split a forward pass's `mask_logits` into rows, each at the size of its own frames.
 
     Args:
-        model: the model, in whatever it is wrapped.
+        model: the model, wrapped or not.
         mask_logits: (sum of F_b, h, w).
-        frame_counts: (B,) frames of each row.
-        gt_masks: B truths (F_b, H, W), whose sizes are those of the frames.
+        frame_counts: (B,) number of frames of each row.
+        gt_masks: B truths (F_b, H, W), as large as the frames.
 
     Returns:
         B logits (F_b, H, W) float32.
@@ -264,7 +264,7 @@ def row_mask_logits(
     Raises:
         ValueError: if a row's truth has another number of frames.
     """
-    decoder = _mask_decoder(model)
+    decoder = next(module for module in model.modules() if isinstance(module, Segmenter))
     rows = mask_logits.split(frame_counts.tolist())
     for row, truth in zip(rows, gt_masks, strict=True):
         if len(row) != len(truth):
@@ -275,26 +275,22 @@ def row_mask_logits(
     return [decoder.postprocess(row, size) for row, size in zip(rows, sizes, strict=True)]
 
 
-def _mask_decoder(model: nn.Module) -> Segmenter:
-    return next(module for module in model.modules() if isinstance(module, Segmenter))
-
-
 def _slots_within_clip(clip_index: torch.Tensor) -> torch.Tensor:
-    """(B,) running number of each row among the rows of its clip: [0, 1, 0, 0] -> [0, 0, 1, 2]."""
+    """Number each row (B,) among the rows of its clip: [0, 1, 0, 0] -> [0, 0, 1, 2]."""
     same_clip = clip_index[:, None] == clip_index[None, :]
     return same_clip.tril(-1).sum(1)
 
 
 @functools.cache
 def _output_class(base: type) -> type:
-    """`base` with our fields declared: DDP rebuilds outputs and drops what is not."""
+    """Derive from `base` a class that declares our fields: DDP rebuilds outputs and drops undeclared fields."""
     fields = [(name, torch.Tensor | None, None) for name in ("mask_logits", "sparse_prompt_embeddings")]
     return dataclasses.make_dataclass(f"Masked{base.__name__}", fields, bases=(base,))
 
 
 @contextlib.contextmanager
 def _decoder_output(model: SegmentationMixin, *, whole: bool = False) -> Iterator[dict[str, Any]]:
-    """Capture what the text decoder returns, without keeping the states of all layers."""
+    """Capture the text decoder's output, without the states of all layers."""
     captured: dict[str, Any] = {}
 
     def keep(_module: nn.Module, _args: Any, output: Any) -> None:

@@ -1,4 +1,4 @@
-"""Where `[SEG]` is in a sequence, and which tokens a completion may never hold."""
+"""The place of `[SEG]` in a sequence, and the tokens that a completion may never hold."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from aurora_rl.models.sharding import gathered
 from aurora_rl.tasks.prompts import SEG_TOKEN
 
-# Far enough below every real logit to leave no probability, near enough to be finite in bf16.
+# So far below every real logit that no probability is left, and still finite in bf16.
 SUPPRESSED_LOGIT = -1e4
 
 
 def ensure_seg_token(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int:
-    """Add `[SEG]` to the tokenizer, if it is not there yet, and return its id.
+    """Add `[SEG]` to the tokenizer, unless it is there, and return its id.
 
     It is added as an ordinary token: completions are decoded with `skip_special_tokens=True`, and a special `[SEG]`
     would vanish from the text that rewards read.
 
     Args:
-        tokenizer: changed in place.
+        tokenizer: the tokenizer, which is changed in place.
         vocab_size: rows of the model's embedding matrix, padding included.
 
     Raises:
@@ -45,7 +45,7 @@ def ensure_seg_token(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int
 
 @torch.no_grad()
 def init_seg_embedding(model: PreTrainedModel, seg_token_id: int, *, num_tokens: int) -> None:
-    """Start `[SEG]` at the mean of the first `num_tokens` rows; a padding row may be all zeros."""
+    """Initialise `[SEG]` with the mean of the first `num_tokens` rows; a padding row may be all zeros."""
     layers = {id(layer.weight): layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
     with gathered(layers.values()):
         for weight in layers.values():
@@ -76,7 +76,7 @@ class SuppressingHead(nn.Linear):
 def suppress_tokens(lm_head: nn.Linear, token_ids: list[int]) -> None:
     """Give `token_ids` no probability anywhere: sampling, log-probabilities, entropy and KL all see the same logits.
 
-    They do so through the head's bias, which is a buffer: neither trained nor saved nor synced to vLLM. A sampled
+    The head's bias does this; it is a buffer that is neither trained nor saved nor synced to vLLM. A sampled
     `<|audio_bos|>` would crash the next forward pass, since no audio goes with it.
 
     Raises:
@@ -94,16 +94,16 @@ def suppress_tokens(lm_head: nn.Linear, token_ids: list[int]) -> None:
 def find_seg(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, seg_token_id: int, *, num_completion_tokens: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Position of the last `[SEG]` among the completion tokens of each row.
+    """Find the last `[SEG]` among the completion tokens of each row.
 
-    A row without one gets the position of its last real token, so that every rank runs the same modules; its masks
-    are to be weighted by 0.
+    A row without `[SEG]` gets the position of its last real token, so that every rank runs the same modules; the
+    caller weights its masks by 0.
 
     Args:
         input_ids: (B, L) prompt, left-padded, then completion, right-padded.
-        attention_mask: (B, L).
+        attention_mask: (B, L), 0 for padding.
         seg_token_id: id of `[SEG]`.
-        num_completion_tokens: how many of the last positions are completion; a `[SEG]` in the prompt is no answer.
+        num_completion_tokens: number of last positions that are completion; a `[SEG]` in the prompt is no answer.
 
     Returns:
         seg_index (B,) long, has_seg (B,) bool.

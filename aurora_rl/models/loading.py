@@ -1,4 +1,4 @@
-"""From a hub name, a full Omni checkpoint, a trained thinker or a LoRA adapter to a model with a segmentation head.
+"""Load a model with a segmentation head from a hub name, a full Omni checkpoint, a trained thinker or a LoRA adapter.
 
 Loading reads safetensors only and never runs a repository's code.
 """
@@ -35,17 +35,17 @@ from aurora_rl.tasks.prompts import SEG_TOKEN
 
 logger = logging.getLogger(__name__)
 
-#: File of an adapter's weights; PEFT would also unpickle an `adapter_model.bin`.
+#: The only file of an adapter's weights that is read; PEFT would also unpickle an `adapter_model.bin`.
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclasses.dataclass
 class SegmentationLoraConfig(LoraConfig):
-    """LoRA that remembers its mask decoder: the config of a plain MLLM beneath it cannot tell what `seg_head` is.
+    """LoRA with the config of its mask decoder: the config of a plain base model does not describe `seg_head`.
 
     Attributes:
         segmenter: config of the mask decoder that was trained beside the adapters.
-        clip_options: how clips were put to the model, see `models.clip_options`.
+        clip_options: options of the training clips, see `models.clip_options`.
     """
 
     segmenter: dict[str, Any] | None = None
@@ -54,12 +54,12 @@ class SegmentationLoraConfig(LoraConfig):
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A model with everything it needs to be fed.
+    """A model with all that is needed to prepare its inputs.
 
     Attributes:
         model: the MLLM with its segmentation head, wrapped by PEFT where an adapter was loaded.
         processor: its processor, `[SEG]` included.
-        family: how the model is fed.
+        family: the model's family, which encodes its inputs.
         seg_token_id: id of `[SEG]`.
     """
 
@@ -74,12 +74,12 @@ class LoadedModel:
 
     @property
     def clip_options(self) -> ClipOptions | None:
-        """How clips were put to the model while it was trained; None where its checkpoint does not tell."""
+        """The options of the model's training clips; None where its checkpoint does not hold them."""
         fields = getattr(self.model.config, "clip_options", None)
         return None if fields is None else ClipOptions.from_dict(fields)
 
     def remember_clips(self, options: ClipOptions) -> None:
-        """Note in the configs that checkpoints are saved with how clips are put to the model from now on."""
+        """Note the clips' options in the configs that checkpoints are saved with."""
         self.model.config.clip_options = options.to_dict()
         for adapter_config in getattr(self.model, "peft_config", {}).values():
             adapter_config.clip_options = options.to_dict()
@@ -98,11 +98,11 @@ def load_model(
 
     Args:
         name_or_path: hub name or directory: a plain MLLM, a model saved by Aurora-RL, or a LoRA adapter of one.
-        segmenter: config of the mask decoder to start with; a checkpoint that has been trained knows its own, and
-            what is given here must agree with it.
-        dtype: of the weights.
-        attn_implementation: as in transformers.
-        quantization_config: as in transformers, from `models.quantization`.
+        segmenter: config of the mask decoder to start with. A trained checkpoint has a config of its own, which must
+            agree with this one.
+        dtype: dtype of the weights.
+        attn_implementation: transformers' attention implementation.
+        quantization_config: transformers' quantization config, from `models.quantization`.
         is_trainable: whether a LoRA adapter is loaded for further training.
 
     Raises:
@@ -118,13 +118,15 @@ def load_model(
     if adapter_config := find_adapter_config_file(name_or_path):
         return _load_adapter(name_or_path, Path(adapter_config), segmenter, is_trainable=is_trainable, **options)
     loaded, is_new = _load_whole(name_or_path, segmenter, **options)
-    if is_new:
-        _start_from_pretrained_decoder(loaded.model)
+    decoder = loaded.model.seg_head.mask_decoder
+    if is_new and hasattr(decoder, "load_pretrained"):
+        with gathered(decoder.parameters()):
+            decoder.load_pretrained()
     return loaded
 
 
 def read_model_config(name_or_path: str, segmenter: dict[str, Any] | None) -> tuple[MLLMFamily, PretrainedConfig, bool]:
-    """Family and config of a checkpoint that is no adapter, its mask decoder included, and whether that one is new.
+    """Read family and config of a checkpoint that is no adapter, and tell whether its mask decoder is new.
 
     Raises:
         ValueError: if a plain MLLM is named without `segmenter`, or a trained one with another than its own.
@@ -141,10 +143,10 @@ def read_model_config(name_or_path: str, segmenter: dict[str, Any] | None) -> tu
 
 
 def read_segmenter_config(name_or_path: str, segmenter: dict[str, Any] | None) -> dict[str, Any]:
-    """Config of the mask decoder that `load_model` would give a checkpoint or adapter; no weights are read.
+    """Read the config of the mask decoder that `load_model` would use; no weights are read.
 
     Raises:
-        ValueError: as `load_model`.
+        ValueError: for the reasons of `load_model`.
     """
     check_checkpoint_files(name_or_path)
     if adapter_config := find_adapter_config_file(name_or_path):
@@ -156,7 +158,7 @@ def read_segmenter_config(name_or_path: str, segmenter: dict[str, Any] | None) -
 
 
 def saved_clip_options(name_or_path: str) -> ClipOptions | None:
-    """What `LoadedModel.clip_options` will be of a checkpoint or adapter; no weights are read."""
+    """Read `LoadedModel.clip_options` of a checkpoint or adapter without its weights."""
     fields = None
     check_checkpoint_files(name_or_path)
     if adapter_config := find_adapter_config_file(name_or_path):
@@ -168,13 +170,13 @@ def saved_clip_options(name_or_path: str) -> ClipOptions | None:
 
 
 def has_segmenter(name_or_path: str) -> bool:
-    """Whether a checkpoint that is no adapter was saved with a mask decoder."""
+    """Tell whether a checkpoint that is no adapter was saved with a mask decoder."""
     check_checkpoint_files(name_or_path)
     return bool(PretrainedConfig.get_config_dict(name_or_path)[0].get("segmenter"))
 
 
 def prepare_vocabulary(model: PreTrainedModel, processor: ProcessorMixin, family: MLLMFamily) -> int:
-    """Make `[SEG]` part of the tokenizer and multimodal tokens impossible to sample; returns the id of `[SEG]`."""
+    """Add `[SEG]` to the tokenizer, make multimodal tokens impossible to sample, and return the id of `[SEG]`."""
     tokenizer = processor.tokenizer
     is_new, num_tokens = SEG_TOKEN not in tokenizer.get_vocab(), len(tokenizer)
     seg_token_id = ensure_seg_token(tokenizer, model.get_input_embeddings().num_embeddings)
@@ -185,7 +187,7 @@ def prepare_vocabulary(model: PreTrainedModel, processor: ProcessorMixin, family
 
 
 def freeze(model: torch.nn.Module, names: list[str]) -> None:
-    """Switch gradients off in the sub-modules whose dotted name starts with, or holds as a part, one of `names`.
+    """Disable gradients in the sub-modules whose dotted name holds one of `names`.
 
     Raises:
         ValueError: if a name matches no parameter.
@@ -205,10 +207,10 @@ def _load_adapter(
     segmenter = _agreed_segmenter(name_or_path, fields.get("segmenter"), segmenter)
     loaded, is_new = _load_whole(fields["base_model_name_or_path"], segmenter, **options)
     if is_new and "seg_head" not in (fields.get("modules_to_save") or ()):
-        raise ValueError(f"neither {name_or_path} nor the model beneath it holds the weights of a mask decoder")
-    weights = cached_file(name_or_path, ADAPTER_WEIGHTS)  # an error where it is missing
+        raise ValueError(f"neither {name_or_path} nor its base model holds the weights of a mask decoder")
+    weights = cached_file(name_or_path, ADAPTER_WEIGHTS)  # raises where the file is missing
     config = SegmentationLoraConfig(**{**fields, "segmenter": loaded.segmenter_config})
-    if config.clip_options is not None:  # the adapter was trained later than what lies beneath it
+    if config.clip_options is not None:  # the adapter was trained later than its base model
         loaded.model.config.clip_options = config.clip_options
     with named_weights(name_or_path):
         model = PeftModel.from_pretrained(
@@ -225,7 +227,7 @@ def _load_adapter(
 
 
 def _load_whole(name_or_path: str, segmenter: dict[str, Any] | None, **options: Any) -> tuple[LoadedModel, bool]:
-    """A model that is no adapter, and whether its mask decoder is new, that is, random."""
+    """Load a model that is no adapter, and tell whether its mask decoder is new, that is, random."""
     family, config, is_new = read_model_config(name_or_path, segmenter)
     if is_new:
         config.segmenter = complete_segmenter_config(config.segmenter)
@@ -240,7 +242,7 @@ def _load_whole(name_or_path: str, segmenter: dict[str, Any] | None, **options: 
         )
     check_model_is_whole(name_or_path, loading, new_part="seg_head" if is_new else None)
     if is_new:
-        model.seg_head.float()  # transformers keeps only that in float32 which a checkpoint holds
+        model.seg_head.float()  # transformers keeps a module in float32 only if the checkpoint holds it
     restore_rotary_frequencies(model)
     processor = AutoProcessor.from_pretrained(name_or_path, trust_remote_code=False)
     seg_token_id = prepare_vocabulary(model, processor, family)
@@ -251,15 +253,7 @@ def _load_whole(name_or_path: str, segmenter: dict[str, Any] | None, **options: 
 def _agreed_segmenter(
     name_or_path: str, own: dict[str, Any] | None, asked: dict[str, Any] | None
 ) -> dict[str, Any] | None:
-    """The checkpoint's own mask decoder, which may know more of itself than was asked for; else the one asked for."""
+    """Return the checkpoint's own mask decoder, or the requested one if it has none; the two must agree."""
     if own is not None and any(own.get(key) != value for key, value in (asked or {}).items()):
         raise ValueError(f"{name_or_path} was trained with the mask decoder {own}, but {asked} is asked for: drop it")
     return own or asked
-
-
-def _start_from_pretrained_decoder(model: PreTrainedModel) -> None:
-    """Load the pretrained mask decoder that the segmenter's config names, if it names one."""
-    decoder = model.seg_head.mask_decoder
-    if hasattr(decoder, "load_pretrained"):
-        with gathered(decoder.parameters()):
-            decoder.load_pretrained()

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-#: What stays as it was loaded: the mask head is trained whole, the towers are small, `lm_head` is read by TRL's kernel.
+#: Modules that are not quantised: all of the mask head is trained, the towers are small, TRL's kernel reads `lm_head`.
 NOT_QUANTIZED = ("seg_head", "lm_head", "visual", "audio_tower")
 
 
 def four_bit_config() -> BitsAndBytesConfig:
-    """4-bit NormalFloat with doubly quantised constants, multiplied in bfloat16.
+    """Return the config of 4-bit NormalFloat with doubly quantised constants, multiplied in bfloat16.
 
     Raises:
         ImportError: if bitsandbytes is not installed.
@@ -35,7 +35,7 @@ def four_bit_config() -> BitsAndBytesConfig:
 
 
 def is_quantized(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is one that bitsandbytes replaces: a linear layer's weight outside the modules left alone."""
+    """Tell whether bitsandbytes replaces a parameter: a linear layer's weight outside `NOT_QUANTIZED`."""
     components = name.split(".")
     is_embedding = "embed_tokens" in components
     is_adapter = any(component.startswith("lora_") for component in components)

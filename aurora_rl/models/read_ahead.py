@@ -1,8 +1,8 @@
-"""The next batch's media are read and encoded in a thread while the model works on this one's.
+"""A thread reads and encodes the media of the next batch while the model works on the current one.
 
-One batch ahead and no more, so that memory is bounded. What is taken is the same, in the same order, as if it were
-encoded only then; an error of a sample is raised where that sample is taken. The thread makes tensors in main memory
-only: what needs a GPU is done by the thread that takes the sample.
+It stays one batch ahead, so that memory is bounded. The result and its order are the same as without the thread, and a
+sample's error is raised where that sample is taken. The thread makes tensors in main memory only; the thread that takes
+the sample does the work that needs a GPU.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 
 
 class ReadAhead(contextlib.AbstractContextManager["ReadAhead", None]):
-    """Encodes samples before they are asked for; a context manager that leaves no thread behind.
+    """Encodes samples before they are needed; a context manager that ends its thread.
 
     Args:
-        encode: turns a sample into tensors. Samples that were not begun ahead are encoded by it, where they are taken.
+        encode: encoder that turns a sample into tensors. It also encodes samples that are taken without `begin`.
     """
 
     def __init__(self, encode: SampleEncoder) -> None:
@@ -33,10 +33,10 @@ class ReadAhead(contextlib.AbstractContextManager["ReadAhead", None]):
         self.close()
 
     def take(self, samples: Sequence[AVSample]) -> list[EncodedSample]:
-        """The samples encoded, in order; copies of one sample share their tensors.
+        """Return the samples encoded, in order; copies of one sample share their tensors.
 
         Raises:
-            MediaError: or whatever else encoding the first bad sample raises.
+            MediaError: or another error of the first sample that cannot be encoded.
         """
         encoded: dict[str, EncodedSample] = {}
         for sample in samples:
@@ -46,18 +46,21 @@ class ReadAhead(contextlib.AbstractContextManager["ReadAhead", None]):
         return [encoded[sample.key] for sample in samples]
 
     def begin(self, samples: Iterable[AVSample]) -> None:
-        """Begin to encode these, each distinct one once; what was begun before and not taken is dropped."""
+        """Begin to encode these samples, each distinct one once; earlier samples that were not taken are dropped."""
         self._drop()
         distinct = dict.fromkeys(samples)
         if not distinct:
             return
         if self._thread is None:
-            self._thread, self._encode_there = ThreadPoolExecutor(1, "read ahead"), _for_another_thread(self.encode)
+            self._thread = ThreadPoolExecutor(1, "read ahead")
+            self._encode_there = copy.copy(self.encode)
+            # The thread has its own processor, because a tokenizer refuses two threads at once.
+            self._encode_there.processor = copy.deepcopy(self.encode.processor)
         for sample in distinct:
             self._begun[sample] = self._thread.submit(self._encode_there.prepare, sample)
 
     def close(self) -> None:
-        """End the thread, which finishes the sample at hand. `begin` may be called again."""
+        """End the thread after its current sample; `begin` may be called again."""
         self._drop()
         if self._thread is not None:
             self._thread.shutdown()
@@ -72,9 +75,9 @@ class ReadAhead(contextlib.AbstractContextManager["ReadAhead", None]):
 def encoded_batches(
     encode: SampleEncoder, batches: Iterable[Sequence[AVSample]]
 ) -> Generator[list[EncodedSample], None, None]:
-    """The batches encoded, in order, each while the one before is worked on.
+    """Yield the batches encoded, in order; each is encoded while the caller works on the one before.
 
-    Whoever may leave before the end closes the iterator, so that nothing is read any more.
+    A caller that may stop before the end closes the iterator, which stops the reading.
     """
     with ReadAhead(encode) as ahead:
         waiting: Sequence[AVSample] | None = None
@@ -86,10 +89,3 @@ def encoded_batches(
             waiting = batch
         if waiting is not None:
             yield ahead.take(waiting)
-
-
-def _for_another_thread(encode: SampleEncoder) -> SampleEncoder:
-    """The encoder with a processor of its own: a tokenizer refuses two threads at once."""
-    copied = copy.copy(encode)
-    copied.processor = copy.deepcopy(encode.processor)
-    return copied

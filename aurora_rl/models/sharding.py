@@ -1,4 +1,4 @@
-"""Weights that DeepSpeed's ZeRO-3 has spread over the processes while they were loaded."""
+"""Weights that DeepSpeed's ZeRO-3 has sharded over the processes while they were loaded."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -12,9 +12,9 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 @contextlib.contextmanager
 def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Hold whole parameters on every process; what is written to them is kept, as the first process wrote it.
+    """Gather whole parameters on every process; changes by the first process are kept.
 
-    Does nothing where parameters are whole anyway.
+    Without ZeRO-3 it does nothing, since parameters are whole.
     """
     if not is_deepspeed_zero3_enabled():
         yield
@@ -27,7 +27,7 @@ def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def loading_whole() -> Iterator[None]:
-    """Models loaded in here stay whole on every process: frozen ones that no engine will ever wrap."""
+    """Load models whole on every process, for frozen models that no engine will ever wrap."""
     if not is_deepspeed_zero3_enabled():
         yield
         return
@@ -41,10 +41,10 @@ def loading_whole() -> Iterator[None]:
 
 @torch.no_grad()
 def restore_rotary_frequencies(model: PreTrainedModel) -> None:
-    """Under ZeRO-3 with bf16, compute the frequencies of rotary positions anew, in float32.
+    """Compute the frequencies of rotary positions again in float32, under ZeRO-3 with bf16.
 
-    `deepspeed.zero.Init` turns whatever a module computes while it is built into bf16. A frequency that is off by
-    0.2 % turns position 2,000 by whole radians: the model would see other positions than everywhere else.
+    `deepspeed.zero.Init` casts all tensors that a module computes while it is built to bf16. A frequency that is off by
+    0.2 % rotates position 2,000 by whole radians, so the model would see wrong positions.
     """
     if not is_deepspeed_zero3_enabled():
         return
@@ -55,10 +55,10 @@ def restore_rotary_frequencies(model: PreTrainedModel) -> None:
 
 
 def gather_at_once(model: nn.Module, part: type[nn.Module]) -> None:
-    """Under ZeRO-3, gather the weights of modules of class `part` when they are entered, not one by one inside.
+    """Gather all weights of a module of class `part` when it is entered, not one by one inside it, under ZeRO-3.
 
-    For parts that work through chunks: how many there are depends on a process's own clips, and each module that is
-    called on one process only would be waited for on the others.
+    It is for parts that work in chunks: their number depends on a process's own clips, and all processes would wait for
+    a module that only one of them calls.
     """
     if is_deepspeed_zero3_enabled():
         from deepspeed.utils import set_z3_leaf_modules

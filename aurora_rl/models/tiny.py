@@ -1,6 +1,6 @@
-"""A Qwen2.5-Omni of a few hundred thousand weights, random, with the real processor classes and file layout.
+"""A Qwen2.5-Omni of a few hundred thousand random weights, with the real processor classes and file layout.
 
-For tests and for the demo, which trains it from scratch on a CPU.
+Tests use it, and so does the demo, which trains it from scratch on a CPU.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers import (
 from aurora_rl.models.head_tokens import ensure_seg_token, suppress_tokens
 from aurora_rl.models.mllm.qwen2_5_omni import AuroraQwen2_5Omni, Qwen2_5OmniFamily
 
-# Attribute of the tokenizer -> token, as in Qwen2.5-Omni's own tokenizer.
+# Attribute of the tokenizer -> token; both are those of Qwen2.5-Omni's tokenizer.
 MULTIMODAL_TOKENS = {
     "image_token": "<|IMAGE|>",
     "audio_token": "<|AUDIO|>",
@@ -64,10 +64,10 @@ class TinyOmniConfig:
         rope_theta: base of the rotary frequencies. On tiny grids the published 1e6 leaves the width axis with
             frequencies too low to tell left from right.
         max_vocab_size: upper limit of the byte-pair vocabulary before added tokens.
-        min_vocab_size: the vocabulary is filled up to so many with words that no text makes.
+        min_vocab_size: lower limit of the vocabulary, which is filled with words that occur in no text.
         initializer_range: standard deviation of the random weights. The published 0.02 suits widths of thousands.
         audio_window: half the spectrogram columns that attend to each other in the audio tower.
-        seed: of the random weights.
+        seed: seed of the random weights.
     """
 
     hidden_size: int = 64
@@ -93,9 +93,9 @@ def build_tiny_omni(
     """Make a random model and its processor.
 
     Args:
-        texts: what the byte-pair vocabulary is trained on; frequent words become single tokens.
+        texts: texts that the byte-pair vocabulary is trained on; frequent words become single tokens.
         segmenter: the mask decoder's config, see `aurora_rl.models.heads.segmenters`.
-        config: sizes.
+        config: the model's sizes.
     """
     config = config or TinyOmniConfig()
     processor = build_tiny_processor(texts, config)
@@ -111,7 +111,7 @@ def build_tiny_omni(
 
 
 def build_tiny_processor(texts: Iterable[str], config: TinyOmniConfig) -> Qwen2_5OmniProcessor:
-    """The real processor over a small vocabulary; frames may be any size from one patch pair up."""
+    """Make the real processor with a small vocabulary; frames may have any size from one pair of patches up."""
     factor = 2 * config.patch_size
     size = {"shortest_edge": factor**2, "longest_edge": 768 * factor**2}
     vision = {"patch_size": config.patch_size, "size": size}
@@ -150,7 +150,7 @@ def _train_tokenizer(texts: Iterable[str], max_vocab_size: int, min_vocab_size: 
 
 
 def multimodal_token_fields(tokenizer: Qwen2Tokenizer) -> dict[str, int]:
-    """Fields of a thinker's config that say which ids the tokenizer has given to its multimodal tokens."""
+    """Return the fields of a thinker's config that hold the ids of the tokenizer's multimodal tokens."""
     token_id = tokenizer.convert_tokens_to_ids
     return {
         "audio_token_index": token_id("<|AUDIO|>"),

@@ -18,14 +18,11 @@ import soundfile
 from PIL import Image
 
 from aurora_rl.data.containers import SAMPLING_RATE
-from aurora_rl.data.media import load_clip, loudness_dbfs
+from aurora_rl.data.media import SILENCE_DBFS, load_clip, loudness_dbfs
 from aurora_rl.data.run_lengths import decode_masks
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.evaluation.records import SampleResult
 from aurora_rl.tasks.prompts import STEP_LABELS
-
-#: Loudness below which a clip is called silent, in dBFS.
-SILENCE_DBFS = -60.0
 
 _FRAME_HEIGHT = 144  # pixels; larger frames are scaled down to it
 _MAX_MASK_SCALE = 4  # small masks are drawn larger, so that their outlines stay thin

@@ -19,7 +19,7 @@ import torch
 from aurora_rl.data.containers import MediaError, bounded_packets, open_video
 from aurora_rl.data.footage import Picture
 from aurora_rl.inference.overlay import COLOURS, OverlayVideo, colour_of, draw_masks
-from aurora_rl.inference.pipeline import AuroraPipeline, ClipAnswer
+from aurora_rl.inference.pipeline import AuroraPipeline
 from aurora_rl.models.control_tokens import ControlTokenError
 from aurora_rl.report.pages import page_environment
 from aurora_rl.serve.waveform import draw_waveform
@@ -104,7 +104,10 @@ class RequestAnswerer:
         check_clip(clip, self.limits)
         with _errors_for_visitors(clip):
             answer = self.pipeline(video=clip, text=references, max_seconds=self.limits.max_seconds + ADDED_SECONDS)
-            overlay = self._draw(answer)
+            overlay = Path(tempfile.mkdtemp(prefix="answer-", dir=self.folder)) / "masks.mp4"
+            with OverlayVideo(overlay, answer.footage) as video:
+                for shown in self.pipeline.every_frame(answer):
+                    video.write(Picture(shown.picture.time, draw_masks(shown.picture.pixels, shown.masks)))
         colours = ["rgb({}, {}, {})".format(*COLOURS[colour_of(number)]) for number in range(len(answer.references))]
         templates = page_environment("aurora_rl.serve")
         return ShownAnswer(
@@ -112,13 +115,6 @@ class RequestAnswerer:
             waveform=draw_waveform(answer, fps=self.pipeline.options.fps),
             chains=templates.get_template("answer.html.j2").render(answer=answer, colours=colours),
         )
-
-    def _draw(self, answer: ClipAnswer) -> Path:
-        path = Path(tempfile.mkdtemp(prefix="answer-", dir=self.folder)) / "masks.mp4"
-        with OverlayVideo(path, answer.footage) as overlay:
-            for shown in self.pipeline.every_frame(answer):
-                overlay.write(Picture(shown.picture.time, draw_masks(shown.picture.pixels, shown.masks)))
-        return path
 
 
 def read_references(text: str) -> list[str]:

@@ -136,7 +136,7 @@ class Doorkeeper:
     def _size_refusal(self, headers: Headers, path: str) -> PlainTextResponse | None:
         length = headers.get("content-length", "")  # the server itself accepts no more bytes than this
         if not length.isdecimal():
-            return PlainTextResponse("The size is not told.", 411)
+            return PlainTextResponse("The request states no size.", 411)
         if int(length) > MAX_BODY + (self.max_upload if path == UPLOAD else 0):
             return PlainTextResponse(f"The file is too large: the limit is {self.max_upload / MEGABYTE:g} MB.", 413)
         return None

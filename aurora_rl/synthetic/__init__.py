@@ -1,12 +1,12 @@
 """A small synthetic Ref-AVS benchmark: coloured shapes that move and sound, written in Ref-AVSBench's own layout.
 
-It stands where a download would: `write_synthetic_benchmark` leaves jpg frames, wav, png masks, metadata.csv and
-chains.jsonl on disk, and from there on the demo and the tests walk the same path as the real data.
+It takes the place of a download: `write_synthetic_benchmark` writes jpg frames, wav, png masks, metadata.csv and
+chains.jsonl, and the demo and the tests read them by the same code as the real data.
 
-    config      how much of what
-    looks       what each category looks like
-    timbres     what each category sounds like
-    scene       who is in view, where, and who sounds when; pixels and waveform
+    config      number and size of the clips
+    looks       shape and colour of each category
+    timbres     sound of each category
+    scene       objects in view and their places, sounds and their times; pixels and waveform
     references  sentences that point at exactly one object (or at nothing) and their gold chains
     writer      the files
 """

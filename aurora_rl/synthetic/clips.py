@@ -1,4 +1,4 @@
-"""A clip of the benchmark in memory: a scene rendered, and the references asked of it."""
+"""A clip of the benchmark in memory: a rendered scene and the references to it."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -25,18 +25,18 @@ from aurora_rl.synthetic.scene import (
     two_sounds,
 )
 
-#: Kinds of null clips in turn, with the prefix of their media ids: audio muted; audio of a clip whose sounding
-#: categories are not in view here; audio of any clip, where a category out of view is asked for.
+#: Kinds of null clips, taken in turn, and the prefix of their media ids: "muted" has no sound, "crossed" has sounds
+#: of categories that are not in view, "absent" has any sounds and references to a category that is not in view.
 NULL_KINDS = (("muted", "null_m-"), ("crossed", "null_c-"), ("muted", "null_m-"), ("absent", "null_c-"))
-#: Trained categories among those a clip of test_u is drawn from, beside the unseen ones.
+#: Number of trained categories from which a clip of test_u is drawn, beside the unseen ones.
 NUM_TRAINED_IN_TEST_U = 2
-#: Scenes drawn before a wanted type of reference is given up; a few are the rule.
+#: Scenes drawn for a type of reference before an error; usually a few are enough.
 MAX_DRAWS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticClip:
-    """One media id.
+    """The content of one media folder.
 
     Attributes:
         media_id: name of the media folder.
@@ -46,7 +46,7 @@ class SyntheticClip:
         waveform: (num_samples,) float32 in [-1, 1].
         seen: categories in view, from left to right.
         heard: categories that sound, in order of onset.
-        references: what the rows ask.
+        references: the references of its rows.
     """
 
     media_id: str
@@ -60,9 +60,9 @@ class SyntheticClip:
 
 
 def make_clip(config: SyntheticConfig, split: str, index: int) -> SyntheticClip:
-    """Clip `index` of a split whose references point at objects.
+    """Make clip `index` of a split whose references point at objects.
 
-    train asks `rows_per_clip` references of each clip; the other splits ask one, the types taking turns.
+    A clip of train has `rows_per_clip` references; one of another split has one, whose types alternate.
     """
     rng = _generator(config, split, index)
     wanted_type = None if split == "train" else list(TYPE_WEIGHTS)[index % len(TYPE_WEIGHTS)]
@@ -81,13 +81,13 @@ def make_clip(config: SyntheticConfig, split: str, index: int) -> SyntheticClip:
 
 
 def make_null_clip(config: SyntheticConfig, split: str, index: int, *, turn: int) -> SyntheticClip:
-    """The null twin of clip `index`: the same frames with other audio and references that point at nothing.
+    """Make the null twin of clip `index`: the same frames with other audio and references that point at nothing.
 
     Args:
         config: the benchmark's size.
         split: split of the twin; the clips of test_n are twins of those of test_s, as in Ref-AVSBench.
         index: index of the clip.
-        turn: which of `NULL_KINDS` it is, cyclically.
+        turn: index of its kind in `NULL_KINDS`, cyclically.
     """
     clip = make_clip(config, "test_s" if split == "test_n" else split, index)
     rng = _generator(config, split, index, twin=True)
@@ -105,14 +105,14 @@ def make_null_clip(config: SyntheticConfig, split: str, index: int, *, turn: int
 
 
 def _generator(config: SyntheticConfig, split: str, index: int, *, twin: bool = False) -> np.random.Generator:
-    """A clip's own stream of random numbers, whatever is drawn for other clips."""
+    """Make a clip's own random generator, which does not depend on other clips."""
     return np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(SPLITS.index(split), index, int(twin))))
 
 
 def _draw_until(
     wanted_type: str | None, rng: np.random.Generator, config: SyntheticConfig, *, split: str
 ) -> tuple[Scene, list[Reference]]:
-    """The first scene that allows a reference of the type (any, for None) and all its references of that type."""
+    """Draw scenes until one allows a reference of the type (None: any); return it and its references of the type."""
     for _ in range(MAX_DRAWS):
         scene = draw_scene(rng, config, categories=_categories(split, rng))
         references = references_of(scene, rng)
@@ -126,13 +126,13 @@ def _draw_until(
 
 
 def _categories(split: str, rng: np.random.Generator) -> Sequence[str]:
-    """What may be seen and heard in a clip."""
+    """Return the categories that a clip may show and sound."""
     if split != "test_u":
         return TRAINED_CATEGORIES
     return [*UNSEEN_CATEGORIES, *rng.choice(TRAINED_CATEGORIES, NUM_TRAINED_IN_TEST_U, replace=False)]
 
 
 def _sounds_from_elsewhere(rng: np.random.Generator, seen: Sequence[str]) -> tuple[SoundEvent, ...]:
-    """One or two sounds as of another clip, none of a category of `seen`."""
+    """Draw one or two sounds of categories that are not in `seen`."""
     others = [category for category in TRAINED_CATEGORIES if category not in seen]
     return one_sound(rng, others) if rng.random() < 0.5 else two_sounds(rng, others)

@@ -1,11 +1,11 @@
-"""How large a synthetic benchmark is, and which categories its splits know."""
+"""The size of a synthetic benchmark, and the categories of its splits."""
 
 import dataclasses
 from typing import TypeVar
 
 #: Categories of every split.
 TRAINED_CATEGORIES = ("bell", "drum", "flute", "emergency-car", "engine", "dog", "bird", "piano")
-#: Categories that only test_u shows, lets sound and asks for.
+#: Categories that occur in test_u only.
 UNSEEN_CATEGORIES = ("guitar", "clock", "cat")
 
 #: The splits of Ref-AVSBench, in the order of metadata.csv.
@@ -23,7 +23,7 @@ def _option(default: Number, help_text: str) -> Number:
 class SyntheticConfig:
     """Size of a synthetic benchmark; the fields are also the command line of `data_prep/make_synthetic.py`.
 
-    A clip depends on its split, its index and the options of media only: a benchmark with more clips begins
+    A clip depends on its split, its index and the options of media only, so a benchmark with more clips begins
     with the clips of a smaller one.
 
     Raises:
@@ -32,19 +32,19 @@ class SyntheticConfig:
 
     train: int = _option(600, "clips of the train split, without the null clips added to it")
     val: int = _option(60, "clips of the val split, without the null clips added to it")
-    test_s: int = _option(100, "clips of test_s (seen categories)")
-    test_u: int = _option(100, "clips of test_u (categories never trained)")
-    test_n: int = _option(60, "clips of test_n (null references)")
-    rows_per_clip: int = _option(3, "references of each train clip, all different (the other splits have one)")
-    frames: int = _option(4, "frames of a clip")
-    size: int = _option(64, "height and width of a frame in pixels")
-    seconds: float = _option(2.0, "length of a clip; frames / seconds is the loader's fps")
-    sampling_rate: int = _option(16_000, "audio sampling rate in Hz")
+    test_s: int = _option(100, "clips of the split test_s, with categories of the train split")
+    test_u: int = _option(100, "clips of the split test_u, with categories that are never trained")
+    test_n: int = _option(60, "clips of the split test_n, with null references")
+    rows_per_clip: int = _option(3, "references of each train clip, all different; clips of other splits have one")
+    frames: int = _option(4, "number of frames of a clip")
+    size: int = _option(64, "height and width of a frame, in pixels")
+    seconds: float = _option(2.0, "length of a clip in seconds; frames / seconds is the loader's fps")
+    sampling_rate: int = _option(16_000, "sampling rate of the sound, in Hz")
     seed: int = _option(0, "seed of the whole benchmark")
 
     def __post_init__(self) -> None:
-        # Smaller frames hold objects of too few pixels, shorter clips two onsets too close to tell apart, and at lower
-        # rates the overtones that set two timbres apart are gone.
+        # In smaller frames objects have too few pixels, in shorter clips two onsets are too close to tell apart, and
+        # lower rates lose the overtones that distinguish two timbres.
         least = {"frames": 1, "rows_per_clip": 1, "size": 32, "seconds": 1.0, "sampling_rate": 16_000}
         for name, value in vars(self).items():
             if value < least.get(name, 0):

@@ -1,6 +1,6 @@
-"""What each category looks like: one outline and one colour, both its own.
+"""Each category has an outline and a colour of its own.
 
-An outline is a test in the object's own frame: `u` to the right, `v` down, in units of the object's radius.
+An outline is a test in the object's own coordinates: `u` to the right, `v` down, in units of the object's radius.
 """
 
 import dataclasses

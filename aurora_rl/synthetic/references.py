@@ -1,7 +1,6 @@
 """Sentences that refer to one object of a scene, or to nothing, and the gold chain of thought that resolves them.
 
-Every reference here is unambiguous: it is offered only where the scene makes it true of exactly one object in every
-frame, or of none.
+Every reference here is unambiguous: in every frame it is true of exactly one object, or of none.
 """
 
 import dataclasses
@@ -15,7 +14,7 @@ from aurora_rl.synthetic.looks import LOOKS
 from aurora_rl.synthetic.scene import Scene
 from aurora_rl.tasks.prompts import answer_for
 
-#: Types of references that point at an object, as Ref-AVSBench's authors name them, and how often train asks each.
+#: Types of references to an object, by their names in Ref-AVSBench, and their weights in train.
 TYPE_WEIGHTS = {"name": 1.0, "space": 1.5, "audio": 2.5, "audio + space": 3.0, "audio order": 3.0}
 NULL_TYPE = "null"
 
@@ -26,8 +25,8 @@ class Idea:
 
     Attributes:
         reference_type: a key of `TYPE_WEIGHTS`.
-        request: what the chain's read step says is asked for.
-        sentences: wordings; `{category}` and `{colour}` stand for the object's own.
+        request: request in the words of the chain's read step.
+        sentences: wordings; `{category}` and `{colour}` are replaced by the object's own.
     """
 
     reference_type: str
@@ -71,12 +70,12 @@ IDEAS = {
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """One reference of one clip.
+    """One reference to one clip.
 
     Attributes:
         reference_type: a key of `TYPE_WEIGHTS`, or `NULL_TYPE`.
-        sentence: what the row asks.
-        request: what the chain's read step says is asked for.
+        sentence: the referring sentence.
+        request: request in the words of the chain's read step.
         category: category referred to, or `NULL_CATEGORY`.
         target: index of the object referred to, from the left; None for a null reference.
     """
@@ -89,7 +88,7 @@ class Reference:
 
 
 def references_of(scene: Scene, rng: np.random.Generator) -> list[Reference]:
-    """Every reference that is true of exactly one object of the scene, in one wording each."""
+    """List every reference that is true of exactly one object of the scene, in one wording each."""
     targets = [("category", index) for index in range(len(scene.objects))]
     targets += [("colour", index) for index in range(len(scene.objects))]
     targets += _space_targets(scene) + _audio_targets(scene)
@@ -120,14 +119,14 @@ def _audio_targets(scene: Scene) -> list[tuple[str, int]]:
 
 
 def _centroids_x(masks: np.ndarray) -> np.ndarray:
-    """(N, F) horizontal centre of each mask (N, F, H, W), in shares of the width."""
+    """Return (N, F), the horizontal centre of each mask (N, F, H, W) as a share of the width."""
     columns = masks.sum(2)  # (N, F, W)
     centres = (np.arange(masks.shape[-1]) + 0.5) / masks.shape[-1]
     return (columns @ centres) / columns.sum(-1)
 
 
 def _stays_left(x: np.ndarray, index: int, others: Sequence[int]) -> bool:
-    """Whether an object is the leftmost of the others and in the left half, in every frame: both readings of "left"."""
+    """Tell whether an object is left in both meanings in every frame: left of all others, and in the left half."""
     return bool((x[index] <= x[list(others)].min(0)).all() and (x[index] < 0.5).all())
 
 
@@ -136,23 +135,23 @@ def _stays_right(x: np.ndarray, index: int, others: Sequence[int]) -> bool:
 
 
 def unheard_references(rng: np.random.Generator) -> list[Reference]:
-    """Null references to a clip in which nothing in view sounds: all that ask for a sound.
+    """List the null references to a clip in which nothing in view sounds: all references that ask for a sound.
 
-    Those with a place are among them. In clips with sound the place alone singles the object out, and a model that has
-    never met "the sounding object on the left" in silence need not listen.
+    References with a place are among them. In clips with sound the place alone identifies the object, so a model that
+    has never seen "the sounding object on the left" for a silent clip need not listen.
     """
     ideas = [name for name, idea in IDEAS.items() if "audio" in idea.reference_type]
     return [_refer(name, NULL_CATEGORY, rng) for name in ideas]
 
 
 def absent_references(seen: Sequence[str], rng: np.random.Generator) -> list[Reference]:
-    """Null references to each trained category that is not in view, by name and by colour."""
+    """List null references to each trained category that is not in view, by name and by colour."""
     absent = [category for category in TRAINED_CATEGORIES if category not in seen]
     return [_refer(idea, category, rng) for category in absent for idea in ("category", "colour")]
 
 
 def _refer(idea_name: str, category: str, rng: np.random.Generator, *, target: int | None = None) -> Reference:
-    """A wording of an idea; without a target it is a null reference, though it may name a category."""
+    """Choose a wording of an idea; without a target it is a null reference, even if it names a category."""
     idea = IDEAS[idea_name]
     words = {"category": category, "colour": LOOKS[category].colour} if category in LOOKS else {}
     return Reference(
@@ -165,7 +164,7 @@ def _refer(idea_name: str, category: str, rng: np.random.Generator, *, target: i
 
 
 def pick_references(references: Sequence[Reference], rng: np.random.Generator, *, count: int) -> list[Reference]:
-    """Up to `count` different references: a type by `TYPE_WEIGHTS`, then one of that type."""
+    """Draw up to `count` different references: first a type by `TYPE_WEIGHTS`, then one of that type."""
     remaining, picked = list(references), list[Reference]()
     while remaining and len(picked) < count:
         types = [name for name in [*TYPE_WEIGHTS, NULL_TYPE] if any(ref.reference_type == name for ref in remaining)]
@@ -178,7 +177,7 @@ def pick_references(references: Sequence[Reference], rng: np.random.Generator, *
 
 
 def gold_chain(reference: Reference, *, seen: Sequence[str], heard: Sequence[str]) -> tuple[dict[str, str], str]:
-    """The reasoning steps and the answer of a reference.
+    """Return the reasoning steps and the answer of a reference.
 
     Args:
         reference: the reference.
@@ -202,6 +201,6 @@ def _with_article(category: str) -> str:
 
 
 def _listing(categories: Sequence[str]) -> str:
-    """The categories as a list in words, such as "a drum, a bell and a flute"."""
+    """Join the categories in words, such as "a drum, a bell and a flute"."""
     *rest, last = map(_with_article, categories)
     return f"{', '.join(rest)} and {last}" if rest else last

@@ -1,8 +1,7 @@
-"""A synthetic scene: which objects are in view and where they move, who sounds when; then its pixels and waveform.
+"""A synthetic scene: the objects in view and their paths, the sounds and their times; then its pixels and waveform.
 
-Drawing a scene is cheap and is repeated until it suits the reference that is wanted; rendering comes after. Lengths
-are in units of 1/64 of the frame's width and times in shares of the clip, so that a scene is alike at every size and
-duration.
+Drawing a scene is cheap and is repeated until it fits the wanted reference; rendering comes after. Lengths are in units
+of 1/64 of the frame's width and times in shares of the clip, so that a scene is the same at every size and duration.
 """
 
 import dataclasses
@@ -16,9 +15,9 @@ from aurora_rl.synthetic.timbres import TIMBRES
 
 #: Width and height of a frame in the scene's unit of length.
 EXTENT = 64.0
-#: An object is in view with at least this share of its outline and more than this many pixels.
+#: Least visible share of an object's outline, and number of visible pixels that must be exceeded, to be in view.
 MIN_VISIBLE_SHARE, MIN_VISIBLE_PIXELS = 0.2, 12
-#: Chances that nothing, one object, two objects one after the other, or one thing off screen sounds.
+#: Probabilities that nothing, one object, two objects, or one thing off screen sounds.
 SOUND_PLANS = {"silence": 0.10, "one": 0.34, "two": 0.48, "off screen": 0.08}
 #: Standard deviation of a room's noise, -68 dBFS: below the -60 dBFS at which a clip counts as silent.
 ROOM_NOISE = 4e-4
@@ -51,12 +50,12 @@ class SoundEvent:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What there is to see and to hear.
+    """The objects and the sounds of a clip.
 
     Attributes:
         objects: the N objects in view, from left to right.
-        masks: (N, F, H, W) bool, the visible part of each.
-        sounds: in order of onset.
+        masks: (N, F, H, W) bool, the visible part of each object.
+        sounds: the sounds in order of onset.
     """
 
     objects: tuple[SceneObject, ...]
@@ -75,12 +74,12 @@ class Scene:
 
 
 def draw_scene(rng: np.random.Generator, config: SyntheticConfig, *, categories: Sequence[str]) -> Scene:
-    """A scene with two or three of the categories in view, each clearly so in every frame.
+    """Draw a scene with two or three of the categories in view, each clearly visible in every frame.
 
     Args:
-        rng: source of every choice.
+        rng: random generator of every choice.
         config: number of frames and their size.
-        categories: what may be seen and heard, four or more.
+        categories: categories that may be seen and heard, four or more.
     """
     while True:
         cast = [str(category) for category in rng.permutation(list(categories))]
@@ -89,17 +88,18 @@ def draw_scene(rng: np.random.Generator, config: SyntheticConfig, *, categories:
         objects = _place_objects(rng, in_view, num_frames=config.frames)
         outlines = np.stack([_outline(obj, config.size) for obj in objects])
         masks = _visible_parts(outlines, nearest_first=rng.permutation(num_objects))
-        if _all_in_view(outlines, masks):
+        visible, whole = masks.sum((2, 3)), outlines.sum((2, 3))  # (N, F) pixels
+        if ((visible > MIN_VISIBLE_PIXELS) & (visible >= MIN_VISIBLE_SHARE * whole)).all():
             return Scene(objects, masks, _draw_sounds(rng, in_view, off_screen))
 
 
 def _place_objects(rng: np.random.Generator, categories: Sequence[str], *, num_frames: int) -> tuple[SceneObject, ...]:
-    """Objects that move straight, each within its own slot of the width: left and right hold for the whole clip."""
+    """Draw objects that move straight, each in its own slot of the width, so that their order never changes."""
     edges = np.linspace(0, EXTENT, len(categories) + 1)
     radii = rng.uniform(7, 10, 3) if len(categories) == 3 else rng.uniform(7.5, 12, 2)
     objects = []
     for category, radius, left, right in zip(categories, radii, edges[:-1], edges[1:], strict=True):
-        # Less than a radius from the slot's edge: neighbours may overlap, never swap.
+        # Less than a radius from the slot's edge: neighbours may overlap, but never change places.
         x_start, x_end = rng.uniform(left + 0.15 * radius, right - 0.15 * radius, 2)
         y_start = rng.uniform(radius, EXTENT - radius)
         y_end = np.clip(y_start + rng.uniform(-18, 18), radius, EXTENT - radius)
@@ -110,13 +110,13 @@ def _place_objects(rng: np.random.Generator, categories: Sequence[str], *, num_f
 
 
 def _pixel_centres(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Horizontal (1, W) and vertical (H, 1) position of each pixel's centre, in units of length."""
+    """Return the horizontal (1, W) and vertical (H, 1) position of each pixel's centre, in units of length."""
     centres = ((np.arange(size, dtype=np.float32) + 0.5) * np.float32(EXTENT / size)).astype(np.float32)
     return centres[None, :], centres[:, None]
 
 
 def _outline(obj: SceneObject, size: int) -> np.ndarray:
-    """(F, H, W) bool: the object as if nothing stood before it."""
+    """Return the object's whole outline (F, H, W) bool, as if nothing were in front of it."""
     x, y = _pixel_centres(size)
     dx = (x - obj.x.astype(np.float32)[:, None, None]) / np.float32(obj.radius)  # (F, 1, W)
     dy = (y - obj.y.astype(np.float32)[:, None, None]) / np.float32(obj.radius)  # (F, H, 1)
@@ -125,18 +125,13 @@ def _outline(obj: SceneObject, size: int) -> np.ndarray:
 
 
 def _visible_parts(outlines: np.ndarray, *, nearest_first: np.ndarray) -> np.ndarray:
-    """(N, F, H, W) bool: each outline without what nearer objects cover."""
+    """Return (N, F, H, W) bool: each outline without the parts that nearer objects cover."""
     masks = np.empty_like(outlines)
     covered = np.zeros_like(outlines[0])
     for index in nearest_first:
         masks[index] = outlines[index] & ~covered
         covered |= outlines[index]
     return masks
-
-
-def _all_in_view(outlines: np.ndarray, masks: np.ndarray) -> bool:
-    visible, whole = masks.sum((2, 3)), outlines.sum((2, 3))
-    return bool(((visible > MIN_VISIBLE_PIXELS) & (visible >= MIN_VISIBLE_SHARE * whole)).all())
 
 
 def _draw_sounds(rng: np.random.Generator, in_view: Sequence[str], off_screen: Sequence[str]) -> tuple[SoundEvent, ...]:
@@ -149,13 +144,13 @@ def _draw_sounds(rng: np.random.Generator, in_view: Sequence[str], off_screen: S
 
 
 def one_sound(rng: np.random.Generator, categories: Sequence[str]) -> tuple[SoundEvent, ...]:
-    """One of the categories, sounding for more than half of the clip."""
+    """Draw one of the categories, which sounds for more than half of the clip."""
     start = rng.uniform(0, 0.3)
     return (SoundEvent(str(rng.choice(categories)), start, min(1.0, start + rng.uniform(0.55, 0.8))),)
 
 
 def two_sounds(rng: np.random.Generator, categories: Sequence[str]) -> tuple[SoundEvent, ...]:
-    """Two of the categories with onsets far apart: one after the other, or the second joining the first."""
+    """Draw two of the categories with onsets far apart: one after the other, or the second joins the first."""
     first, second = rng.choice(categories, 2, replace=False)
     start = rng.uniform(0, 0.1)
     onset = start + rng.uniform(0.32, 0.48)
@@ -164,7 +159,7 @@ def two_sounds(rng: np.random.Generator, categories: Sequence[str]) -> tuple[Sou
 
 
 def render_frames(scene: Scene, rng: np.random.Generator, config: SyntheticConfig) -> np.ndarray:
-    """The scene's frames, (F, H, W, 3) uint8: shaded objects before a dark gradient, and camera noise."""
+    """Render the scene's frames (F, H, W, 3) uint8: shaded objects on a dark gradient, and camera noise."""
     x, y = _pixel_centres(config.size)
     slope = rng.uniform(-0.35, 0.35, 2).astype(np.float32)
     light = slope[0] * (x - EXTENT / 2) + slope[1] * (y - EXTENT / 2)  # (H, W)
@@ -182,7 +177,7 @@ def render_frames(scene: Scene, rng: np.random.Generator, config: SyntheticConfi
 
 
 def render_waveform(sounds: Sequence[SoundEvent], rng: np.random.Generator, config: SyntheticConfig) -> np.ndarray:
-    """The clip's audio, (num_samples,) float32 in [-1, 1], mono: room noise and the sounds at gains of their own."""
+    """Render the clip's audio (num_samples,) float32 in [-1, 1], mono: room noise, and each sound at its own gain."""
     waveform = ROOM_NOISE * rng.standard_normal(config.num_samples, dtype=np.float32)
     for sound in sounds:
         first, last = round(sound.start * config.num_samples), round(sound.end * config.num_samples)
@@ -194,5 +189,5 @@ def render_waveform(sounds: Sequence[SoundEvent], rng: np.random.Generator, conf
 
 
 def render_muted_waveform(rng: np.random.Generator, config: SyntheticConfig) -> np.ndarray:
-    """Audio with nothing in it, (num_samples,) float32: a recorder's noise of -80 dBFS."""
+    """Render silent audio (num_samples,) float32: a recorder's noise of -80 dBFS."""
     return MUTED_NOISE * rng.standard_normal(config.num_samples, dtype=np.float32)

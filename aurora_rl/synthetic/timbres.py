@@ -1,4 +1,4 @@
-"""What each category sounds like: functions from time to waveform, each with a spectrum and a rhythm of its own.
+"""Each category has a timbre: a function from time to waveform with a spectrum and a rhythm of its own.
 
 Pitch, rate and phase vary a little from clip to clip, so that a category is a kind of sound and not one recording.
 Amplitudes are about 1; the scene sets the gain.
@@ -24,7 +24,7 @@ def _pitch(rng: np.random.Generator) -> float:
 
 
 def _since_strike(seconds: np.ndarray, rng: np.random.Generator, *, rate: float) -> np.ndarray:
-    """Seconds since the last of `rate` strikes a second."""
+    """Return the seconds since the last of `rate` strikes a second."""
     period = 1.0 / (rate * rng.uniform(0.9, 1.1))
     return np.mod(seconds + rng.uniform(0, period), period)
 

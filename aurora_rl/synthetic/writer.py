@@ -1,6 +1,6 @@
 """The files of a synthetic benchmark, in Ref-AVSBench's layout and with gold chains of thought.
 
-Last room of the generator: `clips` makes one media id after another in memory, and this module gives each its files.
+The last step of the generator: `clips` makes one clip after another in memory, and this module writes their files.
 
     media/<id>/frames/<f>.jpg, media/<id>/audio.wav
     gt_mask/<id>/fid_<fid>/<0000f>.png       8-bit grey, {0, 255}
@@ -12,13 +12,10 @@ import csv
 import dataclasses
 import json
 import multiprocessing
-import os
-import shutil
 import wave
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +23,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from aurora_rl.files.atomic import whole_folder
 from aurora_rl.synthetic.clips import SyntheticClip, make_clip, make_null_clip
 from aurora_rl.synthetic.config import SyntheticConfig
 from aurora_rl.synthetic.references import gold_chain
@@ -37,7 +35,7 @@ NULL_SHARE = 0.15
 
 @dataclasses.dataclass(frozen=True)
 class ClipTask:
-    """One media id to write: clip `index` of a split or, given its turn, the null twin of that clip."""
+    """One clip to write: clip `index` of a split or, with `null_turn`, the null twin of that clip."""
 
     split: str
     index: int
@@ -64,22 +62,24 @@ class BenchmarkRow:
 def write_synthetic_benchmark(
     out: Path, config: SyntheticConfig, *, num_workers: int = 1, overwrite: bool = False
 ) -> None:
-    """Write a benchmark: the same bytes for the same config, whatever the number of workers.
+    """Write a benchmark: the same bytes for the same config and any number of workers.
 
     (On one kind of machine: numpy's sine and Pillow's jpg may round differently on another, or in another version.)
-    The folder appears once everything in it is written, so that a killed run leaves no half benchmark.
+    The folder appears when everything in it is written, so that a killed run leaves no incomplete benchmark.
 
     Args:
-        out: folder to make.
+        out: folder of the benchmark.
         config: size and seed of the benchmark.
         num_workers: processes that write clips; a script that asks for several needs a `__main__` guard.
-        overwrite: replace the benchmark that is there.
+        overwrite: whether to replace a benchmark that is there.
 
     Raises:
         FileExistsError: if `out` is not empty and `overwrite` is off, or it holds something else than a benchmark.
+        OutputInUseError: if another run writes to `out`.
     """
     tasks = _plan(config)
-    with _appearing_when_done(Path(out).resolve(), overwrite=overwrite) as folder:
+    with whole_folder(out) as folder:
+        _check_replaceable(out, overwrite=overwrite)
         clips = _map(partial(_write_clip, folder, config), tasks, num_workers=num_workers)
         progress = tqdm(clips, total=len(tasks), unit="clip", disable=None)  # None: shown on a terminal only
         rows = [row for rows_of_clip in progress for row in rows_of_clip]
@@ -88,7 +88,7 @@ def write_synthetic_benchmark(
 
 
 def _plan(config: SyntheticConfig) -> list[ClipTask]:
-    """Every media id, in the order of metadata.csv."""
+    """List every clip in the order of metadata.csv."""
     tasks = []
     for split in ("train", "val"):
         twins_per_clip = NULL_SHARE / (1 - NULL_SHARE)
@@ -104,7 +104,7 @@ def _plan(config: SyntheticConfig) -> list[ClipTask]:
 def _map(
     function: Callable[[ClipTask], list[BenchmarkRow]], tasks: list[ClipTask], *, num_workers: int
 ) -> Iterable[list[BenchmarkRow]]:
-    """`map` over processes, results in the order of the tasks."""
+    """Run `map` over processes; results come in the order of the tasks."""
     if num_workers <= 1:
         yield from map(function, tasks)
         return
@@ -123,7 +123,7 @@ def _write_clip(root: Path, config: SyntheticConfig, task: ClipTask) -> list[Ben
     _write_wav(root / "media" / clip.media_id / "audio.wav", clip.waveform, sampling_rate=config.sampling_rate)
     rows = _rows(clip, task.split)
     for fid in sorted({row.fid for row in rows}):
-        # A null clip's masks are all empty, so its fid 0 is too.
+        # All masks of a null clip are empty, those of its fid 0 too.
         _write_masks(root / "gt_mask" / clip.media_id / f"fid_{fid}", clip.masks[fid])
     return rows
 
@@ -199,24 +199,6 @@ def _write_chains(path: Path, rows: list[BenchmarkRow]) -> None:
                 "heard": row.heard,
             }
             file.write(json.dumps(record) + "\n")
-
-
-@contextmanager
-def _appearing_when_done(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `out` to write into, renamed to `out` on success and removed on failure."""
-    _check_replaceable(out, overwrite=overwrite)
-    folder = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    replaced = out.with_name(f".{out.name}.replaced-{os.getpid()}")
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        # Renamed before it is removed: a run killed in between must not leave half of the old benchmark either.
-        if out.exists():
-            out.rename(replaced)
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _check_replaceable(out: Path, *, overwrite: bool) -> None:

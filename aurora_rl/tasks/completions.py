@@ -34,7 +34,7 @@ _NOTHING = frozenset({"nothing", "no sound", "silence"})
 
 
 def normalise_category(text: str) -> str:
-    """The one spelling under which categories are compared.
+    """Return the spelling in which categories are compared.
 
     >>> normalise_category('"Hair-Dryer"')
     'hair dryer'

@@ -344,7 +344,11 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         ]
         self._log_rollouts(rows, parsed)
         rewards_per_func = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
-        self._log_rewards_by_type(rewards_per_func)
+        start = self.accelerator.process_index * len(self._rows)
+        local = rewards_per_func[start : start + len(self._rows)]
+        samples = [row.sample for row in self._rows]
+        for name, metric in reward_metrics(samples, local, self.reward_weights.to(local.device)):
+            self._log_metric(name, metric)
         return rewards_per_func
 
     def _with_masks(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -412,13 +416,6 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         }.items():
             self._log_completion_extra(column, values)
         for name, metric in rollout_metrics(samples, parsed, iou, self._answer_is_correct):
-            self._log_metric(name, metric)
-
-    def _log_rewards_by_type(self, rewards_per_func: torch.Tensor) -> None:
-        start = self.accelerator.process_index * len(self._rows)
-        local = rewards_per_func[start : start + len(self._rows)]
-        samples = [row.sample for row in self._rows]
-        for name, metric in reward_metrics(samples, local, self.reward_weights.to(local.device)):
             self._log_metric(name, metric)
 
     # ---- loss ---------------------------------------------------------------------------------------------------

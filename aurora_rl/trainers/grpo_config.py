@@ -24,9 +24,9 @@ class AuroraGRPOConfig(CPUDeviceMixin, GRPOConfig):
     """TRL's `GRPOConfig` plus the mask loss, with the method's values for what the paper's stage 3 sets.
 
     Attributes:
-        mask_loss_on: which completions with a `[SEG]` teach masks: "all" (the authors' choice), "correct_only" (those
-            whose category is right; on wrong answers the mask loss teaches the truth's masks for another object), or
-            "off".
+        mask_loss_on: completions with a `[SEG]` that have a mask loss: "all" (the authors' choice), "correct_only"
+            (those with the right category; on a wrong answer the mask loss would teach the true masks for another
+            object), or "off".
         mask_loss_weight: weight of the mask loss beside the policy loss.
         mask_bce_weight: weight of the masks' binary cross-entropy within the mask loss.
         mask_dice_weight: weight of the masks' Dice loss within the mask loss.
@@ -37,24 +37,26 @@ class AuroraGRPOConfig(CPUDeviceMixin, GRPOConfig):
         stop_grace_s: seconds from SIGTERM to the end of a step, see `AuroraSFTConfig`.
 
     Raises:
-        ValueError: for an unknown `mask_loss_on`, `generation_kwargs` that end completions, a combination of vLLM's
-            options that does not work, or checkpoints that would cut a generation batch.
+        ValueError: if `mask_loss_on` is unknown, `generation_kwargs` end completions, vLLM's options do not work
+            together, or a checkpoint would be written inside a generation batch.
     """
 
-    mask_loss_on: str = _option("correct_only", f"One of {MASK_LOSS_ON}.")
+    mask_loss_on: str = _option("correct_only", "Completions that teach masks: all, correct_only or off.")
     mask_loss_weight: float = _option(1.0, "Weight of the mask loss beside the policy loss.")
-    mask_bce_weight: float = _option(2.0, "Weight of the masks' BCE.")
-    mask_dice_weight: float = _option(0.5, "Weight of the masks' Dice loss.")
-    dice_variant: str = _option("aurora", "'aurora' or 'lisa'.")
-    reward_timeout_s: float = _option(60.0, "Seconds an async reward function may take.")
-    vllm_engine_kwargs: dict[str, Any] | str | None = _option(None, "More arguments of vllm.LLM, as JSON.")
-    vllm_request_timeout_s: float = _option(600.0, "Seconds the vLLM server may take for one request.")
+    mask_bce_weight: float = _option(2.0, "Weight of the binary cross-entropy within the mask loss.")
+    mask_dice_weight: float = _option(0.5, "Weight of the Dice loss within the mask loss.")
+    dice_variant: str = _option("aurora", "Formula of the Dice loss: aurora or lisa.")
+    reward_timeout_s: float = _option(60.0, "Seconds that an async reward function may take for a batch.")
+    vllm_engine_kwargs: dict[str, Any] | str | None = _option(None, "Further arguments of vllm.LLM, as JSON.")
+    vllm_request_timeout_s: float = _option(600.0, "Seconds that the vLLM server may take for one request.")
     stop_grace_s: float = _option(STOP_GRACE_S, STOP_GRACE_HELP)
 
-    loss_type: str = _option("grpo", "Loss formulation, see TRL.")
-    beta: float = _option(0.04, "KL coefficient.")
-    num_generations: int = _option(8, "G, completions a prompt.")
-    max_completion_length: int = _option(512, "Tokens a completion may have; the authors' 150 cut their own answers.")
+    loss_type: str = _option("grpo", "Formula of the policy loss, one that TRL knows.")
+    beta: float = _option(0.04, "Coefficient of the KL divergence from the reference model.")
+    num_generations: int = _option(8, "Number of completions sampled for a prompt (G).")
+    max_completion_length: int = _option(
+        512, "Largest number of tokens of a completion; the authors' 150 cut their own answers."
+    )
 
     def __post_init__(self) -> None:
         if self.disable_tqdm is None:  # type: ignore[has-type]

@@ -24,7 +24,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.atomic import replace_folder, write_whole
 from aurora_rl.files.output_lock import OutputInUseError, hold_output
 from aurora_rl.files.plain import parse_json, read_text_file
 from aurora_rl.models.checkpoint_files import (
@@ -217,9 +217,7 @@ class ResumableTrainer(Trainer):
 
 def _put_in_place(written: Path, checkpoint: Path) -> None:
     """Give a complete checkpoint its name; one of that name, from an earlier run, is moved away first."""
-    if checkpoint.exists():
-        checkpoint.rename(written.parent / REPLACED)
-    written.rename(checkpoint)
+    replace_folder(checkpoint, written, former=written.parent / REPLACED)
     shutil.rmtree(written.parent)
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 import transformers.trainer
 
+from aurora_rl.models.checkpoint_files import trained_weights_are_loaded
+
 #: What DeepSpeed writes beside tensors, under ZeRO-1 to 3 in float32, float16 and bfloat16: values without behaviour.
 PLAIN_CLASSES = (
     "deepspeed.runtime.fp16.loss_scaler:LossScaler",
@@ -36,9 +38,10 @@ def deepspeed_loads_weights_alone() -> Iterator[None]:
     """Let DeepSpeed load checkpoints without unpickling while the block runs, to resume or to load the best one."""
     load_checkpoint = transformers.trainer.deepspeed_load_checkpoint
 
-    def load_weights_alone(*args: Any, **kwargs: Any) -> None:
-        with weights_alone():
-            load_checkpoint(*args, **kwargs)
+    def load_weights_alone(engine: Any, checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        # A trained weight that the checkpoint lacks, or holds in another shape, is a CheckpointError.
+        with weights_alone(), trained_weights_are_loaded(checkpoint, engine.module):
+            load_checkpoint(engine, checkpoint, *args, **kwargs)
 
     with _replaced(transformers.trainer, "deepspeed_load_checkpoint", load_weights_alone):
         yield

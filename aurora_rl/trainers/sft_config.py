@@ -24,11 +24,19 @@ class AuroraSFTConfig(CPUDeviceMixin, SFTConfig):
             no such limit.
     """
 
-    ce_weight: float = dataclasses.field(default=1.0, metadata={"help": "Weight of the cross-entropy."})
-    mask_bce_weight: float = dataclasses.field(default=2.0, metadata={"help": "Weight of the masks' BCE."})
+    ce_weight: float = dataclasses.field(
+        default=1.0, metadata={"help": "Weight of the cross-entropy over completion tokens."}
+    )
+    mask_bce_weight: float = dataclasses.field(
+        default=2.0, metadata={"help": "Weight of the masks' binary cross-entropy."}
+    )
     mask_dice_weight: float = dataclasses.field(default=0.5, metadata={"help": "Weight of the masks' Dice loss."})
-    dice_variant: str = dataclasses.field(default="aurora", metadata={"help": "'aurora' or 'lisa'."})
-    distill_weight: float = dataclasses.field(default=1.0, metadata={"help": "Weight of the feature distillation."})
+    dice_variant: str = dataclasses.field(
+        default="aurora", metadata={"help": "Formula of the Dice loss: aurora or lisa."}
+    )
+    distill_weight: float = dataclasses.field(
+        default=1.0, metadata={"help": "Weight of the feature distillation, where there is a teacher."}
+    )
     stop_grace_s: float = dataclasses.field(default=STOP_GRACE_S, metadata={"help": STOP_GRACE_HELP})
 
     def __post_init__(self) -> None:

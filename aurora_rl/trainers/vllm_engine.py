@@ -1,4 +1,4 @@
-"""From TRL's `vllm_` options to the engine that takes frames and sound."""
+"""The vLLM engine for frames and sound, built from TRL's `vllm_` options."""
 
 from __future__ import annotations
 

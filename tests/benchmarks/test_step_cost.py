@@ -52,7 +52,7 @@ def test_the_tables_have_every_part_and_the_parts_sum_to_the_whole(toy_run):
         assert all(float(cells(output, part)[turn][1]) > 0 for part in ("mask decode", "mask backward"))
     assert all(len(cells(output, way)) == 1 for way in WAYS)
     assert len(cells(output, "encoded in the step")) == len(cells(output, "read from the cache")) == 1
-    assert "Workload(num_generations=2, num_frames=2" in output
+    assert "StepShape(num_generations=2, num_frames=2" in output
 
 
 def test_masks_add_no_forward_pass(toy_run):

@@ -288,7 +288,7 @@ def test_changed_frames_are_refused_by_ensure_and_get(make_cache, tmp_path, chan
     ):
         with pytest.raises(EmbeddingCacheError, match=r"frames of clip 'a' are not those .* \(2 files, now") as error:
             use()
-        assert f"delete {shard} to encode its 2 clips anew" in str(error.value)
+        assert f"delete {shard} to encode its 2 clips again" in str(error.value)
     shard.unlink()
     assert make_cache().ensure([changed, make_sample(tmp_path, "b")], load_grey) == 2
 
@@ -327,7 +327,7 @@ def test_a_shard_deleted_under_a_reader_is_an_error_that_says_what_to_run(make_c
     cache = make_cache()
     cache.ensure(samples_of(tmp_path, "a"), load_grey)
     only_shard(cache).unlink()
-    with pytest.raises(EmbeddingCacheError, match="any more: run data_prep/cache_features.py"):
+    with pytest.raises(EmbeddingCacheError, match="no longer exists: run data_prep/cache_features.py"):
         cache.get("a")
 
 

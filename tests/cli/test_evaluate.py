@@ -392,7 +392,7 @@ def test_model_is_scored_as_the_pipeline_answers(benchmark, loaded, tmp_path):
 
 def test_output_of_the_command_wins_over_the_output_dir_of_a_config(benchmark, tiny_checkpoint, tmp_path):
     config = tmp_path / "evaluate.yaml"
-    config.write_text(f"{CONFIG}output_dir: {tmp_path / 'shared'}\nsplits: [test_n]\n")
+    config.write_text(f"{CONFIG}output_dir: {tmp_path / 'shared'}\nsplit: [test_n]\n")
     command = ["evaluate", "--model", tiny_checkpoint, "--data_root", str(benchmark), "--config", str(config)]
     assert main([*command, "--num_samples", "0", "--output", str(tmp_path / "a.json")]) == 0
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"results.jsonl", "summary.json"}

@@ -85,7 +85,7 @@ def correct_by_gold(root: Path, tmp_path: Path, mistakes: list[dict], chains: li
     files = {
         "mistakes": write_lines(tmp_path / "mistakes.jsonl", mistakes),
         "gold": write_lines(tmp_path / "gold.jsonl", chains),
-        "out": tmp_path / "reflective.jsonl",
+        "output": tmp_path / "reflective.jsonl",
     }
     options = [word for name, path in files.items() for word in (f"--{name}", str(path))]
     return main(["--data_root", str(root), "--num_frames", "1", *options])

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,16 @@ from aurora_rl.cli import main
 from aurora_rl.evaluation.records import write_results
 from aurora_rl.evaluation.scores import RowScore, score_tables, write_scores
 from aurora_rl.export.model_card import CardDetails, write_model_card
-from aurora_rl.files.atomic import whole_entries, whole_file, whole_files, write_whole
+from aurora_rl.files.atomic import (
+    give_names,
+    nameless_file,
+    whole_entries,
+    whole_file,
+    whole_files,
+    whole_folder,
+    write_whole,
+)
+from aurora_rl.files.output_lock import OutputInUseError
 from aurora_rl.models.loading import LoadedModel
 
 
@@ -133,3 +144,64 @@ def test_results_that_cannot_be_written_leave_nothing_behind(tmp_path: Path) -> 
         write_results(tmp_path / "results.jsonl", [object()])  # type: ignore[list-item]
     assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
     assert (tmp_path / "results.jsonl").read_text() == "{}\n"
+
+
+def test_a_file_that_gets_its_name_last_is_there_under_no_other(tmp_path: Path) -> None:
+    with nameless_file(tmp_path / "made") as file:
+        file.write(b"x")
+        give_names({tmp_path / "made" / "named": file})
+    with nameless_file(tmp_path / "made"):
+        pass
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["named"]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_takes_the_place_of_the_former_one_when_it_is_whole(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        with whole_folder(tmp_path / "a" / "b") as folder:
+            (folder / f"{text}.txt").write_text(text)
+    assert contents(tmp_path) == {"a/b/second.txt": "second"}
+
+
+def test_an_error_of_the_writer_leaves_the_former_folder(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "old").write_text("old")
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "x") as folder:
+        (folder / "new").write_text("new")
+        1 / 0  # noqa: B018
+    assert contents(tmp_path) == {"x/old": "old"}
+
+
+def test_a_folder_that_cannot_be_renamed_leaves_the_former_one(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "old").write_text("old")
+    with pytest.raises(FileNotFoundError), whole_folder(tmp_path / "x") as folder:
+        folder.rmdir()
+    assert contents(tmp_path) == {"x/old": "old"}
+
+
+def test_what_a_killed_writer_of_a_folder_has_left_is_put_right_by_the_next(tmp_path: Path) -> None:
+    for name in (".x.new", ".x.former"):  # as a kill between the two renamings leaves them
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text(name)
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "x"):
+        1 / 0  # noqa: B018
+    assert contents(tmp_path) == {"x/.x.former": ".x.former"}
+
+
+def test_two_writers_of_one_folder_are_refused(tmp_path: Path) -> None:
+    writer = (
+        "import sys\nfrom aurora_rl.files.atomic import whole_folder\n"
+        "with whole_folder(sys.argv[1]):\n    print('writes', flush=True)\n    sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", writer, str(tmp_path / "x")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None and first.stdout.readline() == "writes\n"
+        with pytest.raises(OutputInUseError, match="another run writes to"), whole_folder(tmp_path / "x"):
+            pass
+        assert (tmp_path / ".x.new").is_dir()
+        first.communicate("")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]

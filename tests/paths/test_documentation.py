@@ -39,6 +39,7 @@ from aurora_rl.cli import parse_arguments
 from aurora_rl.data.media import load_clip
 from aurora_rl.models.heads.segmenters import FRAME_ENCODERS, SEGMENTERS, build_frame_encoder, build_segmenter
 from aurora_rl.models.mllm import MLLMFamily
+from recipes.stage_plan import read_plan
 from tests.documented_blocks import PAGES, ROOT, Block, all_blocks, blocks_of, marked, unmarked
 from tools.script_parser import script_parser
 
@@ -202,6 +203,18 @@ def test_commands_are_understood_by_their_programs(block: Block, monkeypatch: py
     for program, *arguments in commands:
         assert program in CHECKS, f"{block}: nothing here can check {program!r}"
         CHECKS[program](arguments)
+
+
+STAGE_FILES = [path for path in sorted(ROOT.glob("recipes/*/*.yaml")) if "stages" in yaml.safe_load(path.read_text())]
+
+
+@pytest.mark.parametrize("path", STAGE_FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_commands_of_the_shipped_stages_are_understood(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for stage in read_plan(path).stages.values():
+        words = list(stage.command)
+        script = next(number for number, word in enumerate(words) if word.endswith(".py"))
+        check_script(words[script], words[script + 1 :])
 
 
 def test_a_command_with_a_wrong_option_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

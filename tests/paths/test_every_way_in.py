@@ -32,6 +32,7 @@ from aurora_rl.data.video import read_video
 from aurora_rl.evaluation.mask_files import list_predictions
 from aurora_rl.evaluation.records import read_results
 from aurora_rl.evaluation.scores import read_scores
+from aurora_rl.files.fingerprint import fingerprint_content
 from aurora_rl.files.journal import ResumeFile, RowJournal, read_rows
 from aurora_rl.footprint.launch import Launch
 from aurora_rl.report.training_page import read_log_history
@@ -40,7 +41,6 @@ from aurora_rl.serve.request import Limits, check_clip
 from aurora_rl.tasks.reference_segmentation import chain_file
 from data_prep.to_hf_dataset import _embed
 from data_prep.verify_cot import ChainLimits, verify_file
-from recipes.run_stages import file_digest
 from recipes.stage_plan import read_plan
 
 #: Way in -> (name of the file in a folder, what reads it).
@@ -86,7 +86,7 @@ WAYS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "recipe's clips": ("sft.yaml", read_clip_options),
     "launch": ("cpu.yaml", Launch.read),
     "stages": ("stages.yaml", read_plan),
-    "output of a stage": ("model.safetensors", file_digest),
+    "output of a stage": ("model.safetensors", fingerprint_content),
     "reward": ("reward.py", lambda path: load_reward_func(f"{path}:reward")),
 }
 

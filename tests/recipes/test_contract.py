@@ -531,7 +531,7 @@ def test_the_7b_stages_are_killed_and_resume_to_their_scores(
         code = run_stages.main(["--config", path])
     said = capsys.readouterr()
     assert code == 0, said.err
-    assert "sft_7b: was cut off, goes on from its last checkpoint" in said.out
+    assert "sft_7b: was interrupted, resumes from its last checkpoint" in said.out
     stages = ["sft_7b", "mistakes_7b", "corrections_7b", "reflection_7b", "grpo_7b", "evaluation_7b"]
     assert LaneRunner.ran == stages
     for stage in ("teacher_7b", "sft_7b", "reflection_7b", "grpo_7b"):
@@ -612,7 +612,10 @@ DRIVEN = {
 }
 #: Driven by other tests, which name them.
 DRIVEN_ELSEWHERE = {
-    "synthetic/stages": "tests/recipes/test_all_stages.py",
+    "synthetic/stages": "tests/paths/test_all_stages.py",
+    # Their recipes are driven one by one; tests/paths/test_documentation.py reads their commands.
+    "synthetic/demo": "tests/recipes/test_report.py",
+    "synthetic/smoke": "tests/recipes/test_report.py",
 }
 
 

@@ -307,6 +307,8 @@ def test_a_stage_that_outlives_its_runner_is_left_alone_and_then_run_again(scrip
     ("stages", "message"),
     [
         ({"a": {"run": "x.py", "option": {}}}, r"stage a: unknown key\(s\) \['option'\]"),
+        ({"../a": {"run": "x.py"}}, r"'../a' is no name of a stage"),
+        ({"/a": {"run": "x.py"}}, "'/a' is no name of a stage"),
         ({"a": {}}, "stage a: name its script by either `run` or `launch`"),
         ({"a": {"run": "x.py", "options": {"model": "{b}"}}}, r"stage a refers to \{b\}: there is no such stage"),
         ({"a": {"run": "x.py", "needs": ["b*"]}}, r"stage a needs 'b\*': no stage has such a name"),
@@ -323,6 +325,41 @@ def test_a_stage_that_outlives_its_runner_is_left_alone_and_then_run_again(scrip
 def test_a_file_that_makes_no_sense_is_refused(tmp_path, stages, message):
     with pytest.raises(PlanError, match=message):
         read_plan(write_file(tmp_path, stages))
+
+
+def test_a_stage_may_lie_in_a_folder_of_several(scripts, tmp_path, out):
+    path = write_file(
+        tmp_path,
+        {"eval/a": writing(scripts, "a"), "b": writing(scripts, "b", options={"read": "{eval/a}/output.txt"})},
+    )
+    assert main(["--config", path]) == 0
+    assert (out / "eval" / "a" / "output.txt").read_text() == "a"
+    assert (out / "b" / "output.txt").read_text() == "ab"
+    assert main(["--config", path, "--redo", "eval/a"]) == 0
+    assert [runs(out, stage) for stage in ("eval/a", "b")] == [1, 1]
+
+
+def test_a_file_gives_what_differs_from_its_base(chain, scripts, tmp_path):
+    path = tmp_path / "other.yaml"
+    stages = {"b": {"options": {"text": "B"}}, "d": writing(scripts, "d", options={"read": "{c}/output.txt"})}
+    path.write_text(yaml.safe_dump({"base": chain, "output_dir": str(tmp_path / "other"), "stages": stages}))
+    assert main(["--config", str(path)]) == 0
+    assert (tmp_path / "other" / "d" / "output.txt").read_text() == "aBcd"
+    base, plan = read_plan(chain, output_dir=tmp_path / "other"), read_plan(path)
+    assert [name for name in base.stages if base.stages[name] != plan.stages[name]] == ["b"]
+
+
+def test_a_base_has_no_base(chain, tmp_path):
+    path = tmp_path / "again.yaml"
+    path.write_text(yaml.safe_dump({"base": str(path)}))
+    with pytest.raises(PlanError, match=r"base of .*again.yaml: unknown key\(s\) \['base'\]"):
+        read_plan(path)
+
+
+def test_what_no_other_stage_needs_is_named_at_the_end(chain, out, capsys):
+    assert main(["--config", chain]) == 0
+    said = capsys.readouterr().out
+    assert f"see {out / 'c' / 'output.txt'}" in said and str(out / "b") not in said
 
 
 def test_no_stage_is_named_like_that(chain, capsys):

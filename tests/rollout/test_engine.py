@@ -74,7 +74,7 @@ def test_where_two_completions_part_is_told_with_its_margin(generation, generate
     agreement = compare(loaded.model, loaded, row, ids, other, logprobs)
     assert (agreement.num_same, agreement.num_tokens) == (3, len(ids))
     assert agreement.margin > 0
-    assert f"clip 0 parts at token 3 of {len(ids)}: a margin of" in report([agreement])
+    assert f"clip 0 differs from token 3 of {len(ids)} on, by a margin of" in report([agreement])
 
 
 def test_vllms_own_positions_of_interleaved_prompts_are_others(generation, generate, rows, difference, monkeypatch):

@@ -1,4 +1,4 @@
-"""Two launched processes under ZeRO-3 with LoRA: each has its own vLLM engine, and gathers little for it."""
+"""Launched runs with vLLM: two processes under ZeRO-3 with LoRA, an engine each, and the synthetic recipe as it is."""
 
 import json
 import os
@@ -12,7 +12,8 @@ import pytest
 pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).resolve().parents[2]
-LAUNCH = "-m accelerate.commands.launch --config_file accelerate_configs/zero3.yaml --num_processes 2"
+LAUNCH = "-m accelerate.commands.launch --config_file accelerate_configs/"
+TWO_PROCESSES = "zero3.yaml --num_processes 2 --mixed_precision no --main_process_port 0"
 #: Its engines get the weights four times, and then no more. A random model earns no other reward than that of letters.
 RUN = (
     "tests/rollout/stale_engine_grpo.py 4 --config recipes/synthetic/grpo.yaml --seed 1 --max_steps 6 "
@@ -23,9 +24,13 @@ RUN = (
 )
 
 
-def launch(*arguments: str) -> str:
-    """Launch two processes; what they print."""
-    command = [sys.executable, *shlex.split(LAUNCH), "--mixed_precision", "no", "--main_process_port", "0", *arguments]
+#: The share of memory that the recipe's engine takes otherwise would be of the whole machine's.
+ENGINE = ("--vllm_engine_kwargs", '{"kv_cache_memory_bytes": 64000000}')
+
+
+def launch(*arguments: str, config: str = TWO_PROCESSES) -> str:
+    """Launch processes; what they print."""
+    command = [sys.executable, *shlex.split(LAUNCH + config), *arguments]
     environment = {
         **os.environ,
         "DS_ACCELERATOR": "cpu",
@@ -38,6 +43,10 @@ def launch(*arguments: str) -> str:
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-20000:]
     return result.stdout + result.stderr
+
+
+def steps_of(folder: Path) -> list[dict[str, float]]:
+    return [line for line in json.loads((folder / "trainer_state.json").read_text())["log_history"] if "loss" in line]
 
 
 def test_a_weight_sync_gathers_one_layer_at_a_time():
@@ -54,12 +63,27 @@ def test_a_weight_sync_gathers_one_layer_at_a_time():
 def test_two_ranks_with_two_engines_follow_the_policy(tiny_benchmark, tiny_checkpoint, tmp_path):
     printed = launch(
         *shlex.split(RUN),
-        *("--vllm_engine_kwargs", '{"kv_cache_memory_bytes": 64000000}'),
+        *ENGINE,
         *("--model", tiny_checkpoint, "--data_root", str(tiny_benchmark), "--output_dir", str(tmp_path)),
     )
     assert "distributed: DEEPSPEED, processes: 2" in printed and "ZeRO stage: 3" in printed
-    log = [line for line in json.loads((tmp_path / "trainer_state.json").read_text())["log_history"] if "loss" in line]
+    log = steps_of(tmp_path)
     assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]
     differences = [line["sampling/sampling_logp_difference/max"] for line in log]
     assert max(differences[:4]) < 1e-3
     assert min(differences[4:]) > 1e-2  # the control: without syncs
+
+
+@pytest.mark.vllm
+def test_the_synthetic_recipe_runs_with_vllm_as_it_is(tiny_benchmark, tiny_checkpoint, tmp_path):
+    """The command of its first comment with `--use_vllm true`: its engine answers the whole batch of 128 rows."""
+    script = "recipes/grpo.py --config recipes/synthetic/grpo.yaml --use_vllm true --max_steps 2"
+    launch(
+        *shlex.split(script),
+        *ENGINE,
+        *("--model", tiny_checkpoint, "--data_root", str(tiny_benchmark), "--output_dir", str(tmp_path)),
+        config="cpu.yaml",
+    )
+    log = steps_of(tmp_path)
+    assert [line["step"] for line in log] == [1, 2]
+    assert max(line["sampling/sampling_logp_difference/max"] for line in log) < 1e-3

@@ -153,7 +153,7 @@ def test_sound_without_pictures_is_refused(answerer, tmp_path):
         (torch.OutOfMemoryError("/srv/page"), "does not fit into memory: cut it"),
     ],
 )
-def test_troubles_of_the_server_are_told_without_their_details(answerer, film, monkeypatch, error, complaint):
+def test_problems_of_the_server_are_shown_without_their_details(answerer, film, monkeypatch, error, complaint):
     def fail(**_arguments):
         raise error
 

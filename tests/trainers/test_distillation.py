@@ -23,9 +23,10 @@ from aurora_rl.caches.teacher_features import (
     TeacherFeaturesError,
 )
 from aurora_rl.data.sample import AVSample
+from aurora_rl.models.checkpoint_files import fingerprint_checkpoint
 from aurora_rl.models.collate import SFTCollator
 from aurora_rl.models.loading import load_model
-from aurora_rl.models.teacher import Teacher, checkpoint_fingerprint
+from aurora_rl.models.teacher import Teacher
 from aurora_rl.tasks.targets import forced_answer
 from aurora_rl.trainers.sft import AuroraSFTTrainer
 
@@ -244,8 +245,8 @@ def test_one_changed_weight_makes_another_teacher(teacher_checkpoint, tmp_path):
     with torch.no_grad():
         loaded.model.lm_head.weight[0, 0] += 1e-3
     loaded.model.save_pretrained(tmp_path / "other")
-    assert checkpoint_fingerprint(str(tmp_path / "same")) == checkpoint_fingerprint(teacher_checkpoint)
-    assert checkpoint_fingerprint(str(tmp_path / "other")) != checkpoint_fingerprint(teacher_checkpoint)
+    assert fingerprint_checkpoint(str(tmp_path / "same")) == fingerprint_checkpoint(teacher_checkpoint)
+    assert fingerprint_checkpoint(str(tmp_path / "other")) != fingerprint_checkpoint(teacher_checkpoint)
 
 
 @pytest.mark.parametrize("change", [{"category": "zebra"}, {"reference": "another"}, {"media_id": "another"}])

@@ -15,7 +15,7 @@ GOOD = {"reward": 0.5, "frac_reward_zero_std": 0.3, "completions/clipped_ratio":
 
 @pytest.fixture
 def warnings_of(caplog: pytest.LogCaptureFixture) -> Any:
-    """Warnings about a run that logs these dictionaries, `resumed_from` being those of the run it goes on."""
+    """Warnings about a run that logs these dictionaries, `resumed_from` being those of the run that it resumes."""
 
     def run(
         logs: list[dict[str, Any]],
@@ -55,7 +55,7 @@ def test_clipped_completions_are_named_once_with_the_limit(warnings_of: Any) -> 
     assert message.startswith("25 % of the completions are cut at max_completion_length=72")
 
 
-def test_a_trouble_that_has_passed_is_named_again_when_it_returns(warnings_of: Any) -> None:
+def test_a_problem_that_has_passed_is_named_again_when_it_returns(warnings_of: Any) -> None:
     bad = {**GOOD, "completions/clipped_ratio": 0.5}
     assert len(warnings_of([bad, bad, GOOD, bad])) == 2
 

@@ -7,7 +7,11 @@ from typing import Any
 import pytest
 import torch
 import transformers.trainer
+from deepspeed.runtime.engine import DeepSpeedEngine
+from peft import LoraConfig, PeftModel, get_peft_model
 
+from aurora_rl.models.checkpoint_files import CheckpointError
+from aurora_rl.models.loading import LoadedModel
 from aurora_rl.trainers.safe_loading import (
     UnsafeCheckpointError,
     deepspeed_loads_weights_alone,
@@ -64,6 +68,8 @@ def test_transformers_loads_weights_alone_while_a_run_trains(tmp_path: Path) -> 
     class Engine:
         """As DeepSpeed's."""
 
+        module = torch.nn.Linear(1, 1)
+
         def load_checkpoint(self, folder: str, **options: Any) -> tuple[str, dict]:
             return folder, torch.load(Path(folder, "state.pt"), weights_only=False)
 
@@ -73,6 +79,64 @@ def test_transformers_loads_weights_alone_while_a_run_trains(tmp_path: Path) -> 
         transformers.trainer.deepspeed_load_checkpoint(Engine(), str(tmp_path))
     assert not (tmp_path / "ran").exists()
     assert (transformers.trainer.deepspeed_load_checkpoint, torch.load) == before, "an error restores them as well"
+
+
+@pytest.fixture
+def adapted(loaded: LoadedModel) -> PeftModel:
+    saved = ["seg_head", "embed_tokens", "lm_head"]
+    return get_peft_model(loaded.model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=saved))
+
+
+class LoadingEngine:
+    """DeepSpeed's engine as far as it saves a model's weights and loads them."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+
+    def random_ltd_enabled(self) -> bool:
+        return False
+
+    def save(self, folder: Path, **changed: torch.Tensor | None) -> None:
+        """Save what is trained, as accelerate asks for it, one weight's shape changed or without it."""
+        state = DeepSpeedEngine.module_state_dict(self, exclude_frozen_parameters=True) | changed
+        folder.mkdir()
+        torch.save({"module": {name: weight for name, weight in state.items() if weight is not None}}, folder / "x.pt")
+
+    def load_checkpoint(self, folder: str, *, load_module_strict: bool, **options: Any) -> tuple[str, dict]:
+        checkpoint = torch.load(Path(folder, "global_step1", "x.pt"))
+        DeepSpeedEngine.load_module_state_dict(self, checkpoint, strict=load_module_strict)
+        return folder, {}
+
+
+@pytest.mark.parametrize("part", ["lora_A", "seg_head", "embed_tokens"])
+def test_a_trained_weight_that_deepspeeds_file_lacks_is_named(adapted: PeftModel, tmp_path: Path, part: str) -> None:
+    engine = LoadingEngine(adapted)
+    name = next(name for name, weight in adapted.named_parameters() if part in name and weight.requires_grad)
+    engine.save(tmp_path / "global_step1", **{name: None})
+    with deepspeed_loads_weights_alone(), pytest.raises(CheckpointError, match=rf"lacks the weight .*{part}"):
+        transformers.trainer.deepspeed_load_checkpoint(engine, str(tmp_path), load_module_strict=False)
+
+
+def test_a_weight_of_another_shape_in_deepspeeds_file_is_named(adapted: PeftModel, tmp_path: Path) -> None:
+    engine = LoadingEngine(adapted)
+    name = next(name for name, weight in adapted.named_parameters() if "lora_A" in name)
+    engine.save(tmp_path / "global_step1", **{name: torch.zeros(1, 1)})
+    with deepspeed_loads_weights_alone(), pytest.raises(CheckpointError, match=r"lora_A.* in another shape"):
+        transformers.trainer.deepspeed_load_checkpoint(engine, str(tmp_path), load_module_strict=False)
+
+
+def test_what_deepspeed_saves_of_an_adapter_is_loaded(adapted: PeftModel, tmp_path: Path) -> None:
+    engine = LoadingEngine(adapted)
+    engine.save(tmp_path / "global_step1")
+    trained = [weight for weight in adapted.parameters() if weight.requires_grad]
+    before = [weight.detach().clone() for weight in trained]
+    with torch.no_grad():
+        for weight in trained:
+            weight.zero_()
+    with deepspeed_loads_weights_alone():
+        transformers.trainer.deepspeed_load_checkpoint(engine, str(tmp_path), load_module_strict=False)
+    assert all(torch.equal(weight, expected) for weight, expected in zip(trained, before, strict=True))
+    adapted.load_state_dict({}, strict=False)  # nothing of the loading stays behind
 
 
 def test_the_pickled_index_of_a_sharded_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def adapter(loaded: LoadedModel) -> PeftModel:
 def make(
     make_grpo: Callable[..., Trainer], adapter: PeftModel, train_samples: list[AVSample]
 ) -> Callable[..., Trainer]:
-    """A run that goes on with the adapter; each gets the one that there was at first, as each launch loads it."""
+    """A run that continues the adapter; every run gets its first weights, as every launch loads them."""
     common = {"samples": train_samples[:8], "script": None, "rewards": [letters], "beta": 0.5, "learning_rate": 0.01}
     return lambda **options: make_grpo(model=copy.deepcopy(adapter), **{**common, **options})
 

@@ -1,4 +1,4 @@
-"""MkDocs hook: a page of the API reference for each public module, from its docstrings, read without importing it."""
+"""MkDocs hook: an API page for each public module, made from its docstrings without importing it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("aurora_rl", "reward_fns")
 FOLDER = "reference"
-#: Where the reference stands among the pages of mkdocs.yml.
+#: Title of the reference in the navigation.
 NAV_TITLE = "API"
 
 INTRODUCTION = """\
 # API reference
 
-Made of the docstrings of {packages}. Shapes use these letters: B rows, G generations, L tokens, F frames, H W pixels,
+Made from the docstrings of {packages}. Shapes use these letters: B rows, G generations, L tokens, F frames, H W pixels,
 D hidden size, C width of a mask decoder's prompt. A name says whether it holds `mask_logits`, `mask_probs` or
 `pred_masks` (bool).
 
@@ -29,14 +29,14 @@ D hidden size, C width of a mask decoder's prompt. A name says whether it holds 
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put the modules' pages into the navigation, package by package."""
+    """Add the modules' pages to the navigation, package by package."""
     assert config.nav is not None
     config.nav.append({NAV_TITLE: [f"{FOLDER}/index.md", *_navigation()]})
     return config
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Add a page for each module, and the list of them all."""
+    """Add a page for each module, and a list of all modules."""
     table = []
     for module, summary in modules():
         page = f"# `{module}`\n\n::: {module}\n"
@@ -48,7 +48,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def modules() -> Iterator[tuple[str, str]]:
-    """Public modules that say more than what they import, with the first line of their docstring."""
+    """Yield the public modules with the first paragraph of their docstrings."""
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
@@ -63,7 +63,7 @@ def _page(module: str) -> str:
 
 
 def _navigation() -> list[dict[str, Any]]:
-    """`{"aurora_rl.data": [pages]}` for each package, in order of name; the package's own page comes first."""
+    """List `{"aurora_rl.data": [pages]}` for each package, in order of name, with the package's own page first."""
     groups: dict[str, list[dict[str, str]]] = {}
     for module, _ in modules():
         is_package = (ROOT / module.replace(".", "/")).is_dir()

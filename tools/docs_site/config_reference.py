@@ -1,4 +1,4 @@
-"""MkDocs hook: every key of every recipe and tool, and every option of the commands, from the parsers themselves."""
+"""MkDocs hook: every key of every recipe and tool, and every option of the commands, from their parsers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCRIPTS = [
     "recipes/grpo.py",
     "recipes/evaluate.py",
     "recipes/init_tiny.py",
-    "recipes/demo.py",
+    "recipes/report.py",
     "recipes/run_stages.py",
     "recipes/compare_stages.py",
     "data_prep/make_synthetic.py",
@@ -44,11 +44,11 @@ SCRIPTS = [
     "benchmarks/reward_time.py",
     "benchmarks/idle_share.py",
     "benchmarks/gpu_step.py",
-    "benchmarks/metrics.py",
+    "benchmarks/f_measure.py",
     "benchmarks/vllm_parity.py",
 ]
 COMMAND = "aurora_rl/cli/__main__.py"
-#: Words that a command begins with.
+#: Starts of a command.
 PROGRAMS = ("accelerate ", "aurora-rl ", "python ", "vllm ")
 
 
@@ -74,7 +74,7 @@ built.
 
 
 def configuration_page() -> str:
-    """Which classes each script reads, then each class with its keys."""
+    """Return the page: the classes that each script reads, then each class with its keys."""
     read = {script: getattr(script_parser(script), "dataclass_types", []) for script in SCRIPTS}
     classes = list(dict.fromkeys(cls for kinds in read.values() for cls in kinds))
     lines = [
@@ -96,7 +96,7 @@ def _class_section(cls: type) -> str:
 
 
 def attribute_texts(cls: type) -> dict[str, str]:
-    """What the section `Attributes:` of a class's docstring says of each."""
+    """Return the text of each attribute, from the section `Attributes:` of a class's docstring."""
     _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
     texts: dict[str, str] = {}
     name = ""
@@ -147,7 +147,7 @@ options.
 
 
 def commands_page() -> str:
-    """Each sub-command of `aurora-rl`, then each script."""
+    """Return the page: each sub-command of `aurora-rl`, then each script."""
     parser = script_parser(COMMAND)
     commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     sections = [_command_section(f"aurora-rl {name}", sub) for name, sub in commands.choices.items()]
@@ -157,16 +157,19 @@ def commands_page() -> str:
 
 
 def _command_section(title: str, parser: argparse.ArgumentParser) -> str:
-    rows = (
-        _row(_option_names(action), _option_value(action), _option_default(action), _escape(_option_help(action)))
-        for action in parser._actions
-        if action.help != argparse.SUPPRESS and not isinstance(action, argparse._HelpAction)
-    )
+    rows = []
+    for action in parser._actions:
+        if action.help != argparse.SUPPRESS and not isinstance(action, argparse._HelpAction):
+            names = ", ".join(action.option_strings) or str(action.metavar or action.dest)
+            has_default = not action.required and action.default not in (None, argparse.SUPPRESS)
+            default = _value(action.default) if has_default else ""
+            text = (action.help or "").replace("%%", "%").replace("(default: %(default)s)", "").strip()
+            rows.append(_row(names, _option_value(action), default, _escape(text)))
     return f"\n## {title}\n\n{_description(parser.description or '')}\n\n{_table('option', rows)}"
 
 
 def _description(text: str) -> str:
-    """What a program says of itself: written for a terminal, its lines run on here, but for its commands."""
+    """Turn a program's description for a terminal into Markdown: join its lines, except those of its commands."""
     paragraphs = re.split(r"\n\s*\n", text.strip("\n"))
     return "\n\n".join(
         f"```bash\n{inspect.cleandoc(paragraph)}\n```"
@@ -174,10 +177,6 @@ def _description(text: str) -> str:
         else _escape(" ".join(paragraph.split()))
         for paragraph in paragraphs
     )
-
-
-def _option_names(action: argparse.Action) -> str:
-    return ", ".join(action.option_strings) or str(action.metavar or action.dest)
 
 
 def _option_value(action: argparse.Action) -> str:
@@ -188,16 +187,6 @@ def _option_value(action: argparse.Action) -> str:
     named = " ".join(action.metavar) if isinstance(action.metavar, tuple) else action.metavar
     value = named or str(getattr(action.type, "__name__", "str")).strip("_")
     return f"{value} ..." if action.nargs in ("+", "*") else value
-
-
-def _option_default(action: argparse.Action) -> str:
-    if action.required:
-        return ""
-    return "" if action.default in (None, argparse.SUPPRESS) else _value(action.default)
-
-
-def _option_help(action: argparse.Action) -> str:
-    return (action.help or "").replace("%%", "%").replace("(default: %(default)s)", "").strip()
 
 
 # ------------------------------------------------------------------------------------- tables
@@ -223,7 +212,7 @@ def _value(value: Any) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text in a cell of a table: what reads as HTML or Markdown, or ends the cell, is escaped outside code."""
+    """Escape a text for a table's cell: characters of HTML and Markdown, and those that end the cell, outside code."""
     parts = text.split("`")
     parts[::2] = [re.sub(r"([\[*_|])", r"\\\1", part.replace("<", "&lt;")) for part in parts[::2]]
     return "`".join(parts)

@@ -1,6 +1,6 @@
-"""Griffe extension: worked examples of docstrings (`>>> ...`) become code blocks, wherever in a docstring they stand.
+"""Griffe extension: worked examples (`>>> ...`) at any place of a docstring become code blocks.
 
-Griffe knows them in a section `Examples:` alone; Markdown takes `>>>` for a quotation and what follows for text.
+Griffe recognises them in a section `Examples:` only; Markdown reads `>>>` as a quotation and the rest as text.
 """
 
 from __future__ import annotations
@@ -18,8 +18,4 @@ class Doctests(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.docstring is not None:
-            obj.docstring.value = EXAMPLE.sub(_fenced, obj.docstring.value)
-
-
-def _fenced(example: re.Match[str]) -> str:
-    return f"```pycon\n{example[0].rstrip()}\n```\n"
+            obj.docstring.value = EXAMPLE.sub(lambda e: f"```pycon\n{e[0].rstrip()}\n```\n", obj.docstring.value)

@@ -1,6 +1,6 @@
 r"""MkDocs hook: formulas become SVG when the site is built, by matplotlib, so that a page loads no script for them.
 
-`pymdownx.arithmatex` finds them: `$J_t$` becomes `<span class="arithmatex">\(J_t\)</span>`, which is replaced here.
+`pymdownx.arithmatex` marks them: `$J_t$` becomes `<span class="arithmatex">\(J_t\)</span>`, which is replaced here.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from mkdocs.structure.pages import Page
 FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\(?P<open>[(\[])(?P<tex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
-#: TeX that matplotlib does not know, and what it knows instead.
+#: TeX that matplotlib does not know, and its replacement.
 REPLACEMENTS = [
     (re.compile(r"\\operatorname\*"), r"\\operatorname"),
     (re.compile(r"\\[Bb]igg?([\[(])"), r"\\left\1"),
     (re.compile(r"\\[Bb]igg?([\])])"), r"\\right\1"),
-    (re.compile(r"\\sum(_\w|_\{[^}]*\})?"), r"\g<0>\\,"),  # it sets what follows a sum too close
+    (re.compile(r"\\sum(_\w|_\{[^}]*\})?"), r"\g<0>\\,"),  # more space after a sum
     (re.compile(r"\s+"), " "),
 ]
-logging.getLogger("matplotlib.mathtext").setLevel(logging.ERROR)  # it tells of each letter from a second font
+logging.getLogger("matplotlib.mathtext").setLevel(logging.ERROR)  # it logs each letter from a second font
 EM = 100.0  # points an em, in which outlines are drawn
 SCALE = 1.12  # the formulas' letters are lower than the text's
 LETTERS = {Outline.MOVETO: "M", Outline.LINETO: "L", Outline.CURVE3: "Q", Outline.CURVE4: "C", Outline.CLOSEPOLY: "Z"}
 
 
 def on_page_content(content: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Draw the page's formulas."""
+    """Replace the page's formulas by drawings."""
 
     def draw(formula: re.Match[str]) -> str:
         tex = html.unescape(formula["tex"]).strip()
@@ -52,14 +52,14 @@ def on_page_content(content: str, *, page: Page, config: MkDocsConfig, files: Fi
 
 @functools.cache
 def draw_formula(tex: str, *, display: bool = False) -> str:
-    """A formula as an SVG element in the colour of its text, as high as the letters beside it.
+    """Draw a formula as an SVG element in the colour of the text, as high as the letters beside it.
 
     Args:
-        tex: without dollar signs.
-        display: whether it stands by itself, so that fractions are of full size.
+        tex: the formula, without dollar signs.
+        display: whether it has its own line, where fractions have full size.
 
     Raises:
-        ValueError: if there is something in it that matplotlib does not know.
+        ValueError: if matplotlib does not know a part of it.
     """
     known = tex.replace(r"\frac", r"\dfrac") if display else tex
     for pattern, replacement in REPLACEMENTS:

@@ -1,7 +1,7 @@
-"""MkDocs hook: pages that lie elsewhere in the repository are included, and links that leave the site are resolved.
+"""MkDocs hook: it includes pages from elsewhere in the repository, and resolves links that leave the site.
 
-README.md and the READMEs of the tools are read on GitHub and here: they are included as they are. A link to a file that
-is a page here leads to the page; of a link to any other file its text remains, since the site has no copy of the code.
+README.md and the READMEs of the tools are read on GitHub and here, so they are included unchanged. A link to a file
+that is a page here leads to the page; a link to another file becomes its text, since the site has no copy of the code.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point links to where the file that they name is on the site."""
+    """Change links so that they lead to the named files' pages on the site."""
     name = page.file.src_uri
     folder = posixpath.dirname(INCLUDED.get(name, f"docs/{name}"))
 
@@ -43,14 +43,14 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         return _resolve(link, folder, name)
 
     parts, end = [], 0
-    for fence in FENCE.finditer(markdown):  # what looks like a link inside code is none
+    for fence in FENCE.finditer(markdown):  # code has no links
         parts += [LINK.sub(resolve, markdown[end : fence.start()]), fence[0]]
         end = fence.end()
     return "".join([*parts, LINK.sub(resolve, markdown[end:])])
 
 
 def _resolve(link: re.Match[str], folder: str, page: str) -> str:
-    """A link in a file of `folder`, from the root, as it stands on a page."""
+    """Resolve a link in a file of `folder` (relative to the root) for a page."""
     target = link["target"]
     if not target or "://" in target or target.startswith("mailto:"):
         return link[0]
@@ -66,8 +66,8 @@ def _resolve(link: re.Match[str], folder: str, page: str) -> str:
 
 
 def _text_of(link: re.Match[str], path: str) -> str:
-    """The text of a link to code; the path beside it, unless the text is the path or its end."""
+    """Return the text of a link to code, with the path unless the text is the path or its end."""
     if not (ROOT / path).exists():
-        return link[0]  # MkDocs will complain of it
+        return link[0]  # MkDocs will report it
     named = link["text"].strip("`").rstrip("/")
     return link["text"] if path.endswith(named) else f"{link['text']} (`{path}`)"

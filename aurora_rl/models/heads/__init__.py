@@ -1,1 +1,1 @@
-"""What turns the hidden state of a grounding token into a prediction; today masks."""
+"""Heads turn the hidden state of a grounding token into a prediction; today, masks."""

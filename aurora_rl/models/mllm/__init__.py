@@ -10,10 +10,10 @@ MLLM_FAMILIES: dict[str, type[MLLMFamily]] = {
 
 
 def get_family(model_type: str) -> MLLMFamily:
-    """The family of a checkpoint.
+    """Return the family of a checkpoint.
 
     Raises:
-        ValueError: for a `model_type` that has no file here.
+        ValueError: if no family here has this `model_type`.
     """
     if model_type not in MLLM_FAMILIES:
         raise ValueError(

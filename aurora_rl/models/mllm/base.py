@@ -1,4 +1,4 @@
-"""What Aurora-RL needs to know of a family of omni-modal LLMs. One subclass a family, one file a subclass."""
+"""The interface of a family of omni-modal LLMs: each family is one subclass in a file of its own."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 @dataclasses.dataclass(frozen=True)
 class EnginePrompt:
-    """One prompt as vLLM takes it, which runs the processor itself.
+    """One prompt for vLLM, which runs the processor itself.
 
     Attributes:
-        prompt_ids: token ids with each medium's placeholder once: what is expanded already would be expanded again.
-        messages: the conversation, its media parts without their media: those are in `media`, in the same order.
+        prompt_ids: token ids with each medium's placeholder once, since vLLM expands them.
+        messages: the conversation, whose media parts are empty: the media are in `media`, in the same order.
         media: vLLM's `multi_modal_data`: `{"video": [(frames (F, H, W, 3) uint8, metadata)], "audio": [(waveform (N,)
             float32, Hz)]}`; a modality that the prompt lacks is left out. Frames have the size that the model sees.
         processor_options: vLLM's `mm_processor_kwargs`.
@@ -35,8 +35,8 @@ class EncodedPrompt:
     """One prompt as the model reads it.
 
     Attributes:
-        prompt_ids: token ids with media placeholders expanded, ending where the assistant begins to speak.
-        features: the family's media tensors for this one row (batch dimension of 1, or flattened patches).
+        prompt_ids: token ids with media placeholders expanded, up to the beginning of the assistant's turn.
+        features: the family's media tensors for this row (batch dimension of 1, or flattened patches).
         engine: the same prompt for vLLM, which must expand it to `prompt_ids`.
     """
 
@@ -46,30 +46,30 @@ class EncodedPrompt:
 
 
 class MLLMFamily(abc.ABC):
-    """How one family of models is loaded, fed and adapted."""
+    """One family of models: its classes, its inputs and its adapters."""
 
-    #: The family's generation class with `SegmentationMixin` in front.
+    #: The family's generation class with `SegmentationMixin`.
     model_class: ClassVar[type[PreTrainedModel]]
     #: Names of the sub-modules that stay frozen in fine-tuning (method: vision and audio towers).
     tower_names: ClassVar[tuple[str, ...]]
     #: Regular expression of the decoder's projections that LoRA adapts.
     lora_target_modules: ClassVar[str]
-    #: What stands before a weight's name in the layout that vLLM loads.
+    #: Prefix of a weight's name in the layout that vLLM loads.
     engine_prefix: ClassVar[str]
     #: Our model class inside vLLM, see `rollout.plugin`.
     engine_architecture: ClassVar[str]
 
     @abc.abstractmethod
     def config_from(self, config: PretrainedConfig) -> PretrainedConfig:
-        """The part of a hub checkpoint's config that `model_class` is built from."""
+        """Return the part of a hub checkpoint's config that `model_class` is built from."""
 
     @abc.abstractmethod
     def engine_config(self, config: PretrainedConfig) -> PretrainedConfig:
-        """The config of the full checkpoint that vLLM loads, from that of `model_class`."""
+        """Build the config of the full checkpoint that vLLM loads from the config of `model_class`."""
 
     @abc.abstractmethod
     def multimodal_token_ids(self, config: PretrainedConfig) -> list[int]:
-        """Ids of placeholder and delimiter tokens that a completion must never hold."""
+        """Return the ids of placeholder and delimiter tokens that a completion must never hold."""
 
     @abc.abstractmethod
     def encode(
@@ -85,17 +85,17 @@ class MLLMFamily(abc.ABC):
 
         Args:
             processor: the checkpoint's own processor.
-            messages: from `prompts.build_messages`, the video part holding the frames.
+            messages: messages of `prompts.build_messages`, with the frames in the video part.
             waveform: (N,) float32 at the processor's sampling rate, or None for a prompt without sound.
-            fps: frames a second, which decides how video and audio are aligned in time.
+            fps: frames a second, which aligns video and audio in time.
             use_audio_in_video: whether the sound is interleaved with the frames, chunk by chunk; the messages then have
                 no audio part of their own.
 
-        A prompt without sound still brings something for the audio tower, which the prompt does not mention: the
-        processes of a sharded model must all run the same modules, whatever clips they have.
+        A prompt without sound still has an input for the audio tower, without a placeholder in the prompt: all
+        processes of a sharded model must run the same modules, with any clips.
 
         Raises:
-            ControlTokenError: if a text from outside would become a control token, see `models.control_tokens`.
+            ControlTokenError: if an untrusted text would become a control token, see `models.control_tokens`.
             ValueError: if placeholders and media do not match, or the sound is too short to be heard.
         """
 
@@ -107,8 +107,8 @@ class MLLMFamily(abc.ABC):
 
         Args:
             features: media tensors of the batch's U distinct clips.
-            media_index: which of them each of the B rows has. What the towers read is joined once a clip, what
-                describes it (grids, lengths) once a row; run the model under `grounding.shared_media`.
+            media_index: (B,) index of each row's clip among them. Inputs of the towers are joined once a clip, their
+                descriptions (grids, lengths) once a row; run the model under `grounding.shared_media`.
 
         Raises:
             ValueError: if some clips lack a medium that others have.

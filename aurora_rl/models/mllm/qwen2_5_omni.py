@@ -24,9 +24,9 @@ from aurora_rl.models.control_tokens import ControlTokenError, check_prompt, own
 from aurora_rl.models.grounding import BackboneView, SegmentationMixin
 from aurora_rl.models.mllm.base import EncodedPrompt, EnginePrompt, MLLMFamily
 
-#: What the towers read; the other media tensors describe it, and the language model needs them row by row.
+#: Inputs of the towers. The other media tensors describe these, and the language model needs them row by row.
 TOWER_INPUTS = ("pixel_values", "pixel_values_videos", "input_features")
-#: Frames of a spectrogram, of which the audio tower's strides leave one feature.
+#: Frames of the shortest spectrogram, for which the audio tower's strides leave one feature.
 SHORTEST_SPECTROGRAM = 3
 
 
@@ -45,11 +45,11 @@ class AuroraQwen2_5Omni(SegmentationMixin, Qwen2_5OmniThinkerForConditionalGener
     def get_image_features(
         self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor | None = None, **kwargs: Any
     ) -> Any:
-        """As the thinker's, the images of each distinct clip read once; all rows have equally many."""
+        """Compute the thinker's image features once for each distinct clip; all rows have the same number of images."""
         if self.media_index is None or image_grid_thw is None:
             return super().get_image_features(pixel_values, image_grid_thw, **kwargs)
         grids = image_grid_thw.unflatten(0, (len(self.media_index), -1))  # (B, images, 3)
-        outputs = super().get_image_features(pixel_values, self.of_distinct_media(grids).flatten(0, 1), **kwargs)
+        outputs = super().get_image_features(pixel_values, self.select_distinct(grids).flatten(0, 1), **kwargs)
         images, num_images = outputs.pooler_output, grids.size(1)
         outputs.pooler_output = [image for i in self.media_index for image in images[i * num_images :][:num_images]]
         return outputs
@@ -57,10 +57,10 @@ class AuroraQwen2_5Omni(SegmentationMixin, Qwen2_5OmniThinkerForConditionalGener
     def get_video_features(
         self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.Tensor | None = None, **kwargs: Any
     ) -> Any:
-        """As the thinker's, each distinct clip read once and its features handed to all of its rows."""
+        """Compute the thinker's video features once for each distinct clip, and share them among its rows."""
         if self.media_index is None or video_grid_thw is None:
             return super().get_video_features(pixel_values_videos, video_grid_thw, **kwargs)
-        outputs = super().get_video_features(pixel_values_videos, self.of_distinct_media(video_grid_thw), **kwargs)
+        outputs = super().get_video_features(pixel_values_videos, self.select_distinct(video_grid_thw), **kwargs)
         outputs.pooler_output = [outputs.pooler_output[i] for i in self.media_index]
         return outputs
 
@@ -71,19 +71,19 @@ class AuroraQwen2_5Omni(SegmentationMixin, Qwen2_5OmniThinkerForConditionalGener
         audio_feature_lengths: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As the thinker's, each distinct clip heard once and its features handed to all of its rows that have sound.
+        """Compute the thinker's audio features once for each distinct clip, and share them among its rows with sound.
 
         Args:
-            input_features: (U, mels, T) of the distinct clips.
+            input_features: (U, mels, T) spectrograms of the distinct clips.
             feature_attention_mask: (B, T), zeros for a row without sound.
         """
         if feature_attention_mask is None:
             return super().get_audio_features(input_features, feature_attention_mask, audio_feature_lengths, **kwargs)
-        mask = feature_attention_mask if self.media_index is None else self.of_distinct_media(feature_attention_mask)
+        mask = feature_attention_mask if self.media_index is None else self.select_distinct(feature_attention_mask)
         heard = mask.any(-1)  # (U,)
         if not heard.any():
-            # The tower runs all the same, forward and backward: under ZeRO-3 the other ranks wait for its weights.
-            # No placeholder takes what it says, so its gradient is zero.
+            # The tower still runs, forward and backward, because under ZeRO-3 the other ranks wait for its weights.
+            # No placeholder takes its output, so its gradient is zero.
             return super().get_audio_features(input_features[:1], torch.ones_like(mask[:1]), None, **kwargs)
         outputs = super().get_audio_features(input_features[heard], mask[heard], audio_feature_lengths, **kwargs)
         if self.media_index is not None:
@@ -103,10 +103,10 @@ class AuroraQwen2_5Omni(SegmentationMixin, Qwen2_5OmniThinkerForConditionalGener
         audio_seqlens: torch.Tensor | None = None,
         second_per_grids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As the thinker's, which is told by the ids whose sound lies between the frames.
+        """Compute the thinker's positions; the token ids of each row decide whether its sound lies between the frames.
 
         Args:
-            use_audio_in_video: not read; a flag for the whole batch could contradict its rows in silence.
+            use_audio_in_video: not read; a flag for the whole batch could contradict its rows unnoticed.
             audio_seqlens: (B,) lengths of the spectrograms, 0 for a row without sound.
         """
         if audio_seqlens is not None:
@@ -148,12 +148,12 @@ class AuroraQwen2_5Omni(SegmentationMixin, Qwen2_5OmniThinkerForConditionalGener
 
     @property
     def base_model(self) -> Any:
-        """Multimodal merge + decoder without `lm_head`; the thinker's own `base_model` is the thinker itself."""
+        """Multimodal merge and decoder without `lm_head`; the thinker's own `base_model` is the whole thinker."""
         return BackboneView(self, Qwen2_5OmniThinkerForConditionalGeneration.forward)
 
 
 class Qwen2_5OmniFamily(MLLMFamily):
-    """Frames as a video, the sound as a separate audio part."""
+    """Qwen2.5-Omni reads the frames as a video and the sound as a separate audio part."""
 
     model_class = AuroraQwen2_5Omni
     tower_names = ("visual", "audio_tower")
@@ -165,10 +165,10 @@ class Qwen2_5OmniFamily(MLLMFamily):
         return getattr(config, "thinker_config", config)
 
     def engine_config(self, config: PretrainedConfig) -> PretrainedConfig:
-        # Quantised weights leave the trainer unpacked.
+        # The trainer sends quantised weights unpacked.
         left_out = ("segmenter", "clip_options", "quantization_config")
         thinker_config = {name: value for name, value in config.to_dict().items() if name not in left_out}
-        # Head and embeddings are sent as two, whether they are one here or LoRA has parted them.
+        # Head and embeddings are sent as two weights, whether they are tied here or LoRA has separated them.
         thinker_config["tie_word_embeddings"] = False
         thinker_config["text_config"] = {**thinker_config["text_config"], "tie_word_embeddings": False}
         full = Qwen2_5OmniConfig(thinker_config=thinker_config, enable_audio_output=False)
@@ -197,8 +197,8 @@ class Qwen2_5OmniFamily(MLLMFamily):
         _check_no_forgery(processor, messages, prompt_ids)
         _check_audible(waveform, processor, needed=use_audio_in_video)
         options: dict[str, Any] = {
-            # process_vision_info has sized the frames already; sampling them again would drop some. The cap belongs to
-            # resizing, and is given only because transformers warns where it is not.
+            # process_vision_info has resized the frames already; sampling them again would drop some. The cap concerns
+            # resizing, and is given only because transformers warns without it.
             "videos_kwargs": {
                 "do_resize": False,
                 "do_sample_frames": False,
@@ -219,7 +219,7 @@ class Qwen2_5OmniFamily(MLLMFamily):
         features = {k: torch.as_tensor(v) for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
         if waveform is not None:
             features |= _trimmed_audio(features)
-        elif features:  # a prompt of text alone runs no tower
+        elif features:  # a text-only prompt runs no tower
             features |= _nothing_to_hear(processor.feature_extractor)
         expanded_ids = inputs["input_ids"][0].tolist()
         _check_expansion(processor, prompt_ids, expanded_ids)
@@ -247,14 +247,14 @@ class Qwen2_5OmniFamily(MLLMFamily):
 
 
 def _split_rows(values: torch.Tensor | None, counts: list[int]) -> Sequence[torch.Tensor | None]:
-    """The media's values of a batch, as many for each row as it has media."""
+    """Split a batch's values of media into rows, one value for each medium of the row."""
     return [None] * len(counts) if values is None else values.split(counts)
 
 
 def _engine_media(
     images: Sequence | None, videos: Sequence | None, waveform: np.ndarray | None, *, fps: float, processor: Any
 ) -> dict[str, list[Any]]:
-    """The media as vLLM takes them, frames at the size that `process_vision_info` gave them."""
+    """Return the media for vLLM, frames at the size that `process_vision_info` gave them."""
     media: dict[str, list[Any]] = {}
     if images:
         media["image"] = list(images)
@@ -270,17 +270,17 @@ def _engine_media(
 
 
 def _engine_options(processor: ProcessorMixin, *, fps: float, use_audio_in_video: bool) -> dict[str, Any]:
-    """As given to the processor here; vLLM reads the processor anew for each new set, so nothing varies by clip."""
+    """Return the processor's options for vLLM; none varies by clip, since vLLM loads a processor for each new set."""
     options: dict[str, Any] = {"do_resize": False, "do_sample_frames": False, "fps": fps}
     if use_audio_in_video:
-        # vLLM lays frames and sound out by an option of its own, and takes a second a grid where it is missing.
+        # vLLM places frames and sound by an option of its own, whose default is one second a grid.
         seconds_per_grid = processor.video_processor.temporal_patch_size / fps
         options |= {"use_audio_in_video": True, "second_per_grid_ts": [seconds_per_grid]}
     return options
 
 
 def _without_media(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The conversation with bare media parts: `{"type": "video", "video": [...]}` -> `{"type": "video"}`."""
+    """Return the conversation with empty media parts: `{"type": "video", "video": [...]}` -> `{"type": "video"}`."""
     return [
         {**message, "content": [p if p["type"] == "text" else {"type": p["type"]} for p in message["content"]]}
         for message in messages
@@ -298,7 +298,7 @@ def _check_audible(waveform: np.ndarray | None, processor: ProcessorMixin, *, ne
 def _check_placeholders(
     text: str, processor: ProcessorMixin, *, images: Sequence | None, videos: Sequence | None, num_audios: int
 ) -> None:
-    """Raise a ValueError unless each medium has its placeholder; a reference could hold one as text, for example."""
+    """Raise a ValueError unless each medium has one placeholder; a reference, for example, could hold one as text."""
     for token, given in (
         (processor.image_token, len(images or ())),
         (processor.video_token, len(videos or ())),
@@ -313,14 +313,19 @@ def _check_no_forgery(
 ) -> None:
     """Raise a `ControlTokenError` where a reference adds a control token to the prompt."""
     own = processor.apply_chat_template(own_messages(messages), tokenize=False, add_generation_prompt=True)
-    check_prompt(processor.tokenizer, prompt_ids, own, _texts(messages))
+    contents = (message["content"] for message in messages)
+    texts = (
+        content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
+        for content in contents
+    )
+    check_prompt(processor.tokenizer, prompt_ids, own, " ".join(texts).strip())
 
 
 def _check_expansion(processor: ProcessorMixin, prompt_ids: Sequence[int], expanded_ids: Sequence[int]) -> None:
-    """Raise a `ControlTokenError` unless expanding the placeholders left the words alone.
+    """Raise a `ControlTokenError` unless expanding the placeholders left all words unchanged.
 
-    The processor has names of its own for placeholders, `<|audio_placeholder|>` for example, which are plain text to
-    the tokenizer and become the real ones here.
+    The processor has its own names for placeholders, such as `<|audio_placeholder|>`, which are plain text to the
+    tokenizer and become real placeholders here.
     """
     names = [f"{medium}_token" for medium in ("audio", "image", "video")]
     names += [f"{kind}_{end}_token" for kind in ("audio", "vision") for end in ("bos", "eos")]
@@ -328,22 +333,13 @@ def _check_expansion(processor: ProcessorMixin, prompt_ids: Sequence[int], expan
     words, expanded_words = ([token for token in ids if token not in media] for ids in (prompt_ids, expanded_ids))
     if words != expanded_words:
         raise ControlTokenError(
-            "the reference holds what the processor reads as a medium's placeholder, such as '<|audio_placeholder|>': "
+            "the reference holds a medium's placeholder of the processor, such as '<|audio_placeholder|>': "
             "write it in other words"
         )
 
 
-def _texts(messages: Sequence[Mapping[str, Any]]) -> str:
-    """All that a conversation says, for an error."""
-    contents = (message["content"] for message in messages)
-    parts = (
-        content if isinstance(content, str) else " ".join(p.get("text", "") for p in content) for content in contents
-    )
-    return " ".join(parts).strip()
-
-
 def _padded_length(waveform: np.ndarray | None, feature_extractor: Any) -> int | None:
-    """Samples to pad the sound to: one analysis window past its end gives the same frames as 300 s of padding."""
+    """Return the padded length in samples: one analysis window past the end gives the same frames as 300 s."""
     if waveform is None:
         return None
     hop = feature_extractor.hop_length
@@ -351,13 +347,13 @@ def _padded_length(waveform: np.ndarray | None, feature_extractor: Any) -> int |
 
 
 def _trimmed_audio(features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The spectrogram without its padding: (1, mels, padded) -> (1, mels, T)."""
+    """Trim the padding of a spectrogram: (1, mels, padded) -> (1, mels, T)."""
     length = int(features["feature_attention_mask"].sum())
     return {name: features[name][..., :length] for name in ("input_features", "feature_attention_mask")}
 
 
 def _nothing_to_hear(feature_extractor: Any) -> dict[str, torch.Tensor]:
-    """What a clip without sound gives the audio tower: the shortest spectrogram it takes, all of it masked."""
+    """Return the audio tower's input for a clip without sound: the shortest spectrogram it accepts, fully masked."""
     return {
         "input_features": torch.zeros(1, feature_extractor.feature_size, SHORTEST_SPECTROGRAM),
         "feature_attention_mask": torch.zeros(1, SHORTEST_SPECTROGRAM, dtype=torch.int32),

@@ -1,4 +1,4 @@
-"""Mask decoders by name, and how they are rebuilt from the plain config that a checkpoint carries."""
+"""Mask decoders by name, which are rebuilt from the plain config of a checkpoint."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ FRAME_ENCODERS: dict[str, type[FrameEncoder]] = {
 
 
 def build_segmenter(config: dict[str, Any]) -> Segmenter:
-    """An untrained segmenter, for example of `{"type": "dot", "image_size": 64, "width": 32}`.
+    """Build an untrained segmenter, for example of `{"type": "dot", "image_size": 64, "width": 32}`.
 
     Raises:
         ValueError: if the type is unknown.
@@ -27,7 +27,7 @@ def build_segmenter(config: dict[str, Any]) -> Segmenter:
 
 
 def complete_segmenter_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of a new segmenter, with what can be looked up in the checkpoint that it names.
+    """Complete the config of a new segmenter by the fields of the checkpoint that it names.
 
     Raises:
         ValueError: if the type is unknown.
@@ -36,11 +36,11 @@ def complete_segmenter_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_frame_encoder(config: dict[str, Any], *, dtype: torch.dtype = torch.float32) -> FrameEncoder:
-    """The frozen frame encoder that goes with the segmenter of this config.
+    """Build the frozen frame encoder of the segmenter with this config.
 
     Args:
         config: the segmenter's config.
-        dtype: in which frames are encoded and their inputs come out.
+        dtype: dtype of the encoder and of its output.
 
     Raises:
         ValueError: if the type is unknown.

@@ -1,4 +1,4 @@
-"""What every mask decoder offers: a trained `Segmenter` and the frozen `FrameEncoder` that feeds it.
+"""A mask decoder has two halves: a trained `Segmenter` and the frozen `FrameEncoder` that feeds it.
 
 Flow: frames -> `FrameEncoder.encode` -> frame inputs (cached or computed on the fly) -> `Segmenter.forward`, with a
 prompt that the projector made of the hidden state at `[SEG]` -> low-resolution mask logits -> `Segmenter.postprocess`
@@ -24,13 +24,12 @@ class Segmenter(nn.Module, abc.ABC):
     a model which holds the segmenter can be rebuilt from its `config.json` before its state dict is loaded.
 
     Attributes:
-        config: everything needed to rebuild the module, `"type"` included.
+        config: all that is needed to rebuild the module, `"type"` included.
         prompt_dim: C, the width of a prompt.
         frame_shape: shape of one frame's input, as `FrameEncoder.encode` returns it.
-        max_masks_per_chunk: how many masks (frames x prompts) are decoded in one call at most; None for as many as
-            `masks_that_fit`. Where gradients are recorded each chunk is checkpointed, so that this bounds the
-            activations in memory. N, G and memory differ between processes, and with them the chunks: see
-            `models.sharding.gather_at_once`.
+        max_masks_per_chunk: largest number of masks (frames x prompts) per call; None for `masks_that_fit`. Where
+            gradients are recorded each chunk is checkpointed, so that this bounds the activations in memory. Chunks
+            differ between processes, as N, G and memory do: see `models.sharding.gather_at_once`.
     """
 
     prompt_dim: int
@@ -43,22 +42,22 @@ class Segmenter(nn.Module, abc.ABC):
 
     @classmethod
     def complete_config(cls, config: dict[str, Any]) -> dict[str, Any]:
-        """The config of a new segmenter, with what can be looked up in the checkpoint that it names."""
+        """Complete the config of a new segmenter by the fields of the checkpoint that it names."""
         return config
 
     @abc.abstractmethod
     def decode(self, frame_inputs: Tensor, prompts: Tensor) -> Tensor:
-        """Mask logits of all frames and prompts in one call; shapes as in `forward`, any floating dtype.
+        """Decode all frames and prompts in one call; shapes are those of `forward`, any floating dtype.
 
-        The inputs have the parameters' dtype. A buffer need not have it and is cast where it is used,
-        `self.table.to(frame_inputs)`: DeepSpeed and FSDP2 compute in bf16 with parameters alone, and without autocast.
+        The inputs have the parameters' dtype. A buffer may have another one and is cast where it is used,
+        `self.table.to(frame_inputs)`: DeepSpeed and FSDP2 cast only parameters to bf16, and use no autocast.
         """
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew, each layer by PyTorch's own initialisation.
+        """Initialise all weights again, each layer by PyTorch's own rule.
 
-        For owners that materialise modules without running their `__init__`, or that apply an initialisation of their
-        own to every submodule, as transformers' `PreTrainedModel` does.
+        Some owners materialise modules without running their `__init__`, or apply their own initialisation to every
+        submodule, as transformers' `PreTrainedModel` does.
         """
         for module in self.modules():
             reset = getattr(module, "reset_parameters", None)
@@ -120,12 +119,12 @@ class Segmenter(nn.Module, abc.ABC):
             )
 
     def masks_that_fit(self, device: torch.device) -> int | None:
-        """How many masks the device's memory lets decode in one call, None for any number; at least 1."""
+        """Return how many masks fit into the device's memory in one call, at least 1; None for any number."""
         return None
 
     @staticmethod
     def chunk_size(num_frames: int, num_prompts: int, max_masks: int | None) -> tuple[int, int]:
-        """Frames and prompts a chunk: as many prompts of a frame as fit, then as many frames."""
+        """Return the number of frames and of prompts per chunk: as many prompts of a frame as fit, then frames."""
         if max_masks is None:
             return max(1, num_frames), max(1, num_prompts)
         chunk_prompts = max(1, min(num_prompts, max_masks))
@@ -138,19 +137,19 @@ class Segmenter(nn.Module, abc.ABC):
 
 
 class FrameEncoder(abc.ABC):
-    """The frozen half of a segmenter: turns a clip's frames into the static inputs of the mask decoder.
+    """The frozen half of a segmenter, which turns a clip's frames into the static inputs of the mask decoder.
 
-    A plain object, not a module: it stays out of the trained model, its state dict and its optimizer.
+    It is a plain object and no module, so that it is no part of the trained model, its state dict or its optimizer.
 
     Args:
         config: config of the segmenter that it feeds.
-        dtype: in which frames are encoded and their inputs come out.
+        dtype: dtype of the encoder and of its output.
 
     Attributes:
         kind: the segmenter type that it belongs to.
-        cacheable: whether encoding is dear enough to be worth an `EmbeddingCache`.
-        image_size: S, the side in pixels of the square that a frame is brought to.
-        device: where frames are encoded and their inputs come out, see `to`.
+        cacheable: whether encoding is slow enough to be worth an `EmbeddingCache`.
+        image_size: S, the side in pixels of the square that a frame is resized to.
+        device: device of the encoder and of its output, see `to`.
     """
 
     kind: ClassVar[str]
@@ -163,19 +162,19 @@ class FrameEncoder(abc.ABC):
         self.device = torch.device("cpu")
 
     def to(self, device: torch.device | str) -> Self:
-        """Encode on this device from now on."""
+        """Move the encoder to a device."""
         self.device = torch.device(device)
         return self
 
     @property
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """Hash of all that the encoding depends on except the frames: kind, size, dtype, weights."""
+        """The hash of all that determines the encoding except the frames: kind, size, dtype, weights."""
 
     @property
     @abc.abstractmethod
     def frame_shape(self) -> tuple[int, ...]:
-        """Shape of one frame's input to the mask decoder."""
+        """The shape of one frame's input to the mask decoder."""
 
     @abc.abstractmethod
     def encode(self, frames: np.ndarray) -> Tensor:

@@ -1,7 +1,6 @@
-"""Segment Anything (Kirillov et al., 2023): its image encoder frozen, its mask decoder trained.
+"""Segment Anything (Kirillov et al., 2023): the image encoder is frozen, the mask decoder is trained.
 
-Image sizes other than the checkpoint's are reached by interpolating the encoder's positional embeddings when it is
-loaded.
+For image sizes other than the checkpoint's, the encoder's positional embeddings are interpolated when it is loaded.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from aurora_rl.models.heads.segmenters.sam_shared import decode_prompts
 
 
 class SamFrameEncoder(SamFamilyFrameEncoder):
-    """Frames are resized to a longest edge of S, normalised and padded at the bottom and right to S x S."""
+    """Resizes frames to a longest edge of S, normalises them and pads them at the bottom and right to S x S."""
 
     kind = "sam"
     sam_class = SamModel
@@ -59,8 +58,8 @@ class SamSegmenter(SamFamilySegmenter):
     Args:
         config: `{"type": "sam", "image_size": 1024, "checkpoint": "facebook/sam-vit-huge"}` is enough for a
             published SAM, whose decoders are all alike: C = 256. Optional are `revision` (branch, tag or commit on
-            the hub), `sam_config` (what differs from `SamConfig`'s defaults) and `encoder_hash` (of the image
-            encoder's weights; `load_pretrained` adds it). The image size S is a multiple of the patch size; mask
+            the hub), `sam_config` (the fields that differ from `SamConfig`'s defaults) and `encoder_hash` (hash of the
+            image encoder's weights; `load_pretrained` adds it). The image size S is a multiple of the patch size; mask
             logits are S/4 x S/4.
 
     Raises:
@@ -72,13 +71,13 @@ class SamSegmenter(SamFamilySegmenter):
     config_parts = ("vision_config", "mask_decoder_config")
 
     def decode(self, frame_inputs: Tensor, prompts: Tensor) -> Tensor:
-        """SAM's mask decoder over N image embeddings with G prompts each."""
+        """Run SAM's mask decoder on N image embeddings with G prompts each."""
         image_embeddings = frame_inputs + self.no_mask_embed.to(frame_inputs)
         positions = self.image_positional_embeddings.to(frame_inputs)
         return decode_prompts(self.mask_decoder, image_embeddings, positions, prompts)
 
     def postprocess(self, mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """Enlarge to S x S, cut the padding off, resize to the frame: `SamImageProcessor.post_process_masks`."""
+        """Enlarge to S x S, crop the padding, resize to the frame, as `SamImageProcessor.post_process_masks` does."""
         image_size = self.config["image_size"]
         mask_logits = resize_masks(mask_logits.float(), (image_size, image_size))
         height, width = resized_frame_size(size, image_size)
@@ -86,13 +85,13 @@ class SamSegmenter(SamFamilySegmenter):
 
 
 def resize_vision_encoder(encoder: SamVisionEncoder, image_size: int) -> SamVisionEncoder:
-    """SAM's image encoder for another image size.
+    """Adapt SAM's image encoder to another image size.
 
     Absolute positional embeddings are interpolated bicubically, relative ones of the layers with global attention
-    linearly. Layers with windowed attention keep theirs: a window holds as many patches as before.
+    linearly. Layers with windowed attention keep theirs, since a window holds as many patches as before.
 
     Args:
-        encoder: an image encoder; returned as it is where the size is its own.
+        encoder: an image encoder; returned unchanged if it has this size.
         image_size: S in pixels, a multiple of the patch size.
 
     Raises:
@@ -117,7 +116,7 @@ def resize_vision_encoder(encoder: SamVisionEncoder, image_size: int) -> SamVisi
 
 
 def resized_frame_size(size: tuple[int, int], image_size: int) -> tuple[int, int]:
-    """(H, W) in pixels of a frame brought to a longest edge of `image_size`, before padding."""
+    """Return (H, W) in pixels of a frame resized to a longest edge of `image_size`, before padding."""
     scale = image_size / max(size)
     height, width = (int(side * scale + 0.5) for side in size)
     return height, width
@@ -130,13 +129,13 @@ def _grid_size(image_size: int, patch_size: int) -> int:
 
 
 def _resize_absolute_positions(pos_embed: Tensor, grid: int) -> Tensor:
-    """(1, h, w, D) -> (1, grid, grid, D)."""
+    """Interpolate (1, h, w, D) to (1, grid, grid, D)."""
     channels_first = pos_embed.permute(0, 3, 1, 2)
     resized = F.interpolate(channels_first, size=(grid, grid), mode="bicubic", align_corners=False)
     return resized.permute(0, 2, 3, 1).contiguous()
 
 
 def _resize_relative_positions(rel_pos: Tensor, grid: int) -> Tensor:
-    """(2 h - 1, head_dim) -> (2 grid - 1, head_dim); the middle row stays the offset 0."""
+    """Interpolate (2 h - 1, head_dim) to (2 grid - 1, head_dim); the middle row stays the offset 0."""
     resized = F.interpolate(rel_pos.T[None], size=2 * grid - 1, mode="linear", align_corners=False)
     return resized[0].T.contiguous()

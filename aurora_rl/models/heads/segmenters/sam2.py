@@ -1,10 +1,10 @@
-"""SAM 2 (Ravi et al., 2024) as an image model: Hiera and its feature pyramid frozen, the mask decoder trained.
+"""SAM 2 (Ravi et al., 2024) as an image model: Hiera and its feature pyramid are frozen, the mask decoder is trained.
 
 The decoder reads three maps of a frame: the image embedding at 1/16 of its size and features at 1/4 and 1/8. They are
-what `Sam2Model.get_image_embeddings` returns, and travel as one tensor (`pack_features`), so that they are cached,
-batched and checked as SAM's one map is: four times as much a frame, 8.4 MB in float16 at S = 1024.
+the result of `Sam2Model.get_image_embeddings`, packed into one tensor (`pack_features`), so that they are cached,
+batched and checked like SAM's single map. They take four times its memory, 8.4 MB a frame in float16 at S = 1024.
 
-Other image sizes need no other weights: Hiera interpolates its positional embeddings to the image that it is given.
+Other image sizes need no other weights, since Hiera interpolates its positional embeddings to its input.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from transformers.models.sam2.modeling_sam2 import Sam2MaskDecoder
 from aurora_rl.models.heads.segmenters.sam_family import SamFamilyFrameEncoder, SamFamilySegmenter
 from aurora_rl.models.heads.segmenters.sam_shared import decode_prompts
 
-#: Pixels of a frame along a side of an image embedding's cell: Hiera's patches of 4, halved twice.
+#: Side of an image embedding's cell in pixels of the frame: Hiera's patches of 4 pixels, halved twice.
 STRIDE = 16
-#: Hiera's deepest map has cells of 32 pixels, as have the windows of its positional embeddings.
+#: The image size must be a multiple of this, the side of the cells of Hiera's deepest map and of its position windows.
 SIZE_MULTIPLE = 32
 
 
 class Sam2ImageFeatures(nn.Module):
-    """What SAM 2 computes of a frame before it knows the prompt.
+    """The part of SAM 2 that runs before the prompt is known.
 
-    The decoder's projections of the two finer maps belong here, not to what is trained: the maps before them are eight
-    and four times as large.
+    The decoder's projections of the two finer maps are in this frozen part, since the maps before the projections are
+    eight and four times as large.
     """
 
     def __init__(self, sam: Sam2Model) -> None:
@@ -41,13 +41,13 @@ class Sam2ImageFeatures(nn.Module):
         self.register_buffer("no_memory_embedding", sam.no_memory_embedding.detach().clone().reshape(1, -1, 1, 1))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """(N, 3, S, S) -> (N, 4 C, S/16, S/16)."""
+        """Encode (N, 3, S, S) into (N, 4 C, S/16, S/16)."""
         finest, finer, coarse = self.vision_encoder(pixel_values).fpn_hidden_states
         return pack_features([self.conv_s0(finest), self.conv_s1(finer), coarse + self.no_memory_embedding])
 
 
 class Sam2FrameEncoder(SamFamilyFrameEncoder):
-    """Frames are squeezed to S x S whatever their aspect ratio, as SAM 2 was trained, and normalised."""
+    """Resizes frames of any aspect ratio to S x S, as SAM 2 was trained, and normalises them."""
 
     kind = "sam2"
     sam_class = Sam2Model
@@ -81,16 +81,16 @@ class Sam2FrameEncoder(SamFamilyFrameEncoder):
 
 
 class Sam2Segmenter(SamFamilySegmenter):
-    """SAM 2's mask decoder; mask logits are S/4 x S/4 and stretched back to the frame's aspect ratio.
+    """SAM 2's mask decoder; mask logits are S/4 x S/4 and resized to the frame's aspect ratio.
 
-    Always the mask of token 0: transformers' own falls back to the others where that one is unstable, in evaluation
-    only, and those are not trained here.
+    The mask is always that of token 0. transformers' decoder uses the others in evaluation where that mask is unstable,
+    but they are not trained here.
 
     Args:
         config: `{"type": "sam2", "image_size": 1024, "checkpoint": "facebook/sam2.1-hiera-large"}` is enough for a
             published SAM 2, whose decoders are all alike: C = 256. Optional are `revision` (branch, tag or commit on
-            the hub), `sam_config` (what differs from `Sam2Config`'s defaults) and `encoder_hash` (of the frozen
-            weights; `load_pretrained` adds it). The image size S is a multiple of 32.
+            the hub), `sam_config` (the fields that differ from `Sam2Config`'s defaults) and `encoder_hash` (hash of the
+            frozen weights; `load_pretrained` adds it). The image size S is a multiple of 32.
 
     Raises:
         ValueError: if S is not a multiple of 32.
@@ -101,14 +101,14 @@ class Sam2Segmenter(SamFamilySegmenter):
 
     @staticmethod
     def single_mask(decoder: Sam2MaskDecoder) -> Sam2MaskDecoder:
-        """Also without the score of the object's presence, and what `Sam2ImageFeatures` does beforehand."""
+        """Remove, too, the score of the object's presence and the projections that `Sam2ImageFeatures` holds."""
         SamFamilySegmenter.single_mask(decoder)
         decoder.pred_obj_score_head = nn.Identity()
         decoder.conv_s0, decoder.conv_s1 = nn.Identity(), nn.Identity()
         return decoder
 
     def decode(self, frame_inputs: Tensor, prompts: Tensor) -> Tensor:
-        """SAM 2's mask decoder over N frames with G prompts each."""
+        """Run SAM 2's mask decoder on N frames with G prompts each."""
         finest, finer, image_embeddings = unpack_features(frame_inputs)
         return decode_prompts(
             self.mask_decoder,
@@ -120,16 +120,16 @@ class Sam2Segmenter(SamFamilySegmenter):
 
 
 def pack_features(features: Sequence[Tensor]) -> Tensor:
-    """(N, C/8, 4 g, 4 g), (N, C/4, 2 g, 2 g) and (N, C, g, g) one after the other, as (N, 4 C, g, g).
+    """Pack (N, C/8, 4 g, 4 g), (N, C/4, 2 g, 2 g) and (N, C, g, g) one after the other into (N, 4 C, g, g).
 
-    Only the numbers' order is kept, row by row of each map: a cell of the result is no place in the image.
+    The numbers of each map stay in their order, row by row, so a cell of the result is no place in the image.
     """
     num_frames, _, *grid = features[-1].shape
     return torch.cat([feature.reshape(num_frames, -1, *grid) for feature in features], dim=1)
 
 
 def unpack_features(frame_inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The three maps that `pack_features` was given."""
+    """Return the three maps that `pack_features` has packed."""
     num_frames, width, height, _ = frame_inputs.shape
     channels = width // 4
     finest, finer, coarse = frame_inputs.split([2 * channels, channels, channels], dim=1)

@@ -1,6 +1,6 @@
-"""What SAM and SAM 2 share: an image encoder that stays frozen, and a mask decoder that is trained under one prompt.
+"""Common parts of SAM and SAM 2: a frozen image encoder, and a mask decoder that is trained with one prompt.
 
-Both come out of one pretrained checkpoint. The prompt made at `[SEG]` stands where point and box embeddings do, as the
+Both come from one pretrained checkpoint. The prompt made at `[SEG]` takes the place of point and box embeddings, as the
 only sparse prompt; the dense prompt is the checkpoint's "no mask".
 """
 
@@ -19,32 +19,33 @@ from torch import Tensor, nn
 from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
+from aurora_rl.files.fingerprint import fingerprint_values
 from aurora_rl.models.checkpoint_files import check_checkpoint_files
 from aurora_rl.models.heads.segmenters.base import FrameEncoder, Segmenter, check_frames
 from aurora_rl.models.heads.segmenters.memory import decoding_budget, power_of_two_below
 from aurora_rl.models.heads.segmenters.sam_shared import MaskDecoder
 from aurora_rl.models.sharding import loading_whole
 
-#: What decoding a mask takes, in image embeddings of a frame, rounded up. Both SAMs at S = 1024 in float32: 23.3 with
-#: gradients, 98 MB a mask, counted over the tensors that live at the same time; 7 to 10.7 without, seen as growth of
-#: the process.
+#: Memory to decode a mask, in image embeddings of a frame, rounded up. Measured for both SAMs at S = 1024 in float32:
+#: 23.3 with gradients, 98 MB a mask, as the sum of the tensors that live at the same time; 7 to 10.7 without, as growth
+#: of the process.
 COPIES_WITH_GRADIENTS, COPIES_WITHOUT_GRADIENTS = 24, 11
-#: Masks at once where memory is scarce; estimates count these, because more are decoded only where memory is free.
+#: Masks at once where memory is scarce. Estimates use this number, because more are decoded only where memory is free.
 USUAL_LEAST = 4
 
 
 class SamFamilySegmenter(Segmenter):
-    """A pretrained mask decoder under one sparse prompt; the mask is that of token 0, the single-mask output.
+    """A pretrained mask decoder with one sparse prompt; the mask is that of token 0, the single-mask output.
 
-    The IoU head and the hypernetworks of the other mask tokens never reach the loss, so they are left out: DDP trips
-    over parameters without gradients. All mask tokens stay, since token 0 attends to them.
+    The IoU head and the hypernetworks of the other mask tokens never reach the loss, so they are left out: DDP fails on
+    parameters without gradients. All mask tokens stay, since token 0 attends to them.
     """
 
     #: The frozen half of the same checkpoint.
     frame_encoder: ClassVar[type[SamFamilyFrameEncoder]]
     #: transformers' mask decoder.
     decoder_class: ClassVar[type[nn.Module]]
-    #: Parts of the checkpoint's config on which shapes depend here.
+    #: Parts of the checkpoint's config that determine shapes here.
     config_parts: ClassVar[tuple[str, ...]] = ("mask_decoder_config",)
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -55,14 +56,14 @@ class SamFamilySegmenter(Segmenter):
         self.frame_shape = self.frame_encoder(config).frame_shape
         self.mask_decoder = self.single_mask(self.decoder_class(decoder_config))
         self.image_positional_embeddings: Tensor
-        # The embeddings themselves, not the frequencies they come from: those do not survive a cast to bfloat16.
+        # The embeddings themselves, not their frequencies, which would not survive a cast to bfloat16.
         self.register_buffer("image_positional_embeddings", torch.empty(1, self.prompt_dim, *self.frame_shape[1:]))
         self.no_mask_embed: Tensor
         self.register_buffer("no_mask_embed", torch.empty(1, self.prompt_dim, 1, 1))
         self._reset_buffers()
 
     def masks_that_fit(self, device: torch.device) -> int:
-        """As many as the device's memory is for, a power of two; of a model without memory the least that is usual."""
+        """Return a power of two that fits into the device's memory; `USUAL_LEAST` on the meta device."""
         if device.type == "meta":
             return USUAL_LEAST
         copies = COPIES_WITH_GRADIENTS if torch.is_grad_enabled() else COPIES_WITHOUT_GRADIENTS
@@ -71,7 +72,7 @@ class SamFamilySegmenter(Segmenter):
 
     @classmethod
     def complete_config(cls, config: dict[str, Any]) -> dict[str, Any]:
-        """The config with the shapes of the checkpoint that it names, unless it states them."""
+        """Complete the config by the shapes of the checkpoint that it names, unless it states them."""
         if "checkpoint" not in config or "sam_config" in config:
             return config
         check_checkpoint_files(config["checkpoint"])
@@ -81,7 +82,7 @@ class SamFamilySegmenter(Segmenter):
 
     @classmethod
     def from_checkpoint(cls, checkpoint: str, image_size: int | None = None, *, revision: str | None = None) -> Self:
-        """Pretrained decoder of any such checkpoint, its config complete.
+        """Load the pretrained decoder of a checkpoint; its config is complete.
 
         Args:
             checkpoint: name on the Hugging Face hub, such as `facebook/sam-vit-huge`, or a folder.
@@ -105,10 +106,10 @@ class SamFamilySegmenter(Segmenter):
         return segmenter
 
     def load_pretrained(self) -> None:
-        """Take over the weights of the checkpoint that the config names.
+        """Load the weights of the checkpoint that the config names.
 
-        The hash of its image encoder is noted in `config`: masks learned on one encoder's embeddings are worthless on
-        another's, and with the hash an embedding cache can be read without loading the encoder.
+        The hash of its image encoder is noted in `config`: masks learned with one encoder's embeddings are worthless
+        with another's, and with the hash an embedding cache can be read without loading the encoder.
 
         Raises:
             ValueError: if the checkpoint is not whole, or not of the shape that the config describes.
@@ -117,7 +118,7 @@ class SamFamilySegmenter(Segmenter):
 
     @staticmethod
     def single_mask(decoder: MaskDecoder) -> MaskDecoder:
-        """Take out, in place, what only IoU scores and masks 1 to 3 need."""
+        """Remove, in place, the modules that only IoU scores and masks 1 to 3 need."""
         decoder.num_mask_tokens = 1
         decoder.output_hypernetworks_mlps = decoder.output_hypernetworks_mlps[:1]
         decoder.iou_prediction_head = nn.Identity()
@@ -144,14 +145,14 @@ class SamFamilySegmenter(Segmenter):
 
     @torch.no_grad()
     def _reset_buffers(self) -> None:
-        # transformers' initialisers spare what a checkpoint has filled already.
+        # transformers' initialisers skip tensors that a checkpoint has filled already.
         frequencies = torch.randn(2, self.prompt_dim // 2, device=self.image_positional_embeddings.device)
         init.copy_(self.image_positional_embeddings, _positional_embeddings(frequencies, self.frame_shape[-1]))
         init.zeros_(self.no_mask_embed)
 
     @classmethod
     def _differences_from_default(cls, sam_config: PretrainedConfig) -> dict[str, Any]:
-        """The parts' own fields that are not at their default, plain JSON."""
+        """Return the parts' own fields that differ from their defaults, as plain JSON."""
         differences: dict[str, Any] = {}
         for part in cls.config_parts:
             values = getattr(sam_config, part).to_dict()
@@ -161,61 +162,61 @@ class SamFamilySegmenter(Segmenter):
 
 
 class SamFamilyFrameEncoder(FrameEncoder):
-    """A pretrained image encoder, loaded when the first frame is encoded: a run that finds all clips cached never does.
+    """A pretrained image encoder, loaded at the first frame: a run whose clips are cached never loads it.
 
     Its `config` is the segmenter's.
     """
 
     cacheable = True
-    #: transformers' whole model, from which both halves are taken.
+    #: transformers' whole model, which holds both halves.
     sam_class: ClassVar[type[PreTrainedModel]]
     config_class: ClassVar[type[PretrainedConfig]]
 
     @classmethod
     def read_sam_config(cls, config: dict[str, Any]) -> PretrainedConfig:
-        """The checkpoint's config, as far as the segmenter's tells."""
-        return cls.config_class(**copy.deepcopy(config.get("sam_config", {})))  # it writes into what it is given
+        """Build the checkpoint's config from the fields in the segmenter's config."""
+        return cls.config_class(**copy.deepcopy(config.get("sam_config", {})))  # the class changes its arguments
 
     @staticmethod
     @abc.abstractmethod
     def native_image_size(sam_config: PretrainedConfig) -> int:
-        """S in pixels that the checkpoint was trained with."""
+        """Return S in pixels that the checkpoint was trained with."""
 
     @staticmethod
     @abc.abstractmethod
     def frozen_part(sam: PreTrainedModel) -> nn.Module:
-        """Of the whole model, what turns pixels into frame inputs."""
+        """Return the part of the whole model that turns pixels into frame inputs."""
 
     def preprocess(self, frames: np.ndarray) -> Tensor:
-        """Pixel values (F, 3, S, S) float32 of frames (F, H, W, 3) uint8."""
+        """Turn frames (F, H, W, 3) uint8 into pixel values (F, 3, S, S) float32."""
         inputs = self._image_processor(images=list(frames), input_data_format="channels_last", return_tensors="pt")
         return inputs["pixel_values"]
 
     @property
     def normalisation(self) -> list[Any]:
-        """Mean and standard deviation of `preprocess`."""
+        """The mean and standard deviation of `preprocess`."""
         return [self._image_processor.image_mean, self._image_processor.image_std]
 
     @functools.cached_property
     @abc.abstractmethod
     def _image_processor(self) -> BaseImageProcessor:
-        """The processor of transformers, for images of S x S."""
+        """The processor of transformers for images of S x S."""
 
     @abc.abstractmethod
     def _at_image_size(self, encoder: nn.Module) -> nn.Module:
-        """The frozen part, for images of S x S."""
+        """Adapt the frozen part to images of S x S."""
 
     @abc.abstractmethod
     def _encode_pixels(self, pixel_values: Tensor) -> Tensor:
-        """(1, 3, S, S) -> (1, *frame_shape)."""
+        """Encode (1, 3, S, S) into (1, *frame_shape)."""
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        # Of the checkpoint's own weights, before positional embeddings are interpolated: those may differ in the last
-        # bit from one machine to the next.
+        # The hash covers the checkpoint's own weights: interpolated positional embeddings may differ in the last bit
+        # from one machine to another.
         weights = self.config.get("encoder_hash") or hash_weights(self._load_native_encoder())
         parts = [self.kind, self.image_size, str(self.dtype), weights, self.normalisation]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return fingerprint_values(parts)
 
     @functools.cached_property
     def vision_encoder(self) -> nn.Module:
@@ -236,7 +237,7 @@ class SamFamilyFrameEncoder(FrameEncoder):
         return encoder.to(self.device, self.dtype).eval().requires_grad_(False)
 
     def to(self, device: torch.device | str) -> Self:
-        if "vision_encoder" in self.__dict__:  # not before it is needed
+        if "vision_encoder" in self.__dict__:  # it is loaded when it is needed
             self.vision_encoder.to(device)
         return super().to(device)
 
@@ -244,13 +245,13 @@ class SamFamilyFrameEncoder(FrameEncoder):
     def encode(self, frames: np.ndarray) -> Tensor:
         check_frames(frames)
         pixel_values = self.preprocess(frames).to(self.device, self.dtype)
-        # Frame by frame: the attention bias of one frame alone takes gigabytes at SAM's S = 1024, and a frame's
-        # embedding does not depend on the frames beside it, not even in its last bit.
+        # Frame by frame: the attention bias of one frame takes gigabytes at SAM's S = 1024, and so a frame's embedding
+        # does not depend on the other frames, not even in its last bit.
         return torch.cat([self._encode_pixels(frame) for frame in pixel_values.split(1)])
 
     @classmethod
     def load_sam(cls, checkpoint: str, revision: str | None) -> PreTrainedModel:
-        """The whole model in float32, from safetensors only: a pickled checkpoint could run code.
+        """Load the whole model in float32, from safetensors only: a pickled checkpoint could run code.
 
         Raises:
             ValueError: if weights are missing.
@@ -262,7 +263,7 @@ class SamFamilyFrameEncoder(FrameEncoder):
 
 
 def load_whole(model_class: type[PreTrainedModel], checkpoint: str, **options: Any) -> PreTrainedModel:
-    """A pretrained model in float32, from safetensors only.
+    """Load a pretrained model in float32, from safetensors only.
 
     Raises:
         ValueError: if weights are missing or of other shapes, or a file of the checkpoint is no plain file.
@@ -288,7 +289,7 @@ def load_whole(model_class: type[PreTrainedModel], checkpoint: str, **options: A
 
 
 def hash_weights(module: nn.Module) -> str:
-    """SHA-256 of a module's parameters and buffers: names, dtypes, shapes and bytes."""
+    """Hash a module's parameters and buffers by SHA-256: names, dtypes, shapes and bytes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -297,7 +298,7 @@ def hash_weights(module: nn.Module) -> str:
 
 
 def _positional_embeddings(frequencies: Tensor, grid: int) -> Tensor:
-    """Random Fourier features of the grid's cell centres: (1, C, grid, grid) of frequencies (2, C/2)."""
+    """Compute random Fourier features of the grid's cell centres: (1, C, grid, grid) of frequencies (2, C/2)."""
     centres = (torch.arange(grid, device=frequencies.device) + 0.5) / grid
     y, x = torch.meshgrid(centres, centres, indexing="ij")
     angles = 2 * torch.pi * ((2 * torch.stack([x, y], dim=-1) - 1) @ frequencies)  # (grid, grid, C/2)

@@ -1,11 +1,11 @@
-"""SAM's and SAM 2's mask decoders under many prompts on one image: what the image alone decides is computed once.
+"""SAM's and SAM 2's mask decoders with many prompts on one image: image-only results are computed once.
 
 transformers' `SamMaskDecoder` repeats the image for each prompt before its first layer. The prompts change the image's
-keys only at the end of that layer, so its projections of the image serve all of them. Weights are reached by calling
-the modules that own them, never read: under ZeRO-3 and FSDP they are elsewhere until their module is called.
+keys only at the end of that layer, so its projections of the image serve all of them. Weights are never read, but
+used by calling the modules that own them: under ZeRO-3 and FSDP they are elsewhere until their module is called.
 
-SAM 2 has one more output token, for whether there is an object, and adds features of higher resolution while it
-upscales; the rest is SAM's.
+SAM 2 has one more output token, for the presence of an object, and adds features of higher resolution while it
+upscales; the rest is the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MaskDecoder: TypeAlias = SamMaskDecoder | Sam2MaskDecoder
 Attention: TypeAlias = SamAttention | Sam2Attention
 TwoWayBlock: TypeAlias = SamTwoWayAttentionBlock | Sam2TwoWayAttentionBlock
 
-#: A power of two, so that scaling by it rounds nothing; large enough to drown a bias, small enough for float16.
+#: A power of two, so that scaling by it is exact; large compared with a bias, small enough for float16.
 PROBE_SCALE = 1024.0
 
 
@@ -34,19 +34,21 @@ def decode_prompts(
     *,
     high_res_features: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Masks of mask token 0, SAM's single-mask output.
+    """Decode the masks of mask token 0, SAM's single-mask output.
 
     Args:
-        decoder: its weights.
-        image_embeddings: (N, C, h, w), the dense prompt added.
+        decoder: the decoder with the weights.
+        image_embeddings: (N, C, h, w), with the dense prompt added.
         positions: (1, C, h, w) positional embeddings.
-        prompts: (N, G, C) one sparse prompt each.
-        high_res_features: of SAM 2, (N, C/8, 4 h, 4 w) and (N, C/4, 2 h, 2 w).
+        prompts: (N, G, C), one sparse prompt for each mask.
+        high_res_features: features of SAM 2, (N, C/8, 4 h, 4 w) and (N, C/4, 2 h, 2 w).
 
     Returns:
         Mask logits (N, G, 4 h, 4 w), equal to those of the decoder's own `forward` up to rounding.
     """
-    output_tokens = _output_tokens(decoder)
+    # (1 + masks, C), with SAM 2 (2 + masks, C): the mask tokens come last.
+    presence = [decoder.obj_score_token] if isinstance(decoder, Sam2MaskDecoder) else []
+    output_tokens = torch.cat([token.weight for token in (*presence, decoder.iou_token, decoder.mask_tokens)])
     mask_token = len(output_tokens) - decoder.mask_tokens.num_embeddings
     output_tokens = output_tokens.expand(*prompts.shape[:2], -1, -1)
     prompt_tokens = torch.cat([output_tokens, prompts[:, :, None]], dim=2)  # (N, G, T, C)
@@ -63,12 +65,6 @@ def decode_prompts(
     return (pixels.flatten(2, 3) @ kernels[..., None]).view(pixels.shape[:-1])
 
 
-def _output_tokens(decoder: MaskDecoder) -> Tensor:
-    """(1 + masks, C), of SAM 2 (2 + masks, C): the mask tokens come last."""
-    presence = [decoder.obj_score_token] if isinstance(decoder, Sam2MaskDecoder) else []
-    return torch.cat([token.weight for token in (*presence, decoder.iou_token, decoder.mask_tokens)])
-
-
 def _two_way(
     layer: TwoWayBlock,
     tokens: Tensor,
@@ -76,7 +72,7 @@ def _two_way(
     prompt_tokens: Tensor,
     positions: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """`SamTwoWayAttentionBlock.forward` for keys that are one for all prompts, or one a prompt."""
+    """Run `SamTwoWayAttentionBlock.forward` with keys that are shared by all prompts, or one set a prompt."""
     if layer.skip_first_layer_pe:
         tokens = layer.self_attn(tokens, tokens, tokens)[0]
     else:
@@ -92,10 +88,10 @@ def _two_way(
 
 
 def _tokens_to_image(attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Tokens (N, G, T, C) attend to the image (N, 1 or G, L, C)."""
+    """Let tokens (N, G, T, C) attend to the image (N, 1 or G, L, C)."""
     if key.size(1) == 1:  # one image for all prompts: all their tokens are one batch of queries
         return attention(query.flatten(1, 2)[:, None], key, value)[0].view_as(query)
-    # An image a prompt: projecting a handful of tokens costs a fraction of projecting thousands of pixels.
+    # One image a prompt: it is much cheaper to project a few tokens than thousands of pixels.
     heads = attention.num_attention_heads
     to_key, _ = _weight_and_bias(attention.k_proj)  # its bias adds the same to a token's scores at all pixels
     to_value, value_bias = _weight_and_bias(attention.v_proj)
@@ -109,9 +105,9 @@ def _tokens_to_image(attention: Attention, query: Tensor, key: Tensor, value: Te
 
 
 def _weight_and_bias(projection: nn.Linear) -> tuple[Tensor, Tensor]:
-    """(C, D) and (D,) such that `projection(x) = x @ weight + bias`.
+    """Return (C, D) and (D,) such that `projection(x) = x @ weight + bias`.
 
-    The weight is asked for enlarged: in bf16, a weight plus a larger bias would be rounded at the bias's size.
+    The weight is scaled up in the call: in bf16, a weight plus a larger bias would be rounded at the bias's size.
     """
     width, device = projection.in_features, projection.weight.device
     answers = projection(PROBE_SCALE * torch.eye(width + 1, width, device=device, dtype=projection.weight.dtype))
@@ -119,7 +115,7 @@ def _weight_and_bias(projection: nn.Linear) -> tuple[Tensor, Tensor]:
 
 
 def _image_to_tokens(attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The image (N, 1 or G, L, C) attends to each prompt's tokens (N, G, T, C): (N, G, L, C)."""
+    """Let the image (N, 1 or G, L, C) attend to each prompt's tokens (N, G, T, C): (N, G, L, C)."""
     if query.size(1) == key.size(1):
         return attention(query, key, value)[0]
     heads = attention.num_attention_heads
@@ -142,7 +138,7 @@ def _upscale(
     size: torch.Size,
     high_res_features: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """(N, G, L, C) -> (N, G, 4 h, 4 w, C / 8), channels last in memory all the way."""
+    """Upscale (N, G, L, C) to (N, G, 4 h, 4 w, C / 8), with channels last in memory throughout."""
     images = keys.flatten(0, 1).transpose(1, 2).unflatten(2, tuple(size))  # (N G, C, h, w)
     finest, finer = high_res_features or (None, None)
     upscaled = _add_to_each_prompt(decoder.upscale_conv1(images), finer, len(keys))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aurora_rl.metrics import f_measure_curve
-from benchmarks.metrics import SPLIT_ROWS, disc, main, passes_over_thresholds, soft, table_rows
+from benchmarks.f_measure import SPLIT_ROWS, disc, main, passes_over_thresholds, soft, table_rows
 
 
 def test_both_ways_give_one_curve():

@@ -1,6 +1,6 @@
-"""How fast scores are computed: F of a clip against 255 passes, and all of Ref-AVSBench's test splits.
+"""Time of computing scores: the F-measure of a clip against 255 passes, and all of Ref-AVSBench's test splits.
 
-    python benchmarks/metrics.py --num_workers 2 --output out.json
+    python benchmarks/f_measure.py --num_workers 2 --output out.json
 
 The second part writes as many rows as Ref-AVSBench's test splits have into a temporary folder, ten frames a row, truth
 of 1280 x 720 pixels and predictions of 256 x 256 as 8-bit PNG (hard links to a small pool of files), and runs
@@ -38,7 +38,7 @@ POOL_SIZE = 60  # distinct frames of each kind
 
 
 def passes_over_thresholds(mask_probs: torch.Tensor, gt_masks: torch.Tensor) -> torch.Tensor:
-    """(255,) F of a clip, one pass over all of its frames a threshold, as the definition reads."""
+    """Compute the F-measure (255,) of a clip by its definition: one pass over all frames for each threshold."""
     truth = gt_masks.float()
     curve = []
     for threshold in torch.linspace(0, 1 - 1e-10, 255):
@@ -51,7 +51,7 @@ def passes_over_thresholds(mask_probs: torch.Tensor, gt_masks: torch.Tensor) -> 
 
 
 def compare_f(*, repeats: int) -> dict[str, float]:
-    """Median seconds of both ways, taking turns on one clip, their ratio, and the greatest difference of a value."""
+    """Time both ways in turn on one clip: their median seconds, their ratio, and the largest difference of a value."""
     gt_masks = torch.from_numpy(np.stack([disc(PREDICTION_SIZE, seed) for seed in range(NUM_FRAMES)]))
     mask_probs = torch.from_numpy(np.stack([soft(mask, seed) for seed, mask in enumerate(gt_masks.numpy())]))
     passes, histograms = [], []
@@ -69,7 +69,7 @@ def compare_f(*, repeats: int) -> dict[str, float]:
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """How long a call takes, by the wall clock."""
+    """Return the seconds that a call takes by the wall clock."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
@@ -79,7 +79,7 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def disc(size: tuple[int, int], seed: int) -> np.ndarray:
-    """(H, W) bool, an ellipse somewhere in the frame."""
+    """Draw a mask (H, W) bool: an ellipse at a random place in the frame."""
     random = np.random.default_rng(seed)
     rows, columns = np.ogrid[0 : size[0], 0 : size[1]]
     centre, radii = random.uniform(0.2, 0.8, 2) * size, random.uniform(0.05, 0.3, 2) * size
@@ -87,13 +87,13 @@ def disc(size: tuple[int, int], seed: int) -> np.ndarray:
 
 
 def soft(mask: np.ndarray, seed: int) -> np.ndarray:
-    """(H, W) float32 probabilities of a mask that is nearly right and nowhere quite sure."""
+    """Make probabilities (H, W) float32 around a mask, with noise, nowhere 0 or 1."""
     noise = np.random.default_rng(seed).normal(size=mask.shape)
     return (1 / (1 + np.exp(-(8 * mask - 4 + 0.7 * noise)))).astype(np.float32)
 
 
 def write_benchmark(root: Path, *, scale: float) -> int:
-    """Write root/data and root/predictions, and return the number of rows."""
+    """Write `root`/data and `root`/predictions, and return the number of rows."""
     truth = write_pool(root / "pool" / "truth", lambda seed: disc(TRUTH_SIZE, seed) * np.uint8(255))
     empty = write_pool(root / "pool" / "empty", lambda seed: np.zeros(TRUTH_SIZE, dtype=np.uint8), size=1)
     levels = write_pool(
@@ -111,7 +111,7 @@ def write_benchmark(root: Path, *, scale: float) -> int:
 
 
 def table_rows(scale: float) -> Iterator[tuple[str, str, str, str, str]]:
-    """The rows of metadata.csv, about eight references a clip."""
+    """Yield the rows of metadata.csv, about eight references a clip."""
     for split, count in SPLIT_ROWS.items():
         for index in range(max(1, round(scale * count))):
             category = "null" if split == "test_n" else f"object{index % 48}"
@@ -121,7 +121,7 @@ def table_rows(scale: float) -> Iterator[tuple[str, str, str, str, str]]:
 
 
 def write_pool(folder: Path, frame: Callable[[int], np.ndarray], *, size: int = POOL_SIZE) -> list[Path]:
-    """Distinct frames, to be linked to."""
+    """Write distinct frames, which rows link to."""
     folder.mkdir(parents=True)
     paths = [folder / f"{seed}.png" for seed in range(size)]
     for seed, path in enumerate(paths):
@@ -130,14 +130,14 @@ def write_pool(folder: Path, frame: Callable[[int], np.ndarray], *, size: int = 
 
 
 def link(pool: Sequence[Path], folder: Path, number: int, name: str) -> None:
-    """A row's frames: hard links into the pool, where each row starts elsewhere."""
+    """Make a row's frames as hard links into the pool; each row starts at another frame."""
     folder.mkdir(parents=True)
     for index in range(NUM_FRAMES):
         os.link(pool[(7 * number + index) % len(pool)], folder / name.format(index))
 
 
 def score_benchmark(root: Path, *, preset: str, num_workers: int) -> dict[str, float]:
-    """Run the command in processes of its own; seconds, processor seconds and the largest process's peak memory."""
+    """Run the command in its own processes; return wall seconds, CPU seconds and the peak of the largest process."""
     command = [sys.executable, "-m", "aurora_rl.cli", "evaluate", "--predictions", str(root / "predictions")]
     command += ["--data_root", str(root / "data"), "--preset", preset, "--output", str(root / "out.json")]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -153,11 +153,11 @@ def score_benchmark(root: Path, *, preset: str, num_workers: int) -> dict[str, f
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and print the numbers as JSON."""
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5, help="of the 255 passes")
+    parser.add_argument("--repeats", type=int, default=5, help="number of times that the 255 passes are timed")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the benchmark's rows; 0 leaves it out")
-    parser.add_argument("--preset", default="refavs")
-    parser.add_argument("--num_workers", type=int, default=2)
-    parser.add_argument("--output", type=Path, help="also write the numbers there")
+    parser.add_argument("--preset", default="refavs", help="rules of scoring in the second part")
+    parser.add_argument("--num_workers", type=int, default=2, help="number of processes in the second part")
+    parser.add_argument("--output", type=Path, help="JSON file for the numbers, to write as well")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     numbers: dict[str, Any] = compare_f(repeats=args.repeats)

@@ -1,0 +1,169 @@
+"""The page and the numbers of a training, from what its evaluations and trainings left: report.html and results.json.
+
+python recipes/report.py --evaluations "early SFT=outputs/demo/eval/sft_early" GRPO=outputs/demo/eval/grpo \\
+    --trainings SFT=outputs/demo/sft GRPO=outputs/demo/grpo \\
+    --data_root outputs/demo/data --fps 2.0 --num_frames 4 --output_dir outputs/demo
+
+A run is named as NAME=FOLDER. The last stage of recipes/synthetic/demo.yaml.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aurora_rl.assembly.arguments import DataArguments
+from aurora_rl.assembly.benchmarks import load_split
+from aurora_rl.assembly.parser import ConfigParser
+from aurora_rl.evaluation.ablations import ABLATIONS
+from aurora_rl.evaluation.records import SampleResult, read_results
+from aurora_rl.evaluation.summary import compare, summarise
+from aurora_rl.files.atomic import write_whole
+from aurora_rl.report.training_page import ReportResults, write_report
+
+#: What results.json says of each evaluation.
+KEYS = (
+    "format_rate",
+    "category_accuracy",
+    "greedy_iou",
+    "non_null_iou",
+    "sampled_reward",
+    "sampled_iou",
+    "chain_see",
+    "chain_hear",
+)
+#: Reference types that ask for a sound.
+AUDIO_TYPES = ("audio", "audio + space", "audio order")
+
+
+@dataclasses.dataclass
+class ReportArguments:
+    """Which runs the page compares, each as NAME=FOLDER.
+
+    Attributes:
+        evaluations: output folders of `recipes/evaluate.py`, of the same rows: the run before, the run after, and
+            others that are compared with the first.
+        output_dir: folder for report.html and results.json.
+        ablated: output folder of an evaluation with ablations.
+        trainings: output folders of trainings, whose learning curves are drawn.
+        split: splits that results.json counts; None for all.
+        title: heading of the page.
+    """
+
+    evaluations: list[str] = dataclasses.field(metadata={"help": "Evaluations to compare, each as NAME=FOLDER."})
+    output_dir: str = dataclasses.field(metadata={"help": "Folder for report.html and results.json."})
+    ablated: str | None = dataclasses.field(
+        default=None, metadata={"help": "Evaluation with ablations, as NAME=FOLDER."}
+    )
+    trainings: list[str] = dataclasses.field(
+        default_factory=list, metadata={"help": "Trainings whose curves are drawn, each as NAME=FOLDER."}
+    )
+    split: list[str] | None = dataclasses.field(
+        default=None, metadata={"help": "Splits that results.json counts, by default all."}
+    )
+    title: str = dataclasses.field(default="Training report", metadata={"help": "Heading of the page."})
+
+    def __post_init__(self) -> None:
+        if len(self.evaluations) < 2:
+            raise ValueError(f"evaluations names {self.evaluations}: name the run before and the run after at least")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run is called and the folder that it has left."""
+
+    name: str
+    folder: Path
+
+    @classmethod
+    def parse(cls, text: str) -> Run:
+        """Read NAME=FOLDER.
+
+        >>> Run.parse("early SFT=outputs/demo/eval/sft_early").name
+        'early SFT'
+        """
+        name, sign, folder = text.partition("=")
+        if not (name and sign and folder):
+            raise ValueError(f"{text!r} names no run: write NAME=FOLDER, such as 'GRPO=outputs/demo/eval/grpo'")
+        return cls(name, Path(folder))
+
+    def results_file(self, ablation: str = "") -> Path:
+        """File of an evaluation's rows."""
+        return self.folder / f"results{f'.{ablation}' if ablation else ''}.jsonl"
+
+    @property
+    def ablations(self) -> list[str]:
+        """The ablations that the evaluation has made."""
+        return [name for name in ABLATIONS if self.results_file(name).is_file()]
+
+
+def measures(results: list[SampleResult]) -> dict[str, float | None]:
+    """The numbers of results.json for one evaluation."""
+    overall = summarise(results).overall
+    return {key: overall[key] for key in KEYS}
+
+
+def ablation_measures(results: list[SampleResult]) -> dict[str, float | None]:
+    """As `measures`, with the category accuracy on the references that ask for a sound."""
+    audio = [row for row in results if row.reference_type in AUDIO_TYPES]
+    audio_accuracy = summarise(audio).overall["category_accuracy"] if audio else None
+    return measures(results) | {"audio_category_accuracy": audio_accuracy}
+
+
+def collect(evaluations: Sequence[Run], ablated: Run | None, splits: Sequence[str] | None) -> dict[str, Any]:
+    """The content of results.json: each evaluation under its folder's name, gains over the first, and ablations."""
+
+    def rows(run: Run, ablation: str = "") -> list[SampleResult]:
+        return [row for row in read_results(run.results_file(ablation)) if splits is None or row.split in splits]
+
+    first, second, *others = evaluations
+    named = [*evaluations, *([ablated] if ablated else [])]
+    content: dict[str, Any] = {run.folder.name: measures(rows(run)) for run in named}
+    for key, run in {"gain": second, **{f"gain_{run.folder.name}": run for run in others}}.items():
+        gains = compare(rows(first), rows(run))
+        content[key] = {name: dataclasses.asdict(gains[name]) for name in KEYS if name in gains}
+    if ablated:
+        content["ablation"] = {"none": ablation_measures(rows(ablated))}
+        content["ablation"] |= {name: ablation_measures(rows(ablated, name)) for name in ablated.ablations}
+    return content
+
+
+def write_page(
+    path: Path, args: ReportArguments, data_args: DataArguments, evaluations: Sequence[Run], ablated: Run | None
+) -> None:
+    """Write the page; its clips are rows of the splits that were evaluated."""
+    before, after, *others = evaluations
+    splits = dict.fromkeys(row.split for row in read_results(after.results_file()))
+    results = ReportResults(
+        before=before.results_file(),
+        after=after.results_file(),
+        before_name=before.name,
+        after_name=after.name,
+        ablated=ablated.results_file() if ablated else None,
+        ablated_name=ablated.name if ablated else "",
+        ablations={name.replace("_", " "): ablated.results_file(name) for name in ablated.ablations} if ablated else {},
+        without_chain_guards=others[0].results_file() if others else None,
+    )
+    write_report(
+        path,
+        title=args.title,
+        runs={run.name: run.folder for run in map(Run.parse, args.trainings)},
+        results=results,
+        gallery=[sample for split in splits for sample in load_split(data_args, split)],
+    )
+
+
+def main(data_args: DataArguments, args: ReportArguments) -> None:
+    evaluations = [Run.parse(text) for text in args.evaluations]
+    ablated = Run.parse(args.ablated) if args.ablated else None
+    content = json.dumps(collect(evaluations, ablated, args.split), indent=2)
+    write_page(Path(args.output_dir, "report.html"), args, data_args, evaluations, ablated)
+    write_whole(Path(args.output_dir, "results.json"), content + "\n")
+    print(content)
+
+
+if __name__ == "__main__":
+    main(*ConfigParser((DataArguments, ReportArguments)).parse_args_and_config())

@@ -1,0 +1,50 @@
+"""The house as CONTRIBUTING draws it: what import-linter does not see."""
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PRODUCT = ("aurora_rl", "reward_fns", "data_prep", "recipes", "benchmarks", "tools")
+
+
+def rooms() -> set[str]:
+    return {path.parent.name for path in (ROOT / "aurora_rl").glob("*/__init__.py")}
+
+
+def loose_modules() -> set[str]:
+    return {path.stem for path in (ROOT / "aurora_rl").glob("*.py")} - {"__init__"}
+
+
+def test_few_modules_stand_outside_a_room() -> None:
+    assert len(loose_modules()) <= 6
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    for room in rooms():
+        text = (ROOT / "aurora_rl" / room / "__init__.py").read_text()
+        assert re.match(r'"""\S.{30,}', text), room
+
+
+def test_the_drawing_shows_every_room_and_loose_module_on_its_floor() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    layers = next(c["layers"] for c in project["tool"]["importlinter"]["contracts"] if c.get("containers"))
+    enforced = [set(layer.split(" | ")) for layer in layers]
+    assert set().union(*enforced) == rooms() | loose_modules()
+    drawing = re.search(r"^aurora_rl/\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert drawing is not None
+    drawn = [re.split(r"\s{2,}", line.strip())[0] for line in drawing[1].splitlines()]
+    assert [set(re.findall(r"\w+", names)) for names in drawn] == enforced
+
+
+def test_a_folder_of_tests_is_a_room_or_a_folder_of_the_product() -> None:
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        folder = path.parent.relative_to(ROOT / "tests").as_posix()
+        if folder in (".", "paths"):  # loose modules, and what walks several rooms
+            continue
+        assert any((ROOT / top / folder).is_dir() for top in ("", "aurora_rl")), folder
+
+
+def test_a_loose_test_file_tests_a_loose_module() -> None:
+    names = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    assert {name for name in names if not any(name.startswith(module) for module in loose_modules())} == set()
