@@ -61,7 +61,7 @@ class RunArguments:
         default=None, metadata={"help": "Cost of all runs into `output` at which no further row is begun."}
     )
     max_failures_in_a_row: int = dataclasses.field(
-        default=50, metadata={"help": "Number of failed rows in a row that ends the run."}
+        default=50, metadata={"help": "Number of consecutive failed rows that ends the run."}
     )
 
     def __post_init__(self) -> None:

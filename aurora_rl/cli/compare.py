@@ -11,7 +11,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from aurora_rl.cli.arguments import Commands, json_file
+from aurora_rl.cli.checks import check_written_files
 from aurora_rl.cli.console import CLEAN, open_console, printable, refuse
+from aurora_rl.files.existing import check_file
 
 if TYPE_CHECKING:
     from aurora_rl.evaluation.comparison import Comparison
@@ -32,22 +34,25 @@ def register(commands: Commands) -> None:
         help="scores of the one system, as `evaluate` writes them, with their .jsonl beside them",
     )
     parser.add_argument("second", type=json_file, help="scores of the other system, in the same form")
-    parser.add_argument(
-        "--output", type=json_file, metavar="FILE", help="JSON file of the comparison, to write as well"
-    )
+    parser.add_argument("--output", type=json_file, help="JSON file of the comparison, to write as well")
     parser.add_argument("--report", type=Path, metavar="FILE", help="HTML page of the comparison, to write as well")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Compare, print the table to stdout and return the exit code."""
-    # Here, because it imports numpy, which takes a while.
+    # Here, because these import numpy, which takes a while.
     from aurora_rl.evaluation.comparison import compare_scores
     from aurora_rl.evaluation.scores import read_scores
     from aurora_rl.files.atomic import write_whole
     from aurora_rl.report.score_page import write_comparison_page
 
     try:
+        for name in ("first", "second"):
+            scores: Path = getattr(args, name)
+            check_file(scores, name=f"the {name} out.json")
+            check_file(scores.with_suffix(".jsonl"), name="the rows beside it,")
+        check_written_files(args, "output", "report")
         comparison = compare_scores(read_scores(args.first), read_scores(args.second))
         if args.output:
             write_whole(args.output, json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False) + "\n")

@@ -92,7 +92,7 @@ def test_split_and_preset_are_taken_from_the_command(saved):
         ("--preset sam", "there is no evaluation preset 'sam'"),
         ("--split dev", "no split 'dev'"),
         ("--batch_size 4", "--batch_size is an option for a model"),
-        ("--chains nowhere.jsonl", "there is no file of chains"),
+        ("--chains nowhere.jsonl", "--chains nowhere.jsonl does not exist"),
     ],
 )
 def test_unusable_arguments_exit_with_2_and_say_why(saved, options, words, capsys):
@@ -289,6 +289,16 @@ def test_evaluation_of_a_model_that_was_interrupted_goes_on(
     assert not list(tmp_path.rglob("*.partial.*"))
 
 
+def test_a_resume_file_names_the_arguments_as_those_of_the_former_version_do(tmp_path):
+    args = EvaluationArguments(str(tmp_path), split=["test_s"])
+    file = model_evaluation._open_resume_file("", [], ModelArguments("m"), DataArguments("d"), args)
+    recorded = json.loads(file.path.read_text())["arguments"]
+    file.close()
+    assert recorded["splits"] == ["test_s"]
+    named = {"preset", "num_samples", "temperature", "ablations", "max_completion_length", "batch_size"}
+    assert set(recorded) == {"splits", *named, "append_seg", "seed", "use_cpu"}
+
+
 @pytest.mark.parametrize("num_finished", [2, 5])
 def test_evaluation_in_batches_that_was_interrupted_gives_the_words_and_masks_of_an_unbroken_one(
     tiny_benchmark, tiny_checkpoint, tmp_path, monkeypatch, num_finished
@@ -412,8 +422,7 @@ def test_media_of_the_training_split_are_not_needed(benchmark, tiny_checkpoint, 
 
 
 def test_model_without_data_or_with_an_unknown_option_is_refused(tiny_checkpoint, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        main(["evaluate", "--model", tiny_checkpoint, "--output", str(tmp_path / "out.json")])
+    assert main(["evaluate", "--model", tiny_checkpoint, "--output", str(tmp_path / "out.json")]) == 2
     assert "data_root" in capsys.readouterr().err
     command = ["evaluate", "--model", tiny_checkpoint, "--data_root", "x", "--output", str(tmp_path / "out.json")]
     assert main([*command, "--use_cpu", "true", "--preset", "sam"]) == 2
