@@ -31,6 +31,8 @@ from aurora_rl.files.plain import parse_json, read_text_file
 from aurora_rl.tasks.targets import TARGETS
 
 UNUSABLE = 2  # exit code, as argparse's
+#: Names of weights' dtypes, as torch has them.
+DTYPES = ("auto", "bfloat16", "float16", "float32", "float64", "half", "float", "double")
 #: Files that make a folder a model or an adapter.
 MODEL_FILES = ("config.json", "adapter_config.json")
 #: Keys that name the splits which a script reads.
@@ -114,6 +116,7 @@ def check_models(asked: Asked) -> None:
     for name in ("model", "teacher"):
         if asked.get(name) is not None:
             check_model(str(asked.get(name)), name=asked.called(name))
+    check_dtype(asked.get("dtype", "auto"), name=asked.called("dtype"))
     segmenter = asked.get("segmenter")
     if isinstance(segmenter, dict) and isinstance(segmenter.get("checkpoint"), str):
         check_model(segmenter["checkpoint"], name=f"{asked.called('segmenter')}: checkpoint")
@@ -144,6 +147,12 @@ def check_model(model: str, *, name: str) -> None:
         )
     if base := _base_model(Path(model)):
         check_model(base, name=f"{name} {model} is an adapter of a model whose folder")
+
+
+def check_dtype(dtype: str, *, name: str) -> None:
+    """Check the name of weights' dtype; a ValueError names those that there are."""
+    if str(dtype) not in DTYPES:
+        raise ValueError(f"{name} is {dtype!r}: choose from {', '.join(DTYPES)}{did_you_mean(str(dtype), DTYPES)}")
 
 
 def means_folder(model: str) -> bool:
@@ -181,7 +190,7 @@ def check_splits(benchmark: str, root: str | Path, splits: Sequence[str], *, nam
     for split in splits:
         if split not in there:
             hint = did_you_mean(split, there)
-            raise ValueError(f"{name} is {split!r}, which {root} does not have: choose from {', '.join(there)}{hint}")
+            raise ValueError(f"{name}: {root} has no split {split!r}: choose from {', '.join(there)}{hint}")
 
 
 def _check_data(asked: Asked) -> None:

@@ -93,13 +93,7 @@ def read_config(path: str | Path, options: Options) -> dict[str, Any]:
     Raises:
         ValueError: if the file is missing or no YAML mapping, or has a key or value that the options do not allow.
     """
-    check_file(path, name="--config")
-    try:
-        content = yaml.safe_load(read_text_file(path))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no keys: give a recipe's config, such as recipes/synthetic/evaluate.yaml")
+    content = read_yaml(path, name="--config", example="recipes/synthetic/evaluate.yaml")
     unknown = [str(name) for name in content if name != "env" and name not in options]
     for name in unknown:
         if now := new_names(name, options):
@@ -113,6 +107,27 @@ def read_config(path: str | Path, options: Options) -> dict[str, Any]:
         if name in options:
             _check_value(value, options[name], name=f"{path}: {name}")
     return {name: value for name, value in content.items() if name != "env"}
+
+
+def read_yaml(path: str | Path, *, name: str, example: str) -> dict[str, Any]:
+    """Read the keys of a YAML file.
+
+    Args:
+        path: the file.
+        name: of the option that it comes from, for the error.
+        example: a file of its kind, for the error.
+
+    Raises:
+        ValueError: if it is missing, no YAML, or no mapping.
+    """
+    check_file(path, name=name)
+    try:
+        content = yaml.safe_load(read_text_file(path))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no keys: give a file such as {example}")
+    return content
 
 
 @functools.cache

@@ -117,7 +117,7 @@ def told_as_media_error(what: str, path: FilePath) -> Iterator[None]:
     except MediaError:
         raise
     except (av.FFmpegError, ValueError, OSError) as error:  # PyAV raises ValueError, too: audio that changes format
-        advice = "replace or re-encode it" if what == "video" else "replace the file or drop the row"
+        advice = "replace or re-encode it" if what == "video" else "replace the file"
         raise MediaError(f"cannot read the {what} {path}: {error}; {advice}") from error
 
 

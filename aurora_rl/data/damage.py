@@ -73,14 +73,14 @@ def check_whole(path: FilePath, kind: str) -> None:
         MediaError: naming the file and the place, if a part of the file is missing or was changed.
     """
     if not Path(path).stat().st_size:
-        raise MediaError(f"the audio {path} is empty: replace the file or drop the row")
+        raise MediaError(f"the audio {path} is empty: replace the file")
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             WALKS[kind](data)
         except _Damage as damage:
-            raise MediaError(f"the audio {path} is {damage}; replace the file or drop the row") from None
+            raise MediaError(f"the audio {path} is {damage}; replace the file") from None
         except IndexError:
-            raise MediaError(f"the audio {path} is cut off; replace the file or drop the row") from None
+            raise MediaError(f"the audio {path} is cut off; replace the file") from None
 
 
 def _id3_length(head: Bytes) -> int:

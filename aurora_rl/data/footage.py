@@ -183,6 +183,21 @@ def open_footage(
     return footage
 
 
+def check_footage(
+    video: FilePath | Sequence[Frame], *, audio: FilePath | None = None, fps: float = 1.0, max_side: int = MAX_SIDE
+) -> None:
+    """Open a clip as `open_footage` would, and read its first picture and the header of its sound file alone.
+
+    Raises:
+        MediaError: naming the file, if something cannot be read.
+    """
+    _open_pictures(video, fps=fps, max_side=max_side, max_seconds=MAX_SECONDS)
+    if audio is not None:
+        check_is_file(audio)
+        with open_sound(audio):
+            pass
+
+
 def _open_pictures(video: FilePath | Sequence[Frame], *, fps: float, max_side: int, max_seconds: float) -> Footage:
     if not isinstance(video, (str, os.PathLike)):
         return _FrameFootage(video, fps=fps, max_side=max_side, max_seconds=max_seconds)

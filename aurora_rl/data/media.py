@@ -72,7 +72,7 @@ def load_clip(
         frames, waveform = read(sample)  # (F, H, W, 3), (N,)
         gt_masks = read_masks(sample.mask_paths) if sample.mask_paths else np.zeros(frames.shape[:3], dtype=bool)
     except MediaError as error:
-        raise MediaError(f"{_name(sample)}: {error}") from error
+        raise MediaError(f"{_name(sample)}: {error} or drop the row") from error
     _check_masks_agree(sample, gt_masks, frames)
     return AVClip(frames=frames, waveform=waveform, gt_masks=gt_masks)
 
@@ -293,7 +293,7 @@ def _open_image(path: FilePath, *, formats: tuple[str, ...], modes: tuple[str, .
         raise MediaError(f"the image {path} is too large: {error}; scale it down") from error
     except DAMAGED_IMAGE as error:
         raise MediaError(
-            f"cannot read the image {path}: {error}; expected {' or '.join(formats)}, replace the file or drop the row"
+            f"cannot read the image {path}: {error}; expected {' or '.join(formats)}, replace the file"
         ) from error
 
 
@@ -323,7 +323,7 @@ def check_is_file(path: FilePath) -> None:
         MediaError: naming the path.
     """
     if not os.path.isfile(path):  # also refuses pipes and devices, which would block
-        raise MediaError(f"the file {path} does not exist or is no plain file: restore it or drop the row")
+        raise MediaError(f"the file {path} does not exist or is no plain file: restore it")
 
 
 def log_notes(sound: Sound) -> None:

@@ -168,7 +168,7 @@ class PlacedSound:
         self._frames = decoded(container, stream, path, is_strict=is_strict)
         self._first = next(self._frames, None)
         if self._first is None:
-            raise MediaError(f"the audio of {path} is empty: replace the file or drop the row")
+            raise MediaError(f"the audio of {path} is empty: replace the file")
         self.rate: int = self._first.sample_rate
         self.layout: str | None = self._first.layout.name
         check_sampling_rate(self.rate, path)
@@ -216,7 +216,7 @@ class PlacedSound:
         if self.is_seamless and abs(place - self._written) > SEAM * self.rate:
             raise MediaError(
                 f"the audio {self.path} is damaged after {self._written / self.rate:.2f} s: what follows belongs to "
-                f"{place / self.rate:.2f} s; replace the file or drop the row"
+                f"{place / self.rate:.2f} s; replace the file"
             )
         check_length(place / self.rate, self.path, max_seconds=self.max_seconds)
         return self._written if abs(place - self._written) <= JITTER * self.rate else place
@@ -233,7 +233,7 @@ class PlacedSound:
         if self.samples is not None and self._written < self.samples[0]:
             raise MediaError(
                 f"the audio {self.path} is cut off or damaged: {self._written / self.rate:.2f} s of at least "
-                f"{self.samples[0] / self.rate:.2f} s; replace the file or drop the row"
+                f"{self.samples[0] / self.rate:.2f} s; replace the file"
             )
 
     def _write_notes(self) -> None:
@@ -277,7 +277,7 @@ def _open_wav(path: FilePath) -> Iterator[_WavSound]:
             _check_not_cut_off(file, path)
             yield _WavSound(file, path)
     except (soundfile.SoundFileError, TypeError) as error:  # a TypeError for raw formats, known by suffix only
-        raise MediaError(f"cannot read the audio {path}: {error}; replace the file or drop the row") from error
+        raise MediaError(f"cannot read the audio {path}: {error}; replace the file") from error
 
 
 def _check_not_cut_off(file: soundfile.SoundFile, path: FilePath) -> None:
@@ -287,7 +287,7 @@ def _check_not_cut_off(file: soundfile.SoundFile, path: FilePath) -> None:
         return
     promised, found = int(match[1]), int(match[2])
     if found < promised < UNKNOWN_CHUNK_SIZE:
-        raise MediaError(f"the audio {path} is cut off: {found} bytes of {promised}; replace the file or drop the row")
+        raise MediaError(f"the audio {path} is cut off: {found} bytes of {promised}; replace the file")
 
 
 class Mono:
@@ -319,7 +319,7 @@ class Mono:
             self.num_samples += mean.size
             yield mean
         if not self.num_samples:
-            raise MediaError(f"the audio of {self.sound.path} is empty: replace the file or drop the row")
+            raise MediaError(f"the audio of {self.sound.path} is empty: replace the file")
         self._note_cancelling()
 
     def _note_cancelling(self) -> None:
@@ -362,7 +362,7 @@ def _check_resampled(waveform: np.ndarray, path: FilePath, sampling_rate: int) -
 def _check_values(mean: np.ndarray, path: FilePath) -> None:
     """Refuse a decoded mono waveform (N,), N > 0, whose values are no audio."""
     if not np.isfinite(mean).all():
-        raise MediaError(f"the audio of {path} holds values that are not finite: replace the file or drop the row")
+        raise MediaError(f"the audio of {path} holds values that are not finite: replace the file")
     peak = float(np.abs(mean).max())
     if peak > MAX_PEAK:
         raise MediaError(f"the audio of {path} has a peak of {peak:g}: expected values in [-1, 1], scale it")

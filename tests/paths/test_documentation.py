@@ -221,7 +221,7 @@ def test_a_command_with_a_wrong_option_is_noticed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(ROOT)
     wrong = [
         "aurora-rl doctor data --workers 8",
-        "aurora-rl evaluate --model m --data_root d --output o.json --batchsize 2",
+        "aurora-rl evaluate --model m --data_root d --output_dir o --batchsize 2",
         "make everything",
         "python data_prep/make_synthetic.py --output_dir x --clips 3",
         "python data_prep/verify_cot.py chains.jsonl --output x --samples 3",
