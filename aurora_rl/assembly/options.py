@@ -17,6 +17,7 @@ RENAMED = {
     "json": ("output",),
     "out": ("output", "output_dir"),
     "pipeline": ("stages",),
+    "pipeline": ("stages",),
     "splits": ("split",),
 }
 
