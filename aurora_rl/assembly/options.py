@@ -17,7 +17,6 @@ RENAMED = {
     "json": ("output",),
     "out": ("output", "output_dir"),
     "pipeline": ("stages",),
-    "pipeline": ("stages",),
     "splits": ("split",),
 }
 
