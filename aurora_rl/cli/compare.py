@@ -11,7 +11,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from aurora_rl.cli.arguments import Commands, json_file
+from aurora_rl.cli.checks import check_written_files
 from aurora_rl.cli.console import CLEAN, open_console, printable, refuse
+from aurora_rl.files.existing import check_file
 
 if TYPE_CHECKING:
     from aurora_rl.evaluation.comparison import Comparison
@@ -39,13 +41,18 @@ def register(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare, print the table to stdout and return the exit code."""
-    # Here, because it imports numpy, which takes a while.
+    # Here, because these import numpy, which takes a while.
     from aurora_rl.evaluation.comparison import compare_scores
     from aurora_rl.evaluation.scores import read_scores
     from aurora_rl.files.atomic import write_whole
     from aurora_rl.report.score_page import write_comparison_page
 
     try:
+        for name in ("first", "second"):
+            scores: Path = getattr(args, name)
+            check_file(scores, name=f"the {name} out.json")
+            check_file(scores.with_suffix(".jsonl"), name="the rows beside it,")
+        check_written_files(args, "output", "report")
         comparison = compare_scores(read_scores(args.first), read_scores(args.second))
         if args.output:
             write_whole(args.output, json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False) + "\n")

@@ -13,6 +13,7 @@ from aurora_rl.cli.arguments import Commands, positive
 from aurora_rl.cli.console import CLEAN, PROBLEMS, open_console, printable, refuse
 from aurora_rl.data.doctor import PROBLEM_KINDS, Report, examine, examine_metadata
 from aurora_rl.data.files import DatasetError
+from aurora_rl.files.existing import check_folder
 
 DESCRIPTION = """Check a folder in Ref-AVSBench's layout: metadata.csv and every frame, audio file and mask it names.
 
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """Check a dataset, print the report to stdout and return the exit code."""
     try:
         report = _examine(args)
-    except (DatasetError, OSError) as error:
+    except (OSError, ValueError) as error:
         return refuse("doctor", error)
     if args.json:
         print(json.dumps(report.to_dict(), indent=2))
@@ -68,6 +69,7 @@ def _examine(args: argparse.Namespace) -> Report:
         return examine_metadata(args.path)
     if args.path.is_file():
         raise DatasetError(f"{args.path} is a file: give the folder of the benchmark, or add --metadata_only")
+    check_folder(args.path, name="the folder")
     return examine(args.path, splits=args.split, num_frames=args.num_frames, num_workers=args.num_workers)
 
 

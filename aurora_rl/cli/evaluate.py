@@ -13,8 +13,12 @@ from typing import Any
 from rich.table import Column, Table
 from rich.text import Text
 
+from aurora_rl.assembly.early import check_asked, check_splits
+from aurora_rl.assembly.known_options import read_asked
 from aurora_rl.cli.arguments import Commands, json_file, positive
+from aurora_rl.cli.checks import check_written_files
 from aurora_rl.cli.console import CLEAN, open_console, printable, refuse
+from aurora_rl.files.existing import check_file, check_folder
 
 DESCRIPTION = """Score a model, or masks that any system saved, on a benchmark.
 
@@ -68,11 +72,17 @@ def run(args: argparse.Namespace) -> int:
     from aurora_rl.files.output_lock import hold_output
 
     try:
+        is_of_model = args.predictions is args.results is None
+        if is_of_model:
+            check_asked(read_asked("recipes/evaluate.py", _recipe_words(args)))
+        else:
+            _check_saved(args)
+        check_written_files(args, "report")
         with contextlib.ExitStack() as stack:
             if args.output:  # before the imports, which take seconds, so that a second run is told at once
                 is_main_process = os.environ.get("RANK", "0") == "0"
                 stack.enter_context(hold_output(args.output, is_folder=False, is_main_process=is_main_process))
-            tables = _evaluate_model(args) if args.predictions is args.results is None else _rescore(args)
+            tables = _evaluate_model(args) if is_of_model else _rescore(args)
             if args.report and tables:
                 from aurora_rl.evaluation.scores import read_scores
                 from aurora_rl.report.score_page import write_score_page
@@ -85,15 +95,27 @@ def run(args: argparse.Namespace) -> int:
     return CLEAN
 
 
+def _check_saved(args: argparse.Namespace) -> None:
+    if args.options:
+        raise ValueError(f"{args.options[0]} is an option for a model: leave it out, or give --model")
+    if args.data_root is None or args.output is None:
+        raise ValueError("saved masks need --data_root ROOT and --output out.json")
+    if args.predictions is not None:
+        check_folder(args.predictions, name="--predictions")
+    if args.results is not None:
+        check_file(args.results, name="--results")
+    check_folder(args.data_root, name="--data_root")
+    check_splits("ref_avs", args.data_root, args.split or [], name="--split")
+    if args.chains is not None:
+        check_file(args.chains, name="--chains")
+    check_written_files(args, "output")
+
+
 def _rescore(args: argparse.Namespace) -> dict[str, Any]:
     # Here, because it imports torch, which takes seconds.
     from aurora_rl.data.ref_avs import find_test_splits
     from aurora_rl.evaluation.of_saved_masks import rescore, saved_predictions, saved_results
 
-    if args.options:
-        raise ValueError(f"{args.options[0]} is an option for a model: leave it out, or give --model")
-    if args.data_root is None or args.output is None:
-        raise ValueError("saved masks need --data_root DIR and --output out.json")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     preset = args.preset or "refavs"
     predictions = saved_results(args.results, preset=preset) if args.results else saved_predictions(args.predictions)
@@ -115,6 +137,14 @@ def _evaluate_model(args: argparse.Namespace) -> dict[str, Any] | None:
     from aurora_rl.assembly.parser import RecipeParser
     from aurora_rl.evaluation.of_model import EvaluationArguments, evaluate_model
 
+    parser = RecipeParser((ModelArguments, DataArguments, EvaluationArguments), prog="aurora-rl evaluate")
+    model_args, data_args, evaluation_args = parser.parse_args_and_config(_recipe_words(args))
+    args.output = evaluation_args.scores_file
+    return evaluate_model(model_args, data_args, evaluation_args)
+
+
+def _recipe_words(args: argparse.Namespace) -> list[str]:
+    """The command line of recipes/evaluate.py that does the same."""
     options = {
         "model": args.model,
         "data_root": args.data_root,
@@ -127,10 +157,7 @@ def _evaluate_model(args: argparse.Namespace) -> dict[str, Any] | None:
     for name, value in options.items():
         if value is not None:
             command += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
-    parser = RecipeParser((ModelArguments, DataArguments, EvaluationArguments), prog="aurora-rl evaluate")
-    model_args, data_args, evaluation_args = parser.parse_args_and_config(command)
-    args.output = evaluation_args.scores_file
-    return evaluate_model(model_args, data_args, evaluation_args)
+    return command
 
 
 def print_scores(tables: Mapping[str, Any]) -> None:

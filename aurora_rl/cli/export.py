@@ -6,8 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from aurora_rl.assembly.early import check_dtype, check_model
 from aurora_rl.cli.arguments import Commands
 from aurora_rl.cli.console import CLEAN, refuse
+from aurora_rl.export.hub_checks import check_is_new, check_token
+from aurora_rl.files.existing import check_file, check_writable_folder
 
 DESCRIPTION = """Write a model for another program, or for the hub.
 
@@ -64,6 +67,7 @@ def register(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the folder, push it where that is asked for, and return the exit code."""
     try:
+        _check(args)
         if args.to == "vllm":
             print(_export_for_vllm(args))
         else:
@@ -73,24 +77,35 @@ def run(args: argparse.Namespace) -> int:
     return CLEAN
 
 
+def _check(args: argparse.Namespace) -> None:
+    unused = [name for name, default in HUB_OPTIONS.items() if getattr(args, name) != default]
+    if args.to == "vllm" and unused:
+        raise ValueError(f"--{unused[0]} is an option of --to hf: leave it out, or export to hf")
+    if args.private and args.push is None:
+        raise ValueError("--private says how to push: give --push NAME, too")
+    if args.push is not None:
+        check_token()
+    check_dtype(args.dtype, name="--dtype")
+    check_model(args.model, name="--model")
+    check_writable_folder(args.output_dir, name="--output_dir")
+    if args.to == "hf":
+        check_is_new(args.output_dir)
+    if args.scores is not None:
+        check_file(args.scores, name="--scores")
+
+
 def _export_for_vllm(args: argparse.Namespace) -> Path:
     # Here, because it imports torch and transformers, which take seconds.
     from aurora_rl.rollout.export import export_checkpoint
 
-    if unused := [name for name, default in HUB_OPTIONS.items() if getattr(args, name) != default]:
-        raise ValueError(f"--{unused[0]} is an option of --to hf: leave it out, or export to hf")
     return export_checkpoint(args.model, args.output_dir, dtype=args.dtype)
 
 
 def _export_for_hub(args: argparse.Namespace) -> Path | str:
     # Here, because these import torch and transformers, which take seconds.
-    from aurora_rl.export.hub_folder import HubExport, check_token, export_for_hub, push_folder
+    from aurora_rl.export.hub_folder import HubExport, export_for_hub, push_folder
     from aurora_rl.export.model_card import CardDetails, score_table
 
-    if args.private and args.push is None:
-        raise ValueError("--private says how to push: give --push NAME, too")
-    if args.push is not None:
-        check_token()
     details = CardDetails(
         name=args.push or args.output_dir.resolve().name,
         license=args.license,

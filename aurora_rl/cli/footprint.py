@@ -5,13 +5,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from aurora_rl.assembly.early import check_models, check_numbers
+from aurora_rl.assembly.known_options import read_asked, read_yaml
 from aurora_rl.cli.arguments import Commands, positive
+from aurora_rl.cli.checks import check_positive
 from aurora_rl.cli.console import CLEAN, PROBLEMS, refuse
 
 DESCRIPTION = """Estimate memory and operations of a recipe's run from its config: no GPU, no weights and no data.
 
 Options of the recipe may follow, such as --model DIR for a folder with a config.json. Exit code 0: printed, and it
 fits where a memory is given, 1: it does not fit, 2: unusable arguments."""
+
+#: What a config of accelerate says of the processes.
+LAUNCH_KEYS = ("num_processes", "use_cpu")
 
 
 def register(commands: Commands) -> None:
@@ -42,12 +48,26 @@ def register(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Estimate a recipe's run, print the table to stdout and return the exit code."""
-    # Here, because these import torch and transformers, which take seconds.
-    from aurora_rl.footprint.by_hand import estimate_recipe
-
     try:
+        _check(args)
+        # Here, because these import torch and transformers, which take seconds.
+        from aurora_rl.footprint.by_hand import estimate_recipe
+
         text, fits = estimate_recipe(args)
     except (OSError, ValueError) as error:
         return refuse("footprint", error)
     print(text)
     return CLEAN if fits else PROBLEMS
+
+
+def _check(args: argparse.Namespace) -> None:
+    check_positive(args, "gpu_memory_gb", "host_memory_gb", "tflops")
+    if not 0 < args.utilisation <= 1:
+        raise ValueError(f"--utilisation is {args.utilisation}: expected a share above 0, at most 1")
+    asked = read_asked(f"recipes/{args.recipe}.py", ["--config", args.config, *args.options])
+    check_numbers(asked)
+    check_models(asked)
+    if args.launch is not None:
+        launch = read_yaml(args.launch, name="--launch", example="accelerate_configs/zero2.yaml")
+        if missing := [key for key in LAUNCH_KEYS if key not in launch]:
+            raise ValueError(f"{args.launch} is no config of accelerate: it has no {' and no '.join(missing)}")

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aurora_rl.cli.arguments import Commands
+from aurora_rl.cli.checks import check_pipeline_arguments, check_positive
 from aurora_rl.cli.console import CLEAN, printable, refuse
 from aurora_rl.cli.pipeline_arguments import add_pipeline_arguments, load_pipeline
+from aurora_rl.data.footage import check_footage
+from aurora_rl.files.existing import check_file, check_folder
+from aurora_rl.inference.answer_folder import check_answer_folder
 
 if TYPE_CHECKING:
     from aurora_rl.inference.pipeline import AuroraPipeline, ClipAnswer
@@ -53,13 +57,11 @@ def register(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer, write the folder and return the exit code."""
-    # Here, because this imports torch and transformers, which take seconds.
-    from aurora_rl.inference.answer_files import check_folder, write_answer
-
     try:
-        video, references = _clip_and_references(args)
-        files = [*(video if isinstance(video, list) else [video]), *([args.audio] if args.audio else [])]
-        check_folder(args.output_dir, overwrite=args.overwrite, inputs=files)
+        video, references = _checked_clip(args)
+        # Here, because this imports torch and transformers, which take seconds.
+        from aurora_rl.inference.answer_files import write_answer
+
         pipeline = load_pipeline(args)
         started = time.perf_counter()
         answer = _answer(pipeline, video, references, args)
@@ -75,6 +77,23 @@ def run(args: argparse.Namespace) -> int:
         return refuse("segment", error)
     print(_summary(answer, args.output_dir, written - started, time.perf_counter() - written))
     return CLEAN
+
+
+def _checked_clip(args: argparse.Namespace) -> tuple[Path | list[Path], list[str]]:
+    """Check all arguments, and return the video or its frames, and the references."""
+    video, references = _clip_and_references(args)
+    if not all(reference.strip() for reference in references):
+        raise ValueError(f"the references are {references}: none of them may be empty")
+    check_positive(args, "fps", "window", "stride")
+    check_pipeline_arguments(args)
+    if isinstance(video, Path):
+        check_file(video, name="the clip")
+    if args.audio is not None:
+        check_file(args.audio, name="--audio")
+    files = [*(video if isinstance(video, list) else [video]), *([args.audio] if args.audio else [])]
+    check_answer_folder(args.output_dir, overwrite=args.overwrite, inputs=files)
+    check_footage(video, audio=args.audio, fps=args.fps or 1.0, max_side=args.max_side)
+    return video, references
 
 
 def _answer(
@@ -103,6 +122,7 @@ def _clip_and_references(args: argparse.Namespace) -> tuple[Path | list[Path], l
 
 def _image_files(folder: Path) -> list[Path]:
     """The images of a folder, 2.jpg before 10.jpg."""
+    check_folder(folder, name="--frames")
     files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise ValueError(f"{folder} holds no image files: expected {', '.join(sorted(IMAGE_SUFFIXES))}")

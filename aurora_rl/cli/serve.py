@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 from aurora_rl.cli.arguments import Commands, positive
+from aurora_rl.cli.checks import check_pipeline_arguments
 from aurora_rl.cli.console import CLEAN, refuse
 from aurora_rl.cli.pipeline_arguments import add_pipeline_arguments, load_pipeline
+from aurora_rl.endpoint.addresses import check_host, check_port
 from aurora_rl.serve.folder import own_folder
+from aurora_rl.serve.listening import is_loopback, listening
 
 DESCRIPTION = """Try a trained model in the browser: upload or record a clip, say what to find, see masks and reasoning.
 
@@ -39,8 +42,7 @@ def register(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until the end and return the exit code."""
     try:
-        if importlib.util.find_spec("gradio") is None:
-            raise ValueError("the page needs Gradio: pip install 'aurora-rl[serve]'")
+        _check(args)
         with own_folder() as folder:
             _serve(args, folder)
     except KeyboardInterrupt:
@@ -50,13 +52,21 @@ def run(args: argparse.Namespace) -> int:
     return CLEAN
 
 
+def _check(args: argparse.Namespace) -> None:
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("the page needs Gradio: pip install 'aurora-rl[serve]'")
+    check_host(args.host, name="--host")
+    check_port(args.port, name="--port")
+    with listening(args.host, args.port):
+        pass  # a port that is taken is told before the model is loaded
+    check_pipeline_arguments(args)
+
+
 def _serve(args: argparse.Namespace, folder: Path) -> None:
     # Here, because these import torch, transformers and Gradio, which take seconds.
     from aurora_rl.serve.request import Limits
-    from aurora_rl.serve.server import is_loopback, listening, serve
+    from aurora_rl.serve.server import serve
 
-    with listening(args.host, args.port):
-        pass  # a port that is taken is told before the model is loaded
     if not is_loopback(args.host):
         print(
             f"aurora-rl serve: {args.host} is no loopback address: whoever reaches this machine can use the page and "

@@ -7,7 +7,6 @@ weights (`training_args.bin`, optimiser states) are pickled, and opening them ca
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,10 @@ from huggingface_hub import HfApi
 from peft import PeftModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from aurora_rl.export.hub_checks import check_is_new, check_token
 from aurora_rl.export.model_card import CardDetails, write_model_card
 from aurora_rl.models.checkpoint_files import check_checkpoint_files, read_adapter_config
 from aurora_rl.models.loading import LoadedModel, has_segmenter, load_model
-
-#: Environment variable of the hub's token; the token file of a login is not read.
-TOKEN_VARIABLE = "HF_TOKEN"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +53,7 @@ def export_for_hub(name_or_path: str, folder: str | Path, options: HubExport, de
         OSError: if there is no such checkpoint, or it has no weights as safetensors.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not an empty folder: name a new one, as its files would be published too")
+    check_is_new(folder)
     check_checkpoint_files(name_or_path)
     adapter_config = find_adapter_config_file(name_or_path)
     if adapter_config is None and not has_segmenter(name_or_path):
@@ -74,18 +70,6 @@ def export_for_hub(name_or_path: str, folder: str | Path, options: HubExport, de
     _save(loaded, folder, base_model)
     write_model_card(folder, loaded, details, base_model=base_model)
     return folder
-
-
-def check_token() -> str:
-    """Return the hub's token from the environment; also called before an export starts.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    token = os.environ.get(TOKEN_VARIABLE)
-    if not token:
-        raise ValueError(f"pushing needs a token with write access in the environment variable {TOKEN_VARIABLE}")
-    return token
 
 
 def push_folder(folder: Path, repo_id: str, *, private: bool) -> str:

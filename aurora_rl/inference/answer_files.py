@@ -11,7 +11,7 @@ overlay.mp4     the clip with its masks drawn, and its sound
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +28,6 @@ from aurora_rl.inference.pipeline import ClipAnswer, WindowAnswer
 from aurora_rl.inference.propagation import FrameMasks
 from aurora_rl.metrics import MASK_THRESHOLD
 
-FILES = ("answer.json", "chain.txt", "masks", "masks.json", "overlay.mp4")
-
-
-def check_folder(folder: Path, *, overwrite: bool, inputs: Iterable[Path]) -> None:
-    """Make the folder for an answer, and check that an answer in it may be replaced.
-
-    Raises:
-        FileExistsError: if it holds an answer that must not be overwritten.
-        ValueError: if one of the inputs would be replaced.
-    """
-    there = [name for name in FILES if (folder / name).exists()]
-    if there and not overwrite:
-        raise FileExistsError(
-            f"{folder} holds {', '.join(there)} of an earlier run: give another folder or --overwrite"
-        )
-    replaced = {(folder / name).resolve() for name in FILES}
-    for path in inputs:
-        if replaced & {path.resolve(), *path.resolve().parents}:
-            raise ValueError(f"{path} would be read and replaced in one run: give another folder than {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
-
 
 def write_answer(
     answer: ClipAnswer, pictures: Iterator[FrameMasks], folder: Path, *, model: str, every_frame: bool = False
@@ -58,7 +37,7 @@ def write_answer(
     Args:
         answer: answer of the pipeline.
         pictures: every picture of the clip with its masks, from `AuroraPipeline.every_frame`.
-        folder: folder that `check_folder` has checked.
+        folder: folder that `check_answer_folder` has checked; it is made if it is missing.
         model: hub name or folder of the model.
         every_frame: whether masks of every picture are written, not only of the sampled ones.
 

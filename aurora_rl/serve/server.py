@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import re
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from aurora_rl.inference.pipeline import AuroraPipeline
 from aurora_rl.serve.connections import BodyDeadline, ImpatientProtocol
 from aurora_rl.serve.examples import SyntheticExamples
+from aurora_rl.serve.listening import is_loopback, listening
 from aurora_rl.serve.page import build_page, page_looks
 from aurora_rl.serve.request import MEGABYTE, Limits, RequestAnswerer
 from aurora_rl.serve.uploads import leaving_no_half_files, stored_bytes, tell_begun_files
@@ -119,13 +118,13 @@ class Doorkeeper:
             if not body.is_over:  # otherwise the application reports that the visitor is gone
                 raise
         if body.is_over:
-            await _closing("The request did not come to its end.", 408)(scope, receive, send)
+            await _closing("The request stopped before its end.", 408)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> PlainTextResponse | None:
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
         if self.hosts is not None and urlsplit(f"//{host}").hostname not in self.hosts:
-            return PlainTextResponse("This page has another name.", 403)
+            return PlainTextResponse("This page does not answer under that host name.", 403)
         if origin is not None and urlsplit(origin).netloc != host:
             return PlainTextResponse("Requests from other pages are refused.", 403)
         if not ROUTES.fullmatch(f"{scope['method']} {scope['path']}"):
@@ -216,34 +215,6 @@ def serve(
 def server_config(app: ASGIApp) -> uvicorn.Config:
     """Return the settings of uvicorn, with time limits for slow visitors."""
     return uvicorn.Config(app, http=ImpatientProtocol, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS)
-
-
-@contextlib.contextmanager
-def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """Open a socket that accepts connections while the block runs.
-
-    Raises:
-        OSError: if another program listens there or the address is not this machine's; the error names host and port.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        connection = socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        raise OSError(f"cannot listen on {host}, port {port}: {error}; give another --port or --host") from error
-    with connection:
-        yield connection
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches an address.
-
-    >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0")
-    (True, True, False)
-    """
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _with_headers(send: Send) -> Send:

@@ -104,7 +104,7 @@ def test_metadata_only_reads_a_csv_file_or_a_folder(broken: Path, capsys: pytest
 
 def test_unusable_root_exits_with_2(notes: Path, clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for root, options, words in (
-        (notes.parent / "nowhere", [], "there is no"),
+        (notes.parent / "nowhere", [], "does not exist: "),
         (notes.parent / "nowhere", ["--metadata_only"], "there is no"),
         (notes.parent, [], "there is no"),  # a folder without metadata.csv
         (notes, [], "add --metadata_only"),

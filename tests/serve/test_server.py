@@ -29,8 +29,9 @@ from starlette.types import Receive, Scope, Send
 
 from aurora_rl.cli import main
 from aurora_rl.serve import connections
+from aurora_rl.serve.listening import listening
 from aurora_rl.serve.request import MEGABYTE
-from aurora_rl.serve.server import Doorkeeper, listening, server_config
+from aurora_rl.serve.server import Doorkeeper, server_config
 from aurora_rl.serve.uploads import stored_bytes
 from tests.serve.chromium import Tab, find_chromium, open_chromium
 
@@ -378,7 +379,7 @@ def test_a_body_that_stops_coming_is_told_and_given_up(impatient):
         received = b""
         while part := connection.recv(1000):
             received += part
-    assert received.startswith(b"HTTP/1.1 408 ") and b"did not come to its end" in received
+    assert received.startswith(b"HTTP/1.1 408 ") and b"stopped before its end" in received
 
 
 def test_a_body_that_trickles_is_given_up(impatient, monkeypatch):
@@ -606,7 +607,7 @@ def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(capsys):
         assert serve("--port", port) == 2
     assert f"cannot listen on 127.0.0.1, port {port}" in capsys.readouterr().err
     assert serve("--port", 70_000) == 2
-    assert "cannot listen on 127.0.0.1, port 70000" in capsys.readouterr().err
+    assert "--port is 70000: expected the number of a port, 1 to 65535" in capsys.readouterr().err
 
 
 def test_an_address_that_lets_others_in_is_warned_of(capsys):

@@ -40,6 +40,7 @@ SCRIPTS = [
     "data_prep/to_hf_dataset.py",
     "benchmarks/step_cost.py",
     "benchmarks/hooks.py",
+    "benchmarks/wrong_input.py",
     "benchmarks/reward_time.py",
     "benchmarks/idle_share.py",
     "benchmarks/gpu_step.py",

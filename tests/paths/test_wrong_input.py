@@ -1,0 +1,249 @@
+"""Every kind of wrong input is told in one line, with exit code 2, before torch or another slow library is imported.
+
+All command lines run in one fresh interpreter (`tests/early_run.py`), in a folder with a model, a benchmark and a clip.
+"""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aurora_rl.files.output_lock import hold_output
+
+ROOT = Path(__file__).resolve().parents[2]
+SEGMENT = ["aurora-rl", "segment", "clip.mp4", "the drum", "--output_dir", "out", "--model", "models/good"]
+SERVE = ["aurora-rl", "serve", "--model", "models/good"]
+EXPORT = ["aurora-rl", "export", "--model", "models/good", "--to", "hf", "--output_dir", "out"]
+MASKS = ["aurora-rl", "evaluate", "--predictions", "masks", "--data_root", "data", "--output", "out.json"]
+MODEL = ["aurora-rl", "evaluate", "--model", "models/good", "--data_root", "data", "--output", "out.json"]
+FOOTPRINT = ["aurora-rl", "footprint", "grpo", "--config", "grpo.yaml"]
+COMPARE = ["aurora-rl", "compare", "a.json", "a.json"]
+SFT = ["recipes/sft.py", "--config", "sft.yaml"]
+GRPO = ["recipes/grpo.py", "--config", "grpo.yaml"]
+EVALUATE = ["recipes/evaluate.py", "--config", "evaluate.yaml"]
+INIT = ["recipes/init_tiny.py", "--data_root", "data", "--output_dir", "new"]
+SPLITS = "test_n, test_s, test_u, train, val"
+
+#: A name, the command line, and what its error says.
+CASES = {
+    "no sub-command": (["aurora-rl"], "the following arguments are required: COMMAND"),
+    "unknown sub-command": (["aurora-rl", "segmnt"], "invalid choice: 'segmnt'"),
+    "unknown option": ([*SEGMENT, "--outptu", "x"], "unrecognized arguments: --outptu x"),
+    "former option": ([*MASKS[:4], "--dataset", "data"], "--dataset has another name now: --data_root"),
+    "missing option": (["aurora-rl", "segment", "clip.mp4", "x"], "arguments are required: --model"),
+    "an option for a model": ([*MASKS, "--batch_size", "2"], "--batch_size is an option for a model"),
+    # models
+    "missing model": ([*SEGMENT[:-1], "models/goood"], "--model models/goood does not exist: models holds good/"),
+    "missing model without a slash": ([*SEGMENT[:-1], "gud"], "the form organisation/name"),
+    "missing model by a path": ([*SERVE[:-1], "./models/x"], "--model ./models/x does not exist: models holds"),
+    "model that is a file": ([*EXPORT[:3], "data/metadata.csv", *EXPORT[4:]], "data/metadata.csv is a file"),
+    "folder without a model": ([*SERVE[:-1], "data"], "data is no model: it holds neither config.json nor"),
+    "adapter of a missing model": ([*SEGMENT[:-1], "models/adapter"], "an adapter of a model whose folder models/gone"),
+    "missing model to score": ([*MODEL[:3], "models/gud", *MODEL[4:]], "--model models/gud does not exist"),
+    "missing model to estimate": ([*FOOTPRINT, "--model", "a/b/c"], "--model a/b/c does not exist: this folder holds"),
+    # configs
+    "missing config": (
+        [*SEGMENT, "--config", "sftt.yaml"],
+        "--config sftt.yaml does not exist: this folder holds sft.",
+    ),
+    "config of a folder": ([*SERVE, "--config", "data"], "--config: data is no plain file but a folder"),
+    "unknown key": (
+        [*MODEL, "--config", "typo.yaml"],
+        "typo.yaml has the unknown key 'num_frmes', did you mean 'num_f",
+    ),
+    "unknown key to segment": ([*SEGMENT, "--config", "typo.yaml"], "unknown key 'num_frmes'"),
+    "unknown key to estimate": ([*FOOTPRINT[:-1], "typo.yaml"], "unknown key 'num_frmes'"),
+    "no YAML": ([*SERVE, "--config", "broken.yaml"], "broken.yaml is no YAML"),
+    "unknown option of a recipe": ([*MODEL, "--batchsize", "2"], "--batchsize 2, did you mean '--batch_size'?"),
+    "no accelerate config": ([*FOOTPRINT, "--launch", "typo.yaml"], "no config of accelerate: it has no num_processes"),
+    "missing accelerate config": ([*FOOTPRINT, "--launch", "x.yaml"], "--launch x.yaml does not exist"),
+    # clips
+    "missing clip": (
+        ["aurora-rl", "segment", "clp.mp4", *SEGMENT[3:]],
+        "the clip clp.mp4 does not exist: this folder holds clip.mp4",
+    ),
+    "clip that is none": (["aurora-rl", "segment", "sft.yaml", *SEGMENT[3:]], "cannot read the video sft.yaml"),
+    "missing sound": ([*SEGMENT, "--audio", "x.wav"], "--audio x.wav does not exist"),
+    "sound that is none": ([*SEGMENT, "--audio", "sft.yaml"], "cannot read the audio sft.yaml"),
+    "missing frames": ([*SEGMENT, "--frames", "fames"], "--frames fames does not exist"),
+    "folder without frames": ([*SEGMENT, "--frames", "data"], "data holds no image files"),
+    "no reference": (["aurora-rl", "segment", "clip.mp4", *SEGMENT[4:]], "there is no reference"),
+    "empty reference": ([*SEGMENT[:3], " ", *SEGMENT[4:]], "none of them may be empty"),
+    # data
+    "missing data root": ([*MASKS[:5], "dta", *MASKS[6:]], "--data_root dta does not exist: this folder holds data/"),
+    "missing data root to score": ([*MODEL[:5], "dta", *MODEL[6:]], "--data_root dta does not exist"),
+    "folder of no benchmark": (
+        [*MASKS[:5], "models", *MASKS[6:], "--split", "val"],
+        "no models/metadata.csv: root mus",
+    ),
+    "unknown split": (
+        [*MASKS, "--split", "test_z"],
+        f"--split: data has no split 'test_z': choose from {SPLITS}",
+    ),
+    "unknown split of a model": ([*MODEL, "--split", "tset_s"], "did you mean 'test_s'?"),
+    "unknown benchmark": ([*MODEL, "--benchmark", "refavs"], "--benchmark is 'refavs': choose from ref_avs, "),
+    "missing predictions": ([*MASKS[:3], "mask", *MASKS[4:]], "--predictions mask does not exist"),
+    "missing results": (["aurora-rl", "evaluate", "--results", "x.jsonl", *MASKS[4:]], "--results x.jsonl does not"),
+    "missing chains": ([*MASKS, "--chains", "x.jsonl"], "--chains x.jsonl does not exist"),
+    "missing dataset": (["aurora-rl", "doctor", "dta"], "the folder dta does not exist: this folder holds data/"),
+    "unknown split to check": (["aurora-rl", "doctor", "data", "--split", "x"], "x"),
+    "missing scores": (COMPARE, "the first out.json a.json does not exist"),
+    "missing rows": (["aurora-rl", "compare", "b.json", "b.json"], "the rows beside it, b.jsonl does not exist"),
+    "missing scores for the card": ([*EXPORT, "--scores", "a.json"], "--scores a.json does not exist"),
+    # outputs
+    "taken folder": ([*SEGMENT[:5], "taken", *SEGMENT[6:]], "taken holds answer.json of an earlier run"),
+    "taken export": ([*EXPORT[:-1], "taken"], "taken is not an empty folder"),
+    "file in the way": ([*SEGMENT[:5], "sft.yaml/out", *SEGMENT[6:]], "sft.yaml is a file, give another folder"),
+    "file in the way of scores": ([*MASKS[:-1], "sft.yaml/out.json"], "sft.yaml is a file"),
+    "folder in the way": ([*MASKS, "--report", "data"], "--report data is a folder: give the name of a file"),
+    "output of no kind": ([*MASKS[:-1], "out.txt"], "'out.txt' does not end in .json"),
+    "output of a running run": ([*MODEL[:-1], "busy.json"], "another run writes to busy.json: process"),
+    # addresses
+    "address as a host": ([*SERVE, "--host", "http://localhost"], "--host is 'http://localhost': expected the name"),
+    "port that is none": ([*SERVE, "--port", "70000"], "--port is 70000: expected the number of a port"),
+    "port in words": ([*SERVE, "--port", "http"], "invalid positive value: 'http'"),
+    "port that is taken": ([*SERVE, "--port", "TAKEN"], "cannot listen on 127.0.0.1, port"),
+    "device that is none": ([*SERVE, "--device", "gpu"], "--device is 'gpu': expected a device such as cpu"),
+    # numbers
+    "number in words": ([*SEGMENT, "--max_side", "many"], "invalid positive value: 'many'"),
+    "number below 1": ([*SERVE, "--batch_size", "0"], "0 is not positive"),
+    "rate that is none": ([*SEGMENT, "--window", "nan"], "--window is nan: it must be a number above 0"),
+    "negative length": ([*SEGMENT, "--stride", "-1"], "--stride is -1.0: it must be a number above 0"),
+    "memory below 0": ([*FOOTPRINT, "--gpu_memory_gb", "-1"], "--gpu_memory_gb is -1.0: it must be a number above 0"),
+    "share above 1": ([*FOOTPRINT, "--utilisation", "2"], "--utilisation is 2.0: expected a share"),
+    "recipe's number": ([*MODEL, "--batch_size", "0"], "--batch_size is 0: it must be above 0"),
+    "recipe's number in words": ([*FOOTPRINT, "--learning_rate", "x"], "invalid float value: 'x'"),
+    "dtype": ([*EXPORT, "--dtype", "bf16"], "--dtype is 'bf16': choose from auto, bfloat16"),
+    "option of the hub": ([*EXPORT[:5], "vllm", *EXPORT[6:], "--license", "mit"], "--license is an option of --to hf"),
+    # recipes
+    "recipe: unknown key": (
+        ["recipes/sft.py", "--config", "typo.yaml"],
+        "unknown key 'num_frmes', did you mean 'num_frames'?",
+    ),
+    "recipe: unknown option": ([*GRPO, "--betta", "1"], "unrecognized arguments: --betta 1, did you mean '--beta'?"),
+    "recipe: missing config": (["recipes/sft.py", "--config", "sfd.yaml"], "did you mean 'sft.yaml'?"),
+    "recipe: missing option": (["recipes/init_tiny.py"], "arguments are required: --data_root"),
+    "recipe: missing model": ([*SFT, "--model", "models/gud"], "--model models/gud does not exist: models holds"),
+    "recipe: missing data": ([*SFT, "--data_root", "dta"], "--data_root dta does not exist: this folder holds data/"),
+    "recipe: missing data in the config": (
+        ["recipes/init_tiny.py", "--config", "init.yaml"],
+        "init.yaml: data_root gone",
+    ),
+    "recipe: missing chains": (
+        [*SFT, "--chains", "c.jsonl"],
+        "--chains data/c.jsonl does not exist: data holds chains",
+    ),
+    "recipe: missing reflections": ([*SFT, "--reflections", "r.jsonl"], "--reflections r.jsonl does not exist"),
+    "recipe: unknown split": ([*GRPO, "--train_split", "trian"], "--train_split: data has no split 'trian'"),
+    "recipe: unknown split to compare on": ([*SFT, "--eval_split", "vall"], "did you mean 'val'?"),
+    "recipe: unknown split to score": ([*EVALUATE, "--split", "x"], f"choose from {SPLITS}"),
+    "recipe: unknown split to begin with": ([*INIT, "--train_split", "x"], f"choose from {SPLITS}"),
+    "recipe: unknown target": ([*SFT, "--target", "chian"], "--target is 'chian': choose from teacher, chain"),
+    "recipe: missing teacher": ([*SFT, "--teacher", "models/t"], "--teacher models/t does not exist"),
+    "recipe: missing reward file": ([*GRPO, "--reward_funcs", "mine.py:f"], "the reward file mine.py does not exist"),
+    "recipe: missing reward module": ([*GRPO, "--reward_funcs", "a.b:f"], "there is no module 'a' (of 'a.b')"),
+    "recipe: missing reward": (
+        [*GRPO, "--reward_funcs", "reward_fns.format:format_rewrad"],
+        "did you mean 'format_reward",
+    ),
+    "recipe: no reward": ([*GRPO, "--reward_funcs", "format"], "write 'package.module:function'"),
+    "recipe: file in the way": ([*GRPO, "--output_dir", "sft.yaml"], "sft.yaml is a file, give another folder"),
+    "recipe: output of a running run": ([*GRPO, "--output_dir", "busy"], "another run writes to busy: process"),
+    "recipe: no output": (EVALUATE, "there is no output and no output_dir: say where the results go"),
+    "recipe: address": (
+        [*GRPO, "--vllm_server_base_url", "localhost"],
+        "--vllm_server_base_url is 'localhost': expected htt",
+    ),
+    "recipe: secret in an address": (
+        [*GRPO, "--vllm_server_base_url", "http://a:b@c"],
+        "keys come from the environment",
+    ),
+    "recipe: host": ([*GRPO, "--vllm_server_host", "http://x"], "--vllm_server_host is 'http://x': expected the name"),
+    "recipe: missing checkpoint": (
+        [*GRPO, "--resume_from_checkpoint", "gone"],
+        "--resume_from_checkpoint gone does not",
+    ),
+    "recipe: number": ([*GRPO, "--num_generations", "0"], "--num_generations is 0: it must be above 0"),
+    "recipe: share": ([*SFT, "--replay_share", "2"], "--replay_share is 2.0: expected a share from 0 to 1"),
+    "recipe: segmenter": ([*GRPO[:2], "sam.yaml"], "sam.yaml: segmenter: checkpoint models/sam does not exist"),
+}
+
+
+@pytest.fixture(scope="module")
+def said(tiny_checkpoint, tiny_benchmark, tmp_path_factory) -> dict[str, dict]:
+    """What each command of `CASES` said."""
+    folder = tmp_path_factory.mktemp("wrong_input")
+    (folder / "models").mkdir()
+    shutil.copytree(tiny_checkpoint, folder / "models" / "good")
+    shutil.copytree(tiny_benchmark, folder / "data")
+    (folder / "models" / "adapter").mkdir()
+    (folder / "models" / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "models/gone"}')
+    for name in ("masks", "taken"):
+        (folder / name).mkdir()
+    (folder / "taken" / "answer.json").touch()
+    common = "model: models/good\ndata_root: data\n"
+    texts = {
+        "sft.yaml": f"{common}output_dir: new\nchains: chains.jsonl\n",
+        "grpo.yaml": f"{common}output_dir: new\nuse_cpu: true\n",
+        "evaluate.yaml": common,
+        "init.yaml": "data_root: gone\noutput_dir: new\n",
+        "sam.yaml": f"{common}segmenter: {{type: sam, checkpoint: models/sam}}\n",
+        "typo.yaml": f"{common}num_frmes: 4\n",
+        "broken.yaml": "a: [\n",
+        "b.json": "{}",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    write_film(folder / "clip.mp4")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        hold_output(folder / "busy.json", is_folder=False),
+        hold_output(folder / "busy", is_folder=True),
+    ):
+        port = str(taken.getsockname()[1])
+        commands = [[port if word == "TAKEN" else word for word in words] for words, _ in CASES.values()]
+        process = subprocess.run(
+            [sys.executable, str(ROOT / "tests" / "early_run.py")],
+            input=json.dumps(commands),
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            timeout=280,
+        )
+    assert process.returncode == 0, process.stderr
+    made = {"out", "new", "out.json", "busy.jsonl"} & {path.name for path in folder.iterdir()}
+    assert not made, "a command that was refused has left something behind"
+    return dict(zip(CASES, json.loads(process.stdout), strict=True))
+
+
+def write_film(path: Path) -> None:
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=4)
+        stream.width = stream.height = 32
+        for _ in range(4):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_wrong_input_is_told_at_once(said, case):
+    words, told = CASES[case]
+    result = said[case]
+    assert "Traceback" not in result["err"], result["err"]
+    assert result["code"] == 2, result
+    assert told in result["err"], result["err"]
+    assert result["out"] == ""
+    command = words[0] if words[0].startswith("recipes/") else "aurora-rl"
+    assert result["err"].splitlines()[-1].startswith(command)
+
+
+def test_errors_of_a_clip_speak_of_no_row(said):
+    for case in ("missing clip", "clip that is none", "missing sound", "sound that is none"):
+        assert "row" not in said[case]["err"]
