@@ -24,14 +24,10 @@ from typing import Any
 from tqdm import tqdm
 
 from aurora_rl.data.containers import MediaError
-from aurora_rl.endpoint.client import (
-    BadReplyError,
-    ChatEndpoint,
-    EndpointArguments,
-    EndpointRefusedError,
-    RowFailedError,
-    Usage,
-)
+from aurora_rl.endpoint.arguments import EndpointArguments
+from aurora_rl.endpoint.client import ChatEndpoint
+from aurora_rl.endpoint.errors import BadReplyError, EndpointRefusedError, NoAnswerError
+from aurora_rl.endpoint.replies import Usage
 from aurora_rl.files.atomic import write_whole
 from aurora_rl.files.journal import Journal, Record, RowJournal, RowKey, row_key, sort_by_row
 
@@ -39,6 +35,10 @@ logger = logging.getLogger(__name__)
 
 FIRST_ROWS = 8  # that are refused in the same words: the others would be, too
 INTERRUPTED = 130  # what a shell makes of Ctrl-C
+
+
+class RowFailedError(NoAnswerError):
+    """A row stays without a record because of what it is made of: nothing was asked."""
 
 
 @dataclasses.dataclass
@@ -61,7 +61,7 @@ class RunArguments:
         default=None, metadata={"help": "Cost of all runs into `output` at which no further row is begun."}
     )
     max_failures_in_a_row: int = dataclasses.field(
-        default=50, metadata={"help": "Number of failed rows in a row that ends the run."}
+        default=50, metadata={"help": "Number of consecutive failed rows that ends the run."}
     )
 
     def __post_init__(self) -> None:
@@ -220,13 +220,14 @@ class Run:
             messages = await asyncio.to_thread(question.messages)
             record, repairs = await self._endpoint.ask(
                 messages,
-                schema=question.schema,
                 read=question.read,
+                schema=question.schema,
+                schema_name="chain",
                 on_usage=lambda usage: self._log_usage(question, usage),
             )
         except MediaError as error:
             self._fail(question, RowFailedError("media", str(error)))
-        except RowFailedError as error:
+        except NoAnswerError as error:
             self._fail(question, error)
         else:
             self._journal.append(record)
@@ -234,7 +235,7 @@ class Run:
             self.report.repairs.update(repairs)
             self._failures_in_a_row = 0
 
-    def _fail(self, question: Question, error: RowFailedError) -> None:
+    def _fail(self, question: Question, error: NoAnswerError) -> None:
         record = failure_record(question.uid, question.row, question.split, error)
         self._failures.append(record)
         self._failed[question.key] = record
@@ -311,9 +312,9 @@ def run_questions(questions: Sequence[Question], endpoint_args: EndpointArgument
         raise SystemExit(INTERRUPTED) from None
 
 
-def failure_record(uid: str, row: int, split: str, error: RowFailedError | BadReplyError) -> Record:
+def failure_record(uid: str, row: int, split: str, error: NoAnswerError | BadReplyError) -> Record:
     """A line of the file of failures."""
-    attempts = error.attempts if isinstance(error, RowFailedError) else 0
+    attempts = error.attempts if isinstance(error, NoAnswerError) else 0
     return {
         "uid": uid,
         "row": row,

@@ -20,7 +20,7 @@ from PIL import Image
 from aurora_rl.data.containers import SAMPLING_RATE
 from aurora_rl.data.media import read_frames, read_waveform
 from aurora_rl.data.sample import NULL_CATEGORY, AVSample
-from aurora_rl.endpoint.client import BadReplyError
+from aurora_rl.endpoint.errors import BadReplyError
 from aurora_rl.tasks.completions import normalise_category
 from aurora_rl.tasks.prompts import REASONING_STEPS, answer_for
 from data_prep.chain_checks import ChainLimits, find_problems, repair

@@ -22,7 +22,8 @@ from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.parser import ConfigParser
 from aurora_rl.data.sample import AVSample
-from aurora_rl.endpoint.client import BadReplyError, EndpointArguments, RowFailedError
+from aurora_rl.endpoint.arguments import EndpointArguments
+from aurora_rl.endpoint.errors import BadReplyError
 from aurora_rl.files.atomic import write_whole
 from aurora_rl.files.journal import (
     Journal,
@@ -37,7 +38,15 @@ from aurora_rl.files.journal import (
 from aurora_rl.files.output_lock import hold_output
 from aurora_rl.logs import setup_logging
 from aurora_rl.tasks.prompts import render_chain, without_seg
-from data_prep.asking import Question, RunArguments, RunReport, failure_record, run_questions, write_report
+from data_prep.asking import (
+    Question,
+    RowFailedError,
+    RunArguments,
+    RunReport,
+    failure_record,
+    run_questions,
+    write_report,
+)
 from data_prep.chain_checks import ChainLimits
 from data_prep.chain_prompts import MediaArguments, chain_messages, chain_record, chain_schema, read_chain_reply
 

@@ -16,7 +16,7 @@ from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.parser import ConfigParser
 from aurora_rl.data.sample import AVSample
-from aurora_rl.endpoint.client import EndpointArguments
+from aurora_rl.endpoint.arguments import EndpointArguments
 from aurora_rl.files.journal import Record
 from aurora_rl.logs import setup_logging
 from data_prep.asking import Question, RunArguments, run_questions

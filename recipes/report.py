@@ -166,4 +166,4 @@ def main(data_args: DataArguments, args: ReportArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*ConfigParser((DataArguments, ReportArguments)).parse_args_and_config())
+    main(*ConfigParser((DataArguments, ReportArguments), description=__doc__).parse_args_and_config())

@@ -149,18 +149,25 @@ def read_plan(path: str | Path, *, output_dir: str | Path | None = None) -> Plan
 
 def _read_content(path: str | Path) -> dict[str, Any]:
     """Read a file of stages; what it gives lies over its `base`, which has none itself."""
-    content = yaml.safe_load(read_text_file(path))
+    content = _load(path)
     if not isinstance(content, dict) or "base" not in content:
         _check_keys(f"{path}", content, TOP_KEYS, required={"output_dir", "stages"})
         return content
     _check_keys(f"{path}", content, {"base", *TOP_KEYS}, required=set())
-    base = yaml.safe_load(read_text_file(content.pop("base")))
+    base = _load(content.pop("base"))
     _check_keys(f"base of {path}", base, TOP_KEYS, required={"output_dir", "stages"})
     stages = dict(base["stages"])
     for kind, fields in content.get("stages", {}).items():
         below = stages.get(kind, {})
         stages[kind] = {**below, **fields, "options": {**below.get("options", {}), **fields.get("options", {})}}
     return {**base, **content, "stages": stages}
+
+
+def _load(path: str | Path) -> Any:
+    try:
+        return yaml.safe_load(read_text_file(path))
+    except (FileNotFoundError, yaml.YAMLError) as error:
+        raise PlanError(f"{path} is no file of stages ({error}): name one, such as demo.yaml") from error
 
 
 def _drafts(kind: str, fields: Mapping[str, Any]) -> Iterator[_Draft]:

@@ -2,7 +2,7 @@
 
     python tools/known_options.py
 
-A test compares the file with the parsers; run this where it fails.
+A test compares the file with the parsers; run this script when it fails.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from tools.script_parser import script_parser  # noqa: E402
 
 #: Scripts whose command line is checked before they import torch.
 SCRIPTS = ("recipes/sft.py", "recipes/grpo.py", "recipes/evaluate.py", "recipes/init_tiny.py")
-#: Lists that YAML files may give as a single text, as the trainer takes them.
+#: Lists that YAML files may give as a single text, which the trainer accepts.
 ONE_OR_MORE = ("reward_funcs",)
-TYPES = {"int": "int", "float": "float", "string_to_bool": "bool"}  # by the name of what converts a word
+TYPES = {"int": "int", "float": "float", "string_to_bool": "bool"}  # by the name of the function that converts a word
 
 
 def known_options() -> dict[str, Any]:
-    """The content of the file: which classes a script reads, and each class's options."""
+    """Return the content of the file: the classes that each script reads, and the options of each class."""
     parsers: dict[str, Any] = {script: script_parser(script) for script in SCRIPTS}
     classes: dict[str, dict[str, Any]] = {}
     for parser in parsers.values():
@@ -73,7 +73,7 @@ def _option(action: argparse.Action, hint: Any) -> dict[str, Any]:
 
 
 def as_text(content: dict[str, Any]) -> str:
-    """JSON with a line an option, so that a change of one is a line of a diff."""
+    """Format the content as JSON with one line an option, so that a change is one line of a diff."""
     lines = [f'  "{name}": {json.dumps(content[name])}' for name in ("versions", "scripts")]
     classes = [
         f"    {json.dumps(cls)}: {{\n"

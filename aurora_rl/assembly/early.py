@@ -1,7 +1,7 @@
-"""What can be told of a recipe's command line before torch is imported: paths, splits, rewards, addresses, numbers.
+"""Checks of a recipe's command line before torch is imported: paths, splits, rewards, addresses, numbers.
 
-`check_command_line` stands in the recipes above their slow imports; the commands of `aurora-rl` that take a recipe's
-options call `check_asked`. The network is never asked: a name on the hub passes.
+Recipes call `check_command_line` before their slow imports; the commands of `aurora-rl` that take a recipe's options
+call `check_asked`. No check uses the network: a name on the hub passes.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from aurora_rl.tasks.targets import TARGETS
 UNUSABLE = 2  # exit code, as argparse's
 #: Names of weights' dtypes, as torch has them.
 DTYPES = ("auto", "bfloat16", "float16", "float32", "float64", "half", "float", "double")
-#: Files by which a folder is a model or an adapter.
+#: Files that make a folder a model or an adapter.
 MODEL_FILES = ("config.json", "adapter_config.json")
-#: The keys that name splits which a script reads.
+#: Keys that name the splits which a script reads.
 SPLIT_KEYS = {
     "recipes/sft.py": ("train_split", "eval_split"),
     "recipes/grpo.py": ("train_split", "eval_split"),
@@ -65,11 +65,11 @@ SHARES = ("replay_share", "lora_dropout")  # from 0 to 1
 
 
 def check_command_line(script: str, words: Sequence[str] | None = None) -> None:
-    """Check a script's command line; what is wrong ends the program with a line on stderr and exit code 2.
+    """Check a script's command line; an error ends the program with a line on stderr and exit code 2.
 
     Args:
-        script: such as `recipes/sft.py`.
-        words: the command line, by default the program's own.
+        script: path of the script, such as `recipes/sft.py`.
+        words: words of the command line, by default the program's own.
     """
     words = [*_words_of_args_file(), *sys.argv[1:]] if words is None else list(words)
     if {"-h", "--help"} & set(words):
@@ -77,16 +77,16 @@ def check_command_line(script: str, words: Sequence[str] | None = None) -> None:
     try:
         check_asked(read_asked(script, words))
     except (OSError, ValueError) as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # the launched processes find the same
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # the other launched processes find the same error
             print(f"{script}: {error}", file=sys.stderr)
         raise SystemExit(UNUSABLE) from None
 
 
 def check_asked(asked: Asked) -> None:
-    """Check what a run would read and write; nothing is made and no model is opened.
+    """Check everything that a run would read and write; nothing is made and no model is opened.
 
     Raises:
-        ValueError: naming the option or key, the value and what was expected.
+        ValueError: if a value is invalid; the error names the option or key, the value and what was expected.
         OSError: if a file cannot be read.
     """
     check_numbers(asked)
@@ -100,7 +100,7 @@ def check_asked(asked: Asked) -> None:
 
 
 def check_numbers(asked: Asked) -> None:
-    """Check the numbers that are sizes, counts or shares; errors as of `check_asked`."""
+    """Check the numbers that are sizes, counts or shares; errors as in `check_asked`."""
     for name in (*POSITIVE, *SHARES):
         value = asked.get(name)
         if isinstance(value, str):  # of a YAML file; the parser converts it
@@ -112,7 +112,7 @@ def check_numbers(asked: Asked) -> None:
 
 
 def check_models(asked: Asked) -> None:
-    """Check the models that are folders; errors as of `check_asked`."""
+    """Check the models that are folders; errors as in `check_asked`."""
     for name in ("model", "teacher"):
         if asked.get(name) is not None:
             check_model(str(asked.get(name)), name=asked.called(name))
@@ -123,14 +123,14 @@ def check_models(asked: Asked) -> None:
 
 
 def check_model(model: str, *, name: str) -> None:
-    """Check that a model is there where its name means a folder, and so is the model beneath an adapter.
+    """Check that a model exists if its name means a folder, and that an adapter's base model does.
 
     Args:
-        model: folder, or name on the hub.
-        name: of the option or key that it comes from, for the error.
+        model: folder of the model, or its name on the hub.
+        name: name of the option or key, for the error.
 
     Raises:
-        UnusablePathError: naming what is there instead.
+        UnusablePathError: if there is no such model; the error names what is there instead.
     """
     if not os.path.isdir(model):
         if not means_folder(model):
@@ -145,8 +145,8 @@ def check_model(model: str, *, name: str) -> None:
         raise UnusablePathError(
             f"{name} {model} is no model: it holds neither {' nor '.join(MODEL_FILES)}, but {entries(model)}"
         )
-    if beneath := _model_beneath(Path(model)):
-        check_model(beneath, name=f"{name} {model} is an adapter of a model whose folder")
+    if base := _base_model(Path(model)):
+        check_model(base, name=f"{name} {model} is an adapter of a model whose folder")
 
 
 def check_dtype(dtype: str, *, name: str) -> None:
@@ -165,26 +165,26 @@ def means_folder(model: str) -> bool:
     return not has_form_of_hub or os.path.isdir(os.path.dirname(model))
 
 
-def _model_beneath(folder: Path) -> str | None:
-    """What an adapter was trained on; None for another model. A file that is damaged is told when it is loaded."""
+def _base_model(folder: Path) -> str | None:
+    """Return an adapter's base model; None for another model. Loading reports a damaged file later."""
     try:
-        beneath = parse_json(read_text_file(folder / "adapter_config.json")).get("base_model_name_or_path")
+        base = parse_json(read_text_file(folder / "adapter_config.json")).get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError):
         return None
-    return beneath if isinstance(beneath, str) and beneath else None
+    return base if isinstance(base, str) and base else None
 
 
 def check_splits(benchmark: str, root: str | Path, splits: Sequence[str], *, name: str) -> None:
     """Check that a benchmark's folder has some splits.
 
     Args:
-        benchmark: a key of `data.splits.SPLIT_READERS`.
-        root: its folder.
-        splits: their names.
-        name: of the option or key that they come from, for the error.
+        benchmark: name of the benchmark, a key of `data.splits.SPLIT_READERS`.
+        root: folder of the benchmark.
+        splits: names of the splits.
+        name: name of the option or key, for the error.
 
     Raises:
-        ValueError: naming the splits that there are.
+        ValueError: if a split is missing; the error names the existing ones.
     """
     there = list_splits(benchmark, root)
     for split in splits:
@@ -251,11 +251,11 @@ def _check_outputs(asked: Asked) -> None:
 
 
 def _as_list(value: Any) -> list[Any]:
-    """A value of a YAML file that may be one or several."""
+    """Return a list of the values of a YAML key that holds one value or several."""
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _words_of_args_file() -> list[str]:
-    """What transformers' parser reads beside a script, in a file named after it."""
+    """Read the words that transformers' parser adds from the file with the script's name and suffix `.args`."""
     file = Path(sys.argv[0]).with_suffix(".args")
     return file.read_text().split() if file.is_file() else []

@@ -1,8 +1,8 @@
-"""What a recipe's command line and YAML file set, read without the classes that they set: no torch is imported.
+"""Reader of a recipe's command line and YAML file that imports no torch and none of the recipe's classes.
 
 The names, types and choices of options are shipped in `known_options.json`, which `tools/known_options.py` writes and a
-test compares with the parsers themselves. Where other versions of transformers or TRL are installed than it was written
-for, names that it does not know are left for the parser to judge.
+test compares with the parsers themselves. If the installed versions of transformers or TRL differ from those of the
+file, names that the file does not know are left to the parser.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Any, NoReturn
 import yaml
 
 from aurora_rl.assembly.environment import check_environment
-from aurora_rl.assembly.options import RENAMED, OptionParser
+from aurora_rl.assembly.options import OptionParser, new_names
 from aurora_rl.files.existing import check_file, did_you_mean
 from aurora_rl.files.plain import read_text_file
 
 FILE = Path(__file__).with_suffix(".json")
-#: Whose classes ours inherit options from.
+#: Libraries whose classes ours inherit options from.
 LIBRARIES = ("transformers", "trl")
 TRUE, FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")  # as transformers reads them
 
@@ -34,13 +34,13 @@ Options = Mapping[str, Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What a command line and its YAML file set.
+    """Values that a command line and its YAML file set.
 
     Attributes:
-        script: whose options they are, such as `recipes/sft.py`.
-        values: by name; what neither sets is not in it.
-        config: the YAML file.
-        from_config: names that the file alone sets.
+        script: path of the script, such as `recipes/sft.py`.
+        values: values by name, without those that neither sets.
+        config: path of the YAML file.
+        from_config: names that only the file sets.
     """
 
     script: str
@@ -49,12 +49,12 @@ class Asked:
     from_config: frozenset[str] = frozenset()
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value that is set; the default where none is, or null."""
+        """Return the value that is set; the default if there is none, or it is null."""
         value = self.values.get(name)
         return default if value is None else value
 
     def called(self, name: str) -> str:
-        """Where a value comes from, for errors: `--fps`, or `config.yaml: fps`."""
+        """Return the name of a value in errors: `--fps`, or `config.yaml: fps`."""
         return f"{self.config}: {name}" if name in self.from_config else f"--{name}"
 
 
@@ -62,12 +62,12 @@ def read_asked(script: str, words: Sequence[str]) -> Asked:
     """Read a command line and its YAML file.
 
     Args:
-        script: whose command line it is, a key of `scripts` in the shipped file.
-        words: the command line without the script.
+        script: path of the script, a key of `scripts` in the shipped file.
+        words: words of the command line without the script.
 
     Raises:
-        ValueError: for an option or key that the script does not know, a value that is none of its kind, a missing
-            option, or a config that cannot be read.
+        ValueError: if the script does not know an option or key, a value has the wrong type, an option is missing, or
+            the config cannot be read.
     """
     options = options_of(script)
     config, rest = _split_config(words)
@@ -77,7 +77,7 @@ def read_asked(script: str, words: Sequence[str]) -> Asked:
 
 
 def options_of(*scripts: str) -> Options:
-    """The options of a script, or of several together; of all where none is named."""
+    """Return the options of some scripts together; those of all scripts if none is given."""
     table = _table()
     names = [name for script in scripts or table["scripts"] for name in table["scripts"][script]]
     return {option: described for name in names for option, described in table["classes"][name].items()}
@@ -96,7 +96,7 @@ def read_config(path: str | Path, options: Options) -> dict[str, Any]:
     content = read_yaml(path, name="--config", example="recipes/synthetic/evaluate.yaml")
     unknown = [str(name) for name in content if name != "env" and name not in options]
     for name in unknown:
-        if now := [new for new in RENAMED.get(name, ()) if new in options]:
+        if now := new_names(name, options):
             raise ValueError(f"{path}: {name} has another name now: {' or '.join(now)}")
     if unknown and _versions_are_known():
         hint = did_you_mean(unknown[0], options)
@@ -140,7 +140,7 @@ def _versions_are_known() -> bool:
 
 
 def _split_config(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The value of the first `--config`, and all other words."""
+    """Split the value of the first `--config` from all other words."""
     rest = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if "--config" not in rest:
         return None, rest
@@ -151,7 +151,7 @@ def _split_config(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 class _Parser(OptionParser):
-    """Raises a ValueError where argparse would print the usage and exit."""
+    """A parser that raises a ValueError where argparse would print the usage and exit."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
@@ -185,7 +185,7 @@ def _add(parser: argparse.ArgumentParser, name: str, option: Mapping[str, Any], 
 
 
 def _converter(option: Mapping[str, Any]) -> Callable[[str], Any]:
-    """What makes a value of a word; none stands for None where the option may be that and is no text."""
+    """Return the function that converts a word; `none` becomes None if the option allows it and is no text."""
     may_be_none = option.get("may_be_none") and option["type"] != "str"
 
     def convert(text: str) -> Any:
@@ -213,7 +213,7 @@ EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false
 
 
 def _check_value(value: Any, option: Mapping[str, Any], *, name: str) -> None:
-    """Refuse a value of a YAML file that is none of its option's kind; null leaves an option as it is."""
+    """Refuse a YAML value of the wrong type for its option; null leaves the option unset."""
     if value is None:
         return
     if option.get("nargs") != "+" or (option.get("may_be_text") and isinstance(value, str)):

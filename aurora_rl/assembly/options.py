@@ -1,7 +1,7 @@
-"""One vocabulary for all command lines and YAML files: one name for one thing, and what former names are called now.
+"""The vocabulary of all command lines and YAML files: one name for one thing, and the new names of former options.
 
-Every parser of a command or script is an `OptionParser`, that of dataclasses (`assembly.parser`) included. It imports
-nothing that takes time.
+Every parser of a command or script is an `OptionParser`, also that of dataclasses (`assembly.parser`). This module
+imports nothing slow.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
-#: Former names of options and keys, with what they are called now; of several names, a parser has those that fit.
+#: Former names of options and keys, with their new names; of several names, a parser knows those that fit.
 RENAMED = {
     "dataset": ("data_root",),
     "json": ("output",),
@@ -20,27 +20,33 @@ RENAMED = {
     "splits": ("split",),
 }
 
+#: What stands for the value of an option in `--help`, where its name in capitals would say less.
+VALUES = {"config": "FILE", "data_root": "DIR", "output": "FILE", "output_dir": "DIR"}
+
 
 def new_names(name: str, known: Collection[str]) -> list[str]:
-    """What a name of an option or key, unknown where it stands, is called there now; empty if it never was one.
+    """Return the new names of a former option or key; an empty list if the name is known or never was one.
 
     Args:
         name: the name, with underscores.
-        known: the names that are known there.
+        known: names that the parser knows.
     """
     return [] if name in known else [now for now in RENAMED.get(name, ()) if now in known]
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the lines of descriptions, and shows the defaults that tell something."""
+    """Keeps the lines of descriptions, and shows defaults except None and empty ones."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        tells_nothing = action.nargs == 0 or action.default in (None, "", [], {})
-        return action.help if tells_nothing else super()._get_help_string(action)
+        is_empty = action.nargs == 0 or action.default in (None, "", [], {})
+        return action.help if is_empty else super()._get_help_string(action)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return VALUES.get(action.dest) or super()._get_default_metavar_for_optional(action)
 
 
 class OptionParser(argparse.ArgumentParser):
-    """Shows options with underscores and takes them with hyphens, too; refuses abbreviations and former names."""
+    """Shows options with underscores, also accepts hyphens, and refuses abbreviations and former names."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"formatter_class": HelpFormatter, "allow_abbrev": False, **options})

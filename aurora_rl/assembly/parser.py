@@ -38,7 +38,6 @@ class ConfigParser(OptionParser, TrlParser):
         super().__init__(tuple(dataclass_types), **{"usage": usage, **options})
         self.add_argument(
             "--config",
-            metavar="FILE",
             default=argparse.SUPPRESS,
             help="YAML file whose keys are the options below; the command line wins over it",
         )

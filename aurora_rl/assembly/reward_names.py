@@ -1,7 +1,7 @@
-"""Whether the rewards that a recipe names can be found, told without importing them or torch.
+"""Checks that the rewards of a recipe exist, without importing them or torch.
 
-`rewards.load_reward_func` imports what passes here. Files are read as text, so that nothing of them runs. What the text
-does not show, such as names that a module makes while it is imported, is left to that function.
+`rewards.load_reward_func` imports the rewards that pass here. Files are read as text, so that none of their code runs.
+That function finds errors that the text does not show, for example in names that a module makes while it is imported.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ DYNAMIC = {"globals", "setattr", "exec", "vars", "locals", "__getattr__"}
 
 
 def check_reward(spec: str, *, name: str) -> None:
-    """Check that a reward's file or module is there and defines it.
+    """Check that a reward's file or module exists and defines the reward.
 
     Args:
-        spec: `package.module:function` or `path/to/file.py:function`.
-        name: of the option or key that it comes from, for the error.
+        spec: the reward, `package.module:function` or `path/to/file.py:function`.
+        name: name of the option or key, for the error.
 
     Raises:
-        ValueError: naming what is missing.
+        ValueError: if it does not; the error names what is missing.
     """
     place, colon, attribute = spec.rpartition(":")
     if not (colon and place and attribute):
@@ -43,7 +43,7 @@ def check_reward(spec: str, *, name: str) -> None:
 
 
 def _module_file(module: str, *, name: str) -> Path | None:
-    """The source of a module; None where it cannot be told without importing its packages."""
+    """Return the source file of a module; None if only importing its packages would show it."""
     first, *rest = module.split(".")
     spec = importlib.util.find_spec(first) if first.isidentifier() else None
     if spec is None:
@@ -58,7 +58,7 @@ def _module_file(module: str, *, name: str) -> Path | None:
 
 
 def _in_folders(folders: list[Path], part: str) -> Path | None:
-    """The folder or the file of a module in one of some folders, in Python's order; a compiled file counts, too."""
+    """Find a module's folder or file (a compiled one counts too) in some folders, in Python's order."""
     for folder in folders:
         files = sorted(folder.glob(f"{part}.*"), key=lambda file: file.suffix != ".py")
         is_package = (folder / part / "__init__.py").is_file()
@@ -75,11 +75,11 @@ def _advice(module: str) -> str:
 
 
 def _defined_names(file: Path) -> set[str] | None:
-    """The public names that a file's text defines or imports; None where it may define others while it runs."""
+    """List the public names that a file defines or imports; None if its code may define others."""
     try:
         tree = ast.parse(read_text_file(file))
     except (SyntaxError, ValueError, OSError):
-        return None  # importing it tells what is wrong
+        return None  # importing it will show the error
     defined: set[str] = set()
     used: set[str] = set()
     for node in ast.walk(tree):

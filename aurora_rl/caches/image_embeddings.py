@@ -323,7 +323,7 @@ def _distinct_clips(samples: Iterable[AVSample]) -> list[AVSample]:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what killed processes have left behind."""
+    """Remove unfinished files of killed processes."""
     for path in folder.glob(f"*{SUFFIX}"):
         try:
             if time.time() - path.stat().st_mtime > ABANDONED_AFTER:

@@ -40,7 +40,7 @@ class TeacherFeatures:
 
     Args:
         path: the file; it need not exist yet.
-        fingerprint: fingerprint of the teacher, from `teacher.fingerprint_teacher`.
+        fingerprint: the teacher's fingerprint, from `models.teacher.fingerprint_teacher`.
 
     Raises:
         TeacherFeaturesError: if the file is damaged or another teacher's.

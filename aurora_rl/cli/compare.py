@@ -34,9 +34,7 @@ def register(commands: Commands) -> None:
         help="scores of the one system, as `evaluate` writes them, with their .jsonl beside them",
     )
     parser.add_argument("second", type=json_file, help="scores of the other system, in the same form")
-    parser.add_argument(
-        "--output", type=json_file, metavar="FILE", help="JSON file of the comparison, to write as well"
-    )
+    parser.add_argument("--output", type=json_file, help="JSON file of the comparison, to write as well")
     parser.add_argument("--report", type=Path, metavar="FILE", help="HTML page of the comparison, to write as well")
     parser.set_defaults(run=run)
 

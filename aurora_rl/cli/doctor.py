@@ -17,7 +17,7 @@ from aurora_rl.files.existing import check_folder
 
 DESCRIPTION = """Check a folder in Ref-AVSBench's layout: metadata.csv and every frame, audio file and mask it names.
 
-Exit code 0: clean, 1: problems, 2: unusable arguments or root. Notes (rows of split TODO, duplicate rows, repeated
+Exit code 0: clean, 1: problems, 2: unusable arguments or path. Notes (rows of split TODO, duplicate rows, repeated
 uids: the official file has them) count as problems with --strict only."""
 
 

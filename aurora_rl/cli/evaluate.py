@@ -22,8 +22,8 @@ from aurora_rl.files.existing import check_file, check_folder
 
 DESCRIPTION = """Score a model, or masks that any system saved, on a benchmark.
 
-  aurora-rl evaluate --model DIR --data_root ROOT --split test_s test_u --output out.json
-  aurora-rl evaluate --predictions DIR --data_root ROOT --split test_s --output out.json
+  aurora-rl evaluate --model DIR --data_root DIR --split test_s test_u --output out.json
+  aurora-rl evaluate --predictions DIR --data_root DIR --split test_s --output out.json
 
 With a model, options of recipes/evaluate.py may follow, --config FILE among them. Predictions are DIR/<row>.npz (probs
 or logits) or DIR/<row>/<frame>.png; they need no model, and of the benchmark only metadata.csv and gt_mask/. Either way
@@ -51,13 +51,13 @@ def register(commands: Commands) -> None:
         metavar="FILE",
         help="results.jsonl of an earlier evaluation, whose masks are scored again",
     )
-    parser.add_argument("--data_root", type=Path, metavar="ROOT", help="folder that holds the benchmark")
+    parser.add_argument("--data_root", type=Path, help="folder that holds the benchmark")
     parser.add_argument(
         "--split", nargs="+", metavar="SPLIT", help="splits that are scored (default: all that begin with 'test')"
     )
     parser.add_argument("--preset", help="rules of scoring: refavs, avsbench, aurora or davis (default: refavs)")
     parser.add_argument(
-        "--output", type=json_file, metavar="FILE", help="JSON file for the scores, with a .jsonl of the rows beside it"
+        "--output", type=json_file, help="JSON file for the scores, with a .jsonl of the rows beside it"
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="HTML page of the scores, to write as well")
     parser.add_argument("--num_workers", type=positive, default=1, help="number of processes that score saved masks")

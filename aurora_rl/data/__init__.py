@@ -1,1 +1,1 @@
-"""From files on disk to samples and clips: benchmarks, media, and the synthetic benchmark."""
+"""Files on disk become samples and clips here: loaders of benchmarks, readers of media, checks of both."""

@@ -1,7 +1,7 @@
-"""AVSBench (S4, MS3 and AVSS) as a list of samples: all that sounds is to be segmented, and no sentence says what.
+"""AVSBench (S4, MS3 and AVSS) as a list of samples: all sounding objects are to be segmented, without a sentence.
 
-So that these clips train and evaluate by the code of referring segmentation, each is asked for `SOUNDING_REFERENCE`.
-A row of each table, and where its files lie:
+Each clip gets the reference `SOUNDING_REFERENCE`, so that the code of referring segmentation trains and evaluates it.
+A row of each table, and the paths of its files:
 
     s4_meta_data.csv   name,start,category,split               --0PQM4-hqg,30000,race_car,train
         visual_frames/<split>/<category>/<name>/<name>_{1..5}.png    audio_wav/<split>/<category>/<name>.wav
@@ -12,12 +12,12 @@ A row of each table, and where its files lie:
     metadata.csv       vid,uid,s_min,s_sec,a_obj,split,label
         <label>/<uid>/frames/{0..}.jpg, audio.wav, labels_semantic/{0..}.png or labels_rgb/{0..}.png
 
-One frame a second. Whatever is not 0 in a mask is object, as `media.read_masks` has it: AVSS marks class 45 by the
-index 45, so a test for 255 would find nothing.
+There is one frame a second. Every mask pixel other than 0 is object, as in `media.read_masks`: AVSS marks class 45 by
+the index 45, so a test for 255 would find nothing.
 
 The single-source clips of the train split (S4, and v1s of AVSS) are annotated in their first frame only. Such a clip
-becomes a sample of that one frame and the whole sound. A known simplification: the model does not see the four frames
-without a truth. Showing them would need a notion of frames without truth in every loss, reward, metric and picture.
+becomes a sample of that frame and the whole sound. This is a known simplification: the model does not see the four
+frames without truth. To show them, every loss, reward, metric and picture would have to know frames without truth.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ from aurora_rl.data.files import (
 )
 from aurora_rl.data.sample import AVSample
 
-SOUNDING_REFERENCE = "the sounding objects"  # what every clip is asked for
-SOUNDING_CATEGORY = "sounding objects"  # of MS3, whose table names no categories
+SOUNDING_REFERENCE = "the sounding objects"  # the reference of every clip
+SOUNDING_CATEGORY = "sounding objects"  # category of MS3, whose table names none
 
 S4_TABLE, MS3_TABLE, AVSS_TABLE = "s4_meta_data.csv", "ms3_meta_data.csv", "metadata.csv"
 S4_COLUMNS, MS3_COLUMNS = ("name", "category", "split"), ("split",)
 AVSS_COLUMNS = ("uid", "a_obj", "split", "label")
 MEDIA_FOLDERS = "visual_frames/, audio_wav/ and gt_masks/"
 FPS = 1.0
-NUM_FRAMES = {"v1s": 5, "v1m": 5, "v2": 10}  # by label: S4's clips, MS3's clips, and the longer ones of AVSS
+NUM_FRAMES = {"v1s": 5, "v1m": 5, "v2": 10}  # by label: clips of S4, of MS3, and the longer clips of AVSS
 TRAIN_SPLIT = "train"
 AVSS_MASK_FOLDERS = ("labels_semantic", "labels_rgb")  # the first that is there: both mark the same pixels
 
@@ -68,7 +68,7 @@ class _Row(Row):
 
 
 class _Clip(NamedTuple):
-    """What a table tells of a clip."""
+    """The fields of a clip in a table."""
 
     uid: str
     category: str
@@ -82,16 +82,16 @@ def load_avsbench_s4(
     chains: ChainFile | None = None,
     on_missing: OnMissing = "error",
 ) -> list[AVSample]:
-    """List the samples of a split of S4, one sounding object a clip; of train, the first frame of each clip.
+    """List the samples of a split of S4, one sounding object a clip; clips of train have their first frame only.
 
     Args:
         root: folder with s4_meta_data.csv, and visual_frames/, audio_wav/ and gt_masks/ beside it or in s4_data/.
         split: train, val or test.
         chains: file of chains of thought (`tasks.reference_segmentation.chain_file`) keyed by uid and row.
-        on_missing: "error", or "drop" to leave rows with missing files out and log how many.
+        on_missing: "error", or "drop" to skip rows with missing files and log how many.
 
     Returns:
-        The samples in the table's order: 5 frames and masks each, of train 1 where only the first mask is there.
+        The samples in the table's order, each with 5 frames and masks; 1 for a clip of train with its first mask only.
 
     Raises:
         DatasetError: if the table is malformed or lacks the split, if files are missing or lie outside the root, or if
@@ -115,14 +115,14 @@ def load_avsbench_ms3(
     Args:
         root: folder that holds ms3_meta_data.csv, and the folders of `load_avsbench_s4` beside it or in ms3_data/.
         split: train, val or test.
-        chains: as in `load_avsbench_s4`.
-        on_missing: as in `load_avsbench_s4`.
+        chains: file of chains of thought keyed by uid and row, see `load_avsbench_s4`.
+        on_missing: "error", or "drop" to skip rows with missing files and log how many.
 
     Returns:
         The samples in the table's order, all of the category `SOUNDING_CATEGORY`.
 
     Raises:
-        DatasetError: as in `load_avsbench_s4`.
+        DatasetError: for the reasons of `load_avsbench_s4`.
     """
     path = Path(root) / MS3_TABLE
     rows = _read_rows(path, MS3_COLUMNS, _parse_ms3, header="<name>,split", media=MEDIA_FOLDERS)
@@ -142,15 +142,15 @@ def load_avsbench_avss(
     Args:
         root: folder that holds metadata.csv, v1s/, v1m/ and v2/.
         split: train, val or test.
-        chains: as in `load_avsbench_s4`.
-        on_missing: as in `load_avsbench_s4`.
+        chains: file of chains of thought keyed by uid and row, see `load_avsbench_s4`.
+        on_missing: "error", or "drop" to skip rows with missing files and log how many.
 
     Returns:
-        The samples in the table's order: 5 frames of v1s and v1m, 10 of v2; of v1s in train 1 where only the first mask
-        is there.
+        The samples in the table's order, with 5 frames for v1s and v1m and 10 for v2; 1 for a clip of v1s in train with
+        its first mask only.
 
     Raises:
-        DatasetError: as in `load_avsbench_s4`, or if a label is unknown.
+        DatasetError: for the reasons of `load_avsbench_s4`, or if a label is unknown.
     """
     path = Path(root) / AVSS_TABLE
     header = "vid,uid,s_min,s_sec,a_obj,split,label"
@@ -161,7 +161,7 @@ def load_avsbench_avss(
 def _read_rows(
     path: Path, columns: Sequence[str], parse: Callable[[dict[str, Any]], _Clip], *, header: str, media: str
 ) -> list[_Row]:
-    """All rows of a table; `media` is what must lie beside it, for the error."""
+    """Read all rows of a table; `media` names the folders beside it, for the error."""
     rows = []
     for number, fields in enumerate(read_table(path, columns, header=header, layout=f"{path.name}, {media}")):
         line = number + 2  # line 1 of the file is the header
@@ -217,7 +217,7 @@ def _load(
 
 
 def _media_folder(root: Path, name: str) -> tuple[str, ...]:
-    """The owners unpack the media into a folder of their own beside the table; mirrors often put them next to it."""
+    """Find the media: the owners unpack them into a folder beside the table, mirrors often next to the table."""
     return (name,) if (root / name).is_dir() else ()
 
 
@@ -271,7 +271,7 @@ def _build_sample(
     frame_prefix: str = "",
     mask_prefix: str = "",
 ) -> AVSample:
-    """The sample of the folders' files, cut to its first frame where only that one has a mask."""
+    """Make the sample of the folders' files; it has its first frame only where only that one has a mask."""
     num_frames = NUM_FRAMES[row.label]
     num_masks = 1 if row.may_have_first_mask_only and len(list_images(masks, "masks")) == 1 else num_frames
     find = functools.partial(files.numbered, row, first=first)

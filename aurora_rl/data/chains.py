@@ -2,7 +2,7 @@
 
 {"uid": "abc_cat_1", "row": 0, "category": "cat", "steps": {"look": ..., "listen": ..., "read": ...}, "answer": ...}
 
-A record of reflective training has a chain that went wrong beside the right one, `"wrong": "Look: ..."`.
+A record of reflective training also has a wrong chain, `"wrong": "Look: ..."`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from aurora_rl.data.files import DatasetError, Row
 from aurora_rl.data.sample import AVSample
 from aurora_rl.files.plain import NotPlainFileError, RecordError, read_records
 
-CHAIN_KEYS = {"uid": str, "row": int, "category": str, "steps": dict, "answer": str}  # what each record must have
+CHAIN_KEYS = {"uid": str, "row": int, "category": str, "steps": dict, "answer": str}  # the keys of every record
 
 
 @dataclasses.dataclass(frozen=True)
 class ChainFile:
-    """A file of chains of thought, and how a task writes them down.
+    """A file of chains of thought, and a task's way to write them down.
 
     Attributes:
-        path: JSON lines.
-        render: makes the text of a chain of its steps and its answer; raises a ValueError where a step is missing.
-        answer_token: token of the answer, which a chain that went wrong must not hold.
+        path: file of JSON lines.
+        render: function that makes the text of a chain from its steps and its answer; it raises a ValueError where a
+            step is missing.
+        answer_token: token of the answer, which a wrong chain must not hold.
     """
 
     path: Path
@@ -37,11 +38,11 @@ class ChainFile:
 
 
 def add_chains(samples: Sequence[AVSample], chains: ChainFile | None, rows: Sequence[Row]) -> list[AVSample]:
-    """Fill `chain`, `reference_type`, `seen` and `heard` of the samples that the file has a record of.
+    """Fill `chain`, `reference_type`, `seen` and `heard` of the samples that have a record in the file.
 
     Args:
         samples: the samples of one split.
-        chains: the file; None leaves the samples as they are.
+        chains: the file; None leaves the samples unchanged.
         rows: all rows of the benchmark's table, those of other splits included: `rows[i].row` is i.
 
     Raises:
@@ -54,11 +55,11 @@ def add_chains(samples: Sequence[AVSample], chains: ChainFile | None, rows: Sequ
 
 
 def add_reflections(samples: Sequence[AVSample], reflections: ChainFile) -> list[AVSample]:
-    """Fill `wrong`, and `chain` with its correction, of the samples that the file has a record of.
+    """Fill `wrong`, and `chain` with its correction, of the samples that have a record in the file.
 
     Args:
-        samples: the samples of one split; records of other splits are left aside.
-        reflections: file of chains that hold a `"wrong"` and a `"split"`, as `data_prep/correct_cot.py` writes it.
+        samples: the samples of one split; records of other splits are skipped.
+        reflections: file of records with `"wrong"` and `"split"`, written by `data_prep/correct_cot.py`.
 
     Raises:
         DatasetError: if there is no such file, or a record of this split fits no sample.
@@ -73,7 +74,7 @@ def add_reflections(samples: Sequence[AVSample], reflections: ChainFile) -> list
                 continue
             index = by_row.get(record["row"])
             if index is None or samples[index].uid != record["uid"]:
-                raise DatasetError(f"no sample is {record['uid']!r} at row {record['row']!r}: collect mistakes anew")
+                raise DatasetError(f"no sample is {record['uid']!r} at row {record['row']!r}: collect mistakes again")
             sample = samples[index]
             _check_fields_agree(record, sample.key, category=sample.category, exp=sample.reference)
             if filled[index].wrong is not None:
@@ -87,12 +88,12 @@ def _wrong_chain(record: Mapping[str, Any], answer_token: str) -> str:
     if not isinstance(wrong, str) or not wrong.strip() or not isinstance(record.get("split"), str):
         raise DatasetError("expected a record with the strings 'wrong' and 'split', as correct_cot.py writes it")
     if answer_token in wrong:
-        raise DatasetError(f"the chain that went wrong holds {answer_token}, which would be taken for the answer's")
+        raise DatasetError(f"the wrong chain holds {answer_token}, which would be read as the answer's")
     return wrong
 
 
 def _read_chains(chains: ChainFile, rows: Sequence[Row]) -> dict[int, dict[str, Any]]:
-    """The sample fields that a file of chains of thought fills, by row; each record is checked against its row."""
+    """Read the sample fields of a file of chains of thought by row, and check each record against its row."""
     fields: dict[int, dict[str, Any]] = {}
     for place, record in _records(chains.path):
         with _at(place):
@@ -104,7 +105,7 @@ def _read_chains(chains: ChainFile, rows: Sequence[Row]) -> dict[int, dict[str, 
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each record of a file with its place, file and line."""
+    """Yield each record of a file with its place, file and line."""
     if not path.exists():
         raise DatasetError(f"there is no file of chains {path}: make one first, or leave it out")
     try:
@@ -118,7 +119,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @contextmanager
 def _at(place: str) -> Iterator[None]:
-    """Put the place of a record before its trouble."""
+    """Name the place of a record at the start of its error."""
     try:
         yield
     except ValueError as error:  # also of the UTF-8 and JSON decoders
@@ -126,20 +127,20 @@ def _at(place: str) -> Iterator[None]:
 
 
 def _check_chain(record: Mapping[str, Any]) -> None:
-    """Raise a ValueError unless a record has what a chain has, of the right types and in words that can be written."""
-    if not all(type(record.get(name)) is kind for name, kind in CHAIN_KEYS.items()):  # True is no row
+    """Raise a ValueError unless a record has a chain's keys with the right types and texts that can be encoded."""
+    if not all(type(record.get(name)) is kind for name, kind in CHAIN_KEYS.items()):  # True is an int, but no row
         keys = ", ".join(f"{name} ({kind.__name__})" for name, kind in CHAIN_KEYS.items())
         raise DatasetError(f"expected a JSON object with {keys}, not {json.dumps(record)[:80]}")
     texts = [record["uid"], record["category"], record["answer"], *record["steps"].values()]
     optional = [record.get("reference_type"), record.get("wrong"), record.get("split"), record.get("exp")]
     for text in [*texts, *(text for text in optional if text is not None)]:
         if not isinstance(text, str):
-            raise DatasetError(f"{str(text)[:80]!r} is no text: the steps and all that is said of a row are strings")
+            raise DatasetError(f"{str(text)[:80]!r} is no text: the steps and the other fields of a row are strings")
         text.encode()  # a UnicodeEncodeError, which is a ValueError, for half a surrogate pair
 
 
 def _row_of_chain(record: Mapping[str, Any], rows: Sequence[Row]) -> int:
-    """The row that a record belongs to, by uid and row; never by position (the authors' release did, and mixed up)."""
+    """Find the row of a record by uid and row, never by position: the authors' release did, and mixed chains up."""
     uid, row = record["uid"], record["row"]
     if not 0 <= row < len(rows) or rows[row].uid != uid:
         table = rows[0].origin.rpartition(":")[0]
@@ -160,17 +161,17 @@ def _chain_fields(record: Mapping[str, Any], chains: ChainFile) -> dict[str, Any
         "seen": _categories(record, "seen"),
         "heard": _categories(record, "heard"),
     }
-    # What a record does not know, the benchmark may: OmniAVS tells the type of a reference.
+    # The benchmark may know fields that a record lacks: OmniAVS has the type of a reference.
     return {"chain": chains.render(record["steps"], record["answer"])} | {
         k: v for k, v in known.items() if v is not None
     }
 
 
 def _categories(record: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
-    """A list of categories; None where it is not known, which is not the same as none."""
+    """Return a list of categories; None means unknown, an empty list means that there are none."""
     value = record.get(name)
     if value is None:
         return None
-    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):  # a string has letters
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):  # a string is iterable, too
         raise DatasetError(f"{name} is {repr(value)[:80]}: expected a list of categories or null")
     return tuple(value)

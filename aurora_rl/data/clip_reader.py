@@ -1,7 +1,6 @@
-"""Rows that ask about one clip in turn: its frames and its sound are decoded once.
+"""Rows of one clip that follow each other share its frames and its sound, which are decoded once.
 
-Benchmarks list the references of a clip one after the other. What they share is remembered for one clip only, so that
-memory stays that of a clip.
+Benchmarks list the references of a clip one after the other. Only the last clip is kept, so that memory holds one clip.
 """
 
 from __future__ import annotations
@@ -13,21 +12,21 @@ import numpy as np
 from aurora_rl.data.media import load_clip, read_media
 from aurora_rl.data.sample import AVClip, AVSample
 
-#: Path, size in bytes and time of the last change of each file.
+#: The path, size in bytes and time of the last change of each file.
 _Files = tuple[tuple[str, int, int], ...]
 
 
 class ClipReader:
-    """`media.load_clip` that remembers the frames and the sound of the last clip; masks belong to a row.
+    """Loads clips and keeps the frames and the sound of the last one; masks are read for each row.
 
-    Several threads may share one: what is remembered is replaced as a whole.
+    Several threads may share a reader, since the kept clip is replaced in one assignment.
     """
 
     def __init__(self) -> None:
         self._last: tuple[_Files, tuple[np.ndarray, np.ndarray | None]] | None = None
 
     def __call__(self, sample: AVSample) -> AVClip:
-        """As `media.load_clip`."""
+        """Load a sample's clip, see `media.load_clip`."""
         return load_clip(sample, read=self._read)
 
     def _read(self, sample: AVSample) -> tuple[np.ndarray, np.ndarray | None]:
@@ -40,11 +39,11 @@ class ClipReader:
 
 
 def _files_of(sample: AVSample) -> _Files | None:
-    """What tells a clip's files from others, and from what they were before a change; None if one is not there."""
+    """Identify a clip's files so that other or changed files are noticed; None if one is missing."""
     sound = [] if sample.audio_path is None else [sample.audio_path]
     try:
         states = [(str(path), os.stat(path)) for path in [*sample.frame_paths, *sound]]
-    except (OSError, ValueError):  # what is wrong is said where the file is read
+    except (OSError, ValueError):  # the reading of the file raises the error
         return None
-    # The number of frames stands first: sound is the last file, or there is none.
+    # The numbers of frames and sounds come first, so that a sound is never mistaken for a frame.
     return (("", len(sample.frame_paths), len(sound)), *((p, s.st_size, s.st_mtime_ns) for p, s in states))

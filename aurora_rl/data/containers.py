@@ -1,7 +1,6 @@
-"""Video and sound files opened by PyAV: which of their tracks play, and a bound on what is decoded of them.
+"""Video and sound files opened by PyAV: the choice of the tracks that play, and limits of decoding.
 
-A file's claims are not believed: lengths, sizes and time stamps are checked against what is decoded, while that is
-done.
+The claims of a file's header are not trusted: lengths, sizes and time stamps are checked during decoding.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ MAX_SECONDS = 3600  # of audio or video
 MAX_SAMPLING_RATE = 192_000
 MAX_CHANNELS = 64
 MAX_TRACKS = 100
-MAX_PACKET_SAMPLES = 4_000_000  # of one packet of sound; those of FLAC, the longest common ones, have 65,535
+MAX_PACKET_SAMPLES = 4_000_000  # in one packet of sound; FLAC has the longest common packets, 65,535
 TIME_TOLERANCE = 1e-6  # seconds; time stamps are rounded to the container's time base
 
-# What is decoded is bounded by the file's own time and size: an honest second of 8K at 60 pictures stays below these,
+# Decoding is bounded by the file's own time and size. An honest second of 8K at 60 pictures stays below these limits,
 # and so does a byte of a screen recording, whose still pictures take a few dozen bytes each.
 FREE_PACKETS = 10_000
 PACKETS_A_SECOND = 2_000
@@ -36,12 +35,12 @@ FREE_PIXELS = 4_000_000_000
 PIXELS_A_SECOND = 2_000_000_000
 PIXELS_A_BYTE = 100_000
 
-# Demuxers of self-contained files. Playlists (hls, dash, concat) are left out: they open other files and addresses.
+# Demuxers of self-contained files. Playlists (hls, dash, concat) are left out, since they open other files and URLs.
 VIDEO_FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "ogg", "flv")
-#: Demuxers of sounds, which may hold a cover: opened where a video is asked for, so that the answer is "no video".
+#: Demuxers of sounds, which may hold a cover; open_video accepts them, so that the error can say "no video".
 SOUND_FORMATS = ("mp3", "flac", "aac", "wav", "aiff")
 
-#: What players show or play when asked for it alone: a cover, a preview, a director's comment, a description of scenes.
+#: Tracks that players play only on request: a cover, a preview, a director's comment, a description of scenes.
 NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
 FOR_SOME_ALONE = Disposition.comment | Disposition.hearing_impaired | Disposition.visual_impaired | Disposition.karaoke
 
@@ -54,13 +53,13 @@ class MediaError(ValueError):
 
 
 def open_container(path: FilePath, formats: Sequence[str]) -> av.container.InputContainer:
-    """A file of one of these demuxers; PyAV raises `av.FFmpegError` where it is none.
+    """Open a file by one of these demuxers; PyAV raises `av.FFmpegError` where none fits.
 
     Raises:
-        NotPlainFileError: if it is a pipe or a device, which would be waited for.
+        NotPlainFileError: if it is a pipe or a device, which would block.
     """
     check_plain_file(path)
-    # The absolute path keeps a file name such as "concat:a" from being read as a protocol.
+    # With an absolute path, a file name such as "concat:a" is not read as a protocol.
     options = {
         "format_whitelist": ",".join(formats),
         "protocol_whitelist": "file",
@@ -72,20 +71,21 @@ def open_container(path: FilePath, formats: Sequence[str]) -> av.container.Input
 
 
 def open_video(path: FilePath) -> av.container.InputContainer:
-    """A file of `VIDEO_FORMATS`, or a sound without any video; PyAV raises `av.FFmpegError` where it is neither."""
+    """Open a file of `VIDEO_FORMATS`, or a sound without video; PyAV raises `av.FFmpegError` where it is neither."""
     return open_container(path, (*VIDEO_FORMATS, *SOUND_FORMATS))
 
 
 def playing_track(container: av.container.InputContainer, kind: MediaKind) -> Any:
-    """The track of a kind that players play: the one flagged as default, else the first; None where there is none.
+    """Choose the track of a kind that players play: the default one, else the first; None where there is none.
 
-    A cover is no video. What is meant for some viewers alone, or what cannot be decoded, plays where nothing else does.
+    A cover is no video. A track for some viewers only, or one that cannot be decoded, is chosen only if there is no
+    other.
     """
     return min(_tracks(container, kind), key=_rank, default=None)
 
 
 def note_of_tracks(container: av.container.InputContainer, kind: MediaKind) -> str | None:
-    """What a user should know of a file with several tracks of a kind."""
+    """Return a note for the user if a file has several tracks of a kind, else None."""
     tracks = _tracks(container, kind)
     if len(tracks) < 2:
         return None
@@ -111,7 +111,7 @@ def _rank(stream: Any) -> tuple[bool, bool, bool, int]:
 
 @contextlib.contextmanager
 def told_as_media_error(what: str, path: FilePath) -> Iterator[None]:
-    """Damage that PyAV finds becomes a `MediaError` that names the file."""
+    """Turn PyAV's errors about damage into a `MediaError` that names the file."""
     try:
         yield
     except MediaError:
@@ -124,12 +124,12 @@ def told_as_media_error(what: str, path: FilePath) -> Iterator[None]:
 def decoded(
     container: av.container.InputContainer, stream: Any, path: FilePath, *, is_strict: bool = False
 ) -> Iterator[Any]:
-    """Frames of a track, bounded in number by its packets' time.
+    """Decode the frames of a track, whose number is limited by the packets' time.
 
     Args:
-        container: just opened.
+        container: the container, just opened.
         stream: one of its tracks.
-        path: for errors.
+        path: path of the file, for errors.
         is_strict: whether damage that a decoder would hide is an error.
     """
     if stream.codec_context is None:
@@ -145,7 +145,7 @@ def decoded(
 
 
 def bounded_packets(packets: Iterator[av.Packet[Any]], path: FilePath) -> Iterator[av.Packet[Any]]:
-    """Packets, as long as there are not absurdly many for their time."""
+    """Yield packets, and refuse a file that has absurdly many for their time."""
     first: float | None = None
     seconds = 0.0
     for number, packet in enumerate(packets):
@@ -162,7 +162,7 @@ def bounded_packets(packets: Iterator[av.Packet[Any]], path: FilePath) -> Iterat
 
 
 def packet_seconds(packet: av.Packet[Any]) -> float:
-    """When a packet is shown or heard; 0 where it has no time."""
+    """Return the time of a packet in seconds; 0 where it has none."""
     return 0.0 if packet.pts is None or packet.time_base is None else float(packet.pts * packet.time_base)
 
 
@@ -182,11 +182,11 @@ def check_length(seconds: float, path: FilePath, *, max_seconds: float = MAX_SEC
 
 @dataclasses.dataclass
 class PixelBudget:
-    """How many pixels are decoded of a file: what its time and its size leave room for.
+    """The number of pixels decoded from a file, limited by the file's time and size.
 
     Attributes:
         path: the file.
-        pixels: decoded so far.
+        pixels: number of pixels decoded so far.
     """
 
     path: FilePath
@@ -196,10 +196,10 @@ class PixelBudget:
         self._by_size = FREE_PIXELS + PIXELS_A_BYTE * os.path.getsize(self.path)
 
     def spend(self, pixels: int, seconds: float) -> None:
-        """Take one more picture, shown so many seconds after the first.
+        """Count one more picture, shown so many seconds after the first.
 
         Raises:
-            MediaError: if the file has more pixels by now than an honest one.
+            MediaError: if the file now has more pixels than an honest one.
         """
         self.pixels += pixels
         limit = min(self._by_size, FREE_PIXELS + int(PIXELS_A_SECOND * max(seconds, 0.0)))

@@ -1,10 +1,10 @@
-"""Whether a sound file is whole, by the structure of its bytes.
+"""Check by the structure of its bytes whether a sound file is complete.
 
-Decoders go on after damage: they skip to the next frame, repeat the last one, or leave a second out. So the bytes are
-walked before they are decoded: every frame must begin where the last one ended, up to the file's end, and whatever
-checksum, number or length the kind has must be right. What has none cannot be seen: an MP3 or AAC without a header of
-its length that is cut on the border of two frames, and in AAC, in MP3 without LAME's checksum, and in MP4 and WebM a
-changed bit that still decodes.
+Decoders continue after damage: they skip to the next frame, repeat the last one, or leave a second out. So the bytes
+are checked before they are decoded: every frame must begin where the last one ended, up to the file's end, and all
+checksums, numbers and lengths that the format has must be right. Damage without any of them cannot be found: an MP3 or
+AAC without a header of its length that is cut between two frames, and a changed bit that still decodes in AAC, in MP3
+without LAME's checksum, in MP4 and in WebM.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MP3_BITRATES = {
 MP3_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 LAME_CHECKSUM = 32  # bytes from the encoder's name to the checksum of the music
 
-# RFC 9559: Segment and Cluster, and what stands in a file, in a Segment and in a Cluster.
+# RFC 9559: Segment and Cluster, and the elements in a file, in a Segment and in a Cluster.
 MATROSKA_OPENED = frozenset({0x18538067, 0x1F43B675})
 MATROSKA_PARTS = MATROSKA_OPENED | {
     *(0x1A45DFA3, 0xEC, 0xBF),
@@ -43,11 +43,11 @@ MATROSKA_PARTS = MATROSKA_OPENED | {
 
 
 class _Damage(Exception):
-    """What is wrong, for people."""
+    """Damage that was found; the text completes "the audio is ..."."""
 
 
 def sound_kind(path: FilePath) -> str | None:
-    """wav, flac, ogg, mp3, aac, mp4 or matroska, by the first bytes; None for whatever else."""
+    """Return wav, flac, ogg, mp3, aac, mp4 or matroska, by the first bytes; None for other files."""
     with open(path, "rb") as file:
         head = file.read(LONGEST_PADDING)
         if head[:3] == b"ID3":
@@ -67,10 +67,10 @@ def sound_kind(path: FilePath) -> str | None:
 
 
 def check_whole(path: FilePath, kind: str) -> None:
-    """Walk a sound file's bytes.
+    """Check all bytes of a sound file.
 
     Raises:
-        MediaError: naming the file and the place, if a part of it is missing or was changed.
+        MediaError: naming the file and the place, if a part of the file is missing or was changed.
     """
     if not Path(path).stat().st_size:
         raise MediaError(f"the audio {path} is empty: replace the file")
@@ -84,7 +84,7 @@ def check_whole(path: FilePath, kind: str) -> None:
 
 
 def _id3_length(head: Bytes) -> int:
-    """Bytes of an ID3v2 tag, its header and footer included."""
+    """Return the bytes of an ID3v2 tag, its header and footer included."""
     size = 0
     for byte in head[6:10]:
         size = size << 7 | byte & 0x7F
@@ -101,7 +101,7 @@ def _start_of_frames(data: Bytes) -> int:
 
 
 def _end_of_frames(data: Bytes) -> int:
-    """Where the tags behind the frames begin: ID3v1, Lyrics3, APE."""
+    """Find the end of the frames, where tags begin: ID3v1, Lyrics3, APE."""
     end = len(data)
     if data[end - ID3V1 : end - ID3V1 + 3] == b"TAG":
         end -= ID3V1
@@ -120,7 +120,7 @@ def _end_of_frames(data: Bytes) -> int:
 
 
 def _mp3_frame(data: Bytes, place: int) -> tuple[int, int] | None:
-    """Length in bytes of the frame at a place and of what stands before its data; None where there is no frame."""
+    """Return the bytes of the frame at a place and of the headers before its data; None where there is no frame."""
     head = data[place : place + 4]
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:  # sync and layer III
         return None
@@ -152,7 +152,7 @@ def _walk_mp3(data: Bytes) -> None:
 
 
 def _check_xing(data: Bytes, starts: list[int], end: int) -> None:
-    """Compare the header of its lengths and the checksum of the music, which most encoders write, with the frames."""
+    """Compare the frames with the header of lengths and the music's checksum, which most encoders write."""
     frame = _mp3_frame(data, starts[0])
     assert frame is not None
     tag = starts[0] + frame[1]
@@ -167,14 +167,14 @@ def _check_xing(data: Bytes, starts: list[int], end: int) -> None:
     place += (4 if flags & 2 else 0) + (100 if flags & 4 else 0) + (4 if flags & 8 else 0)
     checksum = place + LAME_CHECKSUM
     music = int.from_bytes(data[checksum : checksum + 2], "big")
-    if data[place : place + 3] not in (b"LAM", b"Lav") or not music:  # LAME's and FFmpeg's; others write none
+    if data[place : place + 3] not in (b"LAM", b"Lav") or not music:  # LAME and FFmpeg write a checksum, others do not
         return
     if len(starts) > 1 and _crc16(data[starts[1] : end]) != music:
         raise _Damage("damaged, or made louder by a tool: it does not match the checksum of its encoder")
 
 
 def _crc16(data: Bytes) -> int:
-    """CRC-16 as LAME has it: 0x8005 reflected, from 0."""
+    """Compute LAME's CRC-16: 0x8005 reflected, from 0."""
     crc, table = 0, CRC16_TABLE
     for byte in bytes(data):
         crc = crc >> 8 ^ table[(crc ^ byte) & 0xFF]
@@ -246,12 +246,12 @@ def _walk_ogg(data: Bytes) -> None:
 
 
 def _ogg_crc(page: bytes) -> int:
-    """CRC-32 of 0x04C11DB7 from 0, the bits in their order; zlib's takes the bits of a byte the other way around."""
+    """Compute CRC-32 of 0x04C11DB7 from 0, bits in order; zlib takes the bits of a byte in the other direction."""
     crc = zlib.crc32(page.translate(REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int.from_bytes(crc.to_bytes(4, "little").translate(REVERSED_BITS), "big")
 
 
-# FLAC, MP4, Matroska: the decoder checks the frames, the reader their number.
+# FLAC, MP4, Matroska: the decoder checks the frames, and the reader checks their number.
 
 
 def _walk_flac(data: Bytes) -> None:
@@ -265,7 +265,7 @@ def _walk_flac(data: Bytes) -> None:
 
 
 def flac_samples(path: FilePath) -> int:
-    """How many samples a FLAC file promises; 0 where it does not tell."""
+    """Return the number of samples in a FLAC file's header; 0 where the header has none."""
     with open(path, "rb") as file:
         head = file.read(ID3_HEADER)
         file.seek(_id3_length(head) if head[:3] == b"ID3" else 0)
@@ -279,7 +279,7 @@ def _walk_mp4(data: Bytes) -> None:
         size = int.from_bytes(data[place : place + 4], "big")
         if size == 1:
             size = int.from_bytes(data[place + 8 : place + 16], "big")
-        if size == 0:  # up to the file's end
+        if size == 0:  # the part ends with the file
             return
         if size < 8:
             raise _Damage(f"damaged: its part at byte {place} has a length of {size} bytes")
@@ -289,7 +289,7 @@ def _walk_mp4(data: Bytes) -> None:
 
 
 def _walk_matroska(data: Bytes) -> None:
-    """Step from part to part, into the segment and its clusters, whose lengths a recorder leaves open."""
+    """Step from part to part, and into the segment and its clusters, whose lengths a recorder leaves open."""
     place, end = 0, 0
     while place < len(data):
         start = place
@@ -305,7 +305,7 @@ def _walk_matroska(data: Bytes) -> None:
 
 
 def _ebml_number(data: Bytes, place: int, *, keeps_marker: bool) -> tuple[int, int | None]:
-    """The place behind a number of variable length, and the number; None where all its bits are set."""
+    """Read a number of variable length: the place behind it, and the number, None where all its bits are set."""
     length = 9 - data[place].bit_length()
     if length > 8 or place + length > len(data):
         raise _Damage(f"damaged at byte {place}")

@@ -1,6 +1,6 @@
-"""Samples as a `datasets.Dataset`, the form in which TRL's trainers take, shuffle and log them.
+"""Samples as a `datasets.Dataset`, which TRL's trainers read, shuffle and log.
 
-A row holds the sample's fields plus `prompt`. Media stay on disk: the collator and the trainers read them with
+A row holds the sample's fields and `prompt`. Media stay on disk: the collator and the trainers read them with
 `media.load_clip(AVSample.from_row(row))`.
 """
 
@@ -11,9 +11,9 @@ from datasets import Dataset, Features, List, Value
 
 from aurora_rl.data.sample import AVSample
 
-# Written out, so that a column's type does not depend on the rows: inferred, one that is None in every row (such as
-# `chain`) has the type null.
-#: What names a row and what it asks.
+# The types are written out, so that they do not depend on the rows: a column that is None in every row, such as
+# `chain`, would be inferred as null.
+#: Columns that identify a row and its question.
 ROW_FEATURES = {
     "uid": Value("string"),
     "row": Value("int64"),
@@ -23,7 +23,7 @@ ROW_FEATURES = {
     "reference": Value("string"),
     "fps": Value("float64"),
 }
-#: What only some benchmarks tell.
+#: Columns that only some benchmarks have.
 ANNOTATION_FEATURES = {
     "reference_type": Value("string"),
     "chain": Value("string"),
@@ -50,12 +50,11 @@ def to_dataset(samples: Iterable[AVSample], prompt: Callable[[AVSample], list[di
 
     Args:
         samples: rows of a benchmark.
-        prompt: gives the chat message of a sample, without media.
+        prompt: function that makes the chat message of a sample, without media.
 
     Returns:
         One row a sample, in order: the fields of `AVSample` and `prompt`, the text-only chat message that TRL logs
         and hands to rewards.
-
     """
     rows = [{**sample.to_row(), "prompt": prompt(sample)} for sample in samples]
     return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)

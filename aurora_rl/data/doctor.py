@@ -1,14 +1,14 @@
-"""What is wrong with a folder in Ref-AVSBench's layout: every problem by kind, how often, where first, what to do.
+"""Find all problems of a folder in Ref-AVSBench's layout: each kind with its count, its first place and an advice.
 
-Stands beside the flow: `load_ref_avs` and `load_clip` stop at the first row that cannot be read, possibly hours into a
-run; `examine` walks all rows and files beforehand, by the same functions and limits, and goes on after a problem.
+`load_ref_avs` and `load_clip` stop at the first row that cannot be read, possibly hours into a run. `examine` checks
+all rows and files beforehand, by the same functions and limits, and continues after a problem.
 `aurora-rl doctor` is its command line.
 
     report = examine("data/ref_avs", num_workers=8)
     report.has_errors, [(problem.kind, problem.count) for problem in report.problems]
 
-Files are untrusted: rows whose names leave the root are never looked up, headers are checked before anything is
-decoded, and one clip a worker is in hand at a time, one image of it decoded.
+Files are untrusted: files of rows whose names leave the root are never opened, headers are checked before anything is
+decoded, and each worker has one clip at a time, with one decoded image.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ class ProblemKind:
     """A kind of problem.
 
     Attributes:
-        title: what is wrong, for people.
-        unit: what is counted.
-        advice: what to do.
-        is_error: whether training or evaluation would stop or go wrong; otherwise it is a note, which is worth knowing
-            and part of the official file.
+        title: name of the problem, for people.
+        unit: unit of the count.
+        advice: action that the user should take.
+        is_error: whether training or evaluation would stop or be wrong; otherwise it is a note on a property of the
+            official file.
     """
 
     title: str
@@ -71,7 +71,7 @@ class ProblemKind:
     is_error: bool = True
 
 
-#: Kinds by the name they have in JSON, in the order of a report.
+#: The kinds by their names in JSON, in the order of a report.
 PROBLEM_KINDS = {
     "malformed_rows": ProblemKind("malformed rows", "row", "fix or drop them"),
     "unsafe_names": ProblemKind("names that leave the root", "row", "fix uid or fid; the rows' files were not opened"),
@@ -115,8 +115,8 @@ class Problem:
 
     Attributes:
         kind: a key of `PROBLEM_KINDS`.
-        count: how many, in the kind's unit.
-        first: the first one in the order of metadata.csv.
+        count: number of problems, in the kind's unit.
+        first: text of the first problem in the order of metadata.csv.
     """
 
     kind: str
@@ -128,7 +128,7 @@ class Problem:
         return PROBLEM_KINDS[self.kind].is_error
 
     def to_dict(self) -> dict[str, Any]:
-        """As in JSON."""
+        """Return the problem as JSON, with severity, unit and advice of its kind."""
         kind = PROBLEM_KINDS[self.kind]
         return {
             "kind": self.kind,
@@ -151,7 +151,7 @@ class SplitFacts:
 
 @dataclasses.dataclass(frozen=True)
 class MetadataFacts:
-    """Counts of metadata.csv, all splits together; `rows` includes malformed ones, the others cannot.
+    """Counts of metadata.csv, all splits together; only `rows` includes malformed rows.
 
     Attributes:
         rows: rows without the header.
@@ -174,12 +174,12 @@ class MetadataFacts:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `examine` found.
+    """The result of `examine`.
 
     Attributes:
         facts: counts of the whole metadata.csv.
-        problems: at most one a kind, in the order of `PROBLEM_KINDS`.
-        clips_checked: media folders that were checked; None where metadata.csv alone was.
+        problems: problems, one for each kind that occurs, in the order of `PROBLEM_KINDS`.
+        clips_checked: number of checked media folders; None where only metadata.csv was checked.
     """
 
     facts: MetadataFacts
@@ -188,11 +188,11 @@ class Report:
 
     @property
     def has_errors(self) -> bool:
-        """Whether something must be mended, notes not counted."""
+        """Whether there are errors; notes do not count."""
         return any(problem.is_error for problem in self.problems)
 
     def to_dict(self) -> dict[str, Any]:
-        """As in JSON: the keys of `MetadataFacts`, then `problems` and `clips_checked`."""
+        """Return the report as JSON: the keys of `MetadataFacts`, then `problems` and `clips_checked`."""
         problems = [problem.to_dict() for problem in self.problems]
         return {**dataclasses.asdict(self.facts), "problems": problems, "clips_checked": self.clips_checked}
 
@@ -230,9 +230,9 @@ def examine(
 
     Args:
         root: folder of the benchmark, which holds metadata.csv, media/ and gt_mask/.
-        splits: splits whose files are checked; None takes all but the unfinished one. metadata.csv is checked whole.
-        num_frames: how many frames and masks each clip must have; None takes any number, the same for both.
-        num_workers: threads, each at one clip; the report does not depend on it.
+        splits: splits whose files are checked; None for all but the unfinished one. All of metadata.csv is checked.
+        num_frames: number of frames and masks that each clip must have; None for any number, the same for both.
+        num_workers: number of threads, each with one clip; the report does not depend on it.
 
     Raises:
         DatasetError: if metadata.csv cannot be read or lacks a split.
@@ -265,7 +265,7 @@ def _rows_of_splits(rows: Sequence[MetadataRow], splits: Sequence[str] | None) -
 
 
 def _report(rows: Sequence[MetadataRow], malformed: Sequence[str], *, findings: Iterable[_Finding]) -> Report:
-    """Count the findings by kind, those of the metadata first; each kind keeps its first one only."""
+    """Count the findings by kind, those of the metadata first; each kind keeps only its first finding."""
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
     in_metadata = [_Finding("malformed_rows", text) for text in malformed]
@@ -343,7 +343,7 @@ METADATA_CHECKS: tuple[Callable[[Iterable[MetadataRow]], Iterator[_Finding]], ..
 
 
 def _group_by_clip(rows: Iterable[MetadataRow]) -> list[list[MetadataRow]]:
-    """Rows that share a media folder, in the file's order; rows with unsafe names are left out."""
+    """Group the rows by media folder, in the file's order, without rows that have unsafe names."""
     clips: dict[str, list[MetadataRow]] = {}
     for row in rows:
         try:
@@ -360,7 +360,7 @@ def _check_clips(
     *,
     num_workers: int,
 ) -> Iterator[_Finding]:
-    """Findings in the order of the clips. Threads suffice: images and audio are decoded outside Python's lock."""
+    """Yield the findings in the order of the clips. Threads are enough: decoding does not hold Python's lock."""
     with ThreadPoolExecutor(num_workers) as executor:
         progress = tqdm(executor.map(check, clips), total=len(clips), unit="clip", disable=None)  # on a terminal only
         for findings in progress:
@@ -368,7 +368,7 @@ def _check_clips(
 
 
 def _check_clip(root: Path, rows: Sequence[MetadataRow], *, num_frames: int | None) -> list[_Finding]:
-    """Problems of one media folder and of the mask folders that its rows name; stops at a link that leaves the root."""
+    """Find the problems of a media folder and its rows' mask folders, up to the first link that leaves the root."""
     files = BenchmarkFiles(root)  # a fresh one for each clip, so that its memory does not grow
     findings: list[_Finding] = []
     try:
@@ -399,7 +399,7 @@ def _find_in_clip(files: BenchmarkFiles, rows: Sequence[MetadataRow], *, num_fra
 
 
 def _lacks_own_media(files: BenchmarkFiles, row: MetadataRow) -> bool:
-    """Whether a null clip's own folder is missing while the folder of the clip that it was made from is there."""
+    """Tell whether a null clip's own folder is missing and the folder of its original clip is there."""
     unprefixed = _without_null_prefix(row.media_id)
     if not row.is_null or not unprefixed or unprefixed == row.media_id:
         return False
@@ -432,8 +432,8 @@ def _find_in_masks(
     num_masks: int | None,
     frame_size: tuple[int, int] | None,
 ) -> Iterator[_Finding]:
-    """Problems of one mask folder, which all the rows share."""
-    strictest = next((row for row in rows if not row.is_null), rows[0])  # a null row may do without masks
+    """Find the problems of one mask folder, which all the rows share."""
+    strictest = next((row for row in rows if not row.is_null), rows[0])  # a null row need not have masks
     paths, problems = _list_files("masks", strictest, partial(find_masks, files, strictest, num_frames=num_masks))
     masks = _check_images("masks", strictest, paths, size=frame_size)
     yield from (*problems, *masks.findings)
@@ -443,19 +443,19 @@ def _find_in_masks(
         yield _Finding("null_truths", text)
 
 
-#: How the header and the pixels of the images in a folder are read.
+#: The readers of headers and of pixels, by the kind of image.
 IMAGE_READERS = {"frames": (read_frame_size, read_frames), "masks": (read_mask_size, read_masks)}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Images:
-    """What is known of a folder of frames or masks.
+    """The checked images of a folder of frames or masks.
 
     Attributes:
-        number: how many files it holds.
-        size: width and height that all should have, in pixels; None where not one could be read.
-        first_marked: the first file with a pixel other than 0.
-        findings: at most one of each kind, naming the first file that has it.
+        number: number of files.
+        size: width and height that all should have, in pixels; None where no file could be read.
+        first_marked: path of the first file with a pixel other than 0.
+        findings: findings, at most one of each kind, which names the first such file.
     """
 
     number: int = 0
@@ -467,7 +467,7 @@ class _Images:
 def _list_files(
     name: str, row: MetadataRow, find: Callable[[], tuple[str, ...]]
 ) -> tuple[tuple[str, ...], tuple[_Finding, ...]]:
-    """The row's frames, masks or audio, and the problem if they cannot be listed."""
+    """List a row's frames, masks or audio, or the problem why they cannot be listed."""
     try:
         return find(), ()
     except NoFilesError as error:
@@ -479,9 +479,9 @@ def _list_files(
 
 
 def _check_images(name: str, row: MetadataRow, paths: Sequence[str], *, size: tuple[int, int] | None = None) -> _Images:
-    """Check frames or masks: all headers first, then one image after the other is decoded and dropped.
+    """Check frames or masks: first all headers, then each image is decoded and dropped.
 
-    `size` is what the images must have; None means that of the first readable one.
+    All images must have this `size`, or that of the first readable one where it is None.
     """
     read_size, read = IMAGE_READERS[name]
     findings: dict[str, _Finding] = {}

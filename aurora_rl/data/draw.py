@@ -1,7 +1,7 @@
-"""Which rows stand for a split where it is too long to be read whole, as when checkpoints are compared in training.
+"""Draw rows that represent a split which is too long to be read whole, for example to compare checkpoints in training.
 
-A benchmark's table lists the references of one clip below each other. Its first rows are therefore few clips: the first
-64 of the 1,349 rows of Ref-AVSBench's val split are 14 of its 275 clips, the draw's 64 are 64.
+A benchmark's table lists the references of a clip one after the other, so its first rows cover few clips: the first 64
+of the 1,349 rows of Ref-AVSBench's val split cover 14 of its 275 clips, 64 drawn rows cover 64.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from aurora_rl.data.sample import AVSample
 def draw_over_clips(samples: Sequence[AVSample], count: int | None, *, seed: int = 0) -> list[AVSample]:
     """Draw rows so that they cover as many clips as there can be.
 
-    No clip gives a further row while another one has given fewer and has some left. What is drawn depends on the seed
-    and on what the rows say, not on their order in the table, on the process or on the machine, and a larger draw
-    contains a smaller one. Rows of one clip come one after the other, so that a batch of them reads the clip once.
+    No clip gives another row while some clip that has rows left has given fewer. The draw depends on the seed and on
+    the rows' content, not on their order in the table, the process or the machine, and a larger draw contains a smaller
+    one. Rows of one clip follow each other, so that a batch reads the clip once.
 
     Args:
         samples: rows of a split.
-        count: how many are drawn; all of them, in the table's order, where it is None or there are no more.
-        seed: other seeds draw other rows.
+        count: number of rows to draw; None, or more than there are, gives all rows in the table's order.
+        seed: seed of the draw.
 
     Raises:
         ValueError: if `count` is below 1.
@@ -39,15 +39,15 @@ def draw_over_clips(samples: Sequence[AVSample], count: int | None, *, seed: int
 
 
 def _rows_by_clip(samples: Sequence[AVSample], seed: int) -> list[list[AVSample]]:
-    """The clips in a random order, each with its rows in a random order."""
+    """Group rows by clip: the clips in a random order, each with its rows in a random order."""
     rows: dict[str, list[AVSample]] = defaultdict(list)
     for sample in samples:
         rows[sample.media_id].append(sample)
     clips = sorted(rows, key=lambda media_id: _lot(seed, media_id))
-    # Rows that say the same under the same id differ by their place alone.
+    # Rows with equal content and uid differ only by their place.
     return [sorted(rows[clip], key=lambda row: (_lot(seed, row.uid, row.reference), row.row)) for clip in clips]
 
 
 def _lot(seed: int, *words: str) -> bytes:
-    """A random number of so many words, the same on each machine and in each version of Python."""
+    """Return a pseudo-random key of the words, the same on each machine and in each version of Python."""
     return hashlib.sha256("\0".join([str(seed), *words]).encode("utf-8", "surrogatepass")).digest()

@@ -1,8 +1,8 @@
-"""What the loaders of benchmarks share: rows of a table, and the files under a root that belong to a row.
+"""The common part of the loaders of benchmarks: rows of a table, and a row's files under a root.
 
 A loader (`ref_avs`, `avsbench`, `omni_avs`) reads its table into `Row`s, finds each row's files with `BenchmarkFiles`
 and hands both to `collect_samples`. Tables and folders come from downloads: a name that leads out of the root, by `..`
-or by a link, is refused, and a number missing from a folder is an error and never a shorter clip.
+or by a link, is refused, and a missing number in a folder is an error, never a shorter clip.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 MASK_SUFFIXES = (".png",)
-MAX_TABLE_BYTES = 256 * 2**20  # 100 times that of Ref-AVSBench; a table is read whole
-MAX_NAME_BYTES = 255  # of a file name, on every common file system
+MAX_TABLE_BYTES = 256 * 2**20  # 100 times Ref-AVSBench's table; a table is read whole
+MAX_NAME_BYTES = 255  # longest file name on every common file system
 NUM_PROBLEMS_SHOWN = 5
 
 FileKind = Literal["frames", "masks"]
@@ -31,19 +31,19 @@ OnMissing = Literal["error", "drop"]
 
 
 class DatasetError(ValueError):
-    """Rows of a benchmark that cannot be loaded as they are."""
+    """Rows of a benchmark that cannot be loaded."""
 
 
 class UnsafePathError(DatasetError):
-    """A row names a folder that is no plain name, or its files lie outside the root; such files are never opened."""
+    """A row names a folder that is no plain name, or its files lie outside the root; they are never opened."""
 
 
 class MissingFilesError(Exception):
-    """A row's files are missing; the text names the files but not the row, so that rows with one trouble group."""
+    """A row's files are missing; the text names only the files, so that rows with the same problem are grouped."""
 
 
 class NoFilesError(MissingFilesError):
-    """Not one of the files is there."""
+    """None of the files is there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Row:
         mask_paths: tuple[str, ...],
         reference_type: str | None = None,
     ) -> AVSample:
-        """This row with its files."""
+        """Make the sample of this row and its files."""
         return AVSample(
             uid=self.uid,
             row=self.row,
@@ -97,14 +97,14 @@ def read_table(
 
     Args:
         path: the file.
-        columns: columns that must be there, each with a value in every row.
+        columns: required columns, each with a value in every row.
         header: the file's expected first line, for the error.
-        layout: what the root must hold, for the error.
-        malformed: takes the trouble of each row that lacks a value or has too many, by the row's number; None makes the
-            first such row an error.
+        layout: files and folders of the root, for the error.
+        malformed: dict that receives the problem of each row with a missing or surplus value, by the row's number; with
+            None the first such row is an error.
 
     Returns:
-        One dict a row, malformed ones included, by column.
+        One dict by column for each row, malformed ones included.
 
     Raises:
         DatasetError: if the file is too large, cannot be read, lacks a column, or has a malformed row.
@@ -136,12 +136,12 @@ def read_table(
 def _check_fields(fields: Mapping[Any, Any], columns: Sequence[str], *, place: str) -> None:
     empty = [name for name in columns if not fields[name]]
     if empty or None in fields:
-        trouble = f"no value for {empty}" if empty else "more values than columns"
-        raise DatasetError(f"{place} ({columns[0]} {fields[columns[0]]!r}) has {trouble}: fix or drop the row")
+        problem = f"no value for {empty}" if empty else "more values than columns"
+        raise DatasetError(f"{place} ({columns[0]} {fields[columns[0]]!r}) has {problem}: fix or drop the row")
 
 
 def rows_of_split(rows: Sequence[AnyRow], split: str, *, path: Path) -> list[AnyRow]:
-    """The rows of one split; a `DatasetError` that lists the splits where there is none of that name."""
+    """Return the rows of one split; raises a `DatasetError` that lists the splits if there is no such split."""
     splits = {row.split for row in rows}
     if split not in splits:
         raise DatasetError(f"{path} has no split {split!r}: expected one of {sorted(splits)}")
@@ -155,9 +155,9 @@ def collect_samples(
 
     Args:
         rows: rows of the split.
-        build: finds a row's files; raises `MissingFilesError` where it cannot.
+        build: function that makes a row's sample; it raises `MissingFilesError` where files are missing.
         split: name of the split, for the report.
-        on_missing: "error", or "drop" to leave such rows out and log how many.
+        on_missing: "error", or "drop" to skip such rows and log how many.
 
     Raises:
         DatasetError: if files are missing and `on_missing` is "error".
@@ -165,7 +165,7 @@ def collect_samples(
     if on_missing not in ("error", "drop"):
         raise ValueError(f"on_missing is {on_missing!r}: expected 'error' or 'drop'")
     samples: list[AVSample] = []
-    problems: dict[str, list[AnyRow]] = {}  # each trouble -> the rows that have it
+    problems: dict[str, list[AnyRow]] = {}  # each problem -> the rows that have it
     for row in rows:
         try:
             samples.append(build(row))
@@ -198,7 +198,7 @@ def check_plain_names(row: Row, *parts: str) -> None:
 
 
 class BenchmarkFiles:
-    """Finds the files of a row under the root; looks each folder up once, because a clip has many rows.
+    """Finds the files of a row under the root; each folder is listed once, because a clip has many rows.
 
     Args:
         root: folder of the benchmark; no path leads out of it.
@@ -207,18 +207,18 @@ class BenchmarkFiles:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._real_root = root.resolve()
-        self._inside: set[Path] = set()  # paths found to lie under the root
+        self._inside: set[Path] = set()  # paths known to lie under the root
         self._numbered: dict[tuple[Path, str], tuple[str, ...]] = {}  # folder and prefix -> its files in order
 
     def path(self, row: Row, *parts: str) -> Path:
-        """The path of the parts under the root, refused (`UnsafePathError`) where a part or a link leads elsewhere."""
+        """Join the parts under the root; raises an `UnsafePathError` where a part or a link leads out of it."""
         check_plain_names(row, *parts)
         path = self.root.joinpath(*parts)
         self._check_inside_root(row, path)
         return path
 
     def audio(self, row: Row, *parts: str) -> str:
-        """The audio file of the parts under the root; a `NoFilesError` where there is none."""
+        """Return the audio file at the parts under the root; raises a `NoFilesError` where there is none."""
         path = self.path(row, *parts)
         if not path.is_file():
             raise NoFilesError(f"the audio {path} is missing: add it or drop the row")
@@ -234,15 +234,15 @@ class BenchmarkFiles:
         prefix: str = "",
         first: int | None = None,
     ) -> tuple[str, ...]:
-        """A folder's images in the order of their numbers, which must run without a gap.
+        """List a folder's images in the order of their numbers, which must have no gap.
 
         Args:
-            row: whose files they are, for errors.
-            folder: a folder from `path`.
+            row: row of the files, for errors.
+            folder: folder, from `path`.
             kind: frames (JPEG or PNG) or masks (PNG).
-            num_expected: how many there must be; None for any number.
-            prefix: what stands before the number in the name ("abc_" of "abc_1.png").
-            first: the first number; None for 0 or 1, whichever is there.
+            num_expected: number of images that there must be; None for any number.
+            prefix: part of the name before the number ("abc_" of "abc_1.png").
+            first: first number; None for 0 or 1, whichever exists.
 
         Raises:
             MissingFilesError: if a file is missing, surplus, or has another name; `NoFilesError` if there is none.
@@ -256,8 +256,13 @@ class BenchmarkFiles:
                 if path.is_symlink():
                     self._check_inside_root(row, path)
             self._numbered[folder, prefix] = tuple(str(numbered[number]) for number in sorted(numbered))
-        _check_count(len(self._numbered[folder, prefix]), folder=folder, kind=kind, num_expected=num_expected)
-        return self._numbered[folder, prefix]
+        paths_in_order = self._numbered[folder, prefix]
+        if num_expected is not None and len(paths_in_order) != num_expected:
+            raise MissingFilesError(
+                f"{folder} has {len(paths_in_order)} {kind}, expected {num_expected}: remove the surplus, or load with "
+                "another num_frames"
+            )
+        return paths_in_order
 
     def _check_inside_root(self, row: Row, path: Path) -> None:
         if path in self._inside:
@@ -272,16 +277,16 @@ class BenchmarkFiles:
 
 
 def list_images(folder: Path, kind: FileKind) -> list[Path]:
-    """The frames or masks of a folder in any order; none where there is no folder."""
+    """List the frames or masks of a folder in any order; empty where there is no folder."""
     suffixes = FRAME_SUFFIXES if kind == "frames" else MASK_SUFFIXES
     if not folder.is_dir():
         return []
-    # Names with a leading dot are a file manager's own, such as "._0.jpg".
+    # File managers write files with a leading dot, such as "._0.jpg".
     return [path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")]
 
 
 def _by_number(paths: Sequence[Path], *, folder: Path, kind: str, prefix: str) -> dict[int, Path]:
-    """Paths by the number that is their name, or follows the prefix ("3.jpg", "00003.png", "abc_3.png")."""
+    """Key the paths by their number, which is the name without the prefix ("3.jpg", "00003.png", "abc_3.png")."""
     if not paths:
         raise NoFilesError(f"{folder} holds no {kind}: add them or drop the row")
     numbered: dict[int, Path] = {}
@@ -299,7 +304,7 @@ def _by_number(paths: Sequence[Path], *, folder: Path, kind: str, prefix: str) -
 def _check_no_gap(
     numbered: Mapping[int, Path], *, folder: Path, kind: str, num_expected: int | None, prefix: str, first: int | None
 ) -> None:
-    """Check that the numbers run on from `first`, or from 0 or 1 where it is not given, as many as expected."""
+    """Check that the numbers are consecutive from `first` (None: from 0 or 1), as many as expected."""
     last = max(numbered)
     if first is None:
         first = 1 if 0 not in numbered and (num_expected is None or last >= num_expected) else 0
@@ -313,19 +318,12 @@ def _check_no_gap(
         )
 
 
-def _check_count(count: int, *, folder: Path, kind: str, num_expected: int | None) -> None:
-    if num_expected is not None and count != num_expected:
-        raise MissingFilesError(
-            f"{folder} has {count} {kind}, expected {num_expected}: remove the surplus, or load with another num_frames"
-        )
-
-
 def _describe_problems(problems: Mapping[str, Sequence[Row]], *, num_rows: int, split: str) -> str:
     num_bad = sum(len(rows) for rows in problems.values())
     lines = [f"{num_bad} of the {num_rows} rows of split {split!r} lack files:"]
-    for trouble, rows in list(problems.items())[:NUM_PROBLEMS_SHOWN]:
-        others = f" [{len(rows) - 1} other row(s) have the same trouble]" if len(rows) > 1 else ""
-        lines.append(f"  {rows[0]}: {trouble}{others}")
+    for problem, rows in list(problems.items())[:NUM_PROBLEMS_SHOWN]:
+        others = f" [{len(rows) - 1} other row(s) have the same problem]" if len(rows) > 1 else ""
+        lines.append(f"  {rows[0]}: {problem}{others}")
     if len(problems) > NUM_PROBLEMS_SHOWN:
-        lines.append(f"  ... and {len(problems) - NUM_PROBLEMS_SHOWN} further trouble(s)")
+        lines.append(f"  ... and {len(problems) - NUM_PROBLEMS_SHOWN} further problem(s)")
     return "\n".join(lines)

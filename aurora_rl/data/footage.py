@@ -1,8 +1,8 @@
-"""A clip as a user has it, a video file or frames with a sound beside them, read as a stream and never whole.
+"""A user's clip, a video file or frames with a sound, is read as a stream and never whole.
 
-Where a benchmark's `AVSample` names files that were cut for the model, nothing is cut here yet: `Footage.sampled` gives
-the pictures at the rate that the model was trained with, `Footage.pictures` all there are. Pictures larger than
-`max_side` are scaled down while they are decoded.
+The files of a benchmark's `AVSample` were prepared for the model; a user's clip was not. `Footage.sampled` gives its
+pictures at the model's frame rate, `Footage.pictures` gives all of them. Pictures larger than `max_side` are scaled
+down while they are decoded.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from aurora_rl.data.sound import ShiftedSound, Sound, mono, open_sound, open_tra
 from aurora_rl.data.upright import Display, display_of
 from aurora_rl.data.video import frames_on_screen, timed_frames
 
-#: Longest side, in pixels, that pictures are brought down to; Ref-AVSBench's have it.
+#: Longest side of pictures in pixels, to which larger ones are scaled; that of Ref-AVSBench.
 MAX_SIDE = 1280
-#: Seconds of sound below which there is nothing to hear.
+#: Seconds below which a sound is too short to be heard.
 SHORTEST_SOUND = 0.1
 #: Seconds that a video may end before its header says, and its sound before its pictures.
 MISSING_END = 0.5
-#: Seconds that a picture of an animation is shown which asks for less than browsers grant.
+#: Shortest time in seconds that browsers accept for a picture of an animation, and the time of a shorter one.
 SHORTEST_PICTURE = 0.011
 SHORT_PICTURE_SHOWN = 0.1
 
@@ -70,15 +70,15 @@ class Footage(abc.ABC):
     """A clip's pictures and its sound.
 
     Attributes:
-        name: what errors and results call it.
+        name: name of the clip in errors and results.
         own_size: (height, width) of the pictures as players show them: upright, in square pixels.
-        frame_size: (height, width) of the pictures as they are given, at most `max_side`.
+        frame_size: (height, width) of the returned pictures, at most `max_side`.
         waveform: (N,) float32 in [-1, 1], mono, 16 kHz, from the first picture on; None for a clip without sound.
-        sound_path: the file that the sound comes from; None where it comes from none.
-        sound_start: when the file's first sound is heard, in seconds after the first picture; less than 0 where it
-            begins before.
-        max_seconds: how long the clip may be.
-        notes: what a user should know of how the clip was read; more may come while it is read.
+        sound_path: file of the sound; None where there is no file.
+        sound_start: time of the file's first sound, in seconds after the first picture; less than 0 if it begins
+            before the picture.
+        max_seconds: longest allowed clip, in seconds.
+        notes: notes for the user on how the clip was read; more may come while it is read.
     """
 
     def __init__(self, name: str, own_size: tuple[int, int], *, max_side: int, max_seconds: float) -> None:
@@ -93,19 +93,19 @@ class Footage(abc.ABC):
 
     @abc.abstractmethod
     def pictures(self) -> Iterator[Picture]:
-        """Every picture, in order of time."""
+        """Yield every picture, in order of time."""
 
     @abc.abstractmethod
     def read_own_sound(self) -> None:
-        """Give the clip the sound of its own file, if it has one."""
+        """Use the sound of the clip's own file, if it has one."""
 
     @abc.abstractmethod
     def sampled(self, fps: float) -> Iterator[Picture]:
-        """The pictures on screen at 0, 1 / fps, 2 / fps ... seconds after the first one."""
+        """Yield the pictures on screen at 0, 1 / fps, 2 / fps ... seconds after the first one."""
 
     @contextlib.contextmanager
     def sound(self) -> Iterator[Sound | None]:
-        """The sound as it is stored, with its own rate and channels, from the first picture on."""
+        """Open the sound as it is stored, with its own rate and channels, from the first picture on."""
         if self.waveform is None:
             yield None
         elif self.sound_path is None:
@@ -120,7 +120,7 @@ class Footage(abc.ABC):
             yield sound
 
     def read_sound(self, path: FilePath | None) -> None:
-        """Give the clip the sound of a file."""
+        """Read the clip's sound from a file."""
         if path is None:
             self.take_sound(None)
             return
@@ -133,7 +133,7 @@ class Footage(abc.ABC):
             self._note(note)
 
     def take_sound(self, waveform: np.ndarray | None, path: FilePath | None = None) -> None:
-        """Give the clip its sound, unless there is nothing in it to hear."""
+        """Set the clip's sound, unless it is missing or too short to be heard."""
         if waveform is None:
             self._note("there is no sound: answered by the pictures alone")
         elif len(waveform) < SHORTEST_SOUND * SAMPLING_RATE:
@@ -142,7 +142,7 @@ class Footage(abc.ABC):
             self.waveform, self.sound_path = waveform, path
 
     def note_early_end(self, seconds: float) -> None:
-        """Say so where the sound ends before the pictures, which take so many seconds."""
+        """Note that the sound ends before the pictures, which take so many seconds, if it does."""
         missing = 0.0 if self.waveform is None else seconds - len(self.waveform) / SAMPLING_RATE
         if missing > MISSING_END:
             self._note(f"the sound ends {missing:.1f} s before the pictures: silence stands after it")
@@ -160,15 +160,15 @@ def open_footage(
     max_side: int = MAX_SIDE,
     max_seconds: float = MAX_SECONDS,
 ) -> Footage:
-    """A clip to be read.
+    """Open a clip for reading.
 
     Args:
         video: a video file, one image, still or animated, or F frames in time order: image files, PIL images or arrays
             (H, W, 3) uint8, all of one size.
         audio: a sound file, or (N,) float32 in [-1, 1] at 16 kHz; None for the video's own sound.
-        fps: frames a second of given frames; a video file knows its own.
+        fps: rate of given frames, in frames a second; a video file has its own.
         max_side: longest side of the pictures in pixels; larger ones are scaled down.
-        max_seconds: how long the clip may be, whatever its header says.
+        max_seconds: longest allowed clip in seconds; the header's length does not count.
 
     Raises:
         MediaError: naming the file, if something cannot be read.
@@ -210,7 +210,7 @@ def _open_pictures(video: FilePath | Sequence[Frame], *, fps: float, max_side: i
 
 
 def limited_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:
-    """(height, width) brought down to a longest side of `max_side`, never up."""
+    """Scale (height, width) down to a longest side of `max_side`, never up."""
     if max_side < 1:
         raise ValueError(f"max_side is {max_side}: give a positive number of pixels")
     scale = min(1.0, max_side / max(size))
@@ -248,7 +248,7 @@ class _VideoFootage(Footage):
             stream = playing_track(container, "video")
             number, last, pixels = 0, None, None
             for frame in frames_on_screen(container, self.path, fps=fps, max_seconds=self.max_seconds):
-                if pixels is None or frame is not last:  # a picture may stay on screen for an hour
+                if pixels is None or frame is not last:  # a picture may be on screen for an hour
                     last, pixels = frame, self._pixels(frame, stream)
                 yield Picture(number / fps, pixels)
                 number += 1
@@ -269,7 +269,7 @@ class _VideoFootage(Footage):
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[av.container.InputContainer]:
-        """The opened file; damage that shows while it is decoded is a `MediaError`."""
+        """Open the file; damage found in decoding is a `MediaError`."""
         with told_as_media_error("video", self.path), open_video(self.path) as container:
             yield container
 
@@ -280,12 +280,12 @@ class _VideoFootage(Footage):
         return display.pixels(frame, self.frame_size)
 
     def _note_missing_end(self, reached: float) -> None:
-        """Say so where neither the pictures, which end then, nor any other track reach the end that is promised."""
+        """Note that the file is truncated if neither the pictures nor another track reach the end in its header."""
         with self._reading() as container:
             promised = (container.duration or 0) / av.time_base
             slack = max(MISSING_END, 0.1 * promised)
             start = (container.start_time or 0) / av.time_base
-            # Matroska's header tells the end on the file's own time, others the length from the first track's start.
+            # Matroska's header holds the end in the file's own time, others the length from the first track's start.
             is_end = "matroska" in container.format.name
             end = promised if is_end else promised + start
             if end - reached <= slack:
@@ -301,7 +301,7 @@ class _VideoFootage(Footage):
 
 
 class _AnimationFootage(Footage):
-    """An animated GIF, WebP or PNG: its pictures once, each as long as it asks for."""
+    """An animated GIF, WebP or PNG: each picture once, for its own time."""
 
     def __init__(self, path: FilePath, *, max_side: int, max_seconds: float) -> None:
         self.path = path
@@ -325,7 +325,7 @@ class _AnimationFootage(Footage):
         self.note_early_end(end)
 
     def _timed(self) -> Iterator[tuple[Picture, float]]:
-        """Each picture and when it leaves the screen."""
+        """Yield each picture and the time when it leaves the screen."""
         time, budget, number = 0.0, PixelBudget(self.path), 0
         with open_picture(self.path, MOVING_FORMATS) as image:
             while True:
@@ -353,7 +353,7 @@ class _AnimationFootage(Footage):
 
 
 class _FrameFootage(Footage):
-    """Pictures that lie there one by one, as files or in memory."""
+    """Single pictures, as files or in memory."""
 
     def __init__(self, frames: Sequence[Frame], *, fps: float, max_side: int, max_seconds: float) -> None:
         if not len(frames):
@@ -365,7 +365,9 @@ class _FrameFootage(Footage):
         self.frames = frames
         self.fps = fps
         height, width = _read_frame(frames[0], "frame 0").shape[:2]
-        super().__init__(_frames_name(frames), (height, width), max_side=max_side, max_seconds=max_seconds)
+        first = frames[0]
+        name = os.path.basename(first) if isinstance(first, (str, os.PathLike)) else f"{len(frames)} frames"
+        super().__init__(name, (height, width), max_side=max_side, max_seconds=max_seconds)
 
     def read_own_sound(self) -> None:
         self.read_sound(None)
@@ -379,7 +381,7 @@ class _FrameFootage(Footage):
         while (index := math.floor(number / fps * self.fps + TIME_TOLERANCE)) < len(self.frames):
             yield self._picture(index, number / fps)
             number += 1
-        if len(self.frames) > 1:  # a still picture lasts as long as it sounds
+        if len(self.frames) > 1:  # a still picture lasts as long as its sound
             self.note_early_end(len(self.frames) / self.fps)
 
     def _picture(self, index: int, time: float) -> Picture:
@@ -409,13 +411,13 @@ class _GivenSound:
         self._waveform = waveform
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """(1, n) float32, one behind the other."""
+        """Yield (1, n) float32, block by block."""
         for start in range(0, len(self._waveform), SAMPLING_RATE):
             yield self._waveform[None, start : start + SAMPLING_RATE]
 
 
 def _image_kind(path: FilePath) -> str | None:
-    """`still` or `moving` for an image, by its header; None for what is none."""
+    """Return `still` or `moving` for an image, by its header; None for other files."""
     check_is_file(path)
     try:
         with Image.open(path, formats=MOVING_FORMATS) as image:
@@ -423,16 +425,11 @@ def _image_kind(path: FilePath) -> str | None:
     except UnidentifiedImageError:
         return None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return "still"  # an image that is broken; reading it says how
-
-
-def _frames_name(frames: Sequence[Frame]) -> str:
-    first = frames[0]
-    return os.path.basename(first) if isinstance(first, (str, os.PathLike)) else f"{len(frames)} frames"
+        return "still"  # a broken image; the reading raises the error
 
 
 def _read_frame(frame: Frame, name: str) -> np.ndarray:
-    """(H, W, 3) uint8."""
+    """Read a frame as (H, W, 3) uint8."""
     if isinstance(frame, (str, os.PathLike)):
         return read_picture(frame)
     if isinstance(frame, Image.Image):

@@ -1,14 +1,14 @@
-"""A benchmark as a Hugging Face dataset: parquet tables that hold the media themselves, one row a reference.
+"""A benchmark as a Hugging Face dataset: parquet tables that contain the media, one row a reference.
 
-`data_prep/to_hf_dataset.py` writes it, `datasets.load_dataset(folder)` loads it anywhere, and `load_hf_dataset` makes
-samples of it again, so that it trains and evaluates like the folder it came from. A row, media as files' own bytes:
+`data_prep/to_hf_dataset.py` writes it, `datasets.load_dataset(folder)` loads it anywhere, and `load_hf_dataset` turns
+it into samples again, so that it trains and evaluates like the original folder. A row, whose media are files' bytes:
 
     {"uid": "--KCIeTv6PM_14000_24000_cat_1", "row": 0, "split": "val", "media_id": "--KCIeTv6PM_14000_24000",
      "category": "cat", "reference": "The object having white and gray fur.", "fps": 1.0, "chain": None, ...,
      "frames": [{"bytes": b"\\xff\\xd8...", "path": "0.jpg"}, ...], "audio": {...}, "masks": [{...}, ...]}
 
-Samples hold paths, so the media are unpacked once into a cache folder. A file there is named by the hash of what is in
-it: rows on one clip share their frames, and no name in a table can lead anywhere.
+Samples hold paths, so the media are unpacked once into a cache folder. A file there is named by the hash of its
+content: rows on one clip share their frames, and no name in a table can become a path.
 """
 
 from __future__ import annotations
@@ -49,24 +49,25 @@ MEDIA_COLUMNS = ("frames", "audio", "masks")
 OPTIONAL_COLUMNS = ("audio", *ANNOTATION_FEATURES)  # null where a row has none
 TEXT_COLUMNS = tuple(name for name in FEATURES if name not in MEDIA_COLUMNS)
 
-#: What a reader may have to hold at a time, in bytes of the file; the tables that we write stay far below it.
+#: Largest group of rows that a reader loads at once, in bytes of the file; our own tables stay far below it.
 MAX_GROUP_BYTES = 2**30
 ROWS_AT_ONCE = 8
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".wav", ".flac", ".ogg", ".mp3")  # those that an unpacked file may keep
+#: Suffixes that an unpacked file may keep.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".wav", ".flac", ".ogg", ".mp3")
 
 
 def table_name(split: str, index: int, count: int) -> str:
-    """File name of one of a split's tables, as the hub has them."""
+    """Return the file name of one of a split's tables, in the hub's form."""
     return f"{split}-{index:05d}-of-{count:05d}.parquet"
 
 
 def load_hf_dataset(root: str | os.PathLike[str], split: str, *, media_cache: str | os.PathLike[str]) -> list[AVSample]:
-    """List the samples of one split, unpacking media that are not unpacked yet.
+    """List the samples of one split, and unpack media that are not unpacked yet.
 
     Args:
         root: folder that `data_prep/to_hf_dataset.py` has written, which holds data/.
         split: name of the split.
-        media_cache: folder for the media; may be shared by splits and datasets.
+        media_cache: folder for the media, which splits and datasets may share.
 
     Returns:
         The samples in the tables' order.
@@ -80,7 +81,7 @@ def load_hf_dataset(root: str | os.PathLike[str], split: str, *, media_cache: st
 
 
 def read_categories(root: str | os.PathLike[str], split: str) -> set[str]:
-    """Categories that a split's tables name, read without their media; raises as `load_hf_dataset`."""
+    """Read the categories in a split's tables without their media; raises the errors of `load_hf_dataset`."""
     rows = (row for path in _find_tables(Path(root), split) for row in _read_rows(path, ["category"]))
     return {row["category"] for row in rows if row["category"]}
 
@@ -98,7 +99,7 @@ def _find_tables(root: Path, split: str) -> list[Path]:
     expected = {table_name(split, index, count) for index in range(count)}
     if {path.name for path in ours} != expected:
         wrong = sorted({path.name for path in ours} ^ expected)
-        raise DatasetError(f"the tables of split {split!r} in {folder} are not complete ({wrong[:3]}): get them anew")
+        raise DatasetError(f"the tables of split {split!r} in {folder} are not complete ({wrong[:3]}): get them again")
     for path in ours:
         try:
             check_plain_file(path)
@@ -110,14 +111,15 @@ def _find_tables(root: Path, split: str) -> list[Path]:
 
 
 def _samples_of(path: Path, cache: Path) -> list[AVSample]:
-    """The samples of a table: from the list that was made when its media were unpacked, if all of them are there."""
+    """Return the samples of a table, from the list written when its media were unpacked if all media are there."""
     status = path.stat()
     identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {TEXT_COLUMNS}"
     listing = cache / f"{fingerprint_bytes(identity.encode())[:32]}.jsonl"
     if listing.is_file():
         try:
             records = [record for _, record in read_records(listing)]
-            if all((cache / name).is_file() for name in _files_of(records)):
+            files = {name for record in records for name in (*record["frames"], *record["masks"], record["audio"])}
+            if all((cache / name).is_file() for name in files if name):
                 return [_to_sample(record, cache) for record in records]
         except (ValueError, KeyError, TypeError) as error:
             logger.warning("%s is damaged (%s): the media are unpacked again", listing, error)
@@ -127,12 +129,8 @@ def _samples_of(path: Path, cache: Path) -> list[AVSample]:
     return [_to_sample(record, cache) for record in records]
 
 
-def _files_of(records: list[dict[str, Any]]) -> set[str]:
-    return {name for record in records for name in (*record["frames"], *record["masks"], record["audio"]) if name}
-
-
 def _to_sample(record: Mapping[str, Any], cache: Path) -> AVSample:
-    """The sample of a listed row, whose files are named from the cache's folder on."""
+    """Make the sample of a listed row, whose files are named relative to the cache's folder."""
     texts: dict[str, Any] = {
         name: tuple(value) if isinstance(value := record[name], list) else value for name in TEXT_COLUMNS
     }
@@ -146,7 +144,7 @@ def _to_sample(record: Mapping[str, Any], cache: Path) -> AVSample:
 
 
 def _read_rows(path: Path, columns: Sequence[str] = tuple(FEATURES)) -> Iterator[dict[str, Any]]:
-    """Columns of a table's rows, a few rows at a time; a row's media are bytes."""
+    """Yield columns of a table's rows, a few rows at a time; a row's media are bytes."""
     schema = pa.schema([FEATURES.arrow_schema.field(name) for name in columns])
     try:
         with pq.ParquetFile(path) as file:
@@ -158,7 +156,7 @@ def _read_rows(path: Path, columns: Sequence[str] = tuple(FEATURES)) -> Iterator
                 for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=list(columns)):
                     yield from pa.Table.from_batches([batch]).select(list(columns)).cast(schema).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"cannot read {path}: {error}; get the file anew") from error
+        raise DatasetError(f"cannot read {path}: {error}; get the file again") from error
 
 
 def _check_group(file: pq.ParquetFile, group: int, path: Path) -> None:
@@ -170,7 +168,7 @@ def _check_group(file: pq.ParquetFile, group: int, path: Path) -> None:
 
 
 def _unpack(row: Mapping[str, Any], cache: Path, *, origin: str) -> dict[str, Any]:
-    """A row with its media as files, named from the cache's folder on."""
+    """Write a row's media to files and return the row with their names relative to the cache's folder."""
     place = f"clip {row['uid']!r} (row {row['row']}, {origin})"
     empty = [name for name in FEATURES if row[name] is None and name not in OPTIONAL_COLUMNS]
     if empty:
@@ -187,7 +185,7 @@ def _unpack(row: Mapping[str, Any], cache: Path, *, origin: str) -> dict[str, An
 
 
 def _store(media: Mapping[str, Any] | None, cache: Path, *, place: str) -> str:
-    """Write a file's bytes, unless they are there already; its name from the cache's folder on."""
+    """Write a medium to a file unless it exists, and return the name relative to the cache's folder."""
     if media is None or media["bytes"] is None:
         raise DatasetError(
             f"{place} names the file {media and media['path']!r} instead of holding it: only media inside the table "

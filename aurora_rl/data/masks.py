@@ -1,8 +1,8 @@
 """Masks that a benchmark keeps as run lengths in JSON, written once as PNG files.
 
-`AVSample` holds paths, and everything behind it (`media.load_clip`, the embedding cache's checks, the workers of a data
-loader) reads plain files. Written out, such masks take the path of every other benchmark's masks, and no worker parses
-hundreds of megabytes of JSON to read one clip. A file's name is the hash of what is in it: a changed annotation makes
+`AVSample` holds paths, and all its users (`media.load_clip`, the embedding cache's checks, the workers of a data
+loader) read plain files. As files, such masks are read like those of every other benchmark, and no worker parses
+hundreds of megabytes of JSON to read one clip. A file's name is the hash of its content: a changed annotation makes
 another file, equal masks share one, and no name in the JSON can lead out of the folder.
 """
 
@@ -28,7 +28,7 @@ def write_mask(rles: Sequence[Mapping[str, Any]], size: tuple[int, int], folder:
         rles: masks of any number of objects as COCO run lengths, compressed (`counts` a string) or not (a list of
             numbers); none gives an empty mask.
         size: (height, width) of the frame.
-        folder: where such files are kept.
+        folder: folder of such files.
 
     Returns:
         The file, a PNG of mode 1.
@@ -36,29 +36,19 @@ def write_mask(rles: Sequence[Mapping[str, Any]], size: tuple[int, int], folder:
     Raises:
         DatasetError: if run lengths are malformed or of another size.
     """
-    counts = [_run_lengths(rle, size) for rle in rles]
+    try:
+        counts = [run_lengths.read(rle, size) for rle in rles]
+    except ValueError as error:
+        raise DatasetError(f"{error}: annotate it again") from error
     # Sorted, so that the order in which a reference names its objects does not matter.
     digest = fingerprint_values([list(size), sorted(counts)])[:32]
     path = folder / digest[:2] / f"{digest}.png"
     if not path.exists():
-        _save(_union(counts, size), path)
+        union = np.zeros(size, dtype=bool)
+        for runs in counts:
+            union |= run_lengths.to_mask(runs, size)
+        _save(union, path)
     return str(path)
-
-
-def _run_lengths(rle: Mapping[str, Any], size: tuple[int, int]) -> list[int]:
-    """How many pixels are off, on, off ... in column order, checked to fill the frame."""
-    try:
-        return run_lengths.read(rle, size)
-    except ValueError as error:
-        raise DatasetError(f"{error}: annotate it anew") from error
-
-
-def _union(counts: Sequence[Sequence[int]], size: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool."""
-    union = np.zeros(size, dtype=bool)
-    for runs in counts:
-        union |= run_lengths.to_mask(runs, size)
-    return union
 
 
 def _save(mask: np.ndarray, path: Path) -> None:

@@ -1,9 +1,9 @@
-"""Files of a clip (frames, audio, masks, or one video) read into arrays.
+"""Read the files of a clip (frames, audio, masks) into arrays.
 
-Second room of the flow: `AVSample` holds paths, `load_clip` turns them into an `AVClip`. Whatever cannot be read is
-a `MediaError` that names the file; nothing unreadable becomes zeros, because a black frame or a silent clip would
-train the model on a lie. Files are untrusted: sizes are checked from headers before anything is decoded, and only
-plain image, audio and video formats are opened (no format that runs a program or follows links to other files).
+`AVSample` holds paths, `load_clip` turns them into an `AVClip`. A file that cannot be read is a `MediaError` that names
+it; nothing unreadable becomes zeros, because a black frame or a silent clip would be wrong training data. Files are
+untrusted: sizes are checked from headers before anything is decoded, and only plain image and audio formats are opened
+(no format that runs a program or follows links to other files).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from aurora_rl.data.sound import Sound, check_sound, mono, open_sound
 
 logger = logging.getLogger(__name__)
 
-MAX_CLIP_PIXELS = 512_000_000  # all frames of a clip, 1.5 GB as RGB
+MAX_CLIP_PIXELS = 512_000_000  # in all frames of a clip, 1.5 GB as RGB
 
 FRAME_FORMATS = ("JPEG", "PNG", "WEBP")
-MOVING_FORMATS = (*FRAME_FORMATS, "GIF")  # of pictures that may be animated
-FRAME_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")  # 16-bit modes would be cut off, not scaled
+MOVING_FORMATS = (*FRAME_FORMATS, "GIF")  # formats of pictures that may be animated
+FRAME_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")  # 16-bit modes would be clipped, not scaled
 MASK_FORMATS = ("PNG",)
 MASK_MODES = ("L", "1", "P")
 
@@ -61,7 +61,7 @@ def load_clip(
 
     Args:
         sample: the row.
-        read: gives its frames and its sound.
+        read: function that reads the sample's frames and sound.
 
     Raises:
         MediaError: naming the sample and the file, if a file cannot be read, if frames and masks differ in number or
@@ -93,7 +93,7 @@ def read_frames(paths: Sequence[FilePath]) -> np.ndarray:
 
 
 def read_picture(path: FilePath) -> np.ndarray:
-    """Read one image as a user has it: a photograph is turned upright by its EXIF orientation.
+    """Read a user's image: a photograph is rotated upright by its EXIF orientation.
 
     Returns:
         (H, W, 3) uint8, RGB.
@@ -106,12 +106,12 @@ def read_picture(path: FilePath) -> np.ndarray:
 
 
 def open_picture(path: FilePath, formats: tuple[str, ...]) -> contextlib.AbstractContextManager[Image.Image]:
-    """An image of RGB or grey whose header was checked; damage that shows when it is decoded is a `MediaError`, too."""
+    """Open an RGB or grey image and check its header; damage found in decoding is a `MediaError`, too."""
     return _open_image(path, formats=formats, modes=FRAME_MODES)
 
 
 def read_frame_size(path: FilePath) -> tuple[int, int]:
-    """Width and height of a frame in pixels, from its header; nothing is decoded.
+    """Read width and height of a frame in pixels from its header, without decoding.
 
     Raises:
         MediaError: if the header cannot be read, or the image has too many pixels or another format than a frame.
@@ -121,7 +121,7 @@ def read_frame_size(path: FilePath) -> tuple[int, int]:
 
 
 def read_mask_size(path: FilePath) -> tuple[int, int]:
-    """Width and height of a mask in pixels, from its header; nothing is decoded.
+    """Read width and height of a mask in pixels from its header, without decoding.
 
     Raises:
         MediaError: if the header cannot be read, or the image has too many pixels or another format than a mask.
@@ -131,7 +131,7 @@ def read_mask_size(path: FilePath) -> tuple[int, int]:
 
 
 def read_masks(paths: Sequence[FilePath]) -> np.ndarray:
-    """Read a clip's masks: what is not 0 is object, be it a grey level (255), a bit or a palette index.
+    """Read a clip's masks: every pixel other than 0 is object, as a grey level (255), a bit or a palette index.
 
     Args:
         paths: F PNG files of mode L, 1 or P and of one size, in time order.
@@ -163,18 +163,18 @@ def read_grey_levels(paths: Sequence[FilePath]) -> np.ndarray:
 def read_waveform(path: FilePath, *, sampling_rate: int = SAMPLING_RATE) -> np.ndarray:
     """Read a sound file (WAV, FLAC, OGG, MP3, AAC, MP4 or WebM), mix it to mono by the mean and resample it.
 
-    Each part stands where its time stamps put it, from the first sample on; silence stands in gaps. What a user should
-    know of the sound is logged, once a file.
+    Each part is placed by its time stamps, from the first sample on; gaps are silent. Notes for the user are logged
+    once per file.
 
     Args:
         path: the audio file.
-        sampling_rate: of the result, in Hz.
+        sampling_rate: sampling rate of the result, in Hz.
 
     Returns:
         (N,) float32 in [-1, 1].
 
     Raises:
-        MediaError: if the file is of no known kind, empty, too long, cut off or damaged, or holds values that are not
+        MediaError: if the file is of no known kind, empty, too long, truncated or damaged, or holds values that are not
             finite.
     """
     check_is_file(path)
@@ -185,13 +185,13 @@ def read_waveform(path: FilePath, *, sampling_rate: int = SAMPLING_RATE) -> np.n
 
 
 def check_audio(path: FilePath) -> list[str]:
-    """Decode an audio file block by block and drop it: refuses what `read_waveform` refuses, in little memory.
+    """Decode an audio file block by block, in little memory, to find the errors of `read_waveform`.
 
     Returns:
-        What a user should know of the sound: gaps, channels that cancel out.
+        Notes for the user, such as gaps or channels that cancel out.
 
     Raises:
-        MediaError: as `read_waveform`.
+        MediaError: for the reasons of `read_waveform`.
     """
     check_is_file(path)
     with open_sound(path) as sound:
@@ -200,11 +200,11 @@ def check_audio(path: FilePath) -> list[str]:
 
 
 def loudness_dbfs(waveform: np.ndarray | None, *, sampling_rate: int = SAMPLING_RATE) -> float:
-    """RMS level of the loudest 100 ms of a waveform, over all windows.
+    """Compute the RMS level of the loudest 100 ms of a waveform, over all windows.
 
     Args:
-        waveform: (N,) float in [-1, 1]; one shorter than the window is taken whole. None where there is no sound.
-        sampling_rate: in Hz.
+        waveform: (N,) float in [-1, 1]; a waveform shorter than the window is one window. None where there is no sound.
+        sampling_rate: the waveform's sampling rate, in Hz.
 
     Returns:
         Level in dB relative to full scale: 0 for a full-scale square wave, -3.01 for a full-scale sine, `-inf` for
@@ -261,7 +261,8 @@ def _read_images(
         raise MediaError("there are no image files: give at least one")
     images: list[np.ndarray] = []
     for path in paths:
-        images.append(_read_image(path, formats=formats, modes=modes, convert_to=convert_to))
+        with _open_image(path, formats=formats, modes=modes) as image:
+            images.append(np.asarray(image.convert(convert_to) if convert_to else image))
         if images[-1].shape != images[0].shape:
             raise MediaError(
                 f"{paths[0]} has {_size_text(images[0])} pixels but {path} has {_size_text(images[-1])}: "
@@ -271,15 +272,7 @@ def _read_images(
     return np.stack(images)
 
 
-def _read_image(
-    path: FilePath, *, formats: tuple[str, ...], modes: tuple[str, ...], convert_to: str | None
-) -> np.ndarray:
-    """Read one image into (H, W) or (H, W, 3); nothing is decoded before the header was checked."""
-    with _open_image(path, formats=formats, modes=modes) as image:
-        return np.asarray(image.convert(convert_to) if convert_to else image)
-
-
-#: What Pillow raises on damaged files.
+#: Errors that Pillow raises on damaged files.
 DAMAGED_IMAGE = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, MemoryError),
     *(struct.error, zlib.error),
@@ -288,7 +281,7 @@ DAMAGED_IMAGE = (
 
 @contextlib.contextmanager
 def _open_image(path: FilePath, *, formats: tuple[str, ...], modes: tuple[str, ...]) -> Iterator[Image.Image]:
-    """An image whose header was checked; damage that shows while it is decoded is a `MediaError`, too."""
+    """Open an image and check its header; damage found in decoding is a `MediaError`, too."""
     check_is_file(path)
     try:
         with Image.open(path, formats=formats) as image:
@@ -324,17 +317,17 @@ def check_clip_pixels(num_pixels: int, path: FilePath) -> None:
 
 
 def check_is_file(path: FilePath) -> None:
-    """Refuse what is no plain file.
+    """Refuse a path that is no plain file.
 
     Raises:
-        MediaError: naming it.
+        MediaError: naming the path.
     """
     if not os.path.isfile(path):  # also refuses pipes and devices, which would block
         raise MediaError(f"the file {path} does not exist or is no plain file: restore it")
 
 
 def log_notes(sound: Sound) -> None:
-    """Tell a user what is odd about a sound, once a file."""
+    """Log the notes on a sound, once per file."""
     for note in sound.notes:
         _log_once(os.path.abspath(sound.path), note)
 
@@ -345,5 +338,5 @@ def _log_once(path: str, note: str) -> None:  # a training reads its files again
 
 
 def _size_text(image: np.ndarray) -> str:
-    """`width x height` of an image (H, W) or (H, W, 3)."""
+    """Write the size of an image (H, W) or (H, W, 3) as `width x height`."""
     return f"{image.shape[1]}x{image.shape[0]}"

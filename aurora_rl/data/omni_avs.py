@@ -1,18 +1,18 @@
 """OmniAVS as a list of samples.
 
-One row of meta_expressions_train.jsonl, and what video_dict.json says of its video (shortened):
+One row of meta_expressions_train.jsonl, and its video in video_dict.json (shortened):
 
     {"exp_id": 7, "video_name": "abc", "expr": "the man who laughs", "obj_id": ["1", "2"], "expr_type": "text"}
     {"abc": {"file_name": ["0.jpg", ...], "duration": 9.5, "mask_dict": {"1": [{"size": [H, W], "counts": ...}, null]}}}
 
     images/<video>/<file name>    audios/<video>.mp3
 
-A reference may mean several objects, whose masks are joined; one that means none has an empty `obj_id` and is null. An
+A reference may mean several objects, whose masks are joined; a reference to none has an empty `obj_id` and is null. An
 object out of view has null instead of run lengths. The masks are written once as PNG files into `mask_cache` (`masks`
 says why).
 
-References of the types other than text come with a recording or a picture that the model would have to hear or see
-(`<audio>`, `<image>`, speech). A prompt here holds the clip and text alone, so they are left out, and the log says how
+References of other types than text come with a recording or a picture that the model would have to hear or see
+(`<audio>`, `<image>`, speech). A prompt here holds the clip and text only, so they are skipped, and the log says how
 many.
 """
 
@@ -75,11 +75,11 @@ def load_omni_avs(
         root: folder that holds meta_expressions_<split>.jsonl, video_dict.json, images/ and audios/.
         split: train or test.
         mask_cache: folder for the masks as PNG files; made and filled as needed, and shared by the splits.
-        num_frames: at most so many frames of a video, evenly spaced from its first to its last as the owners train;
-            None takes all of them, as the owners score.
+        num_frames: largest number of frames of a video, evenly spaced from its first to its last, as the owners train;
+            None for all frames, as the owners score.
         chains: file of chains of thought (`tasks.reference_segmentation.chain_file`), keyed by uid
             (`<video_name>_<exp_id>`) and row.
-        on_missing: "error", or "drop" to leave rows with missing files out and log how many.
+        on_missing: "error", or "drop" to skip rows with missing files and log how many.
 
     Returns:
         The samples in the file's order.
@@ -162,7 +162,7 @@ def _read_videos(path: Path) -> dict[str, Any]:
     try:
         videos = parse_json(path.read_bytes())
     except ValueError as error:
-        raise DatasetError(f"cannot read {path}: {error}; expected JSON, get the file anew") from error
+        raise DatasetError(f"cannot read {path}: {error}; expected JSON, get the file again") from error
     if not isinstance(videos, dict):
         raise DatasetError(f"{path} holds a {type(videos).__name__}: expected an object keyed by video")
     return videos
@@ -188,7 +188,7 @@ def _build_sample(
 
 
 def _video_of(row: _Row, videos: Mapping[str, Any]) -> tuple[list[str], float]:
-    """File names of the video's frames in time order, and its duration in seconds."""
+    """Return the file names of the video's frames in time order, and its duration in seconds."""
     if row.video not in videos:
         raise DatasetError(f"{row} names the video {row.video!r}, which is not in {VIDEO_FILE}: drop the row")
     video = videos[row.video]
@@ -203,20 +203,20 @@ def _video_of(row: _Row, videos: Mapping[str, Any]) -> tuple[list[str], float]:
 
 
 def _evenly_spaced(length: int, count: int | None) -> list[int]:
-    """At most `count` indices of `length`, first and last among them; 10 frames by 4 -> [0, 3, 6, 9]."""
+    """Choose at most `count` of `length` indices, with the first and the last: 4 of 10 frames -> [0, 3, 6, 9]."""
     if count is None or count >= length:
         return list(range(length))
     return np.linspace(0, length - 1, count).round().astype(int).tolist()
 
 
 def _frame_rate(kept: Sequence[int], *, num_frames: int, duration: float) -> float:
-    """Frames a second of the kept ones; 4 of 10 frames over 5 s are 2 / 3 a second."""
+    """Compute the frame rate of the kept frames: 4 of 10 frames over 5 s are 2 / 3 a second."""
     rate = num_frames / duration
     return rate * (len(kept) - 1) / (kept[-1] - kept[0]) if len(kept) > 1 else rate
 
 
 def _size_of(path: Path) -> tuple[int, int]:
-    """(height, width) from the image's header; its masks are drawn as large, so the header is not taken at its word."""
+    """Read (height, width) from the image's header within limits, since masks of this size are allocated."""
     try:
         width, height = read_frame_size(path)
     except MediaError as error:
@@ -233,7 +233,7 @@ def _mask_paths(
     size: tuple[int, int],
     mask_cache: Path,
 ) -> tuple[str, ...]:
-    """The kept frames' masks; none for a null reference."""
+    """Write the kept frames' masks and return their paths; none for a null reference."""
     objects = [_object_masks(row, video, object_id, num_frames=len(names)) for object_id in row.object_ids]
     if not objects:
         return ()
@@ -247,7 +247,7 @@ def _mask_paths(
 
 
 def _object_masks(row: _Row, video: Mapping[str, Any], object_id: str, *, num_frames: int) -> list[Any]:
-    """Run lengths or None of each of the video's frames."""
+    """Return an object's run lengths, or None, for each of the video's frames."""
     objects = video.get("mask_dict") or {}
     if object_id not in objects:
         raise DatasetError(

@@ -1,7 +1,7 @@
-"""Ref-AVSBench (and whatever has its layout, such as our synthetic benchmark) as a list of samples.
+"""Ref-AVSBench, and other data in its layout such as our synthetic benchmark, as a list of samples.
 
-First room of the flow on the data side: rows of metadata.csv become `AVSample`s, whose files exist and agree in
-number; `media.load_clip` reads them later. Two real rows, the second one null (its audio is muted):
+Rows of metadata.csv become `AVSample`s here, whose files exist and agree in number; `media.load_clip` reads the files
+later. Two real rows, of which the second is null (its audio is muted):
 
     vid,uid,split,fid,exp
     --KCIeTv6PM_14000_24000,--KCIeTv6PM_14000_24000_cat_1,val,0,The object having white and gray fur.
@@ -9,8 +9,8 @@ number; `media.load_clip` reads them later. Two real rows, the second one null (
 
     media/<id>/frames/{0..9}.jpg    media/<id>/audio.wav    gt_mask/<id>/fid_<fid>/0000{0..9}.png
 
-`vid` drops the `null_c-` or `null_m-` of a null row, so `<id>` comes from the uid alone: looked up by `vid`, a null
-reference would get a real object's masks as its truth.
+`<id>` comes from the uid, because `vid` lacks the `null_c-` or `null_m-` of a null row: by `vid`, a null reference
+would get a real object's masks as its truth.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class MetadataRow(Row):
 
     @property
     def media_id(self) -> str:
-        """The uid without category and number, null prefix kept."""
+        """The uid without category and number; a null prefix stays."""
         return self.uid.rsplit("_", 2)[0]
 
     @property
@@ -71,19 +71,19 @@ def load_ref_avs(
     chains: ChainFile | None = None,
     on_missing: OnMissing = "error",
 ) -> list[AVSample]:
-    """List the samples of one split, checking that each one's files are there.
+    """List the samples of one split, and check that the files of each are there.
 
     Args:
         root: folder of the benchmark, which holds metadata.csv, media/ and gt_mask/.
         split: name of the split as in metadata.csv.
         fps: frames a second of the clips.
-        num_frames: how many frames and masks each clip must have; None takes any number, the same for both.
+        num_frames: number of frames and masks that each clip must have; None for any number, the same for both.
         chains: file of chains of thought (`tasks.reference_segmentation.chain_file`), keyed by uid and row, which
             fill `chain`, `reference_type`, `seen` and `heard`; rows without a record keep None there.
-        on_missing: "error", or "drop" to leave rows with missing files out and log how many.
+        on_missing: "error", or "drop" to skip rows with missing files and log how many.
 
     Returns:
-        The samples in the file's order. Duplicate rows of the file stay, told apart by `row`.
+        The samples in the file's order. Duplicate rows of the file stay; they differ in `row`.
 
     Raises:
         DatasetError: if metadata.csv is malformed or lacks the split, if files are missing or lie outside the root, or
@@ -94,30 +94,31 @@ def load_ref_avs(
     path = Path(root) / METADATA_FILE
     rows = read_metadata(path)
     build = functools.partial(_build_sample, BenchmarkFiles(Path(root)), fps=fps, num_frames=num_frames)
-    samples = collect_samples(
-        rows_of_split(_drop_unfinished(rows, path), split, path=path), build, split=split, on_missing=on_missing
-    )
+    finished = [row for row in rows if row.split != UNFINISHED_SPLIT]
+    if len(finished) < len(rows):
+        logger.warning("%s: dropped %d row(s) of split %r", path, len(rows) - len(finished), UNFINISHED_SPLIT)
+    samples = collect_samples(rows_of_split(finished, split, path=path), build, split=split, on_missing=on_missing)
     return add_chains(samples, chains, rows)
 
 
 def load_ref_avs_truth(
     root: str | os.PathLike[str], splits: Sequence[str], *, chains: ChainFile | None = None
 ) -> list[AVSample]:
-    """List the samples of some splits with their masks alone, to score what somebody else predicted.
+    """List the samples of some splits with masks only, to score the predictions of any system.
 
-    Media are not needed. They are looked for where a null reference ships no masks: its frames are counted, where they
-    are there, and `frame_paths` is empty otherwise.
+    Media are not needed. Only a null reference without masks gets the paths of its frames, so that they can be counted,
+    if the frames exist; `frame_paths` is empty otherwise.
 
     Args:
         root: folder of the benchmark, which holds metadata.csv and gt_mask/.
         splits: names of the splits as in metadata.csv.
-        chains: as in `load_ref_avs`, here for `reference_type`.
+        chains: file of chains of thought, see `load_ref_avs`; here only `reference_type` matters.
 
     Returns:
         The samples in the order of the splits, each split in the file's order; `audio_path` is None.
 
     Raises:
-        DatasetError: as `load_ref_avs`.
+        DatasetError: for the reasons of `load_ref_avs`.
     """
     path = Path(root) / METADATA_FILE
     rows = read_metadata(path)
@@ -143,15 +144,15 @@ def _build_truth(files: BenchmarkFiles, row: MetadataRow) -> AVSample:
 
 
 def read_metadata(path: Path, *, malformed: dict[int, str] | None = None) -> list[MetadataRow]:
-    """All rows of metadata.csv, those of unfinished splits included, so that `row` counts the file's own rows.
+    """Read all rows of metadata.csv, unfinished splits included, so that `row` counts the file's own rows.
 
     Args:
         path: the CSV file.
-        malformed: takes the trouble of each row that cannot be parsed, by the row's number, and the row is left out;
-            None makes the first such row an error.
+        malformed: dict that receives the problem of each row that cannot be parsed, by the row's number; such rows are
+            skipped. With None the first such row is an error.
 
     Raises:
-        DatasetError: as `read_table`, or if a uid has another form than <id>_<category>_<number>.
+        DatasetError: for the reasons of `read_table`, or if a uid has not the form <id>_<category>_<number>.
     """
     table = read_table(
         path,
@@ -174,7 +175,7 @@ def read_metadata(path: Path, *, malformed: dict[int, str] | None = None) -> lis
 
 
 def find_test_splits(root: str | os.PathLike[str]) -> list[str]:
-    """The splits of metadata.csv whose name begins with "test".
+    """Find the splits of metadata.csv whose name begins with "test".
 
     Raises:
         DatasetError: if there are none.
@@ -188,7 +189,7 @@ def find_test_splits(root: str | os.PathLike[str]) -> list[str]:
 
 
 def read_categories(root: str | os.PathLike[str], split: str) -> set[str]:
-    """Categories that a split's rows name in metadata.csv.
+    """Read the categories of a split's rows in metadata.csv.
 
     Raises:
         DatasetError: if there is no such split.
@@ -214,13 +215,6 @@ def _parse_row(fields: Mapping[str, Any], *, row: int, path: Path) -> MetadataRo
     )
 
 
-def _drop_unfinished(rows: Sequence[MetadataRow], path: Path) -> list[MetadataRow]:
-    finished = [row for row in rows if row.split != UNFINISHED_SPLIT]
-    if len(finished) < len(rows):
-        logger.warning("%s: dropped %d row(s) of split %r", path, len(rows) - len(finished), UNFINISHED_SPLIT)
-    return finished
-
-
 def _build_sample(files: BenchmarkFiles, row: MetadataRow, *, fps: float, num_frames: int | None) -> AVSample:
     frame_paths = find_frames(files, row, num_frames=num_frames)
     return row.to_sample(
@@ -233,13 +227,13 @@ def _build_sample(files: BenchmarkFiles, row: MetadataRow, *, fps: float, num_fr
 
 
 def find_frames(files: BenchmarkFiles, row: MetadataRow, *, num_frames: int | None) -> tuple[str, ...]:
-    """The row's frames in time order, `num_frames` of them (None: any number); raises as `BenchmarkFiles.numbered`."""
+    """List a row's `num_frames` frames (None: any number) in time order; raises as `BenchmarkFiles.numbered` does."""
     folder = files.path(row, "media", row.media_id, "frames")
     return files.numbered(row, folder, kind="frames", num_expected=num_frames)
 
 
 def find_masks(files: BenchmarkFiles, row: MetadataRow, *, num_frames: int | None) -> tuple[str, ...]:
-    """As `find_frames`, the masks; none for a null row that ships none."""
+    """List a row's masks, see `find_frames`; none for a null row without masks."""
     folder = files.path(row, "gt_mask", row.media_id, f"fid_{row.fid}")
     if row.is_null and not list_images(folder, "masks"):
         return ()
@@ -247,7 +241,7 @@ def find_masks(files: BenchmarkFiles, row: MetadataRow, *, num_frames: int | Non
 
 
 def find_audio(files: BenchmarkFiles, row: MetadataRow) -> str:
-    """The clip's audio file; raises as `BenchmarkFiles.audio`."""
+    """Find the clip's audio file; raises as `BenchmarkFiles.audio` does."""
     # Where both files exist, the one in media_cross is the crossed audio that makes the reference null.
     is_crossed = row.media_id.startswith(CROSSED_AUDIO_PREFIX)
     if is_crossed and files.path(row, "media_cross", row.media_id, "audio.wav").is_file():

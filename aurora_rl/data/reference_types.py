@@ -1,7 +1,7 @@
-"""The type of a reference, told from the words of its sentence, where neither a benchmark nor its chains tell it.
+"""The type of a reference is derived from its words where neither the benchmark nor its chains hold it.
 
-Ref-AVSBench has no such column. Only tables of scores group rows by this type; samples, and with them training, keep
-None. The names are those of the synthetic benchmark, whose "name" (a category or a colour) is a "look" here:
+Ref-AVSBench has no such column. Only tables of scores group rows by the derived type; samples keep None, and training
+does not use it. The names are those of the synthetic benchmark, whose "name" (a category or a colour) is a "look" here:
 
     audio order      The first object to make a sound.
     audio + space    The sounding object on the left of the cello.
@@ -9,9 +9,9 @@ None. The names are those of the synthetic benchmark, whose "name" (a category o
     space            The couch behind the two boys.
     look             The object having white and gray fur. The drum. The man playing with a lion.
 
-The words were chosen on the official table, whose sentences come out of few moulds. "look" is what has no word of the
-others, so that the rows of train and val that say but "NO." are there. A sound counts whoever makes it
-("the guitar behind the singing man"), and so does a place ("played by the man on the left").
+The words were chosen on the official table, whose sentences follow few patterns. A sentence without any of the words is
+a "look", also the rows of train and val that say only "NO.". A sound counts whoever makes it ("the guitar behind the
+singing man"), and so does a place ("played by the man on the left").
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import re
 
 from aurora_rl.data.sample import NULL_CATEGORY
 
-#: Beginnings of words: "play" is in "played" and "playing".
+#: Beginnings of words: "play" also matches "played" and "playing".
 _SOUND = re.compile(
     r"""\b(sound | noise | audi[bo] | emit | emission | resonat | resound | echo
     | loud | volume | valume | silent | mute | intermittent | rhythm | tempo | tone | pitch | decibel
@@ -48,15 +48,15 @@ def reference_type_of(reference: str, category: str, told: str | None) -> tuple[
 
     Args:
         reference: the sentence.
-        category: what it points at; `"null"` tells the type.
-        told: the type, where the benchmark or a chain of thought tells it.
+        category: its category; `"null"` is a type of its own.
+        told: the type in the benchmark or a chain of thought, if there is one.
     """
     told = told or (NULL_CATEGORY if category == NULL_CATEGORY else None)
     return told or derive_reference_type(reference), told is None
 
 
 def derive_reference_type(reference: str) -> str:
-    """The type of a sentence that refers to something, by its words.
+    """Derive the type of a sentence that refers to something from its words.
 
     Returns:
         "audio order" for "The object that making a sound after the piano.", for example.

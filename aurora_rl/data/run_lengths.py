@@ -1,7 +1,7 @@
-"""COCO's run lengths read back into masks: `{"size": [height, width], "counts": ...}`, compressed or not.
+"""Decode COCO's run lengths into masks: `{"size": [height, width], "counts": ...}`, compressed or not.
 
-Not by pycocotools, whose decoder trusts what it is given: it takes a size of any number of gigabytes, and run lengths
-that fill less than their size, where it leaves the rest as it found the memory.
+The decoder of pycocotools is not used, because it trusts its input: it accepts a size of any number of gigabytes, and
+run lengths that fill less than their size, where it returns uninitialised memory.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, TypedDict
 import numpy as np
 from pycocotools import mask as coco_mask
 
-MAX_BITS = 30  # where a number of pixels ends at the latest; without a limit a long text would make one huge number
-#: Of all frames of a clip; 30 frames of 1920 x 1080 are half of it.
+MAX_BITS = 30  # limit of a number of pixels; without a limit a long text would become one huge number
+#: Limit for all frames of a clip together; 30 frames of 1920 x 1080 are half of it.
 MAX_MASK_PIXELS = 2**27
 
 
@@ -25,10 +25,10 @@ class MaskRle(TypedDict):
 
 
 def size_of(rle: Mapping[str, Any]) -> tuple[int, int]:
-    """(height, width) in pixels that a mask claims to have.
+    """Return (height, width) in pixels that a mask claims to have.
 
     Raises:
-        ValueError: if there is no such thing in it.
+        ValueError: if it has no valid size.
     """
     size = rle.get("size") if isinstance(rle, Mapping) else None
     if not isinstance(size, list | tuple) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
@@ -37,19 +37,19 @@ def size_of(rle: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def decode(rle: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """The mask (H, W) bool of some run lengths, which must be of this size; raises as `read`."""
+    """Decode run lengths of this size into a mask (H, W) bool; raises the errors of `read`."""
     return to_mask(read(rle, size), size)
 
 
 def read(rle: Mapping[str, Any], size: tuple[int, int]) -> list[int]:
-    """How many pixels are off, on, off ... in column order.
+    """Read the numbers of pixels that are off, on, off ... in column order.
 
     Args:
         rle: run lengths, `counts` a string (compressed) or a list of numbers.
-        size: (height, width) that they must have, and fill.
+        size: (height, width) that the run lengths must have and fill.
 
     Raises:
-        ValueError: if they are no run lengths, or of another size.
+        ValueError: if `rle` holds no run lengths, or has another size.
     """
     if not isinstance(rle, Mapping) or not isinstance(rle.get("counts"), str | list) or "size" not in rle:
         raise ValueError(f"{str(rle)[:80]!r} is no mask: expected COCO run lengths with size and counts")
@@ -62,14 +62,14 @@ def read(rle: Mapping[str, Any], size: tuple[int, int]) -> list[int]:
 
 
 def to_mask(counts: Sequence[int], size: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool of run lengths that `read` has checked."""
+    """Build the mask (H, W) bool of run lengths that `read` has checked."""
     height, width = size
     is_on = np.arange(len(counts)) % 2 == 1
     return np.repeat(is_on, counts).reshape(width, height).T
 
 
 def _decompress(text: str) -> list[int]:
-    """COCO's compressed run lengths (`rleFrString` of its C API): "0h0" -> [0, 24].
+    """Decompress COCO's run lengths (`rleFrString` of its C API): "0h0" -> [0, 24].
 
     Each character holds 5 bits of a number, lowest first, and in bit 6 whether more follow; from the fourth number on,
     the difference from the number before the last is written.
@@ -92,21 +92,24 @@ def _decompress(text: str) -> list[int]:
 
 
 def encode_masks(masks: np.ndarray) -> tuple[MaskRle, ...]:
-    """Masks as COCO run lengths, one a frame.
+    """Encode masks as COCO run lengths, one a frame.
 
     Args:
         masks: (F, H, W) bool.
     """
     if masks.ndim != 3 or masks.dtype != np.bool_:
         raise ValueError(f"masks are {masks.dtype} of shape {masks.shape}: expected bool (F, H, W)")
-    return tuple(_encode_mask(mask) for mask in masks)
+    rles = [coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks]
+    # The counts are bytes in this version of pycocotools, text in others.
+    texts = [rle["counts"] if isinstance(rle["counts"], str) else rle["counts"].decode("ascii") for rle in rles]
+    return tuple(MaskRle(size=list(rle["size"]), counts=text) for rle, text in zip(rles, texts, strict=True))
 
 
 def decode_masks(rles: Sequence[MaskRle]) -> np.ndarray:
-    """The masks (F, H, W) bool that `encode_masks` wrote down.
+    """Decode the masks (F, H, W) bool that `encode_masks` has encoded.
 
     Raises:
-        ValueError: if there are none, they differ in size, are too large, or do not fill their size.
+        ValueError: if there are no masks, they differ in size, are too large, or do not fill their size.
     """
     if not rles:
         raise ValueError("there are no masks: expected one a frame")
@@ -114,9 +117,3 @@ def decode_masks(rles: Sequence[MaskRle]) -> np.ndarray:
     if len(rles) * height * width > MAX_MASK_PIXELS:
         raise ValueError(f"{len(rles)} masks of {height} x {width} pixels are more than {MAX_MASK_PIXELS} together")
     return np.stack([decode(rle, size) for rle in rles])
-
-
-def _encode_mask(mask: np.ndarray) -> MaskRle:
-    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    counts = rle["counts"]  # bytes from this version of pycocotools, text from others
-    return {"size": list(rle["size"]), "counts": counts if isinstance(counts, str) else counts.decode("ascii")}

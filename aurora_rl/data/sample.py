@@ -14,7 +14,7 @@ NULL_CATEGORY = "null"
 
 @dataclasses.dataclass(frozen=True)
 class AVSample:
-    """One row of a benchmark: where its media lie and what is asked. Holds paths, never pixels.
+    """One row of a benchmark: the paths of its media and its question; it never holds pixels.
 
     For example the first row of Ref-AVSBench's metadata.csv:
     `AVSample(uid="--KCIeTv6PM_14000_24000_cat_1", row=0, split="val", media_id="--KCIeTv6PM_14000_24000",
@@ -25,21 +25,21 @@ class AVSample:
         row: 0-based index of the row in the benchmark's table, header not counted.
         split: name of the benchmark's split.
         media_id: folder of the clip's media and key of the embedding caches.
-        category: what the reference points at, `"null"` where it points at nothing.
+        category: category of the object, `"null"` where the reference points at nothing.
         reference: the referring sentence.
         fps: frames a second.
         frame_paths: F image files in time order.
         audio_path: one audio file; None for a clip without sound.
         mask_paths: F mask files; empty for a null reference that ships none.
-        reference_type: kind of reference where the benchmark tells ("space", "audio order", ...).
+        reference_type: kind of reference, where known ("space", "audio order", ...).
         chain: gold completion text (`tasks.prompts.render_chain`), where there is one.
-        wrong: chain of thought that a model once gave to this row and that is wrong, without `[SEG]`, where there is
-            one; reflective training puts it before `chain`.
+        wrong: wrong chain of thought that a model gave to this row, without `[SEG]`, where there is one; reflective
+            training puts it before `chain`.
         seen: true categories in view, where known.
         heard: true categories that sound, in order of onset, where known.
         origin: file and line of the row ("metadata.csv:17"), for errors; empty where it comes from no file.
-        use_audio_in_video: whether the model hears the sound between the frames, chunk by chunk, as it was pretrained
-            on videos with a soundtrack, or as an audio part of its own after them.
+        use_audio_in_video: whether the sound is interleaved with the frames, chunk by chunk, as in pretraining on
+            videos with a soundtrack; otherwise it is an audio part of its own after them.
     """
 
     uid: str
@@ -67,16 +67,16 @@ class AVSample:
 
     @property
     def key(self) -> str:
-        """`uid` and `row`, unique across the file."""
+        """The `uid` and `row`, unique across the file."""
         return f"{self.uid}#{self.row}"
 
     def to_row(self) -> dict[str, Any]:
-        """This sample as a flat row of a `datasets.Dataset`."""
+        """Return this sample as a flat row of a `datasets.Dataset`."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> AVSample:
-        """The sample of a dataset row; further columns are ignored."""
+        """Make the sample of a dataset row; further columns are ignored."""
         row_values = {field.name: row[field.name] for field in dataclasses.fields(cls)}
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in row_values.items()}
         return cls(**values)

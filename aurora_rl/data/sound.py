@@ -1,10 +1,10 @@
-"""Sound of a file, each part of it where its time stamps put it: silence in gaps, overlaps left out, nothing invented.
+"""The sound of a file, each part placed by its time stamps: gaps are silent, overlaps are left out.
 
     with open_sound("speech.mp3") as sound:
         for block in sound.blocks():  # (channels, n) float32, without a break from the sound's first sample on
             ...
 
-`mono` brings such blocks to what a model hears. Nothing is in memory as a whole but that.
+`mono` mixes and resamples such blocks for a model. Only its result is in memory as a whole.
 """
 
 from __future__ import annotations
@@ -37,38 +37,38 @@ from aurora_rl.data.containers import (
 )
 from aurora_rl.data.damage import check_whole, flac_samples, sound_kind
 
-AUDIO_BLOCK = 16_384  # samples read of a WAV at a time, so that a file of many channels stays small in memory
-MAX_PEAK = 4.0  # 12 dB over full scale: lossy codecs overshoot a little, integers stored as floats do by far
+AUDIO_BLOCK = 16_384  # samples read from a WAV at a time, so that a file of many channels needs little memory
+MAX_PEAK = 4.0  # 12 dB over full scale: lossy codecs overshoot a little, integers stored as floats overshoot by far
 CUT_DATA_CHUNK = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)  # in libsndfile's log of a file
-UNKNOWN_CHUNK_SIZE = 0x7FFFFFFF  # this and above is what programs write that stream a WAV
+UNKNOWN_CHUNK_SIZE = 0x7FFFFFFF  # programs that stream a WAV write this or more
 WAV_FORMATS = ("WAV", "WAVEX", "RF64")
 WAV_CODECS = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM")
 SOUND_KINDS = "WAV, FLAC, OGG, MP3, AAC, MP4 or WebM"
 #: Demuxers by `sound_kind`.
 DEMUXERS = {"flac": "flac", "ogg": "ogg", "mp3": "mp3", "aac": "aac", "mp4": "mov,mp4", "matroska": "matroska,webm"}
-#: Kinds whose frames follow one another: a gap between them is damage that the demuxer has left out.
+#: Kinds without gaps between frames: a gap means that the demuxer has skipped damage.
 SEAMLESS = ("flac", "mp3", "aac")
 SEAM = 0.002  # seconds
 
-#: Seconds that a time stamp may differ from where the sound before it ends: containers round, and recorders waver.
+#: Seconds that a time stamp may differ from the end of the sound before it: containers round, and recorders vary.
 JITTER = 0.03
-#: Seconds by which sound that starts late is worth a note.
+#: Seconds of late start from which there is a note.
 LATE_START = 0.1
 #: Seconds that a file may end before its header says.
 SHORT_END = 0.1
-#: The mean of the channels has less than this share of the power that channels with nothing in common leave it.
+#: Channels cancel out if the power of their mean is below this share of its power for uncorrelated channels.
 CANCELLED = 0.1
 
 
 class Sound(Protocol):
-    """What sounds in a file.
+    """The sound of a file.
 
     Attributes:
         path: the file.
         rate: samples a second.
-        layout: of the channels, as FFmpeg names it; None where the file does not tell.
-        start: when the first sample sounds, in seconds of the file's own time.
-        notes: what a user should know; complete when all blocks were read.
+        layout: FFmpeg's name of the channels' layout; None where the file does not hold it.
+        start: time of the first sample, in seconds of the file's own time.
+        notes: notes for the user; complete when all blocks were read.
     """
 
     path: FilePath
@@ -78,15 +78,15 @@ class Sound(Protocol):
     notes: list[str]
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """(channels, n) float32, one behind the other; once."""
+        """Yield (channels, n) float32, block by block; the blocks can be read once."""
 
 
 @contextlib.contextmanager
 def open_sound(path: FilePath) -> Iterator[Sound]:
-    """A sound file, or the sound of a video that stands for one, whose bytes were checked.
+    """Open a sound file, or a video for its sound, and check the file's bytes.
 
     Raises:
-        MediaError: naming the file, here or while blocks are read, if it is of no known kind, cut off, damaged or too
+        MediaError: naming the file, here or while blocks are read, if it is of no known kind, truncated, damaged or too
             long.
     """
     kind = sound_kind(path)
@@ -112,24 +112,24 @@ def open_sound(path: FilePath) -> Iterator[Sound]:
 
 
 def _promised_samples(stream: Any, path: FilePath, kind: str) -> tuple[int, int] | None:
-    """At least and at most so many samples the file says that it has; None where it says nothing."""
+    """Return the least and the largest number of samples that the file promises; None where it promises none."""
     if kind == "flac":
         samples = flac_samples(path)
         return (samples, samples) if samples else None
     seconds = _promised_seconds(stream)
-    if seconds is None or kind in ("mp3", "aac"):  # their frames were counted, and lengths in seconds are estimates
+    if seconds is None or kind in ("mp3", "aac"):  # frames are checked already, and lengths are estimates
         return None
-    if kind == "ogg":  # whose pages were counted; what lies behind the last one's number is padding
+    if kind == "ogg":  # pages are checked already; samples behind the last page's number are padding
         return 0, round(seconds * stream.rate)
     slack = SHORT_END * stream.rate
     return round(seconds * stream.rate - slack), 2**62
 
 
 def _promised_seconds(stream: Any) -> float | None:
-    """Length that the container tells of a track."""
+    """Return the length of a track in the container's header; None where it has none."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
-    written = stream.metadata.get("DURATION", "")  # Matroska's, as FFmpeg writes it: the end on the file's own time
+    written = stream.metadata.get("DURATION", "")  # Matroska's, written by FFmpeg: the end in the file's own time
     parts = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", written)
     if parts is None:
         return None
@@ -138,16 +138,16 @@ def _promised_seconds(stream: Any) -> float | None:
 
 
 class PlacedSound:
-    """A track of a container.
+    """A container's track whose samples are placed by their time stamps.
 
     Args:
-        container: just opened.
+        container: the container, just opened.
         stream: the track.
-        path: for errors.
-        max_seconds: how long it may be.
+        path: path of the file, for errors.
+        max_seconds: longest allowed sound, in seconds.
         is_strict: whether damage that a decoder would hide is an error.
         is_seamless: whether a gap is an error.
-        samples: at least and at most so many there are; None if nobody knows. What a decoder gives beyond is padding.
+        samples: least and largest number of samples, None if unknown; samples beyond are padding.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class PlacedSound:
         self._written = self._silence = self._left_out = 0  # samples
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """(channels, n) float32, one behind the other; once."""
+        """Yield (channels, n) float32, block by block; the blocks can be read once."""
         for frame, samples in self._float_frames():
             gap = self._place(frame) - self._written
             yield from self._silent_blocks(gap, len(samples))
@@ -195,7 +195,7 @@ class PlacedSound:
         self._write_notes()
 
     def _float_frames(self) -> Iterator[tuple[Any, np.ndarray]]:
-        """Decoded frames and their samples (channels, n); no more of them than fit into the longest sound."""
+        """Yield decoded frames and their samples (channels, n), up to the longest allowed sound."""
         to_float = av.AudioResampler(format="fltp")  # keeps rate and channels
         frame, num_samples = self._first, 0
         while frame is not None:
@@ -208,7 +208,7 @@ class PlacedSound:
             frame = next(self._frames, None)
 
     def _place(self, frame: Any) -> int:
-        """Index of a frame's first sample, counted from the first one of all."""
+        """Return the index of a frame's first sample in the whole sound."""
         seconds = _frame_seconds(frame)
         if seconds is None:
             return self._written
@@ -250,7 +250,7 @@ def _frame_seconds(frame: Any) -> float | None:
 
 
 class _WavSound:
-    """A WAV file, which has no time stamps."""
+    """A WAV file; it has no time stamps."""
 
     def __init__(self, file: soundfile.SoundFile, path: FilePath) -> None:
         self.path = path
@@ -261,7 +261,7 @@ class _WavSound:
         self._file = file
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """(channels, n) float32, one behind the other; once."""
+        """Yield (channels, n) float32, block by block; the blocks can be read once."""
         for block in self._file.blocks(AUDIO_BLOCK, dtype="float32", always_2d=True):
             yield np.ascontiguousarray(block.T)
 
@@ -276,12 +276,12 @@ def _open_wav(path: FilePath) -> Iterator[_WavSound]:
             check_length(file.frames / file.samplerate, path)
             _check_not_cut_off(file, path)
             yield _WavSound(file, path)
-    except (soundfile.SoundFileError, TypeError) as error:  # a TypeError where the name alone says what it holds
+    except (soundfile.SoundFileError, TypeError) as error:  # a TypeError for raw formats, known by suffix only
         raise MediaError(f"cannot read the audio {path}: {error}; replace the file") from error
 
 
 def _check_not_cut_off(file: soundfile.SoundFile, path: FilePath) -> None:
-    """Refuse a WAV that ends before its header says; libsndfile only logs it, and would return the shorter audio."""
+    """Refuse a WAV that is shorter than its header says: libsndfile only logs it and returns the shorter audio."""
     match = CUT_DATA_CHUNK.search(file.extra_info)
     if match is None:
         return
@@ -291,10 +291,10 @@ def _check_not_cut_off(file: soundfile.SoundFile, path: FilePath) -> None:
 
 
 class Mono:
-    """A sound's channels mixed by their mean; once.
+    """The mean of a sound's channels; its blocks can be read once.
 
     Attributes:
-        num_samples: read so far.
+        num_samples: number of samples read so far.
     """
 
     def __init__(self, sound: Sound) -> None:
@@ -304,10 +304,10 @@ class Mono:
         self._channels = 1
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """(n,) float32 at a time.
+        """Yield (n,) float32, block by block.
 
         Raises:
-            MediaError: if values are no audio, or if there are none at all.
+            MediaError: if values are no audio, or if there are no samples.
         """
         for block in self.sound.blocks():
             mean = block.mean(axis=0)
@@ -323,7 +323,7 @@ class Mono:
         self._note_cancelling()
 
     def _note_cancelling(self) -> None:
-        """Channels with nothing in common leave their mean the n-th part of their power, opposite ones nothing."""
+        """Note channels that cancel out: uncorrelated ones give their mean 1 / n of their power, opposite ones 0."""
         if self._power and self._power_of_mean * self._channels < CANCELLED * self._power:
             ratio = self._power_of_mean / self._power
             fall = f"{-10 * math.log10(ratio):.0f} dB quieter" if ratio > 1e-12 else "silent"
@@ -331,7 +331,7 @@ class Mono:
 
 
 def mono(sound: Sound, *, sampling_rate: int) -> np.ndarray:
-    """A sound mixed to one channel and resampled, (N,) float32 in [-1, 1].
+    """Mix a sound to one channel and resample it to (N,) float32 in [-1, 1].
 
     Raises:
         MediaError: if it is empty, or holds values that are no audio.
@@ -345,7 +345,7 @@ def mono(sound: Sound, *, sampling_rate: int) -> np.ndarray:
 
 
 def check_sound(sound: Sound, *, sampling_rate: int) -> None:
-    """Decode a sound and drop it: refuses what `mono` refuses, in little memory."""
+    """Decode a sound and drop it, in little memory, to find the errors of `mono`."""
     mixed = Mono(sound)
     for _ in mixed.blocks():
         pass
@@ -369,7 +369,7 @@ def _check_values(mean: np.ndarray, path: FilePath) -> None:
 
 
 def shifted(blocks: Iterator[np.ndarray], samples: int) -> Iterator[np.ndarray]:
-    """Blocks (channels, n) that begin so many samples later, behind silence, or earlier, without what sounds before."""
+    """Shift blocks (channels, n) by so many samples: later, after silence, or earlier, without their beginning."""
     for block in blocks:
         for done in range(0, max(samples, 0), AUDIO_BLOCK):
             yield np.zeros((len(block), min(AUDIO_BLOCK, samples - done)), dtype=np.float32)
@@ -381,12 +381,12 @@ def shifted(blocks: Iterator[np.ndarray], samples: int) -> Iterator[np.ndarray]:
 
 
 class ShiftedSound:
-    """A sound from a moment of its file's time on, for example from the first picture on.
+    """A sound from some time of its file on, for example from the first picture on.
 
     Args:
-        sound: just opened.
-        start: the moment in seconds; None for the sound's own first sample.
-        max_seconds: how much silence there may be in front.
+        sound: the sound, just opened.
+        start: start in seconds of the file's time; None for the sound's own first sample.
+        max_seconds: longest allowed silence before the sound, in seconds.
     """
 
     def __init__(self, sound: Sound, start: float | None, *, max_seconds: float = MAX_SECONDS) -> None:
@@ -399,18 +399,18 @@ class ShiftedSound:
             self.notes.append(f"the sound starts {self.delay:.2f} s after the pictures: silence stands before it")
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """(channels, n) float32, one behind the other; once."""
+        """Yield (channels, n) float32, block by block; the blocks can be read once."""
         return shifted(self._sound.blocks(), round(self.delay * self.rate))
 
 
 @contextlib.contextmanager
 def open_track(path: FilePath, *, start: float, max_seconds: float = MAX_SECONDS) -> Iterator[ShiftedSound | None]:
-    """The sound of a video from a moment on; None where it has none, or has no sound in it.
+    """Open the sound of a video from some time on; None where the video has no sound track.
 
     Args:
         path: a video file.
         start: time of the first picture, in seconds of the file's own time.
-        max_seconds: how long it may be.
+        max_seconds: longest allowed sound, in seconds.
     """
     with told_as_media_error("video", path), open_video(path) as container:
         stream = playing_track(container, "audio")

@@ -1,4 +1,4 @@
-"""The splits that a benchmark's folder has, told by its tables and file names before any sample is listed.
+"""The splits of a benchmark's folder, read from its tables and file names before any sample is listed.
 
 Neither media nor the libraries of `hf_dataset` are loaded, so that a misspelt split is an error within a second.
 """
@@ -15,18 +15,18 @@ from aurora_rl.data.files import DatasetError, read_table
 from aurora_rl.data.ref_avs import METADATA_FILE
 from aurora_rl.files.existing import entries
 
-#: Where `data_prep/to_hf_dataset.py` writes a dataset's tables, and their names.
+#: Folder and names of the tables that `data_prep/to_hf_dataset.py` writes.
 TABLE_FOLDER = "data"
 TABLE_NAME = re.compile(r"(?P<split>\w+(?:\.\w+)*)-(?P<index>\d{5})-of-(?P<count>\d{5})\.parquet")
 OMNI_AVS_TABLE = re.compile(r"meta_expressions_(?P<split>.+)\.jsonl")
 
 
 def list_splits(benchmark: str, root: str | Path) -> list[str]:
-    """The names of a benchmark's splits, sorted.
+    """List the names of a benchmark's splits, sorted.
 
     Args:
         benchmark: a key of `SPLIT_READERS`.
-        root: its folder.
+        root: the benchmark's folder.
 
     Raises:
         DatasetError: if the table that names them is missing or cannot be read.
@@ -50,7 +50,7 @@ def splits_of_table(root: Path, *, file: str) -> set[str]:
     return {row["split"] for row in rows if row["split"]}
 
 
-def _of_file_names(folder: Path, *, pattern: re.Pattern[str], example: str) -> set[str]:
+def _read_from_names(folder: Path, *, pattern: re.Pattern[str], example: str) -> set[str]:
     if not folder.is_dir():
         raise DatasetError(f"there is no {folder}: expected a folder with files such as {example}")
     splits = {match["split"] for path in folder.iterdir() if (match := pattern.fullmatch(path.name))}
@@ -59,8 +59,8 @@ def _of_file_names(folder: Path, *, pattern: re.Pattern[str], example: str) -> s
     return splits
 
 
-def _of_hf_dataset(root: Path) -> set[str]:
-    return _of_file_names(root / TABLE_FOLDER, pattern=TABLE_NAME, example="train-00000-of-00001.parquet")
+def _read_from_hf_dataset(root: Path) -> set[str]:
+    return _read_from_names(root / TABLE_FOLDER, pattern=TABLE_NAME, example="train-00000-of-00001.parquet")
 
 
 SPLIT_READERS: dict[str, Callable[[Path], set[str]]] = {
@@ -68,6 +68,6 @@ SPLIT_READERS: dict[str, Callable[[Path], set[str]]] = {
     "avsbench_s4": functools.partial(splits_of_table, file=S4_TABLE),
     "avsbench_ms3": functools.partial(splits_of_table, file=MS3_TABLE),
     "avsbench_avss": functools.partial(splits_of_table, file=AVSS_TABLE),
-    "omni_avs": functools.partial(_of_file_names, pattern=OMNI_AVS_TABLE, example="meta_expressions_test.jsonl"),
-    "hf_dataset": _of_hf_dataset,
+    "omni_avs": functools.partial(_read_from_names, pattern=OMNI_AVS_TABLE, example="meta_expressions_test.jsonl"),
+    "hf_dataset": _read_from_hf_dataset,
 }

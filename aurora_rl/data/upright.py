@@ -1,4 +1,4 @@
-"""Decoded pictures as players show them: turned and mirrored by the display matrix, their pixels made square."""
+"""Decoded pictures are shown as in players: rotated and mirrored by the display matrix, with square pixels."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from aurora_rl.data.containers import MAX_IMAGE_PIXELS, FilePath, MediaError
 
 @dataclasses.dataclass(frozen=True)
 class Display:
-    """How the stored pictures of a video are shown.
+    """The transformation of a video's stored pictures for display.
 
     Attributes:
         size: (height, width) in square pixels, upright.
-        swaps_sides: whether rows are shown as columns; before the flips.
+        swaps_sides: whether rows are shown as columns; this comes before the flips.
         flips_rows: whether the shown picture is upside down compared with the stored one.
         flips_columns: whether left and right change places.
     """
@@ -29,10 +29,10 @@ class Display:
     flips_columns: bool = False
 
     def pixels(self, frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
-        """(H, W, 3) uint8, RGB, of a decoded frame, scaled to `size` = (H, W)."""
+        """Return a decoded frame as (H, W, 3) uint8, RGB, scaled to `size` = (H, W)."""
         height, width = size[::-1] if self.swaps_sides else size
         if (height, width) != (frame.height, frame.width):
-            # In one go from the codec's pixels, so that a large picture never exists as RGB.
+            # One step from the codec's pixels, so that a large picture never exists as RGB.
             frame = frame.reformat(width=width, height=height, format="rgb24", interpolation=Interpolation.AREA)
         pixels = frame.to_ndarray(format="rgb24")
         if self.swaps_sides:
@@ -41,10 +41,10 @@ class Display:
 
 
 def display_of(frame: av.VideoFrame, stream: Any, path: FilePath) -> Display:
-    """How a decoded frame of a stream is shown; never with fewer pixels than are stored.
+    """Find how a decoded frame of a stream is shown; never with fewer pixels than are stored.
 
     Raises:
-        MediaError: if it is shown with too many pixels.
+        MediaError: if the shown picture has too many pixels.
     """
     height, width = frame.height, frame.width
     ratio = stream.sample_aspect_ratio or 1
@@ -64,7 +64,7 @@ def display_of(frame: av.VideoFrame, stream: Any, path: FilePath) -> Display:
 
 
 def _linear_part(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """a, b, c, d of the display matrix, by which a stored pixel (x, y) is shown at (ax + cy, bx + dy)."""
+    """Return a, b, c, d of the display matrix, which shows a stored pixel (x, y) at (ax + cy, bx + dy)."""
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return 1, 0, 0, 1

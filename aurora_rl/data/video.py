@@ -1,4 +1,4 @@
-"""Videos as frames at a steady rate, with their sound: what players would show, within limits of size and time."""
+"""Videos as frames at a constant rate, with their sound, as players show them, within limits of size and time."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from aurora_rl.data.upright import display_of
 
 
 def read_video(path: FilePath, *, fps: float, require_audio: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read a video file's frames at a steady rate, and its audio.
+    """Read a video file's frames at a constant rate, and its audio.
 
-    Frame k is the picture on screen at k / fps seconds after the first one, whatever the file's own rate.
+    Frame k is the picture on screen at k / fps seconds after the first one; the file's own rate does not matter.
 
     Args:
         path: a video file.
-        fps: frames a second of the result.
+        fps: rate of the result, in frames a second.
         require_audio: whether a file without audio is an error.
 
     Returns:
         Frames (F, H, W, 3) uint8, RGB, as players show them, and the waveform (N,) float32 in [-1, 1], mono, 16 kHz, or
-        None where the file has no audio and none is required. Both start with the first picture: silence stands where
-        there is no sound, and what sounds before is left out.
+        None where the file has no audio and none is required. Both start with the first picture: gaps in the sound are
+        silent, and sound before the first picture is left out.
 
     Raises:
         MediaError: if the file cannot be read, has no video or lacks a required audio stream, or is too large.
@@ -64,7 +64,7 @@ def read_video(path: FilePath, *, fps: float, require_audio: bool = True) -> tup
 
 
 def _decode_frames(container: av.container.InputContainer, path: FilePath, *, fps: float) -> tuple[float, np.ndarray]:
-    """When the first picture is shown, and frames (F, H, W, 3) on screen at 0, 1 / fps, 2 / fps ... seconds after."""
+    """Decode frames (F, H, W, 3) at 0, 1 / fps, 2 / fps ... seconds after the first one, and return its time, too."""
     stream = playing_track(container, "video")
     frames: list[np.ndarray] = []
     start: float | None = None
@@ -106,7 +106,7 @@ def frames_on_screen(
 def timed_frames(
     container: av.container.InputContainer, path: FilePath, *, max_seconds: float = MAX_SECONDS
 ) -> Iterator[av.VideoFrame]:
-    """Frames of the video track that plays, all of which have a time; as many as its time and its size leave room for.
+    """Yield the frames of the playing video track, each with a time, within the limits of the file's time and size.
 
     Raises:
         MediaError: naming the file.
@@ -114,7 +114,7 @@ def timed_frames(
     stream = playing_track(container, "video")
     budget = PixelBudget(path)
     start: float | None = None
-    _check_picture_size(stream.width, stream.height, path)  # before memory is taken for it
+    _check_picture_size(stream.width, stream.height, path)  # before memory is allocated
     for frame in decoded(container, stream, path):
         check_video_frame(frame, path)
         start = frame.time if start is None else start
@@ -143,10 +143,10 @@ def _check_picture_size(width: int, height: int, path: FilePath) -> None:
 
 
 def _last_frame_seconds(frame: av.VideoFrame, stream: av.video.stream.VideoStream) -> float:
-    """How long the last frame stays on screen: by its own duration or up to the stream's end, whichever is less.
+    """Return how long the last frame stays on screen: its own duration or the time to the stream's end, if less.
 
-    Either alone misleads: a reordered (B) frame may carry another frame's duration, and the header of a cut-off file
-    promises an end that its pictures never reach.
+    One of them is not enough: a reordered (B) frame may carry another frame's duration, and the header of a truncated
+    file promises an end that its pictures never reach.
     """
     candidates = []
     if frame.duration and frame.time_base:

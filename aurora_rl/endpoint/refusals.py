@@ -1,4 +1,4 @@
-"""What an endpoint says where it refuses a request, and whom that concerns: one row, or all of them.
+"""What an endpoint says where it refuses a request, and whom that concerns: one question, or all of them.
 
 A status alone does not tell. 403 is a wrong key at one endpoint and a prompt that its moderation stopped at another, a
 wrong key is 400 at Gemini, an empty purse 429 at OpenAI. So the body is read: its codes first, then its words.
@@ -62,7 +62,7 @@ MODEL_WORDS = (
     r"|not a valid model|access to (the )?model"
 )
 NO_SUCH_PLACE = r"^\W*(404\W*)?(not found|page not found|no route|invalid url|unknown url)\b|404 (page )?not found"
-#: All that is said where nothing is: what other rows get tells whether it is about the key or about the row.
+#: All that is said where nothing is: what other questions get tells whether it is about the key or about this one.
 NO_REASON = r"^\W*(error|40[35]|410|forbidden|access denied|method not allowed|gone|it gives no reason|\W)+$"
 TOO_LARGE_WORDS = r"too (large|long|big)\b|(context|maximum) (length|window|size)|maximum context|request entity"
 #: Words by which a field is refused for its value, not because nobody knows it.
@@ -75,7 +75,7 @@ UNCLEAR_STATUSES = (403, 404, 405, 410)
 
 
 class Kind(enum.Enum):
-    """What a refusal is about. The first three end a run, the next three concern a row."""
+    """What a refusal is about. The first three concern all questions, the next three this one."""
 
     MONEY = "money"
     KEY = "key"
@@ -85,7 +85,7 @@ class Kind(enum.Enum):
     BAD_REQUEST = "bad_request"
     RATE_LIMIT = "rate_limit"
     SERVER_ERROR = "server_error"
-    UNCLEAR = "unclear"  # about the key, the address or the row: what other rows get tells
+    UNCLEAR = "unclear"  # about the key, the address or the question: what others get tells
 
 
 @dataclasses.dataclass(frozen=True)

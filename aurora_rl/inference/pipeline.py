@@ -164,7 +164,7 @@ class AuroraPipeline:
         options = clip_options or self.loaded.clip_options
         if options is None:
             raise ValueError(
-                "the checkpoint does not say how clips are given to the model, like all that older versions saved: "
+                "the checkpoint does not say how clips are given to the model, as older versions did not save it: "
                 "give the clip_options of its training (--config with the recipe's YAML file)"
             )
         self.options = options

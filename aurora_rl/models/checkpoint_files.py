@@ -60,7 +60,7 @@ def read_adapter_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def fingerprint_checkpoint(name_or_path: str) -> str:
-    """Hash of a checkpoint's weights and configs, those of the model beneath an adapter included.
+    """Hash a checkpoint's weights and configs, with an adapter also those of its base model.
 
     Raises:
         OSError: if there is no such checkpoint.
@@ -140,7 +140,7 @@ def check_adapter_is_whole(name_or_path: str, weights: str | os.PathLike[str], m
 
 @contextlib.contextmanager
 def trained_weights_are_loaded(name_or_path: str, model: nn.Module) -> Iterator[None]:
-    """While the block runs, `load_state_dict` of a model refuses a state that lacks a weight which is trained.
+    """Make `load_state_dict` of a model refuse a state without all trained weights, while the block runs.
 
     DeepSpeed loads PEFT's models without asking, because their frozen weights are not in its file.
 

@@ -61,7 +61,7 @@ class Teacher:
 
 
 def fingerprint_teacher(name_or_path: str, options: PromptOptions, *, dtype: str) -> str:
-    """Hash of all that the features depend on, but the clips: weights, dtype, and how a clip is put to the teacher."""
+    """Hash all that determines the features except the clips: weights, dtype, and the options of the prompt."""
     parts = [
         fingerprint_checkpoint(name_or_path),
         dtype,

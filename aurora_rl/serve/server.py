@@ -118,13 +118,13 @@ class Doorkeeper:
             if not body.is_over:  # otherwise the application reports that the visitor is gone
                 raise
         if body.is_over:
-            await _closing("The request did not come to its end.", 408)(scope, receive, send)
+            await _closing("The request stopped before its end.", 408)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> PlainTextResponse | None:
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
         if self.hosts is not None and urlsplit(f"//{host}").hostname not in self.hosts:
-            return PlainTextResponse("This page has another name.", 403)
+            return PlainTextResponse("This page does not answer under that host name.", 403)
         if origin is not None and urlsplit(origin).netloc != host:
             return PlainTextResponse("Requests from other pages are refused.", 403)
         if not ROUTES.fullmatch(f"{scope['method']} {scope['path']}"):

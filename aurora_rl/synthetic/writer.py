@@ -74,7 +74,7 @@ def write_synthetic_benchmark(
         overwrite: whether to replace a benchmark that is there.
 
     Raises:
-        FileExistsError: if `out` is not empty and `overwrite` is off, or it holds something else than a benchmark.
+        FileExistsError: if `out` is not empty and `overwrite` is off, or it is no benchmark.
         OutputInUseError: if another run writes to `out`.
     """
     tasks = _plan(config)

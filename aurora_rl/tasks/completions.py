@@ -102,8 +102,8 @@ def parse_completion(text: str) -> ParsedCompletion:
     """
     standing = _standing(text)
     restarted = _split_steps(standing)
-    starts_anew = any(step == REASONING_STEPS[0] for step, _ in restarted)
-    labelled = restarted if starts_anew else _split_steps(text)
+    starts_again = any(step == REASONING_STEPS[0] for step, _ in restarted)
+    labelled = restarted if starts_again else _split_steps(text)
     steps = dict(labelled)
     targets = tuple(_claims(text))
     return ParsedCompletion(

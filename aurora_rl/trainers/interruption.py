@@ -112,7 +112,7 @@ class TerminationSignal:
 
     def _give_up(self, seconds: float) -> None:
         logger.error(
-            "SIGTERM, and no step that all ranks reach within %g s: ending with exit code %d and without a checkpoint. "
+            "SIGTERM: no step ended on all ranks within %g s, ending with exit code %d and without a checkpoint. "
             "Another rank has failed, or a step takes longer: see stop_grace_s",
             seconds,
             EXIT_CODE,

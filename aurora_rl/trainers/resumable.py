@@ -85,7 +85,7 @@ class ResumableTrainer(Trainer):
         state_file = Path(self.args.output_dir, TRAINER_STATE_NAME)
         *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
         if _means_the_last(resume) and self._decided(lambda: _has_ended(Path(self.args.output_dir), max_steps)):
-            logger.info("%s: the run has ended, its model is there: nothing is left to do", self.args.output_dir)
+            logger.info("%s: the run has ended and its model is saved: there is nothing to do", self.args.output_dir)
             return
         self.accelerator.wait_for_everyone()
         if self.args.should_save:

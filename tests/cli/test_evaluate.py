@@ -289,6 +289,16 @@ def test_evaluation_of_a_model_that_was_interrupted_goes_on(
     assert not list(tmp_path.rglob("*.partial.*"))
 
 
+def test_a_resume_file_names_the_arguments_as_those_of_the_former_version_do(tmp_path):
+    args = EvaluationArguments(str(tmp_path), split=["test_s"])
+    file = model_evaluation._open_resume_file("", [], ModelArguments("m"), DataArguments("d"), args)
+    recorded = json.loads(file.path.read_text())["arguments"]
+    file.close()
+    assert recorded["splits"] == ["test_s"]
+    named = {"preset", "num_samples", "temperature", "ablations", "max_completion_length", "batch_size"}
+    assert set(recorded) == {"splits", *named, "append_seg", "seed", "use_cpu"}
+
+
 @pytest.mark.parametrize("num_finished", [2, 5])
 def test_evaluation_in_batches_that_was_interrupted_gives_the_words_and_masks_of_an_unbroken_one(
     tiny_benchmark, tiny_checkpoint, tmp_path, monkeypatch, num_finished

@@ -371,7 +371,7 @@ def test_two_files_of_one_frame_are_an_error(root: Path) -> None:
 def test_rows_with_the_same_trouble_are_one_entry_with_their_count(root: Path) -> None:
     write_metadata(root, [(f"--KCIe_14000_24000_cat_{number}", "val", 0, "The cat.") for number in range(1, 8)])
     (root / "media" / media_id_of(CAT) / "audio.wav").unlink()
-    message = expect_dataset_error(root, "7 of the 7 rows", "[6 other row(s) have the same trouble]", CAT, split="val")
+    message = expect_dataset_error(root, "7 of the 7 rows", "[6 other row(s) have the same problem]", CAT, split="val")
     assert message.count("audio.wav") == 1
 
 
@@ -379,7 +379,7 @@ def test_only_the_first_five_troubles_are_shown(root: Path) -> None:
     write_metadata(root, [(f"gone{number}_0_1_cat_1", "val", 0, "The cat.") for number in range(7)])
     message = expect_dataset_error(root, "7 of the 7 rows", "gone0_0_1_cat_1", "gone4_0_1_cat_1", split="val")
     assert "gone5" not in message
-    assert "2 further trouble(s)" in message
+    assert "2 further problem(s)" in message
 
 
 def test_rows_without_files_can_be_dropped_and_are_counted(root: Path, caplog: pytest.LogCaptureFixture) -> None:

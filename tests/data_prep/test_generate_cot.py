@@ -183,8 +183,12 @@ RUNS_REFUSED = [
     (401, {"detail": "Unauthorized"}, "There is no key"),
     (403, {"error": {"message": "Forbidden"}}, "There is no key"),
     (400, {"error": {"message": "API key not valid."}}, "There is no key"),
-    (404, {"detail": "Not Found"}, "Check --base_url"),
-    (404, {"error": {"code": "model_not_found", "message": "The model `strong` does not exist"}}, "--model, which is"),
+    (404, {"detail": "Not Found"}, "Check base_url"),
+    (
+        404,
+        {"error": {"code": "model_not_found", "message": "The model `strong` does not exist"}},
+        "model, which is",
+    ),
     (402, {"error": "Insufficient Balance"}, "no money or quota left"),
     (429, {"error": {"code": "insufficient_quota", "message": "You exceeded it"}}, "no money or quota left"),
 ]

@@ -254,10 +254,10 @@ def test_missing_and_damaged_tables_are_errors(hf_root: Path, tmp_path: Path) ->
     root = shutil.copytree(hf_root, tmp_path / "broken")
     table = root / "data" / "val-00000-of-00001.parquet"
     table.write_bytes(table.read_bytes()[:-100])
-    with pytest.raises(DatasetError, match=f"cannot read {table}.*get the file anew"):
+    with pytest.raises(DatasetError, match=f"cannot read {table}.*get the file again"):
         load_hf_dataset(root, "val", media_cache=tmp_path)
     table.rename(table.with_name("val-00000-of-00002.parquet"))
-    with pytest.raises(DatasetError, match=r"not complete \(\['val-00001-of-00002.parquet'\]\): get them anew"):
+    with pytest.raises(DatasetError, match=r"not complete \(\['val-00001-of-00002.parquet'\]\): get them again"):
         load_hf_dataset(root, "val", media_cache=tmp_path)
 
 

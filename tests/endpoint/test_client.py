@@ -2,21 +2,19 @@ import asyncio
 import dataclasses
 import email.utils
 import json
+import subprocess
+import sys
 import time
 from collections import Counter
 from typing import Any
 
 import pytest
 
-from aurora_rl.endpoint.client import (
-    BadReplyError,
-    ChatEndpoint,
-    EndpointArguments,
-    EndpointRefusedError,
-    RowFailedError,
-    Usage,
-    retry_after,
-)
+from aurora_rl.endpoint.arguments import EndpointArguments
+from aurora_rl.endpoint.client import ChatEndpoint
+from aurora_rl.endpoint.errors import BadReplyError, EndpointRefusedError, NoAnswerError
+from aurora_rl.endpoint.pause import retry_after
+from aurora_rl.endpoint.replies import Usage
 
 SCHEMA = {"type": "object"}
 UNKNOWN_FIELD = {
@@ -74,7 +72,7 @@ def test_a_request_holds_what_was_asked_for(endpoint):
         "top_k": 3,
         "response_format": {
             "type": "json_schema",
-            "json_schema": {"name": "chain", "strict": True, "schema": SCHEMA},
+            "json_schema": {"name": "reply", "strict": True, "schema": SCHEMA},
         },
     }
 
@@ -84,6 +82,30 @@ def test_the_form_of_a_reply_is_asked_for_as_the_endpoint_knows_it(endpoint):
     ask(endpoint.url, [1], response_format="none")
     formats = [request.body.get("response_format") for request in endpoint.log]
     assert formats == [{"type": "json_object"}, None]
+
+
+def test_a_question_without_a_schema_gets_a_reply_in_any_form(endpoint):
+    async def ask_freely():
+        client = ChatEndpoint(EndpointArguments(model="judge", base_url=endpoint.url))
+        text = await client.ask([{"role": "user", "content": "The thing of row 0."}], read=str)
+        await client.close()
+        return text
+
+    assert json.loads(asyncio.run(ask_freely()))["answer_category"] == "drum"
+    (request,) = endpoint.log
+    assert "response_format" not in request.body
+
+
+def test_the_room_is_imported_without_openai_and_without_what_is_above_it():
+    code = "import sys, aurora_rl.endpoint.client\n"
+    code += "print(sorted({'openai', 'torch', 'data_prep', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_without_openai_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ValueError, match=r"the package openai: pip install 'aurora-rl\[cot\]'"):
+        ChatEndpoint(EndpointArguments(model="m", base_url="http://localhost:8000/v1"))
 
 
 def test_after_a_429_nobody_asks_until_the_pause_is_over(endpoint):
@@ -109,7 +131,7 @@ def test_rate_limits_have_a_bound_of_their_own(endpoint):
     assert results[0]["answer_category"] == "drum" and failed == Counter(rate_limit=4)
     endpoint.plan = lambda row, attempt: "429:0"
     results, _, _ = ask(endpoint.url, [1], max_attempts=1, max_rate_limits=5)
-    assert isinstance(results[0], RowFailedError)
+    assert isinstance(results[0], NoAnswerError)
     assert (results[0].reason, results[0].attempts) == ("rate_limit", 5)
 
 
@@ -146,7 +168,7 @@ def test_no_server_is_a_connection_that_failed():
 def test_a_body_that_is_no_completion_is_a_bad_reply(body, endpoint, monkeypatch):
     monkeypatch.setattr(f"{type(endpoint).__module__}.completion", lambda action, row: body)
     results, _, _ = ask(endpoint.url, [0], max_attempts=1)
-    assert isinstance(results[0], RowFailedError) and results[0].reason == "broken_body"
+    assert isinstance(results[0], NoAnswerError) and results[0].reason == "broken_body"
 
 
 def test_a_refusal_of_the_model_is_one_also_when_there_is_text(endpoint, monkeypatch):
@@ -220,7 +242,7 @@ def test_rows_under_way_when_the_other_field_is_found_are_all_asked_by_it(endpoi
 def test_a_field_that_is_asked_for_is_kept_and_its_refusal_says_what_to_do(endpoint):
     knows_max_tokens_only(endpoint)
     results, _, _ = ask(endpoint.url, [0], max_tokens_field="max_completion_tokens")
-    assert "body.max_completion_tokens: Extra inputs are not permitted; see --max_tokens_field" in str(results[0])
+    assert "body.max_completion_tokens: Extra inputs are not permitted; see max_tokens_field" in str(results[0])
     ask(endpoint.url, [1], max_tokens_field="max_tokens")
     assert "max_tokens" in endpoint.log[-1].body and "max_completion_tokens" not in endpoint.log[-1].body
     with pytest.raises(ValueError, match="max_tokens_field is 'most'"):
@@ -274,7 +296,7 @@ def test_parts_without_text_are_no_reply(content, reason, endpoint):
     endpoint.bodies["parts"] = (200, json.dumps({"choices": [{"message": {"content": content}}]}))
     endpoint.plan = lambda row, attempt: "parts"
     (result,), _, _ = ask(endpoint.url, [0], max_attempts=1)
-    assert isinstance(result, RowFailedError) and result.reason == reason
+    assert isinstance(result, NoAnswerError) and result.reason == reason
 
 
 def test_an_error_inside_a_status_of_200_is_read_as_one(endpoint):
@@ -285,7 +307,7 @@ def test_an_error_inside_a_status_of_200_is_read_as_one(endpoint):
     }
     endpoint.plan = lambda row, attempt: ["flagged", "dead", "poor"][row]
     results, _, _ = ask(endpoint.url, [0, 1, 2], max_attempts=1)
-    assert [type(result) for result in results] == [RowFailedError, RowFailedError, EndpointRefusedError]
+    assert [type(result) for result in results] == [NoAnswerError, NoAnswerError, EndpointRefusedError]
     assert (results[0].reason, results[1].reason) == ("moderated", "server_error")
     assert "upstream is gone" in str(results[1])
 
@@ -295,7 +317,7 @@ def test_a_bare_403_ends_the_run_unless_another_row_under_way_is_answered(endpoi
     endpoint.plan = lambda row, attempt: "slow" if row == 0 else "bare"
     results, _, _ = ask(endpoint.url, [0, 1, 2])
     assert isinstance(results[0], dict)
-    assert [(type(result), result.reason) for result in results[1:]] == [(RowFailedError, "bad_request")] * 2
+    assert [(type(result), result.reason) for result in results[1:]] == [(NoAnswerError, "bad_request")] * 2
     endpoint.plan = lambda row, attempt: "bare"
     results, _, _ = ask(endpoint.url, [3, 4, 5])
     assert [type(result) for result in results] == [EndpointRefusedError] * 3

@@ -362,6 +362,15 @@ def test_what_no_other_stage_needs_is_named_at_the_end(chain, out, capsys):
     assert f"see {out / 'c' / 'output.txt'}" in said and str(out / "b") not in said
 
 
+@pytest.mark.parametrize("content", [None, "stages: ["], ids=["missing", "no YAML"])
+def test_a_file_that_cannot_be_read_is_told_without_a_traceback(tmp_path, capsys, content):
+    path = tmp_path / "stages.yaml"
+    if content is not None:
+        path.write_text(content)
+    assert main(["--config", str(path)]) == 2
+    assert f"run_stages: {path} is no file of stages" in capsys.readouterr().err
+
+
 def test_no_stage_is_named_like_that(chain, capsys):
     assert main(["--config", chain, "--until", "z"]) == 2
     assert "no stage is named ['z']" in capsys.readouterr().err

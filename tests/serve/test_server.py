@@ -379,7 +379,7 @@ def test_a_body_that_stops_coming_is_told_and_given_up(impatient):
         received = b""
         while part := connection.recv(1000):
             received += part
-    assert received.startswith(b"HTTP/1.1 408 ") and b"did not come to its end" in received
+    assert received.startswith(b"HTTP/1.1 408 ") and b"stopped before its end" in received
 
 
 def test_a_body_that_trickles_is_given_up(impatient, monkeypatch):

@@ -101,7 +101,7 @@ def test_a_rank_in_a_collective_that_never_ends_is_ended_by_the_signal(kind: str
         ranks[0].send_signal(signal.SIGTERM)
         if kind == "thread":
             assert ranks[0].wait(timeout=240) == 143
-            assert "no step that all ranks reach within 1 s" in ranks[0].stderr.read()
+            assert "no step ended on all ranks within 1 s" in ranks[0].stderr.read()
         else:
             with pytest.raises(subprocess.TimeoutExpired):
                 ranks[0].wait(timeout=5)

@@ -142,7 +142,7 @@ COMMANDS = """\
 
 Options of the programs that read no YAML file, made from their parsers when this site is built. Those that do are in
 [Configuration](configuration.md); `aurora-rl evaluate` and `aurora-rl footprint` take such keys beside their own
-options.
+options. Names are shown with underscores, and hyphens in them are read alike; abbreviations are errors.
 """
 
 

@@ -333,7 +333,7 @@ def _check_expansion(processor: ProcessorMixin, prompt_ids: Sequence[int], expan
     words, expanded_words = ([token for token in ids if token not in media] for ids in (prompt_ids, expanded_ids))
     if words != expanded_words:
         raise ControlTokenError(
-            "the reference holds a medium's placeholder of the processor, such as '<|audio_placeholder|>': "
+            "the reference holds what the processor reads as a medium's placeholder, such as '<|audio_placeholder|>': "
             "write it in other words"
         )
 
