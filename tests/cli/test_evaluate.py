@@ -421,10 +421,11 @@ def test_media_of_the_training_split_are_not_needed(benchmark, tiny_checkpoint, 
     assert main([*command, "--output", str(tmp_path / "out.json")]) == 0
 
 
-def test_model_without_data_or_with_an_unknown_option_is_refused(tiny_checkpoint, tmp_path, capsys):
+def test_model_without_data_or_with_an_unknown_option_is_refused(benchmark, tiny_checkpoint, tmp_path, capsys):
     assert main(["evaluate", "--model", tiny_checkpoint, "--output", str(tmp_path / "out.json")]) == 2
     assert "data_root" in capsys.readouterr().err
-    command = ["evaluate", "--model", tiny_checkpoint, "--data_root", "x", "--output", str(tmp_path / "out.json")]
+    command = ["evaluate", "--model", tiny_checkpoint, "--data_root", str(benchmark)]
+    command += ["--output", str(tmp_path / "out.json")]
     assert main([*command, "--use_cpu", "true", "--preset", "sam"]) == 2
     assert "there is no evaluation preset 'sam'" in capsys.readouterr().err
     assert main([*command, "--batchsize", "4"]) == 2
