@@ -18,6 +18,7 @@ from aurora_rl.assembly.parser import RecipeParser
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.footprint import check_footprint
 from aurora_rl.logs import log_launch, setup_logging
+from aurora_rl.rewards import load_reward_func
 from aurora_rl.tasks.prompts import text_prompt
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
@@ -43,13 +44,14 @@ def train(
     training_args: AuroraGRPOConfig,
 ) -> None:
     """Load, put together, train, and save the model."""
+    reward_funcs = [load_reward_func(spec) for spec in reward_args.reward_funcs]  # before any model is loaded
     train_samples, eval_samples = load_training_splits(data_args)
     check_footprint(model_args, data_args, training_args, [*train_samples, *eval_samples])
     loaded = assemble_model(model_args)
     encode = assemble_encoder(data_args, loaded, [*train_samples, *eval_samples], device=training_args.device)
     trainer = AuroraGRPOTrainer(
         model=loaded.model,
-        reward_funcs=reward_args.reward_funcs,
+        reward_funcs=reward_funcs,
         args=training_args,
         encode=encode,
         seg_token_id=loaded.seg_token_id,

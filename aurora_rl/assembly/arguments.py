@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from aurora_rl.tasks.prompts import DEFAULT_INSTRUCTION
 
@@ -203,3 +204,8 @@ class RewardArguments:
         ],
         metadata={"help": "Reward functions, each as 'package.module:function' or 'path/to/file.py:function'."},
     )
+
+    def __post_init__(self) -> None:
+        given: Any = self.reward_funcs
+        if isinstance(given, str):  # a YAML file may name a single one without a list
+            self.reward_funcs = [given]

@@ -80,14 +80,15 @@ def _defined_names(file: Path) -> set[str] | None:
         tree = ast.parse(read_text_file(file))
     except (SyntaxError, ValueError, OSError):
         return None  # importing it will show the error
-    names: set[str] = set()
+    defined: set[str] = set()
+    used: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(node.name)
+            defined.add(node.name)
         elif isinstance(node, ast.Name):
-            names.add(node.id)
+            (defined if isinstance(node.ctx, ast.Store) else used).add(node.id)
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
-    if names & (DYNAMIC | {"*"}):
+            defined |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+    if (defined | used) & (DYNAMIC | {"*"}):
         return None
-    return {name for name in names if not name.startswith("_")}
+    return {name for name in defined if not name.startswith("_")}

@@ -34,7 +34,12 @@ def list_splits(benchmark: str, root: str | Path) -> list[str]:
     return sorted(SPLIT_READERS[benchmark](Path(root)))
 
 
-def _read_from_table(root: Path, *, file: str) -> set[str]:
+def splits_of_table(root: Path, *, file: str) -> set[str]:
+    """Return the splits that the rows of a benchmark's table name in its column `split`.
+
+    Raises:
+        DatasetError: if the table is missing, cannot be read, or has no such column.
+    """
     rows = read_table(
         root / file,
         ("split",),
@@ -59,10 +64,10 @@ def _read_from_hf_dataset(root: Path) -> set[str]:
 
 
 SPLIT_READERS: dict[str, Callable[[Path], set[str]]] = {
-    "ref_avs": functools.partial(_read_from_table, file=METADATA_FILE),
-    "avsbench_s4": functools.partial(_read_from_table, file=S4_TABLE),
-    "avsbench_ms3": functools.partial(_read_from_table, file=MS3_TABLE),
-    "avsbench_avss": functools.partial(_read_from_table, file=AVSS_TABLE),
+    "ref_avs": functools.partial(splits_of_table, file=METADATA_FILE),
+    "avsbench_s4": functools.partial(splits_of_table, file=S4_TABLE),
+    "avsbench_ms3": functools.partial(splits_of_table, file=MS3_TABLE),
+    "avsbench_avss": functools.partial(splits_of_table, file=AVSS_TABLE),
     "omni_avs": functools.partial(_read_from_names, pattern=OMNI_AVS_TABLE, example="meta_expressions_test.jsonl"),
     "hf_dataset": _read_from_hf_dataset,
 }
