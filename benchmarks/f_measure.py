@@ -139,7 +139,7 @@ def link(pool: Sequence[Path], folder: Path, number: int, name: str) -> None:
 def score_benchmark(root: Path, *, preset: str, num_workers: int) -> dict[str, float]:
     """Run the command in its own processes; return wall seconds, CPU seconds and the peak of the largest process."""
     command = [sys.executable, "-m", "aurora_rl.cli", "evaluate", "--predictions", str(root / "predictions")]
-    command += ["--data_root", str(root / "data"), "--preset", preset, "--output", str(root / "out.json")]
+    command += ["--data_root", str(root / "data"), "--preset", preset, "--output_dir", str(root / "out")]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     wall = seconds(lambda: subprocess.run([*command, "--num_workers", str(num_workers)], check=True))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

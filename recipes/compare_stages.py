@@ -14,8 +14,8 @@ from typing import Any
 
 from aurora_rl.assembly.options import OptionParser
 from aurora_rl.evaluation.intervals import Interval, bootstrap_over_seeds
-from aurora_rl.evaluation.records import SampleResult, read_results
-from aurora_rl.evaluation.summary import MEASURES
+from aurora_rl.evaluation.measures import MEASURES
+from aurora_rl.evaluation.records import RowResult, read_results
 from aurora_rl.files.atomic import write_whole
 from aurora_rl.tasks.completions import normalise_category, parse_completion
 
@@ -43,16 +43,16 @@ COMPARISONS = (
     ("grpo_after_sft", "grpo_after_sft_plain", "distillation, after GRPO"),
     ("grpo_after_reflection", "grpo_after_sft_longer", "reflective training, after GRPO"),
 )
-COLUMNS = {
-    "greedy_iou": "mask IoU",
-    "non_null_iou": "mask IoU, null left out",
-    "category_accuracy": "category",
-    "format_rate": "format",
-    "sampled_reward": "sampled reward, of 3",
-    "sampled_iou": "sampled IoU",
-    "chain_see": "seen right",
-    "chain_hear": "heard right",
-}
+COLUMNS = (
+    "greedy_iou",
+    "non_null_iou",
+    "category_accuracy",
+    "format_rate",
+    "sampled_reward",
+    "sampled_iou",
+    "chain_see",
+    "chain_hear",
+)
 COMPARED = ("greedy_iou", "category_accuracy", "sampled_reward")
 NOTES = """\
 Means over the seeds, the lowest and the highest seed in brackets. Gold chains of the synthetic benchmark stand in for
@@ -60,7 +60,7 @@ the stronger model that writes chains of thought and corrects mistakes; the mist
 model. "Taken back" is the share of greedy answers that reconsider their first chain."""
 
 #: A stage's results by seed.
-Runs = dict[int, list[SampleResult]]
+Runs = dict[int, list[RowResult]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +87,6 @@ def read_runs(folder: Path) -> dict[str, Runs]:
     return {stage: runs[stage] for stage in TITLES if stage in runs}
 
 
-def values_of(results: Sequence[SampleResult], measure: str) -> dict[str, float]:
-    """The rows' values by key, without those that the measure does not apply to."""
-    values = {result.key: MEASURES[measure](result) for result in results}
-    return {key: value for key, value in values.items() if value is not None}
-
-
 def spread(numbers: Sequence[float]) -> Spread:
     """Mean, lowest and highest."""
     return Spread(sum(numbers) / len(numbers), min(numbers), max(numbers))
@@ -102,16 +96,16 @@ def scores(runs: Runs) -> dict[str, Spread | None]:
     """A stage's row of the table."""
     row: dict[str, Spread | None] = {}
     for measure in COLUMNS:
-        seeds = [list(values_of(results, measure).values()) for results in runs.values()]
+        seeds = [list(MEASURES[measure].values(results).values()) for results in runs.values()]
         row[measure] = spread([sum(values) / len(values) for values in seeds]) if all(seeds) else None
     row["taken_back"] = spread([sum(map(is_taken_back, results)) / len(results) for results in runs.values()])
     row["right_at_first"], row["right_at_last"] = right_of_taken_back(runs, 0), right_of_taken_back(runs, -1)
     return row
 
 
-def is_taken_back(result: SampleResult) -> bool:
+def is_taken_back(result: RowResult) -> bool:
     """Whether the greedy answer reconsiders what it first said."""
-    return parse_completion(result.greedy.text).standing != result.greedy.text
+    return parse_completion(result.completion.text).standing != result.completion.text
 
 
 def right_of_taken_back(runs: Runs, claim: int) -> Spread | None:
@@ -119,7 +113,7 @@ def right_of_taken_back(runs: Runs, claim: int) -> Spread | None:
     shares = []
     for results in runs.values():
         answers = [result for result in results if is_taken_back(result)]
-        claims = [parse_completion(result.greedy.text).targets or (None,) for result in answers]
+        claims = [parse_completion(result.completion.text).targets or (None,) for result in answers]
         right = [named[claim] == normalise_category(r.category) for named, r in zip(claims, answers, strict=True)]
         shares += [sum(right) / len(right)] if right else []
     return spread(shares) if shares else None
@@ -132,22 +126,27 @@ def gain(after: Runs, before: Runs, measure: str) -> Interval | None:
     """
     differences = []
     for seed in sorted(after.keys() & before.keys()):
-        later, earlier = values_of(after[seed], measure), values_of(before[seed], measure)
+        later, earlier = (MEASURES[measure].values(of_stage[seed]) for of_stage in (after, before))
         differences.append({key: later[key] - earlier[key] for key in later})
     return bootstrap_over_seeds(differences) if all(differences) else None
 
 
 def markdown(table: dict[str, dict[str, Spread | None]], gains: list[dict[str, Any]]) -> str:
     """Both tables as text."""
-    header = ["stage", *COLUMNS.values(), "taken back", "of these right at first", "right at last"]
+    header = ["stage", *map(_label, COLUMNS), "taken back", "of these right at first", "right at last"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join([TITLES[stage], *map(_cell, row.values())]) + " |" for stage, row in table.items()]
-    header = ["what is added", "seeds", *(COLUMNS[measure] for measure in COMPARED)]
+    header = ["what is added", "seeds", *map(_label, COMPARED)]
     lines += ["", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for entry in gains:
         cells = [entry["name"], str(entry["seeds"]), *(_gain_cell(entry[measure]) for measure in COMPARED)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _label(name: str) -> str:
+    measure = MEASURES[name]
+    return measure.label if measure.scale == 1 else f"{measure.label}, of {measure.scale:g}"
 
 
 def _cell(value: Spread | None) -> str:

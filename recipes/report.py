@@ -19,8 +19,9 @@ from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.parser import ConfigParser
 from aurora_rl.evaluation.ablations import ABLATIONS
-from aurora_rl.evaluation.records import SampleResult, read_results
-from aurora_rl.evaluation.summary import compare, summarise
+from aurora_rl.evaluation.comparison import compare_overall
+from aurora_rl.evaluation.measures import MEASURES
+from aurora_rl.evaluation.records import RowResult, read_results
 from aurora_rl.files.atomic import write_whole
 from aurora_rl.report.training_page import ReportResults, write_report
 
@@ -100,31 +101,29 @@ class Run:
         return [name for name in ABLATIONS if self.results_file(name).is_file()]
 
 
-def measures(results: list[SampleResult]) -> dict[str, float | None]:
+def measures(results: list[RowResult]) -> dict[str, float | None]:
     """The numbers of results.json for one evaluation."""
-    overall = summarise(results).overall
-    return {key: overall[key] for key in KEYS}
+    return {key: MEASURES[key].over(results) for key in KEYS}
 
 
-def ablation_measures(results: list[SampleResult]) -> dict[str, float | None]:
+def ablation_measures(results: list[RowResult]) -> dict[str, float | None]:
     """As `measures`, with the category accuracy on the references that ask for a sound."""
     audio = [row for row in results if row.reference_type in AUDIO_TYPES]
-    audio_accuracy = summarise(audio).overall["category_accuracy"] if audio else None
-    return measures(results) | {"audio_category_accuracy": audio_accuracy}
+    return measures(results) | {"audio_category_accuracy": MEASURES["category_accuracy"].over(audio)}
 
 
 def collect(evaluations: Sequence[Run], ablated: Run | None, splits: Sequence[str] | None) -> dict[str, Any]:
     """The content of results.json: each evaluation under its folder's name, gains over the first, and ablations."""
 
-    def rows(run: Run, ablation: str = "") -> list[SampleResult]:
+    def rows(run: Run, ablation: str = "") -> list[RowResult]:
         return [row for row in read_results(run.results_file(ablation)) if splits is None or row.split in splits]
 
     first, second, *others = evaluations
     named = [*evaluations, *([ablated] if ablated else [])]
     content: dict[str, Any] = {run.folder.name: measures(rows(run)) for run in named}
     for key, run in {"gain": second, **{f"gain_{run.folder.name}": run for run in others}}.items():
-        gains = compare(rows(first), rows(run))
-        content[key] = {name: dataclasses.asdict(gains[name]) for name in KEYS if name in gains}
+        gains = compare_overall(rows(first), rows(run), names=KEYS)
+        content[key] = {name: dataclasses.asdict(difference.gain) for name, difference in gains.items()}
     if ablated:
         content["ablation"] = {"none": ablation_measures(rows(ablated))}
         content["ablation"] |= {name: ablation_measures(rows(ablated, name)) for name in ablated.ablations}

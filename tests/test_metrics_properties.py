@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as arrays
 
 from aurora_rl import metrics
 from aurora_rl.boundary import boundary_f_measure, outlines
-from aurora_rl.evaluation.scoring import PRESETS, score_masks
+from aurora_rl.evaluation.presets import PRESETS
+from aurora_rl.evaluation.scoring import score_masks
 from tests.direct_evaluation import davis_f, direct_scores, seg2bmap
 
 THRESHOLDS = torch.linspace(0, 1 - 1e-10, 255).numpy()
@@ -126,7 +127,7 @@ def test_scores_depend_on_no_order_of_frames_and_on_no_mirror(clip, random):
 def test_scores_lie_between_0_and_1(clip):
     for preset in PRESETS:
         score = score_masks(*clip, preset=preset)
-        assert all(0 <= value <= 1 for value in (score.J, score.F, score.S, score.S_frames))
+        assert all(0 <= value <= 1 for value in (score.J, score.F, score.S, score.S_per_frame))
 
 
 @given(arrays.arrays(bool, SHAPES))
@@ -143,7 +144,7 @@ def test_the_truth_itself_scores_1_where_there_is_something_to_find(truth):
 def test_s_is_0_only_where_nothing_is_marked_and_never_below_its_mean_over_frames(masks):
     score = score_masks(torch.from_numpy(masks).float(), np.zeros_like(masks), preset="aurora")
     assert (score.S == 0) == (not masks.any())
-    assert score.S_frames <= score.S + 1e-12  # the root is concave
+    assert score.S_per_frame <= score.S + 1e-12  # the root is concave
 
 
 @given(mask_pairs())

@@ -43,7 +43,7 @@ SPLIT_KEYS = {
     "recipes/evaluate.py": ("split",),
 }
 WRITTEN_FOLDERS = ("output_dir", "embedding_cache", "mask_cache", "media_cache")
-WRITTEN_FILES = ("output", "teacher_features")
+WRITTEN_FILES = ("teacher_features",)
 POSITIVE = (
     "fps",
     "num_frames",
@@ -234,8 +234,8 @@ def _check_addresses(asked: Asked) -> None:
 
 
 def _check_outputs(asked: Asked) -> None:
-    if asked.script == "recipes/evaluate.py" and asked.get("output", asked.get("output_dir")) is None:
-        raise ValueError("there is no output and no output_dir: say where the results go")
+    if asked.script == "recipes/evaluate.py" and asked.get("output_dir") is None:
+        raise ValueError("there is no output_dir: name the folder for the results")
     for name in WRITTEN_FOLDERS:
         if asked.get(name) is not None:
             check_writable_folder(asked.get(name), name=asked.called(name))
@@ -244,10 +244,8 @@ def _check_outputs(asked: Asked) -> None:
             check_writable_file(asked.get(name), name=asked.called(name))
     if os.environ.get("RANK", "0") != "0":
         return  # the main process may hold the output already, for all of them
-    if asked.get("output_dir") is not None and asked.get("output") is None:
+    if asked.get("output_dir") is not None:
         check_free(asked.get("output_dir"), is_folder=True)
-    if asked.get("output") is not None:
-        check_free(asked.get("output"), is_folder=False)
 
 
 def _as_list(value: Any) -> list[Any]:

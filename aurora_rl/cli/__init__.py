@@ -1,7 +1,7 @@
 """The command `aurora-rl`: tools that need no recipe. A thin layer of arguments and text over the package.
 
 aurora-rl doctor data/ref_avs --num_workers 8
-aurora-rl evaluate --predictions masks --data_root data/ref_avs --split test_s --output out.json
+aurora-rl evaluate --predictions masks --data_root data/ref_avs --split test_s --output_dir out
 aurora-rl footprint grpo --config recipes/ref_avs/grpo_7b.yaml --launch accelerate_configs/zero2.yaml
 aurora-rl segment clip.mp4 "the drum" --model outputs/demo/grpo -o out
 aurora-rl serve --model outputs/demo/grpo

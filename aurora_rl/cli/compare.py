@@ -13,12 +13,12 @@ from rich.text import Text
 from aurora_rl.cli.arguments import Commands, json_file
 from aurora_rl.cli.checks import check_written_files
 from aurora_rl.cli.console import CLEAN, open_console, printable, refuse
-from aurora_rl.files.existing import check_file
+from aurora_rl.files.existing import check_existing
 
 if TYPE_CHECKING:
     from aurora_rl.evaluation.comparison import Comparison
 
-DESCRIPTION = """Compare two out.json of `aurora-rl evaluate`, each row with itself.
+DESCRIPTION = """Compare two evaluations of `aurora-rl evaluate`, each row with itself.
 
 For each split: the difference of each number (second - first) with its 95 % bootstrap interval over clips, and on how
 many rows the second system is better, worse or equal. Exit code 0: compared, 2: the files cannot be compared, because
@@ -28,12 +28,8 @@ preset or rows differ."""
 def register(commands: Commands) -> None:
     """Add the sub-command."""
     parser = commands.add_parser("compare", help="compare two systems' scores", description=DESCRIPTION)
-    parser.add_argument(
-        "first",
-        type=json_file,
-        help="scores of the one system, as `evaluate` writes them, with their .jsonl beside them",
-    )
-    parser.add_argument("second", type=json_file, help="scores of the other system, in the same form")
+    parser.add_argument("first", type=Path, help="folder of the one system's evaluation, or the results.jsonl in it")
+    parser.add_argument("second", type=Path, help="folder or results.jsonl of the other system")
     parser.add_argument("--output", type=json_file, help="JSON file of the comparison, to write as well")
     parser.add_argument("--report", type=Path, metavar="FILE", help="HTML page of the comparison, to write as well")
     parser.set_defaults(run=run)
@@ -42,26 +38,31 @@ def register(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare, print the table to stdout and return the exit code."""
     # Here, because these import numpy, which takes a while.
-    from aurora_rl.evaluation.comparison import compare_scores
-    from aurora_rl.evaluation.scores import read_scores
+    from aurora_rl.evaluation.comparison import compare_results
+    from aurora_rl.evaluation.records import read_results
     from aurora_rl.files.atomic import write_whole
     from aurora_rl.report.score_page import write_comparison_page
 
     try:
         for name in ("first", "second"):
-            scores: Path = getattr(args, name)
-            check_file(scores, name=f"the {name} out.json")
-            check_file(scores.with_suffix(".jsonl"), name="the rows beside it,")
+            check_existing(getattr(args, name), name=f"the {name} evaluation")
         check_written_files(args, "output", "report")
-        comparison = compare_scores(read_scores(args.first), read_scores(args.second))
+        comparison = compare_results(read_results(args.first), read_results(args.second))
         if args.output:
             write_whole(args.output, json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False) + "\n")
         if args.report:
-            write_comparison_page(args.report, comparison, first=args.first.stem, second=args.second.stem)
+            write_comparison_page(args.report, comparison, first=_name_of(args.first), second=_name_of(args.second))
     except (OSError, ValueError) as error:
         return refuse("compare", error)
     _print_comparison(comparison, args)
     return CLEAN
+
+
+def _name_of(path: Path) -> str:
+    """What a page calls an evaluation: its folder's name, or that of a file which has a name of its own."""
+    if path.is_dir():
+        return path.name
+    return path.parent.name if path.stem in ("results", "scores") else path.stem
 
 
 def _print_comparison(comparison: Comparison, args: argparse.Namespace) -> None:

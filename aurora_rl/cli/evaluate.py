@@ -15,23 +15,25 @@ from rich.text import Text
 
 from aurora_rl.assembly.early import check_asked, check_splits
 from aurora_rl.assembly.known_options import read_asked
-from aurora_rl.cli.arguments import Commands, json_file, positive
+from aurora_rl.cli.arguments import Commands, positive
 from aurora_rl.cli.checks import check_written_files
 from aurora_rl.cli.console import CLEAN, open_console, printable, refuse
-from aurora_rl.files.existing import check_file, check_folder
+from aurora_rl.evaluation.presets import find_preset
+from aurora_rl.files.existing import check_existing, check_file, check_folder, check_writable_folder
 
 DESCRIPTION = """Score a model, or masks that any system saved, on a benchmark.
 
-  aurora-rl evaluate --model DIR --data_root DIR --split test_s test_u --output out.json
-  aurora-rl evaluate --predictions DIR --data_root DIR --split test_s --output out.json
+  aurora-rl evaluate --model DIR --data_root DIR --split test_s test_u --output_dir out
+  aurora-rl evaluate --predictions DIR --data_root DIR --split test_s --output_dir out
 
 With a model, options of recipes/evaluate.py may follow, --config FILE among them. Predictions are DIR/<row>.npz (probs
 or logits) or DIR/<row>/<frame>.png; they need no model, and of the benchmark only metadata.csv and gt_mask/. Either way
-out.json holds the numbers and out.jsonl a line a row; see docs/evaluation.md. Exit code 0: scored, 2: unusable
+scores.json holds the numbers and results.jsonl a line a row; see docs/evaluation.md. Exit code 0: scored, 2: unusable
 arguments, data or predictions."""
 
 
-#: The columns of the printed table, as in out.json.
+DEFAULT_PRESET = "refavs"
+#: The columns of the printed table, as in scores.json.
 NAMES = ("n", "missing", "J", "F", "J&F", "n_null", "S", "S_per_frame", "null_accuracy", "false_alarm_rate")
 
 
@@ -56,15 +58,18 @@ def register(commands: Commands) -> None:
         "--split", nargs="+", metavar="SPLIT", help="splits that are scored (default: all that begin with 'test')"
     )
     parser.add_argument("--preset", help="rules of scoring: refavs, avsbench, aurora or davis (default: refavs)")
-    parser.add_argument(
-        "--output", type=json_file, help="JSON file for the scores, with a .jsonl of the rows beside it"
-    )
+    parser.add_argument("--output_dir", type=Path, help="folder for scores.json and for results.jsonl, a line a row")
+    parser.add_argument("--output", type=_refuse_output, help=argparse.SUPPRESS)
     parser.add_argument("--report", type=Path, metavar="FILE", help="HTML page of the scores, to write as well")
     parser.add_argument("--num_workers", type=positive, default=1, help="number of processes that score saved masks")
     parser.add_argument(
         "--chains", type=Path, metavar="FILE", help="JSONL file with chains of thought, which may tell reference types"
     )
     parser.set_defaults(run=run, options=[])
+
+
+def _refuse_output(path: str) -> None:
+    raise argparse.ArgumentTypeError(f"it is --output_dir now, a folder for scores.json and results.jsonl, not {path}")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,20 +79,20 @@ def run(args: argparse.Namespace) -> int:
     try:
         is_of_model = args.predictions is args.results is None
         if is_of_model:
-            check_asked(read_asked("recipes/evaluate.py", _recipe_words(args)))
+            _check_model(args)
         else:
             _check_saved(args)
         check_written_files(args, "report")
         with contextlib.ExitStack() as stack:
-            if args.output:  # before the imports, which take seconds, so that a second run is told at once
+            if args.output_dir:  # before the imports, which take seconds, so that a second run is told at once
                 is_main_process = os.environ.get("RANK", "0") == "0"
-                stack.enter_context(hold_output(args.output, is_folder=False, is_main_process=is_main_process))
+                stack.enter_context(hold_output(args.output_dir, is_folder=True, is_main_process=is_main_process))
             tables = _evaluate_model(args) if is_of_model else _rescore(args)
             if args.report and tables:
-                from aurora_rl.evaluation.scores import read_scores
+                from aurora_rl.evaluation.records import read_results
                 from aurora_rl.report.score_page import write_score_page
 
-                write_score_page(args.report, tables, read_scores(args.output))
+                write_score_page(args.report, tables, read_results(args.output_dir))
     except (OSError, ValueError) as error:
         return refuse("evaluate", error)
     if tables:
@@ -95,20 +100,27 @@ def run(args: argparse.Namespace) -> int:
     return CLEAN
 
 
+def _check_model(args: argparse.Namespace) -> None:
+    asked = read_asked("recipes/evaluate.py", _recipe_words(args))
+    find_preset(asked.get("preset", DEFAULT_PRESET))
+    check_asked(asked)
+
+
 def _check_saved(args: argparse.Namespace) -> None:
     if args.options:
         raise ValueError(f"{args.options[0]} is an option for a model: leave it out, or give --model")
-    if args.data_root is None or args.output is None:
-        raise ValueError("saved masks need --data_root ROOT and --output out.json")
+    if args.data_root is None or args.output_dir is None:
+        raise ValueError("saved masks need --data_root DIR and --output_dir DIR")
+    find_preset(args.preset or DEFAULT_PRESET)
     if args.predictions is not None:
         check_folder(args.predictions, name="--predictions")
     if args.results is not None:
-        check_file(args.results, name="--results")
+        check_existing(args.results, name="--results")
     check_folder(args.data_root, name="--data_root")
     check_splits("ref_avs", args.data_root, args.split or [], name="--split")
     if args.chains is not None:
         check_file(args.chains, name="--chains")
-    check_written_files(args, "output")
+    check_writable_folder(args.output_dir, name="--output_dir")
 
 
 def _rescore(args: argparse.Namespace) -> dict[str, Any]:
@@ -117,12 +129,12 @@ def _rescore(args: argparse.Namespace) -> dict[str, Any]:
     from aurora_rl.evaluation.of_saved_masks import rescore, saved_predictions, saved_results
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    preset = args.preset or "refavs"
+    preset = args.preset or DEFAULT_PRESET
     predictions = saved_results(args.results, preset=preset) if args.results else saved_predictions(args.predictions)
     return rescore(
         args.data_root,
         predictions,
-        args.output,
+        args.output_dir,
         splits=args.split or find_test_splits(args.data_root),
         preset=preset,
         num_workers=args.num_workers,
@@ -131,7 +143,7 @@ def _rescore(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _evaluate_model(args: argparse.Namespace) -> dict[str, Any] | None:
-    """The content of out.json; None in a process that only helps the main one."""
+    """The content of scores.json; None in a process that only helps the main one."""
     # Here, because these import torch and transformers, which take seconds.
     from aurora_rl.assembly.arguments import DataArguments, ModelArguments
     from aurora_rl.assembly.parser import RecipeParser
@@ -139,7 +151,7 @@ def _evaluate_model(args: argparse.Namespace) -> dict[str, Any] | None:
 
     parser = RecipeParser((ModelArguments, DataArguments, EvaluationArguments), prog="aurora-rl evaluate")
     model_args, data_args, evaluation_args = parser.parse_args_and_config(_recipe_words(args))
-    args.output = evaluation_args.scores_file
+    args.output_dir = evaluation_args.folder
     return evaluate_model(model_args, data_args, evaluation_args)
 
 
@@ -150,7 +162,7 @@ def _recipe_words(args: argparse.Namespace) -> list[str]:
         "data_root": args.data_root,
         "split": args.split,
         "preset": args.preset,
-        "output": args.output,
+        "output_dir": args.output_dir,
         "chains": args.chains and args.chains.resolve(),
     }
     command = list(args.options)
@@ -161,7 +173,7 @@ def _recipe_words(args: argparse.Namespace) -> list[str]:
 
 
 def print_scores(tables: Mapping[str, Any]) -> None:
-    """The numbers of out.json as a table on stdout."""
+    """The numbers of scores.json as a table on stdout."""
     console = open_console()
     known = [name for split in tables["splits"].values() for name in split]
     names = [name for name in NAMES if name in known]

@@ -54,9 +54,7 @@ def register(commands: Commands) -> None:
     hub.add_argument(
         "--image_encoder", metavar="NAME", help="hub name of the mask decoder's SAM (default: the model's own)"
     )
-    hub.add_argument(
-        "--scores", type=Path, metavar="FILE", help="scores for the card: JSON file of evaluate, or summary.json"
-    )
+    hub.add_argument("--scores", type=Path, metavar="FILE", help="scores for the card: scores.json of evaluate")
     hub.add_argument("--license", help="licence of the weights for the card, such as apache-2.0")
     hub.add_argument("--datasets", nargs="+", metavar="NAME", help="data sets that it was trained on, for the card")
     hub.add_argument("--push", metavar="NAME", help="repository to upload to as well, with the token in HF_TOKEN")

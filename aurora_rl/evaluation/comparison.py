@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from aurora_rl.evaluation.intervals import Interval, bootstrap_difference
-from aurora_rl.evaluation.scores import (
-    LOWER_IS_BETTER,
-    NULL_MEASURES,
-    TARGET_MEASURES,
-    Measure,
-    RowScore,
-    novelty_group,
-    only_preset,
-)
+from aurora_rl.evaluation.measures import MASK_MEASURES, MEASURES, Measure, mean
+from aurora_rl.evaluation.records import RowResult
+from aurora_rl.evaluation.tables import GroupKey, group_rows, novelty_group, only_preset
 
 NUM_ROWS_SHOWN = 10
 
@@ -26,7 +19,7 @@ class Difference:
     """One number of two systems on the same rows.
 
     Attributes:
-        name: of the number, a key of `scores.TARGET_MEASURES` or `NULL_MEASURES`.
+        name: key of `measures.MEASURES`.
         first: mean of the first system.
         second: mean of the second system.
         gain: mean of second - first with its 95 % bootstrap interval over clips.
@@ -45,6 +38,11 @@ class Difference:
     ties: int
     verdict: str
 
+    @property
+    def measure(self) -> Measure:
+        """The measure of this name."""
+        return MEASURES[self.name]
+
 
 @dataclasses.dataclass(frozen=True)
 class RowDifference:
@@ -53,7 +51,7 @@ class RowDifference:
     row: int
     uid: str
     split: str
-    text: str
+    reference: str
     name: str
     first: float
     second: float
@@ -90,8 +88,8 @@ class Comparison:
         return dataclasses.asdict(self)
 
 
-def compare_scores(first: Iterable[RowScore], second: Iterable[RowScore]) -> Comparison:
-    """Compare two systems, each row with itself.
+def compare_results(first: Iterable[RowResult], second: Iterable[RowResult]) -> Comparison:
+    """Compare two systems by their masks, each row with itself.
 
     Raises:
         ValueError: if they were scored under different presets, or hold different rows.
@@ -102,20 +100,32 @@ def compare_scores(first: Iterable[RowScore], second: Iterable[RowScore]) -> Com
     return Comparison(
         preset=preset,
         num_rows=len(pairs),
-        splits=_by(pairs, lambda row: row.split),
-        by_category=_by(pairs, lambda row: row.category, names=main),
-        by_reference_type=_by(pairs, lambda row: row.reference_type, names=main),
-        by_novelty=_by(pairs, novelty_group, names=main),
+        splits=_by(pairs, lambda row: row.split, MASK_MEASURES),
+        by_category=_by(pairs, lambda row: row.category, main),
+        by_reference_type=_by(pairs, lambda row: row.reference_type, main),
+        by_novelty=_by(pairs, novelty_group, main),
         derived_types=sum(row.type_is_derived for row, _ in pairs),
         wins=[row for row in differences[::-1] if _gain(row) > 0][:NUM_ROWS_SHOWN],
         losses=[row for row in differences if _gain(row) < 0][:NUM_ROWS_SHOWN],
     )
 
 
-Pair = tuple[RowScore, RowScore]
+def compare_overall(
+    first: Iterable[RowResult], second: Iterable[RowResult], *, names: Iterable[str] = MEASURES
+) -> dict[str, Difference]:
+    """The difference of each measure over all rows; a measure that one system has no number of is left out.
+
+    Raises:
+        ValueError: as `compare_results`, or if a measure applies to other rows of the one system than of the other.
+    """
+    pairs, _ = _pair(list(first), list(second))
+    return {difference.name: difference for difference in _differences(pairs, names)}
 
 
-def _pair(first: Sequence[RowScore], second: Sequence[RowScore]) -> tuple[list[Pair], str]:
+Pair = tuple[RowResult, RowResult]
+
+
+def _pair(first: Sequence[RowResult], second: Sequence[RowResult]) -> tuple[list[Pair], str]:
     """The rows of both in the order of the table, and their preset."""
     preset = only_preset([*first, *second])
     by_key = {row.key: row for row in first}, {row.key: row for row in second}
@@ -126,47 +136,36 @@ def _pair(first: Sequence[RowScore], second: Sequence[RowScore]) -> tuple[list[P
         )
     pairs = [(by_key[0][key], by_key[1][key]) for key in by_key[0]]
     for one, other in pairs:
-        if (one.split, one.category, one.text) != (other.split, other.category, other.text):
+        if (one.split, one.category, one.reference) != (other.split, other.category, other.reference):
             raise ValueError(f"row {one.key!r} is not the same in both: score both on the same benchmark")
     return sorted(pairs, key=lambda pair: pair[0].row), preset
 
 
-def _by(
-    pairs: Sequence[Pair], key: Callable[[RowScore], str | None], *, names: Sequence[str] = ()
-) -> dict[str, list[Difference]]:
-    """The differences of each group of rows, those of null references alone last; all numbers, or those named.
-
-    Rows whose key is None are in no group.
-    """
-    groups: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        if (name := key(pair[0])) is not None:
-            groups.setdefault(name, []).append(pair)
-    order = sorted(groups, key=lambda name: (all(row.is_null for row, _ in groups[name]), name))
-    return {name: _differences(groups[name], names) for name in order}
+def _by(pairs: Sequence[Pair], key: GroupKey, names: Iterable[str]) -> dict[str, list[Difference]]:
+    """The differences of each group of rows, those of null references alone last; rows whose key is None have none."""
+    second = {row.key: row for _, row in pairs}
+    groups = group_rows((row for row, _ in pairs), key)
+    return {name: _differences([(row, second[row.key]) for row in rows], names) for name, rows in groups.items()}
 
 
-def _differences(pairs: Sequence[Pair], names: Sequence[str]) -> list[Difference]:
-    targets = [pair for pair in pairs if not pair[0].is_null]
-    nulls = [pair for pair in pairs if pair[0].is_null]
-    return [
-        _difference(name, measure, group)
-        for group, measures in ((targets, TARGET_MEASURES), (nulls, NULL_MEASURES))
-        for name, measure in measures.items()
-        if group and (not names or name in names)
-    ]
+def _differences(pairs: Sequence[Pair], names: Iterable[str]) -> list[Difference]:
+    clips = {row.key: row.media_id for row, _ in pairs}
+    first, second = zip(*pairs, strict=True)
+    values = {name: (MEASURES[name].values(first), MEASURES[name].values(second)) for name in names}
+    return [_difference(name, *of_both, clips) for name, of_both in values.items() if all(of_both)]
 
 
-def _difference(name: str, measure: Measure, pairs: Sequence[Pair]) -> Difference:
-    first, second = ({row.key: measure(row) for row in rows} for rows in zip(*pairs, strict=True))
-    gain = bootstrap_difference(first, second, clips={row.key: row.media_id for row, _ in pairs})
-    sign = -1 if name in LOWER_IS_BETTER else 1
+def _difference(
+    name: str, first: Mapping[str, float], second: Mapping[str, float], clips: Mapping[str, str]
+) -> Difference:
+    gain = bootstrap_difference(first, second, clips=clips)
+    sign = -1 if MEASURES[name].lower_is_better else 1
     gains = [sign * (second[key] - first[key]) for key in first]
     low, high = sorted((sign * gain.low, sign * gain.high))
     return Difference(
         name=name,
-        first=math.fsum(first.values()) / len(pairs),
-        second=math.fsum(second.values()) / len(pairs),
+        first=mean(first.values()),
+        second=mean(second.values()),
         gain=gain,
         wins=sum(value > 0 for value in gains),
         losses=sum(value < 0 for value in gains),
@@ -175,11 +174,11 @@ def _difference(name: str, measure: Measure, pairs: Sequence[Pair]) -> Differenc
     )
 
 
-def _row_difference(first: RowScore, second: RowScore) -> RowDifference:
+def _row_difference(first: RowResult, second: RowResult) -> RowDifference:
     name = "S" if first.is_null else "J&F"
-    measure = (NULL_MEASURES if first.is_null else TARGET_MEASURES)[name]
-    return RowDifference(first.row, first.uid, first.split, first.text, name, measure(first), measure(second))
+    [one], [other] = (MEASURES[name].values([row]).values() for row in (first, second))
+    return RowDifference(first.row, first.uid, first.split, first.reference, name, one, other)
 
 
 def _gain(row: RowDifference) -> float:
-    return row.first - row.second if row.name in LOWER_IS_BETTER else row.second - row.first
+    return row.first - row.second if MEASURES[row.name].lower_is_better else row.second - row.first

@@ -1,8 +1,7 @@
 """A model scored on a benchmark's splits, and with modalities taken away: `recipes/evaluate.py`, `aurora-rl evaluate`.
 
-Leaves in `output_dir`: results.jsonl (a line a row, masks included), summary.json, and for each ablation
-results.<ablation>.jsonl with its summary.<ablation>.json. Beside them, as every other system's scores: out.json and
-out.jsonl (`scores.py`).
+Leaves in `output_dir` results.jsonl (a line a row, masks included) and scores.json, as `records.py` describes them, and
+of each ablation results.<ablation>.jsonl and scores.<ablation>.json.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,11 +25,10 @@ from aurora_rl.assembly.encoder import assemble_encoder
 from aurora_rl.assembly.model import assemble_model
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation.ablations import ABLATIONS, Ablation
-from aurora_rl.evaluation.records import SampleResult, result_from_record, write_results
-from aurora_rl.evaluation.scores import RowScore, mark_novelty, score_tables, write_scores
-from aurora_rl.evaluation.scoring import find_preset, sample_result, score_completion, score_rollout
-from aurora_rl.evaluation.summary import summarise
-from aurora_rl.files.atomic import write_whole
+from aurora_rl.evaluation.presets import find_preset
+from aurora_rl.evaluation.records import RowResult, result_from_record, write_evaluation
+from aurora_rl.evaluation.scoring import score_answer, score_rollout
+from aurora_rl.evaluation.tables import mark_novelty, score_tables
 from aurora_rl.files.fingerprint import fingerprint_files
 from aurora_rl.files.journal import ResumeFile
 from aurora_rl.files.output_lock import hold_output
@@ -52,10 +49,7 @@ class EvaluationArguments:
     """What is scored, and how."""
 
     output_dir: str | None = dataclasses.field(
-        default=None, metadata={"help": "Folder for the results; by default `output` without its .json."}
-    )
-    output: str | None = dataclasses.field(
-        default=None, metadata={"help": "JSON file for the scores; by default scores.json in `output_dir`."}
+        default=None, metadata={"help": "Folder for the results: results.jsonl and scores.json."}
     )
     split: list[str] = dataclasses.field(
         default_factory=list, metadata={"help": "Splits that are scored; by default all that begin with 'test'."}
@@ -85,17 +79,14 @@ class EvaluationArguments:
 
     @property
     def folder(self) -> Path:
-        """Where the results go; `output` first, as configs set `output_dir` and users type `output`."""
-        if self.output:
-            return Path(self.output).with_suffix("")
-        if self.output_dir:
-            return Path(self.output_dir)
-        raise ValueError("there is no output and no output_dir: say where the results go")
+        """Where the results go.
 
-    @property
-    def scores_file(self) -> Path:
-        """Where out.json goes."""
-        return Path(self.output) if self.output else self.folder / "scores.json"
+        Raises:
+            ValueError: if nobody has said so.
+        """
+        if not self.output_dir:
+            raise ValueError("there is no output_dir: name the folder for the results")
+        return Path(self.output_dir)
 
 
 def evaluate_model(
@@ -103,10 +94,11 @@ def evaluate_model(
 ) -> dict[str, Any] | None:
     """Score the model on the splits, then under each ablation, and write the files; the launched processes share it.
 
-    Every finished row goes to a resume file; a killed run goes on from it, with the same command, model and data.
+    Every finished row goes to a resume file; a killed run is resumed from it by the same command with the same model
+    and data.
 
     Returns:
-        The content of out.json; None in a process that is not the main one.
+        The content of scores.json; None in a process that is not the main one.
 
     Raises:
         ValueError: if arguments or data cannot be used as they are.
@@ -117,10 +109,7 @@ def evaluate_model(
         raise ValueError(f"unknown ablations {unknown}: choose from {sorted(ABLATIONS)}")
     state = PartialState(cpu=args.use_cpu)
     setup_logging(is_main_process=state.is_main_process)
-    with contextlib.ExitStack() as stack:
-        for output, is_folder in ((args.folder, True), (args.scores_file, False)):
-            lock = hold_output(output, is_folder=is_folder, is_main_process=state.is_main_process)
-            stack.enter_context(lock)
+    with hold_output(args.folder, is_folder=True, is_main_process=state.is_main_process):
         return _evaluate_alone(model_args, data_args, args, state)
 
 
@@ -133,9 +122,9 @@ def _evaluate_alone(
     train_categories = find_train_categories(data_args)
     loaded = assemble_model(model_args, is_trainable=False)
     loaded.model.to(state.device)
-    tables = None
+    scores = None
     with contextlib.ExitStack() as stack:
-        # Removed when all passes are done: the same command goes on after a kill in any of them.
+        # Removed when all passes are done: the same command resumes after a kill in any of them.
         resume_files = {
             name: stack.enter_context(_open_resume_file(name, samples, model_args, data_args, args))
             for name in ("", *args.ablations)
@@ -143,12 +132,15 @@ def _evaluate_alone(
         for name, resume_file in resume_files.items():
             results = evaluate(samples, loaded, data_args, args, resume_file, ablation=name)
             if state.is_main_process:
-                write(results, args, train_categories, suffix=f".{name}" if name else "")
-                tables = tables or write_tables(results, args, train_categories, source=model_args.model)
+                rows = mark_novelty(results, train_categories)
+                tables = score_tables(rows) | {"source": model_args.model}
+                write_evaluation(args.folder, rows, tables, ablation=name)
+                logger.info("%s: %s", name or "nothing taken away", tables["overall"])
+                scores = scores or tables
         state.wait_for_everyone()
         for resume_file in resume_files.values():
             resume_file.remove()
-    return tables
+    return scores
 
 
 def _open_resume_file(
@@ -167,14 +159,10 @@ def _open_resume_file(
         "version": __version__,
         "model": dataclasses.asdict(model_args),
         "weights": fingerprint_files((path.name, path.stat()) for path in files),
-        # How training draws its own rows changes nothing here, and files from before it was an argument go on.
+        # How training draws its own rows changes nothing here, and files from before it was an argument are resumed.
         "data": {name: value for name, value in dataclasses.asdict(data_args).items() if name != "eval_samples_seed"},
         "samples": hashlib.sha256(repr(samples).encode()).hexdigest(),
-        "arguments": {
-            RECORDED_AS.get(name, name): value
-            for name, value in vars(args).items()
-            if name not in ("output", "output_dir")
-        },
+        "arguments": {RECORDED_AS.get(name, name): value for name, value in vars(args).items() if name != "output_dir"},
         "ablation": ablation,
         "process": [state.process_index, state.num_processes],
     }
@@ -189,7 +177,7 @@ def evaluate(
     resume_file: ResumeFile,
     *,
     ablation: str = "",
-) -> list[SampleResult]:
+) -> list[RowResult]:
     """Score every sample; the work is shared by the launched processes and the results come back in order.
 
     Args:
@@ -253,28 +241,6 @@ def _answers(
 
 def _score(
     sample: AVSample, encoded: EncodedSample, greedy: Completion, sampled: Sequence[Completion], *, preset: str
-) -> SampleResult:
-    score = score_completion(greedy.text, greedy.mask_probs, encoded.gt_masks, sample, preset=preset)
+) -> RowResult:
     scores = [score_rollout(rollout.text, rollout.mask_probs, encoded.gt_masks, sample) for rollout in sampled]
-    return sample_result(sample, score, sampled=scores, preset=preset)
-
-
-def write(
-    results: list[SampleResult], args: EvaluationArguments, train_categories: set[str], *, suffix: str = ""
-) -> None:
-    """results.jsonl and summary.json."""
-    path = args.folder / f"results{suffix}.jsonl"
-    summary = summarise(results, train_categories=train_categories or None).to_dict()
-    write_results(path, results)
-    write_whole(path.with_name(f"summary{suffix}.json"), json.dumps(summary, indent=2) + "\n")
-    logger.info("%s: %s", path, {k: v for k, v in summary["overall"].items() if v is not None})
-
-
-def write_tables(
-    results: list[SampleResult], args: EvaluationArguments, train_categories: set[str], *, source: str
-) -> dict[str, Any]:
-    """out.json, whose content is returned, and out.jsonl."""
-    rows = mark_novelty([RowScore.of_result(result) for result in results], train_categories)
-    tables = score_tables(rows) | {"source": source}
-    write_scores(args.scores_file, rows, tables)
-    return tables
+    return score_answer(sample, greedy.text, greedy.mask_probs, encoded.gt_masks, sampled=scores, preset=preset)

@@ -1,7 +1,7 @@
 """Saved predictions scored against the truth, without a model: `aurora-rl evaluate --predictions` and `--results`.
 
 A row's scores depend on its own files alone, so the number of processes and their order change no digit. Each finished
-row goes to a resume file at once; a killed run goes on from it where preset, data and predictions are the same.
+row goes to a resume file at once; a killed run is resumed from it where preset, data and predictions are the same.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ from aurora_rl.data.ref_avs import METADATA_FILE, MetadataRow, load_ref_avs_trut
 from aurora_rl.data.run_lengths import MaskRle, decode_masks
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation.mask_files import PredictedMasks, PredictionError, list_predictions
-from aurora_rl.evaluation.records import MaskScore, read_results
-from aurora_rl.evaluation.scores import RowScore, mark_novelty, score_tables, write_scores
-from aurora_rl.evaluation.scoring import MASK_THRESHOLD, find_preset, score_masks
+from aurora_rl.evaluation.presets import find_preset
+from aurora_rl.evaluation.records import MaskScore, RowResult, read_results, write_evaluation
+from aurora_rl.evaluation.scoring import score_masks
+from aurora_rl.evaluation.tables import mark_novelty, score_tables
 from aurora_rl.files.fingerprint import fingerprint_files
 from aurora_rl.files.journal import ResumeFile
 from aurora_rl.files.output_lock import hold_output
+from aurora_rl.metrics import MASK_THRESHOLD
 from aurora_rl.tasks.reference_segmentation import chain_file
 
 logger = logging.getLogger(__name__)
@@ -65,7 +67,7 @@ class Predictions:
 
     Attributes:
         rows: each row's prediction.
-        source: what they are called in out.json.
+        source: what they are called in scores.json.
         uids: the uid of each row, where the source tells it.
         ignored: files among them that are no predictions.
         note: what a reader of the scores must know; empty for nothing.
@@ -107,10 +109,10 @@ def saved_predictions(folder: Path) -> Predictions:
 
 
 def saved_results(path: Path, *, preset: str) -> Predictions:
-    """The masks in a results.jsonl of `recipes/evaluate.py`, to score them under another preset.
+    """The masks in a model's results.jsonl, to score them under another preset.
 
     Raises:
-        ValueError: if a row is in the file twice, or the preset takes J at another threshold than they were saved at.
+        ValueError: if the preset takes J at another threshold than they were saved at.
     """
     threshold = find_preset(preset).j_threshold
     if threshold != MASK_THRESHOLD:
@@ -119,9 +121,13 @@ def saved_results(path: Path, *, preset: str) -> Predictions:
             "one threshold only; score saved probabilities, or evaluate the model again"
         )
     damaged: list[str] = []
-    read = read_results(path, malformed=damaged)
-    results = [result for result in read if not result.greedy.clip.is_missing]
-    rows = {result.row: SavedMasks(result.greedy.pred_masks, f"{path}, row {result.row}") for result in results}
+    results = [result for result in read_results(path, malformed=damaged) if not result.is_missing]
+    rows = {}
+    for result in results:
+        if result.greedy is None:
+            damaged.append(f"{path}, row {result.row}: its scores are there, but no masks; give the results of a model")
+        else:
+            rows[result.row] = SavedMasks(result.greedy.pred_masks, f"{path}, row {result.row}")
     uids = {result.row: result.uid for result in results}
     return Predictions(rows, source=str(path), uids=uids, note=BINARY_MASKS_NOTE, damaged=damaged)
 
@@ -129,26 +135,26 @@ def saved_results(path: Path, *, preset: str) -> Predictions:
 def rescore(
     dataset: Path,
     predictions: Predictions,
-    output: Path,
+    output_dir: Path,
     *,
     splits: Sequence[str],
     preset: str = "refavs",
     num_workers: int = 1,
     chains: Path | None = None,
 ) -> dict[str, Any]:
-    """Score predictions and write out.json with its out.jsonl.
+    """Score predictions and write results.jsonl and scores.json.
 
     Args:
         dataset: folder with metadata.csv and gt_mask/, in Ref-AVSBench's layout.
         predictions: from `saved_predictions` or `saved_results`.
-        output: path of out.json.
+        output_dir: folder of the two files.
         splits: splits to score.
-        preset: one of `evaluation.PRESETS`.
+        preset: one of `presets.PRESETS`.
         num_workers: processes that share the rows.
         chains: file of chains of thought that may tell reference types.
 
     Returns:
-        The content of out.json.
+        The content of scores.json.
 
     Raises:
         ValueError: if data or predictions cannot be scored as they are; all bad rows are found before it is raised,
@@ -156,16 +162,16 @@ def rescore(
         OutputInUseError: if another run writes to the output.
     """
     find_preset(preset)
-    with hold_output(output, is_folder=False):
+    with hold_output(output_dir, is_folder=True):
         return _rescore_alone(
-            dataset, predictions, output, splits=splits, preset=preset, num_workers=num_workers, chains=chains
+            dataset, predictions, output_dir, splits=splits, preset=preset, num_workers=num_workers, chains=chains
         )
 
 
 def _rescore_alone(
     dataset: Path,
     predictions: Predictions,
-    output: Path,
+    output_dir: Path,
     *,
     splits: Sequence[str],
     preset: str,
@@ -178,16 +184,16 @@ def _rescore_alone(
         dataset, list(dict.fromkeys(splits)), chains=None if chains is None else chain_file(chains)
     )
     _check_rows(predictions, table)
-    _tell_of_rows(predictions, samples)
+    _log_skipped_rows(predictions, samples)
     identity = {"preset": preset, "version": __version__, "dataset": _digest(dataset / METADATA_FILE)}
-    with ResumeFile(output.with_suffix(".partial.jsonl"), identity) as resume_file:
+    with ResumeFile(output_dir / "results.partial.jsonl", identity) as resume_file:
         scores = _score_all(samples, predictions, resume_file, preset=preset, num_workers=num_workers)
-        rows = [RowScore.of_sample(sample, scores[sample.row], preset=preset) for sample in samples]
+        rows = [RowResult.of_sample(sample, scores[sample.row], preset=preset) for sample in samples]
         rows = mark_novelty(rows, {row.category for row in table if row.split == "train" and not row.is_null})
         tables = score_tables(rows) | {"source": predictions.source}
         if predictions.note:
             tables["note"] = predictions.note
-        write_scores(output, rows, tables)
+        write_evaluation(output_dir, rows, tables)
         resume_file.remove()
     return tables
 
@@ -208,7 +214,7 @@ def _check_rows(predictions: Predictions, table: Sequence[MetadataRow]) -> None:
             )
 
 
-def _tell_of_rows(predictions: Predictions, samples: Sequence[AVSample]) -> None:
+def _log_skipped_rows(predictions: Predictions, samples: Sequence[AVSample]) -> None:
     """Log what is not scored because nobody asked, what is no prediction, and which rows have none."""
     asked = {sample.row for sample in samples}
     others = predictions.rows.keys() - asked
@@ -261,16 +267,14 @@ def score_row(task: Task) -> MaskScore:
         masks = None if task.prediction is None else task.prediction.read()
         gt_masks = _read_truth(sample, masks)
         if masks is None:
-            score = score_masks(None, gt_masks, preset=task.preset)
-        else:
-            _check_num_frames(masks, len(gt_masks))
-            score = score_masks(masks.mask_probs, gt_masks, preset=task.preset, mask_logits=masks.mask_logits)
+            return score_masks(None, gt_masks, preset=task.preset)
+        _check_num_frames(masks, len(gt_masks))
+        return score_masks(masks.mask_probs, gt_masks, preset=task.preset, mask_logits=masks.mask_logits)
     except (MediaError, PredictionError) as error:
         raise PredictionError(f"row {sample.row} ({sample.uid}): {error}") from error
     except (MemoryError, RuntimeError, OSError) as error:  # also of torch, where masks are larger than the memory
         reason = str(error) or type(error).__name__
         raise PredictionError(f"row {sample.row} ({sample.uid}) cannot be scored: {reason}") from error
-    return dataclasses.replace(score, f_curve=())
 
 
 def _read_truth(sample: AVSample, masks: PredictedMasks | None) -> np.ndarray:
@@ -309,20 +313,20 @@ def _score_all(
         tasks.append(Task(sample, prediction, preset, marks))
     scores = _finished(resume_file, tasks)
     if scores:
-        logger.info("%s: going on after %d finished row(s)", resume_file.path, len(scores))
-    troubles: dict[int, str] = dict(enumerate(predictions.damaged, start=-len(predictions.damaged)))
+        logger.info("%s: resuming after %d finished row(s)", resume_file.path, len(scores))
+    problems: dict[int, str] = dict(enumerate(predictions.damaged, start=-len(predictions.damaged)))
     left = [task for task in tasks if task.sample.row not in scores]
     for task, outcome in tqdm(_outcomes(left, num_workers), total=len(left), desc=preset, unit="row", disable=None):
         row = task.sample.row
         if isinstance(outcome, ValueError):
-            troubles[row] = str(outcome)
+            problems[row] = str(outcome)
         else:
             scores[row] = outcome
             resume_file.append({"row": row, "fingerprint": task.fingerprint, "score": dataclasses.asdict(outcome)})
-    if troubles:
-        shown = [troubles[row] for row in sorted(troubles)[:NUM_SHOWN]]
-        more = [f"... and {len(troubles) - NUM_SHOWN} more"] if len(troubles) > NUM_SHOWN else []
-        raise PredictionError("; ".join([f"{len(troubles)} row(s) cannot be scored: {shown[0]}", *shown[1:], *more]))
+    if problems:
+        shown = [problems[row] for row in sorted(problems)[:NUM_SHOWN]]
+        more = [f"... and {len(problems) - NUM_SHOWN} more"] if len(problems) > NUM_SHOWN else []
+        raise PredictionError("; ".join([f"{len(problems)} row(s) cannot be scored: {shown[0]}", *shown[1:], *more]))
     return scores
 
 
@@ -330,7 +334,7 @@ def _finished(resume_file: ResumeFile, tasks: Sequence[Task]) -> dict[int, MaskS
     """Rows that an interrupted run has scored from the same files."""
     marks = {task.sample.row: task.fingerprint for task in tasks}
     return {
-        record["row"]: MaskScore(**{**record["score"], "f_curve": ()})
+        record["row"]: MaskScore(**{**record["score"], "f_curve": tuple(record["score"]["f_curve"])})
         for record in resume_file.records
         if marks.get(record["row"]) == record["fingerprint"]
     }

@@ -1,26 +1,34 @@
-"""What an evaluation leaves behind: one `SampleResult` a row of the benchmark, kept as a line of a JSONL file.
+"""What an evaluation leaves behind: one `RowResult` a row of the benchmark, whatever system predicted the masks.
 
-Evaluation writes these files; summaries, gains with their intervals and the report are made from the files alone.
-The saved masks can be scored again, under another preset or beside another system's, without a model.
+results.jsonl    one line a row, from which two systems are compared and pages are made
+scores.json      the numbers of each split, both kinds of Mix, tables and intervals (`tables.score_tables`)
+
+{"uid": "abc_cat_1", "row": 17, "split": "test_s", ..., "reference": "The cat.", "preset": "refavs", "J": 0.81, ...}
+
+A model's rows hold its greedy completion with the masks as COCO run lengths, which can be scored again under another
+preset without the model; rows of saved masks hold the masks' scores alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from aurora_rl.data.reference_types import reference_type_of
 from aurora_rl.data.run_lengths import MaskRle
-from aurora_rl.data.sample import NULL_CATEGORY
-from aurora_rl.files.atomic import whole_file
+from aurora_rl.data.sample import NULL_CATEGORY, AVSample
+from aurora_rl.files.atomic import whole_file, whole_files
 from aurora_rl.files.plain import check_plain_file, parse_record
+
+RESULTS_FILE, SCORES_FILE = "results.jsonl", "scores.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskScore:
-    """How well one clip's predicted masks cover its truth, under a preset of `evaluation.PRESETS`.
+    """How well one clip's predicted masks cover its truth, under a preset of `presets.PRESETS`.
 
     Attributes:
         J: region similarity, mean over frames.
@@ -28,7 +36,7 @@ class MaskScore:
         f_curve: F at each of the 255 thresholds, mean over the frames whose truth is not empty; empty of a missing
             prediction and of preset `davis`.
         S: sqrt(predicted pixels / all pixels) of the clip; the measure of null references.
-        S_frames: mean over frames of each frame's S, the other way to pool.
+        S_per_frame: mean over frames of each frame's S, the other way to pool.
         is_missing: whether there are no masks (no `[SEG]`, no file), so that an empty mask was scored.
     """
 
@@ -36,19 +44,8 @@ class MaskScore:
     F: float
     f_curve: tuple[float, ...]
     S: float
-    S_frames: float
+    S_per_frame: float
     is_missing: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class ClipScore(MaskScore):
-    """A completion's masks, scored.
-
-    Attributes:
-        iou: the mask-IoU reward, masks at p > 0.5 and at the frames' own size; 0 where there is no prediction.
-    """
-
-    iou: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +59,7 @@ class CompletionScore:
         category_correct: 1 if `category` is the truth, otherwise 0.
         see: 1 if exactly the true objects are named as seen, each once; None where the truth is unknown.
         hear: 1 if exactly the true sounds are named, in order; None where the truth is unknown.
-        clip: scores of the masks.
+        iou: the mask-IoU reward, masks at p > 0.5 and at the frames' own size; 0 where there is no prediction.
         pred_masks: F masks at p > 0.5 and at the frames' own size.
         preset_masks: F masks at the preset's resolution and J threshold, from which J can be computed again.
     """
@@ -73,7 +70,7 @@ class CompletionScore:
     category_correct: float
     see: float | None
     hear: float | None
-    clip: ClipScore
+    iou: float
     pred_masks: tuple[MaskRle, ...]
     preset_masks: tuple[MaskRle, ...]
 
@@ -93,8 +90,8 @@ class RolloutScore:
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleResult:
-    """One row of the benchmark with what the model made of it.
+class RowResult:
+    """One row of the benchmark with its scores.
 
     Attributes:
         uid: as in `AVSample`; not unique across a file.
@@ -103,10 +100,14 @@ class SampleResult:
         media_id: the clip, shared by all rows that ask about it.
         category: the true category, `"null"` where the reference points at nothing.
         reference: the referring sentence.
-        reference_type: kind of reference, where the benchmark tells.
-        preset: name of the evaluation preset the scores were computed under.
-        greedy: the greedy completion.
+        reference_type: kind of reference, as the benchmark or its chains tell it, or from the sentence.
+        type_is_derived: whether it is from the sentence (`reference_type_of`).
+        preset: name of the preset of the scores.
+        J: as in `MaskScore`, and so are `F`, `f_curve`, `S`, `S_per_frame` and `is_missing`.
+        greedy: the greedy completion; None where no model was asked.
         sampled: completions drawn at the training temperature, where they were asked for.
+        novelty: "seen" or "new": whether the training split has the category; None for a null reference, and where the
+            training split's categories are not known (`tables.mark_novelty`).
     """
 
     uid: str
@@ -115,10 +116,45 @@ class SampleResult:
     media_id: str
     category: str
     reference: str
-    reference_type: str | None
+    reference_type: str
+    type_is_derived: bool
     preset: str
-    greedy: CompletionScore
+    J: float
+    F: float
+    f_curve: tuple[float, ...]
+    S: float
+    S_per_frame: float
+    is_missing: bool
+    greedy: CompletionScore | None = None
     sampled: tuple[RolloutScore, ...] = ()
+    novelty: str | None = None
+
+    @classmethod
+    def of_sample(
+        cls,
+        sample: AVSample,
+        score: MaskScore,
+        *,
+        preset: str,
+        greedy: CompletionScore | None = None,
+        sampled: Sequence[RolloutScore] = (),
+    ) -> RowResult:
+        """Join a row of the benchmark with its scores."""
+        reference_type, is_derived = reference_type_of(sample.reference, sample.category, sample.reference_type)
+        return cls(
+            uid=sample.uid,
+            row=sample.row,
+            split=sample.split,
+            media_id=sample.media_id,
+            category=sample.category,
+            reference=sample.reference,
+            reference_type=reference_type,
+            type_is_derived=is_derived,
+            preset=preset,
+            **vars(score),
+            greedy=greedy,
+            sampled=tuple(sampled),
+        )
 
     @property
     def key(self) -> str:
@@ -130,31 +166,82 @@ class SampleResult:
         """Whether the reference points at nothing."""
         return self.category == NULL_CATEGORY
 
+    @property
+    def completion(self) -> CompletionScore:
+        """The greedy completion.
 
-def write_results(path: str | Path, results: Iterable[SampleResult]) -> None:
+        Raises:
+            ValueError: if no model was asked.
+        """
+        if self.greedy is None:
+            raise ValueError(f"row {self.key!r} has the scores of saved masks alone: give the results of a model")
+        return self.greedy
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def results_file(path: str | Path) -> Path:
+    """The JSON-lines file of an evaluation that is named by its folder, its scores or the file itself.
+
+    Version 0.1 kept the rows of an `out.json` in an `out.jsonl` beside it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return path / RESULTS_FILE
+    if path.suffix != ".json":
+        return path
+    beside = path.with_name(path.name.replace("scores", "results", 1)).with_suffix(".jsonl")
+    return beside if beside.exists() else path.with_suffix(".jsonl")
+
+
+def write_results(path: str | Path, results: Iterable[RowResult]) -> None:
     """Write results as JSONL, one row a line, whole or not at all, making the folder if need be."""
     with whole_file(path) as file:
-        for result in results:
-            file.write(f"{json.dumps(dataclasses.asdict(result), ensure_ascii=False)}\n".encode())
+        file.writelines(map(_line_of, results))
 
 
-def read_results(path: str | Path, *, malformed: list[str] | None = None) -> list[SampleResult]:
-    """Read what `write_results` wrote.
+def write_evaluation(
+    folder: Path, results: Iterable[RowResult], scores: Mapping[str, Any], *, ablation: str = ""
+) -> None:
+    """Write results.jsonl and scores.json into a folder, both whole or not at all.
 
     Args:
-        path: the file.
-        malformed: takes the trouble of each line that is no result, or of a row that is there already; None makes the
+        folder: the folder, made if need be.
+        results: the rows; written in the order of the benchmark's table.
+        scores: from `tables.score_tables`, with whatever else scores.json is to say.
+        ablation: what was taken away, which the names of the files then tell.
+    """
+    names = (RESULTS_FILE, SCORES_FILE) if not ablation else (f"results.{ablation}.jsonl", f"scores.{ablation}.json")
+    with whole_files(*(folder / name for name in names)) as (results_out, scores_out):
+        results_out.writelines(map(_line_of, sorted(results, key=lambda result: (result.row, result.uid))))
+        scores_out.write(f"{json.dumps(scores, indent=2, ensure_ascii=False)}\n".encode())
+
+
+def _line_of(result: RowResult) -> bytes:
+    return f"{json.dumps(dataclasses.asdict(result), ensure_ascii=False)}\n".encode()
+
+
+def read_results(path: str | Path, *, malformed: list[str] | None = None) -> list[RowResult]:
+    """Read an evaluation's rows, also those that version 0.1 has written.
+
+    Args:
+        path: the file, scores.json beside it, or the folder of both.
+        malformed: takes the problem of each line that is no result, or of a row that is there already; None makes the
             first such line an error.
 
     Raises:
-        ValueError: if a line is no result, or a row is there twice; the message names the line.
+        ValueError: if there is no such file, a line is no result, or a row is there twice; the message names the line.
     """
-    results: dict[str, SampleResult] = {}
-    for place, line in _lines(path):
+    file = results_file(path)
+    if not file.exists():
+        raise ValueError(f"there is no {file}: give a folder that `aurora-rl evaluate` wrote, with its {RESULTS_FILE}")
+    results: dict[str, RowResult] = {}
+    for place, line in _lines(file):
         try:
             result = _result_of(place, line)
             if result.key in results:
-                raise ValueError(f"{place} holds row {result.key!r} a second time: evaluate into a fresh file")
+                raise ValueError(f"{place} holds row {result.key!r} a second time: evaluate again")
         except ValueError as error:
             if malformed is None:
                 raise
@@ -164,14 +251,7 @@ def read_results(path: str | Path, *, malformed: list[str] | None = None) -> lis
     return list(results.values())
 
 
-def _result_of(place: str, line: bytes) -> SampleResult:
-    try:
-        return result_from_record(parse_record(line))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{place} is no evaluation result ({error}): evaluate again") from error
-
-
-def _lines(path: str | Path) -> Iterator[tuple[str, bytes]]:
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
     """The lines of a file that are not empty, with their places, `file:line`."""
     check_plain_file(path)
     with open(path, "rb") as file:
@@ -180,15 +260,42 @@ def _lines(path: str | Path) -> Iterator[tuple[str, bytes]]:
                 yield f"{path}:{number}", line
 
 
-def result_from_record(record: Mapping[str, Any]) -> SampleResult:
-    """The result of a line of JSON."""
+def _result_of(place: str, line: bytes) -> RowResult:
+    try:
+        return result_from_record(parse_record(line))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{place} is no evaluation result ({error}): evaluate again") from error
+
+
+def result_from_record(record: Mapping[str, Any]) -> RowResult:
+    """The result of a line of JSON, also of one that version 0.1 has written."""
+    record = _translate_earlier(record)
     if type(record["row"]) is not int or record["row"] < 0:
         raise ValueError(f"row is {record['row']!r}: expected a number from 0")
     if not all(isinstance(record[name], str) for name in ("uid", "split", "media_id", "category", "reference")):
         raise ValueError("uid, split, media_id, category and reference must be texts")
-    greedy = dict(record["greedy"])
-    clip = dict(greedy["clip"])
-    greedy["clip"] = ClipScore(**{**clip, "f_curve": tuple(clip["f_curve"])})
-    masks = {name: tuple(greedy[name]) for name in ("pred_masks", "preset_masks")}
+    if not all(isinstance(record[name], int | float) for name in ("J", "F", "S", "S_per_frame")):
+        raise ValueError("J, F, S and S_per_frame must be numbers")
     sampled = tuple(RolloutScore(**rollout) for rollout in record["sampled"])
-    return SampleResult(**{**record, "greedy": CompletionScore(**{**greedy, **masks}), "sampled": sampled})
+    greedy = None if record["greedy"] is None else _completion_of(record["greedy"])
+    return RowResult(**{**record, "f_curve": tuple(record["f_curve"]), "greedy": greedy, "sampled": sampled})
+
+
+def _completion_of(record: Mapping[str, Any]) -> CompletionScore:
+    masks = {name: tuple(record[name]) for name in ("pred_masks", "preset_masks")}
+    return CompletionScore(**{**record, **masks})
+
+
+def _translate_earlier(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record as it is written today; version 0.1 wrote a model's rows otherwise, and those of saved masks, too."""
+    if "J" not in record:  # results.jsonl: the masks' scores stood with the completion
+        clip = dict(record["greedy"]["clip"])
+        greedy = {name: value for name, value in record["greedy"].items() if name != "clip"} | {"iou": clip.pop("iou")}
+        told = reference_type_of(record["reference"], record["category"], record["reference_type"])
+        types = dict(zip(("reference_type", "type_is_derived"), told, strict=True))
+        return {**record, **types, "S_per_frame": clip.pop("S_frames"), **clip, "greedy": greedy}
+    if "missing" in record:  # out.jsonl: the scores alone
+        names = {"text": "reference", "missing": "is_missing"}
+        renamed = {names.get(name, name): value for name, value in record.items() if name != "completion"}
+        return {**renamed, "f_curve": (), "greedy": None, "sampled": ()}
+    return dict(record)

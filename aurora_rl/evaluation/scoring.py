@@ -1,13 +1,12 @@
 """Scores of one answer: its text, its chain of thought and its masks.
 
-A room of the flow between inference and the tables of `summary.py`: what the model answered comes in (text, mask
-probabilities), a `SampleResult` goes out. A row's scores depend on that row alone, so batch size and number of
+The flow goes from inference through here to `tables.py`: what the model answered comes in (text, mask probabilities), a
+`RowResult` goes out. A row's scores depend on that row alone, so batch size and number of
 processes change no digit.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -19,49 +18,11 @@ from aurora_rl import metrics
 from aurora_rl.boundary import boundary_f_measure
 from aurora_rl.data.run_lengths import encode_masks
 from aurora_rl.data.sample import AVSample
-from aurora_rl.evaluation.records import ClipScore, CompletionScore, MaskScore, RolloutScore, SampleResult
+from aurora_rl.evaluation.presets import Preset, find_preset
+from aurora_rl.evaluation.records import CompletionScore, MaskScore, RolloutScore, RowResult
+from aurora_rl.metrics import MASK_THRESHOLD
 from aurora_rl.tasks.completions import ParsedCompletion, normalise_category, parse_completion
 from aurora_rl.tasks.reference_segmentation import hear_score, see_score
-
-#: Probability above which a pixel belongs to the mask, wherever a preset does not say otherwise.
-MASK_THRESHOLD = 0.5
-
-
-@dataclasses.dataclass(frozen=True)
-class Preset:
-    """A benchmark's way to compute J and F.
-
-    Attributes:
-        size: side of the square that predictions and truth are resized to, in pixels; None keeps the frames' size.
-        j_threshold: probability above which a pixel counts for J.
-        thresholds_logits: whether F's thresholds are applied to logits instead of probabilities.
-        is_davis: whether J is 1 on a frame where both masks are empty and F compares outlines, as in DAVIS, instead of
-            areas at 255 thresholds.
-    """
-
-    size: int | None
-    j_threshold: float
-    thresholds_logits: bool = False
-    is_davis: bool = False
-
-
-PRESETS = {
-    "refavs": Preset(size=256, j_threshold=0.4),  # the official Ref-AVS script
-    "avsbench": Preset(size=224, j_threshold=0.5),
-    "aurora": Preset(size=None, j_threshold=0.5, thresholds_logits=True),  # the authors' release
-    "davis": Preset(size=None, j_threshold=0.5, is_davis=True),
-}
-
-
-def find_preset(name: str) -> Preset:
-    """The preset of this name.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if name not in PRESETS:
-        raise ValueError(f"there is no evaluation preset {name!r}: use one of {', '.join(PRESETS)}")
-    return PRESETS[name]
 
 
 def score_masks(
@@ -92,7 +53,7 @@ def score_masks(
     """
     settings, gt_masks = find_preset(preset), torch.as_tensor(gt_masks)
     size = _preset_size(gt_masks, preset)
-    probs = metrics.resize_probs(_or_nothing(mask_probs, gt_masks), size)
+    probs = metrics.resize_probs(_zeros_if_missing(mask_probs, gt_masks), size)
     truth = metrics.resize_truth(gt_masks, size)
     pred_masks, j_masks = probs > MASK_THRESHOLD, probs > settings.j_threshold  # (F, *size)
     if settings.is_davis:
@@ -107,16 +68,9 @@ def score_masks(
         F=f,
         f_curve=tuple(f_curve.tolist()),
         S=metrics.null_s(pred_masks),
-        S_frames=math.fsum(metrics.null_s(frame[None]) for frame in pred_masks) / len(pred_masks),
+        S_per_frame=math.fsum(metrics.null_s(frame[None]) for frame in pred_masks) / len(pred_masks),
         is_missing=mask_probs is None,
     )
-
-
-def score_clip(mask_probs: Tensor | None, gt_masks: Tensor | np.ndarray, *, preset: str = "refavs") -> ClipScore:
-    """Score a completion's masks: as `score_masks`, and with the mask-IoU reward."""
-    gt_masks = torch.as_tensor(gt_masks)
-    score = score_masks(mask_probs, gt_masks, preset=preset)
-    return ClipScore(**vars(score), iou=_iou_reward(mask_probs, gt_masks))
 
 
 def score_completion(
@@ -127,7 +81,7 @@ def score_completion(
     *,
     preset: str = "refavs",
 ) -> CompletionScore:
-    """Score a greedy completion: its text, its chain of thought and its masks.
+    """Score a greedy completion: its text, its chain of thought and the mask-IoU reward; and keep its masks.
 
     Args:
         text: the completion as generated, before anything was appended to it.
@@ -146,7 +100,7 @@ def score_completion(
         category_correct=_category_score(parsed, sample),
         see=see_score(parsed, sample),
         hear=hear_score(parsed, sample),
-        clip=score_clip(mask_probs, gt_masks, preset=preset),
+        iou=_iou_reward(mask_probs, gt_masks),
         pred_masks=encode_masks((own_probs > MASK_THRESHOLD).cpu().numpy()),
         preset_masks=encode_masks((preset_probs > find_preset(preset).j_threshold).cpu().numpy()),
     )
@@ -161,31 +115,28 @@ def score_rollout(
     return RolloutScore(format=_format_score(parsed), category=_category_score(parsed, sample), iou=iou)
 
 
-def sample_result(
-    sample: AVSample, greedy: CompletionScore, *, sampled: Sequence[RolloutScore] = (), preset: str = "refavs"
-) -> SampleResult:
-    """Join a row of the benchmark with the scores of its completions."""
-    return SampleResult(
-        uid=sample.uid,
-        row=sample.row,
-        split=sample.split,
-        media_id=sample.media_id,
-        category=sample.category,
-        reference=sample.reference,
-        reference_type=sample.reference_type,
-        preset=preset,
-        greedy=greedy,
-        sampled=tuple(sampled),
-    )
+def score_answer(
+    sample: AVSample,
+    text: str,
+    mask_probs: Tensor | None,
+    gt_masks: Tensor | np.ndarray,
+    *,
+    sampled: Sequence[RolloutScore] = (),
+    preset: str = "refavs",
+) -> RowResult:
+    """Score a model's greedy answer to a row, and join the scores of its sampled ones; see `score_completion`."""
+    score = score_masks(mask_probs, gt_masks, preset=preset)
+    greedy = score_completion(text, mask_probs, gt_masks, sample, preset=preset)
+    return RowResult.of_sample(sample, score, preset=preset, greedy=greedy, sampled=sampled)
 
 
 def _probs_at_both_sizes(mask_probs: Tensor | None, gt_masks: Tensor, preset: str) -> tuple[Tensor, Tensor]:
     """Probabilities at the frames' own size and at the preset's."""
-    mask_probs = _or_nothing(mask_probs, gt_masks)
+    mask_probs = _zeros_if_missing(mask_probs, gt_masks)
     return _probs_at_own_size(mask_probs, gt_masks), metrics.resize_probs(mask_probs, _preset_size(gt_masks, preset))
 
 
-def _or_nothing(mask_probs: Tensor | None, gt_masks: Tensor) -> Tensor:
+def _zeros_if_missing(mask_probs: Tensor | None, gt_masks: Tensor) -> Tensor:
     """The probabilities; zeros for a missing prediction."""
     return torch.zeros(gt_masks.shape, device=gt_masks.device) if mask_probs is None else mask_probs
 

@@ -6,7 +6,6 @@ The card has no invented content: the exporter states data and licence, and the 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,8 @@ from aurora_rl.models.loading import LoadedModel
 
 TAGS = ["audio-visual-segmentation", "referring-segmentation", "video", "audio", "chain-of-thought", "aurora-rl"]
 PIPELINE_TAG = "mask-generation"  # the nearest; the hub has no task for a video, its sound and a sentence
-#: Columns of the table of scores, by their name in out.json and in summary.json.
-MEASURES = {
-    "J": ("J",),
-    "F": ("F",),
-    "J&F": ("J&F",),
-    "S": ("S",),
-    "S a frame": ("S_per_frame", "S_frames"),
-    "null accuracy": ("null_accuracy",),
-    "rows": ("n", "num_rows"),
-    "missing": ("missing",),
-}
+#: Columns of the table of scores, as scores.json and docs/evaluation.md call them.
+COLUMNS = ("J", "F", "J&F", "S", "S_per_frame", "null_accuracy", "n", "missing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +69,7 @@ def score_table(path: Path) -> str:
     """Return an evaluation's numbers as a Markdown table, under the name of their preset.
 
     Args:
-        path: out.json of `aurora-rl evaluate`, or summary.json of recipes/evaluate.py.
+        path: scores.json of an evaluation.
 
     Raises:
         OSError: if there is no such file.
@@ -87,15 +77,12 @@ def score_table(path: Path) -> str:
     """
     content = _read_scores(path)
     rows = {**content["splits"], **{f"Mix, {name}": row for name, row in content["mix"].items() if row}}
-    columns = [name for name in MEASURES if any(_number(row, name) is not None for row in rows.values())]
+    columns = [name for name in COLUMNS if any(name in row for row in rows.values())]
     lines = [
         f"Preset `{content['preset']}`; the definitions are in Aurora-RL's `docs/evaluation.md`.\n",
         f"| | {' | '.join(columns)} |",
         f"|---|{'---:|' * len(columns)}",
-        *(
-            f"| {name} | {' | '.join(_cell(_number(row, column)) for column in columns)} |"
-            for name, row in rows.items()
-        ),
+        *(f"| {name} | {' | '.join(_cell(row.get(column)) for column in columns)} |" for name, row in rows.items()),
     ]
     if "note" in content:
         lines.append(f"\nNote: {content['note']}.")
@@ -106,15 +93,13 @@ def _read_scores(path: Path) -> dict[str, Any]:
     try:
         content = parse_json(read_text_file(path))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}): give out.json of `aurora-rl evaluate`") from error
+        raise ValueError(f"{path} is no JSON ({error}): give scores.json of `aurora-rl evaluate`") from error
     is_table = isinstance(content, dict) and isinstance(content.get("preset"), str)
     if not is_table or not all(isinstance(content.get(key), dict) for key in ("splits", "mix")):
-        raise ValueError(f"{path} holds no preset, splits and mix: give out.json of `aurora-rl evaluate`")
+        raise ValueError(f"{path} holds no preset, splits and mix: give scores.json of `aurora-rl evaluate`")
+    if "num_rows" in content:
+        raise ValueError(f"{path} is a summary of version 0.1: give the scores.json beside it, or evaluate again")
     return content
-
-
-def _number(row: Mapping[str, Any], column: str) -> float | int | None:
-    return next((row[name] for name in MEASURES[column] if row.get(name) is not None), None)
 
 
 def _cell(value: float | int | None) -> str:

@@ -21,7 +21,7 @@ from aurora_rl.data.containers import SAMPLING_RATE
 from aurora_rl.data.media import SILENCE_DBFS, load_clip, loudness_dbfs
 from aurora_rl.data.run_lengths import decode_masks
 from aurora_rl.data.sample import AVClip, AVSample
-from aurora_rl.evaluation.records import SampleResult
+from aurora_rl.evaluation.records import RowResult
 from aurora_rl.tasks.prompts import STEP_LABELS
 
 _FRAME_HEIGHT = 144  # pixels; larger frames are scaled down to it
@@ -66,7 +66,7 @@ class Attempt:
     """
 
     name: str
-    result: SampleResult
+    result: RowResult
     lines: tuple[ChainLine, ...]
     overlay: str
 
@@ -112,7 +112,7 @@ class GalleryClip:
 # ------------------------------------------------------------------------------------------------ which rows
 
 
-def choose_rows(before: Sequence[SampleResult], after: Sequence[SampleResult], *, num_rows: int) -> list[Choice]:
+def choose_rows(before: Sequence[RowResult], after: Sequence[RowResult], *, num_rows: int) -> list[Choice]:
     """Pick rows of every kind: largest gains and losses, best and worst, typical ones of each type, and null ones.
 
     The kinds take turns, each giving its next row that is not yet taken, so that a short gallery still has all kinds.
@@ -137,14 +137,15 @@ def choose_rows(before: Sequence[SampleResult], after: Sequence[SampleResult], *
     return sorted(choices, key=lambda choice: reasons.index(choice.reason))  # stable: best first within a reason
 
 
-def _quality(result: SampleResult) -> float:
-    return result.greedy.format + result.greedy.category_correct + result.greedy.clip.iou
+def _quality(result: RowResult) -> float:
+    greedy = result.completion
+    return greedy.format + greedy.category_correct + greedy.iou
 
 
-def _rank_by_reason(after: Mapping[str, SampleResult], quality_before: Mapping[str, float]) -> dict[str, list[str]]:
+def _rank_by_reason(after: Mapping[str, RowResult], quality_before: Mapping[str, float]) -> dict[str, list[str]]:
     """Keys under each reason to be shown, the most telling first."""
     gain = {key: _quality(result) - quality_before[key] for key, result in after.items() if key in quality_before}
-    iou = {key: result.greedy.clip.iou for key, result in after.items()}
+    iou = {key: result.completion.iou for key, result in after.items()}
     target = [key for key, result in sorted(after.items()) if not result.is_null]
     null = [key for key, result in sorted(after.items()) if result.is_null]
     ranked = {
@@ -153,11 +154,11 @@ def _rank_by_reason(after: Mapping[str, SampleResult], quality_before: Mapping[s
         "best": sorted(target, key=lambda key: -iou[key]),
         "worst": sorted(target, key=lambda key: iou[key]),
     }
-    for reference_type in sorted({after[key].reference_type for key in target} - {None}, key=str):
+    for reference_type in sorted({after[key].reference_type for key in target if not after[key].type_is_derived}):
         keys = [key for key in target if after[key].reference_type == reference_type]
         median = float(np.median([iou[key] for key in keys]))
         ranked[f"typical: {reference_type}"] = sorted(keys, key=lambda key: abs(iou[key] - median))
-    false_alarm = {key: after[key].greedy.clip.S for key in null}
+    false_alarm = {key: after[key].S for key in null}
     ranked["null, well answered"] = sorted(null, key=lambda key: -_quality(after[key]))
     ranked["null, false alarm"] = sorted(
         (key for key in null if false_alarm[key] > 0), key=lambda key: -false_alarm[key]
@@ -177,7 +178,7 @@ def _take_turns(ranked: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]
 
 def render_clip(
     sample: AVSample,
-    results: Mapping[str, SampleResult],
+    results: Mapping[str, RowResult],
     *,
     reason: str,
     load: Callable[[AVSample], AVClip] = load_clip,
@@ -257,9 +258,9 @@ def waveform_path(waveform: np.ndarray) -> str:
     return f"M{'L'.join([*upper, *reversed(lower)])}Z"
 
 
-def chain_lines(result: SampleResult) -> tuple[ChainLine, ...]:
+def chain_lines(result: RowResult) -> tuple[ChainLine, ...]:
     """A greedy completion line by line, each step beside whether its claim is true (None where nobody knows)."""
-    greedy = result.greedy
+    greedy = result.completion
     verdicts = {"look": greedy.see, "listen": greedy.hear, "answer": greedy.category_correct}
     return tuple(_chain_line(line.strip(), verdicts) for line in greedy.text.splitlines() if line.strip())
 
@@ -272,8 +273,8 @@ def _chain_line(line: str, verdicts: Mapping[str, float | None]) -> ChainLine:
     return ChainLine("", line, None)
 
 
-def _attempt(name: str, result: SampleResult, gt_masks: np.ndarray, shown: list[int]) -> Attempt:
-    pred_masks = decode_masks(result.greedy.pred_masks)[shown]
+def _attempt(name: str, result: RowResult, gt_masks: np.ndarray, shown: list[int]) -> Attempt:
+    pred_masks = decode_masks(result.completion.pred_masks)[shown]
     return Attempt(name, result, chain_lines(result), mask_overlay(pred_masks, gt_masks))
 
 

@@ -9,30 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from aurora_rl.evaluation.comparison import Comparison, Difference
-from aurora_rl.evaluation.scores import LOWER_IS_BETTER, NULL_MEASURES, TARGET_MEASURES, RowScore
+from aurora_rl.evaluation.measures import MASK_MEASURES, MEASURES, Measure
+from aurora_rl.evaluation.presets import find_preset
+from aurora_rl.evaluation.records import RowResult
 from aurora_rl.files.atomic import write_whole
 from aurora_rl.report.pages import page_environment
 
 _MIN_REACH = 0.02  # of the picture of differences to both sides of 0
 _NUM_WORST = 10
-
-_AREAS = "255 thresholds on {}, β² = 0.3; the best threshold of each clip"
-#: What J and F are under each preset, for the reader of a page.
-PRESET_TEXTS = {
-    "refavs": ("p > 0.4, at 256 x 256", _AREAS.format("probabilities, at 256 x 256")),
-    "avsbench": ("p > 0.5, at 224 x 224", _AREAS.format("probabilities, at 224 x 224")),
-    "aurora": ("p > 0.5, at the frames' size", _AREAS.format("logits, at the frames' size")),
-    "davis": ("p > 0.5, at the frames' size; two empty masks agree", "of the masks' outlines, p > 0.5"),
-}
-MEASURE_TEXTS = {
-    "J": "region similarity, the mean over frames of intersection over union",
-    "F": "F-measure",
-    "J&F": "mean of J and F",
-    "S": "of references to nothing: share of the clip that is wrongly marked, square root",
-    "S_per_frame": "as S, of each frame, then the mean",
-    "null_accuracy": "references to nothing where not a pixel is marked",
-    "false_alarm_rate": "references to nothing where something is marked",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,17 +24,17 @@ class ScoreTable:
     """A table of groups of rows: which numbers it has, and each group's."""
 
     head: str
-    names: tuple[str, ...]
+    measures: tuple[Measure, ...]
     groups: Mapping[str, Mapping[str, Any]]
 
 
-def write_score_page(out_html: Path, tables: Mapping[str, Any], rows: Sequence[RowScore]) -> None:
+def write_score_page(out_html: Path, tables: Mapping[str, Any], rows: Sequence[RowResult]) -> None:
     """Write the page of one system.
 
     Args:
         out_html: where to.
-        tables: the content of out.json.
-        rows: the rows of out.jsonl.
+        tables: the content of scores.json.
+        rows: the rows of results.jsonl.
     """
     mixes, mix_intervals = (_label_mix(of["mix"]) for of in (tables, tables["intervals"]))
     targets = sorted((row for row in rows if not row.is_null), key=lambda row: ((row.J + row.F) / 2, row.row))
@@ -65,8 +49,8 @@ def write_score_page(out_html: Path, tables: Mapping[str, Any], rows: Sequence[R
         by_category=_table("Category", tables["tables"]["by_category"]),
         worst=targets[:_NUM_WORST],
         num_rows=len(rows),
-        num_missing=sum(row.missing for row in rows),
-        preset_texts=PRESET_TEXTS[tables["preset"]],
+        num_missing=sum(row.is_missing for row in rows),
+        preset=find_preset(tables["preset"]),
     )
 
 
@@ -94,13 +78,13 @@ def write_comparison_page(out_html: Path, comparison: Comparison, *, first: str,
         second=second,
         groups=groups,
         ranges={head: _range(group) for head, group in groups.items()},
-        preset_texts=PRESET_TEXTS[comparison.preset],
+        preset=find_preset(comparison.preset),
     )
 
 
 def _write(out_html: Path, template: str, **values: Any) -> None:
     page = page_environment().get_template(template)
-    html = page.render(**values, measures=MEASURE_TEXTS, lower_is_better=LOWER_IS_BETTER)
+    html = page.render(**values, measures=[MEASURES[name] for name in MASK_MEASURES])
     write_whole(out_html, re.sub(r"\n\s*\n+", "\n", html))
 
 
@@ -109,8 +93,8 @@ def _label_mix(mixes: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Mappi
 
 
 def _table(head: str, groups: Mapping[str, Mapping[str, Any]]) -> ScoreTable:
-    names = [name for name in (*TARGET_MEASURES, *NULL_MEASURES) if any(name in group for group in groups.values())]
-    return ScoreTable(head, tuple(names), groups)
+    measures = [MEASURES[name] for name in MASK_MEASURES if any(name in numbers for numbers in groups.values())]
+    return ScoreTable(head, tuple(measures), groups)
 
 
 def _range(groups: Mapping[str, Sequence[Difference]]) -> tuple[float, float]:

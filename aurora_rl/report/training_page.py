@@ -15,9 +15,10 @@ from typing import Any
 from markupsafe import Markup
 
 from aurora_rl.data.sample import AVSample
-from aurora_rl.evaluation.intervals import Interval
-from aurora_rl.evaluation.records import SampleResult, read_results
-from aurora_rl.evaluation.summary import EvalSummary, Table, compare, summarise
+from aurora_rl.evaluation.comparison import Difference, compare_overall
+from aurora_rl.evaluation.measures import MASK_MEASURES, MEASURES, Measure
+from aurora_rl.evaluation.records import RowResult, read_results
+from aurora_rl.evaluation.tables import Table, number_tables
 from aurora_rl.files.atomic import write_whole
 from aurora_rl.files.plain import parse_json, read_text_file
 from aurora_rl.report.charts import Series, line_chart
@@ -52,55 +53,6 @@ class ReportResults:
     without_chain_guards: FilePath | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class MeasureText:
-    """How a measure of `summary.MEASURES` is called on the page.
-
-    Attributes:
-        name: key in the tables.
-        label: heading.
-        meaning: one sentence.
-        scale: the best possible value, or the worst where lower is better.
-        lower_is_better: as it says.
-    """
-
-    name: str
-    label: str
-    meaning: str
-    scale: float = 1.0
-    lower_is_better: bool = False
-
-    def verdict(self, gain: Interval) -> str:
-        """Whether an interval of gains lies wholly on one side of zero: `"better"`, `"worse"` or `"unclear"`."""
-        low, high = (-gain.high, -gain.low) if self.lower_is_better else (gain.low, gain.high)
-        return "better" if low > 0 else "worse" if high < 0 else "unclear"
-
-
-MEASURE_TEXTS = {
-    text.name: text
-    for text in (
-        MeasureText(
-            "sampled_reward", "Sampled reward", "format + category + mask IoU of sampled completions", scale=3.0
-        ),
-        MeasureText("sampled_iou", "Sampled IoU", "mask IoU of sampled completions"),
-        MeasureText("category_accuracy", "Category", "the greedy answer names the right object"),
-        MeasureText("greedy_iou", "Mask IoU", "of greedy completions; 1 − S where nothing is referred to"),
-        MeasureText("non_null_iou", "Mask IoU, targets only", "of greedy completions whose reference has a target"),
-        MeasureText("chain_see", "Sees right", "the chain names exactly the objects in view"),
-        MeasureText("chain_hear", "Hears right", "the chain names exactly the sounds, in order"),
-        MeasureText("format_rate", "Format", "four steps, then one final [SEG]"),
-        MeasureText("J", "J", "region similarity"),
-        MeasureText("F", "F", "mean over clips of each clip's best F"),
-        MeasureText("J&F", "J&F", "mean of J and F"),
-        MeasureText("F_pooled", "F, one threshold", "maximum over thresholds of the mean curve of all clips"),
-        MeasureText("S", "S", "share of a null clip that is wrongly marked, square root", lower_is_better=True),
-        MeasureText("S_frames", "S, by frame", "S of each frame, then the mean", lower_is_better=True),
-        MeasureText("null_accuracy", "Null, empty mask", "null clips where not a pixel is marked"),
-        MeasureText("false_alarm_rate", "False alarms", "null clips where something is marked", lower_is_better=True),
-        MeasureText("null_answer_accuracy", "Null, answer", "null references answered 'there is no such target'"),
-    )
-}
-
 _HEADLINES = ("sampled_reward", "category_accuracy", "non_null_iou", "chain_see", "chain_hear", "null_answer_accuracy")
 _GAINS = (
     "sampled_reward",
@@ -115,25 +67,13 @@ _GAINS = (
 )
 _VARIANTS = ("sampled_reward", "category_accuracy", "non_null_iou", "chain_see", "chain_hear", "format_rate")
 _GROUPS = ("category_accuracy", "greedy_iou", "sampled_reward", "chain_see", "chain_hear")
-_BENCHMARK = ("J", "F", "J&F", "F_pooled", "S", "S_frames", "null_accuracy", "false_alarm_rate")
-
-
-@dataclasses.dataclass(frozen=True)
-class GainRow:
-    """A measure before and after, each with its interval, and the gain."""
-
-    text: MeasureText
-    before: Interval
-    after: Interval
-    gain: Interval
-    verdict: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """A number before and after; None where the measure does not apply."""
 
-    text: MeasureText
+    measure: Measure
     before: float | None
     after: float | None
 
@@ -152,9 +92,8 @@ class Variant:
     """A line of a table that compares runs: its numbers and, unless it is the base, the gains over the base."""
 
     name: str
-    means: tuple[Interval | None, ...]
-    gains: tuple[Interval | None, ...] = ()
-    verdicts: tuple[str, ...] = ()
+    means: tuple[float | None, ...]
+    gains: tuple[Difference | None, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +101,7 @@ class VariantTable:
     """Runs beside each other, each compared with the base run."""
 
     base: str
-    measures: tuple[MeasureText, ...]
+    measures: tuple[Measure, ...]
     variants: tuple[Variant, ...]
 
 
@@ -237,25 +176,26 @@ def write_report(
         MediaError: if a shown clip's media cannot be read.
     """
     before, after = read_results(results.before), read_results(results.after)
-    summaries, differences = (summarise(before), summarise(after)), compare(before, after)
-    gains = _gain_rows(summaries, differences, _GAINS)
+    tables, differences = (number_tables(before), number_tables(after)), compare_overall(before, after)
+    gains = _choose(differences, _GAINS)
     page = page_environment().get_template("report.html.j2")
     html = page.render(
         title=title,
         before_name=results.before_name,
         after_name=results.after_name,
-        summary=summaries[1],
-        headlines=_gain_rows(summaries, differences, _HEADLINES),
+        scores=tables[1],
+        num_rows=len(after),
+        headlines=_choose(differences, _HEADLINES),
         gains=gains,
         gain_range=_gain_range(gains),
         guards=_guard_table(results, before, after),
         ablations=_ablation_table(results, after),
-        reference_types=_group_rows([summary.reference_types for summary in summaries], _GROUPS),
-        categories=_group_rows([summary.categories for summary in summaries], _GROUPS),
-        benchmark=_group_rows([_benchmark_tables(summary) for summary in summaries], _BENCHMARK),
+        reference_types=_group_rows([scores["tables"]["by_reference_type"] for scores in tables], _GROUPS),
+        categories=_group_rows([scores["tables"]["by_category"] for scores in tables], _GROUPS),
+        benchmark=_group_rows([_benchmark_tables(scores) for scores in tables], MASK_MEASURES),
         runs={name: _charts(read_log_history(path), name) for name, path in runs.items()},
         clips=_gallery_clips(gallery, {results.before_name: before, results.after_name: after}, num_clips),
-        measures=MEASURE_TEXTS,
+        measures=MEASURES,
     )
     write_whole(out_html, html)
     return Path(out_html)
@@ -283,22 +223,15 @@ def read_log_history(path: FilePath) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------ tables
 
 
-def _gain_rows(
-    summaries: tuple[EvalSummary, EvalSummary], gains: Mapping[str, Interval], names: Sequence[str]
-) -> list[GainRow]:
+def _choose(differences: Mapping[str, Difference], names: Sequence[str]) -> list[Difference]:
     """The measures that apply to both runs."""
-    before, after = (summary.intervals for summary in summaries)
-    texts = [MEASURE_TEXTS[name] for name in names if name in gains]
-    return [
-        GainRow(text, before[text.name], after[text.name], gains[text.name], text.verdict(gains[text.name]))
-        for text in texts
-    ]
+    return [differences[name] for name in names if name in differences]
 
 
-def _gain_range(rows: Sequence[GainRow]) -> tuple[float, float]:
+def _gain_range(rows: Sequence[Difference]) -> tuple[float, float]:
     """Least and greatest gain to draw, as shares of each measure's scale; holds 0."""
-    lows = [row.gain.low / row.text.scale for row in rows]
-    highs = [row.gain.high / row.text.scale for row in rows]
+    lows = [row.gain.low / row.measure.scale for row in rows]
+    highs = [row.gain.high / row.measure.scale for row in rows]
     return min(-_MIN_REACH, *lows), max(_MIN_REACH, *highs)
 
 
@@ -308,10 +241,10 @@ def _group_rows(tables: Sequence[Mapping[str, Table]], names: Sequence[str]) -> 
     rows = [
         GroupRow(
             name,
-            _as_int(after[name].get("num_rows")),
-            tuple(Cell(MEASURE_TEXTS[key], before[name].get(key), after[name].get(key)) for key in names),
+            _num_rows(after[name]),
+            tuple(Cell(MEASURES[key], before[name].get(key), after[name].get(key)) for key in names),
         )
-        for name in sorted(after, key=lambda name: after[name].get("J") is None)
+        for name in sorted(after, key=lambda name: "J" not in after[name])
         if name in before
     ]
     applies = [any(row.cells[column].after is not None for row in rows) for column in range(len(names))]
@@ -321,16 +254,18 @@ def _group_rows(tables: Sequence[Mapping[str, Table]], names: Sequence[str]) -> 
     ]
 
 
-def _as_int(value: float | None) -> int | None:
-    return None if value is None else int(value)
+def _num_rows(numbers: Table) -> int | None:
+    """Rows of a group; None of Mix."""
+    return int(numbers["n"] + numbers.get("n_null", 0)) if "n" in numbers else None
 
 
-def _benchmark_tables(summary: EvalSummary) -> dict[str, Table]:
-    return {**summary.splits, **{f"Mix, {definition}": table for definition, table in summary.mix.items()}}
+def _benchmark_tables(scores: Mapping[str, Any]) -> dict[str, Table]:
+    mixes = {f"Mix, {name.replace('_', ' ')}": mix for name, mix in scores["mix"].items() if mix}
+    return {**scores["splits"], **mixes}
 
 
 def _guard_table(
-    results: ReportResults, before: Sequence[SampleResult], after: Sequence[SampleResult]
+    results: ReportResults, before: Sequence[RowResult], after: Sequence[RowResult]
 ) -> VariantTable | None:
     """The run without the chain's guards beside the others, compared with where both runs started."""
     if results.without_chain_guards is None:
@@ -342,7 +277,7 @@ def _guard_table(
     return _variant_table(results.before_name, before, variants, _VARIANTS)
 
 
-def _ablation_table(results: ReportResults, after: Sequence[SampleResult]) -> VariantTable | None:
+def _ablation_table(results: ReportResults, after: Sequence[RowResult]) -> VariantTable | None:
     if not results.ablations:
         return None
     variants = {name: read_results(path) for name, path in results.ablations.items()}
@@ -353,27 +288,23 @@ def _ablation_table(results: ReportResults, after: Sequence[SampleResult]) -> Va
 
 def _variant_table(
     base_name: str,
-    base: Sequence[SampleResult],
-    variants: Mapping[str, Sequence[SampleResult]],
+    base: Sequence[RowResult],
+    variants: Mapping[str, Sequence[RowResult]],
     names: Sequence[str],
 ) -> VariantTable:
-    base_intervals = summarise(base).intervals
-    texts = tuple(MEASURE_TEXTS[name] for name in names if name in base_intervals)
-    first = Variant(base_name, tuple(base_intervals[text.name] for text in texts))
-    return VariantTable(
-        base_name, texts, (first, *(_variant(name, base, rows, texts) for name, rows in variants.items()))
-    )
+    overall = {name: MEASURES[name].over(base) for name in names}
+    measures = tuple(MEASURES[name] for name in names if overall[name] is not None)
+    first = Variant(base_name, tuple(overall[measure.name] for measure in measures))
+    others = [_variant(name, base, rows, measures) for name, rows in variants.items()]
+    return VariantTable(base_name, measures, (first, *others))
 
 
-def _variant(
-    name: str, base: Sequence[SampleResult], rows: Sequence[SampleResult], texts: Sequence[MeasureText]
-) -> Variant:
-    intervals, gains = summarise(rows).intervals, compare(base, rows)
+def _variant(name: str, base: Sequence[RowResult], rows: Sequence[RowResult], measures: Sequence[Measure]) -> Variant:
+    differences = compare_overall(base, rows, names=[measure.name for measure in measures])
     return Variant(
         name,
-        means=tuple(intervals.get(text.name) for text in texts),
-        gains=tuple(gains.get(text.name) for text in texts),
-        verdicts=tuple(text.verdict(gains[text.name]) if text.name in gains else "unclear" for text in texts),
+        means=tuple(measure.over(rows) for measure in measures),
+        gains=tuple(differences.get(measure.name) for measure in measures),
     )
 
 
@@ -417,7 +348,7 @@ def _readable(key: str) -> str:
 
 
 def _gallery_clips(
-    samples: Sequence[AVSample], runs: Mapping[str, Sequence[SampleResult]], num_clips: int
+    samples: Sequence[AVSample], runs: Mapping[str, Sequence[RowResult]], num_clips: int
 ) -> list[GalleryClip]:
     """The chosen rows of those whose media are at hand."""
     at_hand = {sample.key: sample for sample in samples}

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,6 @@ from aurora_rl.data.run_lengths import decode_masks
 from aurora_rl.evaluation import of_model as model_evaluation
 from aurora_rl.evaluation.of_model import EvaluationArguments
 from aurora_rl.evaluation.records import read_results
-from aurora_rl.evaluation.scores import read_scores
 from aurora_rl.inference.pipeline import AuroraPipeline
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.encoding import PromptOptions
@@ -45,11 +45,15 @@ def saved(tmp_path: Path) -> Path:
 
 def rescore(folder: Path, name: str, options: str = "") -> int:
     command = ["evaluate", "--predictions", str(folder / name), "--data_root", str(folder / "data")]
-    return main([*command, "--output", str(folder / f"{name}.json"), *shlex.split(options)])
+    return main([*command, "--output_dir", str(folder / "scores" / name), *shlex.split(options)])
+
+
+def scores_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "scores.json").read_text())
 
 
 def compare(folder: Path, options: str = "") -> int:
-    return main(["compare", str(folder / "bad.json"), str(folder / "good.json"), *shlex.split(options)])
+    return main(["compare", str(folder / "scores" / "bad"), str(folder / "scores" / "good"), *shlex.split(options)])
 
 
 class Page(HTMLParser):
@@ -73,7 +77,7 @@ class Page(HTMLParser):
 
 def test_all_test_splits_are_scored_under_refavs_unless_told_otherwise(saved, capsys):
     assert rescore(saved, "good") == 0
-    tables = json.loads((saved / "good.json").read_text())
+    tables = scores_of(saved / "scores" / "good")
     assert (tables["preset"], set(tables["splits"])) == ("refavs", {"test_s", "test_u", "test_n"})
     output = capsys.readouterr().out
     assert "preset refavs" in output and "Mix, mean_of_splits" in output
@@ -82,7 +86,7 @@ def test_all_test_splits_are_scored_under_refavs_unless_told_otherwise(saved, ca
 
 def test_split_and_preset_are_taken_from_the_command(saved):
     assert rescore(saved, "good", "--split test_s test_u --preset davis --num_workers 1") == 0
-    tables = json.loads((saved / "good.json").read_text())
+    tables = scores_of(saved / "scores" / "good")
     assert (tables["preset"], set(tables["splits"])) == ("davis", {"test_s", "test_u"})
 
 
@@ -105,21 +109,24 @@ def test_unusable_predictions_exit_with_2_and_name_row_and_file(saved, capsys):
     (saved / "good" / "1" / "2.png").unlink()
     assert rescore(saved, "good") == 2
     assert "row 1 (s0_drum_1): the prediction has 2 frames, the clip 3" in capsys.readouterr().err
-    assert main(["evaluate", "--predictions", str(saved / "nowhere"), "--data_root", "x", "--output", "o.json"]) == 2
+    assert main(["evaluate", "--predictions", str(saved / "nowhere"), "--data_root", "x", "--output_dir", "o"]) == 2
 
 
-def test_output_that_is_no_json_file_and_two_sources_are_refused(saved):
-    for options in (["--output", "out"], ["--predictions", "a", "--results", "b"]):
+def test_former_name_of_the_output_and_two_sources_are_refused(saved, capsys):
+    for options, words in (
+        (["--output", "out.json"], "--output_dir now"),
+        (["--predictions", "a", "--results", "b"], "not allowed with"),
+    ):
         with pytest.raises(SystemExit) as exit_info:
             main(["evaluate", *options])
-        assert exit_info.value.code == 2
+        assert exit_info.value.code == 2 and words in capsys.readouterr().err
 
 
 def test_saved_predictions_are_scored_without_transformers(saved):
     code = "import sys; from aurora_rl.cli import main; code = main(sys.argv[1:])\n"
     code += "heavy = {'transformers', 'trl', 'peft', 'accelerate', 'datasets', 'deepspeed'} & set(sys.modules)\n"
     code += "sys.exit(code or (f'imported {heavy}' if heavy else 0))"
-    options = ["--predictions", saved / "good", "--data_root", saved / "data", "--output", saved / "out.json"]
+    options = ["--predictions", saved / "good", "--data_root", saved / "data", "--output_dir", saved / "out"]
     command = [sys.executable, "-c", code, "evaluate", *options, "--report", saved / "out.html"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -143,7 +150,7 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.multiprocess
 def test_of_two_rescorings_into_one_output_the_second_is_refused_and_the_first_ends_well(saved, capsys):
     command = ["evaluate", "--predictions", str(saved / "good"), "--data_root", str(saved / "data")]
-    command += ["--output", str(saved / "good.json"), "--num_workers", "1"]
+    command += ["--output_dir", str(saved / "scores" / "good"), "--num_workers", "1"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", STOPPED, *command], cwd=ROOT, text=True, **pipes) as first:
         assert first.stdout.readline() == "scored\n"
@@ -152,7 +159,7 @@ def test_of_two_rescorings_into_one_output_the_second_is_refused_and_the_first_e
         assert f"process {first.pid}" in said.err and "Traceback" not in said.err and said.out == ""
         _, errors = first.communicate("")
     assert first.returncode == 0, errors
-    assert len(read_scores(saved / "good.json")) == 8
+    assert len(read_results(saved / "scores" / "good")) == 8
 
 
 def test_page_holds_the_tables_and_loads_nothing(saved):
@@ -181,12 +188,12 @@ def test_two_systems_are_compared_in_text_json_and_html(saved, capsys):
     comparison = json.loads((saved / "both.json").read_text())
     j = comparison["splits"]["test_s"][0]
     assert (j["name"], j["wins"], j["losses"], j["verdict"]) == ("J", 3, 0, "better")
-    good, bad = (json.loads((saved / f"{name}.json").read_text())["splits"] for name in ("good", "bad"))
+    good, bad = (scores_of(saved / "scores" / name)["splits"] for name in ("good", "bad"))
     assert j["gain"]["mean"] == pytest.approx(good["test_s"]["J"] - bad["test_s"]["J"])
     page = Page(saved / "both.html")
     assert "good against bad" in page.text and "Largest wins of good" in page.text
     assert "test_u, seen categories" in page.text and list(comparison["by_novelty"]) == list(
-        json.loads((saved / "good.json").read_text())["tables"]["by_novelty"]
+        scores_of(saved / "scores" / "good")["tables"]["by_novelty"]
     )
     assert "The types of 6 of 8 references are derived from the words of the sentence" in page.text
     assert all(address.startswith("#") for address in page.addresses)
@@ -199,7 +206,7 @@ def test_systems_of_different_presets_or_rows_are_not_compared(saved, capsys):
     assert rescore(saved, "bad", "--split test_s") == 0
     assert compare(saved) == 2
     assert "in one run only" in capsys.readouterr().err
-    assert main(["compare", str(saved / "bad.json"), str(saved / "nowhere.json")]) == 2
+    assert main(["compare", str(saved / "scores" / "bad"), str(saved / "nowhere")]) == 2
 
 
 # ---- a model ----------------------------------------------------------------------------------------------------
@@ -230,8 +237,17 @@ def test_model_is_scored_as_by_the_recipe(benchmark, tiny_checkpoint, tmp_path, 
     config = tmp_path / "evaluate.yaml"
     config.write_text(CONFIG)
     command = ["evaluate", "--model", tiny_checkpoint, "--data_root", str(benchmark), "--split", "test_s", "test_n"]
-    output = tmp_path / "out.json"
-    options = ["--output", str(output), "--config", str(config), "--seed", "3", "--report", str(tmp_path / "out.html")]
+    output = tmp_path / "out"
+    options = [
+        "--output_dir",
+        str(output),
+        "--config",
+        str(config),
+        "--seed",
+        "3",
+        "--report",
+        str(tmp_path / "out.html"),
+    ]
     assert main([*command, *options]) == 0
     data_args = DataArguments(
         str(benchmark), fps=2.0, num_frames=2, instruction="{reference}", min_pixels=256, max_pixels=65536
@@ -246,15 +262,11 @@ def test_model_is_scored_as_by_the_recipe(benchmark, tiny_checkpoint, tmp_path, 
         use_cpu=True,
     )
     recipe.main(ModelArguments(tiny_checkpoint), data_args, arguments)
-    results = read_results(tmp_path / "out" / "results.jsonl")
+    results = read_results(output)
     assert [(r.uid, r.greedy.text) for r in results] == [
-        (r.uid, r.greedy.text) for r in read_results(tmp_path / "recipe" / "results.jsonl")
+        (r.uid, r.greedy.text) for r in read_results(tmp_path / "recipe")
     ]
-    rows = read_scores(output)
-    assert [(r.J, r.F, r.completion) for r in rows] == [
-        (r.greedy.clip.J, r.greedy.clip.F, r.greedy.text) for r in results
-    ]
-    tables = json.loads(output.read_text())
+    tables = scores_of(output)
     assert (tables["splits"]["test_s"]["n"], tables["splits"]["test_n"]["n"]) == (2, 1)
     assert (tmp_path / "recipe" / "scores.json").is_file() and "test_s" in Page(tmp_path / "out.html").text
     assert "test_s" in capsys.readouterr().out
@@ -268,8 +280,8 @@ def test_evaluation_of_a_model_that_was_interrupted_goes_on(
     config.write_text(CONFIG)
     command = ["evaluate", "--model", tiny_checkpoint, "--data_root", str(benchmark), "--split", "test_s", "test_n"]
     # One row at a time: the rows that are left share other batches, which changes the last digits.
-    command += ["--config", str(config), "--batch_size", "1", "--ablations", "audio_muted", "--output"]
-    assert main([*command, str(tmp_path / "whole.json")]) == 0
+    command += ["--config", str(config), "--batch_size", "1", "--ablations", "audio_muted", "--output_dir"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
     scored: list[int] = []
 
     def interrupt(sample, *answer, **options):
@@ -281,10 +293,10 @@ def test_evaluation_of_a_model_that_was_interrupted_goes_on(
     score = model_evaluation._score
     monkeypatch.setattr(model_evaluation, "_score", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        main([*command, str(tmp_path / "out.json")])
-    assert main([*command, str(tmp_path / "out.json")]) == 0
+        main([*command, str(tmp_path / "out")])
+    assert main([*command, str(tmp_path / "out")]) == 0
     assert len(scored) == 3 + 3 + 1  # the rows, muted once more, and the one that was lost
-    for name in ("results.jsonl", "results.audio_muted.jsonl", "summary.json"):
+    for name in ("results.jsonl", "results.audio_muted.jsonl", "scores.json", "scores.audio_muted.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not list(tmp_path.rglob("*.partial.*"))
 
@@ -305,8 +317,8 @@ def test_evaluation_in_batches_that_was_interrupted_gives_the_words_and_masks_of
 ):
     (tmp_path / "evaluate.yaml").write_text(CONFIG)
     command = ["evaluate", "--model", tiny_checkpoint, "--data_root", str(tiny_benchmark), "--num_frames", "4"]
-    command += ["--config", str(tmp_path / "evaluate.yaml"), "--num_samples", "2", "--batch_size", "4", "--output"]
-    assert main([*command, str(tmp_path / "whole.json")]) == 0
+    command += ["--config", str(tmp_path / "evaluate.yaml"), "--num_samples", "2", "--batch_size", "4", "--output_dir"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
     score, scored = model_evaluation._score, []
 
     def interrupt(sample, *answer, **options):
@@ -317,9 +329,9 @@ def test_evaluation_in_batches_that_was_interrupted_gives_the_words_and_masks_of
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(model_evaluation, "_score", interrupt)
-        main([*command, str(tmp_path / "out.json")])
-    assert main([*command, str(tmp_path / "out.json")]) == 0
-    whole, resumed = (read_results(tmp_path / name / "results.jsonl") for name in ("whole", "out"))
+        main([*command, str(tmp_path / "out")])
+    assert main([*command, str(tmp_path / "out")]) == 0
+    whole, resumed = (read_results(tmp_path / name) for name in ("whole", "out"))
     assert len(scored) == num_finished < len(whole)
     for mine, other in zip(resumed, whole, strict=True):
         assert (mine.key, mine.greedy.text) == (other.key, other.greedy.text)
@@ -344,8 +356,8 @@ def by_two_processes(command: list[str]) -> str:
 def assert_scored_alike(ours: Path, theirs: Path) -> None:
     """The same rows and words; J and F within 1e-4, as docs/evaluation.md says of a model's probabilities."""
     close = functools.partial(pytest.approx, abs=1e-4)
-    for mine, other in zip(read_scores(ours), read_scores(theirs), strict=True):
-        assert (mine.key, mine.completion) == (other.key, other.completion)
+    for mine, other in zip(read_results(ours), read_results(theirs), strict=True):
+        assert (mine.key, mine.completion.text) == (other.key, other.completion.text)
         assert [close(other.J), close(other.F), close(other.S)] == [mine.J, mine.F, mine.S]
 
 
@@ -353,16 +365,16 @@ def assert_scored_alike(ours: Path, theirs: Path) -> None:
 def test_two_processes_score_a_model_row_by_row_as_one_does(benchmark, tiny_checkpoint, tmp_path):
     (tmp_path / "evaluate.yaml").write_text(CONFIG)
     command = ["evaluate", "--model", tiny_checkpoint, "--data_root", str(benchmark), "--split", "test_s", "test_n"]
-    command += ["--config", str(tmp_path / "evaluate.yaml"), "--batch_size", "1", "--output"]
-    assert main([*command, str(tmp_path / "one.json")]) == 0
-    assert by_two_processes([*command, str(tmp_path / "two.json")]).count("preset refavs") == 1
-    assert_scored_alike(tmp_path / "two.json", tmp_path / "one.json")
-    one, two = (read_results(tmp_path / name / "results.jsonl") for name in ("one", "two"))
+    command += ["--config", str(tmp_path / "evaluate.yaml"), "--batch_size", "1", "--output_dir"]
+    assert main([*command, str(tmp_path / "one")]) == 0
+    assert by_two_processes([*command, str(tmp_path / "two")]).count("preset refavs") == 1
+    assert_scored_alike(tmp_path / "two", tmp_path / "one")
+    one, two = (read_results(tmp_path / name) for name in ("one", "two"))
     for ours, theirs in zip(two, one, strict=True):
         assert (ours.key, ours.greedy.text) == (theirs.key, theirs.greedy.text)
         for mine, other in zip(ours.sampled, theirs.sampled, strict=True):
             assert dataclasses.asdict(mine) == pytest.approx(dataclasses.asdict(other), abs=1e-4)
-    tables = [json.loads((tmp_path / f"{name}.json").read_text())["splits"] for name in ("one", "two")]
+    tables = [scores_of(tmp_path / name)["splits"] for name in ("one", "two")]
     assert tables[0].keys() == tables[1].keys() == {"test_s", "test_n"}
     for split, numbers in tables[0].items():
         assert tables[1][split] == pytest.approx(numbers, abs=1e-4)
@@ -373,12 +385,12 @@ def test_batches_change_the_last_digits_of_a_model_and_no_word(tiny_benchmark, t
     (tmp_path / "evaluate.yaml").write_text(CONFIG)
     command = ["evaluate", "--model", tiny_checkpoint, "--data_root", str(tiny_benchmark), "--num_frames", "4"]
     command += ["--config", str(tmp_path / "evaluate.yaml"), "--num_samples", "0"]
-    assert main([*command, "--batch_size", "1", "--output", str(tmp_path / "single.json")]) == 0
-    assert main([*command, "--batch_size", "4", "--output", str(tmp_path / "batches.json")]) == 0
-    by_two_processes([*command, "--batch_size", "4", "--output", str(tmp_path / "two.json")])
-    assert len(read_scores(tmp_path / "single.json")) == 9
-    for name in ("batches.json", "two.json"):
-        assert_scored_alike(tmp_path / name, tmp_path / "single.json")
+    assert main([*command, "--batch_size", "1", "--output_dir", str(tmp_path / "single")]) == 0
+    assert main([*command, "--batch_size", "4", "--output_dir", str(tmp_path / "batches")]) == 0
+    by_two_processes([*command, "--batch_size", "4", "--output_dir", str(tmp_path / "two")])
+    assert len(read_results(tmp_path / "single")) == 9
+    for name in ("batches", "two"):
+        assert_scored_alike(tmp_path / name, tmp_path / "single")
 
 
 def test_model_is_scored_as_the_pipeline_answers(benchmark, loaded, tmp_path):
@@ -387,9 +399,9 @@ def test_model_is_scored_as_the_pipeline_answers(benchmark, loaded, tmp_path):
     loaded.model.save_pretrained(tmp_path / "model")
     loaded.processor.save_pretrained(tmp_path / "model")
     command = ["evaluate", "--model", str(tmp_path / "model"), "--data_root", str(benchmark), "--use_cpu", "true"]
-    command += ["--max_completion_length", "6", "--batch_size", "1", "--output", str(tmp_path / "out.json")]
+    command += ["--max_completion_length", "6", "--batch_size", "1", "--output_dir", str(tmp_path / "out")]
     assert main(command) == 0
-    results = {result.key: result.greedy for result in read_results(tmp_path / "out" / "results.jsonl")}
+    results = {result.key: result.greedy for result in read_results(tmp_path / "out")}
     assert len(results) == 3  # of the splits test_n and test_s; nobody named them
     pipeline = AuroraPipeline(str(tmp_path / "model"), max_completion_length=6, device="cpu")
     data_args = DataArguments(str(benchmark), fps=2.0, num_frames=2)
@@ -400,15 +412,15 @@ def test_model_is_scored_as_the_pipeline_answers(benchmark, loaded, tmp_path):
         assert np.array_equal(reference.masks, decode_masks(results[sample.key].pred_masks))
 
 
-def test_output_of_the_command_wins_over_the_output_dir_of_a_config(benchmark, tiny_checkpoint, tmp_path):
+def test_output_dir_of_the_command_wins_over_that_of_a_config(benchmark, tiny_checkpoint, tmp_path):
     config = tmp_path / "evaluate.yaml"
     config.write_text(f"{CONFIG}output_dir: {tmp_path / 'shared'}\nsplit: [test_n]\n")
     command = ["evaluate", "--model", tiny_checkpoint, "--data_root", str(benchmark), "--config", str(config)]
-    assert main([*command, "--num_samples", "0", "--output", str(tmp_path / "a.json")]) == 0
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {"results.jsonl", "summary.json"}
+    assert main([*command, "--num_samples", "0", "--output_dir", str(tmp_path / "a")]) == 0
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"results.jsonl", "scores.json"}
     assert not (tmp_path / "shared").exists()
     assert main([*command, "--num_samples", "0"]) == 0
-    assert (tmp_path / "shared" / "scores.json").read_bytes() == (tmp_path / "a.json").read_bytes()
+    assert (tmp_path / "shared" / "scores.json").read_bytes() == (tmp_path / "a" / "scores.json").read_bytes()
 
 
 def test_media_of_the_training_split_are_not_needed(benchmark, tiny_checkpoint, tmp_path):
@@ -418,14 +430,13 @@ def test_media_of_the_training_split_are_not_needed(benchmark, tiny_checkpoint, 
     (tmp_path / "evaluate.yaml").write_text(CONFIG)
     command = ["evaluate", "--model", tiny_checkpoint, "--data_root", str(tmp_path / "data"), "--split", "test_n"]
     command += ["--config", str(tmp_path / "evaluate.yaml"), "--num_samples", "0"]
-    assert main([*command, "--output", str(tmp_path / "out.json")]) == 0
+    assert main([*command, "--output_dir", str(tmp_path / "out")]) == 0
 
 
-def test_model_without_data_or_with_an_unknown_option_is_refused(benchmark, tiny_checkpoint, tmp_path, capsys):
-    assert main(["evaluate", "--model", tiny_checkpoint, "--output", str(tmp_path / "out.json")]) == 2
+def test_model_without_data_or_with_an_unknown_option_is_refused(tiny_checkpoint, tmp_path, capsys):
+    assert main(["evaluate", "--model", tiny_checkpoint, "--output_dir", str(tmp_path / "out")]) == 2
     assert "data_root" in capsys.readouterr().err
-    command = ["evaluate", "--model", tiny_checkpoint, "--data_root", str(benchmark)]
-    command += ["--output", str(tmp_path / "out.json")]
+    command = ["evaluate", "--model", tiny_checkpoint, "--data_root", "x", "--output_dir", str(tmp_path / "out")]
     assert main([*command, "--use_cpu", "true", "--preset", "sam"]) == 2
     assert "there is no evaluation preset 'sam'" in capsys.readouterr().err
     assert main([*command, "--batchsize", "4"]) == 2

@@ -8,16 +8,16 @@ import pytest
 
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.evaluation.of_model import EvaluationArguments, evaluate_model
-from aurora_rl.evaluation.records import SampleResult, read_results
+from aurora_rl.evaluation.records import RowResult, read_results
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 from recipes import sft
 
 
 @pytest.fixture
-def train_and_score(tiny_checkpoint: str, tmp_path: Path) -> Callable[..., list[SampleResult]]:
+def train_and_score(tiny_checkpoint: str, tmp_path: Path) -> Callable[..., list[RowResult]]:
     """Train one step of SFT on a benchmark's answers and score its split `split` under the preset of AVSBench."""
 
-    def run(split: str, **data: Any) -> list[SampleResult]:
+    def run(split: str, **data: Any) -> list[RowResult]:
         data_args = DataArguments(min_pixels=256, max_pixels=65536, instruction="{reference}", **data)
         out, scores = tmp_path / "trained", tmp_path / "scored"
         args = AuroraSFTConfig(

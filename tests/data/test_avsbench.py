@@ -333,4 +333,4 @@ def test_each_trains_and_is_scored_like_any_other(benchmark, split, frames, requ
     results = train_and_score(split, data_root=str(root), benchmark=benchmark)
     assert [len(result.greedy.preset_masks) for result in results] == frames
     assert {(result.preset, result.reference) for result in results} == {("avsbench", SOUNDING_REFERENCE)}
-    assert all(0.0 <= result.greedy.clip.J <= 1.0 and not result.greedy.clip.is_missing for result in results)
+    assert all(0.0 <= result.J <= 1.0 and not result.is_missing for result in results)

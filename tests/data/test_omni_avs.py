@@ -277,4 +277,4 @@ def test_it_trains_and_is_scored_like_any_other(root: Path, cache: Path, train_a
         (False, 4),
         (True, 4),
     ]
-    assert not any(result.greedy.clip.is_missing for result in results)
+    assert not any(result.is_missing for result in results)

@@ -23,9 +23,9 @@ from aurora_rl.data.ref_avs import find_test_splits, load_ref_avs_truth
 from aurora_rl.evaluation import of_saved_masks as rescoring
 from aurora_rl.evaluation.mask_files import PredictionError
 from aurora_rl.evaluation.of_saved_masks import rescore, saved_predictions, saved_results
-from aurora_rl.evaluation.records import write_results
-from aurora_rl.evaluation.scores import read_scores
-from aurora_rl.evaluation.scoring import PRESETS, sample_result, score_completion
+from aurora_rl.evaluation.presets import PRESETS
+from aurora_rl.evaluation.records import read_results, write_results
+from aurora_rl.evaluation.scoring import score_answer
 from tests.direct_evaluation import direct_scores
 from tests.saved_predictions import ROWS, WITHOUT_MASKS, levels, rows_of, write_npzs, write_pngs, write_truth
 
@@ -45,14 +45,13 @@ def folder(tmp_path: Path, truth) -> Path:
 
 
 def score(tmp_path: Path, folder: Path, *, name: str = "out", splits=TEST_SPLITS, **options) -> dict:
-    output = tmp_path / f"{name}.json"
-    tables = rescore(tmp_path / "data", saved_predictions(folder), output, splits=splits, **options)
-    assert json.loads(output.read_text()) == tables
+    tables = rescore(tmp_path / "data", saved_predictions(folder), tmp_path / name, splits=splits, **options)
+    assert json.loads((tmp_path / name / "scores.json").read_text()) == tables
     return tables
 
 
 def lines(tmp_path: Path, name: str = "out") -> list[dict]:
-    return [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (tmp_path / name / "results.jsonl").read_text().splitlines()]
 
 
 # ---- numbers ----------------------------------------------------------------------------------------------------
@@ -64,7 +63,7 @@ def test_scores_are_those_of_the_definition(tmp_path, truth, folder, preset):
     expected = {row: direct_scores(levels(row) / np.float32(255), truth[row], preset) for row in rows_of(*TEST_SPLITS)}
     for line in lines(tmp_path):
         assert {name: line[name] for name in ("J", "F", "S")} == pytest.approx(expected[line["row"]], abs=1e-6)
-        assert (line["uid"], line["split"], line["text"]) == tuple(ROWS[line["row"]][i] for i in (1, 2, 4))
+        assert (line["uid"], line["split"], line["reference"]) == tuple(ROWS[line["row"]][i] for i in (1, 2, 4))
     for split in ("test_s", "test_u"):
         for name in ("J", "F"):
             mean = np.mean([expected[row][name] for row in rows_of(split)])
@@ -73,10 +72,10 @@ def test_scores_are_those_of_the_definition(tmp_path, truth, folder, preset):
     assert tables["preset"] == preset
 
 
-def test_out_json_has_the_promised_form(tmp_path, folder):
+def test_scores_have_the_promised_form(tmp_path, folder):
     tables = score(tmp_path, folder)
-    assert list(tables)[:3] == ["preset", "splits", "mix"]
-    assert set(tables["splits"]["test_s"]) == {"J", "F", "J&F", "n", "missing"}
+    assert list(tables)[:4] == ["preset", "overall", "splits", "mix"]
+    assert set(tables["splits"]["test_s"]) == {"J", "F", "J&F", "F_pooled", "n", "missing"}
     null_names = {"S", "S_per_frame", "null_accuracy", "false_alarm_rate", "n", "missing"}
     assert set(tables["splits"]["test_n"]) == null_names
     assert {split: table["n"] for split, table in tables["splits"].items()} == {"test_n": 2, "test_s": 3, "test_u": 3}
@@ -132,15 +131,15 @@ def test_grey_level_102_is_not_above_a_threshold_of_0_4(tmp_path, truth, level, 
 def test_two_processes_write_the_same_bytes_as_one(tmp_path, folder):
     score(tmp_path, folder, name="one")
     score(tmp_path, folder, name="two", num_workers=2)
-    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
-    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    for file in ("results.jsonl", "scores.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
 def test_the_order_of_splits_changes_no_number_and_a_split_named_twice_counts_once(tmp_path, folder):
     forward = score(tmp_path, folder, name="a")
     backward = score(tmp_path, folder, name="b", splits=["test_n", "test_u", "test_s", "test_u"])
     assert forward == backward
-    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+    assert lines(tmp_path, "a") == lines(tmp_path, "b")
 
 
 def test_a_row_scores_the_same_alone(tmp_path, folder):
@@ -160,14 +159,21 @@ def test_missing_prediction_counts_as_an_empty_mask_and_is_reported(tmp_path, tr
     tables = score(tmp_path, folder, preset=preset)
     assert (tables["splits"]["test_s"]["n"], tables["splits"]["test_s"]["missing"]) == (3, 1)
     row = lines(tmp_path)[0]
-    assert (row["row"], row["J"], row["F"], row["S"], row["missing"]) == (1, 0.0, 0.0, 0.0, True)
+    assert (row["row"], row["J"], row["F"], row["S"], row["is_missing"]) == (1, 0.0, 0.0, 0.0, True)
     assert "no prediction, scored as empty masks: row 1" in caplog.text
 
 
 def test_no_prediction_at_all_is_scored(tmp_path, truth):
     (tmp_path / "masks").mkdir()
     splits = score(tmp_path, tmp_path / "masks")["splits"]
-    assert splits["test_s"] == {"J": pytest.approx(1 / 9), "F": 0.0, "J&F": pytest.approx(1 / 18), "n": 3, "missing": 3}
+    assert splits["test_s"] == {
+        "J": pytest.approx(1 / 9),
+        "F": 0.0,
+        "J&F": pytest.approx(1 / 18),
+        "F_pooled": 0.0,
+        "n": 3,
+        "missing": 3,
+    }
     assert (splits["test_n"]["S"], splits["test_n"]["null_accuracy"], splits["test_n"]["missing"]) == (0.0, 1.0, 2)
 
 
@@ -203,7 +209,7 @@ def test_all_bad_rows_are_named_and_the_good_ones_kept_for_the_next_try(tmp_path
         score(tmp_path, folder)
     assert str(error.value).startswith("2 row(s) cannot be scored: row 2 (s0_cat_2): the prediction has 2 frames, the")
     assert "row 5 (u0_tabla_2): the image" in str(error.value) and "5/1.png has mode RGB" in str(error.value)
-    assert not (tmp_path / "out.json").exists()
+    assert not (tmp_path / "out" / "scores.json").exists()
     write_pngs(folder, {2: levels(2), 5: levels(5)})
     scored = spy(monkeypatch)
     score(tmp_path, folder)
@@ -257,7 +263,7 @@ def test_bad_prediction_of_any_kind_is_one_bad_row(tmp_path, folder, monkeypatch
     with pytest.raises(PredictionError, match=r"^1 row\(s\) cannot be scored: (row 2 \(s0_cat_2\)|row 2 has two)"):
         score(tmp_path, folder)
     assert sorted(scored) == rows_of(*TEST_SPLITS)
-    assert not (tmp_path / "out.json").exists()
+    assert not (tmp_path / "out" / "scores.json").exists()
     shutil.rmtree(folder / "2", ignore_errors=True)
     (folder / "2.npz").unlink(missing_ok=True)
     write_pngs(folder, {2: levels(2)})
@@ -310,7 +316,7 @@ def test_unknown_split_or_preset_is_an_error_before_anything_is_read(tmp_path, f
         score(tmp_path, folder, splits=["dev"])
     with pytest.raises(ValueError, match="refavs, avsbench, aurora, davis"):
         score(tmp_path, folder, preset="sam")
-    assert not list(tmp_path.glob("out*"))
+    assert not list(tmp_path.glob("out/*"))
 
 
 def test_splits_that_begin_with_test_are_found(tmp_path, truth):
@@ -345,14 +351,14 @@ def test_resumed_run_scores_what_is_left_and_writes_the_same_files(tmp_path, int
     scored = spy(monkeypatch)
     resumed = score(tmp_path, interrupted)
     assert len(scored) == 3
-    content = (tmp_path / "out.jsonl").read_bytes()
+    content = (tmp_path / "out" / "results.jsonl").read_bytes()
     assert score(tmp_path, interrupted, name="out") == resumed
     assert len(scored) == 3 + 8  # a finished run leaves nothing to go on from
-    assert (tmp_path / "out.jsonl").read_bytes() == content
+    assert (tmp_path / "out" / "results.jsonl").read_bytes() == content
 
 
 def test_line_that_a_kill_cut_off_is_scored_again(tmp_path, interrupted, monkeypatch):
-    resume_file = tmp_path / "out.partial.jsonl"
+    resume_file = tmp_path / "out" / "results.partial.jsonl"
     resume_file.write_bytes(resume_file.read_bytes()[:-10])
     scored = spy(monkeypatch)
     score(tmp_path, interrupted)
@@ -377,7 +383,7 @@ def test_other_preset_or_other_table_starts_anew(tmp_path, interrupted, monkeypa
     scored = spy(monkeypatch)
     score(tmp_path, interrupted, preset="davis")
     assert len(scored) == 8
-    assert "out.partial.jsonl is of another run" in caplog.text
+    assert "results.partial.jsonl is of another run" in caplog.text
 
 
 def test_table_that_changed_starts_anew(tmp_path, interrupted, monkeypatch):
@@ -408,7 +414,7 @@ if __name__ == "__main__":
 def test_run_that_is_killed_loses_no_finished_clip_and_leaves_no_process(tmp_path, folder, monkeypatch):
     script = tmp_path / "slow.py"
     script.write_text(SLOW)
-    command = [sys.executable, str(script), str(tmp_path / "data"), str(folder), str(tmp_path / "out.json")]
+    command = [sys.executable, str(script), str(tmp_path / "data"), str(folder), str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as process:
         finished = [int(process.stdout.readline()) for _ in range(3)]
@@ -449,8 +455,7 @@ def results(tmp_path, truth) -> Path:
     path = tmp_path / "results.jsonl"
     samples = load_ref_avs_truth(tmp_path / "data", TEST_SPLITS)
     probs = {s.row: None if s.row == 4 else torch.from_numpy(levels(s.row) / np.float32(255)) for s in samples}
-    scores = [(s, score_completion("It is [SEG].", probs[s.row], truth[s.row], s, preset="davis")) for s in samples]
-    write_results(path, [sample_result(sample, greedy, preset="davis") for sample, greedy in scores])
+    write_results(path, [score_answer(s, "It is [SEG].", probs[s.row], truth[s.row], preset="davis") for s in samples])
     return path
 
 
@@ -458,21 +463,21 @@ def test_results_are_rescored_under_davis_as_they_were_scored(tmp_path, results,
     rescore(
         tmp_path / "data",
         saved_results(results, preset="davis"),
-        tmp_path / "out.json",
+        tmp_path / "out",
         splits=TEST_SPLITS,
         preset="davis",
     )
     expected = {row: direct_scores(levels(row) / np.float32(255), truth[row], "davis") for row in rows_of(*TEST_SPLITS)}
-    for row in read_scores(tmp_path / "out.json"):
+    for row in read_results(tmp_path / "out"):
         if row.row == 4:
-            assert row.missing and row.J == 0
+            assert row.is_missing and row.J == 0
         else:
             assert pytest.approx((expected[row.row]["J"], expected[row.row]["F"]), abs=1e-9) == (row.J, row.F)
 
 
 def test_results_under_a_preset_of_many_thresholds_say_that_they_have_one(tmp_path, results):
     predictions = saved_results(results, preset="aurora")
-    tables = rescore(tmp_path / "data", predictions, tmp_path / "out.json", splits=["test_s"], preset="aurora")
+    tables = rescore(tmp_path / "data", predictions, tmp_path / "out", splits=["test_s"], preset="aurora")
     assert "one threshold only" in tables["note"]
 
 
@@ -501,7 +506,7 @@ BAD_LINES: dict[str, Callable[[dict], object]] = {
     "row as text": lambda record: json.dumps({**record, "row": "2"}),
     "row below 0": lambda record: json.dumps({**record, "row": -2}),
     "uid as a list": lambda record: json.dumps({**record, "uid": ["a"]}),
-    "no answer": lambda record: json.dumps({**record, "greedy": None}),
+    "no answer": lambda record: json.dumps({**record, "greedy": 3}),
     "masks as a number": lambda record: json.dumps({**record, "greedy": {**record["greedy"], "pred_masks": 7}}),
 }
 
@@ -524,6 +529,14 @@ def test_bad_masks_of_a_result_are_one_bad_row(tmp_path, results, monkeypatch, m
     assert sorted(scored) == rows_of(*TEST_SPLITS)
 
 
+def test_row_that_has_scores_and_no_masks_is_named_and_the_others_are_scored(tmp_path, results, monkeypatch):
+    with_another_line_2(results, lambda record: json.dumps({**record, "greedy": None}))
+    scored = spy(monkeypatch)
+    with pytest.raises(PredictionError, match=r"^1 row\(s\) cannot .*results\.jsonl, row 2: .* but no masks"):
+        rescore_results(tmp_path, results)
+    assert sorted(scored) == rows_of(*TEST_SPLITS)
+
+
 @pytest.mark.parametrize("kind", BAD_LINES)
 def test_bad_line_of_results_is_named_and_the_others_are_scored(tmp_path, results, monkeypatch, kind):
     with_another_line_2(results, BAD_LINES[kind])
@@ -533,19 +546,19 @@ def test_bad_line_of_results_is_named_and_the_others_are_scored(tmp_path, result
     ):
         rescore_results(tmp_path, results)
     assert sorted(scored) == rows_of(*TEST_SPLITS)
-    assert not (tmp_path / "out.json").exists()
+    assert not (tmp_path / "out" / "scores.json").exists()
 
 
 def rescore_results(tmp_path: Path, results: Path) -> None:
     predictions = saved_results(results, preset="davis")
-    rescore(tmp_path / "data", predictions, tmp_path / "out.json", splits=TEST_SPLITS, preset="davis")
+    rescore(tmp_path / "data", predictions, tmp_path / "out", splits=TEST_SPLITS, preset="davis")
 
 
 def test_results_of_another_dataset_are_refused(tmp_path, results):
     results.write_text(results.read_text().replace("s0_drum_1", "s9_drum_1"))
     predictions = saved_results(results, preset="davis")
     with pytest.raises(PredictionError, match="has row 1 as 's9_drum_1', metadata.csv as 's0_drum_1'"):
-        rescore(tmp_path / "data", predictions, tmp_path / "out.json", splits=["test_s"], preset="davis")
+        rescore(tmp_path / "data", predictions, tmp_path / "out", splits=["test_s"], preset="davis")
 
 
 def test_a_row_that_results_hold_twice_is_named_and_the_others_are_scored(tmp_path, results, monkeypatch):

@@ -1,31 +1,42 @@
-"""Files that an evaluation leaves behind."""
+"""Files that an evaluation leaves behind, and those that version 0.1 left."""
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from aurora_rl.data.run_lengths import decode_masks, encode_masks
 from aurora_rl.evaluation.records import (
-    ClipScore,
     CompletionScore,
     RolloutScore,
-    SampleResult,
+    RowResult,
     read_results,
+    result_from_record,
+    write_evaluation,
     write_results,
 )
+from tests.row_results import ROW, null, row
 
 MASKS = np.array([[[1, 0, 1], [0, 0, 1]], [[0, 0, 0], [0, 0, 0]]], dtype=bool)  # (2, 2, 3)
-RESULT = SampleResult(
+RESULT = RowResult(
     uid="clip_0_1000_hair-dryer_1",
     row=3,
     split="test_u",
     media_id="clip_0_1000",
     category="hair-dryer",
     reference="The “loud” object – on the left.",
-    reference_type=None,
+    reference_type="audio + space",
+    type_is_derived=True,
     preset="refavs",
+    J=1 / 3,
+    F=0.1,
+    f_curve=(0.1, 0.05),
+    S=0.2,
+    S_per_frame=0.25,
+    is_missing=False,
     greedy=CompletionScore(
         text="Look: I see nothing.\nAnswer: [SEG]",
         category=None,
@@ -33,7 +44,7 @@ RESULT = SampleResult(
         category_correct=0.0,
         see=None,
         hear=1.0,
-        clip=ClipScore(J=1 / 3, F=0.1, f_curve=(0.1, 0.05), S=0.2, S_frames=0.25, iou=0.3, is_missing=False),
+        iou=0.3,
         pred_masks=encode_masks(MASKS),
         preset_masks=encode_masks(~MASKS),
     ),
@@ -55,21 +66,58 @@ def test_masks_that_are_not_bool_are_an_error():
 
 
 def test_results_are_read_back_as_written(tmp_path: Path):
-    second = dataclasses.replace(RESULT, row=4, sampled=())
-    write_results(tmp_path / "made" / "results.jsonl", [RESULT, second])
-    assert read_results(tmp_path / "made" / "results.jsonl") == [RESULT, second]
+    results = [RESULT, dataclasses.replace(RESULT, row=4, sampled=()), row(5)]
+    write_results(tmp_path / "made" / "results.jsonl", results)
+    assert read_results(tmp_path / "made" / "results.jsonl") == results
 
 
-def test_row_that_is_there_twice_is_an_error(tmp_path: Path):
+def test_evaluation_is_two_files_with_the_rows_in_the_order_of_the_table(tmp_path: Path):
+    rows = [row(2, reference="„Ähre“"), row(0), null(1, 0.5)]
+    write_evaluation(tmp_path / "made", rows, {"preset": "refavs"})
+    write_evaluation(tmp_path / "made", rows[:1], {"preset": "davis"}, ablation="muted")
+    for name in ("", "scores.json", "results.jsonl"):
+        assert read_results(tmp_path / "made" / name) == [rows[1], rows[2], rows[0]]
+    assert read_results(tmp_path / "made" / "scores.muted.json") == rows[:1]
+    assert json.loads((tmp_path / "made" / "scores.json").read_text()) == {"preset": "refavs"}
+    assert len(list((tmp_path / "made").iterdir())) == 4
+
+
+def test_row_that_is_there_twice_or_no_file_is_an_error(tmp_path: Path):
     write_results(tmp_path / "results.jsonl", [RESULT, RESULT])
-    with pytest.raises(ValueError, match=r"results.jsonl:2 .*hair-dryer_1#3"):
+    with pytest.raises(ValueError, match=r"results.jsonl:2 .*hair-dryer_1#3' a second time"):
         read_results(tmp_path / "results.jsonl")
+    with pytest.raises(ValueError, match=r"there is no .*other\.jsonl"):
+        read_results(tmp_path / "other.json")
 
 
-@pytest.mark.parametrize("line", ['{"uid": "x"', '{"uid": "x"}', "[]"], ids=["cut off", "other record", "no record"])
+@pytest.mark.parametrize(
+    "line",
+    ['{"uid": "x"', '{"uid": "x"}', "[]", "{}", json.dumps({**dataclasses.asdict(ROW), "J": "0.5"})],
+    ids=["cut off", "other record", "no record", "nothing", "no number"],
+)
 def test_line_that_is_no_result_is_an_error_that_names_the_line(tmp_path: Path, line: str):
     path = tmp_path / "results.jsonl"
     write_results(path, [RESULT])
     path.write_text(path.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="results.jsonl:2"):
+    with pytest.raises(ValueError, match=r"results\.jsonl:2 is no evaluation result"):
         read_results(path)
+
+
+def test_results_of_a_model_by_version_0_1_are_read():
+    now: dict[str, Any] = dataclasses.asdict(RESULT)
+    names = {"J": "J", "F": "F", "f_curve": "f_curve", "S": "S", "S_per_frame": "S_frames", "is_missing": "is_missing"}
+    greedy = now["greedy"]
+    clip = {then: now.pop(name) for name, then in names.items()} | {"iou": greedy.pop("iou")}
+    del now["type_is_derived"], now["novelty"]
+    record = {**now, "reference_type": None, "greedy": {**greedy, "clip": clip}}
+    assert result_from_record(json.loads(json.dumps(record))) == RESULT
+
+
+def test_rows_of_saved_masks_by_version_0_1_are_read(tmp_path: Path):
+    result = row(1, novelty="new")
+    record = dataclasses.asdict(result)
+    for name in ("f_curve", "greedy", "sampled"):
+        del record[name]
+    record = record | {"text": record.pop("reference"), "missing": record.pop("is_missing"), "completion": None}
+    (tmp_path / "out.jsonl").write_text(json.dumps(record) + "\n")
+    assert read_results(tmp_path / "out.json") == [result]

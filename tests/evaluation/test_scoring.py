@@ -10,7 +10,7 @@ import torch
 
 from aurora_rl.data.run_lengths import decode_masks
 from aurora_rl.data.sample import AVSample
-from aurora_rl.evaluation.scoring import sample_result, score_clip, score_completion, score_masks, score_rollout
+from aurora_rl.evaluation.scoring import score_answer, score_completion, score_masks, score_rollout
 
 DRUM = AVSample(
     uid="clip_0_1000_drum_1",
@@ -48,19 +48,19 @@ def test_refavs_resizes_2x2_masks_to_256_and_takes_pixels_above_0_4():
     # Truth: 255 (1 - t) rounds to more than 0 up to row 191, 192 rows. Prediction: 0.9 - 0.8 t > 0.4 where t < 0.625,
     # up to row 143, 144 rows. J = 144 / 192.
     probs = torch.tensor([[[0.9, 0.9], [0.1, 0.1]]])
-    assert pytest.approx(0.75, abs=1e-6) == score_clip(probs, TOP_HALF).J
+    assert pytest.approx(0.75, abs=1e-6) == score_masks(probs, TOP_HALF).J
 
 
 def test_avsbench_resizes_to_224_and_takes_pixels_above_0_5():
     # t = (y + 0.5) / 112 - 0.5. Truth up to row 167, 168 rows; t < 0.5 up to row 111, 112 rows.
     probs = torch.tensor([[[0.9, 0.9], [0.1, 0.1]]])
-    assert pytest.approx(112 / 168, abs=1e-6) == score_clip(probs, TOP_HALF, preset="avsbench").J
+    assert pytest.approx(112 / 168, abs=1e-6) == score_masks(probs, TOP_HALF, preset="avsbench").J
 
 
 def test_aurora_keeps_the_size_and_thresholds_logits():
     # Logits of 0.6 and 0.55 are 0.41 and 0.20, so thresholds up to 0.20 take all, those up to 0.41 the upper row.
     probs = torch.tensor([[[0.6, 0.6], [0.55, 0.55]]])
-    score = score_clip(probs, TOP_HALF, preset="aurora")
+    score = score_masks(probs, TOP_HALF, preset="aurora")
     assert pytest.approx(0.5, abs=1e-6) == score.J
     assert pytest.approx(1.0) == score.F
     assert score.f_curve[0] == pytest.approx(1.3 * 0.5 / (0.3 * 0.5 + 1))  # precision 1/2, recall 1
@@ -93,13 +93,13 @@ def test_truth_is_resized_as_opencv_does_it():
     ]
     share = float(np.mean(expected))
     # Where all is predicted, J is the share of the truth.
-    assert pytest.approx(share, abs=2e-4) == score_clip(torch.ones(3, 45, 80), gt_masks).J
+    assert pytest.approx(share, abs=2e-4) == score_masks(torch.ones(3, 45, 80), gt_masks).J
 
 
 def test_frame_with_empty_truth_gives_its_background_share_to_j_and_nothing_to_f():
     gt_masks = blocks([[0, 0], [0, 0]], [[1, 0], [0, 0]]).bool()
     probs = blocks([[0.9, 0], [0, 0]], [[0.9, 0], [0, 0]])
-    score = score_clip(probs, gt_masks)
+    score = score_masks(probs, gt_masks)
     assert pytest.approx((0.75 + 1.0) / 2, abs=1e-6) == score.J
     assert pytest.approx(1.0) == score.F
 
@@ -109,53 +109,53 @@ def test_f_is_the_maximum_of_the_mean_curve_not_the_mean_of_maxima():
     # Best together is (0.1, 0.4]: frame 1 takes everything, F = 1.3 * 0.5 / (0.3 * 0.5 + 1), and frame 2 gets 1.
     gt_masks = blocks([[1, 1], [0, 0]], [[1, 1], [0, 0]]).bool()
     probs = blocks([[0.9, 0.9], [0.6, 0.6]], [[0.4, 0.4], [0.1, 0.1]])
-    score = score_clip(probs, gt_masks)
+    score = score_masks(probs, gt_masks)
     assert pytest.approx((0.65 / 1.15 + 1.0) / 2) == score.F
     assert len(score.f_curve) == 255
 
 
 def test_missing_prediction_is_an_empty_mask_and_says_so():
-    score = score_clip(None, TOP_HALF)
-    assert (score.J, score.F, score.S, score.iou, score.is_missing) == (0.0, 0.0, 0.0, 0.0, True)
+    score = score_masks(None, TOP_HALF)
+    assert (score.J, score.F, score.S, score.is_missing) == (0.0, 0.0, 0.0, True)
 
 
 def test_missing_prediction_earns_no_iou_reward_where_the_empty_mask_would_be_right():
-    score = score_clip(None, EMPTY)
-    assert (score.J, score.S, score.iou) == (pytest.approx(1.0), 0.0, 0.0)
+    result = score_answer(DRUM, TEXT, None, EMPTY)
+    assert (result.J, result.S, result.completion.iou) == (pytest.approx(1.0), 0.0, 0.0)
 
 
 def test_clip_with_empty_truth_has_f_zero():
-    assert score_clip(torch.zeros(1, 2, 2), EMPTY).F == 0.0
+    assert score_masks(torch.zeros(1, 2, 2), EMPTY).F == 0.0
 
 
 def test_s_pools_over_the_clip_or_over_frames():
     # All of frame 1 and nothing of frame 2 is marked: sqrt(1/2) of the clip; frames 1 and 0, on average 1/2.
     gt_masks = torch.zeros(2, 256, 256, dtype=torch.bool)
-    score = score_clip(blocks([[1.0, 1.0], [1.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]), gt_masks)
-    assert pytest.approx(math.sqrt(0.5)) == score.S
-    assert score.S_frames == pytest.approx(0.5)
-    assert score.iou == pytest.approx(1 - math.sqrt(0.5))
+    result = score_answer(DRUM, TEXT, blocks([[1.0, 1.0], [1.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]), gt_masks)
+    assert pytest.approx(math.sqrt(0.5)) == result.S
+    assert result.S_per_frame == pytest.approx(0.5)
+    assert result.completion.iou == pytest.approx(1 - math.sqrt(0.5))
 
 
 def test_s_counts_pixels_above_0_5_although_j_counts_them_above_0_4():
     gt_masks = torch.zeros(1, 256, 256, dtype=torch.bool)
-    score = score_clip(torch.full((1, 256, 256), 0.45), gt_masks)
+    score = score_masks(torch.full((1, 256, 256), 0.45), gt_masks)
     assert (score.S, score.J) == (0.0, 0.0)
 
 
 def test_iou_reward_is_taken_at_the_frames_own_size_from_predictions_of_any_size():
     # 1 x 1 prediction of 0.9 covers all of the 2 x 2 frame, half of it rightly.
-    assert score_clip(torch.full((1, 1, 1), 0.9), TOP_HALF).iou == pytest.approx(0.5, abs=1e-6)
+    assert score_rollout(TEXT, torch.full((1, 1, 1), 0.9), TOP_HALF, DRUM).iou == pytest.approx(0.5, abs=1e-6)
 
 
 def test_prediction_of_another_number_of_frames_is_an_error():
     with pytest.raises(ValueError, match="same"):
-        score_clip(torch.zeros(2, 2, 2), TOP_HALF)
+        score_masks(torch.zeros(2, 2, 2), TOP_HALF)
 
 
 def test_unknown_preset_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ValueError, match="refavs, avsbench, aurora"):
-        score_clip(None, TOP_HALF, preset="davis2017")
+        score_masks(None, TOP_HALF, preset="davis2017")
 
 
 # ---- completions ------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_unknown_preset_is_an_error_that_lists_the_known_ones():
 def test_right_completion_scores_one_everywhere():
     score = score_completion(TEXT, TOP_HALF.float(), TOP_HALF, DRUM)
     assert (score.format, score.category, score.category_correct, score.see, score.hear) == (1.0, "drum", 1.0, 1.0, 1.0)
-    assert score.clip.iou == pytest.approx(1.0, abs=1e-6)
+    assert score.iou == pytest.approx(1.0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -232,13 +232,13 @@ def test_chain_is_not_judged_where_the_truth_is_unknown():
 def test_saved_masks_give_j_and_the_iou_reward_again():
     gt_masks = torch.rand(2, 9, 7, generator=torch.Generator().manual_seed(1)) > 0.6
     probs = torch.rand(2, 5, 6, generator=torch.Generator().manual_seed(2))
-    score = score_completion(TEXT, probs, gt_masks, DRUM)
-    masks = torch.from_numpy(decode_masks(score.pred_masks))
+    result = score_answer(DRUM, TEXT, probs, gt_masks)
+    masks = torch.from_numpy(decode_masks(result.completion.pred_masks))
     assert masks.shape == gt_masks.shape
-    assert score_clip(masks.float(), gt_masks).iou == pytest.approx(score.clip.iou)
-    preset_masks = torch.from_numpy(decode_masks(score.preset_masks))
+    assert score_rollout(TEXT, masks.float(), gt_masks, DRUM).iou == pytest.approx(result.completion.iou)
+    preset_masks = torch.from_numpy(decode_masks(result.completion.preset_masks))
     assert preset_masks.shape == (2, 256, 256)
-    assert pytest.approx(score.clip.J) == score_clip(preset_masks.float(), gt_masks).J
+    assert pytest.approx(result.J) == score_masks(preset_masks.float(), gt_masks).J
 
 
 def test_rollout_holds_the_three_rewards():
@@ -250,7 +250,7 @@ def test_rollout_holds_the_three_rewards():
 
 
 def test_result_keeps_what_joins_it_to_the_benchmark():
-    result = sample_result(DRUM, score_completion(TEXT, None, TOP_HALF, DRUM))
+    result = score_answer(DRUM, TEXT, None, TOP_HALF)
     assert result.key == DRUM.key == "clip_0_1000_drum_1#7"
     assert (result.media_id, result.split, result.reference_type) == ("clip_0_1000", "test_s", "audio order")
     assert (result.preset, result.sampled) == ("refavs", ())

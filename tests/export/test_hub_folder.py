@@ -17,12 +17,13 @@ from transformers import AutoProcessor, Qwen2_5OmniThinkerForConditionalGenerati
 from aurora_rl.assembly.arguments import ModelArguments
 from aurora_rl.assembly.model import peft_config
 from aurora_rl.cli import main
-from aurora_rl.evaluation.scores import RowScore, score_tables
+from aurora_rl.evaluation.tables import score_tables
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.encoding import PromptOptions
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.mllm.qwen2_5_omni import AuroraQwen2_5Omni
 from aurora_rl.tasks.prompts import SEG_TOKEN
+from tests.row_results import null, row
 
 CLIPS = ClipOptions(prompt=PromptOptions(instruction="{reference}", min_pixels=256, max_pixels=65536), fps=2.0)
 
@@ -34,11 +35,6 @@ def export(model: str | Path, folder: Path, *options: str | Path) -> int:
 def card(folder: Path) -> tuple[dict, str]:
     _, front_matter, text = (folder / "README.md").read_text().split("---\n", 2)
     return yaml.safe_load(front_matter), text
-
-
-def row(split: str, category: str, **numbers: float) -> RowScore:
-    scores = {"J": 0.0, "F": 0.0, "S": 0.0, "S_per_frame": 0.0, **numbers}
-    return RowScore("u", 0, split, "m", category, "look", True, "The cat.", "refavs", missing=False, **scores)
 
 
 @pytest.fixture
@@ -154,27 +150,15 @@ def test_the_code_on_the_card_runs(trained, film, tmp_path, monkeypatch):
 
 
 def test_scores_on_the_card_are_those_of_the_file_under_their_preset(trained, tmp_path):
-    rows = [row("test_s", "cat", J=0.25, F=0.75), row("test_u", "cat", J=0.5, F=0.5), row("test_n", "null", S=0.125)]
-    (tmp_path / "out.json").write_text(json.dumps(score_tables(rows) | {"source": "/somewhere/private"}))
-    export(trained, tmp_path / "model", "--scores", tmp_path / "out.json")
+    rows = [row(0, J=0.25, F=0.75), row(1, "test_u", J=0.5, F=0.5), null(2, 0.125, S_per_frame=0.0)]
+    (tmp_path / "scores.json").write_text(json.dumps(score_tables(rows) | {"source": "/somewhere/private"}))
+    export(trained, tmp_path / "model", "--scores", tmp_path / "scores.json")
     _, text = card(tmp_path / "model")
     assert "Preset `refavs`" in text and "/somewhere/private" not in text
-    assert "| | J | F | J&F | S | S a frame | null accuracy | rows | missing |" in text
+    assert "| | J | F | J&F | S | S_per_frame | null_accuracy | n | missing |" in text
     assert "| test_s | 0.2500 | 0.7500 | 0.5000 |  |  |  | 1 | 0 |" in text
     assert "| test_n |  |  |  | 0.1250 | 0.0000 | 0.0000 | 1 | 0 |" in text
     assert "| Mix, mean_of_splits | 0.3750 | 0.6250 | 0.5000 |" in text
-
-
-def test_scores_may_come_from_a_recipes_summary(trained, tmp_path):
-    summary = {
-        "preset": "davis",
-        "splits": {"test_s": {"J": 0.5, "F": None, "S_frames": None, "greedy_iou": 0.9, "num_rows": 7}},
-        "mix": {},
-    }
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
-    export(trained, tmp_path / "model", "--scores", tmp_path / "summary.json")
-    _, text = card(tmp_path / "model")
-    assert "Preset `davis`" in text and "| | J | rows |" in text and "| test_s | 0.5000 | 7 |" in text
 
 
 def test_the_card_makes_nothing_up(trained, tmp_path):
@@ -197,11 +181,17 @@ def test_the_card_says_what_it_is_told(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"), [("no json", "is no JSON"), ("[1]", "holds no preset"), ('{"preset": "x"}', "holds no")]
+    ("content", "complaint"),
+    [
+        ("no json", "is no JSON"),
+        ("[1]", "holds no preset"),
+        ('{"preset": "x"}', "holds no"),
+        ('{"preset": "x", "splits": {}, "mix": {}, "num_rows": 1}', "of version 0.1: give the scores.json beside it"),
+    ],
 )
 def test_a_file_without_scores_is_refused_before_anything_is_written(trained, tmp_path, capsys, content, complaint):
-    (tmp_path / "out.json").write_text(content)
-    assert export(trained, tmp_path / "model", "--scores", tmp_path / "out.json") == 2
+    (tmp_path / "scores.json").write_text(content)
+    assert export(trained, tmp_path / "model", "--scores", tmp_path / "scores.json") == 2
     assert complaint in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from aurora_rl.cli import main
-from aurora_rl.evaluation.records import write_results
-from aurora_rl.evaluation.scores import RowScore, score_tables, write_scores
+from aurora_rl.evaluation.records import write_evaluation, write_results
+from aurora_rl.evaluation.tables import score_tables
 from aurora_rl.export.model_card import CardDetails, write_model_card
 from aurora_rl.files.atomic import (
     give_names,
@@ -23,10 +23,7 @@ from aurora_rl.files.atomic import (
 )
 from aurora_rl.files.output_lock import OutputInUseError
 from aurora_rl.models.loading import LoadedModel
-
-
-def row(index: int) -> RowScore:
-    return RowScore(f"u{index}", index, "s", f"m{index}", "c", "r", False, "t", "refavs", 0.5, 0.5, 0.0, 0.0, False)
+from tests.row_results import row
 
 
 def test_a_file_is_made_with_its_folder(tmp_path: Path) -> None:
@@ -116,10 +113,10 @@ def test_on_a_full_disk_scores_stay_as_they_were_and_the_error_says_what_to_do(
     tmp_path: Path, nearly_full: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tables = {"x": 1}
-    write_scores(tmp_path / "out.json", [row(0)], tables)
+    write_evaluation(tmp_path, [row(0)], tables)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(OSError, match=r"out\.json cannot be written .*unchanged: free space"):
-        write_scores(tmp_path / "out.json", [row(index) for index in range(100)], tables)
+    with pytest.raises(OSError, match=r"scores\.json cannot be written .*unchanged: free space"):
+        write_evaluation(tmp_path, [row(index) for index in range(100)], tables)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -128,8 +125,8 @@ def test_on_a_full_disk_a_comparison_and_its_page_stay_as_they_were(
 ) -> None:
     for name in ("a", "b"):
         rows = [row(index) for index in range(3)]
-        write_scores(tmp_path / f"{name}.json", rows, score_tables(rows) | {"source": name})
-    command = ["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]
+        write_evaluation(tmp_path / name, rows, score_tables(rows) | {"source": name})
+    command = ["compare", str(tmp_path / "a"), str(tmp_path / "b")]
     for option, name in (("--output", "c.json"), ("--report", "c.html")):
         (tmp_path / name).write_text("former")
         request.getfixturevalue("nearly_full")

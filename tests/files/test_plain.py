@@ -8,7 +8,6 @@ import pytest
 from aurora_rl.data.chains import _records
 from aurora_rl.data.files import DatasetError
 from aurora_rl.evaluation.records import read_results
-from aurora_rl.evaluation.scores import read_scores
 from aurora_rl.files.journal import JournalError, read_rows
 from aurora_rl.files.plain import NotPlainFileError, RecordError, check_plain_file, parse_json, read_records
 
@@ -37,7 +36,6 @@ def test_every_reader_of_records_names_file_and_line(tmp_path, line):
         (lambda: list(read_records(path)), RecordError),
         (lambda: list(_records(path)), DatasetError),
         (lambda: read_results(path), ValueError),
-        (lambda: read_scores(tmp_path / "out.json"), ValueError),
         (lambda: read_rows(path), JournalError),
     ]
     for read, kind in readers:
@@ -72,7 +70,7 @@ def test_pipes_devices_and_links_to_them_are_refused_and_not_waited_for(tmp_path
     for path, kind in (("out.jsonl", "a pipe"), ("link", "a pipe"), ("zero", "a device"), (".", "a folder")):
         with pytest.raises(NotPlainFileError, match=f"no plain file but {kind}"):
             check_plain_file(tmp_path / path)
-    for read in (lambda p: list(_records(p)), read_results, lambda p: read_scores(p.with_suffix(".json"))):
+    for read in (lambda p: list(_records(p)), read_results, lambda p: read_results(p.with_suffix(".json"))):
         with pytest.raises(ValueError, match="a pipe"):
             read(tmp_path / "out.jsonl")
 

@@ -33,9 +33,9 @@ from tests.warm_interpreter import write_programs
 REF_AVS = SyntheticConfig(train=2, val=1, test_s=2, test_u=2, test_n=2, rows_per_clip=1, frames=10, seconds=10.0)
 #: What the commands of a page leave, some of it.
 LEFT = {
-    "README.md": ["out/answer.json", "out.json"],
+    "README.md": ["out/answer.json", "scores/a/scores.json"],
     "data_prep/README.md": ["data/synthetic/metadata.csv", "verified.jsonl", "reflective.jsonl", "data/ref_avs_hf"],
-    "docs/evaluation.md": ["grpo.html", "theirs.jsonl", "comparison.html"],
+    "docs/evaluation.md": ["grpo.html", "scores/theirs/results.jsonl", "comparison.html"],
     "docs/export.md": ["exported/grpo_7b/README.md", "outputs/engine/model.safetensors"],
     "docs/inference.md": ["out/overlay.mp4"],
     "docs/quickstart.md": ["out/overlay.mp4", "scores.html", "exported/README.md", "outputs/mine/model.safetensors"],
@@ -74,7 +74,7 @@ def given(tiny_checkpoint: str, tiny_benchmark: Path, tmp_path_factory: pytest.T
     ref_avs, masks = folder / "ref_avs", folder / "masks"
     write_synthetic_benchmark(ref_avs, REF_AVS)
     write_pngs(masks, random_masks(ref_avs))
-    scores = folder / "scores.json"
+    scores = folder / "scores"
     rescore(ref_avs, saved_predictions(masks), scores, splits=["test_s", "test_u", "test_n"])
     model = write_model(folder / "model", tiny_checkpoint)
     names = ("accelerate_configs", "data_prep", "docs", "recipes", "reward_fns", "tools")
@@ -85,9 +85,9 @@ def given(tiny_checkpoint: str, tiny_benchmark: Path, tmp_path_factory: pytest.T
         "outputs/demo/grpo": model,
         "outputs/demo/sft/checkpoint-500": model,
         "outputs/ref_avs/grpo_7b": model,
-        "outputs/ref_avs/grpo.json": scores,
+        "outputs/ref_avs/eval/grpo_7b": scores,
         "masks": masks,
-        **{f"{name}.{kind}": scores.with_suffix(f".{kind}") for name in "ab" for kind in ("json", "jsonl")},
+        "scores/b": scores,
         "chains.jsonl": ref_avs / "chains.jsonl",
         "raw_chains.jsonl": ref_avs / "chains.jsonl",
         "mistakes.jsonl": write_mistakes(folder),

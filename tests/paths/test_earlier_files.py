@@ -141,8 +141,8 @@ def test_embedding_cache_is_found_and_read(folder, expected):
 @pytest.mark.parametrize("preset", ["avsbench", "davis", "aurora"])
 def test_saved_masks_score_as_they_scored(folder, expected, preset):
     command = ["evaluate", "--results", "results/results.jsonl", "--data_root", "data", "--split", "test_s", "test_n"]
-    assert aurora_rl([*command, "--preset", preset, "--output", "again.json"]) == 0
-    after = json.loads(Path("again.json").read_text())["splits"]
+    assert aurora_rl([*command, "--preset", preset, "--output_dir", "again"]) == 0
+    after = json.loads(Path("again/scores.json").read_text())["splits"]
     assert set(after) == {"test_s", "test_n"}
     for split, numbers in expected["splits"][preset].items():
         assert {name: after[split][name] for name in numbers} == pytest.approx(numbers, abs=1e-6)

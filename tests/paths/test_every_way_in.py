@@ -31,7 +31,6 @@ from aurora_rl.data.ref_avs import load_ref_avs, read_metadata
 from aurora_rl.data.video import read_video
 from aurora_rl.evaluation.mask_files import list_predictions
 from aurora_rl.evaluation.records import read_results
-from aurora_rl.evaluation.scores import read_scores
 from aurora_rl.files.fingerprint import fingerprint_content
 from aurora_rl.files.journal import ResumeFile, RowJournal, read_rows
 from aurora_rl.footprint.launch import Launch
@@ -77,7 +76,7 @@ WAYS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "chains, verified": ("chains.jsonl", lambda path: verify_file(path, ChainLimits())),
     "medium, embedded": ("0.png", lambda path: _embed(str(path))),
     "results": ("results.jsonl", read_results),
-    "scores": ("out.jsonl", lambda path: read_scores(path.with_suffix(".json"))),
+    "scores": ("out.jsonl", lambda path: read_results(path.with_suffix(".json"))),
     "npz": ("7.npz", lambda path: list_predictions(path.parent).rows[7].read()),
     "PNG of a prediction": ("7/0.png", lambda path: list_predictions(path.parents[1]).rows[7].read()),
     "resume file": ("out.partial.jsonl", lambda path: ResumeFile(path, {})),

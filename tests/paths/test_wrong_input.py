@@ -19,10 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 SEGMENT = ["aurora-rl", "segment", "clip.mp4", "the drum", "--output_dir", "out", "--model", "models/good"]
 SERVE = ["aurora-rl", "serve", "--model", "models/good"]
 EXPORT = ["aurora-rl", "export", "--model", "models/good", "--to", "hf", "--output_dir", "out"]
-MASKS = ["aurora-rl", "evaluate", "--predictions", "masks", "--data_root", "data", "--output", "out.json"]
-MODEL = ["aurora-rl", "evaluate", "--model", "models/good", "--data_root", "data", "--output", "out.json"]
+MASKS = ["aurora-rl", "evaluate", "--predictions", "masks", "--data_root", "data", "--output_dir", "out"]
+MODEL = ["aurora-rl", "evaluate", "--model", "models/good", "--data_root", "data", "--output_dir", "out"]
 FOOTPRINT = ["aurora-rl", "footprint", "grpo", "--config", "grpo.yaml"]
-COMPARE = ["aurora-rl", "compare", "a.json", "a.json"]
+COMPARE = ["aurora-rl", "compare", "gone", "masks"]
 SFT = ["recipes/sft.py", "--config", "sft.yaml"]
 GRPO = ["recipes/grpo.py", "--config", "grpo.yaml"]
 EVALUATE = ["recipes/evaluate.py", "--config", "evaluate.yaml"]
@@ -92,17 +92,20 @@ CASES = {
     "missing chains": ([*MASKS, "--chains", "x.jsonl"], "--chains x.jsonl does not exist"),
     "missing dataset": (["aurora-rl", "doctor", "dta"], "the folder dta does not exist: this folder holds data/"),
     "unknown split to check": (["aurora-rl", "doctor", "data", "--split", "x"], "x"),
-    "missing scores": (COMPARE, "the first out.json a.json does not exist"),
-    "missing rows": (["aurora-rl", "compare", "b.json", "b.json"], "the rows beside it, b.jsonl does not exist"),
+    "missing scores": (COMPARE, "the first evaluation gone does not exist: this folder holds"),
+    "missing rows": (["aurora-rl", "compare", "masks", "masks"], "there is no masks/results.jsonl"),
     "missing scores for the card": ([*EXPORT, "--scores", "a.json"], "--scores a.json does not exist"),
     # outputs
     "taken folder": ([*SEGMENT[:5], "taken", *SEGMENT[6:]], "taken holds answer.json of an earlier run"),
     "taken export": ([*EXPORT[:-1], "taken"], "taken is not an empty folder"),
+    "output of no kind": ([*COMPARE, "--output", "out.txt"], "'out.txt' does not end in .json"),
+    "former output": ([*MASKS[:-2], "--output", "out.json"], "it is --output_dir now, a folder"),
+    "unknown preset": ([*MASKS, "--preset", "sam"], "there is no evaluation preset 'sam': use one of refavs"),
+    "unknown preset of a model": ([*MODEL, "--preset", "sam"], "there is no evaluation preset 'sam'"),
     "file in the way": ([*SEGMENT[:5], "sft.yaml/out", *SEGMENT[6:]], "sft.yaml is a file, give another folder"),
-    "file in the way of scores": ([*MASKS[:-1], "sft.yaml/out.json"], "sft.yaml is a file"),
+    "file in the way of scores": ([*MASKS[:-1], "sft.yaml/out"], "sft.yaml is a file"),
     "folder in the way": ([*MASKS, "--report", "data"], "--report data is a folder: give the name of a file"),
-    "output of no kind": ([*MASKS[:-1], "out.txt"], "'out.txt' does not end in .json"),
-    "output of a running run": ([*MODEL[:-1], "busy.json"], "another run writes to busy.json: process"),
+    "output of a running run": ([*MODEL[:-1], "busy"], "another run writes to busy: process"),
     # addresses
     "address as a host": ([*SERVE, "--host", "http://localhost"], "--host is 'http://localhost': expected the name"),
     "port that is none": ([*SERVE, "--port", "70000"], "--port is 70000: expected the number of a port"),
@@ -154,7 +157,7 @@ CASES = {
     "recipe: no reward": ([*GRPO, "--reward_funcs", "format"], "write 'package.module:function'"),
     "recipe: file in the way": ([*GRPO, "--output_dir", "sft.yaml"], "sft.yaml is a file, give another folder"),
     "recipe: output of a running run": ([*GRPO, "--output_dir", "busy"], "another run writes to busy: process"),
-    "recipe: no output": (EVALUATE, "there is no output and no output_dir: say where the results go"),
+    "recipe: no output": (EVALUATE, "there is no output_dir: name the folder for the results"),
     "recipe: address": (
         [*GRPO, "--vllm_server_base_url", "localhost"],
         "--vllm_server_base_url is 'localhost': expected htt",
@@ -195,14 +198,12 @@ def said(tiny_checkpoint, tiny_benchmark, tmp_path_factory) -> dict[str, dict]:
         "sam.yaml": f"{common}segmenter: {{type: sam, checkpoint: models/sam}}\n",
         "typo.yaml": f"{common}num_frmes: 4\n",
         "broken.yaml": "a: [\n",
-        "b.json": "{}",
     }
     for name, text in texts.items():
         (folder / name).write_text(text)
     write_film(folder / "clip.mp4")
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
-        hold_output(folder / "busy.json", is_folder=False),
         hold_output(folder / "busy", is_folder=True),
     ):
         port = str(taken.getsockname()[1])
@@ -216,7 +217,7 @@ def said(tiny_checkpoint, tiny_benchmark, tmp_path_factory) -> dict[str, dict]:
             timeout=280,
         )
     assert process.returncode == 0, process.stderr
-    made = {"out", "new", "out.json", "busy.jsonl"} & {path.name for path in folder.iterdir()}
+    made = {"out", "new"} & {path.name for path in folder.iterdir()}
     assert not made, "a command that was refused has left something behind"
     return dict(zip(CASES, json.loads(process.stdout), strict=True))
 

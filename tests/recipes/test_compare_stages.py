@@ -6,27 +6,16 @@ from pathlib import Path
 import pytest
 
 from aurora_rl.evaluation.intervals import Interval, bootstrap_over_seeds
-from aurora_rl.evaluation.records import ClipScore, CompletionScore, SampleResult, write_results
+from aurora_rl.evaluation.records import RowResult, write_results
 from recipes.compare_stages import gain, main, markdown, read_runs, scores
+from tests.row_results import answered
 
-CLIP = ClipScore(J=0.0, F=0.0, f_curve=(), S=0.0, S_frames=0.0, iou=0.0, is_missing=False)
 RIGHT = "Look: a.\nListen: b.\nRead: c.\nAnswer: the target is the dog. It is [SEG]."
 TAKEN_BACK = f"Look: x.\nAnswer: the target is the cat.\nWait, let me reconsider.\n{RIGHT}"
 
 
-def result(row: int, iou: float, text: str = RIGHT) -> SampleResult:
-    greedy = CompletionScore(
-        text=text,
-        category="dog",
-        format=1.0,
-        category_correct=1.0,
-        see=None,
-        hear=None,
-        clip=dataclasses.replace(CLIP, iou=iou),
-        pred_masks=(),
-        preset_masks=(),
-    )
-    return SampleResult(f"u{row}", row, "test_s", f"m{row}", "dog", "the dog", None, "refavs", greedy)
+def result(number: int, iou: float, text: str = RIGHT) -> RowResult:
+    return answered(number, text=text, iou=iou, category="dog", see=None, hear=None)
 
 
 def test_a_stage_is_the_mean_of_its_seeds_with_the_lowest_and_the_highest() -> None:

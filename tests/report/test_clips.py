@@ -15,8 +15,8 @@ from aurora_rl.data.containers import MediaError
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.ref_avs import load_ref_avs
 from aurora_rl.data.sample import AVClip, AVSample
-from aurora_rl.evaluation.records import SampleResult
-from aurora_rl.evaluation.scoring import sample_result, score_completion
+from aurora_rl.evaluation.records import RowResult
+from aurora_rl.evaluation.scoring import score_answer
 from aurora_rl.report.clips import chain_lines, choose_rows, mask_overlay, render_clip, waveform_path
 from aurora_rl.tasks.reference_segmentation import chain_file
 
@@ -30,9 +30,7 @@ def sample(tiny_benchmark: Path) -> AVSample:
     )[0]
 
 
-def answered(
-    sample: AVSample, *, text: str | None = None, quality: float = 1.0, row: int | None = None
-) -> SampleResult:
+def answered(sample: AVSample, *, text: str | None = None, quality: float = 1.0, row: int | None = None) -> RowResult:
     """A result whose masks cover about `quality` of the truth, with the gold chain unless another text is given."""
     gt_masks = load_clip(sample).gt_masks
     if sample.is_null:
@@ -41,7 +39,7 @@ def answered(
         probs = torch.from_numpy(gt_masks).float()
         probs[:, : round((1 - quality) * gt_masks.shape[1])] = 0
     sample = sample if row is None else dataclasses.replace(sample, row=row)
-    return sample_result(sample, score_completion(sample.chain if text is None else text, probs, gt_masks, sample))
+    return score_answer(sample, sample.chain if text is None else text, probs, gt_masks)
 
 
 def decode(uri: str) -> bytes:
@@ -133,7 +131,7 @@ def test_long_large_clip_stays_small(sample: AVSample):
     masks = np.zeros((10, 720, 1280), dtype=bool)
     media = AVClip(frames, rng.uniform(-0.3, 0.3, 160_000).astype(np.float32), masks)
     probs = torch.zeros(10, 720, 1280)
-    result = sample_result(sample, score_completion("", probs, masks, sample))
+    result = score_answer(sample, "", probs, masks)
     clip = render_clip(sample, {"GRPO": result}, reason="best", load=lambda _: media)
     assert clip.shown == (1, 4, 7, 10)
     assert clip.audio.startswith("data:audio/mpeg;")

@@ -4,38 +4,33 @@ import dataclasses
 import re
 from pathlib import Path
 
-from aurora_rl.evaluation.comparison import compare_scores
-from aurora_rl.evaluation.scores import RowScore, mark_novelty, score_tables
+from aurora_rl.evaluation.comparison import compare_results
+from aurora_rl.evaluation.records import RowResult
+from aurora_rl.evaluation.tables import mark_novelty, score_tables
 from aurora_rl.report.score_page import write_comparison_page, write_score_page
+from tests.row_results import row
 
 DERIVED = r"The types of {} of 12 references are derived from the words of the sentence"
 
 
-def rows(*, derived: int) -> list[RowScore]:
+def rows(*, derived: int) -> list[RowResult]:
     """Twelve rows about clips of their own, half of them in the unseen split; a third is of the untrained tabla."""
     made = [
-        RowScore(
-            uid=f"uid{number}",
-            row=number,
-            split=("test_s", "test_u")[number % 2],
-            media_id=f"clip{number}",
+        row(
+            number,
+            ("test_s", "test_u")[number % 2],
             category="tabla" if number in (1, 3, 5, 7) else "drum",
             reference_type="audio",
             type_is_derived=number < derived,
-            text="The sounding object.",
-            preset="refavs",
             J=number / 12,
             F=number / 24,
-            S=0.25,
-            S_per_frame=0.25,
-            missing=False,
         )
         for number in range(12)
     ]
     return mark_novelty(made, ["drum"])
 
 
-def page_of(path: Path, scores: list[RowScore]) -> str:
+def page_of(path: Path, scores: list[RowResult]) -> str:
     write_score_page(path, score_tables(scores) | {"source": "a model"}, scores)
     return path.read_text()
 
@@ -49,7 +44,7 @@ def test_every_number_with_an_interval_shows_it(tmp_path: Path):
 def test_derived_types_are_called_so_on_both_pages_and_told_types_are_not(tmp_path: Path):
     for derived in (0, 5):
         scores = rows(derived=derived)
-        write_comparison_page(tmp_path / "both.html", compare_scores(scores, scores), first="a", second="b")
+        write_comparison_page(tmp_path / "both.html", compare_results(scores, scores), first="a", second="b")
         for page in (page_of(tmp_path / "page.html", scores), (tmp_path / "both.html").read_text()):
             assert bool(re.search(DERIVED.format(5), page)) == (derived == 5)
             assert ("are derived" in page) == (derived == 5)
@@ -57,7 +52,7 @@ def test_derived_types_are_called_so_on_both_pages_and_told_types_are_not(tmp_pa
 
 def test_comparison_shows_seen_and_new_categories_where_they_are_known(tmp_path: Path):
     known = rows(derived=0)
-    for scores, is_shown in ((known, True), ([dataclasses.replace(row, novelty=None) for row in known], False)):
-        write_comparison_page(tmp_path / "both.html", compare_scores(scores, scores), first="a", second="b")
+    for scores, is_shown in ((known, True), ([dataclasses.replace(each, novelty=None) for each in known], False)):
+        write_comparison_page(tmp_path / "both.html", compare_results(scores, scores), first="a", second="b")
         page = (tmp_path / "both.html").read_text()
         assert ("test_u, new categories" in page) == ("test_u, seen categories" in page) == is_shown

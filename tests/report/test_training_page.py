@@ -12,8 +12,8 @@ import torch
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.ref_avs import load_ref_avs
 from aurora_rl.data.sample import AVSample
-from aurora_rl.evaluation.records import RolloutScore, SampleResult, write_results
-from aurora_rl.evaluation.scoring import sample_result, score_completion
+from aurora_rl.evaluation.records import RolloutScore, RowResult, write_results
+from aurora_rl.evaluation.scoring import score_answer
 from aurora_rl.report.training_page import ReportResults, read_log_history, write_report
 from aurora_rl.tasks.reference_segmentation import chain_file
 
@@ -63,12 +63,12 @@ def build_page(tmp_path: Path, results: ReportResults, **arguments) -> Page:
     return Page(write_report(tmp_path / "report.html", results=results, **(defaults | arguments)).read_text("utf-8"))
 
 
-def result_of(sample: AVSample, *, is_right: bool) -> SampleResult:
+def result_of(sample: AVSample, *, is_right: bool) -> RowResult:
     """The gold chain and the true masks, or an empty completion without masks; sampled reward 3 or 1."""
     gt_masks = load_clip(sample).gt_masks
     text, probs = (sample.chain, torch.from_numpy(gt_masks).float()) if is_right else ("", None)
     rollouts = [RolloutScore(1.0, float(is_right), float(is_right))] * 2
-    return sample_result(sample, score_completion(text, probs, gt_masks, sample), sampled=rollouts)
+    return score_answer(sample, text, probs, gt_masks, sampled=rollouts)
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_page_holds_the_numbers_of_both_models(samples, results, run, tmp_path):
     assert re.search(r"Category the greedy answer names the right object 0\.333 1\.000 ▲ better \+0\.667", page.text)
     assert "measured on 9 questions about 9 held-out clips" in page.text
     assert "Preset refavs" in page.text
-    assert "Mix, mean of splits" in page.text and "Mix, mean of rows" in page.text
+    assert "Mix, mean of splits" in page.text and "Mix, row weighted" in page.text
 
 
 def test_page_loads_nothing_from_anywhere(samples, results, run, tmp_path):

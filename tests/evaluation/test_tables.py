@@ -1,50 +1,21 @@
-"""out.json and out.jsonl, by hand."""
+"""Tables of an evaluation's rows, by hand."""
 
 import dataclasses
-import json
 import random
-from pathlib import Path
 
 import pytest
 
 from aurora_rl.data.ref_avs import MetadataRow
 from aurora_rl.data.sample import AVSample
-from aurora_rl.evaluation.comparison import compare_scores
-from aurora_rl.evaluation.records import MaskScore
-from aurora_rl.evaluation.scores import RowScore, mark_novelty, read_scores, score_tables, write_scores
-
-ROW = RowScore(
-    uid="a_drum_1",
-    row=0,
-    split="test_s",
-    media_id="a",
-    category="drum",
-    reference_type="look",
-    type_is_derived=True,
-    text="The drum.",
-    preset="refavs",
-    J=0.5,
-    F=0.75,
-    S=0.25,
-    S_per_frame=0.125,
-    missing=False,
-)
+from aurora_rl.evaluation.records import MaskScore, RolloutScore, RowResult
+from aurora_rl.evaluation.tables import mark_novelty, number_tables, score_tables, table
+from tests.row_results import answered, null, row
 
 
-def row(number: int, split: str = "test_s", **values: object) -> RowScore:
-    """A row about a clip of its own."""
-    base = dataclasses.replace(ROW, row=number, uid=f"uid{number}", split=split, media_id=f"clip{number}")
-    return dataclasses.replace(base, **{"text": f"Number {number}.", **values})
-
-
-def null(number: int, s: float, **values: object) -> RowScore:
-    return row(number, "test_n", category="null", reference_type="null", S=s, **values)
-
-
-def scored(sample: AVSample) -> RowScore:
+def scored(sample: AVSample) -> RowResult:
     """The row of an empty prediction."""
-    nothing = MaskScore(J=0.0, F=0.0, f_curve=(), S=0.0, S_frames=0.0, is_missing=True)
-    return RowScore.of_sample(sample, nothing, preset="refavs")
+    nothing = MaskScore(J=0.0, F=0.0, f_curve=(), S=0.0, S_per_frame=0.0, is_missing=True)
+    return RowResult.of_sample(sample, nothing, preset="refavs")
 
 
 def sample_of(row: MetadataRow) -> AVSample:
@@ -52,11 +23,8 @@ def sample_of(row: MetadataRow) -> AVSample:
     return row.to_sample(media_id=row.media_id, fps=1.0, frame_paths=(), audio_path=None, mask_paths=())
 
 
-# ---- tables -----------------------------------------------------------------------------------------------------
-
-
 def test_split_has_the_means_of_its_rows():
-    tables = score_tables([row(0, J=0.25, F=0.5), row(1, J=0.75, F=1.0, missing=True)])
+    tables = score_tables([row(0, J=0.25, F=0.5), row(1, J=0.75, F=1.0, is_missing=True)])
     assert tables["splits"] == {"test_s": {"J": 0.5, "F": 0.75, "J&F": 0.625, "n": 2, "missing": 1}}
 
 
@@ -132,6 +100,7 @@ def test_mix_and_every_table_have_intervals():
     rows = [row(number, ("test_s", "test_u")[number % 2], J=number / 20) for number in range(20)]
     tables = score_tables(mark_novelty([*rows, null(20, 0.5), null(21, 0.0)], ["cat"]))
     intervals = tables["intervals"]
+    assert set(intervals.pop("overall")) == set(tables["overall"]) - {"n", "n_null", "missing"}
     assert {name: list(groups) for name, groups in intervals.items()} == {
         "splits": ["test_s", "test_u", "test_n"],
         "mix": ["mean_of_splits", "row_weighted"],
@@ -162,16 +131,16 @@ def test_order_of_rows_changes_no_digit():
 
 
 def test_duplicates_count_and_are_reported():
-    rows = [row(0, J=0.0), row(1, J=0.75), row(2, J=0.75, uid="uid1", text="Number 1.")]
+    rows = [row(0, J=0.0), row(1, J=0.75), row(2, J=0.75, uid="uid1", reference="Number 1.")]
     tables = score_tables(rows)
     assert (tables["duplicates"], tables["splits"]["test_s"]["J"]) == (1, 0.5)
 
 
 def test_same_words_about_another_object_of_a_clip_are_no_duplicate():
     rows = [
-        row(0, text="The drum."),
-        row(1, text="The drum.", media_id="clip0"),
-        row(2, uid="uid0", text="The left one."),
+        row(0, reference="The drum."),
+        row(1, reference="The drum.", media_id="clip0"),
+        row(2, uid="uid0", reference="The left one."),
     ]
     assert score_tables(rows)["duplicates"] == 0
 
@@ -193,79 +162,79 @@ def test_rows_of_no_or_of_two_presets_are_an_error(rows):
         score_tables(rows)
 
 
-# ---- files ------------------------------------------------------------------------------------------------------
+# ---- a model's completions --------------------------------------------------------------------------------------
 
 
-def test_rows_are_written_in_the_order_of_the_table_and_read_back(tmp_path: Path):
-    rows = [row(2, text="„Ähre“"), row(0), null(1, 0.5)]
-    write_scores(tmp_path / "made" / "out.json", rows, {"preset": "refavs"})
-    assert read_scores(tmp_path / "made" / "out.json") == [rows[1], rows[2], rows[0]]
-    assert json.loads((tmp_path / "made" / "out.json").read_text()) == {"preset": "refavs"}
-    assert len(list((tmp_path / "made").iterdir())) == 2
+def test_rates_are_means_over_rows():
+    rows = [answered(0), answered(1, format=0.0, category_correct=0.0, iou=0.5), answered(2, iou=0.75), answered(3)]
+    numbers = table(rows)
+    assert (numbers["format_rate"], numbers["category_accuracy"], numbers["greedy_iou"]) == (0.75, 0.75, 0.8125)
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "{}", json.dumps({**dataclasses.asdict(ROW), "J": "0.5"})])
-def test_line_that_is_no_row_is_an_error_that_names_it(tmp_path: Path, line: str):
-    write_scores(tmp_path / "out.json", [row(1)], {})
-    with (tmp_path / "out.jsonl").open("a") as file:
-        file.write(line + "\n")
-    with pytest.raises(ValueError, match=r"out\.jsonl:2 is no row of scores"):
-        read_scores(tmp_path / "out.json")
+def test_non_null_iou_j_and_f_leave_null_rows_out_and_s_takes_only_them():
+    rows = [answered(0, J=0.5, F=0.7, iou=0.4), answered(1, category="null", J=0.9, S=0.2, S_per_frame=0.1, iou=0.8)]
+    numbers = table(rows)
+    assert (numbers["non_null_iou"], numbers["J"], numbers["F"]) == (0.4, 0.5, 0.7)
+    assert numbers["J&F"] == pytest.approx(0.6)
+    assert (numbers["S"], numbers["S_per_frame"], numbers["greedy_iou"]) == (0.2, 0.1, pytest.approx(0.6))
 
 
-def test_row_that_is_there_twice_or_no_file_is_an_error(tmp_path: Path):
-    write_scores(tmp_path / "out.json", [row(1), row(1)], {})
-    with pytest.raises(ValueError, match="uid1#1' a second time"):
-        read_scores(tmp_path / "out.json")
-    with pytest.raises(ValueError, match=r"there is no .*other\.jsonl"):
-        read_scores(tmp_path / "other.json")
+def test_null_accuracy_and_false_alarms_are_by_the_mask_and_the_answer_by_the_words():
+    rows = [
+        answered(0, category="null"),
+        answered(1, category="null", S=0.01),
+        answered(2, category="null", category_correct=0.0),
+        answered(3, category="null", S=0.5, category_correct=0.0),
+        answered(4, S=0.5),
+    ]
+    numbers = table(rows)
+    assert (numbers["null_accuracy"], numbers["false_alarm_rate"], numbers["null_answer_accuracy"]) == (0.5, 0.5, 0.5)
 
 
-# ---- two systems ------------------------------------------------------------------------------------------------
+def test_measure_that_applies_to_no_row_is_left_out_and_is_not_zero():
+    scores = score_tables([answered(0, see=None), answered(1, see=None)])
+    assert not {"chain_see", "S", "sampled_reward"} & {*scores["overall"], *scores["intervals"]["overall"]}
+    assert scores["intervals"]["overall"]["greedy_iou"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
 
 
-def test_difference_is_paired_by_row_and_counts_wins_losses_and_ties():
-    first = [row(0, J=0.5), row(1, J=0.5), row(2, J=0.5), row(3, J=0.5)]
-    second = [row(3, J=0.5), row(2, J=0.25), row(1, J=1.0), row(0, J=0.75)]
-    j = {difference.name: difference for difference in compare_scores(first, second).splits["test_s"]}["J"]
-    assert (j.first, j.second, j.gain.mean) == (0.5, 0.625, 0.125)
-    assert (j.wins, j.losses, j.ties, j.verdict) == (2, 1, 1, "unclear")
+def test_chain_measures_average_over_rows_whose_truth_is_known():
+    assert table([answered(0, see=1.0), answered(1, see=0.0), answered(2, see=None)])["chain_see"] == 0.5
 
 
-def test_lower_s_is_a_win():
-    comparison = compare_scores([null(0, 0.5), null(1, 0.75)], [null(0, 0.25), null(1, 0.5)])
-    found = {difference.name: difference for difference in comparison.splits["test_n"]}
-    assert (found["S"].gain.mean, found["S"].wins, found["S"].verdict) == (-0.25, 2, "better")
-    assert (found["null_accuracy"].ties, found["false_alarm_rate"].verdict) == (2, "unclear")
-    assert [(r.row, r.name, r.first, r.second) for r in comparison.wins] == [(1, "S", 0.75, 0.5), (0, "S", 0.5, 0.25)]
+def test_sampled_reward_is_of_three_and_each_row_weighs_the_same():
+    right, wrong = RolloutScore(1.0, 1.0, 1.0), RolloutScore(1.0, 0.0, 0.25)
+    numbers = table([answered(0, sampled=(right,)), answered(1, sampled=(wrong, wrong, wrong))])
+    assert (numbers["sampled_reward"], numbers["sampled_iou"]) == ((3.0 + 1.25) / 2, (1.0 + 0.25) / 2)
 
 
-def test_rows_that_differ_most_come_first():
-    first = [row(number, J=0.5, F=0.5) for number in range(5)]
-    second = [row(number, J=0.5, F=f) for number, f in enumerate((0.5, 1.0, 0.75, 0.0, 0.25))]
-    comparison = compare_scores(first, second)
-    assert [r.row for r in comparison.wins] == [1, 2]
-    assert [r.row for r in comparison.losses] == [3, 4]
-    assert list(comparison.by_category) == ["drum"] and len(comparison.by_category["drum"]) == 1
+def test_pooled_f_takes_one_threshold_for_all_clips():
+    # Each clip alone reaches 1 (F = 1), at different thresholds; together the best is (1.0 + 0.4) / 2.
+    rows = [answered(0, f_curve=(1.0, 0.1)), answered(1, "test_u", f_curve=(0.4, 1.0))]
+    scores = number_tables(rows)
+    assert (scores["overall"]["F"], scores["overall"]["F_pooled"]) == (1.0, pytest.approx(0.7))
+    assert (scores["mix"]["mean_of_splits"]["F_pooled"], scores["mix"]["row_weighted"]["F_pooled"]) == (
+        1.0,
+        pytest.approx(0.7),
+    )
 
 
-def test_groups_are_compared_by_novelty_of_the_unseen_split():
-    rows = [row(0, "test_u", category="cat", J=0.25), row(1, "test_u", J=0.5), row(2, J=0.5), null(3, 0.5)]
-    first = mark_novelty(rows, ["drum"])
-    second = [dataclasses.replace(r, J=r.J / 2 if r.novelty == "new" else 2 * r.J) for r in first]
-    comparison = compare_scores(first, second)
-    assert {name: [(d.name, d.gain.mean) for d in found] for name, found in comparison.by_novelty.items()} == {
-        "test_u, new categories": [("J&F", -0.0625)],
-        "test_u, seen categories": [("J&F", 0.25)],
-    }
-    assert compare_scores(rows, rows).by_novelty == {}
-    assert comparison.derived_types == 4
+def test_missing_prediction_counts_zero_in_the_pooled_curve_and_is_counted():
+    rows = [row(0, f_curve=(0.5, 0.8)), row(1, F=0.0, is_missing=True)]
+    assert (table(rows)["F_pooled"], table(rows)["missing"]) == (pytest.approx(0.4), 1)
+    assert table(rows[1:])["F_pooled"] == 0.0
 
 
-def test_different_presets_rows_or_benchmarks_are_refused():
-    with pytest.raises(ValueError, match=r"presets \['davis', 'refavs'\]"):
-        compare_scores([row(0)], [row(0, preset="davis")])
-    with pytest.raises(ValueError, match="2 rows are in one run only, the first is 'uid1#1'"):
-        compare_scores([row(0), row(1)], [row(0), row(2)])
-    with pytest.raises(ValueError, match="row 'uid0#0' is not the same in both"):
-        compare_scores([row(0)], [row(0, category="cat")])
+def test_preset_without_curves_has_no_pooled_f():
+    assert "F_pooled" not in table([row(0, preset="davis"), row(1, is_missing=True, preset="davis")])
+
+
+def test_tables_count_clips_and_rows_of_derived_types():
+    rows = [answered(0, iou=0.2), answered(1, media_id="clip0", type_is_derived=False), answered(2, category="null")]
+    scores = number_tables(rows)
+    assert (scores["clips"], scores["derived_types"], scores["overall"]["n"], scores["overall"]["n_null"]) == (
+        2,
+        2,
+        2,
+        1,
+    )
+    assert scores["tables"]["by_category"]["drum"]["greedy_iou"] == pytest.approx(0.6)

@@ -1,0 +1,183 @@
+"""Tables of an evaluation's rows, whatever system predicted the masks: means, both kinds of Mix, intervals, groups.
+
+Every row of metadata.csv counts, exact duplicates included, as in the official Ref-AVS script. Sums are rounded once
+(`math.fsum`), so that neither the order of the rows nor the number of processes changes a digit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from aurora_rl.evaluation.intervals import bootstrap_mean_of_means
+from aurora_rl.evaluation.measures import MEASURES, TARGET_MEASURES, Measure, mean
+from aurora_rl.evaluation.records import RowResult
+from aurora_rl.tasks.completions import normalise_category
+
+#: The seen and the unseen split, which Mix is of.
+MIX_SPLITS = ("test_s", "test_u")
+
+Table = dict[str, float | int]
+Intervals = dict[str, dict[str, float]]  # of each number its mean, low and high
+GroupKey = Callable[[RowResult], str | None]
+
+
+def mark_novelty(rows: Iterable[RowResult], train_categories: Iterable[str]) -> list[RowResult]:
+    """The rows with `novelty`, which the categories of the training split tell; none of them leaves it None."""
+    trained = set(map(normalise_category, train_categories))
+    if not trained:
+        return list(rows)
+    return [dataclasses.replace(row, novelty=_novelty(row, trained)) for row in rows]
+
+
+def _novelty(row: RowResult, trained: set[str]) -> str | None:
+    if row.is_null:
+        return None
+    return "seen" if normalise_category(row.category) in trained else "new"
+
+
+def novelty_group(row: RowResult) -> str | None:
+    """Such as "test_u, new categories"; None outside the unseen split, and where `novelty` is not known."""
+    is_known = row.split == MIX_SPLITS[1] and row.novelty
+    return f"{row.split}, {row.novelty} categories" if is_known else None
+
+
+#: What rows are grouped by, and the name of the tables in scores.json.
+GROUPINGS: dict[str, GroupKey] = {
+    "by_category": lambda row: row.category,
+    "by_reference_type": lambda row: row.reference_type,
+    "by_novelty": novelty_group,
+}
+
+
+def score_tables(rows: Sequence[RowResult]) -> dict[str, Any]:
+    """What scores.json holds.
+
+    Args:
+        rows: rows scored under one preset, from `mark_novelty` where the unseen split is to be told apart.
+
+    Returns:
+        As `number_tables`, and `intervals`: the 95 % bootstrap interval over clips of each number of `overall`,
+        `splits`, `mix` and each table, but of groups of a single clip and of `F_pooled`.
+
+    Raises:
+        ValueError: if there are no rows, or they were scored under several presets.
+    """
+    groupings = {"splits": group_rows(rows, _split)} | {name: group_rows(rows, key) for name, key in GROUPINGS.items()}
+    intervals = {name: {group: _intervals(of) for group, of in groups.items()} for name, groups in groupings.items()}
+    mix = {definition: groups and _mix_intervals(groups) for definition, groups in _mix_groups(rows).items()}
+    return number_tables(rows) | {"intervals": {"overall": _intervals(rows), "mix": mix, **intervals}}
+
+
+def _split(row: RowResult) -> str:
+    return row.split
+
+
+def number_tables(rows: Sequence[RowResult]) -> dict[str, Any]:
+    """The tables without their intervals, which take a while.
+
+    Args:
+        rows: as in `score_tables`.
+
+    Returns:
+        `preset`; `overall`: the table of all rows; `splits`: each split's; `mix`: J and F over the seen and the unseen
+        split by both definitions that papers give, None where one is absent; `tables`: those `by_category`,
+        `by_reference_type` and `by_novelty`; `clips`: how many clips the rows are about; `derived_types`: rows whose
+        reference type is from the sentence; `duplicates`: rows that repeat an earlier row's uid and sentence, and count
+        like any.
+
+    Raises:
+        ValueError: as `score_tables`.
+    """
+    return {
+        "preset": only_preset(rows),
+        "overall": table(rows),
+        "splits": _tables_by(rows, _split),
+        "mix": {definition: groups and _mix_table(groups) for definition, groups in _mix_groups(rows).items()},
+        "tables": {name: _tables_by(rows, key) for name, key in GROUPINGS.items()},
+        "clips": len({row.media_id for row in rows}),
+        "derived_types": sum(row.type_is_derived for row in rows),
+        "duplicates": len(rows) - len({(row.split, row.uid, row.reference) for row in rows}),
+    }
+
+
+def table(rows: Sequence[RowResult]) -> Table:
+    """The numbers of some rows: each measure that applies, `n`, `missing`.
+
+    Null references among others are counted by `n_null`, and `n` is then the number of the others.
+    """
+    numbers: Table = {name: value for name, measure in MEASURES.items() if (value := measure.over(rows)) is not None}
+    num_null = sum(row.is_null for row in rows)
+    has_both = 0 < num_null < len(rows)
+    counts = {"n": len(rows) - num_null, "n_null": num_null} if has_both else {"n": len(rows)}
+    return numbers | counts | {"missing": sum(row.is_missing for row in rows)}
+
+
+def only_preset(rows: Iterable[RowResult]) -> str:
+    """The preset of all rows.
+
+    Raises:
+        ValueError: if there are several, or no rows.
+    """
+    presets = sorted({row.preset for row in rows})
+    if len(presets) != 1:
+        raise ValueError(f"the rows were scored under the presets {presets}: give rows of exactly one")
+    return presets[0]
+
+
+def group_rows(rows: Iterable[RowResult], key: GroupKey) -> dict[str, list[RowResult]]:
+    """The groups by name, those of null references alone last; rows whose key is None are in none."""
+    groups: defaultdict[str, list[RowResult]] = defaultdict(list)
+    for row in rows:
+        if (name := key(row)) is not None:
+            groups[name].append(row)
+    return {name: groups[name] for name in sorted(groups, key=lambda name: (_are_null(groups[name]), name))}
+
+
+def _are_null(rows: Sequence[RowResult]) -> bool:
+    return all(row.is_null for row in rows)
+
+
+def _tables_by(rows: Iterable[RowResult], key: GroupKey) -> dict[str, Table]:
+    return {name: table(group) for name, group in group_rows(rows, key).items()}
+
+
+def _mix_groups(rows: Sequence[RowResult]) -> dict[str, list[list[RowResult]] | None]:
+    """Whose means are averaged by either definition of Mix; None where one of the two splits is absent."""
+    seen, unseen = ([row for row in rows if row.split == split and not row.is_null] for split in MIX_SPLITS)
+    if not seen or not unseen:
+        return {"mean_of_splits": None, "row_weighted": None}
+    return {"mean_of_splits": [seen, unseen], "row_weighted": [[*seen, *unseen]]}
+
+
+def _mix_table(groups: Sequence[Sequence[RowResult]]) -> Table:
+    values = {name: [MEASURES[name].over(group) for group in groups] for name in TARGET_MEASURES}
+    known = {name: [value for value in of if value is not None] for name, of in values.items()}
+    return {name: mean(of) for name, of in known.items() if len(of) == len(groups)}
+
+
+def _intervals(rows: Sequence[RowResult]) -> Intervals:
+    """The interval of each number; none of rows about a single clip, which tell nothing of other clips."""
+    drawn = {name: _draws(measure, rows) for name, measure in MEASURES.items()}
+    return {name: _interval([draws]) for name, draws in drawn.items() if len(set(draws[1])) > 1}
+
+
+def _mix_intervals(groups: Sequence[Sequence[RowResult]]) -> Intervals:
+    drawn = {name: [_draws(MEASURES[name], rows) for rows in groups] for name in TARGET_MEASURES}
+    return {name: _interval(draws) for name, draws in drawn.items() if all(values for values, _ in draws)}
+
+
+Draws = tuple[list[float], list[str]]
+
+
+def _draws(measure: Measure, rows: Iterable[RowResult]) -> Draws:
+    """The numbers of the rows that a measure applies to, and their clips."""
+    pairs = measure.pairs(rows)
+    return [value for _, value in pairs], [row.media_id for row, _ in pairs]
+
+
+def _interval(groups: Sequence[Draws]) -> dict[str, float]:
+    """The mean of the groups' means with its interval."""
+    return dataclasses.asdict(bootstrap_mean_of_means(groups))
