@@ -117,10 +117,11 @@ def test_formulas_are_drawn(site: Path) -> None:
 def test_a_key_has_its_type_default_help_and_docstring() -> None:
     page = configuration_page()
     assert (
-        "| `lora_r` | `int` | `8` | LoRA rank.<br><small>Rank.</small> |\n" in page
-        and "| `model` | `str` |  | Hub name or directory of the model to start from." in page
-        and "| `split` | `list[str]` | `[]` | Splits to score, default all that begin with 'test'. |\n" in page
-        and "| `beta` | `float` | `0.04` | KL coefficient. |\n" in page
+        "| `lora_r` | `int` | `8` | Rank of the LoRA matrices. |\n" in page  # help and docstring say the same
+        and "LoRA adapter.<br><small>Hub name or directory of an MLLM, of a model trained here, or of a LoRA" in page
+        and "| `split` | `list[str]` | `[]` | Splits that are scored; by default all that begin with 'test'. |\n"
+        in page
+        and "| `beta` | `float` | `0.04` | Coefficient of the KL divergence from the reference model. |\n" in page
     )
 
 

@@ -132,7 +132,8 @@ def _default(field: dataclasses.Field) -> str:
 
 def _meaning(field: dataclasses.Field, documented: dict[str, str]) -> str:
     help_text, text = field.metadata.get("help", ""), documented.get(field.name, "")
-    return _escape(help_text) + (f"<br><small>{_escape(text[:1].upper() + text[1:])}</small>" if text else "")
+    more = text[:1].upper() + text[1:]
+    return _escape(help_text) + (f"<br><small>{_escape(more)}</small>" if more not in ("", help_text) else "")
 
 
 # ------------------------------------------------------------------------------------- options of commands
