@@ -43,7 +43,7 @@ SPLIT_KEYS = {
     "recipes/evaluate.py": ("split",),
 }
 WRITTEN_FOLDERS = ("output_dir", "embedding_cache", "mask_cache", "media_cache")
-WRITTEN_FILES = ("output", "teacher_features")
+WRITTEN_FILES = ("teacher_features",)
 POSITIVE = (
     "fps",
     "num_frames",
@@ -246,8 +246,6 @@ def _check_outputs(asked: Asked) -> None:
         return  # the main process may hold the output already, for all of them
     if asked.get("output_dir") is not None:
         check_free(asked.get("output_dir"), is_folder=True)
-    if asked.get("output") is not None:
-        check_free(asked.get("output"), is_folder=False)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -13,7 +13,7 @@ from rich.text import Text
 from aurora_rl.cli.arguments import Commands, json_file
 from aurora_rl.cli.checks import check_written_files
 from aurora_rl.cli.console import CLEAN, open_console, printable, refuse
-from aurora_rl.files.existing import check_file
+from aurora_rl.files.existing import check_existing
 
 if TYPE_CHECKING:
     from aurora_rl.evaluation.comparison import Comparison
@@ -39,14 +39,13 @@ def run(args: argparse.Namespace) -> int:
     """Compare, print the table to stdout and return the exit code."""
     # Here, because these import numpy, which takes a while.
     from aurora_rl.evaluation.comparison import compare_results
-    from aurora_rl.evaluation.records import read_results, results_file
+    from aurora_rl.evaluation.records import read_results
     from aurora_rl.files.atomic import write_whole
     from aurora_rl.report.score_page import write_comparison_page
 
     try:
         for name in ("first", "second"):
-            path: Path = getattr(args, name)
-            check_file(results_file(path) if path.exists() else path, name=f"the {name} evaluation")
+            check_existing(getattr(args, name), name=f"the {name} evaluation")
         check_written_files(args, "output", "report")
         comparison = compare_results(read_results(args.first), read_results(args.second))
         if args.output:

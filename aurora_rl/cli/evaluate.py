@@ -18,7 +18,8 @@ from aurora_rl.assembly.known_options import read_asked
 from aurora_rl.cli.arguments import Commands, positive
 from aurora_rl.cli.checks import check_written_files
 from aurora_rl.cli.console import CLEAN, open_console, printable, refuse
-from aurora_rl.files.existing import check_file, check_folder, check_writable_folder
+from aurora_rl.evaluation.presets import find_preset
+from aurora_rl.files.existing import check_existing, check_file, check_folder, check_writable_folder
 
 DESCRIPTION = """Score a model, or masks that any system saved, on a benchmark.
 
@@ -31,6 +32,7 @@ scores.json holds the numbers and results.jsonl a line a row; see docs/evaluatio
 arguments, data or predictions."""
 
 
+DEFAULT_PRESET = "refavs"
 #: The columns of the printed table, as in scores.json.
 NAMES = ("n", "missing", "J", "F", "J&F", "n_null", "S", "S_per_frame", "null_accuracy", "false_alarm_rate")
 
@@ -77,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         is_of_model = args.predictions is args.results is None
         if is_of_model:
-            check_asked(read_asked("recipes/evaluate.py", _recipe_words(args)))
+            _check_model(args)
         else:
             _check_saved(args)
         check_written_files(args, "report")
@@ -98,15 +100,22 @@ def run(args: argparse.Namespace) -> int:
     return CLEAN
 
 
+def _check_model(args: argparse.Namespace) -> None:
+    asked = read_asked("recipes/evaluate.py", _recipe_words(args))
+    find_preset(asked.get("preset", DEFAULT_PRESET))
+    check_asked(asked)
+
+
 def _check_saved(args: argparse.Namespace) -> None:
     if args.options:
         raise ValueError(f"{args.options[0]} is an option for a model: leave it out, or give --model")
     if args.data_root is None or args.output_dir is None:
         raise ValueError("saved masks need --data_root DIR and --output_dir DIR")
+    find_preset(args.preset or DEFAULT_PRESET)
     if args.predictions is not None:
         check_folder(args.predictions, name="--predictions")
     if args.results is not None:
-        check_file(args.results, name="--results")
+        check_existing(args.results, name="--results")
     check_folder(args.data_root, name="--data_root")
     check_splits("ref_avs", args.data_root, args.split or [], name="--split")
     if args.chains is not None:
@@ -120,7 +129,7 @@ def _rescore(args: argparse.Namespace) -> dict[str, Any]:
     from aurora_rl.evaluation.of_saved_masks import rescore, saved_predictions, saved_results
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    preset = args.preset or "refavs"
+    preset = args.preset or DEFAULT_PRESET
     predictions = saved_results(args.results, preset=preset) if args.results else saved_predictions(args.predictions)
     return rescore(
         args.data_root,

@@ -38,6 +38,12 @@ def check_folder(path: AnyPath, *, name: str) -> None:
     raise UnusablePathError(f"{name} {path} does not exist: {what_is_there(path)}")
 
 
+def check_existing(path: AnyPath, *, name: str) -> None:
+    """Check that a file or folder is there; the arguments and errors are those of `check_folder`."""
+    if not os.path.exists(path):
+        raise UnusablePathError(f"{name} {path} does not exist: {what_is_there(path)}")
+
+
 def check_file(path: AnyPath, *, name: str) -> None:
     """Check that a plain file is there; the arguments and errors are those of `check_folder`."""
     try:

@@ -22,7 +22,7 @@ EXPORT = ["aurora-rl", "export", "--model", "models/good", "--to", "hf", "--outp
 MASKS = ["aurora-rl", "evaluate", "--predictions", "masks", "--data_root", "data", "--output_dir", "out"]
 MODEL = ["aurora-rl", "evaluate", "--model", "models/good", "--data_root", "data", "--output_dir", "out"]
 FOOTPRINT = ["aurora-rl", "footprint", "grpo", "--config", "grpo.yaml"]
-COMPARE = ["aurora-rl", "compare", "a.json", "a.json"]
+COMPARE = ["aurora-rl", "compare", "gone", "masks"]
 SFT = ["recipes/sft.py", "--config", "sft.yaml"]
 GRPO = ["recipes/grpo.py", "--config", "grpo.yaml"]
 EVALUATE = ["recipes/evaluate.py", "--config", "evaluate.yaml"]
@@ -92,12 +92,16 @@ CASES = {
     "missing chains": ([*MASKS, "--chains", "x.jsonl"], "--chains x.jsonl does not exist"),
     "missing dataset": (["aurora-rl", "doctor", "dta"], "the folder dta does not exist: this folder holds data/"),
     "unknown split to check": (["aurora-rl", "doctor", "data", "--split", "x"], "x"),
-    "missing scores": (COMPARE, "the first evaluation a.json does not exist"),
-    "missing rows": (["aurora-rl", "compare", "b.json", "b.json"], "the first evaluation b.jsonl does not exist"),
+    "missing scores": (COMPARE, "the first evaluation gone does not exist: this folder holds"),
+    "missing rows": (["aurora-rl", "compare", "masks", "masks"], "there is no masks/results.jsonl"),
     "missing scores for the card": ([*EXPORT, "--scores", "a.json"], "--scores a.json does not exist"),
     # outputs
     "taken folder": ([*SEGMENT[:5], "taken", *SEGMENT[6:]], "taken holds answer.json of an earlier run"),
     "taken export": ([*EXPORT[:-1], "taken"], "taken is not an empty folder"),
+    "output of no kind": ([*COMPARE, "--output", "out.txt"], "'out.txt' does not end in .json"),
+    "former output": ([*MASKS[:-2], "--output", "out.json"], "it is --output_dir now, a folder"),
+    "unknown preset": ([*MASKS, "--preset", "sam"], "there is no evaluation preset 'sam': use one of refavs"),
+    "unknown preset of a model": ([*MODEL, "--preset", "sam"], "there is no evaluation preset 'sam'"),
     "file in the way": ([*SEGMENT[:5], "sft.yaml/out", *SEGMENT[6:]], "sft.yaml is a file, give another folder"),
     "file in the way of scores": ([*MASKS[:-1], "sft.yaml/out"], "sft.yaml is a file"),
     "folder in the way": ([*MASKS, "--report", "data"], "--report data is a folder: give the name of a file"),
@@ -195,7 +199,6 @@ def said(tiny_checkpoint, tiny_benchmark, tmp_path_factory) -> dict[str, dict]:
         "sam.yaml": f"{common}segmenter: {{type: sam, checkpoint: models/sam}}\n",
         "typo.yaml": f"{common}num_frmes: 4\n",
         "broken.yaml": "a: [\n",
-        "b.json": "{}",
     }
     for name, text in texts.items():
         (folder / name).write_text(text)
