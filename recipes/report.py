@@ -18,12 +18,11 @@ from typing import Any
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.parser import ConfigParser
-from aurora_rl.evaluation.ablations import ABLATIONS
 from aurora_rl.evaluation.comparison import compare_overall
 from aurora_rl.evaluation.measures import MEASURES
-from aurora_rl.evaluation.records import RowResult, read_results
+from aurora_rl.evaluation.records import RowResult
 from aurora_rl.files.atomic import write_whole
-from aurora_rl.report.training_page import ReportResults, write_report
+from aurora_rl.report.training_page import Run, write_training_page
 
 #: What results.json says of each evaluation.
 KEYS = (
@@ -72,41 +71,24 @@ class ReportArguments:
             raise ValueError(f"evaluations names {self.evaluations}: name the run before and the run after at least")
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a run is called and the folder that it has left."""
+def read_run(text: str) -> Run:
+    """Read NAME=FOLDER.
 
-    name: str
-    folder: Path
-
-    @classmethod
-    def parse(cls, text: str) -> Run:
-        """Read NAME=FOLDER.
-
-        >>> Run.parse("early SFT=outputs/demo/eval/sft_early").name
-        'early SFT'
-        """
-        name, sign, folder = text.partition("=")
-        if not (name and sign and folder):
-            raise ValueError(f"{text!r} names no run: write NAME=FOLDER, such as 'GRPO=outputs/demo/eval/grpo'")
-        return cls(name, Path(folder))
-
-    def results_file(self, ablation: str = "") -> Path:
-        """File of an evaluation's rows."""
-        return self.folder / f"results{f'.{ablation}' if ablation else ''}.jsonl"
-
-    @property
-    def ablations(self) -> list[str]:
-        """The ablations that the evaluation has made."""
-        return [name for name in ABLATIONS if self.results_file(name).is_file()]
+    >>> read_run("early SFT=outputs/demo/eval/sft_early").name
+    'early SFT'
+    """
+    name, sign, folder = text.partition("=")
+    if not (name and sign and folder):
+        raise ValueError(f"{text!r} names no run: write NAME=FOLDER, such as 'GRPO=outputs/demo/eval/grpo'")
+    return Run(name, Path(folder))
 
 
-def measures(results: list[RowResult]) -> dict[str, float | None]:
+def measures(results: Sequence[RowResult]) -> dict[str, float | None]:
     """The numbers of results.json for one evaluation."""
     return {key: MEASURES[key].over(results) for key in KEYS}
 
 
-def ablation_measures(results: list[RowResult]) -> dict[str, float | None]:
+def ablation_measures(results: Sequence[RowResult]) -> dict[str, float | None]:
     """As `measures`, with the category accuracy on the references that ask for a sound."""
     audio = [row for row in results if row.reference_type in AUDIO_TYPES]
     return measures(results) | {"audio_category_accuracy": MEASURES["category_accuracy"].over(audio)}
@@ -115,51 +97,37 @@ def ablation_measures(results: list[RowResult]) -> dict[str, float | None]:
 def collect(evaluations: Sequence[Run], ablated: Run | None, splits: Sequence[str] | None) -> dict[str, Any]:
     """The content of results.json: each evaluation under its folder's name, gains over the first, and ablations."""
 
-    def rows(run: Run, ablation: str = "") -> list[RowResult]:
-        return [row for row in read_results(run.results_file(ablation)) if splits is None or row.split in splits]
+    def counted(rows: Sequence[RowResult]) -> list[RowResult]:
+        return [row for row in rows if splits is None or row.split in splits]
 
-    first, second, *others = evaluations
     named = [*evaluations, *([ablated] if ablated else [])]
-    content: dict[str, Any] = {run.folder.name: measures(rows(run)) for run in named}
-    for key, run in {"gain": second, **{f"gain_{run.folder.name}": run for run in others}}.items():
-        gains = compare_overall(rows(first), rows(run), names=KEYS)
-        content[key] = {name: dataclasses.asdict(difference.gain) for name, difference in gains.items()}
+    if len({run.folder.name for run in named}) < len({run.folder for run in named}):
+        raise ValueError(f"two of {[str(run.folder) for run in named]} have one name, by which results.json tells them")
+    rows = {run.folder.name: counted(run.results()) for run in named}
+    content: dict[str, Any] = {name: measures(of) for name, of in rows.items()}
+    first, second, *others = (run.folder.name for run in evaluations)
+    for key, name in {"gain": second, **{f"gain_{name}": name for name in others}}.items():
+        differences = compare_overall(rows[first], rows[name], names=KEYS)
+        content[key] = {measure: dataclasses.asdict(of.gain) for measure, of in differences.items()}
     if ablated:
-        content["ablation"] = {"none": ablation_measures(rows(ablated))}
-        content["ablation"] |= {name: ablation_measures(rows(ablated, name)) for name in ablated.ablations}
+        content["ablation"] = {"none": ablation_measures(rows[ablated.folder.name])}
+        content["ablation"] |= {name: ablation_measures(counted(of)) for name, of in ablated.ablations().items()}
     return content
 
 
-def write_page(
-    path: Path, args: ReportArguments, data_args: DataArguments, evaluations: Sequence[Run], ablated: Run | None
-) -> None:
-    """Write the page; its clips are rows of the splits that were evaluated."""
-    before, after, *others = evaluations
-    splits = dict.fromkeys(row.split for row in read_results(after.results_file()))
-    results = ReportResults(
-        before=before.results_file(),
-        after=after.results_file(),
-        before_name=before.name,
-        after_name=after.name,
-        ablated=ablated.results_file() if ablated else None,
-        ablated_name=ablated.name if ablated else "",
-        ablations={name.replace("_", " "): ablated.results_file(name) for name in ablated.ablations} if ablated else {},
-        without_chain_guards=others[0].results_file() if others else None,
-    )
-    write_report(
-        path,
+def main(data_args: DataArguments, args: ReportArguments) -> None:
+    evaluations = [read_run(text) for text in args.evaluations]
+    ablated = read_run(args.ablated) if args.ablated else None
+    content = json.dumps(collect(evaluations, ablated, args.split), indent=2)
+    splits = dict.fromkeys(row.split for row in evaluations[1].results())
+    write_training_page(
+        Path(args.output_dir, "report.html"),
         title=args.title,
-        runs={run.name: run.folder for run in map(Run.parse, args.trainings)},
-        results=results,
+        evaluations=evaluations,
+        ablated=ablated,
+        trainings=[read_run(text) for text in args.trainings],
         gallery=[sample for split in splits for sample in load_split(data_args, split)],
     )
-
-
-def main(data_args: DataArguments, args: ReportArguments) -> None:
-    evaluations = [Run.parse(text) for text in args.evaluations]
-    ablated = Run.parse(args.ablated) if args.ablated else None
-    content = json.dumps(collect(evaluations, ablated, args.split), indent=2)
-    write_page(Path(args.output_dir, "report.html"), args, data_args, evaluations, ablated)
     write_whole(Path(args.output_dir, "results.json"), content + "\n")
     print(content)
 

@@ -1,1 +1,1 @@
-"""HTML pages of a training run and of scores: charts, clips, templates."""
+"""HTML pages of a training, of scores and of comparisons: one kit of sections, charts, clips and templates."""

@@ -337,3 +337,30 @@ def _audio_uri(waveform: np.ndarray) -> str:
     soundfile.write(buffer, waveform, SAMPLING_RATE, format="WAV" if is_short else "MP3")
     kind = "wav" if is_short else "mpeg"
     return f"data:audio/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+# ------------------------------------------------------------------------------------------------ all rows
+
+
+def render_clips(
+    samples: Sequence[AVSample], runs: Mapping[str, Sequence[RowResult]], num_clips: int
+) -> list[GalleryClip]:
+    """Choose rows whose media are at hand, and render them with the answers of two runs.
+
+    Args:
+        samples: rows of the benchmark, with their media on disk.
+        runs: results of the earlier and the later run, by the run's name.
+        num_clips: how many rows are shown at most.
+
+    Raises:
+        MediaError: if the media of a chosen row cannot be read.
+    """
+    at_hand = {sample.key: sample for sample in samples}
+    by_run = {name: {row.key: row for row in rows if row.key in at_hand} for name, rows in runs.items()}
+    before, after = (list(rows.values()) for rows in by_run.values())
+    return [
+        render_clip(
+            at_hand[choice.key], {name: rows[choice.key] for name, rows in by_run.items()}, reason=choice.reason
+        )
+        for choice in choose_rows(before, after, num_rows=num_clips)
+    ]

@@ -1,13 +1,19 @@
-"""How the HTML pages are made: templates in which all text is escaped, and how numbers look in them."""
+"""How the HTML pages are made: templates in which all text is escaped, and how numbers look in them.
+
+Each page extends `templates/base.html.j2` and is put together from `templates/sections.html.j2`.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from aurora_rl.files.atomic import write_whole
 from aurora_rl.tasks.prompts import SEG_TOKEN
 
 
@@ -23,6 +29,22 @@ def page_environment(room: str = "aurora_rl.report") -> jinja2.Environment:
     filters: dict[str, Callable[..., Any]] = {"number": _number, "signed": _signed, "mark_seg": _mark_seg}
     environment.filters.update(filters)
     return environment
+
+
+def write_page(out_html: str | Path, template: str, **values: Any) -> Path:
+    """Write a page, one file that loads nothing.
+
+    Args:
+        out_html: where to.
+        template: name of its template.
+        values: what the template asks for.
+
+    Returns:
+        `out_html`.
+    """
+    html = page_environment().get_template(template).render(**values)
+    write_whole(out_html, re.sub(r"\n\s*\n+", "\n", html))
+    return Path(out_html)
 
 
 def _number(value: float | None, digits: int = 3) -> str:

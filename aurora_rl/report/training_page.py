@@ -1,57 +1,26 @@
-"""One HTML page about a training run: what changed, by how much and how surely, with clips to look at and listen to.
+"""One HTML page about a training: what changed, by how much and how surely, with clips to look at and listen to.
 
-The end of the flow. It reads files alone (evaluation JSONL, trainer states, the clips' media) and writes one file that
-loads nothing from anywhere: pictures, sound and curves are inside it.
+The end of the flow. It reads files alone (evaluations, trainer states, the clips' media) and writes one file that loads
+nothing from anywhere: pictures, sound and curves are inside it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from markupsafe import Markup
 
 from aurora_rl.data.sample import AVSample
+from aurora_rl.evaluation.ablations import ABLATIONS
 from aurora_rl.evaluation.comparison import Difference, compare_overall
-from aurora_rl.evaluation.measures import MASK_MEASURES, MEASURES, Measure
+from aurora_rl.evaluation.measures import MEASURES
+from aurora_rl.evaluation.presets import find_preset
 from aurora_rl.evaluation.records import RowResult, read_results
-from aurora_rl.evaluation.tables import Table, number_tables
-from aurora_rl.files.atomic import write_whole
-from aurora_rl.files.plain import parse_json, read_text_file
-from aurora_rl.report.charts import Series, line_chart
-from aurora_rl.report.clips import GalleryClip, choose_rows, render_clip
-from aurora_rl.report.pages import page_environment
-
-FilePath = str | Path
-
-
-@dataclasses.dataclass(frozen=True)
-class ReportResults:
-    """Evaluation files (`records.write_results`) that the page compares, all of the same rows.
-
-    Attributes:
-        before: of the model that reinforcement learning started from.
-        after: of the model that it made.
-        before_name: what the page calls the first.
-        after_name: what the page calls the second.
-        ablations: evaluations of one model with something taken away, by what that is.
-        ablated: of that model with nothing taken away; None where it is the model of `after`.
-        ablated_name: what the page calls it.
-        without_chain_guards: of a second run without rewards on the chain and without KL, where there was one.
-    """
-
-    before: FilePath
-    after: FilePath
-    before_name: str = "SFT"
-    after_name: str = "GRPO"
-    ablations: Mapping[str, FilePath] = dataclasses.field(default_factory=dict)
-    ablated: FilePath | None = None
-    ablated_name: str = "nothing taken away"
-    without_chain_guards: FilePath | None = None
-
+from aurora_rl.evaluation.tables import number_tables
+from aurora_rl.report.clips import render_clips
+from aurora_rl.report.curves import draw_curves, read_log_history
+from aurora_rl.report.pages import write_page
+from aurora_rl.report.sections import DifferenceTable, RunTable, ScoreTable, run_table, score_table, with_mix
 
 _HEADLINES = ("sampled_reward", "category_accuracy", "non_null_iou", "chain_see", "chain_hear", "null_answer_accuracy")
 _GAINS = (
@@ -65,97 +34,40 @@ _GAINS = (
     "chain_hear",
     "format_rate",
 )
-_VARIANTS = ("sampled_reward", "category_accuracy", "non_null_iou", "chain_see", "chain_hear", "format_rate")
-_GROUPS = ("category_accuracy", "greedy_iou", "sampled_reward", "chain_see", "chain_hear")
+_OF_RUNS = ("sampled_reward", "category_accuracy", "non_null_iou", "chain_see", "chain_hear", "format_rate")
+_OF_GROUPS = ("category_accuracy", "greedy_iou", "sampled_reward", "chain_see", "chain_hear")
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
-    """A number before and after; None where the measure does not apply."""
-
-    measure: Measure
-    before: float | None
-    after: float | None
-
-
-@dataclasses.dataclass(frozen=True)
-class GroupRow:
-    """A line of a before-and-after table."""
-
-    name: str
-    num_rows: int | None
-    cells: tuple[Cell, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """A line of a table that compares runs: its numbers and, unless it is the base, the gains over the base."""
-
-    name: str
-    means: tuple[float | None, ...]
-    gains: tuple[Difference | None, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class VariantTable:
-    """Runs beside each other, each compared with the base run."""
-
-    base: str
-    measures: tuple[Measure, ...]
-    variants: tuple[Variant, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Panel:
-    """A chart: what it shows and which keys of a trainer's log are its lines.
+class Run:
+    """A training or an evaluation.
 
     Attributes:
-        title: heading.
-        key: pattern of the whole key; a group `name` is the line's label.
-        is_share: whether the values lie in [0, 1].
+        name: what the page calls it.
+        folder: where it has left its files.
     """
 
-    title: str
-    key: str
-    is_share: bool = False
+    name: str
+    folder: Path
+
+    def results(self) -> list[RowResult]:
+        """Read the rows of an evaluation."""
+        return read_results(self.folder)
+
+    def ablations(self) -> dict[str, list[RowResult]]:
+        """Read the rows of each ablation that an evaluation has made, by the ablation's name."""
+        files = {name: self.folder / f"results.{name}.jsonl" for name in ABLATIONS}
+        return {name: read_results(file) for name, file in files.items() if file.is_file()}
 
 
-PANELS = (
-    Panel("Loss", r"loss"),
-    Panel("Reward", r"reward"),
-    Panel("Rewards by function", r"rewards/(?P<name>.+)/mean", is_share=True),
-    Panel("Chain of thought, share right", r"chain/(?P<name>.+)", is_share=True),
-    Panel("Mask IoU by reference type", r"iou/(?P<name>.+)", is_share=True),
-    Panel("Category by reference type, share right", r"category/(?P<name>.+)", is_share=True),
-    Panel("KL from the reference model, nats a token", r"kl"),
-    Panel("Entropy, nats a token", r"entropy"),
-    Panel("Completion length, tokens", r"completions/mean_length"),
-    Panel("Mask losses", r"mask_(?P<name>bce|dice|loss)"),
-    Panel("With the true text ahead", r"(?P<name>teacher_forced_iou|mean_token_accuracy)", is_share=True),
-    Panel("To watch", r"(?P<name>frac_reward_zero_std|completions/clipped_ratio)", is_share=True),
-)
-_KEY_LABELS = {
-    "frac_reward_zero_std": "groups without signal",
-    "completions/clipped_ratio": "completions cut off",
-    "see": "sees right",
-    "hear": "hears right",
-    "teacher_forced_iou": "mask IoU",
-    "mean_token_accuracy": "tokens right",
-    "mask_iou_reward": "mask IoU",
-    "bce": "BCE",
-    "dice": "Dice",
-}
-_MAX_SERIES = 6
-_MIN_REACH = 0.02  # of the picture of gains to both sides of 0
-
-
-def write_report(
-    out_html: FilePath,
+def write_training_page(
+    out_html: str | Path,
     *,
     title: str,
-    runs: Mapping[str, FilePath],
-    results: ReportResults,
-    gallery: Sequence[AVSample],
+    evaluations: Sequence[Run],
+    ablated: Run | None = None,
+    trainings: Sequence[Run] = (),
+    gallery: Sequence[AVSample] = (),
     num_clips: int = 24,
 ) -> Path:
     """Write the page.
@@ -163,8 +75,10 @@ def write_report(
     Args:
         out_html: where to.
         title: heading of the page.
-        runs: by name of the run, in order, its `trainer_state.json` or the folder that holds it.
-        results: the evaluations to compare.
+        evaluations: evaluations of the same rows: of the model before, of the model after, and of others that are
+            compared with the first as well.
+        ablated: an evaluation with ablations.
+        trainings: trainings whose learning curves are drawn.
         gallery: samples that may be shown, with their media on disk.
         num_clips: how many of them are shown at most.
 
@@ -172,55 +86,31 @@ def write_report(
         `out_html`.
 
     Raises:
-        ValueError: if evaluations hold different rows.
+        ValueError: if evaluations hold different rows, or two have the same name.
         MediaError: if a shown clip's media cannot be read.
     """
-    before, after = read_results(results.before), read_results(results.after)
-    tables, differences = (number_tables(before), number_tables(after)), compare_overall(before, after)
-    gains = _choose(differences, _GAINS)
-    page = page_environment().get_template("report.html.j2")
-    html = page.render(
+    names = [run.name for run in evaluations]
+    if len(set(names)) != len(names) or len(names) < 2:
+        raise ValueError(f"the evaluations are called {names}: give two or more, each with a name of its own")
+    rows = {run.name: run.results() for run in evaluations}
+    first, second, *others = names
+    differences = compare_overall(rows[first], rows[second])
+    return write_page(
+        out_html,
+        "training.html.j2",
         title=title,
-        before_name=results.before_name,
-        after_name=results.after_name,
-        scores=tables[1],
-        num_rows=len(after),
+        first=first,
+        second=second,
+        num_rows=len(rows[second]),
         headlines=_choose(differences, _HEADLINES),
-        gains=gains,
-        gain_range=_gain_range(gains),
-        guards=_guard_table(results, before, after),
-        ablations=_ablation_table(results, after),
-        reference_types=_group_rows([scores["tables"]["by_reference_type"] for scores in tables], _GROUPS),
-        categories=_group_rows([scores["tables"]["by_category"] for scores in tables], _GROUPS),
-        benchmark=_group_rows([_benchmark_tables(scores) for scores in tables], MASK_MEASURES),
-        runs={name: _charts(read_log_history(path), name) for name, path in runs.items()},
-        clips=_gallery_clips(gallery, {results.before_name: before, results.after_name: after}, num_clips),
-        measures=MEASURES,
+        gains=DifferenceTable("", {"": _choose(differences, _GAINS)}, first, second),
+        runs=_run_table(first, rows) if others else None,
+        ablations=_ablation_table(ablated),
+        **_score_tables(rows[first], rows[second]),
+        trainings={run.name: draw_curves(read_log_history(run.folder), run.name) for run in trainings},
+        clips=render_clips(gallery, {first: rows[first], second: rows[second]}, num_clips),
+        measures=MEASURES.values(),
     )
-    write_whole(out_html, html)
-    return Path(out_html)
-
-
-def read_log_history(path: FilePath) -> list[dict[str, Any]]:
-    """What a trainer logged: one dict a logging step.
-
-    Args:
-        path: a `trainer_state.json`, or a folder that holds one.
-
-    Raises:
-        ValueError: if the file is no trainer state.
-    """
-    path = Path(path)
-    path = path / "trainer_state.json" if path.is_dir() else path
-    try:
-        return list(parse_json(read_text_file(path))["log_history"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is no trainer state ({error}): give the file that trainer.save_state() writes"
-        ) from error
-
-
-# ------------------------------------------------------------------------------------------------ tables
 
 
 def _choose(differences: Mapping[str, Difference], names: Sequence[str]) -> list[Difference]:
@@ -228,135 +118,30 @@ def _choose(differences: Mapping[str, Difference], names: Sequence[str]) -> list
     return [differences[name] for name in names if name in differences]
 
 
-def _gain_range(rows: Sequence[Difference]) -> tuple[float, float]:
-    """Least and greatest gain to draw, as shares of each measure's scale; holds 0."""
-    lows = [row.gain.low / row.measure.scale for row in rows]
-    highs = [row.gain.high / row.measure.scale for row in rows]
-    return min(-_MIN_REACH, *lows), max(_MIN_REACH, *highs)
+def _run_table(base: str, rows: Mapping[str, Sequence[RowResult]]) -> RunTable:
+    return run_table(base, rows[base], {name: of for name, of in rows.items() if name != base}, names=_OF_RUNS)
 
 
-def _group_rows(tables: Sequence[Mapping[str, Table]], names: Sequence[str]) -> list[GroupRow]:
-    """Groups that both runs have, null ones last, without the measures that apply to no group."""
-    before, after = tables
-    rows = [
-        GroupRow(
-            name,
-            _num_rows(after[name]),
-            tuple(Cell(MEASURES[key], before[name].get(key), after[name].get(key)) for key in names),
-        )
-        for name in sorted(after, key=lambda name: "J" not in after[name])
-        if name in before
-    ]
-    applies = [any(row.cells[column].after is not None for row in rows) for column in range(len(names))]
-    return [
-        dataclasses.replace(row, cells=tuple(cell for cell, kept in zip(row.cells, applies, strict=True) if kept))
-        for row in rows
-    ]
-
-
-def _num_rows(numbers: Table) -> int | None:
-    """Rows of a group; None of Mix."""
-    return int(numbers["n"] + numbers.get("n_null", 0)) if "n" in numbers else None
-
-
-def _benchmark_tables(scores: Mapping[str, Any]) -> dict[str, Table]:
-    mixes = {f"Mix, {name.replace('_', ' ')}": mix for name, mix in scores["mix"].items() if mix}
-    return {**scores["splits"], **mixes}
-
-
-def _guard_table(
-    results: ReportResults, before: Sequence[RowResult], after: Sequence[RowResult]
-) -> VariantTable | None:
-    """The run without the chain's guards beside the others, compared with where both runs started."""
-    if results.without_chain_guards is None:
+def _ablation_table(ablated: Run | None) -> RunTable | None:
+    ablations = ablated.ablations() if ablated else {}
+    if ablated is None or not ablations:
         return None
-    variants = {
-        results.after_name: after,
-        f"{results.after_name} without the chain's guards": read_results(results.without_chain_guards),
+    named = {name.replace("_", " "): rows for name, rows in ablations.items()}
+    return run_table(ablated.name, ablated.results(), named, names=_OF_RUNS)
+
+
+def _score_tables(before: Sequence[RowResult], after: Sequence[RowResult]) -> dict[str, object]:
+    """The tables of both models' scores by groups, as the template names them."""
+    of_before, scores = number_tables(before), number_tables(after)
+
+    def by(head: str, name: str) -> ScoreTable:
+        return score_table(head, scores["tables"][name], names=_OF_GROUPS, before=of_before["tables"][name])
+
+    splits, splits_before = (with_mix(of["splits"], of["mix"]) for of in (scores, of_before))
+    return {
+        "scores": scores,
+        "preset": find_preset(scores["preset"]),
+        "by_reference_type": by("Reference type", "by_reference_type"),
+        "by_category": by("Category", "by_category"),
+        "splits": score_table("Split", splits, before=splits_before),
     }
-    return _variant_table(results.before_name, before, variants, _VARIANTS)
-
-
-def _ablation_table(results: ReportResults, after: Sequence[RowResult]) -> VariantTable | None:
-    if not results.ablations:
-        return None
-    variants = {name: read_results(path) for name, path in results.ablations.items()}
-    if results.ablated is None:
-        return _variant_table(results.after_name, after, variants, _VARIANTS)
-    return _variant_table(results.ablated_name, read_results(results.ablated), variants, _VARIANTS)
-
-
-def _variant_table(
-    base_name: str,
-    base: Sequence[RowResult],
-    variants: Mapping[str, Sequence[RowResult]],
-    names: Sequence[str],
-) -> VariantTable:
-    overall = {name: MEASURES[name].over(base) for name in names}
-    measures = tuple(MEASURES[name] for name in names if overall[name] is not None)
-    first = Variant(base_name, tuple(overall[measure.name] for measure in measures))
-    others = [_variant(name, base, rows, measures) for name, rows in variants.items()]
-    return VariantTable(base_name, measures, (first, *others))
-
-
-def _variant(name: str, base: Sequence[RowResult], rows: Sequence[RowResult], measures: Sequence[Measure]) -> Variant:
-    differences = compare_overall(base, rows, names=[measure.name for measure in measures])
-    return Variant(
-        name,
-        means=tuple(measure.over(rows) for measure in measures),
-        gains=tuple(differences.get(measure.name) for measure in measures),
-    )
-
-
-# ------------------------------------------------------------------------------------------------ curves
-
-
-def _charts(log_history: Sequence[Mapping[str, Any]], run: str) -> list[tuple[str, Markup]]:
-    """(heading, SVG) of each panel that the run logged."""
-    charts = []
-    for panel in PANELS:
-        if series := _series(log_history, panel):
-            title = f"{run}: {panel.title}"
-            charts.append((panel.title, Markup(line_chart(series, title=title, is_share=panel.is_share))))
-    return charts
-
-
-def _series(log_history: Sequence[Mapping[str, Any]], panel: Panel) -> list[Series]:
-    """The panel's lines, in the order in which the run first logged them."""
-    keys = dict.fromkeys(key for entry in log_history for key in entry)
-    matches = [match for key in keys if (match := re.fullmatch(panel.key, key))]
-    lines = [_line(log_history, match) for match in matches]
-    return [line for line in lines if line.values][:_MAX_SERIES]
-
-
-def _line(log_history: Sequence[Mapping[str, Any]], match: re.Match[str]) -> Series:
-    """One key's numbers; an entry where it is not a number has no point."""
-    key, label = match[0], match.groupdict().get("name", match[0])
-    points = [(entry["step"], entry[key]) for entry in log_history if isinstance(entry.get(key), int | float)]
-    return Series(
-        label=_KEY_LABELS.get(label, _readable(label)),
-        steps=tuple(step for step, _ in points),
-        values=tuple(value for _, value in points),
-    )
-
-
-def _readable(key: str) -> str:
-    return key.removesuffix("_reward").replace("_", " ").replace("/", " ").strip()
-
-
-# ------------------------------------------------------------------------------------------------ clips
-
-
-def _gallery_clips(
-    samples: Sequence[AVSample], runs: Mapping[str, Sequence[RowResult]], num_clips: int
-) -> list[GalleryClip]:
-    """The chosen rows of those whose media are at hand."""
-    at_hand = {sample.key: sample for sample in samples}
-    by_run = {name: {row.key: row for row in rows if row.key in at_hand} for name, rows in runs.items()}
-    before, after = (list(rows.values()) for rows in by_run.values())
-    return [
-        render_clip(
-            at_hand[choice.key], {name: rows[choice.key] for name, rows in by_run.items()}, reason=choice.reason
-        )
-        for choice in choose_rows(before, after, num_rows=num_clips)
-    ]

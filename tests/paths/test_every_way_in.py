@@ -34,7 +34,7 @@ from aurora_rl.evaluation.records import read_results
 from aurora_rl.files.fingerprint import fingerprint_content
 from aurora_rl.files.journal import ResumeFile, RowJournal, read_rows
 from aurora_rl.footprint.launch import Launch
-from aurora_rl.report.training_page import read_log_history
+from aurora_rl.report.curves import read_log_history
 from aurora_rl.rewards import load_reward_func
 from aurora_rl.serve.request import Limits, check_clip
 from aurora_rl.tasks.reference_segmentation import chain_file

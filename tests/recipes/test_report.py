@@ -10,7 +10,8 @@ import pytest
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.evaluation.records import write_results
-from recipes.report import Run, collect
+from aurora_rl.report.training_page import Run
+from recipes.report import collect, read_run
 from recipes.stage_plan import Plan, read_plan
 from tests.report.test_training_page import result_of
 
@@ -73,7 +74,12 @@ def test_numbers_are_of_the_splits_that_are_asked_for(earlier_stages: Path) -> N
     assert of_null["grpo"]["non_null_iou"] is None and of_null["grpo"]["greedy_iou"] == pytest.approx(1.0)
 
 
+def test_folders_of_one_name_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="have one name"):
+        collect([Run("one", tmp_path / "1" / "eval"), Run("two", tmp_path / "2" / "eval")], None, None)
+
+
 @pytest.mark.parametrize("text", ["outputs/demo", "=outputs/demo", "GRPO="])
 def test_a_run_without_name_or_folder_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="names no run: write NAME=FOLDER"):
-        Run.parse(text)
+        read_run(text)

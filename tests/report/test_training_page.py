@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from aurora_rl.data.ref_avs import load_ref_avs
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation.records import RolloutScore, RowResult, write_results
 from aurora_rl.evaluation.scoring import score_answer
-from aurora_rl.report.training_page import ReportResults, read_log_history, write_report
+from aurora_rl.report.training_page import Run, write_training_page
 from aurora_rl.tasks.reference_segmentation import chain_file
 
 EVIL = '<script>alert("&")</script>'
@@ -58,9 +59,9 @@ def samples(tiny_benchmark: Path) -> list[AVSample]:
     return [sample for split in splits for sample in split]
 
 
-def build_page(tmp_path: Path, results: ReportResults, **arguments) -> Page:
-    defaults = {"title": "T", "runs": {}, "gallery": []}
-    return Page(write_report(tmp_path / "report.html", results=results, **(defaults | arguments)).read_text("utf-8"))
+def build_page(tmp_path: Path, evaluations: list[Run], **arguments) -> Page:
+    page = write_training_page(tmp_path / "report.html", evaluations=evaluations, **({"title": "T"} | arguments))
+    return Page(page.read_text("utf-8"))
 
 
 def result_of(sample: AVSample, *, is_right: bool) -> RowResult:
@@ -72,23 +73,34 @@ def result_of(sample: AVSample, *, is_right: bool) -> RowResult:
 
 
 @pytest.fixture
-def results(samples: list[AVSample], tmp_path: Path) -> ReportResults:
+def results(samples: list[AVSample], tmp_path: Path) -> list[Run]:
     """Before: every third row right. After: all right."""
-    write_results(tmp_path / "before.jsonl", [result_of(s, is_right=i % 3 == 0) for i, s in enumerate(samples)])
-    write_results(tmp_path / "after.jsonl", [result_of(s, is_right=True) for s in samples])
-    return ReportResults(before=tmp_path / "before.jsonl", after=tmp_path / "after.jsonl")
+    runs = [Run("SFT", tmp_path / "before"), Run("GRPO", tmp_path / "after")]
+    write_results(file_of(runs[0]), [result_of(s, is_right=i % 3 == 0) for i, s in enumerate(samples)])
+    write_results(file_of(runs[1]), [result_of(s, is_right=True) for s in samples])
+    return runs
+
+
+def file_of(run: Run, ablation: str = "") -> Path:
+    return run.folder / f"results{ablation}.jsonl"
+
+
+def take_away(run: Run, ablation: str, results: Path) -> Run:
+    """The run, which has made an ablation with these results."""
+    shutil.copyfile(results, file_of(run, f".{ablation}"))
+    return run
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def training(tmp_path: Path) -> Run:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "trainer_state.json").write_text(json.dumps({"log_history": LOG_HISTORY}))
-    return folder
+    return Run("GRPO", folder)
 
 
-def test_page_holds_the_numbers_of_both_models(samples, results, run, tmp_path):
-    page = build_page(tmp_path, results, runs={"GRPO": run}, gallery=samples)
+def test_page_holds_the_numbers_of_both_models(samples, results, training, tmp_path):
+    page = build_page(tmp_path, results, trainings=[training], gallery=samples)
     # Sampled reward: (3 + 1 + 1) / 3 before, 3 after. Category accuracy 1/3 before, 1 after.
     assert re.search(r"Sampled reward of 3 .*? 1\.667 3\.000 ▲ better \+1\.333", page.text)
     assert re.search(r"Category the greedy answer names the right object 0\.333 1\.000 ▲ better \+0\.667", page.text)
@@ -97,28 +109,31 @@ def test_page_holds_the_numbers_of_both_models(samples, results, run, tmp_path):
     assert "Mix, mean of splits" in page.text and "Mix, row weighted" in page.text
 
 
-def test_page_loads_nothing_from_anywhere(samples, results, run, tmp_path):
-    page = build_page(tmp_path, results, runs={"GRPO": run}, gallery=samples)
+def test_page_loads_nothing_from_anywhere(samples, results, training, tmp_path):
+    page = build_page(tmp_path, results, trainings=[training], gallery=samples)
     assert page.addresses and all(address.startswith(("data:", "#")) for address in page.addresses)
     assert not re.search(r"https?://|@import|url\((?!data:|#)", page.html)
     assert "default-src 'none'" in page.html
     assert str(tmp_path) not in page.html
 
 
-def test_all_text_is_escaped(samples, results, run, tmp_path):
+def test_all_text_is_escaped(samples, results, training, tmp_path):
     evil = [dataclasses.replace(sample, reference=EVIL, reference_type=EVIL) for sample in samples]
-    for path in (results.before, results.after):
-        write_results(path, [result_of(dataclasses.replace(sample, chain=EVIL), is_right=True) for sample in evil])
-    named = dataclasses.replace(results, before_name=EVIL, ablations={EVIL: results.after})
+    for run in results:
+        write_results(
+            file_of(run), [result_of(dataclasses.replace(sample, chain=EVIL), is_right=True) for sample in evil]
+        )
+    runs = [Run(EVIL, results[0].folder), Run("GRPO", results[1].folder), Run(f"{EVIL} again", results[0].folder)]
     log = [{"step": 1, f"rewards/{EVIL}/mean": 0.5}]
-    (run / "trainer_state.json").write_text(json.dumps({"log_history": log}))
-    page = build_page(tmp_path, named, title=EVIL, runs={EVIL: run}, gallery=evil)
+    (training.folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    ablated = take_away(runs[0], "audio_muted", file_of(runs[0]))
+    page = build_page(tmp_path, runs, title=EVIL, ablated=ablated, trainings=[Run(EVIL, training.folder)], gallery=evil)
     assert page.html.count("<script") == page.tags.count("script") == 1
     assert '“<script>alert("&")</script>”' in page.text  # there, as text
 
 
-def test_seg_token_stands_out_in_the_chain(samples, results, run, tmp_path):
-    page = build_page(tmp_path, results, runs={"GRPO": run}, gallery=samples)
+def test_seg_token_stands_out_in_the_chain(samples, results, training, tmp_path):
+    page = build_page(tmp_path, results, trainings=[training], gallery=samples)
     assert 'It is <span class="seg">[SEG]</span>.' in page.html
 
 
@@ -129,8 +144,8 @@ def test_every_clip_has_sound_and_pictures_described_in_words(samples, results, 
     assert any("nothing" in image["alt"] for image in page.images)  # a null reference is among them
 
 
-def test_curves_are_drawn_for_what_was_logged_and_nothing_else(results, run, tmp_path):
-    page = build_page(tmp_path, results, runs={"GRPO": run})
+def test_curves_are_drawn_for_what_was_logged_and_nothing_else(results, training, tmp_path):
+    page = build_page(tmp_path, results, trainings=[training])
     assert page.html.count('class="chart"') == 7
     assert "GRPO: Rewards by function. mask IoU from 0.02 to 0.8." in page.text
     assert "Mask losses" not in page.text
@@ -138,45 +153,38 @@ def test_curves_are_drawn_for_what_was_logged_and_nothing_else(results, run, tmp
 
 def test_sections_without_results_are_left_out(results, tmp_path):
     page = build_page(tmp_path, results)
-    for section in ("guards", "ablations", "curves", "clips"):
+    for section in ("runs", "ablations", "curves", "clips"):
         assert f'id="{section}"' not in page.html and f'href="#{section}"' not in page.html
 
 
-def test_run_without_the_chains_guards_and_ablations_are_compared(results, tmp_path):
-    full = dataclasses.replace(results, without_chain_guards=results.before, ablations={"sound muted": results.before})
-    page = build_page(tmp_path, full)
-    assert "GRPO without the chain's guards 1.667 ○ unclear 0.000" in page.text  # compared with SFT
-    assert "sound muted 1.667 ▼ worse −1.333" in page.text  # compared with GRPO
+def test_further_runs_are_compared_with_the_first(results, tmp_path):
+    page = build_page(tmp_path, [*results, Run("GRPO without guards", results[0].folder)])
+    assert "SFT 1.667 " in page.text and "GRPO 3.000 ▲ better +1.333" in page.text
+    assert "GRPO without guards 1.667 ○ unclear 0.000" in page.text
 
 
-def test_ablations_of_another_model_are_compared_with_that_model(results, tmp_path):
-    other = dataclasses.replace(
-        results, ablated=results.before, ablated_name="long SFT", ablations={"muted": results.after}
-    )
-    page = build_page(tmp_path, other)
+def test_ablations_are_compared_with_the_model_that_has_all(results, tmp_path):
+    ablated = take_away(results[1], "audio_muted", file_of(results[0]))
+    page = build_page(tmp_path, results, ablated=Run("long SFT", ablated.folder))
     assert "Differences are from long SFT." in page.text
-    assert "muted 3.000 ▲ better +1.333" in page.text
+    assert "long SFT 3.000" in page.text and "audio muted 1.667 ▼ worse −1.333" in page.text
+
+
+def test_two_runs_of_one_name_are_an_error(results, tmp_path):
+    for runs in ([results[0], results[0]], results[:1]):
+        with pytest.raises(ValueError, match="give two or more, each with a name of its own"):
+            build_page(tmp_path, runs)
 
 
 def test_results_without_sampled_completions_still_make_a_page(samples, results, tmp_path):
-    for path, is_right in ((results.before, False), (results.after, True)):
-        write_results(path, [dataclasses.replace(result_of(s, is_right=is_right), sampled=()) for s in samples])
+    for run, is_right in zip(results, (False, True), strict=True):
+        write_results(file_of(run), [dataclasses.replace(result_of(s, is_right=is_right), sampled=()) for s in samples])
     page = build_page(tmp_path, results)
     assert "category went from 0.00 to 1.00" in page.text
     assert "Sampled reward of 3" not in page.text
 
 
-def test_evaluations_of_different_rows_are_an_error(samples, results, run, tmp_path):
-    write_results(results.after, [result_of(sample, is_right=True) for sample in samples[1:]])
+def test_evaluations_of_different_rows_are_an_error(samples, results, training, tmp_path):
+    write_results(file_of(results[1]), [result_of(sample, is_right=True) for sample in samples[1:]])
     with pytest.raises(ValueError, match="in one run only"):
         build_page(tmp_path, results)
-
-
-def test_log_is_read_from_the_file_or_its_folder(run):
-    assert read_log_history(run) == read_log_history(run / "trainer_state.json") == LOG_HISTORY
-
-
-def test_file_that_is_no_trainer_state_is_an_error(tmp_path):
-    (tmp_path / "trainer_state.json").write_text("[]")
-    with pytest.raises(ValueError, match="no trainer state"):
-        read_log_history(tmp_path)
