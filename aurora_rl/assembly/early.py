@@ -71,7 +71,9 @@ def check_command_line(script: str, words: Sequence[str] | None = None) -> None:
         script: path of the script, such as `recipes/sft.py`.
         words: words of the command line, by default the program's own.
     """
-    words = [*_words_of_args_file(), *sys.argv[1:]] if words is None else list(words)
+    if words is None:
+        file = Path(sys.argv[0]).with_suffix(".args")  # transformers' parser adds its words
+        words = [*(file.read_text().split() if file.is_file() else []), *sys.argv[1:]]
     if {"-h", "--help"} & set(words):
         return  # the parser itself answers
     try:
@@ -90,12 +92,19 @@ def check_asked(asked: Asked) -> None:
         OSError: if a file cannot be read.
     """
     check_numbers(asked)
-    _check_addresses(asked)
-    _check_target(asked)
+    check_address(asked.get("vllm_server_base_url"), name=asked.called("vllm_server_base_url"))
+    check_host(asked.get("vllm_server_host"), name=asked.called("vllm_server_host"))
+    target = asked.get("target")
+    if target is not None and target not in TARGETS:
+        hint = did_you_mean(str(target), TARGETS)
+        raise ValueError(f"{asked.called('target')} is {target!r}: choose from {', '.join(TARGETS)}{hint}")
     check_models(asked)
     _check_data(asked)
-    _check_rewards(asked)
-    _check_resumed(asked)
+    for spec in _as_list(asked.get("reward_funcs")):
+        check_reward(str(spec), name=asked.called("reward_funcs"))
+    checkpoint = asked.get("resume_from_checkpoint")
+    if checkpoint is not None and str(checkpoint).lower() not in ("true", "false"):
+        check_folder(str(checkpoint), name=asked.called("resume_from_checkpoint"))
     _check_outputs(asked)
 
 
@@ -210,29 +219,6 @@ def _check_data(asked: Asked) -> None:
         check_file(asked.get("reflections"), name=asked.called("reflections"))
 
 
-def _check_target(asked: Asked) -> None:
-    target = asked.get("target")
-    if target is not None and target not in TARGETS:
-        hint = did_you_mean(str(target), TARGETS)
-        raise ValueError(f"{asked.called('target')} is {target!r}: choose from {', '.join(TARGETS)}{hint}")
-
-
-def _check_rewards(asked: Asked) -> None:
-    for spec in _as_list(asked.get("reward_funcs")):
-        check_reward(str(spec), name=asked.called("reward_funcs"))
-
-
-def _check_resumed(asked: Asked) -> None:
-    checkpoint = asked.get("resume_from_checkpoint")
-    if checkpoint is not None and str(checkpoint).lower() not in ("true", "false"):
-        check_folder(str(checkpoint), name=asked.called("resume_from_checkpoint"))
-
-
-def _check_addresses(asked: Asked) -> None:
-    check_address(asked.get("vllm_server_base_url"), name=asked.called("vllm_server_base_url"))
-    check_host(asked.get("vllm_server_host"), name=asked.called("vllm_server_host"))
-
-
 def _check_outputs(asked: Asked) -> None:
     if asked.script == "recipes/evaluate.py" and asked.get("output_dir") is None:
         raise ValueError("there is no output_dir: name the folder for the results")
@@ -251,9 +237,3 @@ def _check_outputs(asked: Asked) -> None:
 def _as_list(value: Any) -> list[Any]:
     """Return a list of the values of a YAML key that holds one value or several."""
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _words_of_args_file() -> list[str]:
-    """Read the words that transformers' parser adds from the file with the script's name and suffix `.args`."""
-    file = Path(sys.argv[0]).with_suffix(".args")
-    return file.read_text().split() if file.is_file() else []

@@ -13,7 +13,7 @@ import functools
 import importlib.metadata
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -72,7 +72,15 @@ def read_asked(script: str, words: Sequence[str]) -> Asked:
     options = options_of(script)
     config, rest = _split_config(words)
     content = {} if config is None else read_config(config, options)
-    typed = _read_words(rest, options, given=content)
+    parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    for name, option in options.items():
+        _add(parser, name, option, is_required=bool(option.get("required")) and name not in content)
+    found, unknown = parser.parse_known_args(rest)
+    if unknown and _versions_are_known():
+        name = unknown[0].partition("=")[0]
+        known = (f"--{option}" for option in options)
+        raise ValueError(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(name, known)}")
+    typed = vars(found)
     return Asked(script, {**content, **typed}, config, frozenset(content) - frozenset(typed))
 
 
@@ -155,18 +163,6 @@ class _Parser(OptionParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
-
-
-def _read_words(words: Sequence[str], options: Options, *, given: Iterable[str]) -> dict[str, Any]:
-    parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    for name, option in options.items():
-        _add(parser, name, option, is_required=bool(option.get("required")) and name not in given)
-    found, unknown = parser.parse_known_args(words)
-    if unknown and _versions_are_known():
-        name = unknown[0].partition("=")[0]
-        known = (f"--{option}" for option in options)
-        raise ValueError(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(name, known)}")
-    return vars(found)
 
 
 def _add(parser: argparse.ArgumentParser, name: str, option: Mapping[str, Any], *, is_required: bool) -> None:
