@@ -50,7 +50,17 @@ def add_chains(samples: Sequence[AVSample], chains: ChainFile | None, rows: Sequ
     """
     if chains is None:
         return list(samples)
-    fields = _read_chains(chains, rows)
+    fields: dict[int, dict[str, Any]] = {}
+    for place, record in _records(chains.path):
+        with _at(place):
+            uid, row = record["uid"], record["row"]  # never the position: the authors' release mixed chains up so
+            if not 0 <= row < len(rows) or rows[row].uid != uid:
+                table = rows[0].origin.rpartition(":")[0]
+                raise DatasetError(f"{table} has no uid {uid!r} at row {row!r}: rebuild the chains for this file")
+            _check_fields_agree(record, str(rows[row]), category=rows[row].category, exp=rows[row].reference)
+            if row in fields:
+                raise DatasetError(f"{rows[row]} already has a chain: keep one record a row")
+            fields[row] = _chain_fields(record, chains)
     return [dataclasses.replace(sample, **fields.get(sample.row, {})) for sample in samples]
 
 
@@ -69,7 +79,15 @@ def add_reflections(samples: Sequence[AVSample], reflections: ChainFile) -> list
     filled = list(samples)
     for place, record in _records(reflections.path):
         with _at(place):
-            wrong = _wrong_chain(record, reflections.answer_token)
+            wrong = record.get("wrong")
+            if not isinstance(wrong, str) or not wrong.strip() or not isinstance(record.get("split"), str):
+                raise DatasetError(
+                    "expected a record with the strings 'wrong' and 'split', as correct_cot.py writes it"
+                )
+            if reflections.answer_token in wrong:
+                raise DatasetError(
+                    f"the wrong chain holds {reflections.answer_token}, which would be read as the answer's"
+                )
             if record["split"] not in splits:
                 continue
             index = by_row.get(record["row"])
@@ -81,27 +99,6 @@ def add_reflections(samples: Sequence[AVSample], reflections: ChainFile) -> list
                 raise DatasetError(f"{sample.key} already has a mistake: keep one record a row")
             filled[index] = dataclasses.replace(sample, wrong=wrong, chain=_chain_fields(record, reflections)["chain"])
     return filled
-
-
-def _wrong_chain(record: Mapping[str, Any], answer_token: str) -> str:
-    wrong = record.get("wrong")
-    if not isinstance(wrong, str) or not wrong.strip() or not isinstance(record.get("split"), str):
-        raise DatasetError("expected a record with the strings 'wrong' and 'split', as correct_cot.py writes it")
-    if answer_token in wrong:
-        raise DatasetError(f"the wrong chain holds {answer_token}, which would be read as the answer's")
-    return wrong
-
-
-def _read_chains(chains: ChainFile, rows: Sequence[Row]) -> dict[int, dict[str, Any]]:
-    """Read the sample fields of a file of chains of thought by row, and check each record against its row."""
-    fields: dict[int, dict[str, Any]] = {}
-    for place, record in _records(chains.path):
-        with _at(place):
-            row = _row_of_chain(record, rows)
-            if row in fields:
-                raise DatasetError(f"{rows[row]} already has a chain: keep one record a row")
-            fields[row] = _chain_fields(record, chains)
-    return fields
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -137,16 +134,6 @@ def _check_chain(record: Mapping[str, Any]) -> None:
         if not isinstance(text, str):
             raise DatasetError(f"{str(text)[:80]!r} is no text: the steps and the other fields of a row are strings")
         text.encode()  # a UnicodeEncodeError, which is a ValueError, for half a surrogate pair
-
-
-def _row_of_chain(record: Mapping[str, Any], rows: Sequence[Row]) -> int:
-    """Find the row of a record by uid and row, never by position: the authors' release did, and mixed chains up."""
-    uid, row = record["uid"], record["row"]
-    if not 0 <= row < len(rows) or rows[row].uid != uid:
-        table = rows[0].origin.rpartition(":")[0]
-        raise DatasetError(f"{table} has no uid {uid!r} at row {row!r}: rebuild the chains for this file")
-    _check_fields_agree(record, str(rows[row]), category=rows[row].category, exp=rows[row].reference)
-    return row
 
 
 def _check_fields_agree(record: Mapping[str, Any], row: str, **expected: str) -> None:

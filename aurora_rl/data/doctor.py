@@ -242,7 +242,12 @@ def examine(
         raise ValueError(f"num_workers={num_workers}, num_frames={num_frames}: expected positive numbers")
     root = Path(root)
     rows, malformed = _read_rows(root / METADATA_FILE)
-    clips = _group_by_clip(_rows_of_splits(rows, splits))
+    known = {row.split for row in rows} - {UNFINISHED_SPLIT}
+    unknown = [split for split in splits or () if split not in known]
+    if unknown:
+        raise DatasetError(f"{METADATA_FILE} has no split(s) {unknown} to check: expected some of {sorted(known)}")
+    chosen = known if splits is None else set(splits)
+    clips = _group_by_clip([row for row in rows if row.split in chosen])
     findings = _check_clips(clips, partial(_check_clip, root, num_frames=num_frames), num_workers=num_workers)
     return dataclasses.replace(_report(rows, malformed, findings=findings), clips_checked=len(clips))
 
@@ -253,15 +258,6 @@ def _read_rows(path: Path) -> tuple[list[MetadataRow], list[str]]:
     if not rows and not malformed:
         raise DatasetError(f"{path} has no rows below its header: is it the whole file?")
     return rows, [malformed[row] for row in sorted(malformed)]
-
-
-def _rows_of_splits(rows: Sequence[MetadataRow], splits: Sequence[str] | None) -> list[MetadataRow]:
-    known = {row.split for row in rows} - {UNFINISHED_SPLIT}
-    unknown = [split for split in splits or () if split not in known]
-    if unknown:
-        raise DatasetError(f"{METADATA_FILE} has no split(s) {unknown} to check: expected some of {sorted(known)}")
-    chosen = known if splits is None else set(splits)
-    return [row for row in rows if row.split in chosen]
 
 
 def _report(rows: Sequence[MetadataRow], malformed: Sequence[str], *, findings: Iterable[_Finding]) -> Report:
@@ -276,6 +272,9 @@ def _report(rows: Sequence[MetadataRow], malformed: Sequence[str], *, findings: 
             first.setdefault(finding.kind, finding.text)
     problems = tuple(Problem(kind, counts[kind], first[kind]) for kind in PROBLEM_KINDS if counts[kind])
     null_rows = [row for row in rows if row.is_null]
+    by_split: dict[str, list[MetadataRow]] = {}
+    for row in rows:
+        by_split.setdefault(row.split, []).append(row)
     facts = MetadataFacts(
         rows=len(rows) + len(malformed),
         todo_rows=counts["todo_rows"],
@@ -283,19 +282,12 @@ def _report(rows: Sequence[MetadataRow], malformed: Sequence[str], *, findings: 
         duplicate_rows=counts["duplicate_rows"],
         repeated_uids=counts["repeated_uids"],
         null_sentences=len({row.reference for row in null_rows}),
-        splits=_count_splits(rows),
+        splits={
+            split: SplitFacts(len(of), len({row.media_id for row in of}), sum(row.is_null for row in of))
+            for split, of in by_split.items()
+        },
     )
     return Report(facts, problems)
-
-
-def _count_splits(rows: Sequence[MetadataRow]) -> dict[str, SplitFacts]:
-    by_split: dict[str, list[MetadataRow]] = {}
-    for row in rows:
-        by_split.setdefault(row.split, []).append(row)
-    return {
-        split: SplitFacts(len(members), len({row.media_id for row in members}), sum(row.is_null for row in members))
-        for split, members in by_split.items()
-    }
 
 
 def _find_unsafe_names(rows: Iterable[MetadataRow]) -> Iterator[_Finding]:

@@ -32,20 +32,15 @@ def draw_over_clips(samples: Sequence[AVSample], count: int | None, *, seed: int
         raise ValueError(f"{count} rows are to be drawn: give 1 or more, or none at all (null) for the whole split")
     if count is None or count >= len(samples):
         return list(samples)
-    clips = _rows_by_clip(samples, seed)
+    by_clip: dict[str, list[AVSample]] = defaultdict(list)
+    for sample in samples:
+        by_clip[sample.media_id].append(sample)
+    order = sorted(by_clip, key=lambda media_id: _lot(seed, media_id))
+    # Rows with equal content and uid differ only by their place.
+    clips = [sorted(by_clip[clip], key=lambda row: (_lot(seed, row.uid, row.reference), row.row)) for clip in order]
     turns = [(turn, clip, row) for clip, rows in enumerate(clips) for turn, row in enumerate(rows)]
     drawn = sorted(turns, key=lambda entry: entry[:2])[:count]
     return [row for _, _, row in sorted(drawn, key=lambda entry: (entry[1], entry[0]))]
-
-
-def _rows_by_clip(samples: Sequence[AVSample], seed: int) -> list[list[AVSample]]:
-    """Group rows by clip: the clips in a random order, each with its rows in a random order."""
-    rows: dict[str, list[AVSample]] = defaultdict(list)
-    for sample in samples:
-        rows[sample.media_id].append(sample)
-    clips = sorted(rows, key=lambda media_id: _lot(seed, media_id))
-    # Rows with equal content and uid differ only by their place.
-    return [sorted(rows[clip], key=lambda row: (_lot(seed, row.uid, row.reference), row.row)) for clip in clips]
 
 
 def _lot(seed: int, *words: str) -> bytes:

@@ -172,7 +172,14 @@ def collect_samples(
         except MissingFilesError as error:
             problems.setdefault(str(error), []).append(row)
     if problems:
-        message = _describe_problems(problems, num_rows=len(rows), split=split)
+        num_bad = sum(len(affected) for affected in problems.values())
+        lines = [f"{num_bad} of the {len(rows)} rows of split {split!r} lack files:"]
+        for problem, affected in list(problems.items())[:NUM_PROBLEMS_SHOWN]:
+            others = f" [{len(affected) - 1} other row(s) have the same problem]" if len(affected) > 1 else ""
+            lines.append(f"  {affected[0]}: {problem}{others}")
+        if len(problems) > NUM_PROBLEMS_SHOWN:
+            lines.append(f"  ... and {len(problems) - NUM_PROBLEMS_SHOWN} further problem(s)")
+        message = "\n".join(lines)
         if on_missing == "error":
             raise DatasetError(message)
         logger.warning("Dropped rows. %s", message)
@@ -316,14 +323,3 @@ def _check_no_gap(
         raise MissingFilesError(
             f"{folder} has {len(numbered)} {kind}, expected {length}: {file} is missing, add it or drop the row"
         )
-
-
-def _describe_problems(problems: Mapping[str, Sequence[Row]], *, num_rows: int, split: str) -> str:
-    num_bad = sum(len(rows) for rows in problems.values())
-    lines = [f"{num_bad} of the {num_rows} rows of split {split!r} lack files:"]
-    for problem, rows in list(problems.items())[:NUM_PROBLEMS_SHOWN]:
-        others = f" [{len(rows) - 1} other row(s) have the same problem]" if len(rows) > 1 else ""
-        lines.append(f"  {rows[0]}: {problem}{others}")
-    if len(problems) > NUM_PROBLEMS_SHOWN:
-        lines.append(f"  ... and {len(problems) - NUM_PROBLEMS_SHOWN} further problem(s)")
-    return "\n".join(lines)

@@ -175,7 +175,11 @@ def open_footage(
     """
     footage = _open_pictures(video, fps=fps, max_side=max_side, max_seconds=max_seconds)
     if isinstance(audio, np.ndarray):
-        footage.take_sound(_checked_waveform(audio))
+        if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating) or not len(audio):
+            raise MediaError(f"the sound is {audio.shape} {audio.dtype}: expected (N,) float in [-1, 1] at 16 kHz")
+        if not np.isfinite(audio).all() or np.abs(audio).max() > 1:
+            raise MediaError("the sound has values outside [-1, 1]: scale it")
+        footage.take_sound(audio.astype(np.float32))
     elif audio is not None:
         footage.read_sound(audio)
     else:
@@ -334,7 +338,11 @@ class _AnimationFootage(Footage):
                 except EOFError:
                     break
                 budget.spend(image.width * image.height, time)
-                pixels = self._scaled(image)
+                picture = image.convert("RGB")
+                if self.frame_size != self.own_size:
+                    height, width = self.frame_size
+                    picture = picture.resize((width, height), Image.Resampling.BOX)
+                pixels = np.asarray(picture)
                 asked = float(image.info.get("duration", 0)) / 1000
                 end = time + (asked if asked >= SHORTEST_PICTURE else SHORT_PICTURE_SHOWN)
                 check_length(end, self.path, max_seconds=self.max_seconds)
@@ -343,13 +351,6 @@ class _AnimationFootage(Footage):
             promised = getattr(image, "n_frames", 1)
             if number < promised:
                 raise MediaError(f"{self.path} has {number} pictures of {promised}: replace the file")
-
-    def _scaled(self, image: Image.Image) -> np.ndarray:
-        picture = image.convert("RGB")
-        if self.frame_size != self.own_size:
-            height, width = self.frame_size
-            picture = picture.resize((width, height), Image.Resampling.BOX)
-        return np.asarray(picture)
 
 
 class _FrameFootage(Footage):
@@ -437,11 +438,3 @@ def _read_frame(frame: Frame, name: str) -> np.ndarray:
     if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8 or not 0 < frame.size <= 3 * MAX_IMAGE_PIXELS:
         raise MediaError(f"{name} is {frame.shape} {frame.dtype}: expected (H, W, 3) uint8")
     return frame
-
-
-def _checked_waveform(waveform: np.ndarray) -> np.ndarray:
-    if waveform.ndim != 1 or not np.issubdtype(waveform.dtype, np.floating) or not len(waveform):
-        raise MediaError(f"the sound is {waveform.shape} {waveform.dtype}: expected (N,) float in [-1, 1] at 16 kHz")
-    if not np.isfinite(waveform).all() or np.abs(waveform).max() > 1:
-        raise MediaError("the sound has values outside [-1, 1]: scale it")
-    return waveform.astype(np.float32)

@@ -152,19 +152,16 @@ def _read_rows(path: Path, columns: Sequence[str] = tuple(FEATURES)) -> Iterator
             if missing:
                 raise DatasetError(f"{path} lacks the column(s) {missing}: make it by data_prep/to_hf_dataset.py")
             for group in range(file.num_row_groups):
-                _check_group(file, group, path)
+                num_bytes = file.metadata.row_group(group).total_byte_size
+                if num_bytes > MAX_GROUP_BYTES:
+                    raise DatasetError(
+                        f"{path} has a row group of {num_bytes} bytes: the limit is {MAX_GROUP_BYTES}, write it in "
+                        "smaller ones"
+                    )
                 for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=list(columns)):
                     yield from pa.Table.from_batches([batch]).select(list(columns)).cast(schema).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"cannot read {path}: {error}; get the file again") from error
-
-
-def _check_group(file: pq.ParquetFile, group: int, path: Path) -> None:
-    num_bytes = file.metadata.row_group(group).total_byte_size
-    if num_bytes > MAX_GROUP_BYTES:
-        raise DatasetError(
-            f"{path} has a row group of {num_bytes} bytes: the limit is {MAX_GROUP_BYTES}, write it in smaller ones"
-        )
 
 
 def _unpack(row: Mapping[str, Any], cache: Path, *, origin: str) -> dict[str, Any]:

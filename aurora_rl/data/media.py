@@ -285,7 +285,16 @@ def _open_image(path: FilePath, *, formats: tuple[str, ...], modes: tuple[str, .
     check_is_file(path)
     try:
         with Image.open(path, formats=formats) as image:
-            _check_image_header(image, path, modes=modes)
+            width, height = image.size
+            if width * height > MAX_IMAGE_PIXELS:
+                raise MediaError(
+                    f"the image {path} has {width}x{height} pixels: the limit is {MAX_IMAGE_PIXELS} in all, "
+                    "scale it down"
+                )
+            if image.mode not in modes:
+                raise MediaError(
+                    f"the image {path} has mode {image.mode}: expected one of {', '.join(modes)}, convert it"
+                )
             yield image
     except MediaError:
         raise
@@ -295,16 +304,6 @@ def _open_image(path: FilePath, *, formats: tuple[str, ...], modes: tuple[str, .
         raise MediaError(
             f"cannot read the image {path}: {error}; expected {' or '.join(formats)}, replace the file"
         ) from error
-
-
-def _check_image_header(image: Image.Image, path: FilePath, *, modes: tuple[str, ...]) -> None:
-    width, height = image.size
-    if width * height > MAX_IMAGE_PIXELS:
-        raise MediaError(
-            f"the image {path} has {width}x{height} pixels: the limit is {MAX_IMAGE_PIXELS} in all, scale it down"
-        )
-    if image.mode not in modes:
-        raise MediaError(f"the image {path} has mode {image.mode}: expected one of {', '.join(modes)}, convert it")
 
 
 def check_clip_pixels(num_pixels: int, path: FilePath) -> None:

@@ -191,8 +191,17 @@ class PlacedSound:
             self._written += samples.shape[1]
             if samples.size:
                 yield samples
-        self._check_end()
-        self._write_notes()
+        if self.samples is not None and self._written < self.samples[0]:
+            raise MediaError(
+                f"the audio {self.path} is cut off or damaged: {self._written / self.rate:.2f} s of at least "
+                f"{self.samples[0] / self.rate:.2f} s; replace the file"
+            )
+        if self._silence:
+            self.notes.append(f"the sound has gaps: silence stands there for {self._silence / self.rate:.2f} s")
+        if self._left_out > JITTER * self.rate:
+            self.notes.append(
+                f"{self._left_out / self.rate:.2f} s of sound overlap what sounds before them and are left out"
+            )
 
     def _float_frames(self) -> Iterator[tuple[Any, np.ndarray]]:
         """Yield decoded frames and their samples (channels, n), up to the longest allowed sound."""
@@ -228,21 +237,6 @@ class PlacedSound:
             self._written += block.shape[1]
             self._silence += block.shape[1]
             yield block
-
-    def _check_end(self) -> None:
-        if self.samples is not None and self._written < self.samples[0]:
-            raise MediaError(
-                f"the audio {self.path} is cut off or damaged: {self._written / self.rate:.2f} s of at least "
-                f"{self.samples[0] / self.rate:.2f} s; replace the file"
-            )
-
-    def _write_notes(self) -> None:
-        if self._silence:
-            self.notes.append(f"the sound has gaps: silence stands there for {self._silence / self.rate:.2f} s")
-        if self._left_out > JITTER * self.rate:
-            self.notes.append(
-                f"{self._left_out / self.rate:.2f} s of sound overlap what sounds before them and are left out"
-            )
 
 
 def _frame_seconds(frame: Any) -> float | None:
@@ -311,7 +305,13 @@ class Mono:
         """
         for block in self.sound.blocks():
             mean = block.mean(axis=0)
-            _check_values(mean, self.sound.path)
+            if not np.isfinite(mean).all():
+                raise MediaError(f"the audio of {self.sound.path} holds values that are not finite: replace the file")
+            peak = float(np.abs(mean).max())
+            if peak > MAX_PEAK:
+                raise MediaError(
+                    f"the audio of {self.sound.path} has a peak of {peak:g}: expected values in [-1, 1], scale it"
+                )
             self._channels = len(block)
             if self._channels > 1:
                 self._power += float(np.square(block, dtype=np.float64).sum()) / self._channels
@@ -320,10 +320,6 @@ class Mono:
             yield mean
         if not self.num_samples:
             raise MediaError(f"the audio of {self.sound.path} is empty: replace the file")
-        self._note_cancelling()
-
-    def _note_cancelling(self) -> None:
-        """Note channels that cancel out: uncorrelated ones give their mean 1 / n of their power, opposite ones 0."""
         if self._power and self._power_of_mean * self._channels < CANCELLED * self._power:
             ratio = self._power_of_mean / self._power
             fall = f"{-10 * math.log10(ratio):.0f} dB quieter" if ratio > 1e-12 else "silent"
@@ -357,15 +353,6 @@ def check_sound(sound: Sound, *, sampling_rate: int) -> None:
 def _check_resampled(waveform: np.ndarray, path: FilePath, sampling_rate: int) -> None:
     if waveform.size == 0:
         raise MediaError(f"the audio of {path} is shorter than one sample at {sampling_rate} Hz: replace the file")
-
-
-def _check_values(mean: np.ndarray, path: FilePath) -> None:
-    """Refuse a decoded mono waveform (N,), N > 0, whose values are no audio."""
-    if not np.isfinite(mean).all():
-        raise MediaError(f"the audio of {path} holds values that are not finite: replace the file")
-    peak = float(np.abs(mean).max())
-    if peak > MAX_PEAK:
-        raise MediaError(f"the audio of {path} has a peak of {peak:g}: expected values in [-1, 1], scale it")
 
 
 def shifted(blocks: Iterator[np.ndarray], samples: int) -> Iterator[np.ndarray]:

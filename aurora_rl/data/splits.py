@@ -59,15 +59,13 @@ def _read_from_names(folder: Path, *, pattern: re.Pattern[str], example: str) ->
     return splits
 
 
-def _read_from_hf_dataset(root: Path) -> set[str]:
-    return _read_from_names(root / TABLE_FOLDER, pattern=TABLE_NAME, example="train-00000-of-00001.parquet")
-
-
 SPLIT_READERS: dict[str, Callable[[Path], set[str]]] = {
     "ref_avs": functools.partial(splits_of_table, file=METADATA_FILE),
     "avsbench_s4": functools.partial(splits_of_table, file=S4_TABLE),
     "avsbench_ms3": functools.partial(splits_of_table, file=MS3_TABLE),
     "avsbench_avss": functools.partial(splits_of_table, file=AVSS_TABLE),
     "omni_avs": functools.partial(_read_from_names, pattern=OMNI_AVS_TABLE, example="meta_expressions_test.jsonl"),
-    "hf_dataset": _read_from_hf_dataset,
+    "hf_dataset": lambda root: _read_from_names(
+        root / TABLE_FOLDER, pattern=TABLE_NAME, example="train-00000-of-00001.parquet"
+    ),
 }
