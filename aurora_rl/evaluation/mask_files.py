@@ -70,13 +70,13 @@ class PredictionFile:
         path: an npz file, or a folder of PNG files.
         names: the folder's PNG files in any order; empty for an npz file.
         fingerprint: changes when a file does.
-        trouble: why there is nothing to read; empty for nothing.
+        problem: why there is nothing to read; empty for nothing.
     """
 
     path: str
     names: tuple[str, ...]
     fingerprint: str
-    trouble: str = ""
+    problem: str = ""
 
     def read(self) -> PredictedMasks:
         """Read and check the masks.
@@ -84,8 +84,8 @@ class PredictionFile:
         Raises:
             PredictionError: naming the file, if it is damaged, too large, or holds something else than such masks.
         """
-        if self.trouble:
-            raise PredictionError(self.trouble)
+        if self.problem:
+            raise PredictionError(self.problem)
         return _read_npz(self.path) if self.path.endswith(".npz") else _read_folder(self.path, self.names)
 
 
@@ -122,8 +122,8 @@ def list_predictions(folder: str | os.PathLike[str]) -> PredictionFolder:
             row = int(match[1])
             other = rows.setdefault(row, file)
             if other is not file:
-                trouble = f"row {row} has two predictions, {other.path} and {file.path}: keep one"
-                rows[row] = dataclasses.replace(other, trouble=trouble)
+                problem = f"row {row} has two predictions, {other.path} and {file.path}: keep one"
+                rows[row] = dataclasses.replace(other, problem=problem)
     return PredictionFolder(rows, tuple(ignored))
 
 
@@ -137,8 +137,8 @@ def _png_folder(folder: os.DirEntry[str], ignored: list[str]) -> PredictionFile:
         with os.scandir(folder) as entries:
             files = list(entries)
     except OSError as error:
-        trouble = f"cannot list {folder.path}: {error}; restore it, or remove it"
-        return PredictionFile(folder.path, (), fingerprint_files([(folder.name, _status(folder))]), trouble)
+        problem = f"cannot list {folder.path}: {error}; restore it, or remove it"
+        return PredictionFile(folder.path, (), fingerprint_files([(folder.name, _status(folder))]), problem)
     is_png = [file.name.lower().endswith(".png") and not file.name.startswith(".") for file in files]
     frames = [file for file, kept in zip(files, is_png, strict=True) if kept]
     ignored += sorted(file.path for file, kept in zip(files, is_png, strict=True) if not kept)
