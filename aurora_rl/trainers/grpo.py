@@ -136,8 +136,8 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         if reference is not None:
             install_reference(self, reference)
         if self.use_vllm:
-            policy = LoadedModel(self.model, self.encode.processor, self.encode.family, self.seg_token_id)
-            self.vllm_generation = vllm_engine(self, policy)
+            loaded = LoadedModel(self.model, self.encode.processor, self.encode.family, self.seg_token_id)
+            self.vllm_generation = vllm_engine(self, loaded)
             self._vllm = VLLMSampler(self.vllm_generation, seed=args.seed, process_index=self.accelerator.process_index)
         # After super(), which has put its fused LM head in place of `forward`.
         policy = self.model.get_base_model() if is_peft_model(self.model) else self.model
