@@ -7,6 +7,11 @@ The launched processes share the clips; plain `python` does all of them. Of the 
 the data count. Killed, it goes on where it was when it is run again.
 """
 
+from aurora_rl.assembly.early import check_command_line
+
+if __name__ == "__main__":
+    check_command_line("data_prep/cache_features.py")  # before torch is imported, which takes seconds
+
 import dataclasses
 import logging
 from collections.abc import Sequence

@@ -12,6 +12,11 @@ model wrote it, without `[SEG]`. The same command continues a run. Ends with sta
 
 from __future__ import annotations
 
+from aurora_rl.assembly.early import check_command_line
+
+if __name__ == "__main__":
+    check_command_line("data_prep/correct_cot.py")  # before torch is imported, which takes seconds
+
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
