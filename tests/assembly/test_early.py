@@ -54,7 +54,7 @@ def test_what_is_right_passes_and_nothing_is_made(tiny_checkpoint, tiny_benchmar
         ("cache_features", "--verify --embedding_cache OUT --model MODEL --data_root gone"),
         (
             "teacher_features",
-            "--config recipes/synthetic/sft.yaml --teacher_features OUT --teacher MODEL --model MODEL",
+            "--config recipes/synthetic/sft.yaml --teacher_features OUT --teacher a/b --model MODEL",
         ),
         ("collect_mistakes", "--config recipes/synthetic/mistakes.yaml --output OUT --model MODEL"),
         ("generate_cot", "--output OUT --model any --chains gone.jsonl --reflections gone.jsonl"),
