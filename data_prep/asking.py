@@ -1,11 +1,11 @@
-"""A run over many rows: questions go to the endpoint, what comes back goes to disk, and a report says how it went.
+"""A run over many rows: it sends questions to the endpoint, writes the replies to disk, and makes a report.
 
-    chains.jsonl            a record a row; appended and synced one by one, in the order of the rows once a run ends
+    chains.jsonl            a record a row; appended and synced one by one, and sorted by row when a run ends
     chains.failures.jsonl   rows without a record: uid, row, split, reason, detail, attempts
-    chains.usage.jsonl      tokens of each reply, good or not, of all runs together
+    chains.usage.jsonl      tokens of each reply, valid or not, of all runs together
     chains.report.json      the numbers of the last run
 
-A run that was killed, stopped or left rows without an answer is continued by the same command.
+The same command resumes a run that was killed or stopped, or that left rows without an answer.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from aurora_rl.files.journal import Journal, Record, RowJournal, RowKey, row_key
 
 logger = logging.getLogger(__name__)
 
-FIRST_ROWS = 8  # that are refused in the same words: the others would be, too
-INTERRUPTED = 130  # what a shell makes of Ctrl-C
+FIRST_ROWS = 8  # if so many are refused in the same words, all would be
+INTERRUPTED = 130  # a shell's exit code for Ctrl-C
 
 
 class RowFailedError(NoAnswerError):
-    """A row stays without a record because of what it is made of: nothing was asked."""
+    """A row stays without a record because of its content; no question was sent."""
 
 
 @dataclasses.dataclass
 class RunArguments:
-    """Where the output goes, and when a run ends early.
+    """The output of a run, and the limits that end it early.
 
     Attributes:
-        output: JSONL to write or to continue; the other files lie beside it.
-        max_rows: only the first so many rows are looked at, for a trial: a clip's rows lie below each other, so that
-            they are few clips.
-        max_cost: no row is begun once all runs into `output` have cost so much; rows under way are finished.
-        max_failures_in_a_row: so many rows without an answer, one after the other, end the run.
+        output: JSONL file to write or to resume; the other files are written beside it.
+        max_rows: number of rows to read, from the first, for a trial; the rows of a clip are consecutive, so these are
+            few clips.
+        max_cost: cost of all runs into `output` at which no further row is begun; rows in progress are finished.
+        max_failures_in_a_row: number of consecutive rows without an answer that ends the run.
     """
 
     output: str = dataclasses.field(metadata={"help": "JSONL file to write or to continue."})
@@ -70,21 +70,22 @@ class RunArguments:
                 raise ValueError(f"{name} is {value}: it must be above 0")
 
     def path(self, kind: str) -> Path:
-        """The file of a kind ("failures.jsonl") beside the output."""
+        """Return the path of a kind of file ("failures.jsonl") beside the output."""
         return Path(self.output).with_suffix(f".{kind}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One row to be asked about.
+    """A question about one row.
 
     Attributes:
-        uid: of the row.
-        row: of the row.
-        split: of the row.
-        schema: of the reply.
-        messages: makes the conversation, reading the clip's files; may raise `MediaError` or `RowFailedError`.
-        read: makes the row's record of a reply, and names the repairs it took; may raise `BadReplyError`.
+        uid: uid of the row.
+        row: number of the row.
+        split: split of the row.
+        schema: JSON schema of the reply.
+        messages: function that makes the conversation and reads the clip's files for it; may raise `MediaError` or
+            `RowFailedError`.
+        read: function that makes the row's record from a reply, and names the repairs; may raise `BadReplyError`.
     """
 
     uid: str
@@ -96,29 +97,29 @@ class Question:
 
     @property
     def key(self) -> RowKey:
-        """`uid` and `row`."""
+        """Key of the row, from `uid` and `row`."""
         return self.uid, self.row
 
 
 @dataclasses.dataclass
 class RunReport:
-    """How a run went.
+    """The numbers of a run.
 
     Attributes:
-        model: which model answered.
-        rows: that were to have a record.
-        kept: rows that had one before.
-        answered: rows that have got one.
-        failed: rows that were asked about in vain.
-        not_asked: rows that the end of the run left over.
-        failures: failed rows by reason.
-        failed_attempts: attempts that led to nothing, by reason, whatever became of their rows.
-        repairs: steps that were mended, by kind.
+        model: name of the model that answered.
+        rows: number of rows that should have a record.
+        kept: number of rows that had one before.
+        answered: number of rows that got one.
+        failed: number of rows whose question failed.
+        not_asked: number of rows that were not asked about before the run ended.
+        failures: numbers of failed rows by reason.
+        failed_attempts: numbers of failed attempts by reason, also for rows that got an answer later.
+        repairs: numbers of repaired steps by kind.
         usage: tokens of this run.
-        cost: of this run; None without prices.
+        cost: cost of this run; None without prices.
         total_usage: tokens of all runs into this output.
-        total_cost: of all runs.
-        stopped: why the run ended before its rows did.
+        total_cost: cost of all runs.
+        stopped: reason why the run ended early.
     """
 
     model: str
@@ -138,16 +139,16 @@ class RunReport:
 
     @property
     def exit_status(self) -> int:
-        """0 if every row was asked about, so that the output can be used; 1 if the run ended early or gave nothing."""
+        """0 if every row was asked about, so that the output can be used; 1 if the run ended early or has no record."""
         has_records = self.kept + self.answered > 0 or self.rows == 0
         return 0 if self.stopped is None and has_records else 1
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; counts in the order of their names."""
+        """Convert to JSON's types; counts are sorted by name."""
         return {name: _to_json(value) for name, value in vars(self).items()}
 
     def to_text(self) -> str:
-        """For a person."""
+        """Format the report for people."""
         lines = [
             f"{self.rows} rows: {self.kept} had a record, {self.answered} got one, {self.failed} failed, "
             f"{self.not_asked} not asked",
@@ -161,15 +162,15 @@ class RunReport:
 
 
 class Run:
-    """Asks about rows, several at a time, and keeps what comes back.
+    """Asks about rows, several at a time, and writes their records.
 
     Args:
-        questions: all rows that shall have a record, those that have one included.
-        endpoint: who is asked.
-        args: where it goes.
+        questions: questions about all rows that should have a record, also those that have one.
+        endpoint: endpoint that is asked.
+        args: output and limits.
 
     Raises:
-        JournalError: if the output is another process's, or damaged.
+        JournalError: if another process writes to the output, or it is damaged.
     """
 
     def __init__(self, questions: Sequence[Question], endpoint: ChatEndpoint, args: RunArguments) -> None:
@@ -182,10 +183,10 @@ class Run:
             self._files = self._files.pop_all()
         self._failed = {row_key(record): record for record in self._failures.records}
         open_questions = [question for question in questions if question.key not in self._journal]
-        # Rows that failed before come last: many in a row would end each run before it came to the others.
+        # Rows that failed before come last: many consecutive ones would end each run before the others are asked.
         self._open_questions = sorted(open_questions, key=lambda question: question.key in self._failed)
         self._failures_in_a_row = 0
-        self._refusals: list[str] = []  # what the endpoint said, without numbers
+        self._refusals: list[str] = []  # the endpoint's messages, without numbers
         self._last_refusal = ""
         num_kept = len(questions) - len(self._open_questions)
         self.report = RunReport(model=str(endpoint.args.model), rows=len(questions), kept=num_kept)
@@ -244,7 +245,7 @@ class Run:
         if error.reason == "bad_request":
             self._last_refusal = str(error)
             self._refusals.append(re.sub(r"\d+", "0", str(error)))
-        self._failures_in_a_row += error.attempts > 0  # a file that cannot be read tells nothing of the endpoint
+        self._failures_in_a_row += error.attempts > 0  # an unreadable file is not the endpoint's failure
 
     def _log_usage(self, question: Question, usage: Usage) -> None:
         self._usage.append({"uid": question.uid, "row": question.row, **dataclasses.asdict(usage)})
@@ -257,7 +258,7 @@ class Run:
         self.report.total_cost = self._endpoint.args.cost(self.report.total_usage)
 
     def _should_stop(self) -> bool:
-        """Whether no further row is begun; says why in the report."""
+        """Return whether the run should end now; the report gets the reason."""
         report, args = self.report, self._args
         if args.max_cost is not None and (report.total_cost or 0.0) >= args.max_cost:
             report.stopped = f"all runs cost {report.total_cost:.4f}, max_cost is {args.max_cost:g}"
@@ -271,12 +272,12 @@ class Run:
         return report.stopped is not None
 
     def _are_all_refused_alike(self) -> bool:
-        """Whether the endpoint has answered nothing so far, and refused as many rows as it takes in the same words."""
+        """Return whether the endpoint has answered nothing so far and refused the first rows in the same words."""
         has_answered = self._endpoint.has_answered or self.report.kept > 0
         return not has_answered and len(self._refusals) >= FIRST_ROWS and len(set(self._refusals)) == 1
 
     def _finish(self) -> None:
-        """Leave files that do not tell in which order the answers came, nor how often the run was broken off."""
+        """Sort the files, so that they depend neither on the order of the answers nor on interruptions."""
         self.report.not_asked = len(self._open_questions) - self.report.answered - self.report.failed
         self.report.failed_attempts = self._endpoint.failed_attempts
         still_failed = (record for key, record in self._failed.items() if key not in self._journal)
@@ -285,7 +286,7 @@ class Run:
         write_report(self.report, self._args)
 
     def _progress(self) -> tqdm:
-        """On a terminal only."""
+        """Make the progress bar, which is shown on a terminal only."""
         return tqdm(total=self.report.rows, initial=self.report.kept, unit="row", disable=None)
 
     def _progress_numbers(self) -> dict[str, Any]:
@@ -294,26 +295,26 @@ class Run:
 
 
 def run_questions(questions: Sequence[Question], endpoint_args: EndpointArguments, args: RunArguments) -> RunReport:
-    """Ask about rows and report.
+    """Ask about rows and return the report.
 
     Raises:
-        ValueError: if the arguments do not fit one another, or the output cannot be used.
+        ValueError: if the arguments contradict each other, or the output cannot be used.
     """
     if args.max_cost is not None and endpoint_args.input_price is None:
         raise ValueError("max_cost is given without prices: say what tokens cost by --input_price and --output_price")
 
-    async def ask() -> RunReport:  # the client belongs to the loop it is made in
+    async def ask() -> RunReport:  # the client belongs to the event loop that makes it
         return await Run(questions, ChatEndpoint(endpoint_args), args).run()
 
     try:
         return asyncio.run(ask())
     except KeyboardInterrupt:
-        logger.warning("Interrupted. What is finished is in %s; the same command goes on from there.", args.output)
+        logger.warning("Interrupted. What is finished is in %s; the same command resumes from it.", args.output)
         raise SystemExit(INTERRUPTED) from None
 
 
 def failure_record(uid: str, row: int, split: str, error: NoAnswerError | BadReplyError) -> Record:
-    """A line of the file of failures."""
+    """Make a record of the file of failures."""
     attempts = error.attempts if isinstance(error, NoAnswerError) else 0
     return {
         "uid": uid,
@@ -326,7 +327,7 @@ def failure_record(uid: str, row: int, split: str, error: NoAnswerError | BadRep
 
 
 def write_report(report: RunReport, args: RunArguments) -> None:
-    """Print it, and keep it beside the output."""
+    """Print the report, and write it beside the output."""
     write_whole(args.path("report.json"), json.dumps(report.to_dict(), indent=2) + "\n")
     print(report.to_text())
 

@@ -1,10 +1,10 @@
-"""Encode the frames of whole splits by the frozen image encoder, before any training needs them.
+"""Cache the frozen image encoder's embeddings of whole splits, before a training needs them.
 
 accelerate launch data_prep/cache_features.py --config recipes/ref_avs/sft_7b.yaml \\
     --split train val test_s test_u test_n
 
-The launched processes share the clips; plain `python` does all of them. Of the recipe's keys those about the model and
-the data count. Killed, it goes on where it was when it is run again.
+The launched processes share the clips; plain `python` encodes all of them. Only the recipe's keys about the model and
+the data are used. The same command resumes a run that was killed.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class CacheArguments:
-    """What is encoded or checked."""
+    """The splits to encode, and the checks of the cache."""
 
     split: list[str] | None = dataclasses.field(
         default=None, metadata={"help": "Splits to encode; by default those that the recipe trains and evaluates on."}
@@ -52,7 +52,7 @@ class CacheArguments:
 
 
 def cache_features(model_args: ModelArguments, data_args: DataArguments, args: CacheArguments) -> None:
-    """Check the cache where that is asked for, and fill it unless only that is."""
+    """Check the cache if the arguments say so, and fill it unless they ask only for the check."""
     state = PartialState(cpu=args.use_cpu)
     setup_logging(is_main_process=state.is_main_process)
     if data_args.embedding_cache is None:
@@ -74,35 +74,35 @@ def cache_features(model_args: ModelArguments, data_args: DataArguments, args: C
 
 
 def check(cache: EmbeddingCache, state: PartialState, *, drop_damaged: bool) -> None:
-    """Look for damaged files among this process's share, and delete them or raise an error that names them."""
+    """Check this process's share of the files; delete damaged ones, or raise an error that names them."""
     damaged = cache.find_damaged(process_index=state.process_index, num_processes=state.num_processes)
     if damaged and not drop_damaged:
         names = "\n  ".join(str(path) for path in damaged)
         raise EmbeddingCacheError(
             f"{len(damaged)} file(s) are not what was written; run again with --drop_damaged to encode their clips "
-            f"anew:\n  {names}"
+            f"again:\n  {names}"
         )
-    state.wait_for_everyone()  # the shares are counted off the folder's list, which must not change before
+    state.wait_for_everyone()  # the shares depend on the folder's list, which must not change before
     for path in damaged:
         logger.warning("deleted the damaged %s", path)
         path.unlink()
-    state.wait_for_everyone()  # no process may take a file for cached that another one deletes
+    state.wait_for_everyone()  # no process may use a file that another one deletes
     logger.info("checked %s: %d damaged file(s) in this process's share", cache.folder, len(damaged))
 
 
 def splits_of(data_args: DataArguments, args: CacheArguments) -> list[str]:
-    """The splits asked for, or those of the recipe."""
+    """Return the splits of the command line, or those of the recipe."""
     return args.split or [split for split in (data_args.train_split, data_args.eval_split) if split]
 
 
-@record  # the launcher's last words are the error of the process that failed first
+@record  # the launcher ends with the error of the process that failed first
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the recipe and the command line; a fault of the data ends the program without a traceback."""
+    """Parse the recipe and the command line, and fill the cache; invalid data ends the program without a traceback."""
     parser = RecipeParser((ModelArguments, DataArguments, CacheArguments), description=__doc__)
     model_args, data_args, args, _, unknown = parser.parse_args_and_config(
         argv, return_remaining_strings=True, separate_remaining_strings=True
     )
-    if unknown:  # a recipe's other keys are training's, but a word on the command line is meant for this program
+    if unknown:  # other keys of the recipe are for training, but an option of the command line is for this program
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     try:
         cache_features(model_args, data_args, args)

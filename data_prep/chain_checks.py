@@ -1,9 +1,9 @@
-"""What is wrong with a chain of thought, and which faults can be mended without changing what it says.
+"""Checks of a chain of thought, and repairs that do not change its meaning.
 
-`generate_cot` and `correct_cot` check each reply and ask again; `verify_cot` checks files, whoever wrote them.
+`generate_cot` and `correct_cot` check each reply and retry; `verify_cot` checks files from any source.
 
-    PROBLEMS  reasons to drop a chain, each with what it means
-    repair    step text as it should have been written: no label, no markdown, one paragraph
+    PROBLEMS  reasons to drop a chain, each with its meaning
+    repair    removes labels and markdown from a step's text and joins it into one paragraph
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PROBLEMS = {
     "bad_wrong_text": "the reasoning to be corrected is empty, or holds [SEG]",
 }
 
-#: Words of somebody who was told, not of somebody who found out. Each line is one family.
+#: Words that betray that the writer knew the truth before. Each line is one family.
 LEAKS = (
     r"ground[- ]?truth|the truth\b|for (?:your|my) eyes",
     r"(?:first|earlier|previous|initial) (?:attempt|reasoning|answer)\b",
@@ -65,11 +65,11 @@ _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»"}
 
 @dataclasses.dataclass
 class ChainLimits:
-    """What a chain must keep to.
+    """Limits of a chain.
 
     Attributes:
-        max_step_chars: longest step, in characters; also the schema's bound, so that a model cannot ramble.
-        allow_unnamed: whether the answer of a chain may be something that no earlier step names.
+        max_step_chars: largest length of a step, in characters; also the schema's limit, so that a model must be brief.
+        allow_unnamed: whether the answer of a chain may be a category that no earlier step names.
     """
 
     max_step_chars: int = dataclasses.field(default=600, metadata={"help": "Largest length of a step, in characters."})
@@ -84,28 +84,28 @@ class ChainLimits:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A reason to drop a chain: a key of `PROBLEMS`, and where it shows."""
+    """A reason to drop a chain: a key of `PROBLEMS`, and the place in the text."""
 
     reason: str
     detail: str
 
 
 def repair(step: str, text: str) -> tuple[str, tuple[str, ...]]:
-    """A step's text without what does not belong there.
+    """Repair a step's text, without changing its meaning.
 
     >>> repair("look", '**Look:** "I see a\\n`drum`."')
     ('I see a drum.', ('label', 'markdown', 'quotes', 'spaces'))
 
     Args:
-        step: the step's name.
-        text: as the model wrote it.
+        step: name of the step.
+        text: text by the model.
 
     Returns:
-        The text, and which repairs it took: "characters" (invisible ones), "label" (its own, before it), "markdown",
-        "quotes" (around all of it), "spaces".
+        The text, and the kinds of repairs: "characters" (invisible ones), "label" (the step's own, before it),
+        "markdown", "quotes" (around the whole text), "spaces".
     """
     repairs = set()
-    for name, mend in (
+    for name, change in (
         ("characters", _drop_invisible),
         ("spaces", str.strip),
         ("label", lambda words: _drop_label(step, words)),
@@ -113,21 +113,21 @@ def repair(step: str, text: str) -> tuple[str, tuple[str, ...]]:
         ("quotes", _drop_quotes),
         ("spaces", lambda words: " ".join(words.split())),
     ):
-        mended = mend(text)
-        if mended != text:
+        new = change(text)
+        if new != text:
             repairs.add(name)
-            text = mended
+            text = new
     return text, tuple(sorted(repairs))
 
 
 def find_problems(steps: Mapping[str, Any], answer: str, category: str, limits: ChainLimits) -> list[Problem]:
-    """Everything that is wrong with a chain, in the order of `PROBLEMS`.
+    """Find all problems of a chain, in the order of `PROBLEMS`.
 
     Args:
         steps: text of each step, repaired.
-        answer: the final sentences.
-        category: the truth.
-        limits: what the chain must keep to.
+        answer: final sentences.
+        category: true category.
+        limits: limits of the chain.
     """
     found = [*_answer_problems(answer, category)]
     for step in REASONING_STEPS:
@@ -140,7 +140,7 @@ def find_problems(steps: Mapping[str, Any], answer: str, category: str, limits: 
 
 
 def names_category(steps: Mapping[str, str], category: str) -> bool:
-    """Whether a step names a category, in the singular or plural; of a null reference there is nothing to name."""
+    """Return whether a step names a category, in the singular or plural; always true for a null reference."""
     if category == NULL_CATEGORY:
         return True
     name = re.compile(rf"\b{re.escape(normalise_category(category))}(?:s|es)?\b")
@@ -175,18 +175,18 @@ def _step_problems(step: str, text: object, limits: ChainLimits) -> Iterator[Pro
 
 
 def _reads_back(steps: Mapping[str, str], answer: str, category: str) -> bool:
-    """Whether the trainers, who see the chain as text, read in it what is meant."""
+    """Return whether the trainers, which parse the chain's text, find the same steps and category in it."""
     parsed = parse_completion(render_chain(steps, answer))
     return parsed.has_all_steps and parsed.num_seg == 1 and parsed.targets == (normalise_category(category),)
 
 
 def _is_bad(character: str) -> bool:
-    """Controls, halves of surrogate pairs, unassigned and private characters, and what stands for undecodable bytes."""
+    """Return whether a character is a control, half a surrogate pair, unassigned, private, or a replacement."""
     return unicodedata.category(character) in ("Cc", "Cs", "Co", "Cn") or character == "\ufffd"
 
 
 def _drop_invisible(text: str) -> str:
-    """Without zero-width, soft-hyphen and direction characters."""
+    """Remove zero-width, soft-hyphen and direction characters."""
     return "".join(character for character in text if unicodedata.category(character) != "Cf")
 
 
@@ -198,14 +198,14 @@ def _drop_label(step: str, text: str) -> str:
 
 
 def _drop_markdown(text: str) -> str:
-    # Headings, lists, quotations; of white space a line's own, since a run of empty lines would be read again for each.
+    # Headings, lists, quotations; only a line's own white space, as a run of empty lines would take quadratic time.
     text = re.sub(r"^[^\S\n]*+(?:#{1,6}|[-*•>]|\d++[.)])\s++", "", text, flags=re.MULTILINE)
     text = re.sub(r"```\w*", "", text).replace("`", "")
     return re.sub(r"(?<!\w)(\*\*|__|\*)(?=\S)(.{1,500}?)(?<=\S)\1(?!\w)", r"\2", text, flags=re.DOTALL)
 
 
 def _drop_quotes(text: str) -> str:
-    """Without a pair of quotes around the whole; not where the pair only happens to stand at both ends."""
+    """Remove a pair of quotes around the whole text, but not the quotes of two separate quotations at its ends."""
     inside = text[1:-1]
     is_quoted = len(text) > 1 and _QUOTES.get(text[0]) == text[-1]
     return inside if is_quoted and text[0] not in inside and text[-1] not in inside else text

@@ -1,7 +1,7 @@
-"""What the stronger model is asked, and how its reply is read.
+"""Prompts of the stronger model that writes chains of thought, and the reader of its replies.
 
-It sees the frames, hears the sound, reads the reference and is told the truth, so that its reasoning ends in the right
-place; the reasoning itself must read as if nobody had told. The answer's sentences are ours, not the model's.
+The model gets the frames, the sound, the reference and the truth, so that its reasoning ends at the right answer; the
+reasoning itself must not show that the truth was given. The answer's sentences are ours, not the model's.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ attempt; its author is the one who now reasons again."""
 
 @dataclasses.dataclass
 class MediaArguments:
-    """What of a clip is sent.
+    """The media of a clip that are sent.
 
     Attributes:
-        media: "frames+audio", "frames" for models that do not hear, or "none" for models of text alone.
+        media: "frames+audio", "frames" for models without audio, or "none" for models of text only.
         max_side: longest side of a frame, in pixels; larger frames are scaled down.
     """
 
@@ -69,50 +69,50 @@ class MediaArguments:
 
 @dataclasses.dataclass(frozen=True)
 class ChainReply:
-    """A reply that passed all checks: the steps, and how often each repair was needed."""
+    """A reply that passed all checks: the steps, and the number of repairs of each kind."""
 
     steps: dict[str, str]
     repairs: tuple[str, ...]
 
 
 def chain_messages(sample: AVSample, media: MediaArguments, *, wrong: str | None = None) -> list[dict[str, Any]]:
-    """The conversation that asks for one row's chain.
+    """Make the conversation that asks for one row's chain.
 
     Args:
-        sample: the row; its files are read here.
-        media: what of them is sent.
-        wrong: reasoning that went wrong, to be corrected.
+        sample: row, whose files are read.
+        media: media that are sent.
+        wrong: wrong reasoning that the model corrects.
 
     Raises:
-        MediaError: naming the file, if one cannot be read.
+        MediaError: if a file cannot be read; the error names it.
     """
     task = f"The sentence: {sample.reference}\n{_truth(sample.category)}\n{_reply_form()}"
     if wrong is not None:
         task = f"The first attempt:\n<<<\n{wrong}\n>>>\n\n{task}"
     system = SYSTEM_PROMPT if wrong is None else SYSTEM_PROMPT + CORRECTION_PROMPT
     content = [*media_parts(sample, media), {"type": "text", "text": task}]
-    # Models of text alone have templates that know no parts.
+    # The templates of text models do not know content parts.
     user: Any = task if len(content) == 1 else content
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
 
 def chain_schema(categories: Sequence[str], limits: ChainLimits) -> dict[str, Any]:
-    """JSON schema of a reply: three steps of bounded length, and one of the categories."""
+    """Make the JSON schema of a reply: three steps of limited length, and one of the categories."""
     step = {"type": "string", "minLength": 1, "maxLength": limits.max_step_chars}
     properties = {name: step for name in REASONING_STEPS} | {CATEGORY_KEY: {"type": "string", "enum": [*categories]}}
     return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
 
 
 def read_chain_reply(text: str, category: str, limits: ChainLimits) -> ChainReply:
-    """The steps in a reply.
+    """Read the steps in a reply.
 
     Args:
-        text: what the model wrote.
-        category: the truth.
-        limits: what the chain must keep to.
+        text: text by the model.
+        category: true category.
+        limits: limits of the chain.
 
     Raises:
-        BadReplyError: if it holds no JSON object, answers another category, or its chain has a problem.
+        BadReplyError: if the text holds no JSON object or another category, or its chain has a problem.
     """
     fields = _read_json(text)
     answered = fields.get(CATEGORY_KEY)
@@ -131,7 +131,7 @@ def read_chain_reply(text: str, category: str, limits: ChainLimits) -> ChainRepl
 
 
 def chain_record(sample: AVSample, steps: Mapping[str, str], *, generator: str) -> dict[str, Any]:
-    """A line of a file of chains, see `aurora_rl.data.chains`."""
+    """Make a record of a file of chains, see `aurora_rl.data.chains`."""
     record = {
         "uid": sample.uid,
         "row": sample.row,
@@ -143,15 +143,15 @@ def chain_record(sample: AVSample, steps: Mapping[str, str], *, generator: str) 
         "generator": generator,
         "verified": False,
     }
-    # A file of chains decides on the type of its rows' references, so that the benchmark's own is handed on.
+    # A file of chains sets the type of its rows' references, so the benchmark's own type is copied.
     return record if sample.reference_type is None else record | {"reference_type": sample.reference_type}
 
 
 def media_parts(sample: AVSample, media: MediaArguments) -> list[dict[str, Any]]:
-    """Frames and sound of a clip as parts of a message; a clip without sound has none.
+    """Encode frames and sound of a clip as parts of a message; a clip without sound has no part for it.
 
     Raises:
-        MediaError: naming the file, if one cannot be read.
+        MediaError: if a file cannot be read; the error names it.
     """
     if media.media == "none":
         return []
@@ -169,7 +169,7 @@ def media_parts(sample: AVSample, media: MediaArguments) -> list[dict[str, Any]]
 
 def _image_part(frame: np.ndarray, *, max_side: int) -> dict[str, Any]:
     image = Image.fromarray(frame)
-    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)  # smaller ones stay as they are
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)  # does not enlarge smaller ones
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=JPEG_QUALITY)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -177,7 +177,7 @@ def _image_part(frame: np.ndarray, *, max_side: int) -> dict[str, Any]:
 
 
 def _wav(waveform: np.ndarray) -> bytes:
-    """A waveform (N,) in [-1, 1] as a file of 16 bits, which every endpoint reads."""
+    """Encode a waveform (N,) in [-1, 1] as a file of 16 bits, which every endpoint reads."""
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
         file.setnchannels(1)
@@ -205,7 +205,7 @@ def _reply_form() -> str:
 
 
 def _read_json(text: str) -> dict[str, Any]:
-    """The first JSON object of a reply; a model that is not held to a schema may think aloud before it, or fence it."""
+    """Parse the first JSON object of a reply; without a schema a model may write text or a fence before it."""
     text = text.rpartition("</think>")[2]
     start = text.find("{")
     try:

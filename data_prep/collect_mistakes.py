@@ -1,10 +1,10 @@
-"""Ask a stage-1 model every training row and keep what it gets wrong: the raw material of reflective training.
+"""Ask a stage-1 model about every training row and keep its mistakes, the source of reflective training.
 
 accelerate launch --config_file accelerate_configs/cpu.yaml data_prep/collect_mistakes.py \
     --config recipes/synthetic/mistakes.yaml
 
 A row is a mistake if the category is wrong, no `[SEG]` is written, or the masks' IoU is below `min_iou`. Every answer
-is on disk, in <output>.parts/, before the next batch is asked: the same command goes on after a kill, with any number
+is on disk, in <output>.parts/, before the next batch is asked: the same command resumes a killed run, with any number
 of processes. At the end the mistakes are written to <output>, sorted by row, for `correct_cot.py`.
 """
 
@@ -42,7 +42,7 @@ from aurora_rl.tasks.completions import parse_completion
 logger = logging.getLogger(__name__)
 
 REASONS = ("category", "no_seg", "iou")
-#: Arguments that no answer depends on.
+#: Arguments that do not change any answer.
 NEUTRAL = {
     "eval_split",
     "max_eval_samples",
@@ -57,13 +57,13 @@ NEUTRAL = {
 
 @dataclasses.dataclass
 class MistakeArguments:
-    """Which rows are asked, and what counts as a mistake.
+    """The rows that are asked about, and the rule for mistakes.
 
     Attributes:
         output: JSONL file of the mistakes.
-        max_rows: number of rows of `train_split` to ask, from the first, for a trial: a clip's rows lie below each
-            other, so that they are few clips; None for all.
-        min_iou: IoU below which an answer of the right category is a mistake; 0 keeps wrong categories alone.
+        max_rows: number of rows of `train_split` to ask about, from the first, for a trial; the rows of a clip are
+            consecutive, so these are few clips; None for all.
+        min_iou: IoU below which an answer of the right category is a mistake; 0 keeps wrong categories only.
         num_samples: completions drawn a row, of which the first wrong one is kept; 0 for one, decoded greedily.
         temperature: temperature at which completions are drawn.
         max_completion_length: largest number of tokens of a completion.
@@ -92,7 +92,7 @@ class MistakeArguments:
 
 
 def judge(encoded: EncodedSample, completion: Completion, *, min_iou: float) -> tuple[list[str], float]:
-    """Why an answer is wrong (some of `REASONS`, none if it is right), and its IoU."""
+    """Return why an answer is wrong (some of `REASONS`, none if it is right), and its IoU."""
     score = score_rollout(completion.text, completion.mask_probs, encoded.gt_masks, encoded.sample)
     wrong = {
         "category": score.category < 1.0,
@@ -105,7 +105,7 @@ def judge(encoded: EncodedSample, completion: Completion, *, min_iou: float) -> 
 def answer_record(
     encoded: EncodedSample, completions: list[Completion], *, min_iou: float, model: str
 ) -> dict[str, Any]:
-    """A row's record: its first wrong completion, or the first one, with empty reasons, where all are right."""
+    """Make a row's record: of its first wrong completion, or of the first one, without reasons, if all are right."""
     judged = [(completion, *judge(encoded, completion, min_iou=min_iou)) for completion in completions]
     completion, reasons, iou = next((entry for entry in judged if entry[1]), judged[0])
     sample = encoded.sample
@@ -124,7 +124,7 @@ def answer_record(
 
 
 def settings(args: MistakeArguments, model_args: ModelArguments, data_args: DataArguments) -> dict[str, Any]:
-    """What the answers depend on; parts that were written under other settings are refused."""
+    """Return the settings that change answers; parts that were written with other settings are refused."""
     names = ("min_iou", "num_samples", "temperature", "seed", "max_completion_length")
     data = {name: value for name, value in dataclasses.asdict(data_args).items() if name not in NEUTRAL}
     model = {"model": fingerprint_checkpoint(model_args.model)[:16], "dtype": model_args.dtype}
@@ -132,14 +132,14 @@ def settings(args: MistakeArguments, model_args: ModelArguments, data_args: Data
 
 
 def begin(folder: Path, expected: dict[str, Any]) -> None:
-    """Make the folder of the parts, or check that the one that is there was begun in the same way, and mend its files.
+    """Make the folder of the parts, or check that an existing one has the same settings, and repair its files.
 
     Raises:
         ValueError: if it was begun with other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for part in folder.glob("*.jsonl"):
-        Journal(part).close()  # drops a last line that a kill has torn
+        Journal(part).close()  # drops an incomplete last line
     file = folder / "settings.json"
     if not file.exists():
         write_whole(file, json.dumps(expected, indent=2).encode())
@@ -156,7 +156,7 @@ def ask(
     args: MistakeArguments,
     model: str,
 ) -> Iterator[None]:
-    """Ask the model about rows that are not done, and append each answer to the log before the next one is yielded."""
+    """Ask the model about unfinished rows, and append each answer to the log before the next one is yielded."""
 
     def is_done(sample: AVSample) -> bool:
         return (sample.uid, sample.row) in done
@@ -174,7 +174,7 @@ def ask(
 
 
 def finish(out: Path, folder: Path, samples: list[AVSample]) -> None:
-    """Write the mistakes of all parts, and say how many there are of each kind."""
+    """Write the mistakes of all parts, and log their number by kind."""
     keys = {(sample.uid, sample.row) for sample in samples}
     answers = {(r["uid"], r["row"]): r for part in sorted(folder.glob("*.jsonl")) for r in read_rows(part)}
     asked = [answers[key] for key in sorted(keys, key=lambda key: key[1])]
@@ -186,7 +186,7 @@ def finish(out: Path, folder: Path, samples: list[AVSample]) -> None:
 
 
 def main(model_args: ModelArguments, data_args: DataArguments, args: MistakeArguments) -> None:
-    """Ask, keep and write, the rows shared by the launched processes."""
+    """Collect mistakes; the launched processes share the rows."""
     state = PartialState(cpu=args.use_cpu)
     setup_logging(is_main_process=state.is_main_process)
     try:
@@ -197,7 +197,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: MistakeArgu
 
 
 def collect(model_args: ModelArguments, data_args: DataArguments, args: MistakeArguments, state: PartialState) -> None:
-    """`main`, when no other run writes to the output."""
+    """Do the work of `main` while no other run writes to the output."""
     out = Path(args.output)
     folder = out.with_name(f"{out.name}.parts")
     samples = load_split(data_args, data_args.train_split)[: args.max_rows]
@@ -206,7 +206,7 @@ def collect(model_args: ModelArguments, data_args: DataArguments, args: MistakeA
         begin(folder, expected)
     state.wait_for_everyone()
     done = {(r["uid"], r["row"]) for part in folder.glob("*.jsonl") for r in read_rows(part)}
-    state.wait_for_everyone()  # before any of them is written to
+    state.wait_for_everyone()  # no part is written before all are checked
     share = samples[state.process_index :: state.num_processes]
     loaded = assemble_model(model_args, is_trainable=False)
     loaded.model.to(state.device)

@@ -5,9 +5,9 @@
     python data_prep/correct_cot.py --data_root data/synthetic --mistakes mistakes.jsonl --output reflective.jsonl \\
         --gold data/synthetic/chains.jsonl
 
-A stronger model sees the clip, the sentence, the wrong reasoning and the truth, and writes the right reasoning. With
-`--gold`, the right reasoning is the row's chain in that file. What is wrong always comes from the mistakes, as the
-model wrote it, without `[SEG]`. The same command continues a run. Ends with status 1 where it ended early.
+A stronger model gets the clip, the sentence, the wrong reasoning and the truth, and writes the right reasoning. With
+`--gold`, the right reasoning is the row's chain in that file. The wrong reasoning is always the model's text in the
+mistakes, without `[SEG]`. The same command resumes a run. The exit status is 1 if a run ended early.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ from data_prep.asking import (
 from data_prep.chain_checks import ChainLimits
 from data_prep.chain_prompts import MediaArguments, chain_messages, chain_record, chain_schema, read_chain_reply
 
-MISTAKE_KEYS = ("split", "category", "exp", "completion", "model")  # text, beside uid and row
+MISTAKE_KEYS = ("split", "category", "exp", "completion", "model")  # keys of text, in addition to uid and row
 GOLD = "gold"
 
 
 @dataclasses.dataclass
 class CorrectArguments:
-    """What is corrected, and by whom."""
+    """The mistakes to correct, and the source of corrections."""
 
     mistakes: str = dataclasses.field(metadata={"help": "JSONL file of mistakes, as collect_mistakes.py writes it."})
     gold: str | None = dataclasses.field(
@@ -67,21 +67,21 @@ class CorrectArguments:
 
 @dataclasses.dataclass(frozen=True)
 class Mistake:
-    """A row that a model got wrong.
+    """A model's wrong answer to a row.
 
     Attributes:
         sample: the row.
-        completion: what the model said, as generated.
+        completion: answer of the model, as generated.
     """
 
     sample: AVSample
     completion: str
 
     def wrong_text(self) -> str:
-        """The reasoning that went wrong, as it stands before the correction.
+        """The wrong reasoning, the text before the correction.
 
         Raises:
-            RowFailedError: if nothing of it is left without `[SEG]`.
+            RowFailedError: if no text is left without `[SEG]`.
         """
         text = without_seg(self.completion)
         if not text:
@@ -90,10 +90,10 @@ class Mistake:
 
 
 def load_mistakes(path: Path, data_args: DataArguments) -> list[Mistake]:
-    """The mistakes of a file, each joined to its row by uid and row.
+    """Read the mistakes of a file, each joined to its row by uid and row.
 
     Raises:
-        ValueError: if a record is no mistake of a model, is there twice, or does not agree with the benchmark.
+        ValueError: if a record is invalid, repeated, or differs from the benchmark.
     """
     records = records_by_row(path)
     for record in records.values():
@@ -109,10 +109,10 @@ def load_mistakes(path: Path, data_args: DataArguments) -> list[Mistake]:
 
 
 def correction(mistake: Mistake, steps: Mapping[str, str], *, generator: str) -> Record:
-    """A record of the reflective set.
+    """Make a record of the reflective set.
 
     Raises:
-        BadReplyError: if the correction says what the mistake says.
+        BadReplyError: if the correction is equal to the mistake.
     """
     record = chain_record(mistake.sample, steps, generator=generator) | {"wrong": mistake.wrong_text()}
     if without_seg(render_chain(record["steps"], record["answer"])) == record["wrong"]:
@@ -123,7 +123,7 @@ def correction(mistake: Mistake, steps: Mapping[str, str], *, generator: str) ->
 def correction_questions(
     mistakes: Sequence[Mistake], media: MediaArguments, limits: ChainLimits, *, generator: str
 ) -> list[Question]:
-    """What is asked about each mistake, and what its record is made of."""
+    """Make the question about each mistake."""
     schema = chain_schema(sorted({mistake.sample.category for mistake in mistakes}), limits)
 
     def question(mistake: Mistake) -> Question:
@@ -142,10 +142,10 @@ def correction_questions(
 
 
 def check_kept(out: Path, mistakes: Sequence[Mistake]) -> None:
-    """Refuse to go on in a file of corrections of other mistakes, which would stay in it.
+    """Check that an output which is resumed holds no corrections of other mistakes, which would stay in it.
 
     Raises:
-        JournalError: naming the first of them.
+        JournalError: if it does; the error names the first of them.
     """
     if not out.exists():
         return
@@ -187,13 +187,13 @@ def correct_by_gold(mistakes: Sequence[Mistake], gold_path: Path, args: RunArgum
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line, correct, report."""
+    """Parse the command line, correct, and report."""
     setup_logging()
     kinds = (DataArguments, CorrectArguments, RunArguments, MediaArguments, ChainLimits, EndpointArguments)
     parser = ConfigParser(kinds, description=__doc__)
     try:
         data_args, args, run_args, media, limits, endpoint_args = parser.parse_args_and_config(argv)
-        # A stage's config may name the very files that are made here.
+        # The config of a stage may name the files that are made here.
         data_args = dataclasses.replace(data_args, chains=None, reflections=None)
         all_mistakes = load_mistakes(Path(args.mistakes), data_args)
         mistakes = all_mistakes[: run_args.max_rows]
@@ -215,7 +215,7 @@ def _sample_of(record: Record, samples: Mapping[RowKey, AVSample], path: Path) -
         raise JournalError(f"{where} is no row of split {record['split']!r}: collect the mistakes of this benchmark")
     for name, value in (("category", sample.category), ("exp", sample.reference)):
         if record[name] != value:
-            raise JournalError(f"{where} has the {name} {record[name]!r}, the benchmark {value!r}: collect anew")
+            raise JournalError(f"{where} has the {name} {record[name]!r}, the benchmark {value!r}: collect them again")
     return sample
 
 

@@ -3,7 +3,7 @@
     python data_prep/generate_cot.py --data_root data/ref_avs --split train --output chains.jsonl \\
         --model Qwen/Qwen2.5-Omni-7B --base_url http://localhost:8000/v1
 
-The same command continues a run that was killed or stopped. Ends with status 1 where it ended early.
+The same command resumes a run that was killed or stopped. The exit status is 1 if a run ended early.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from data_prep.chain_prompts import MediaArguments, chain_messages, chain_record
 
 @dataclasses.dataclass
 class GenerateArguments:
-    """Which rows get a chain."""
+    """The rows that get a chain."""
 
     split: str = dataclasses.field(default="train", metadata={"help": "Split whose rows get a chain of thought."})
 
@@ -34,7 +34,7 @@ class GenerateArguments:
 def chain_questions(
     samples: Sequence[AVSample], media: MediaArguments, limits: ChainLimits, *, generator: str
 ) -> list[Question]:
-    """What is asked about each row, and what its record is made of."""
+    """Make the question about each row."""
     schema = chain_schema(sorted({sample.category for sample in samples}), limits)
 
     def question(sample: AVSample) -> Question:
@@ -48,13 +48,13 @@ def chain_questions(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line, ask, report."""
+    """Parse the command line, ask, and report."""
     setup_logging()
     kinds = (DataArguments, GenerateArguments, RunArguments, MediaArguments, ChainLimits, EndpointArguments)
     parser = ConfigParser(kinds, description=__doc__)
     try:
         data_args, args, run_args, media, limits, endpoint_args = parser.parse_args_and_config(argv)
-        # A stage's config may name the very files that are made here.
+        # The config of a stage may name the files that are made here.
         data_args = dataclasses.replace(data_args, chains=None, reflections=None)
         samples = load_split(data_args, args.split)[: run_args.max_rows]
         questions = chain_questions(samples, media, limits, generator=str(endpoint_args.model))

@@ -4,8 +4,8 @@ accelerate launch --config_file accelerate_configs/cpu.yaml data_prep/teacher_fe
     --config recipes/synthetic/sft.yaml --teacher outputs/demo/teacher \
     --teacher_features outputs/demo/features.safetensors
 
-Takes the config of the runs that will read the file, which is bound to the teacher's weights and to how a clip is put
-to it. `recipes/sft.py` does the same by itself where rows are missing from its `teacher_features`.
+The config is that of the runs that will read the file. The file is bound to the teacher's weights and to the options of
+clips. `recipes/sft.py` does the same if rows are missing from its `teacher_features`.
 """
 
 import logging
@@ -29,10 +29,10 @@ def main(
     target_args: TargetArguments,
     training_args: AuroraSFTConfig,
 ) -> None:
-    """Fill the file with what is missing, the rows shared by the launched processes.
+    """Add missing rows to the file; the launched processes share them.
 
     Raises:
-        ValueError: if the arguments name no teacher or no file, or the file is another teacher's.
+        ValueError: if the arguments name no teacher or no file, or the file belongs to another teacher.
     """
     setup_logging(is_main_process=PartialState().is_main_process)
     if target_args.teacher_features is None:

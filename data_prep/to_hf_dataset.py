@@ -3,7 +3,7 @@
 python data_prep/to_hf_dataset.py --config recipes/ref_avs/sft_7b.yaml --split train val test_s test_u test_n \\
     --output_dir data/ref_avs_hf --source https://gewu-lab.github.io/Ref-AVS
 
-Of the recipe's keys those about the data count. `benchmark: hf_dataset` reads the result again.
+Only the recipe's keys about the data are used. `benchmark: hf_dataset` reads the result.
 """
 
 import dataclasses
@@ -38,9 +38,9 @@ from aurora_rl.logs import setup_logging
 
 logger = logging.getLogger(__name__)
 
-GROUP_BYTES = 64 * 2**20  # rows in memory at a time, ours and a reader's
-TABLE_BYTES = 512 * 2**20  # of a file
-MAX_FILE_BYTES = 256 * 2**20  # of a frame, mask or sound
+GROUP_BYTES = 64 * 2**20  # rows that are in memory at a time, here and in a reader
+TABLE_BYTES = 512 * 2**20  # size of a table's file
+MAX_FILE_BYTES = 256 * 2**20  # largest frame, mask or sound
 TO_FILL_IN = "*To be filled in before the dataset is given to others.*"
 FIELDS = {
     "uid": "the benchmark's id of the row; not unique, `uid` and `row` together are",
@@ -63,7 +63,7 @@ FIELDS = {
 
 @dataclasses.dataclass
 class ExportArguments:
-    """What is written, and what its card says."""
+    """The splits to write, and the contents of the card."""
 
     output_dir: str = dataclasses.field(metadata={"help": "Folder that is written; it must not exist."})
     split: list[str] = dataclasses.field(metadata={"help": "Splits that are written to the data set."})
@@ -78,7 +78,7 @@ class ExportArguments:
 
 @dataclasses.dataclass(frozen=True)
 class SplitSize:
-    """What a split's tables hold."""
+    """The size of a split."""
 
     name: str
     rows: int
@@ -87,10 +87,10 @@ class SplitSize:
 
 
 def export(data_args: DataArguments, args: ExportArguments) -> None:
-    """Write all splits and the card; the folder gets its name when it is complete.
+    """Write all splits and the card into a folder, which gets its name when it is complete.
 
     Raises:
-        DatasetError: if the folder is there already, a split's name is none for the hub, or the disk is too small.
+        DatasetError: if the folder exists already, a split's name is invalid on the hub, or the disk is too small.
         MediaError: if a clip cannot be read.
         OutputInUseError: if another run writes to the folder.
     """
@@ -107,10 +107,10 @@ def export(data_args: DataArguments, args: ExportArguments) -> None:
 
 
 def write_split(samples: Sequence[AVSample], folder: Path, split: str) -> SplitSize:
-    """Write a split's tables, each row after its clip was read once as training would.
+    """Write a split's tables; each row's clip is first read once, as in training.
 
     Raises:
-        DatasetError: if the split's name is none for the hub.
+        DatasetError: if the split's name is invalid on the hub.
         MediaError: if a clip cannot be read.
     """
     if not TABLE_NAME.fullmatch(table_name(split, 0, 1)):
@@ -127,14 +127,14 @@ def write_split(samples: Sequence[AVSample], folder: Path, split: str) -> SplitS
                 num_bytes += group.nbytes
                 group = next(groups, None)
         logger.info("wrote table %d of split %s", len(paths), split)
-    for index, path in enumerate(paths):  # their number is known now
+    for index, path in enumerate(paths):  # the names hold their number, which is known now
         path.rename(folder / table_name(split, index, len(paths)))
     clips = len({sample.media_id for sample in samples})
     return SplitSize(split, rows=len(samples), clips=clips, num_bytes=num_bytes)
 
 
 def _row_groups(samples: Iterable[AVSample]) -> Iterator[pa.Table]:
-    """Rows in groups of at most `GROUP_BYTES`, a single larger row among them alone."""
+    """Yield rows in groups of at most `GROUP_BYTES`; a larger row is a group of its own."""
     rows: list[dict[str, Any]] = []
     num_bytes = 0
     for sample in samples:
@@ -150,7 +150,7 @@ def _row_groups(samples: Iterable[AVSample]) -> Iterator[pa.Table]:
 
 
 def _row(sample: AVSample) -> dict[str, Any]:
-    load_clip(sample)  # nobody should find out later that a file cannot be read
+    load_clip(sample)  # finds unreadable files now
     texts = sample.to_row()
     return {
         **{name: texts[name] for name in TEXT_COLUMNS},
@@ -161,7 +161,7 @@ def _row(sample: AVSample) -> dict[str, Any]:
 
 
 def _embed(path: str) -> dict[str, Any]:
-    """A file as `datasets` embeds it, byte for byte: encoding a sound would need torchcodec, and lose some of it."""
+    """Embed a file byte for byte, as `datasets` does: encoding a sound would need torchcodec and be lossy."""
     check_is_file(path)
     if os.path.getsize(path) > MAX_FILE_BYTES:
         raise MediaError(f"{path} has {os.path.getsize(path)} bytes: the limit is {MAX_FILE_BYTES}, cut or convert it")
@@ -169,7 +169,7 @@ def _embed(path: str) -> dict[str, Any]:
 
 
 def _check_space(folder: Path, splits: dict[str, list[AVSample]]) -> None:
-    """Say what will be written, and refuse what cannot fit."""
+    """Log the size of the output, and check that it fits on the disk."""
     samples = [sample for samples in splits.values() for sample in samples]
     sizes: dict[str, int] = {}
     needed = 0
@@ -186,7 +186,7 @@ def _check_space(folder: Path, splits: dict[str, list[AVSample]]) -> None:
 
 
 def make_card(sizes: Sequence[SplitSize], data_args: DataArguments, args: ExportArguments) -> str:
-    """The dataset card: metadata by which `load_dataset` finds the tables, then what a reader needs to know."""
+    """Make the dataset card: metadata by which `load_dataset` finds the tables, then text for readers."""
     title = args.title or f"{data_args.benchmark} as a Hugging Face dataset"
     table = [f"| {size.name} | {size.rows:,} | {size.clips:,} | {size.num_bytes / 1e9:.3g} |" for size in sizes]
     fields = [f"| `{name}` | {FIELDS[name]} |" for name in FEATURES]
@@ -238,12 +238,12 @@ def _metadata(sizes: Sequence[SplitSize], title: str, license: str | None) -> st
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the recipe and the command line; a fault of the data ends the program without a traceback."""
+    """Parse the recipe and the command line, and export; invalid data ends the program without a traceback."""
     parser = ConfigParser((DataArguments, ExportArguments), description=__doc__)
     data_args, args, _, unknown = parser.parse_args_and_config(
         argv, return_remaining_strings=True, separate_remaining_strings=True
     )
-    if unknown:  # a recipe's other keys are training's, but a word on the command line is meant for this program
+    if unknown:  # other keys of the recipe are for training, but an option of the command line is for this program
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     setup_logging()
     try:

@@ -1,12 +1,12 @@
-"""Check chains of thought: mend what can be mended, drop what is wrong, and say what and how often.
+"""Check chains of thought: repair faults of form, drop wrong chains, and count both.
 
     python data_prep/verify_cot.py chains.jsonl --output verified.jsonl
 
     verified.jsonl           records that may be trained on, "verified": true
     verified.dropped.jsonl   the others, each with its line and its reasons
-    verified.sample.md       a few records of each kind, to be read by a person
+    verified.sample.md       a few records of each kind, for a person to read
 
-Reads chains and records of reflective training, whoever wrote them. Ends with status 0, also where records are dropped.
+It reads chains and records of reflective training from any source. The exit status is 0, also if records are dropped.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ KEPT = "kept"
 
 @dataclasses.dataclass
 class Verdict:
-    """One line of the input.
+    """The result of checking one line of the input.
 
     Attributes:
-        line: its number.
-        record: mended where it could be; None where there is none.
-        text: the line as it is.
-        repairs: what was mended.
-        problems: reasons to drop it.
+        line: number of the line.
+        record: record of the line after repairs; None if the line is invalid.
+        text: text of the line, unchanged.
+        repairs: kinds of repairs.
+        problems: reasons to drop the record.
     """
 
     line: int
@@ -52,10 +52,10 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Verification:
-    """What became of a file.
+    """The results of checking a file.
 
     Attributes:
-        verdicts: one a line.
+        verdicts: verdicts, one a line.
     """
 
     verdicts: Sequence[Verdict]
@@ -67,11 +67,11 @@ class Verification:
 
     @property
     def dropped(self) -> list[Verdict]:
-        """Records with one, and lines that are none."""
+        """Records with a problem, and invalid lines."""
         return [verdict for verdict in self.verdicts if verdict.problems]
 
     def to_dict(self) -> dict[str, Any]:
-        """Counts: of dropped records by first reason, and by every reason, as a record may have several."""
+        """Count the dropped records by first reason, and by every reason, as a record may have several."""
         first = Counter(verdict.problems[0].reason for verdict in self.dropped)
         every = Counter(reason for verdict in self.dropped for reason in {p.reason for p in verdict.problems})
         repairs = Counter(name for verdict in self.kept for name in verdict.repairs)
@@ -85,7 +85,7 @@ class Verification:
         }
 
     def to_text(self) -> str:
-        """For a person."""
+        """Format the counts for people."""
         counts = self.to_dict()
         lines = [f"{counts['records']} records: {counts['kept']} kept, {counts['dropped']} dropped"]
         lines += [f"  {count:6d}  {reason}: {PROBLEMS[reason]}" for reason, count in counts["reasons"].items()]
@@ -93,7 +93,7 @@ class Verification:
         return "\n".join(lines)
 
     def sample(self, size: int, *, seed: int) -> str:
-        """A page (Markdown) with up to `size` records of each reason, and of those that are kept."""
+        """Write a page (Markdown) with up to `size` records of each reason, and of those that are kept."""
         groups: dict[str, list[Verdict]] = defaultdict(list)
         for verdict in self.verdicts:
             for reason in dict.fromkeys(problem.reason for problem in verdict.problems) or [KEPT]:
@@ -112,7 +112,7 @@ def verify_file(path: Path, limits: ChainLimits) -> Verification:
     """Check every line of a file.
 
     Raises:
-        OSError: if it cannot be read.
+        OSError: if the file cannot be read.
         NotPlainFileError: if it is a pipe or a device.
     """
     check_plain_file(path)
@@ -125,7 +125,7 @@ def verify_file(path: Path, limits: ChainLimits) -> Verification:
 
 
 def verify_record(record: Record, limits: ChainLimits) -> tuple[Record, tuple[str, ...], tuple[Problem, ...]]:
-    """A record mended, the repairs that took, and the problems left."""
+    """Return the repaired record, the kinds of repairs, and the problems that are left."""
     steps = dict(record["steps"])
     repairs: list[str] = []
     for step in REASONING_STEPS:
@@ -135,17 +135,17 @@ def verify_record(record: Record, limits: ChainLimits) -> tuple[Record, tuple[st
     problems = find_problems(steps, record["answer"], record["category"], limits)
     if "wrong" in record:
         problems += _wrong_text_problems(record["wrong"])
-    mended = {**record, "steps": steps}
+    repaired = {**record, "steps": steps}
     if not problems:
-        mended["verified"] = True
+        repaired["verified"] = True
         if record["answer"] != answer_for(record["category"]):
-            mended["answer"] = answer_for(record["category"])
+            repaired["answer"] = answer_for(record["category"])
             repairs.append("answer")
-    return mended, tuple(repairs), tuple(problems)
+    return repaired, tuple(repairs), tuple(problems)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line, check the file, write what is left of it and what is not."""
+    """Parse the command line, check the file, and write kept and dropped records."""
     parser = OptionParser(description=__doc__)
     parser.add_argument("chains", type=Path, help="JSONL file with chains of thought")
     parser.add_argument("--output", type=Path, required=True, help="JSONL file for the records that are kept")
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def write(verification: Verification, out: Path, *, sample_size: int, seed: int) -> None:
-    """The three files, all or none."""
+    """Write the three files, all or none."""
     kept = [verdict.record for verdict in verification.kept if verdict.record is not None]
     page = verification.sample(sample_size, seed=seed)
     with whole_files(out, out.with_suffix(".dropped.jsonl"), out.with_suffix(".sample.md")) as (to_keep, dropped, read):
@@ -181,12 +181,12 @@ def write(verification: Verification, out: Path, *, sample_size: int, seed: int)
 
 
 def _judge_line(number: int, line: bytes, seen: set[RowKey], limits: ChainLimits) -> Verdict:
-    """The verdict on a line; `seen` holds the rows that are kept already, and gets this one."""
+    """Check a line; `seen` holds the rows that are kept so far, and gets this one."""
     text = line.decode(errors="backslashreplace")
     try:
         record = parse_json(line)
         key = _check_keys(record)
-    except ValueError as error:  # also of the UTF-8 and JSON decoders
+    except ValueError as error:  # errors of the UTF-8 and JSON decoders as well
         return Verdict(number, None, text, problems=(Problem("unreadable", str(error)),))
     if key in seen:
         return Verdict(number, record, text, problems=(Problem("duplicate", f"uid {key[0]!r}, row {key[1]}"),))
@@ -219,7 +219,7 @@ def _dropped_record(verdict: Verdict) -> Record:
 
 
 def _page(verdict: Verdict) -> str:
-    """One record as a person reads it."""
+    """Format one record for people."""
     problems = [f"> {problem.reason}: {problem.detail}\n" for problem in verdict.problems]
     record = verdict.record
     if record is None:

@@ -1,8 +1,8 @@
-"""The table of all stages over several seeds: every stage's scores, and what each stage adds, with intervals.
+"""Compare all stages over several seeds: a table of each stage's scores, and of the gain by each stage.
 
 python recipes/compare_stages.py --stages outputs/demo_full --output_dir outputs/demo_full/table
 
-Reads <stages>/evaluate_<stage>[-<seed>]/results.jsonl and leaves table.json and table.md.
+It reads <stages>/evaluate_<stage>[-<seed>]/results.jsonl and writes table.json and table.md.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from aurora_rl.evaluation.records import RowResult, read_results
 from aurora_rl.files.atomic import write_whole
 from aurora_rl.tasks.completions import normalise_category, parse_completion
 
-#: Stages in the order of the table, with their names in it; one that was not evaluated is left out.
+#: Stages in the order of the table, with their names in it; stages that were not evaluated are skipped.
 TITLES = {
     "teacher": "teacher (no chain)",
     "sft_plain": "SFT without distillation",
@@ -31,7 +31,7 @@ TITLES = {
     "grpo_after_sft_longer": "GRPO after longer training",
     "grpo_after_reflection": "GRPO after reflective training",
 }
-#: What each stage adds: the stage, the one it is compared with, and the words for it.
+#: Gains in the table: a stage, the stage that it is compared with, and the name of the gain.
 COMPARISONS = (
     ("sft", "sft_plain", "distillation"),
     ("sft_longer", "sft", "further steps on gold chains"),
@@ -59,13 +59,13 @@ Means over the seeds, the lowest and the highest seed in brackets. Gold chains o
 the stronger model that writes chains of thought and corrects mistakes; the mistakes are those of each seed's own SFT
 model. "Taken back" is the share of greedy answers that reconsider their first chain."""
 
-#: A stage's results by seed.
+#: Results of a stage by seed.
 Runs = dict[int, list[RowResult]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """Of a number measured with several seeds."""
+    """Mean and range of a number that was measured with several seeds."""
 
     mean: float
     low: float
@@ -73,7 +73,7 @@ class Spread:
 
 
 def read_runs(folder: Path) -> dict[str, Runs]:
-    """The results of each evaluated stage, by seed; a stage without seeds has seed 0.
+    """Read the results of each evaluated stage, by seed; a stage without seeds has seed 0.
 
     Raises:
         FileNotFoundError: if no stage was evaluated.
@@ -88,12 +88,12 @@ def read_runs(folder: Path) -> dict[str, Runs]:
 
 
 def spread(numbers: Sequence[float]) -> Spread:
-    """Mean, lowest and highest."""
+    """Compute mean, lowest and highest number."""
     return Spread(sum(numbers) / len(numbers), min(numbers), max(numbers))
 
 
 def scores(runs: Runs) -> dict[str, Spread | None]:
-    """A stage's row of the table."""
+    """Compute a stage's row of the table."""
     row: dict[str, Spread | None] = {}
     for measure in COLUMNS:
         seeds = [list(MEASURES[measure].values(results).values()) for results in runs.values()]
@@ -104,12 +104,12 @@ def scores(runs: Runs) -> dict[str, Spread | None]:
 
 
 def is_taken_back(result: RowResult) -> bool:
-    """Whether the greedy answer reconsiders what it first said."""
+    """Return whether the greedy answer corrects its first claim."""
     return parse_completion(result.completion.text).standing != result.completion.text
 
 
 def right_of_taken_back(runs: Runs, claim: int) -> Spread | None:
-    """Of the answers taken back, the share whose first (0) or last (-1) claim is true; None without any such answer."""
+    """Compute the share of corrected answers whose first (0) or last (-1) claim is true; None without any."""
     shares = []
     for results in runs.values():
         answers = [result for result in results if is_taken_back(result)]
@@ -120,9 +120,9 @@ def right_of_taken_back(runs: Runs, claim: int) -> Spread | None:
 
 
 def gain(after: Runs, before: Runs, measure: str) -> Interval | None:
-    """What a stage adds, each seed's model compared with the one of the same seed, row by row, where both were run.
+    """Compute a stage's gain: models of the same seed are compared row by row, for the seeds that both stages have.
 
-    None where the measure applies to no row.
+    The result is None if the measure applies to no row.
     """
     differences = []
     for seed in sorted(after.keys() & before.keys()):
@@ -132,7 +132,7 @@ def gain(after: Runs, before: Runs, measure: str) -> Interval | None:
 
 
 def markdown(table: dict[str, dict[str, Spread | None]], gains: list[dict[str, Any]]) -> str:
-    """Both tables as text."""
+    """Write both tables as Markdown."""
     header = ["stage", *map(_label, COLUMNS), "taken back", "of these right at first", "right at last"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join([TITLES[stage], *map(_cell, row.values())]) + " |" for stage, row in table.items()]

@@ -1,14 +1,14 @@
-"""Score a model on a benchmark's splits, and with modalities taken away.
+"""Score a model on a benchmark's splits, and under ablations.
 
 accelerate launch --config_file accelerate_configs/cpu.yaml recipes/evaluate.py --config recipes/synthetic/evaluate.yaml
 
-`aurora-rl evaluate` runs the same in one process; `aurora_rl/evaluation/of_model.py` says what it leaves behind.
+`aurora-rl evaluate` does the same in one process; `aurora_rl/evaluation/of_model.py` describes the output.
 """
 
 from aurora_rl.assembly.early import check_command_line
 
 if __name__ == "__main__":
-    check_command_line("recipes/evaluate.py")  # what is wrong is told before torch is imported, which takes seconds
+    check_command_line("recipes/evaluate.py")  # before the import of torch, which takes seconds
 
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments
 from aurora_rl.assembly.parser import RecipeParser

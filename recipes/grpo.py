@@ -6,7 +6,7 @@ accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py --co
 from aurora_rl.assembly.early import check_command_line
 
 if __name__ == "__main__":
-    check_command_line("recipes/grpo.py")  # what is wrong is told before torch is imported, which takes seconds
+    check_command_line("recipes/grpo.py")  # before the import of torch, which takes seconds
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -25,7 +25,7 @@ from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.resumable import alone_in_output
 
 
-@record  # the launcher's last words are the error of the process that failed first
+@record  # the launcher ends with the error of the process that failed first
 def main(
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -43,7 +43,7 @@ def train(
     reward_args: RewardArguments,
     training_args: AuroraGRPOConfig,
 ) -> None:
-    """Load, put together, train, and save the model."""
+    """Assemble the trainer, train, and save the model."""
     reward_funcs = [load_reward_func(spec) for spec in reward_args.reward_funcs]  # before any model is loaded
     train_samples, eval_samples = load_training_splits(data_args)
     check_footprint(model_args, data_args, training_args, [*train_samples, *eval_samples])

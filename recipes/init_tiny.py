@@ -1,4 +1,4 @@
-"""Stage 0 of the demo: a random Qwen2.5-Omni of about 0.47 M weights, its vocabulary trained on the benchmark's texts.
+"""Stage 0 of the demo: a random Qwen2.5-Omni of about 0.47 M weights, with a vocabulary of the benchmark's texts.
 
 python recipes/init_tiny.py --config recipes/synthetic/init.yaml
 """
@@ -6,7 +6,7 @@ python recipes/init_tiny.py --config recipes/synthetic/init.yaml
 from aurora_rl.assembly.early import check_command_line
 
 if __name__ == "__main__":
-    check_command_line("recipes/init_tiny.py")  # what is wrong is told before torch is imported, which takes seconds
+    check_command_line("recipes/init_tiny.py")  # before the import of torch, which takes seconds
 
 import dataclasses
 
@@ -19,7 +19,7 @@ from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
 
 @dataclasses.dataclass
 class InitArguments:
-    """Where the tiny model goes, and its mask decoder."""
+    """The folder of the tiny model, and its mask decoder."""
 
     output_dir: str = dataclasses.field(metadata={"help": "Folder that the model is written to."})
     segmenter: dict | None = dataclasses.field(default=None, metadata={"help": "Config of the model's mask decoder."})
@@ -31,7 +31,7 @@ class InitArguments:
 def main(data_args: DataArguments, init_args: InitArguments) -> None:
     setup_logging()
     samples = load_split(data_args, data_args.train_split)
-    # Every text several times, so that its words become single tokens even in a small benchmark.
+    # Texts are repeated, so that their words become single tokens even in a small benchmark.
     texts = [text for s in samples for text in (s.reference, s.chain or "", data_args.instruction)]
     model, processor = build_tiny_omni(
         texts,

@@ -1,10 +1,10 @@
-"""The page and the numbers of a training, from what its evaluations and trainings left: report.html and results.json.
+"""Write report.html and results.json of a training, from the files of its evaluations and trainings.
 
 python recipes/report.py --evaluations "early SFT=outputs/demo/eval/sft_early" GRPO=outputs/demo/eval/grpo \\
     --trainings SFT=outputs/demo/sft GRPO=outputs/demo/grpo \\
     --data_root outputs/demo/data --fps 2.0 --num_frames 4 --output_dir outputs/demo
 
-A run is named as NAME=FOLDER. The last stage of recipes/synthetic/demo.yaml.
+A run is named as NAME=FOLDER. This is the last stage of recipes/synthetic/demo.yaml.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from aurora_rl.evaluation.records import RowResult
 from aurora_rl.files.atomic import write_whole
 from aurora_rl.report.training_page import Run, write_training_page
 
-#: What results.json says of each evaluation.
+#: Measures of each evaluation in results.json.
 KEYS = (
     "format_rate",
     "category_accuracy",
@@ -41,7 +41,7 @@ AUDIO_TYPES = ("audio", "audio + space", "audio order")
 
 @dataclasses.dataclass
 class ReportArguments:
-    """Which runs the page compares, each as NAME=FOLDER.
+    """The runs that the page compares, each as NAME=FOLDER.
 
     Attributes:
         evaluations: output folders of `recipes/evaluate.py`, of the same rows: the run before, the run after, and
@@ -84,18 +84,18 @@ def read_run(text: str) -> Run:
 
 
 def measures(results: Sequence[RowResult]) -> dict[str, float | None]:
-    """The numbers of results.json for one evaluation."""
+    """Compute the numbers of results.json for one evaluation."""
     return {key: MEASURES[key].over(results) for key in KEYS}
 
 
 def ablation_measures(results: Sequence[RowResult]) -> dict[str, float | None]:
-    """As `measures`, with the category accuracy on the references that ask for a sound."""
+    """Compute `measures` and the category accuracy on the references that ask for a sound."""
     audio = [row for row in results if row.reference_type in AUDIO_TYPES]
     return measures(results) | {"audio_category_accuracy": MEASURES["category_accuracy"].over(audio)}
 
 
 def collect(evaluations: Sequence[Run], ablated: Run | None, splits: Sequence[str] | None) -> dict[str, Any]:
-    """The content of results.json: each evaluation under its folder's name, gains over the first, and ablations."""
+    """Make the content of results.json: evaluations by the folder's name, gains over the first, and ablations."""
 
     def counted(rows: Sequence[RowResult]) -> list[RowResult]:
         return [row for row in rows if splits is None or row.split in splits]

@@ -1,11 +1,11 @@
-"""Run the stages of a file, each once: a complete stage is checked and used again, an interrupted one is resumed.
+"""Run the stages of a file: a complete stage is checked and skipped, an interrupted one is resumed.
 
 python recipes/run_stages.py --config recipes/synthetic/demo.yaml --until report  (`make demo`)
 python recipes/run_stages.py --config recipes/synthetic/stages.yaml --jobs 2      (`make demo-full`)
 python recipes/run_stages.py --config recipes/ref_avs/stages_7b.yaml
 
-Each stage is the command that a user would type. Its output goes to <output_dir>/logs/<stage>.log. Ctrl-C, SIGTERM or
-a closed terminal stops the running stages, which write a checkpoint; the same command resumes there.
+Each stage is a command that a user could type. Its output is written to <output_dir>/logs/<stage>.log. Ctrl-C, SIGTERM
+or a closed terminal stops the running stages, which write a checkpoint; the same command resumes from it.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from aurora_rl.files.fingerprint import fingerprint_content
 from aurora_rl.files.output_lock import OutputInUseError, hold
 from recipes.stage_plan import Plan, PlanError, Stage, read_plan
 
-FAILED, UNUSABLE = 1, 2  # exit codes; a stopped run exits with 128 + the signal, as a shell says it
+FAILED, UNUSABLE = 1, 2  # exit codes; a stopped run exits with 128 + the signal, as in a shell
 LOG_LINES_SHOWN = 30
 
 
 class Records:
-    """What is known of the stages: one JSON file each, in <output_dir>/stages."""
+    """Records of the stages: one JSON file each, in <output_dir>/stages."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.folder = plan.output_dir / "stages"
 
     def problem(self, stage: Stage) -> str | None:
-        """Why a stage is not complete; None if it is."""
+        """Return why a stage is not complete; None if it is."""
         record = self._read(stage.name)
         if record is None or "outputs" not in record:
             return "not run yet" if record is None else "was interrupted"
@@ -57,24 +57,24 @@ class Records:
         return None
 
     def check_identity(self, stage: Stage) -> None:
-        """Refuse to go on in a folder that another command, config or earlier stage has filled.
+        """Check that no other command, config or earlier stage has filled the stage's folder.
 
         Raises:
-            PlanError: saying what to do.
+            PlanError: if one has; the error says what to do.
         """
         record = self._read(stage.name)
         if record is not None and record["digest"] != self.plan.digest(stage.name):
             raise PlanError(
-                f"stage {stage.name} was run with another command or config, or on other inputs: run it anew with "
+                f"stage {stage.name} was run with another command or config, or on other inputs: run it again with "
                 f"--redo {stage.name}, which deletes {stage.folder}, or choose another --output_dir. It was\n"
                 f"  {shlex.join(record['command'])}\nand is now\n  {shlex.join(stage.command[1:])}"
             )
 
     def check_inputs(self, stage: Stage) -> None:
-        """Refuse to trust what a stage has made, or begun, of outputs that were made anew since and differ.
+        """Check that the outputs which a complete or interrupted stage has read have not changed since.
 
         Raises:
-            PlanError: saying what to do.
+            PlanError: if one has; the error says what to do.
         """
         record = self._read(stage.name)
         if record is None:
@@ -82,7 +82,7 @@ class Records:
         changed = [name for name, outputs in self._inputs(stage).items() if record["inputs"].get(name) != outputs]
         if changed:
             raise PlanError(
-                f"stage {stage.name} was run on other outputs of {', '.join(changed)} than are there now: run it anew "
+                f"stage {stage.name} was run on other outputs of {', '.join(changed)} than are there now: run it again "
                 f"with --redo {stage.name}, which deletes {stage.folder}"
             )
 
@@ -90,19 +90,19 @@ class Records:
         return self._read(stage.name) is not None
 
     def start(self, stage: Stage, *, resumes: bool) -> None:
-        """Note that the stage's folder belongs to this command, on these inputs, from now on."""
+        """Record that the stage's folder belongs to this command and these inputs."""
         spent = {name: self._spent(stage.name, name) if resumes else 0.0 for name in ("seconds", "cpu_seconds")}
         self._write(stage, {"inputs": self._inputs(stage), **spent})
 
     def spend(self, stage: Stage, seconds: float, cpu_seconds: float) -> None:
-        """Add the time that a run of the stage took, however it ended."""
+        """Add the time of a run of the stage, whether it succeeded or not."""
         record = self._read(stage.name) or {}
         more = {"seconds": seconds, "cpu_seconds": cpu_seconds}
         spent = {name: round(self._spent(stage.name, name) + value, 3) for name, value in more.items()}
         self._write(stage, {**record, **spent})
 
     def complete(self, stage: Stage) -> None:
-        """Note that the stage is complete, with the hashes of its outputs.
+        """Record that the stage is complete, with the hashes of its outputs.
 
         Raises:
             PlanError: if an output is missing.
@@ -114,19 +114,19 @@ class Records:
         self._write(stage, {**(self._read(stage.name) or {}), "outputs": digests})
 
     def forget(self, name: str) -> None:
-        """The stage has to be run anew."""
+        """Delete the record of a stage, so that it runs again."""
         (self.folder / f"{name}.json").unlink(missing_ok=True)
 
     def cpu_seconds(self) -> float:
-        """Processor time of the plan's stages, from the start or from their first checkpoint on."""
+        """Sum the processor time of all runs of the plan's stages."""
         return sum(self._spent(name, "cpu_seconds") for name in self.plan.stages)
 
     @contextlib.contextmanager
     def lock(self, stage: Stage) -> Iterator[int | None]:
-        """A file descriptor that keeps others away from the stage's folder as long as any process holds it open.
+        """Lock the stage's folder; the lock is held as long as any process has the yielded file descriptor open.
 
         Raises:
-            PlanError: if one does.
+            PlanError: if another process holds it.
         """
         with contextlib.ExitStack() as stack:
             try:
@@ -158,11 +158,11 @@ class StageFailedError(Exception):
 
 
 class Runner:
-    """Runs the stages that are not complete, several at once if asked to.
+    """Runs the stages that are not complete, up to `jobs` at a time.
 
     Args:
-        plan: what to run.
-        jobs: how many stages run at a time; each gets its share of the cores for its CPU work.
+        plan: stages to run.
+        jobs: number of stages that run at a time; each gets its share of the cores for its CPU work.
     """
 
     def __init__(self, plan: Plan, *, jobs: int) -> None:
@@ -175,11 +175,11 @@ class Runner:
         self._lock = threading.Lock()
 
     def run(self) -> None:
-        """Run everything.
+        """Run all stages.
 
         Raises:
-            PlanError: if a folder belongs to another command; nothing has been run then.
-            StageFailedError: if a stage failed; those beside it have ended.
+            PlanError: if a folder belongs to another command; nothing is run then.
+            StageFailedError: if a stage failed; those that ran at the same time have ended.
         """
         for stage in self.plan.stages.values():
             self.records.check_identity(stage)
@@ -204,7 +204,7 @@ class Runner:
         return self._failure is None and self.stopped_by is None
 
     def stop(self, signal_number: int) -> None:
-        """Ask the running stages to write a checkpoint and end; no other is started."""
+        """Ask the running stages to write a checkpoint and end; no more stages are started."""
         self.stopped_by = signal_number
         with self._lock:
             for process in self._processes.values():
@@ -213,7 +213,7 @@ class Runner:
                         recipe.terminate()
 
     def _run_if_needed(self, stage: Stage) -> None:
-        if not self._may_start_more:  # it waited for its turn while another failed
+        if not self._may_start_more:  # another stage failed while this one waited
             return
         try:
             self._run_unless_complete(stage)
@@ -236,7 +236,7 @@ class Runner:
         say(f"{stage.name}: done in {(time.perf_counter() - start) / 60:.1f} min")
 
     def _execute(self, stage: Stage, command: Sequence[str], lock: int | None) -> None:
-        """Run a command to its end; should this process be killed, the command's still holds the lock."""
+        """Run a command to its end; if this process is killed, the command's process still holds the lock."""
         log = self.plan.output_dir / "logs" / f"{stage.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         stage.folder.mkdir(parents=True, exist_ok=True)
@@ -251,10 +251,10 @@ class Runner:
                     stderr=subprocess.STDOUT,
                     env=self._environment(),
                     pass_fds=[] if lock is None else [lock],
-                    start_new_session=True,  # a Ctrl-C reaches this process alone, which asks the stages to stop
+                    start_new_session=True,  # Ctrl-C reaches only this process, which asks the stages to stop
                 )
                 self._processes[stage.name] = process
-            _, status, usage = os.wait4(process.pid, 0)  # with all that its processes have used
+            _, status, usage = os.wait4(process.pid, 0)  # includes the time of its child processes
             with self._lock:
                 process.returncode = code = os.waitstatus_to_exitcode(status)
                 del self._processes[stage.name]
@@ -264,38 +264,38 @@ class Runner:
             raise StageFailedError(f"stage {stage.name} failed with exit code {code}; the end of {log}:\n{tail}")
 
     def _environment(self) -> dict[str, str]:
-        """Processes that each take all cores for their threads wait for one another."""
+        """Return the environment that gives each stage its share of the cores' threads."""
         threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)
         return {"OMP_NUM_THREADS": str(threads), **os.environ} if self.jobs > 1 else dict(os.environ)
 
 
 def _recipes_of(pid: int) -> list[psutil.Process]:
-    """The processes to be asked to stop: `accelerate launch` of a single process passes no signal on to it."""
+    """List the processes to signal: `accelerate launch` of a single process does not pass signals on to it."""
     process = psutil.Process(pid)
     is_launcher = "accelerate.commands.launch" in process.cmdline()
     return (process.children() if is_launcher else []) or [process]
 
 
 def say(text: str) -> None:
-    """A line on the terminal, with the time of day."""
+    """Print a line with the time of day."""
     print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
 
 
 def redo(plan: Plan, names: Sequence[str]) -> None:
-    """Delete the folders of stages and of all that was made from them.
+    """Delete the folders of stages and of all stages that need them.
 
     Raises:
         PlanError: if there is no stage of a name.
     """
     plan.check_names(names)
     gone = set(names)
-    for name in plan.stages:  # each after those it needs
+    for name in plan.stages:  # every stage comes after those it needs
         if gone & set(plan.stages[name].needs):
             gone.add(name)
     records = Records(plan)
     for name in gone:
         if plan.stages[name].folder.exists():
-            say(f"{name}: deleted, to be run anew")
+            say(f"{name}: deleted, to be run again")
         records.forget(name)
         shutil.rmtree(plan.stages[name].folder, ignore_errors=True)
 

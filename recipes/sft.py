@@ -2,13 +2,13 @@
 
 accelerate launch --config_file accelerate_configs/cpu.yaml recipes/sft.py --config recipes/synthetic/sft.yaml
 
-The stages are YAML files: they differ in `target`, what a row is trained to say, and in `teacher`.
+The stages are YAML files, which differ in `target`, the text that a row is trained on, and in `teacher`.
 """
 
 from aurora_rl.assembly.early import check_command_line
 
 if __name__ == "__main__":
-    check_command_line("recipes/sft.py")  # what is wrong is told before torch is imported, which takes seconds
+    check_command_line("recipes/sft.py")  # before the import of torch, which takes seconds
 
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +45,7 @@ def with_teacher(
     target_args: TargetArguments,
     training_args: AuroraSFTConfig,
 ) -> tuple[Collator, Teacher | None]:
-    """The collator that adds the teacher's part to a batch, and the teacher itself where it computes in each step."""
+    """Return the collator that adds the teacher's part to a batch, and the teacher if it computes in each step."""
     if target_args.teacher is None or training_args.distill_weight == 0:
         return collate, None
     if target_args.teacher_features is not None:
@@ -55,7 +55,7 @@ def with_teacher(
     return LiveTeacherCollator(collate, teacher), teacher
 
 
-@record  # the launcher's last words are the error of the process that failed first
+@record  # the launcher ends with the error of the process that failed first
 def main(
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -73,7 +73,7 @@ def train(
     target_args: TargetArguments,
     training_args: AuroraSFTConfig,
 ) -> None:
-    """Load, put together, train, and save the model."""
+    """Assemble the trainer, train, and save the model."""
     target = assemble_target(target_args)
     train_samples, eval_samples = load_training_splits(data_args)
     if target_args.target in REFLECTION_TARGETS:

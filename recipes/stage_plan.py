@@ -1,4 +1,4 @@
-"""The stages of a file: what each one runs, and which others it needs. `run_stages.py` runs them.
+"""The plan of a file of stages: each one's command, and the stages that it needs. `run_stages.py` runs it.
 
 output_dir: outputs/full
 stages:
@@ -39,7 +39,7 @@ TOP_KEYS = {"output_dir", "accelerate_config", "stages"}
 
 
 class PlanError(ValueError):
-    """A file of stages that cannot be run as it is written, or a folder that does not fit it."""
+    """A file of stages is invalid, or a folder does not belong to it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +47,13 @@ class Stage:
     """One command.
 
     Attributes:
-        name: of the stage and of its folder.
-        folder: where it leaves its outputs.
-        command: what is run, without the options of a resumed run.
-        config: the recipe's YAML file, whose content belongs to the stage's identity.
-        outputs: files that it must leave, relative to the folder or absolute.
+        name: name of the stage and of its folder.
+        folder: folder of its outputs.
+        command: command of the stage, without the options that resume it.
+        config: YAML file of the recipe, whose content belongs to the stage's identity.
+        outputs: files that it must write, relative to the folder or absolute.
         needs: names of the stages that must be complete before it.
-        resumable: whether it can go on from a checkpoint in its folder (`--resume_from_checkpoint true`).
+        resumable: whether it can resume from a checkpoint in its folder (`--resume_from_checkpoint true`).
     """
 
     name: str
@@ -67,15 +67,15 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All stages by name, each after those it needs."""
+    """All stages by name; each comes after those it needs."""
 
     output_dir: Path
     stages: dict[str, Stage]
 
     def digest(self, name: str) -> str:
-        """Hash of a stage's command and config and of those of the stages it needs.
+        """Hash the commands and configs of a stage and of the stages it needs.
 
-        Neither of the code nor of files that no stage makes.
+        The hash covers neither the code nor files that no stage makes.
         """
         stage = self.stages[name]
         config = "" if stage.config is None else read_text_file(stage.config)
@@ -83,14 +83,14 @@ class Plan:
         return fingerprint_values(parts)
 
     def until(self, names: Sequence[str]) -> Plan:
-        """The plan of these stages and all that they need, directly or not.
+        """Return the plan of these stages and all that they need, directly or not.
 
         Raises:
             PlanError: if there is no stage of a name.
         """
         self.check_names(names)
         wanted = set(names)
-        for name in reversed(self.stages):  # each before those it needs
+        for name in reversed(self.stages):  # every stage comes before those it needs
             wanted |= set(self.stages[name].needs) if name in wanted else set()
         return Plan(self.output_dir, {name: stage for name, stage in self.stages.items() if name in wanted})
 
@@ -100,13 +100,13 @@ class Plan:
             raise PlanError(f"no stage is named {unknown}, the stages are {', '.join(self.stages)}")
 
     def final_outputs(self) -> list[Path]:
-        """What the stages leave that no other stage needs."""
+        """List the outputs of the stages that no other stage needs."""
         needed = {name for stage in self.stages.values() for name in stage.needs}
         last = [stage for name, stage in self.stages.items() if name not in needed]
         return [Path(os.path.normpath(stage.folder / output)) for stage in last for output in stage.outputs]
 
     def graph(self) -> TopologicalSorter[str]:
-        """Which stage needs which, for `graphlib` to put in order."""
+        """Return the graph of the stages' needs, which `graphlib` sorts."""
         return TopologicalSorter({name: stage.needs for name, stage in self.stages.items()})
 
 
@@ -128,10 +128,10 @@ def read_plan(path: str | Path, *, output_dir: str | Path | None = None) -> Plan
 
     Args:
         path: the YAML file.
-        output_dir: instead of the file's.
+        output_dir: folder to use instead of the file's.
 
     Raises:
-        PlanError: if a key is unknown, a stage is referred to that is not there, or stages need one another.
+        PlanError: if a key is unknown, a stage needs one that does not exist, or stages need one another.
     """
     content = _read_content(path)
     root = Path(output_dir or content["output_dir"])
@@ -148,7 +148,7 @@ def read_plan(path: str | Path, *, output_dir: str | Path | None = None) -> Plan
 
 
 def _read_content(path: str | Path) -> dict[str, Any]:
-    """Read a file of stages; what it gives lies over its `base`, which has none itself."""
+    """Read a file of stages; its keys override those of its `base`, which may not have a base itself."""
     content = _load(path)
     if not isinstance(content, dict) or "base" not in content:
         _check_keys(f"{path}", content, TOP_KEYS, required={"output_dir", "stages"})
@@ -177,7 +177,7 @@ def _drafts(kind: str, fields: Mapping[str, Any]) -> Iterator[_Draft]:
     each = fields.get("each", {})
     for values in itertools.product(*each.values()):
         draft = _Draft(kind, dict(zip(each, values, strict=True)), fields)
-        if {"", ".", ".."} & set(draft.name.split("/")):  # the folder that --redo deletes
+        if {"", ".", ".."} & set(draft.name.split("/")):  # --redo deletes this folder
             raise PlanError(f"{draft.name!r} is no name of a stage: expected that of its folder inside `output_dir`")
         yield draft
 
@@ -224,14 +224,14 @@ def _matching(draft: _Draft, pattern: str, drafts: Sequence[_Draft]) -> list[str
 
 
 class _Words:
-    """Fills `{here}`, `{output_dir}`, the stage's own `{seed}` and `{other_stage}`; notes which stages were named."""
+    """Fills `{here}`, `{output_dir}`, the stage's own `{seed}` and `{other_stage}`; records the named stages."""
 
     def __init__(self, draft: _Draft, drafts: Sequence[_Draft], root: Path) -> None:
         self.draft, self.drafts, self.root = draft, drafts, root
         self.referred: set[str] = set()
 
     def fill(self, text: Any) -> str:
-        """The text with its fields replaced; YAML's own true and false in lower case."""
+        """Replace the fields of a text; YAML's true and false are written in lower case."""
         if isinstance(text, bool):
             return str(text).lower()
         parts = string.Formatter().parse(str(text))

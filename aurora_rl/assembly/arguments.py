@@ -19,16 +19,16 @@ class ModelArguments:
         dtype: dtype of the weights.
         attn_implementation: attention kernel, by its name in transformers.
         freeze: names of sub-modules that are not trained, such as `[visual, audio_tower]`.
-        use_peft: train LoRA on the language model (and the modules to save) instead of everything.
+        use_peft: whether LoRA on the language model (and the modules to save) is trained instead of everything.
         lora_r: rank of the LoRA matrices.
         lora_alpha: numerator of LoRA's scale, which is `lora_alpha / lora_r`.
         lora_dropout: dropout of the adapters.
         lora_modules_to_save: modules that are trained and saved whole beside the adapters.
-        load_in_4bit: quantise the language model to 4 bits a weight beneath LoRA; needs bitsandbytes and a GPU.
+        load_in_4bit: whether the language model has 4 bits a weight beneath LoRA; needs bitsandbytes and a GPU.
         memory_limit_gb: memory of its device that a process may take, in GB of 10^9 bytes, by default all there is. A
             recipe whose estimate (`aurora_rl.footprint`) is above it, or above the process's share of the host's
             memory, stops before it loads anything.
-        ignore_memory_estimate: go on where the estimate is above a limit.
+        ignore_memory_estimate: whether a recipe runs although the estimate is above a limit.
     """
 
     model: str = dataclasses.field(
@@ -95,7 +95,7 @@ class DataArguments:
         system_prompt: optional system message.
         min_pixels: lower limit of a frame's area for the vision tower.
         max_pixels: upper limit of a frame's area for the vision tower.
-        use_audio_in_video: whether the sound lies between the frames, chunk by chunk, instead of after them; in your
+        use_audio_in_video: whether the sound is interleaved with the frames, in chunks, instead of after them; in your
             own data set each row may choose, by `AVSample.use_audio_in_video`.
         embedding_cache: folder for the frozen image encoder's embeddings; needed to train `sam` and `sam2` decoders.
     """

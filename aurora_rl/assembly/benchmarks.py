@@ -1,4 +1,4 @@
-"""The samples of a run: the benchmark, its split and its chains of thought are read here."""
+"""The samples of a run: this module reads the benchmark, its splits and its chains of thought."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from aurora_rl.files.output_lock import check_free
 from aurora_rl.files.plain import parse_json, read_text_file
 from aurora_rl.tasks.targets import TARGETS
 
-UNUSABLE = 2  # exit code, as argparse's
+UNUSABLE = 2  # exit code, the same as argparse's
 #: Names of weights' dtypes, as torch has them.
 DTYPES = ("auto", "bfloat16", "float16", "float32", "float64", "half", "float", "double")
 #: Files that make a folder a model or an adapter.
@@ -156,7 +156,7 @@ def check_dtype(dtype: str, *, name: str) -> None:
 
 
 def means_folder(model: str) -> bool:
-    """Whether a model's name means a folder, by its form: names on the hub are organisation/name.
+    """Return whether a model's name means a folder, by its form: names on the hub are organisation/name.
 
     >>> means_folder("./sft"), means_folder("outputs/demo/sft"), means_folder("Qwen/Qwen2.5-Omni-3B")
     (True, True, False)

@@ -1,7 +1,7 @@
-"""Environment variables that a YAML file sets by its key `env`, and those that it may not set.
+"""Environment variables that a YAML file may set by its key `env`.
 
-People pass configs on, so a config must not decide which code is loaded, where requests and keys go, nor what a secret
-is. Only names that are known to tune a library are allowed; if another is found, no variable is set.
+Configs are shared, so a config must not decide which code is loaded, where requests and keys are sent, or what a secret
+is. Only names that are known to tune a library are allowed; if there is another one, no variable is set.
 """
 
 from __future__ import annotations

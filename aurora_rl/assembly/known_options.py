@@ -84,14 +84,14 @@ def options_of(*scripts: str) -> Options:
 
 
 def read_config(path: str | Path, options: Options) -> dict[str, Any]:
-    """The keys of a YAML file with their values, `env` left out.
+    """Read the keys of a YAML file with their values, without `env`.
 
     Args:
         path: the file.
-        options: which keys it may have.
+        options: options whose names the file may have as keys.
 
     Raises:
-        ValueError: if the file is missing or no YAML mapping, or has a key or value that the options do not allow.
+        ValueError: if the file is missing or not a YAML mapping, or has a key or value that the options do not allow.
     """
     content = read_yaml(path, name="--config", example="recipes/synthetic/evaluate.yaml")
     unknown = [str(name) for name in content if name != "env" and name not in options]
@@ -114,11 +114,11 @@ def read_yaml(path: str | Path, *, name: str, example: str) -> dict[str, Any]:
 
     Args:
         path: the file.
-        name: of the option that it comes from, for the error.
-        example: a file of its kind, for the error.
+        name: name of the option that gave the path, for the error.
+        example: path of a file of this kind, for the error.
 
     Raises:
-        ValueError: if it is missing, no YAML, or no mapping.
+        ValueError: if the file is missing, not YAML, or not a mapping.
     """
     check_file(path, name=name)
     try:

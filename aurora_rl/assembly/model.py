@@ -1,4 +1,4 @@
-"""The model of a run: it is loaded, and frozen, quantised or given LoRA as the arguments say."""
+"""The model of a run: this module loads it, and freezes, quantises or adds LoRA as the arguments say."""
 
 from __future__ import annotations
 

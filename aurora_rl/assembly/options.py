@@ -20,7 +20,7 @@ RENAMED = {
     "splits": ("split",),
 }
 
-#: What stands for the value of an option in `--help`, where its name in capitals would say less.
+#: Placeholders of options' values in `--help`, if the option's name in capitals would say less.
 VALUES = {"config": "FILE", "data_root": "DIR", "output": "FILE", "output_dir": "DIR"}
 
 
@@ -54,7 +54,7 @@ class OptionParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse as `argparse` does; every way of parsing comes through here."""
+        """Parse as `argparse` does; every way of parsing calls this method."""
         words = list(sys.argv[1:] if args is None else args)
         end = words.index("--") if "--" in words else len(words)
         return super().parse_known_args([*map(self._own_spelling, words[:end]), *words[end:]], namespace)

@@ -1,4 +1,4 @@
-"""A recipe's YAML and command line; how clips are given to a model defaults to what its checkpoint says."""
+"""Parsers of a recipe's YAML and command line; options of clips default to those that the checkpoint records."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class RecipeParser(ConfigParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse as `argparse` does; every way of parsing comes through here."""
+        """Parse as `argparse` does; every way of parsing calls this method."""
         found, rest = super().parse_known_args(args, namespace)
         options = saved_clip_options(found.model)
         saved = options.to_arguments() if options else {}

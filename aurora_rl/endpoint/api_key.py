@@ -1,4 +1,4 @@
-"""The key of an endpoint: it comes from the environment alone, and is cut out of every text that may quote it."""
+"""The key of an endpoint: it comes from the environment only, and is removed from every text that may quote it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import os
 import re
 import urllib.parse
 
-NO_KEY = "EMPTY"  # what local servers are sent, who ask for none
-SHORTEST_SECRET = 8  # characters; shorter keys ("EMPTY", "x") are placeholders, and words of ordinary replies
-BEGINNING = 12  # characters of a long key by which one that is quoted in part is found
+NO_KEY = "EMPTY"  # value for local servers, which need no key
+SHORTEST_SECRET = 8  # characters; shorter keys ("EMPTY", "x") are placeholders, and may be words of any reply
+BEGINNING = 12  # first characters of a long key, by which a partly quoted key is found
 
 
 @dataclasses.dataclass(frozen=True)
 class ApiKey:
-    """A key that does not show.
+    """A key whose text is not shown.
 
     Attributes:
-        variable: environment variable that it was looked for in.
-        value: the key; None where there is none.
+        variable: environment variable that may hold it.
+        value: the key; None if there is none.
     """
 
     variable: str
@@ -28,10 +28,10 @@ class ApiKey:
 
     @classmethod
     def read(cls, variable: str) -> ApiKey:
-        """Read the key from an environment variable, which may be empty or not set.
+        """Read the key from an environment variable, which may be empty or unset.
 
         Raises:
-            ValueError: if the variable's name or the key cannot be one. It shows neither: each may be the key.
+            ValueError: if the variable's name or the key is invalid. The message shows neither: each may be the key.
         """
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
             raise ValueError(
@@ -43,7 +43,7 @@ class ApiKey:
         return cls(variable, key or None)
 
     def cut_out(self, text: str, *, shortest: int = 1) -> str:
-        """Text without the key, however it is written, or a beginning of it; keys under `shortest` characters stay."""
+        """Remove the key, escaped or not, and beginnings of it from a text; keys under `shortest` characters stay."""
         if self.value is None or len(self.value) < shortest:
             return text
         for written in (

@@ -1,4 +1,4 @@
-"""How an endpoint is reached and what it is sent, as options of a command or keys of a config."""
+"""Arguments of an endpoint: its address, its requests and retries, as options of a command or keys of a config."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ MAX_TOKENS_FIELDS = ("max_completion_tokens", "max_tokens")
 
 @dataclasses.dataclass
 class EndpointArguments:
-    """Which model is asked, and how hard.
+    """The model that is asked, and the limits of its requests.
 
     Attributes:
         model: name of the model at the endpoint.
-        base_url: address up to and with `/v1`; by default OpenAI's, or what OPENAI_BASE_URL says.
+        base_url: address that ends with `/v1`; by default OPENAI_BASE_URL, or else OpenAI's.
         api_key_env: environment variable with the key.
-        response_format: how the form of a reply is asked for beside the words: "json_schema", "json_object" for
+        response_format: field of a request that demands the form of the reply: "json_schema", "json_object" for
             endpoints that only know JSON, "none" for those that know neither.
         max_tokens: largest number of tokens of a reply, reasoning included.
-        max_tokens_field: name of that in a request: "max_completion_tokens" or, at Mistral and several local servers,
-            "max_tokens"; by default the first, and the second once the endpoint has refused the first.
-        temperature: sampling temperature; None leaves it to the endpoint.
+        max_tokens_field: name of this limit in a request: "max_completion_tokens" or, for Mistral and some local
+            servers, "max_tokens"; by default the first, and the second once the endpoint has refused the first.
+        temperature: sampling temperature; None for the endpoint's default.
         extra_body: further fields of each request as JSON, such as `{"top_k": 20}`.
-        concurrency: questions that are asked at the same time.
+        concurrency: number of questions that are asked at the same time.
         timeout_s: seconds that the endpoint may take for one reply.
-        max_attempts: largest number of requests for one question, without those refused by 429.
+        max_attempts: largest number of requests for one question, not counting those refused by 429.
         max_rate_limits: largest number of requests for one question that are refused by 429.
-        backoff_s: first pause after a failure, in seconds; it doubles with each.
-        max_backoff_s: longest pause that is not the endpoint's own wish.
+        backoff_s: first pause after a failure, in seconds; it doubles with each further one.
+        max_backoff_s: longest pause in seconds, unless the endpoint asks for a longer one.
         input_price: price of a million prompt tokens.
         output_price: price of a million completion tokens.
     """
@@ -100,18 +100,18 @@ class EndpointArguments:
             raise ValueError("only one of input_price and output_price is given: a cost needs both")
         self.extra_fields()
         check_address(self.base_url, name="base_url")
-        if self.base_url is None:  # the client reads it there
+        if self.base_url is None:  # the client reads this variable
             check_address(os.environ.get("OPENAI_BASE_URL"), name="OPENAI_BASE_URL")
 
     def extra_fields(self) -> dict[str, Any]:
-        """`extra_body` read; a `ValueError` where it is no JSON object."""
+        """Parse `extra_body`; a `ValueError` if it is not a JSON object."""
         fields = json.loads(self.extra_body) if isinstance(self.extra_body, str) else self.extra_body or {}
         if not isinstance(fields, dict):
             raise ValueError(f"extra_body is {self.extra_body!r}: expected a JSON object")
         return fields
 
     def cost(self, usage: Usage) -> float | None:
-        """What tokens cost, in the currency of the prices; None where there are none."""
+        """Return the cost of tokens, in the currency of the prices; None without prices."""
         if self.input_price is None or self.output_price is None:
             return None
         return (usage.prompt_tokens * self.input_price + usage.completion_tokens * self.output_price) / 1e6

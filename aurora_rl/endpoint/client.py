@@ -1,12 +1,12 @@
-"""An OpenAI-compatible chat endpoint that is asked again until it answers well, within bounds.
+"""An OpenAI-compatible chat endpoint, whose questions are retried within limits until the answer is valid.
 
-What goes wrong on the way (a status of 429 or 5xx, a timeout, a connection that breaks, half a body, a reply that is
-not what was asked for) is repeated with growing pauses. What no repetition mends leaves the question without an answer
-where it concerns the question (moderation, size), and refuses all of them where it concerns all (a wrong key, no such
-model, no money left): `refusals` tells these apart.
+Failures that may pass (a status of 429 or 5xx, a timeout, a broken connection, half a body, an invalid reply) are
+retried with growing pauses. Other failures leave one question without an answer if they concern this question
+(moderation, size), and end all questions if they concern all (a wrong key, no such model, no money left): `refusals`
+distinguishes these.
 
-The key is in no text that leaves this module: errors of the `openai` package are taken apart here and never passed on,
-and the key is cut out of what the endpoint says.
+No text that leaves this module holds the key: errors of the `openai` package are replaced by ours, and the key is
+removed from the endpoint's messages.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 
 LONGEST_RETRY_AFTER_S = 3600.0
 DETAIL_LENGTH = 300
-#: Log every request with its address, or more, at levels below warnings.
+#: Loggers of libraries that log every request with its address, or more, at levels below warnings.
 CHATTY_LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
 HINTS = {"response_format": "try response_format json_object or none"} | {
     field: "see max_tokens_field" for field in MAX_TOKENS_FIELDS
@@ -44,17 +44,17 @@ HINTS = {"response_format": "try response_format json_object or none"} | {
 
 
 class ChatEndpoint:
-    """Asks one model, many questions at a time.
+    """Asks one model many questions at a time.
 
     Args:
-        args: how it is reached.
-        seed: of the pauses' jitter.
+        args: address, limits and prices.
+        seed: seed of the pauses' jitter.
 
     Attributes:
-        failed_attempts: how many attempts failed, by reason.
+        failed_attempts: number of failed attempts by reason.
 
     Raises:
-        ValueError: if no model is named, the key is not one, or the package `openai` is not installed.
+        ValueError: if no model is named, the key is invalid, or the package `openai` is not installed.
     """
 
     def __init__(self, args: EndpointArguments, *, seed: int = 0) -> None:
@@ -72,7 +72,7 @@ class ChatEndpoint:
 
     @property
     def has_answered(self) -> bool:
-        """Whether any question has had a reply, good or not."""
+        """Whether any question has had a reply, valid or not."""
         return self._under_way.has_answered
 
     async def close(self) -> None:
@@ -154,14 +154,14 @@ class ChatEndpoint:
         except openai.APIConnectionError as error:
             raise BadReplyError("connection", _innermost(error)) from None
         except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
-            # The package reads bodies with json.loads and trusts their form.
+            # The package parses bodies with json.loads and does not check their form.
             raise BadReplyError("broken_body", f"{type(error).__name__}: {error}") from None
         if self._shows_the_older_field(sent, refusal):
             return await self._completion(body)
         raise await self._judge(refusal, wait_s=retry_after(headers))
 
     def _shows_the_older_field(self, sent: Mapping[str, Any], refusal: Refusal) -> bool:
-        """Whether to ask by `max_tokens`, which is remembered: some endpoints refuse the newer name."""
+        """Return whether to retry with `max_tokens`, and remember it: some endpoints refuse the newer name."""
         tried, other = MAX_TOKENS_FIELDS
         is_free = self.args.max_tokens_field is None and tried in sent
         if not is_free or refusal.kind is not Kind.BAD_REQUEST or not refusal.knows_no(tried):
@@ -195,7 +195,7 @@ class ChatEndpoint:
         return f"Check the key in the environment variable {self.args.api_key_env}, and what it may do."
 
     def _clean(self, text: str) -> str:
-        """An error's text, which may quote the endpoint at length: without the key, and no longer than need be."""
+        """Remove the key from an error's text, which may quote the endpoint, and shorten it."""
         text = one_line(self._key.cut_out(text))
         return text if len(text) <= DETAIL_LENGTH else text[:DETAIL_LENGTH] + "..."
 

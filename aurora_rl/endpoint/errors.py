@@ -1,15 +1,15 @@
-"""What can go wrong with a question: one attempt, the question, or all questions."""
+"""Errors of one attempt, of a question, or of all questions."""
 
 from __future__ import annotations
 
 
 class BadReplyError(ValueError):
-    """One attempt led to nothing.
+    """One attempt brought no valid reply.
 
     Attributes:
-        reason: a word to count by, such as "timeout" or "cut_off".
-        repeatable: whether another attempt may do better.
-        wait_s: how long the endpoint asks to wait before it, in seconds.
+        reason: word by which failures are counted, such as "timeout" or "cut_off".
+        repeatable: whether a retry may succeed.
+        wait_s: pause that the endpoint asks for before a retry, in seconds.
     """
 
     def __init__(self, reason: str, detail: str, *, repeatable: bool = True, wait_s: float | None = None) -> None:
@@ -21,7 +21,7 @@ class NoAnswerError(Exception):
     """A question stays without an answer.
 
     Attributes:
-        reason: that of the last attempt.
+        reason: reason of the last attempt.
         attempts: number of requests that were made.
     """
 
@@ -31,4 +31,4 @@ class NoAnswerError(Exception):
 
 
 class EndpointRefusedError(RuntimeError):
-    """No question will be answered: the key, the address or the model is wrong, or the money is spent."""
+    """No question can be answered: the key, the address or the model is wrong, or no money is left."""

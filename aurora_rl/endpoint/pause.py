@@ -1,4 +1,4 @@
-"""The pauses between attempts, which all questions to an endpoint share after a 429."""
+"""Pauses between attempts, which all questions to an endpoint share after a 429."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from aurora_rl.endpoint.errors import BadReplyError
 
 
 class SharedPause:
-    """When the next attempt may be made: for a question after its own failure, for all questions after a 429.
+    """Waits before the next attempt: of one question after its own failure, of all questions after a 429.
 
     Args:
-        args: the pauses' lengths.
-        rng: of their jitter, so that questions do not come back all at once.
+        args: arguments with the pauses' lengths.
+        rng: generator of their jitter, so that questions are not retried all at once.
     """
 
     def __init__(self, args: EndpointArguments, rng: random.Random) -> None:
         self._args, self._rng = args, rng
-        self._until = 0.0  # on the monotonic clock
-        self._bursts = 0  # of 429s, since the last good reply
+        self._until = 0.0  # time of the monotonic clock
+        self._bursts = 0  # bursts of 429s since the last valid reply
 
     async def over(self) -> None:
         """Wait until nobody need wait, and then a little, each question for another time."""
@@ -40,23 +40,23 @@ class SharedPause:
             await asyncio.sleep(max(self._backoff(attempts), error.wait_s or 0.0))
             return
         now = time.monotonic()
-        if now >= self._until:  # questions that were under way when the pause began are of the same burst
+        if now >= self._until:  # questions sent before the pause began belong to the same burst
             self._bursts += 1
         wait_s = self._backoff(self._bursts) if error.wait_s is None else error.wait_s
         self._until = max(self._until, now + wait_s)
 
     def reset(self) -> None:
-        """The endpoint answers: the next 429 starts with a short pause again."""
+        """Let the next 429 start with a short pause again, as the endpoint has answered."""
         self._bursts = 0
 
     def _backoff(self, failures: int) -> float:
-        """Between half and all of `backoff_s` x 2^(failures - 1), in seconds."""
+        """Draw a pause between half and all of `backoff_s` x 2^(failures - 1), in seconds."""
         longest = min(self._args.max_backoff_s, self._args.backoff_s * 2.0 ** min(failures - 1, 30))
         return longest * self._rng.uniform(0.5, 1.0)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a response's `Retry-After` asks to wait, given as a number or a date; None where it does not."""
+    """Return the seconds that a response's `Retry-After` asks for, as a number or a date; None if it has none."""
     value = headers.get("retry-after")
     if value is None:
         return None

@@ -1,7 +1,7 @@
-"""What an endpoint says where it refuses a request, and whom that concerns: one question, or all of them.
+"""The meaning of an endpoint's refusal of a request: it concerns one question, or all of them.
 
-A status alone does not tell. 403 is a wrong key at one endpoint and a prompt that its moderation stopped at another, a
-wrong key is 400 at Gemini, an empty purse 429 at OpenAI. So the body is read: its codes first, then its words.
+The status alone is ambiguous. 403 means a wrong key at one endpoint and a prompt stopped by moderation at another; a
+wrong key is 400 at Gemini, and no money left is 429 at OpenAI. So the body is read: its codes first, then its words.
 
     OpenAI, vLLM   {"error": {"message": "...", "type": "...", "code": "insufficient_quota"}}
     FastAPI        {"detail": "Not Found"}, {"detail": [{"loc": ["body", "top_k"], "msg": "Extra inputs ..."}]}
@@ -19,7 +19,7 @@ import json
 import re
 from collections.abc import Iterator
 
-#: Fields that hold words, and those that hold codes. A refused request that is quoted ("input") is neither.
+#: Fields that hold words, and fields that hold codes. The quoted request ("input") is neither.
 WORD_FIELDS = (
     *("message", "msg", "detail", "error", "errors", "error_message", "error_msg", "error_description"),
     *("description", "title", "reason", "reasons", "metadata", "raw"),
@@ -28,7 +28,7 @@ CODE_FIELDS = ("code", "type", "error_type", "error_code", "status", "reason")
 QUOTING_FIELDS = ("input", "ctx", "flagged_input")
 DEEPEST = 8
 MOST_WORDS = 20
-LONGEST_WORDS = 4000  # characters that are looked at
+LONGEST_WORDS = 4000  # characters that are searched
 
 MODERATED_CODE = r"contentfilter|contentpolicy|moderat|responsibleai|datainspection|unsafe|sensitivecontent|safety"
 MONEY_CODE = r"insufficient(quota|balance|credit|fund)|billing|paymentrequired|arrearage|creditbalance"
@@ -48,7 +48,7 @@ KEY_WORDS = (
     r"|\baccount\b.{0,20}\b(is|was|has been)\b.{0,20}"
     r"\b(suspended|disabled|deactivated|flagged|terminated|blocked|banned)"
 )
-RIGHTS_WORDS = (  # of a 403 or 404, after it is known to be no moderation
+RIGHTS_WORDS = (  # words of a 403 or 404 that is not moderation
     r"\bkey\b|\btoken\b|bearer|authenticat|authori[sz]|credential|permission|\baccount\b|\baccess\b|subscription"
 )
 _CONTENT = r"(input|prompt|request|content|message|image|audio|video|text|query)s?"
@@ -62,10 +62,10 @@ MODEL_WORDS = (
     r"|not a valid model|access to (the )?model"
 )
 NO_SUCH_PLACE = r"^\W*(404\W*)?(not found|page not found|no route|invalid url|unknown url)\b|404 (page )?not found"
-#: All that is said where nothing is: what other questions get tells whether it is about the key or about this one.
+#: Words of a refusal without a reason: the replies to other questions show whether it is about the key or this one.
 NO_REASON = r"^\W*(error|40[35]|410|forbidden|access denied|method not allowed|gone|it gives no reason|\W)+$"
 TOO_LARGE_WORDS = r"too (large|long|big)\b|(context|maximum) (length|window|size)|maximum context|request entity"
-#: Words by which a field is refused for its value, not because nobody knows it.
+#: Words by which a field is refused for its value, not for its name.
 VALUE_WORDS = (
     r"too (large|high|big|long|small)|at (most|least)|exceed|maximum|(less|greater|smaller|larger) than|context"
 )
@@ -75,7 +75,7 @@ UNCLEAR_STATUSES = (403, 404, 405, 410)
 
 
 class Kind(enum.Enum):
-    """What a refusal is about. The first three concern all questions, the next three this one."""
+    """The subject of a refusal. The first three concern all questions, the next three this one."""
 
     MONEY = "money"
     KEY = "key"
@@ -85,17 +85,17 @@ class Kind(enum.Enum):
     BAD_REQUEST = "bad_request"
     RATE_LIMIT = "rate_limit"
     SERVER_ERROR = "server_error"
-    UNCLEAR = "unclear"  # about the key, the address or the question: what others get tells
+    UNCLEAR = "unclear"  # the key, the address or the question: the replies to others decide
 
 
 @dataclasses.dataclass(frozen=True)
 class Refusal:
-    """A response of 4xx or 5xx.
+    """A response with status 4xx or 5xx.
 
     Attributes:
-        status: of HTTP.
-        words: the endpoint's own, on one line without control characters; never empty.
-        codes: its codes and types, as letters and digits in lower case.
+        status: status of HTTP.
+        words: the endpoint's message, on one line without control characters; never empty.
+        codes: codes and types in the body, as letters and digits in lower case.
     """
 
     status: int
@@ -104,7 +104,7 @@ class Refusal:
 
     @property
     def kind(self) -> Kind:
-        """What it is about, by codes, then words, then the status."""
+        """The subject, by the codes, then the words, then the status."""
         if self.status == 402 or self._has(MONEY_CODE, MONEY_WORDS):
             return Kind.MONEY
         if self.status != 429 and self._has_code(MODERATED_CODE):
@@ -136,7 +136,7 @@ class Refusal:
         return Kind.BAD_REQUEST
 
     def knows_no(self, field: str) -> bool:
-        """Whether the request was refused because it has this field, whatever its value."""
+        """Return whether the request was refused because it has this field, whatever its value."""
         names_it = re.search(rf"(?<!\w){re.escape(field)}(?!\w)", self.words) is not None
         return names_it and not self._says(VALUE_WORDS)
 
@@ -151,7 +151,7 @@ class Refusal:
 
 
 def read_refusal(status: int, body: str) -> Refusal:
-    """What a response with a status says: JSON in any of the known forms, HTML or text."""
+    """Read the body of a refusal: JSON in any of the known forms, HTML or text."""
     try:
         return refusal_of(status, json.loads(body))
     except (ValueError, RecursionError):
@@ -160,7 +160,7 @@ def read_refusal(status: int, body: str) -> Refusal:
 
 
 def refusal_of(status: int, said: object) -> Refusal:
-    """`read_refusal` of a body that has been parsed."""
+    """Read a refusal whose body has been parsed; see `read_refusal`."""
     words = list(itertools.islice(dict.fromkeys(_words(said)), MOST_WORDS))
     if not words and said:
         words = [json.dumps(said, ensure_ascii=False, default=str)]
@@ -169,7 +169,7 @@ def refusal_of(status: int, said: object) -> Refusal:
 
 
 def one_line(text: str) -> str:
-    """Text from outside for a terminal and a log: without control characters, with single blanks."""
+    """Make text from outside safe for a terminal and a log: no control characters, single blanks."""
     return " ".join("".join(character if character.isprintable() else " " for character in text).split())
 
 

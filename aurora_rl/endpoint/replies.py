@@ -1,4 +1,4 @@
-"""What is in a reply with a status of 200: the model's text, its tokens, or an error all the same."""
+"""Readers of a reply with status 200: the model's text, its tokens, or an error that a proxy sent so."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from aurora_rl.endpoint.refusals import Refusal, refusal_of
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """Tokens as the endpoint counted them, of one or more requests.
+    """Tokens of one or more requests, as the endpoint counted them.
 
     Attributes:
-        requests: that came back with a reply, be it good or not.
-        prompt_tokens: read.
-        completion_tokens: written.
-        uncounted: requests whose reply told no numbers.
+        requests: number of requests that had a reply, valid or not.
+        prompt_tokens: number of tokens in the prompts.
+        completion_tokens: number of tokens in the completions.
+        uncounted: number of requests whose reply had no counts.
     """
 
     requests: int = 0
@@ -29,7 +29,7 @@ class Usage:
 
 
 def read_usage(completion: object) -> Usage | None:
-    """Tokens of a reply; None where it is no completion, which costs nothing."""
+    """Read the tokens of a reply; None if it is not a completion, which costs nothing."""
     from openai.types.chat import ChatCompletion
 
     if not isinstance(completion, ChatCompletion):
@@ -42,7 +42,7 @@ def read_usage(completion: object) -> Usage | None:
 
 
 def refusal_inside(completion: object) -> Refusal | None:
-    """The error that proxies send with a status of 200, instead of a reply or inside it; None where there is none."""
+    """Read the error that proxies send with status 200, instead of a reply or inside it; None if there is none."""
     choices = getattr(completion, "choices", None)
     choice = choices[0] if isinstance(choices, list) and choices else None
     error = getattr(completion, "error", None) or getattr(choice, "error", None)
@@ -53,10 +53,10 @@ def refusal_inside(completion: object) -> Refusal | None:
 
 
 def read_text(completion: object) -> str:
-    """What the model wrote; the package builds its objects without checking them.
+    """Read the model's text; the package builds its objects without checking them.
 
     Raises:
-        BadReplyError: if it is cut off, refused, or there is none.
+        BadReplyError: if the text is cut off, refused or missing.
     """
     choices = getattr(completion, "choices", None)
     choice = choices[0] if isinstance(choices, list) and choices else None
@@ -71,13 +71,13 @@ def read_text(completion: object) -> str:
     if finish_reason == "length":
         raise BadReplyError("cut_off", "the reply was cut off: raise max_tokens")
     if not isinstance(text, str) or not text.strip():
-        said = f": {completion}" if isinstance(completion, str) else ""  # a page instead of JSON
+        said = f": {completion}" if isinstance(completion, str) else ""  # a web page instead of JSON
         raise BadReplyError("broken_body", f"the response holds no text of a model{said}")
     return text
 
 
 def _join_parts(content: object) -> tuple[object, str]:
-    """Text and refusal of a message's content, which some endpoints send as a list of parts; thinking is left out."""
+    """Return text and refusal of a message's content; some endpoints send a list of parts. Thinking is skipped."""
     if not isinstance(content, list):
         return content, ""
     parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]

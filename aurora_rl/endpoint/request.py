@@ -1,4 +1,4 @@
-"""What is sent to an endpoint: the body of one request, in the words that this endpoint knows."""
+"""The body of one request, with the fields that this endpoint knows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aurora_rl.endpoint.arguments import MAX_TOKENS_FIELDS, EndpointArguments
 def request_body(
     args: EndpointArguments, messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any] | None, schema_name: str
 ) -> dict[str, Any]:
-    """Arguments of the `openai` package for one request; without a schema the reply may have any form."""
+    """Return the `openai` package's arguments for one request; without a schema the reply may have any form."""
     body: dict[str, Any] = {"model": args.model, "messages": messages, "extra_body": args.extra_fields()}
     if body["extra_body"].keys().isdisjoint(MAX_TOKENS_FIELDS):
         body[args.max_tokens_field or MAX_TOKENS_FIELDS[0]] = args.max_tokens
@@ -26,6 +26,6 @@ def request_body(
 
 
 def with_max_tokens(body: Mapping[str, Any]) -> dict[str, Any]:
-    """A request with the older name of its field for the longest reply."""
+    """Return a request whose limit of tokens has the older name of this field."""
     tried, other = MAX_TOKENS_FIELDS
     return {other if name == tried else name: value for name, value in body.items()}

@@ -1,4 +1,4 @@
-"""The questions under way, by which a refusal is judged that may concern one of them or all."""
+"""Counts of the questions in progress, by which an unclear refusal is judged."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import AsyncIterator
 
 
 class QuestionsUnderWay:
-    """Counts the questions under way, and knows whether the endpoint has answered any.
+    """Counts the questions in progress, and records whether the endpoint has answered any.
 
     Attributes:
-        has_answered: whether any question has had a reply, good or not.
+        has_answered: whether any question has had a reply, valid or not.
     """
 
     def __init__(self) -> None:
         self.has_answered = False
-        self._asking = self._undecided = 0  # of those that are asked, some wait for what the others get
+        self._asking = self._undecided = 0  # questions in progress; those of them that wait for the replies to others
         self._changed = asyncio.Condition()
 
     @contextlib.asynccontextmanager

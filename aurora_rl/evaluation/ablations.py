@@ -1,4 +1,4 @@
-"""What a model still answers when a modality is taken away: proof that it watches, listens and reads.
+"""Ablations remove a modality to show that the model's answers depend on video, sound and text.
 
 Each ablation changes the input only; scores are taken against the unchanged truth.
 """
@@ -15,17 +15,17 @@ from aurora_rl.data.sample import AVClip, AVSample
 
 
 def mute(clip: AVClip) -> AVClip:
-    """The clip with digital silence; one without sound stays as it is."""
+    """Replace the clip's sound by digital silence; a clip without sound is returned unchanged."""
     return clip if clip.waveform is None else dataclasses.replace(clip, waveform=np.zeros_like(clip.waveform))
 
 
 def blank(clip: AVClip) -> AVClip:
-    """The clip with every frame a uniform mid-grey."""
+    """Replace every frame of the clip by a uniform mid-grey."""
     return dataclasses.replace(clip, frames=np.full_like(clip.frames, 128))
 
 
 def shuffle_text(samples: Sequence[AVSample]) -> list[AVSample]:
-    """Each sample asked another's question: references move half the list on, the truth stays."""
+    """Give each sample another one's reference, half the list away; the truth stays."""
     shift = (len(samples) + 1) // 2
     return [
         dataclasses.replace(sample, reference=samples[(index + shift) % len(samples)].reference)
@@ -35,13 +35,13 @@ def shuffle_text(samples: Sequence[AVSample]) -> list[AVSample]:
 
 @dataclasses.dataclass(frozen=True)
 class Ablation:
-    """A change of the media, of the questions, or of neither.
+    """A change of the media, of the questions, or none.
 
     Attributes:
-        change_clip: maps a loaded clip to what the model gets.
-        change_samples: maps the samples, in order, to those that are asked.
-        changes_frames: whether `change_clip` changes what is seen, so that no cache of image embeddings holds.
-        read: loads a clip.
+        change_clip: function from a loaded clip to the model's input.
+        change_samples: function from the samples, in order, to those that are asked.
+        changes_frames: whether `change_clip` changes the frames, so that cached image embeddings are invalid.
+        read: function that loads a clip.
     """
 
     change_clip: Callable[[AVClip], AVClip] = lambda clip: clip

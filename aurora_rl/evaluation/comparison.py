@@ -1,4 +1,4 @@
-"""Two systems' scores beside each other, row by row: who is better, by how much, how surely, and on which rows."""
+"""The comparison of two systems row by row: differences of scores, their intervals, and the rows with most change."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Difference:
         wins: rows on which the second system is better.
         losses: rows on which it is worse.
         ties: rows on which both are equal.
-        verdict: whether the interval lies wholly on one side of 0: `"better"`, `"worse"` or `"unclear"`, of the second.
+        verdict: verdict on the second system: `"better"` or `"worse"` if the interval does not hold 0, or `"unclear"`.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class RowDifference:
-    """One row of two systems; J&F, or S of a null reference."""
+    """The scores of two systems on one row: J&F, or S of a null reference."""
 
     row: int
     uid: str
@@ -62,13 +62,13 @@ class Comparison:
     """Two systems on the same rows.
 
     Attributes:
-        preset: the preset of both.
-        num_rows: how many rows there are.
-        splits: the differences of each split.
-        by_category: of J&F (S for null references) of each category.
-        by_reference_type: likewise.
-        by_novelty: likewise, of the unseen split's seen and new categories.
-        derived_types: rows whose reference type is from the sentence.
+        preset: preset of both.
+        num_rows: number of rows.
+        splits: differences of each split.
+        by_category: differences of J&F (S for null references) of each category.
+        by_reference_type: the same differences of each reference type.
+        by_novelty: the same differences of the unseen split's seen and new categories.
+        derived_types: number of rows whose reference type is derived from the sentence.
         wins: rows that the second system improves most, largest first.
         losses: rows that it worsens most.
     """
@@ -84,12 +84,12 @@ class Comparison:
     losses: list[RowDifference]
 
     def to_dict(self) -> dict[str, Any]:
-        """This comparison as plain dicts, ready for JSON."""
+        """Convert the comparison to plain dicts, ready for JSON."""
         return dataclasses.asdict(self)
 
 
 def compare_results(first: Iterable[RowResult], second: Iterable[RowResult]) -> Comparison:
-    """Compare two systems by their masks, each row with itself.
+    """Compare two systems by their masks, row by row.
 
     Raises:
         ValueError: if they were scored under different presets, or hold different rows.
@@ -113,10 +113,10 @@ def compare_results(first: Iterable[RowResult], second: Iterable[RowResult]) -> 
 def compare_overall(
     first: Iterable[RowResult], second: Iterable[RowResult], *, names: Iterable[str] = MEASURES
 ) -> dict[str, Difference]:
-    """The difference of each measure over all rows; a measure that one system has no number of is left out.
+    """Compute the difference of each measure over all rows; measures that one system does not have are skipped.
 
     Raises:
-        ValueError: as `compare_results`, or if a measure applies to other rows of the one system than of the other.
+        ValueError: as `compare_results`, or if a measure applies to different rows of the two systems.
     """
     pairs, _ = _pair(list(first), list(second))
     return {difference.name: difference for difference in _differences(pairs, names)}
@@ -126,7 +126,7 @@ Pair = tuple[RowResult, RowResult]
 
 
 def _pair(first: Sequence[RowResult], second: Sequence[RowResult]) -> tuple[list[Pair], str]:
-    """The rows of both in the order of the table, and their preset."""
+    """Pair the rows of both, in the order of the table; return the pairs and their preset."""
     preset = only_preset([*first, *second])
     by_key = {row.key: row for row in first}, {row.key: row for row in second}
     unpaired = sorted(by_key[0].keys() ^ by_key[1].keys())
@@ -142,7 +142,7 @@ def _pair(first: Sequence[RowResult], second: Sequence[RowResult]) -> tuple[list
 
 
 def _by(pairs: Sequence[Pair], key: GroupKey, names: Iterable[str]) -> dict[str, list[Difference]]:
-    """The differences of each group of rows, those of null references alone last; rows whose key is None have none."""
+    """Compute each group's differences, groups of only null references last; rows with the key None are skipped."""
     second = {row.key: row for _, row in pairs}
     groups = group_rows((row for row, _ in pairs), key)
     return {name: _differences([(row, second[row.key]) for row in rows], names) for name, rows in groups.items()}

@@ -1,7 +1,7 @@
 """Confidence intervals of a mean, by resampling clips with replacement (percentile bootstrap, Efron 1979).
 
-Several references ask about the same clip, and their results rise and fall together. So whole clips are drawn, not
-single rows: an interval over rows would be too narrow.
+Several references ask about the same clip, and their results are correlated. So whole clips are drawn, not single rows:
+an interval over rows would be too narrow.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A mean and the interval that holds it with the asked confidence."""
+    """A mean and its confidence interval."""
 
     mean: float
     low: float
@@ -31,18 +31,18 @@ def bootstrap_interval(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Interval:
-    """The mean of `values` with its bootstrap interval. The order of the values does not matter.
+    """Compute the mean of `values` with its bootstrap interval. The order of the values does not matter.
 
     Args:
         values: N numbers, one a row.
-        clips: N names of the clips the rows are about; rows of one clip are drawn together. None: each row is a clip
-            of its own.
-        num_resamples: how many sets of clips are drawn.
-        seed: of the draws.
+        clips: N names of the rows' clips; rows of one clip are drawn together. None if each row has a clip of its
+            own.
+        num_resamples: number of sets of clips that are drawn.
+        seed: seed of the draws.
         confidence: share of the resampled means inside the interval.
 
     Raises:
-        ValueError: if there are no values, or not one clip a value.
+        ValueError: if there are no values, or the numbers of clips and values differ.
     """
     if not len(values):
         raise ValueError("there are no values to take the mean of: give at least one")
@@ -59,11 +59,11 @@ def bootstrap_mean_of_means(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Interval:
-    """The mean of the groups' means with its interval; each group, a split for example, is drawn by itself.
+    """Compute the mean of the groups' means with its interval; each group, such as a split, is drawn separately.
 
     Args:
-        groups: of each group its values and their clips, as in `bootstrap_interval`; no clip is in two groups.
-        num_resamples, seed, confidence: as in `bootstrap_interval`.
+        groups: values and clips of each group, see `bootstrap_interval`; no clip is in two groups.
+        num_resamples, seed, confidence: see `bootstrap_interval`.
     """
     rng = np.random.default_rng(seed)
     resampled = [_resampled_means(values, clips, rng, num_resamples=num_resamples) for values, clips in groups]
@@ -80,15 +80,15 @@ def bootstrap_difference(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Interval:
-    """The mean of `after - before` with its interval, each row compared with itself.
+    """Compute the mean of `after - before` with its interval, row by row.
 
     Args:
         before: value of each row, by the row's key.
-        after: the same rows' values in the other run.
-        clips: the clip of each row, by the row's key; see `bootstrap_interval`.
-        num_resamples: as in `bootstrap_interval`.
-        seed: as in `bootstrap_interval`.
-        confidence: as in `bootstrap_interval`.
+        after: values of the same rows in the other run.
+        clips: clip of each row, by the row's key; see `bootstrap_interval`.
+        num_resamples: number of sets of clips that are drawn.
+        seed: seed of the draws.
+        confidence: share of the resampled means inside the interval.
 
     Raises:
         ValueError: if the two runs do not hold the same rows.
@@ -115,14 +115,14 @@ def bootstrap_over_seeds(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Interval:
-    """The mean difference of two ways to train, each run with several seeds, with its interval.
+    """Compute the mean difference of two ways to train, each run with several seeds, with its interval.
 
-    Seeds and rows are drawn independently of one another, so that the interval knows both that another seed trains
-    another model and that other clips would have been scored. With three seeds the first part is rough.
+    Seeds and rows are drawn independently, so that the interval covers both the variance of training with another seed
+    and that of scoring other clips. With three seeds the first part is a rough estimate.
 
     Args:
-        differences: of each seed, the difference of each row by the row's key; one row a clip.
-        num_resamples, seed, confidence: as in `bootstrap_interval`.
+        differences: differences of each seed by the row's key; one row a clip.
+        num_resamples, seed, confidence: see `bootstrap_interval`.
 
     Raises:
         ValueError: if there is no seed or no row, or the seeds do not hold the same rows.
@@ -147,7 +147,7 @@ def _interval(mean: float, resampled_means: np.ndarray, confidence: float) -> In
 def _resampled_means(
     values: Sequence[float], clips: Sequence[Hashable] | None, rng: np.random.Generator, *, num_resamples: int
 ) -> np.ndarray:
-    """(num_resamples,) the means over sets of clips that are drawn with replacement."""
+    """Draw sets of clips with replacement and return their means, (num_resamples,)."""
     sums, counts = _sums_by_clip(values, clips)
     picks = rng.integers(len(sums), size=(num_resamples, len(sums)), dtype=np.int32)
     means: np.ndarray = sums[picks].sum(axis=1) / counts[picks].sum(axis=1)
@@ -155,7 +155,7 @@ def _resampled_means(
 
 
 def _sums_by_clip(values: Sequence[float], clips: Sequence[Hashable] | None) -> tuple[np.ndarray, np.ndarray]:
-    """Each clip's sum and number of values, in an order that does not depend on the rows' order."""
+    """Return each clip's sum and number of values, in an order that does not depend on the rows' order."""
     if clips is None:
         return np.sort(np.asarray(values, dtype=np.float64)), np.ones(len(values))
     by_clip: defaultdict[Hashable, list[float]] = defaultdict(list)

@@ -1,9 +1,9 @@
-"""Masks that any system saved, one clip at a time: what `aurora-rl evaluate --predictions` scores.
+"""Readers of masks that any system saved, a file or folder a clip, for `aurora-rl evaluate --predictions`.
 
 DIR/<row>.npz              probs, float (F, H, W) in [0, 1], or logits of any value
 DIR/<row>/<frame>.png      8-bit grey, round(255 p), frames counted from 0
 
-`<row>` is the 0-based number of the row in metadata.csv, all splits counted. The files come from elsewhere: sizes are
+`<row>` is the 0-based number of the row in metadata.csv, all splits counted. The files come from outside: sizes are
 checked before anything is decoded, and nothing is unpickled.
 """
 
@@ -28,7 +28,7 @@ from aurora_rl.data.media import read_grey_levels
 from aurora_rl.files.fingerprint import fingerprint_files
 from aurora_rl.files.plain import check_plain_file
 
-#: Values of one clip's masks; 10 frames of 4K are 83 million.
+#: Largest number of values in one clip's masks; 10 frames of 4K are 83 million.
 MAX_VALUES = 128_000_000
 
 _ARRAYS = ("probs", "logits")
@@ -36,17 +36,17 @@ _ROW = re.compile(r"([0-9]{1,9})(\.npz)?")
 _FRAME = re.compile(r"([0-9]{1,9})\.png", re.IGNORECASE)
 
 
-#: What zipfile, its decoders and numpy raise at damaged files. Python's parser, which numpy asks about a header, ends
-#: one that is nested too deep by a MemoryError or a RecursionError, a RuntimeError.
+#: Errors of zipfile, its decoders and numpy for damaged files. Python's parser, by which numpy reads a header, raises
+#: MemoryError or RecursionError (a RuntimeError) if the header is nested too deep.
 DAMAGE = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, IndexError, OverflowError, RuntimeError, MemoryError),
     *(SyntaxError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
-MAX_HEADER = 10_000  # bytes, numpy's own limit, which it applies to a header that it has read
+MAX_HEADER = 10_000  # bytes; numpy has the same limit, but applies it after it has read the header
 
 
 class PredictionError(ValueError):
-    """A saved prediction that cannot be scored as it is."""
+    """A saved prediction cannot be scored."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +54,8 @@ class PredictedMasks:
     """One clip's masks in memory.
 
     Attributes:
-        mask_probs: (F, H, W) float32 in [0, 1].
-        mask_logits: (F, H, W) float32 where logits were saved, else None.
+        mask_probs: probabilities, (F, H, W) float32 in [0, 1].
+        mask_logits: logits, (F, H, W) float32; None if probabilities were saved.
     """
 
     mask_probs: torch.Tensor
@@ -64,13 +64,13 @@ class PredictedMasks:
 
 @dataclasses.dataclass(frozen=True)
 class PredictionFile:
-    """Where one row's masks lie.
+    """The files of one row's masks.
 
     Attributes:
-        path: an npz file, or a folder of PNG files.
-        names: the folder's PNG files in any order; empty for an npz file.
-        fingerprint: changes when a file does.
-        problem: why there is nothing to read; empty for nothing.
+        path: path of an npz file, or of a folder of PNG files.
+        names: names of the folder's PNG files in any order; empty for an npz file.
+        fingerprint: hash that changes if a file changes.
+        problem: reason why the masks cannot be read; empty if there is none.
     """
 
     path: str
@@ -82,7 +82,7 @@ class PredictionFile:
         """Read and check the masks.
 
         Raises:
-            PredictionError: naming the file, if it is damaged, too large, or holds something else than such masks.
+            PredictionError: if a file is damaged, too large, or holds no such masks; the error names the file.
         """
         if self.problem:
             raise PredictionError(self.problem)
@@ -91,11 +91,11 @@ class PredictionFile:
 
 @dataclasses.dataclass(frozen=True)
 class PredictionFolder:
-    """What a folder of predictions holds.
+    """The content of a folder of predictions.
 
     Attributes:
-        rows: the rows that have a prediction.
-        ignored: paths in the folder that are none, such as a README.
+        rows: predictions by row.
+        ignored: paths in the folder that are not predictions, such as a README.
     """
 
     rows: dict[int, PredictionFile]
@@ -103,10 +103,10 @@ class PredictionFolder:
 
 
 def list_predictions(folder: str | os.PathLike[str]) -> PredictionFolder:
-    """Find the predictions in a folder; nothing is read yet.
+    """List the predictions in a folder without reading them.
 
     Raises:
-        PredictionError: if it is no folder. A row with two predictions has one that raises when it is read.
+        PredictionError: if the path is not a folder. If a row has two predictions, reading it raises this error.
     """
     if not os.path.isdir(folder):
         raise PredictionError(f"there is no folder {folder}: give the one that holds <row>.npz or <row>/<frame>.png")
@@ -132,7 +132,7 @@ def _npz_file(entry: os.DirEntry[str]) -> PredictionFile:
 
 
 def _png_folder(folder: os.DirEntry[str], ignored: list[str]) -> PredictionFile:
-    """A row's folder; what is no PNG file, or hidden, goes to `ignored`."""
+    """List a row's folder; hidden files and those that are not PNG are appended to `ignored`."""
     try:
         with os.scandir(folder) as entries:
             files = list(entries)
@@ -147,7 +147,7 @@ def _png_folder(folder: os.DirEntry[str], ignored: list[str]) -> PredictionFile:
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result:
-    """Of the file itself, or of a link that leads nowhere, which reading will tell."""
+    """Return the status of the file; that of the link itself if it is broken, which reading will report."""
     try:
         return entry.stat()
     except OSError:
@@ -168,7 +168,7 @@ def _read_folder(folder: str, names: Iterable[str]) -> PredictedMasks:
 
 
 def _in_order(folder: str, names: Iterable[str]) -> list[str]:
-    """A folder's files by the number of their frame, which must run from 0 without a gap."""
+    """Sort a folder's files by the number of their frame; the numbers must start at 0 and have no gap."""
     numbered: dict[int, str] = {}
     for name in names:
         match = _FRAME.fullmatch(name)
@@ -192,20 +192,20 @@ def _read_npz(path: str) -> PredictedMasks:
     try:
         check_plain_file(path)
         name = _check_npz(path)
-        with np.load(path, allow_pickle=False) as arrays, np.errstate(over="ignore"):  # a huge logit is infinite
+        with np.load(path, allow_pickle=False) as arrays, np.errstate(over="ignore"):  # a huge logit becomes infinite
             array = arrays[name].astype(np.float32)
     except PredictionError:
         raise
     except DAMAGE as error:
         raise PredictionError(
-            f"cannot read {path}: {str(error) or type(error).__name__}; write it anew by numpy.savez"
+            f"cannot read {path}: {str(error) or type(error).__name__}; write it again by numpy.savez"
         ) from error
     values = torch.from_numpy(array)
     if name == "logits":
         if values.isnan().any():
             raise PredictionError(f"{path}: logits hold NaN, first in frame {_first_frame(values.isnan())}")
         return PredictedMasks(values.sigmoid(), values)
-    wrong = ~((values >= 0) & (values <= 1))  # NaN, too
+    wrong = ~((values >= 0) & (values <= 1))  # also finds NaN
     if wrong.any():
         raise PredictionError(
             f"{path}: probs hold {values[wrong][0]:g}, first in frame {_first_frame(wrong)}; expected values in "
@@ -215,7 +215,7 @@ def _read_npz(path: str) -> PredictedMasks:
 
 
 def _check_npz(path: str) -> str:
-    """The name of the array to read, whose header says that it is one, and small enough; nothing else is decoded."""
+    """Return the name of the array to read, after checking type and size in its header; no data is decoded."""
     with zipfile.ZipFile(path) as archive:
         found = [name for name in _ARRAYS if f"{name}.npy" in archive.namelist()]
         if len(found) != 1:
@@ -231,7 +231,7 @@ def _check_npz(path: str) -> str:
         raise PredictionError(f"{path}: {found[0]} has shape {shape}, expected (F, H, W)")
     _check_count(shape, path)
     if info.file_size != header_bytes + int(np.prod(shape)) * dtype.itemsize:
-        raise PredictionError(f"{path} is damaged: its size does not fit its shape {shape}; write it anew")
+        raise PredictionError(f"{path} is damaged: its size does not fit its shape {shape}; write it again")
     return found[0]
 
 

@@ -13,15 +13,15 @@ RowValue = Callable[[RowResult], float | None]
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """A number of the tables: the mean over rows of each row's value, unless `of_rows` says otherwise.
+    """A number of the tables: the mean of the rows' values, unless `of_rows` is set.
 
     Attributes:
         name: key in the tables.
         label: heading on a page.
-        meaning: what it says, in a few words.
-        value: the number of a row; None where the measure does not apply to it.
-        of_rows: the number of several rows where it is not the mean of theirs; it then has no interval.
-        scale: the best possible value, or the worst where lower is better.
+        meaning: explanation in a few words.
+        value: function that returns a row's number, or None if the measure does not apply to the row.
+        of_rows: function that returns the number of several rows if it is not the mean; it then has no interval.
+        scale: best possible value, or the worst if lower is better.
         lower_is_better: whether a smaller number is the better one.
     """
 
@@ -34,16 +34,16 @@ class Measure:
     lower_is_better: bool = False
 
     def pairs(self, rows: Iterable[RowResult]) -> list[tuple[RowResult, float]]:
-        """The rows that the measure applies to, each with its number."""
+        """Return the rows that the measure applies to, each with its number."""
         pairs = ((row, self.value(row)) for row in rows)
         return [(row, value) for row, value in pairs if value is not None]
 
     def values(self, rows: Iterable[RowResult]) -> dict[str, float]:
-        """The rows' numbers by the row's key, where the measure applies."""
+        """Return the numbers of the rows that the measure applies to, by the row's key."""
         return {row.key: value for row, value in self.pairs(rows)}
 
     def over(self, rows: Sequence[RowResult]) -> float | None:
-        """The number of several rows; None where the measure applies to none of them."""
+        """Compute the number of several rows; None if the measure applies to none of them."""
         if self.of_rows is not None:
             return self.of_rows(rows)
         pairs = self.pairs(rows)
@@ -51,7 +51,7 @@ class Measure:
 
 
 def mean(values: Iterable[float]) -> float:
-    """The mean; the sum is rounded once, so that the order of the rows changes no digit."""
+    """Compute the mean; the sum is rounded once, so that the order of the rows changes no digit."""
     values = list(values)
     return math.fsum(values) / len(values)
 
@@ -73,7 +73,7 @@ def _of_sampled(value: Callable[[RolloutScore], float]) -> RowValue:
 
 
 def _pooled_f(rows: Sequence[RowResult]) -> float | None:
-    """Maximum over thresholds of the mean curve of the clips with a target; None where the preset has no curves."""
+    """Compute the maximum of the mean F curve of the clips with a target; None if the preset has no curves."""
     targets = [row for row in rows if not row.is_null]
     curves = [row.f_curve for row in targets if row.f_curve]
     if not curves and not (targets and all(row.is_missing for row in targets)):
@@ -115,7 +115,7 @@ MEASURES = {
             _of_null(lambda row: row.S_per_frame),
             lower_is_better=True,
         ),
-        # By the mask: a null reference is right if not a pixel is predicted, and a false alarm otherwise.
+        # By the mask: a null reference is right if no pixel is predicted, and a false alarm otherwise.
         Measure(
             "null_accuracy",
             "Null, empty mask",
@@ -192,7 +192,7 @@ MEASURES = {
     )
 }
 
-#: What Mix is of: rows that refer to something.
+#: Measures of Mix, which apply to rows that refer to something.
 TARGET_MEASURES = ("J", "F", "J&F", "F_pooled")
-#: What masks alone tell, of any system.
+#: Measures of masks only, for any system.
 MASK_MEASURES = (*TARGET_MEASURES, "S", "S_per_frame", "null_accuracy", "false_alarm_rate")

@@ -1,7 +1,7 @@
-"""A model scored on a benchmark's splits, and with modalities taken away: `recipes/evaluate.py`, `aurora-rl evaluate`.
+"""Evaluation of a model on a benchmark's splits and under ablations: `recipes/evaluate.py`, `aurora-rl evaluate`.
 
-Leaves in `output_dir` results.jsonl (a line a row, masks included) and scores.json, as `records.py` describes them, and
-of each ablation results.<ablation>.jsonl and scores.<ablation>.json.
+It writes results.jsonl (a line a row, masks included) and scores.json into `output_dir`, as `records.py` describes
+them, and for each ablation results.<ablation>.jsonl and scores.<ablation>.json.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from aurora_rl.models.read_ahead import encoded_batches
 
 logger = logging.getLogger(__name__)
 
-#: Names that resume files have for arguments, so that those of a former version are continued.
+#: Names that resume files have for arguments, so that files of a former version can be resumed.
 RECORDED_AS = {"split": "splits"}
 
 
 @dataclasses.dataclass
 class EvaluationArguments:
-    """What is scored, and how."""
+    """The splits to score, the preset, and how completions are generated."""
 
     output_dir: str | None = dataclasses.field(
         default=None, metadata={"help": "Folder for the results: results.jsonl and scores.json."}
@@ -79,10 +79,10 @@ class EvaluationArguments:
 
     @property
     def folder(self) -> Path:
-        """Where the results go.
+        """The folder of the results.
 
         Raises:
-            ValueError: if nobody has said so.
+            ValueError: if `output_dir` is not set.
         """
         if not self.output_dir:
             raise ValueError("there is no output_dir: name the folder for the results")
@@ -98,10 +98,10 @@ def evaluate_model(
     and data.
 
     Returns:
-        The content of scores.json; None in a process that is not the main one.
+        Content of scores.json; None in a process that is not the main one.
 
     Raises:
-        ValueError: if arguments or data cannot be used as they are.
+        ValueError: if arguments or data are invalid.
         OutputInUseError: if another run writes to the output.
     """
     find_preset(args.preset)
@@ -116,7 +116,7 @@ def evaluate_model(
 def _evaluate_alone(
     model_args: ModelArguments, data_args: DataArguments, args: EvaluationArguments, state: PartialState
 ) -> dict[str, Any] | None:
-    """`evaluate_model`, when no other run writes to the output."""
+    """Do the work of `evaluate_model` while no other run writes to the output."""
     splits = args.split or list_test_splits(data_args)
     samples = [sample for split in splits for sample in load_split(data_args, split)]
     train_categories = find_train_categories(data_args)
@@ -124,7 +124,7 @@ def _evaluate_alone(
     loaded.model.to(state.device)
     scores = None
     with contextlib.ExitStack() as stack:
-        # Removed when all passes are done: the same command resumes after a kill in any of them.
+        # Removed when all passes are done: the same command resumes a run that was killed in any of them.
         resume_files = {
             name: stack.enter_context(_open_resume_file(name, samples, model_args, data_args, args))
             for name in ("", *args.ablations)
@@ -150,7 +150,7 @@ def _open_resume_file(
     data_args: DataArguments,
     args: EvaluationArguments,
 ) -> ResumeFile:
-    """This process's resume file, of all that its rows' results depend on."""
+    """Open this process's resume file; its identity is everything that the results depend on."""
     state = PartialState()
     name = f"results{f'.{ablation}' if ablation else ''}.partial.{state.process_index}.jsonl"
     weights = Path(model_args.model)
@@ -159,7 +159,7 @@ def _open_resume_file(
         "version": __version__,
         "model": dataclasses.asdict(model_args),
         "weights": fingerprint_files((path.name, path.stat()) for path in files),
-        # How training draws its own rows changes nothing here, and files from before it was an argument are resumed.
+        # The draw of rows during training changes nothing here, and files from before this argument can be resumed.
         "data": {name: value for name, value in dataclasses.asdict(data_args).items() if name != "eval_samples_seed"},
         "samples": hashlib.sha256(repr(samples).encode()).hexdigest(),
         "arguments": {RECORDED_AS.get(name, name): value for name, value in vars(args).items() if name != "output_dir"},
@@ -178,20 +178,20 @@ def evaluate(
     *,
     ablation: str = "",
 ) -> list[RowResult]:
-    """Score every sample; the work is shared by the launched processes and the results come back in order.
+    """Score every sample; the launched processes share the work, and the results are returned in order.
 
     Args:
         samples: all rows.
         loaded: the model.
-        data_args: how clips are put to it.
-        args: how it is scored.
-        resume_file: of this process; its rows are not scored again.
-        ablation: what is taken away, a key of `ABLATIONS`; completions are sampled where it is empty.
+        data_args: arguments that say how clips are given to it.
+        args: arguments of the scoring.
+        resume_file: resume file of this process; its rows are not scored again.
+        ablation: modality that is removed, a key of `ABLATIONS`; completions are sampled only if it is empty.
     """
     state = PartialState()
     change = ABLATIONS[ablation] if ablation else Ablation()
-    # Before any row is left out: the processes make the embeddings of all samples together, and the questions that an
-    # ablation shuffles are those of all.
+    # Before finished rows are skipped: the processes compute the embeddings of all samples together, and an ablation
+    # shuffles the questions of all samples.
     encode = assemble_encoder(
         data_args,
         loaded,
@@ -232,7 +232,7 @@ def evaluate(
 def _answers(
     predictor: Predictor, encoded: Sequence[EncodedSample], args: EvaluationArguments, *, num_samples: int
 ) -> Iterator[tuple[EncodedSample, Completion, list[Completion]]]:
-    """Each question of a batch with its greedy and its sampled completions."""
+    """Yield each question of a batch with its greedy and its sampled completions."""
     greedy = predictor.complete(encoded)
     sampled = predictor.complete(encoded, num_samples=num_samples, temperature=args.temperature, seed=args.seed)
     for item, [completion] in zip(encoded, greedy, strict=True):

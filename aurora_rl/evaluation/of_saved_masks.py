@@ -1,7 +1,7 @@
-"""Saved predictions scored against the truth, without a model: `aurora-rl evaluate --predictions` and `--results`.
+"""Scoring of saved predictions, without a model: `aurora-rl evaluate --predictions` and `--results`.
 
-A row's scores depend on its own files alone, so the number of processes and their order change no digit. Each finished
-row goes to a resume file at once; a killed run is resumed from it where preset, data and predictions are the same.
+A row's scores depend only on its own files, so the number of processes and their order change no digit. Each finished
+row is written to a resume file at once; a killed run is resumed if preset, data and predictions are the same.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from aurora_rl.tasks.reference_segmentation import chain_file
 
 logger = logging.getLogger(__name__)
 
-NUM_SHOWN = 5  # rows or files that a message names
+NUM_SHOWN = 5  # largest number of rows or files in a message
 
 BINARY_MASKS_NOTE = (
     "scored from masks saved at p > 0.5, which have one threshold only: F of a preset with 255 thresholds is that of "
@@ -51,27 +51,27 @@ BINARY_MASKS_NOTE = (
 
 
 class Prediction(Protocol):
-    """One row's saved masks: a `PredictionFile`, or run lengths out of a model's results."""
+    """One row's saved masks: a `PredictionFile`, or run lengths from a model's results."""
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the masks do."""
+        """Hash that changes if the masks change."""
 
     def read(self) -> PredictedMasks:
-        """The masks; a ValueError that names their file where they cannot be read."""
+        """Read the masks; a ValueError that names their file if they cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Where masks come from.
+    """The predictions of a folder or a results file.
 
     Attributes:
-        rows: each row's prediction.
-        source: what they are called in scores.json.
-        uids: the uid of each row, where the source tells it.
-        ignored: files among them that are no predictions.
-        note: what a reader of the scores must know; empty for nothing.
-        damaged: what is wrong with predictions of which it is not known whose they are.
+        rows: predictions by row.
+        source: name of the source in scores.json.
+        uids: uid of each row, if the source has it.
+        ignored: files among them that are not predictions.
+        note: note for readers of the scores; empty if there is none.
+        damaged: problems of predictions whose row is unknown.
     """
 
     rows: Mapping[int, Prediction]
@@ -84,18 +84,18 @@ class Predictions:
 
 @dataclasses.dataclass(frozen=True)
 class SavedMasks:
-    """Masks of one row out of a results.jsonl."""
+    """Masks of one row of a results.jsonl."""
 
     rles: tuple[MaskRle, ...]
     origin: str
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the masks."""
+        """Hash of the masks."""
         return hashlib.sha256(json.dumps(self.rles).encode()).hexdigest()[:16]
 
     def read(self) -> PredictedMasks:
-        """The masks as probabilities 0 and 1."""
+        """Return the masks as probabilities 0 and 1."""
         try:
             return PredictedMasks(torch.from_numpy(decode_masks(self.rles)).float())
         except ValueError as error:
@@ -103,16 +103,16 @@ class SavedMasks:
 
 
 def saved_predictions(folder: Path) -> Predictions:
-    """The predictions in a folder of npz or PNG files; raises as `list_predictions`."""
+    """List the predictions in a folder of npz or PNG files; raises as `list_predictions`."""
     found = list_predictions(folder)
     return Predictions(found.rows, source=str(folder), ignored=found.ignored)
 
 
 def saved_results(path: Path, *, preset: str) -> Predictions:
-    """The masks in a model's results.jsonl, to score them under another preset.
+    """List the masks in a model's results.jsonl, to score them under another preset.
 
     Raises:
-        ValueError: if the preset takes J at another threshold than they were saved at.
+        ValueError: if the preset's threshold of J is not the one at which they were saved.
     """
     threshold = find_preset(preset).j_threshold
     if threshold != MASK_THRESHOLD:
@@ -146,19 +146,19 @@ def rescore(
 
     Args:
         dataset: folder with metadata.csv and gt_mask/, in Ref-AVSBench's layout.
-        predictions: from `saved_predictions` or `saved_results`.
+        predictions: result of `saved_predictions` or `saved_results`.
         output_dir: folder of the two files.
         splits: splits to score.
-        preset: one of `presets.PRESETS`.
-        num_workers: processes that share the rows.
-        chains: file of chains of thought that may tell reference types.
+        preset: name of a preset, a key of `presets.PRESETS`.
+        num_workers: number of processes that share the rows.
+        chains: file of chains of thought that may hold reference types.
 
     Returns:
-        The content of scores.json.
+        Content of scores.json.
 
     Raises:
-        ValueError: if data or predictions cannot be scored as they are; all bad rows are found before it is raised,
-            and what was scored is kept for the next try.
+        ValueError: if data or predictions are invalid; all bad rows are found before it is raised, and the scores of
+            the others are kept for a retry.
         OutputInUseError: if another run writes to the output.
     """
     find_preset(preset)
@@ -178,7 +178,7 @@ def _rescore_alone(
     num_workers: int,
     chains: Path | None,
 ) -> dict[str, Any]:
-    """`rescore`, when no other run writes to the output."""
+    """Do the work of `rescore` while no other run writes to the output."""
     table = read_metadata(dataset / METADATA_FILE)
     samples = load_ref_avs_truth(
         dataset, list(dict.fromkeys(splits)), chains=None if chains is None else chain_file(chains)
@@ -199,7 +199,7 @@ def _rescore_alone(
 
 
 def _check_rows(predictions: Predictions, table: Sequence[MetadataRow]) -> None:
-    """Refuse predictions of rows that the table does not have, or has as another row."""
+    """Check that the table has the rows of the predictions, with the same uids."""
     outside = sorted(row for row in predictions.rows if row >= len(table))
     if outside:
         raise PredictionError(
@@ -215,7 +215,7 @@ def _check_rows(predictions: Predictions, table: Sequence[MetadataRow]) -> None:
 
 
 def _log_skipped_rows(predictions: Predictions, samples: Sequence[AVSample]) -> None:
-    """Log what is not scored because nobody asked, what is no prediction, and which rows have none."""
+    """Log predictions of other splits, files that are not predictions, and rows without a prediction."""
     asked = {sample.row for sample in samples}
     others = predictions.rows.keys() - asked
     if others:
@@ -245,9 +245,9 @@ class Task:
 
     Attributes:
         sample: the row with its true masks.
-        prediction: its predicted masks; None where there are none.
+        prediction: predicted masks; None if there are none.
         preset: name of the preset.
-        fingerprint: changes when the truth or the prediction does.
+        fingerprint: hash that changes if the truth or the prediction changes.
     """
 
     sample: AVSample
@@ -260,7 +260,7 @@ def score_row(task: Task) -> MaskScore:
     """Read and score one row.
 
     Raises:
-        ValueError: naming the row and the file, if truth or prediction cannot be read or do not fit.
+        ValueError: if truth or prediction cannot be read or their sizes differ; the error names the row and the file.
     """
     sample = task.sample
     try:
@@ -272,13 +272,13 @@ def score_row(task: Task) -> MaskScore:
         return score_masks(masks.mask_probs, gt_masks, preset=task.preset, mask_logits=masks.mask_logits)
     except (MediaError, PredictionError) as error:
         raise PredictionError(f"row {sample.row} ({sample.uid}): {error}") from error
-    except (MemoryError, RuntimeError, OSError) as error:  # also of torch, where masks are larger than the memory
+    except (MemoryError, RuntimeError, OSError) as error:  # torch's, if memory is short, is a RuntimeError
         reason = str(error) or type(error).__name__
         raise PredictionError(f"row {sample.row} ({sample.uid}) cannot be scored: {reason}") from error
 
 
 def _read_truth(sample: AVSample, masks: PredictedMasks | None) -> np.ndarray:
-    """(F, H, W) bool; of a null reference that ships no masks empty ones, of the prediction's size."""
+    """Read the true masks, (F, H, W) bool; empty masks of the prediction's size for a null reference without masks."""
     if sample.mask_paths:
         gt_masks = read_masks(sample.mask_paths)
         if sample.is_null and gt_masks.any():
@@ -302,7 +302,7 @@ def _check_num_frames(masks: PredictedMasks, num_frames: int) -> None:
 def _score_all(
     samples: Sequence[AVSample], predictions: Predictions, resume_file: ResumeFile, *, preset: str, num_workers: int
 ) -> dict[int, MaskScore]:
-    """Each row's scores, those from the resume file included."""
+    """Score the rows and return them, together with those in the resume file."""
     truth: dict[tuple[str, ...], str] = {}  # rows of a clip share their masks
     tasks = []
     for sample in samples:
@@ -331,7 +331,7 @@ def _score_all(
 
 
 def _finished(resume_file: ResumeFile, tasks: Sequence[Task]) -> dict[int, MaskScore]:
-    """Rows that an interrupted run has scored from the same files."""
+    """Return the scores that an interrupted run has computed from the same files."""
     marks = {task.sample.row: task.fingerprint for task in tasks}
     return {
         record["row"]: MaskScore(**{**record["score"], "f_curve": tuple(record["score"]["f_curve"])})
@@ -349,7 +349,7 @@ def _outcomes(tasks: Sequence[Task], num_workers: int) -> Iterator[tuple[Task, O
         for task in tasks:
             yield task, _outcome(task)
         return
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    context = multiprocessing.get_context("spawn")  # torch's threads break in a forked process
     pool = concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
     yield from _drain(pool, iter(tasks), window=8 * num_workers)
 
@@ -357,7 +357,7 @@ def _outcomes(tasks: Sequence[Task], num_workers: int) -> Iterator[tuple[Task, O
 def _drain(
     pool: concurrent.futures.ProcessPoolExecutor, tasks: Iterator[Task], *, window: int
 ) -> Iterator[tuple[Task, Outcome]]:
-    """Keep the pool busy with a few tasks at a time, so that memory does not grow with the number of rows."""
+    """Submit a few tasks at a time to the pool, so that memory does not grow with the number of rows."""
     try:
         running = {pool.submit(_outcome, task): task for task in itertools.islice(tasks, window)}
         while running:
@@ -382,7 +382,7 @@ def _start_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker waits for tasks for ever; where its parent was killed, none will come."""
+    """End a worker whose parent was killed; it would wait for tasks for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,4 +1,4 @@
-"""Presets: each benchmark's way to compute J, F and S, defined in docs/evaluation.md."""
+"""Presets of J, F and S for each benchmark, defined in docs/evaluation.md."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Preset:
     Attributes:
         size: side of the square that predictions and truth are resized to, in pixels; None keeps the frames' size.
         j_threshold: probability above which a pixel counts for J.
-        j_meaning: the masks and the size that J is computed on, for the reader of a page.
-        f_meaning: what F compares, for the reader of a page.
+        j_meaning: masks and size that J is computed on, for the reader of a page.
+        f_meaning: masks and thresholds that F compares, for the reader of a page.
         thresholds_logits: whether F's thresholds are applied to logits instead of probabilities.
         is_davis: whether J is 1 on a frame where both masks are empty and F compares outlines, as in DAVIS, instead of
             areas at 255 thresholds.
@@ -48,7 +48,7 @@ PRESETS = {
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of this name.
+    """Return the preset of a name.
 
     Raises:
         ValueError: if there is none.

@@ -1,12 +1,12 @@
-"""What an evaluation leaves behind: one `RowResult` a row of the benchmark, whatever system predicted the masks.
+"""Results of an evaluation: one `RowResult` a row of the benchmark, for a model or for saved masks.
 
 results.jsonl    one line a row, from which two systems are compared and pages are made
 scores.json      the numbers of each split, both kinds of Mix, tables and intervals (`tables.score_tables`)
 
 {"uid": "abc_cat_1", "row": 17, "split": "test_s", ..., "reference": "The cat.", "preset": "refavs", "J": 0.81, ...}
 
-A model's rows hold its greedy completion with the masks as COCO run lengths, which can be scored again under another
-preset without the model; rows of saved masks hold the masks' scores alone.
+A model's rows hold its greedy completion with the masks as COCO run lengths, which can be scored under another preset
+without the model; rows of saved masks hold only the masks' scores.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ RESULTS_FILE, SCORES_FILE = "results.jsonl", "scores.json"
 
 @dataclasses.dataclass(frozen=True)
 class MaskScore:
-    """How well one clip's predicted masks cover its truth, under a preset of `presets.PRESETS`.
+    """Scores of one clip's predicted masks, under a preset of `presets.PRESETS`.
 
     Attributes:
         J: region similarity, mean over frames.
         F: maximum of `f_curve`; of preset `davis`, F of the outlines, mean over frames.
-        f_curve: F at each of the 255 thresholds, mean over the frames whose truth is not empty; empty of a missing
-            prediction and of preset `davis`.
+        f_curve: F at each of the 255 thresholds, mean over the frames whose truth is not empty; no values for a missing
+            prediction and for preset `davis`.
         S: sqrt(predicted pixels / all pixels) of the clip; the measure of null references.
-        S_per_frame: mean over frames of each frame's S, the other way to pool.
+        S_per_frame: mean of the frames' S, the other definition.
         is_missing: whether there are no masks (no `[SEG]`, no file), so that an empty mask was scored.
     """
 
@@ -50,17 +50,17 @@ class MaskScore:
 
 @dataclasses.dataclass(frozen=True)
 class CompletionScore:
-    """A greedy completion and all that is measured on it. None means that a measure does not apply.
+    """A greedy completion and its scores. None means that a measure does not apply.
 
     Attributes:
         text: the completion as generated.
-        category: the category it answers, normalised; None if it answers none.
-        format: 1 if the four steps are there and "It is [SEG]." ends the text, its only `[SEG]`; otherwise 0.
+        category: normalised category of the answer; None if it names none.
+        format: 1 if the text has the four steps and ends with "It is [SEG].", its only `[SEG]`; otherwise 0.
         category_correct: 1 if `category` is the truth, otherwise 0.
-        see: 1 if exactly the true objects are named as seen, each once; None where the truth is unknown.
-        hear: 1 if exactly the true sounds are named, in order; None where the truth is unknown.
-        iou: the mask-IoU reward, masks at p > 0.5 and at the frames' own size; 0 where there is no prediction.
-        pred_masks: F masks at p > 0.5 and at the frames' own size.
+        see: 1 if exactly the true objects are named as seen, each once; None if the truth is unknown.
+        hear: 1 if exactly the true sounds are named, in order; None if the truth is unknown.
+        iou: mask-IoU reward of masks at p > 0.5 and the frames' own size; 0 without a prediction.
+        pred_masks: F masks at p > 0.5 and the frames' own size.
         preset_masks: F masks at the preset's resolution and J threshold, from which J can be computed again.
     """
 
@@ -85,7 +85,7 @@ class RolloutScore:
 
     @property
     def total(self) -> float:
-        """Sum of the three, of 3."""
+        """Sum of the three rewards, at most 3."""
         return self.format + self.category + self.iou
 
 
@@ -94,20 +94,20 @@ class RowResult:
     """One row of the benchmark with its scores.
 
     Attributes:
-        uid: as in `AVSample`; not unique across a file.
-        row: as in `AVSample`; `uid` and `row` together are unique.
-        split: as in `AVSample`.
-        media_id: the clip, shared by all rows that ask about it.
-        category: the true category, `"null"` where the reference points at nothing.
-        reference: the referring sentence.
-        reference_type: kind of reference, as the benchmark or its chains tell it, or from the sentence.
-        type_is_derived: whether it is from the sentence (`reference_type_of`).
+        uid: uid of the sample; not unique across a file.
+        row: row of the sample; `uid` and `row` together are unique.
+        split: split of the sample.
+        media_id: id of the clip, shared by all rows that ask about it.
+        category: true category, `"null"` if the reference matches nothing.
+        reference: referring sentence.
+        reference_type: type of reference, from the benchmark, its chains, or the sentence.
+        type_is_derived: whether the type is derived from the sentence (`reference_type_of`).
         preset: name of the preset of the scores.
-        J: as in `MaskScore`, and so are `F`, `f_curve`, `S`, `S_per_frame` and `is_missing`.
-        greedy: the greedy completion; None where no model was asked.
-        sampled: completions drawn at the training temperature, where they were asked for.
-        novelty: "seen" or "new": whether the training split has the category; None for a null reference, and where the
-            training split's categories are not known (`tables.mark_novelty`).
+        J: J of the masks, see `MaskScore`, also for `F`, `f_curve`, `S`, `S_per_frame` and `is_missing`.
+        greedy: greedy completion; None if no model was asked.
+        sampled: completions drawn at the training temperature, if the evaluation draws them.
+        novelty: "seen" if the training split has the category, or "new"; None for a null reference, and if the
+            training split's categories are unknown (`tables.mark_novelty`).
     """
 
     uid: str
@@ -158,12 +158,12 @@ class RowResult:
 
     @property
     def key(self) -> str:
-        """`uid` and `row`, as `AVSample.key`."""
+        """Key from `uid` and `row`, as `AVSample.key`."""
         return f"{self.uid}#{self.row}"
 
     @property
     def is_null(self) -> bool:
-        """Whether the reference points at nothing."""
+        """Whether the reference matches nothing."""
         return self.category == NULL_CATEGORY
 
     @property
@@ -182,7 +182,7 @@ class RowResult:
 
 
 def results_file(path: str | Path) -> Path:
-    """The JSON-lines file of an evaluation that is named by its folder, its scores or the file itself.
+    """Return the JSON-lines file of an evaluation, given its folder, its scores or the file itself.
 
     Version 0.1 kept the rows of an `out.json` in an `out.jsonl` beside it.
     """
@@ -196,7 +196,7 @@ def results_file(path: str | Path) -> Path:
 
 
 def write_results(path: str | Path, results: Iterable[RowResult]) -> None:
-    """Write results as JSONL, one row a line, whole or not at all, making the folder if need be."""
+    """Write results as JSONL, one row a line, whole or not at all; a missing folder is made."""
     with whole_file(path) as file:
         file.writelines(map(_line_of, results))
 
@@ -207,10 +207,10 @@ def write_evaluation(
     """Write results.jsonl and scores.json into a folder, both whole or not at all.
 
     Args:
-        folder: the folder, made if need be.
-        results: the rows; written in the order of the benchmark's table.
-        scores: from `tables.score_tables`, with whatever else scores.json is to say.
-        ablation: what was taken away, which the names of the files then tell.
+        folder: folder of the files; it is made if it is missing.
+        results: rows, which are written in the order of the benchmark's table.
+        scores: result of `tables.score_tables`, with any other keys of scores.json.
+        ablation: name of the ablation, a part of the files' names; empty if there was none.
     """
     names = (RESULTS_FILE, SCORES_FILE) if not ablation else (f"results.{ablation}.jsonl", f"scores.{ablation}.json")
     with whole_files(*(folder / name for name in names)) as (results_out, scores_out):
@@ -226,12 +226,12 @@ def read_results(path: str | Path, *, malformed: list[str] | None = None) -> lis
     """Read an evaluation's rows, also those that version 0.1 has written.
 
     Args:
-        path: the file, scores.json beside it, or the folder of both.
-        malformed: takes the problem of each line that is no result, or of a row that is there already; None makes the
-            first such line an error.
+        path: path of the file, of scores.json beside it, or of their folder.
+        malformed: list to which the problem of each invalid line and repeated row is appended; None makes the first
+            one an error.
 
     Raises:
-        ValueError: if there is no such file, a line is no result, or a row is there twice; the message names the line.
+        ValueError: if there is no such file, a line is invalid, or a row is repeated; the message names the line.
     """
     file = results_file(path)
     if not file.exists():
@@ -252,7 +252,7 @@ def read_results(path: str | Path, *, malformed: list[str] | None = None) -> lis
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """The lines of a file that are not empty, with their places, `file:line`."""
+    """Yield the lines of a file that are not empty, with their places, `file:line`."""
     check_plain_file(path)
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
@@ -268,7 +268,7 @@ def _result_of(place: str, line: bytes) -> RowResult:
 
 
 def result_from_record(record: Mapping[str, Any]) -> RowResult:
-    """The result of a line of JSON, also of one that version 0.1 has written."""
+    """Make the result from a record of a file, also of version 0.1."""
     record = _translate_earlier(record)
     if type(record["row"]) is not int or record["row"] < 0:
         raise ValueError(f"row is {record['row']!r}: expected a number from 0")
@@ -287,14 +287,14 @@ def _completion_of(record: Mapping[str, Any]) -> CompletionScore:
 
 
 def _translate_earlier(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record as it is written today; version 0.1 wrote a model's rows otherwise, and those of saved masks, too."""
-    if "J" not in record:  # results.jsonl: the masks' scores stood with the completion
+    """Convert a record of version 0.1 to the current form; it had two forms, for a model and for saved masks."""
+    if "J" not in record:  # results.jsonl: the completion held the masks' scores
         clip = dict(record["greedy"]["clip"])
         greedy = {name: value for name, value in record["greedy"].items() if name != "clip"} | {"iou": clip.pop("iou")}
         told = reference_type_of(record["reference"], record["category"], record["reference_type"])
         types = dict(zip(("reference_type", "type_is_derived"), told, strict=True))
         return {**record, **types, "S_per_frame": clip.pop("S_frames"), **clip, "greedy": greedy}
-    if "missing" in record:  # out.jsonl: the scores alone
+    if "missing" in record:  # out.jsonl: only scores
         names = {"text": "reference", "missing": "is_missing"}
         renamed = {names.get(name, name): value for name, value in record.items() if name != "completion"}
         return {**renamed, "f_curve": (), "greedy": None, "sampled": ()}

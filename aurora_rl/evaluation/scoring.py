@@ -1,8 +1,7 @@
 """Scores of one answer: its text, its chain of thought and its masks.
 
-The flow goes from inference through here to `tables.py`: what the model answered comes in (text, mask probabilities), a
-`RowResult` goes out. A row's scores depend on that row alone, so batch size and number of
-processes change no digit.
+This is the step between inference and `tables.py`: an answer (text, mask probabilities) becomes a `RowResult`. A row's
+scores depend only on that row, so batch size and number of processes change no digit.
 """
 
 from __future__ import annotations
@@ -38,18 +37,18 @@ def score_masks(
     is 0, where the definition of F takes every pixel as predicted and gives a little credit.)
 
     Args:
-        mask_probs: (F, h, w) float, probabilities, of any size; None where there are no masks.
-        gt_masks: (F, H, W) bool.
-        preset: one of `PRESETS`.
-        mask_logits: (F, h, w) float, the logits of `mask_probs`, for a preset that thresholds them; without, or where
-            they must be resized, logit(p) of the probabilities at the preset's size is taken.
+        mask_probs: probabilities, (F, h, w) float of any size; None if there are no masks.
+        gt_masks: true masks, (F, H, W) bool.
+        preset: name of a preset, a key of `PRESETS`.
+        mask_logits: logits of `mask_probs`, (F, h, w) float, for a preset that thresholds them; if they are None or
+            must be resized, logit(p) of the probabilities at the preset's size is used.
 
     Returns:
-        The scores. For example a clip of one frame of 2 x 2 pixels with the truth [[1, 1], [0, 0]] and the prediction
-        [[0.9, 0.1], [0.1, 0.1]] has a J of 0.5 under preset `aurora`.
+        Scores of the clip. For example a clip of one frame of 2 x 2 pixels with the truth [[1, 1], [0, 0]] and the
+        prediction [[0.9, 0.1], [0.1, 0.1]] has a J of 0.5 under preset `aurora`.
 
     Raises:
-        ValueError: if the preset is unknown, or shapes or ranges do not fit.
+        ValueError: if the preset is unknown, or shapes or ranges are wrong.
     """
     settings, gt_masks = find_preset(preset), torch.as_tensor(gt_masks)
     size = _preset_size(gt_masks, preset)
@@ -81,14 +80,14 @@ def score_completion(
     *,
     preset: str = "refavs",
 ) -> CompletionScore:
-    """Score a greedy completion: its text, its chain of thought and the mask-IoU reward; and keep its masks.
+    """Score a greedy completion: its text, its chain of thought and the mask-IoU reward; the result keeps its masks.
 
     Args:
         text: the completion as generated, before anything was appended to it.
-        mask_probs: (F, h, w) float, probabilities; None where the model gave no masks.
-        gt_masks: (F, H, W) bool.
+        mask_probs: probabilities, (F, h, w) float; None if the model gave no masks.
+        gt_masks: true masks, (F, H, W) bool.
         sample: the row that was asked.
-        preset: one of `PRESETS`.
+        preset: name of a preset, a key of `PRESETS`.
     """
     gt_masks = torch.as_tensor(gt_masks)
     parsed = parse_completion(text)
@@ -109,7 +108,7 @@ def score_completion(
 def score_rollout(
     text: str, mask_probs: Tensor | None, gt_masks: Tensor | np.ndarray, sample: AVSample
 ) -> RolloutScore:
-    """Rewards of a sampled completion: format, category and mask IoU. Arguments as in `score_completion`."""
+    """Compute a sampled completion's rewards: format, category and mask IoU; arguments as in `score_completion`."""
     parsed = parse_completion(text)
     iou = _iou_reward(mask_probs, torch.as_tensor(gt_masks))
     return RolloutScore(format=_format_score(parsed), category=_category_score(parsed, sample), iou=iou)
@@ -124,20 +123,20 @@ def score_answer(
     sampled: Sequence[RolloutScore] = (),
     preset: str = "refavs",
 ) -> RowResult:
-    """Score a model's greedy answer to a row, and join the scores of its sampled ones; see `score_completion`."""
+    """Score a model's greedy answer to a row, and add the scores of its sampled ones; see `score_completion`."""
     score = score_masks(mask_probs, gt_masks, preset=preset)
     greedy = score_completion(text, mask_probs, gt_masks, sample, preset=preset)
     return RowResult.of_sample(sample, score, preset=preset, greedy=greedy, sampled=sampled)
 
 
 def _probs_at_both_sizes(mask_probs: Tensor | None, gt_masks: Tensor, preset: str) -> tuple[Tensor, Tensor]:
-    """Probabilities at the frames' own size and at the preset's."""
+    """Resize probabilities to the frames' own size and to the preset's."""
     mask_probs = _zeros_if_missing(mask_probs, gt_masks)
     return _probs_at_own_size(mask_probs, gt_masks), metrics.resize_probs(mask_probs, _preset_size(gt_masks, preset))
 
 
 def _zeros_if_missing(mask_probs: Tensor | None, gt_masks: Tensor) -> Tensor:
-    """The probabilities; zeros for a missing prediction."""
+    """Return the probabilities; zeros for a missing prediction."""
     return torch.zeros(gt_masks.shape, device=gt_masks.device) if mask_probs is None else mask_probs
 
 
@@ -147,14 +146,14 @@ def _probs_at_own_size(mask_probs: Tensor, gt_masks: Tensor) -> Tensor:
 
 
 def _preset_size(gt_masks: Tensor, preset: str) -> tuple[int, int]:
-    """(height, width) at which the preset scores a clip."""
+    """Return the (height, width) at which the preset scores a clip."""
     height, width = gt_masks.shape[1:]
     size = find_preset(preset).size
     return (height, width) if size is None else (size, size)
 
 
 def _iou_reward(mask_probs: Tensor | None, gt_masks: Tensor) -> float:
-    """The mask-IoU reward: a completion without `[SEG]` earns nothing, even where empty masks would be right."""
+    """Compute the mask-IoU reward, which is 0 without `[SEG]`, even if empty masks would be right."""
     if mask_probs is None:
         return 0.0
     return metrics.mask_iou(_probs_at_own_size(mask_probs, gt_masks) > MASK_THRESHOLD, gt_masks)

@@ -1,4 +1,4 @@
-"""Tables of an evaluation's rows, whatever system predicted the masks: means, both kinds of Mix, intervals, groups.
+"""Tables of an evaluation's rows, for any system: means, both kinds of Mix, intervals, groups.
 
 Every row of metadata.csv counts, exact duplicates included, as in the official Ref-AVS script. Sums are rounded once
 (`math.fsum`), so that neither the order of the rows nor the number of processes changes a digit.
@@ -16,16 +16,16 @@ from aurora_rl.evaluation.measures import MEASURES, TARGET_MEASURES, Measure, me
 from aurora_rl.evaluation.records import RowResult
 from aurora_rl.tasks.completions import normalise_category
 
-#: The seen and the unseen split, which Mix is of.
+#: The seen and the unseen split, over which Mix is computed.
 MIX_SPLITS = ("test_s", "test_u")
 
 Table = dict[str, float | int]
-Intervals = dict[str, dict[str, float]]  # of each number its mean, low and high
+Intervals = dict[str, dict[str, float]]  # mean, low and high of each number
 GroupKey = Callable[[RowResult], str | None]
 
 
 def mark_novelty(rows: Iterable[RowResult], train_categories: Iterable[str]) -> list[RowResult]:
-    """The rows with `novelty`, which the categories of the training split tell; none of them leaves it None."""
+    """Set the rows' `novelty` by the categories of the training split; without categories it stays None."""
     trained = set(map(normalise_category, train_categories))
     if not trained:
         return list(rows)
@@ -39,12 +39,12 @@ def _novelty(row: RowResult, trained: set[str]) -> str | None:
 
 
 def novelty_group(row: RowResult) -> str | None:
-    """Such as "test_u, new categories"; None outside the unseen split, and where `novelty` is not known."""
+    """Return a group such as "test_u, new categories"; None outside the unseen split, or if `novelty` is unknown."""
     is_known = row.split == MIX_SPLITS[1] and row.novelty
     return f"{row.split}, {row.novelty} categories" if is_known else None
 
 
-#: What rows are grouped by, and the name of the tables in scores.json.
+#: Functions that group rows, by the names of the tables in scores.json.
 GROUPINGS: dict[str, GroupKey] = {
     "by_category": lambda row: row.category,
     "by_reference_type": lambda row: row.reference_type,
@@ -53,14 +53,14 @@ GROUPINGS: dict[str, GroupKey] = {
 
 
 def score_tables(rows: Sequence[RowResult]) -> dict[str, Any]:
-    """What scores.json holds.
+    """Compute the content of scores.json.
 
     Args:
-        rows: rows scored under one preset, from `mark_novelty` where the unseen split is to be told apart.
+        rows: rows scored under one preset; from `mark_novelty`, if the unseen split's new categories are separated.
 
     Returns:
-        As `number_tables`, and `intervals`: the 95 % bootstrap interval over clips of each number of `overall`,
-        `splits`, `mix` and each table, but of groups of a single clip and of `F_pooled`.
+        Values of `number_tables`, and `intervals`: the 95 % bootstrap interval over clips of each number of `overall`,
+        `splits`, `mix` and each table, except groups of a single clip and `F_pooled`.
 
     Raises:
         ValueError: if there are no rows, or they were scored under several presets.
@@ -76,17 +76,17 @@ def _split(row: RowResult) -> str:
 
 
 def number_tables(rows: Sequence[RowResult]) -> dict[str, Any]:
-    """The tables without their intervals, which take a while.
+    """Compute the tables without their intervals, which are slow.
 
     Args:
-        rows: as in `score_tables`.
+        rows: rows scored under one preset, see `score_tables`.
 
     Returns:
         `preset`; `overall`: the table of all rows; `splits`: each split's; `mix`: J and F over the seen and the unseen
         split by both definitions that papers give, None where one is absent; `tables`: those `by_category`,
         `by_reference_type` and `by_novelty`; `clips`: how many clips the rows are about; `derived_types`: rows whose
-        reference type is from the sentence; `duplicates`: rows that repeat an earlier row's uid and sentence, and count
-        like any.
+        reference type is derived from the sentence; `duplicates`: rows that repeat an earlier row's uid and sentence,
+        and count as any other.
 
     Raises:
         ValueError: as `score_tables`.
@@ -104,9 +104,9 @@ def number_tables(rows: Sequence[RowResult]) -> dict[str, Any]:
 
 
 def table(rows: Sequence[RowResult]) -> Table:
-    """The numbers of some rows: each measure that applies, `n`, `missing`.
+    """Compute the numbers of some rows: each measure that applies, `n`, `missing`.
 
-    Null references among others are counted by `n_null`, and `n` is then the number of the others.
+    If some but not all are null references, `n_null` is their number and `n` that of the others.
     """
     numbers: Table = {name: value for name, measure in MEASURES.items() if (value := measure.over(rows)) is not None}
     num_null = sum(row.is_null for row in rows)
@@ -116,7 +116,7 @@ def table(rows: Sequence[RowResult]) -> Table:
 
 
 def only_preset(rows: Iterable[RowResult]) -> str:
-    """The preset of all rows.
+    """Return the preset of all rows.
 
     Raises:
         ValueError: if there are several, or no rows.
@@ -128,7 +128,7 @@ def only_preset(rows: Iterable[RowResult]) -> str:
 
 
 def group_rows(rows: Iterable[RowResult], key: GroupKey) -> dict[str, list[RowResult]]:
-    """The groups by name, those of null references alone last; rows whose key is None are in none."""
+    """Group rows by name, groups of only null references last; rows whose key is None are skipped."""
     groups: defaultdict[str, list[RowResult]] = defaultdict(list)
     for row in rows:
         if (name := key(row)) is not None:
@@ -145,7 +145,7 @@ def _tables_by(rows: Iterable[RowResult], key: GroupKey) -> dict[str, Table]:
 
 
 def _mix_groups(rows: Sequence[RowResult]) -> dict[str, list[list[RowResult]] | None]:
-    """Whose means are averaged by either definition of Mix; None where one of the two splits is absent."""
+    """Return the groups whose means each definition of Mix averages; None if one of the two splits is absent."""
     seen, unseen = ([row for row in rows if row.split == split and not row.is_null] for split in MIX_SPLITS)
     if not seen or not unseen:
         return {"mean_of_splits": None, "row_weighted": None}
@@ -159,7 +159,7 @@ def _mix_table(groups: Sequence[Sequence[RowResult]]) -> Table:
 
 
 def _intervals(rows: Sequence[RowResult]) -> Intervals:
-    """The interval of each number; none of rows about a single clip, which tell nothing of other clips."""
+    """Compute the interval of each number; none for rows of a single clip, as nothing is known of other clips."""
     drawn = {name: _draws(measure, rows) for name, measure in MEASURES.items()}
     return {name: _interval([draws]) for name, draws in drawn.items() if len(set(draws[1])) > 1}
 
@@ -173,11 +173,11 @@ Draws = tuple[list[float], list[str]]
 
 
 def _draws(measure: Measure, rows: Iterable[RowResult]) -> Draws:
-    """The numbers of the rows that a measure applies to, and their clips."""
+    """Return the numbers of the rows that a measure applies to, and their clips."""
     pairs = measure.pairs(rows)
     return [value for _, value in pairs], [row.media_id for row, _ in pairs]
 
 
 def _interval(groups: Sequence[Draws]) -> dict[str, float]:
-    """The mean of the groups' means with its interval."""
+    """Compute the mean of the groups' means with its interval."""
     return dataclasses.asdict(bootstrap_mean_of_means(groups))

@@ -1,1 +1,1 @@
-"""How files are read, written whole, kept as a journal, and held by one run at a time."""
+"""Safe files: checked reading, atomic writing, journals, fingerprints, and locks of outputs."""

@@ -1,7 +1,7 @@
-"""Files and folders that are replaced whole or not at all: results, tables, pages, caches, answers, benchmarks.
+"""Atomic writing of files and folders, which are replaced whole or not at all.
 
-A reader, and the next run, find the former one or the new one. Where the disk is full the former one stays. What a
-killed process leaves behind begins with a dot; what it leaves of a folder the next run removes.
+A reader, and the next run, find the former one or the new one. If the disk is full the former one stays. Names of
+temporary files begin with a dot; the next run removes a temporary folder that a killed process has left.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from typing import IO
 
 from aurora_rl.files.output_lock import hold_output
 
-#: No space on the disk, none left of a quota, a file above the allowed size.
+#: Errors for a full disk, an exhausted quota and a file above the allowed size.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-SUFFIX = ".tmp"  # of a file that has not got its name yet
+SUFFIX = ".tmp"  # end of a file's temporary name
 
 
 def write_whole(path: str | Path, data: str | bytes, *, is_synced: bool = True) -> None:
-    """Replace a file, or make it with its folder; text is written as UTF-8.
+    """Replace a file, or make it and its folder; text is written as UTF-8.
 
     Args:
-        path: the file.
-        data: what it shall hold.
-        is_synced: whether to wait until it is on the disk, some milliseconds; False for thousands of small files of a
-            cache, which a power failure may lose.
+        path: path of the file.
+        data: content of the file.
+        is_synced: whether to wait some milliseconds until the file is on the disk; False for thousands of small files
+            of a cache, which a power failure may lose.
 
     Raises:
-        OSError: naming the file and what to do; what was there before is unchanged.
+        OSError: if writing fails; the error names the file and what to do, and the former file is unchanged.
     """
     with whole_file(path, is_synced=is_synced) as file:
         file.write(data.encode() if isinstance(data, str) else data)
@@ -40,7 +40,7 @@ def write_whole(path: str | Path, data: str | bytes, *, is_synced: bool = True) 
 
 @contextlib.contextmanager
 def whole_file(path: str | Path, *, is_synced: bool = True) -> Iterator[IO[bytes]]:
-    """A file to write into, which replaces `path` at the end of the block unless the block raises.
+    """Yield a file to write into, which replaces `path` at the end of the block unless the block raises.
 
     Raises:
         OSError: as `write_whole`.
@@ -51,12 +51,12 @@ def whole_file(path: str | Path, *, is_synced: bool = True) -> Iterator[IO[bytes
 
 @contextlib.contextmanager
 def whole_files(*paths: str | Path, is_synced: bool = True) -> Iterator[list[IO[bytes]]]:
-    """Files that belong together: none is replaced before all are written.
+    """Yield files that belong together: none is replaced before all are written.
 
     Raises:
         OSError: as `write_whole`.
     """
-    targets = [Path(path).resolve() for path in paths]  # a link stays one, what it points to is replaced
+    targets = [Path(path).resolve() for path in paths]  # a link stays, its target is replaced
     try:
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(nameless_file(target.parent)) for target in targets]
@@ -68,7 +68,7 @@ def whole_files(*paths: str | Path, is_synced: bool = True) -> Iterator[list[IO[
 
 @contextlib.contextmanager
 def nameless_file(folder: Path) -> Iterator[IO[bytes]]:
-    """A file in a folder, made if need be, that is removed at the end of the block unless `give_names` has named it."""
+    """Yield a temporary file in a folder, removed at the end of the block unless `give_names` has named it."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{uuid.uuid4().hex}{SUFFIX}"
     try:
@@ -79,11 +79,11 @@ def nameless_file(folder: Path) -> Iterator[IO[bytes]]:
 
 
 def give_names(files: dict[Path, IO[bytes]], *, is_synced: bool = True) -> None:
-    """Give nameless files their names, when all are written; they cannot be written to afterwards."""
+    """Give temporary files their names, after all are written; they cannot be written to afterwards."""
     for file in files.values():
         file.flush()
         if is_synced:
-            os.fsync(file.fileno())  # a name must not outlive a power failure that its content does not
+            os.fsync(file.fileno())  # no name may survive a power failure without its content
     for path, file in files.items():
         os.replace(file.name, path)
     for folder in {path.parent for path in files} if is_synced else ():
@@ -92,12 +92,12 @@ def give_names(files: dict[Path, IO[bytes]], *, is_synced: bool = True) -> None:
 
 @contextlib.contextmanager
 def whole_entries(folder: str | Path) -> Iterator[Path]:
-    """A folder to write into, whose files and folders replace those of their names in `folder` unless the block raises.
+    """Yield a folder, whose entries replace those of the same names in `folder` unless the block raises.
 
-    None is replaced before all are on the disk; what `folder` holds beside them stays.
+    None is replaced before all are on the disk; other entries of `folder` stay.
 
     Raises:
-        OSError: as `write_whole`, where writing fails; an error of what the block reads is passed on as it is.
+        OSError: as `write_whole`, if writing fails; an error of reading inside the block is raised unchanged.
     """
     target = Path(folder).resolve()
     scratch = target / f".{uuid.uuid4().hex}.tmp"
@@ -119,7 +119,7 @@ def whole_entries(folder: str | Path) -> Iterator[Path]:
         raise _explained(error, [named]) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        with contextlib.suppress(OSError):  # where the former entries could not be put back they stay here
+        with contextlib.suppress(OSError):  # former entries that could not be put back stay here
             former.rmdir()
         with contextlib.suppress(OSError):
             scratch.rmdir()
@@ -127,18 +127,18 @@ def whole_entries(folder: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """A folder beside `path` to write into, which takes its place at the end of the block unless the block raises.
+    """Yield a folder beside `path`, which replaces it at the end of the block unless the block raises.
 
-    It is protected against a kill, not against a power failure: its files are not synced one by one.
+    A kill leaves one of both whole; a power failure may not, as the files are not synced one by one.
 
     Raises:
         OutputInUseError: if another run writes to it.
-        OSError: where the disk is full, as `write_whole`.
+        OSError: if the disk is full, as `write_whole`.
     """
     path = Path(path).resolve()
     new, former = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.former")
     with hold_output(path, is_folder=False):
-        if former.exists() and not path.exists():  # a kill came between the two renamings
+        if former.exists() and not path.exists():  # a process was killed between the two renamings
             former.rename(path)
         _remove_folders(new, former)
         new.mkdir()
@@ -154,7 +154,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 
 def replace_folder(path: Path, new: Path, *, former: Path) -> None:
-    """Give a folder that is whole the name `path`; what has that name steps aside to `former` first."""
+    """Rename a complete folder to `path`, after renaming an existing one to `former`."""
     if not path.exists():
         new.rename(path)
         return
@@ -167,7 +167,7 @@ def replace_folder(path: Path, new: Path, *, former: Path) -> None:
 
 
 def _exchange(new: Path, target: Path, former: Path) -> None:
-    """Move each entry of `new` into `target`, and what it replaces into `former`; all of them or none."""
+    """Move each entry of `new` into `target`, and the entries that they replace into `former`; all or none."""
     names = sorted(path.name for path in new.iterdir())
     try:
         for name in names:
@@ -189,7 +189,7 @@ def _remove_folders(*folders: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Let a file's content, or a folder's names, reach the disk."""
+    """Sync a file's content, or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -198,7 +198,7 @@ def _sync(path: Path) -> None:
 
 
 def _explained(error: OSError, targets: list[Path]) -> OSError:
-    """The error with the files' names and a way out; an `OSError` of the same kind."""
+    """Return the error with the files' names and what to do; an `OSError` of the same kind."""
     names = " and ".join(str(target) for target in targets)
     text = f"{names} cannot be written ({error.strerror or error}); what was there before is unchanged: "
     if error.errno in FULL:

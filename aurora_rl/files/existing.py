@@ -1,6 +1,6 @@
-"""Whether a path that somebody typed can be read or written, told before anything slow is loaded.
+"""Checks that the paths of a command line can be read or written, before anything slow is loaded.
 
-What is not there is told with what is: the nearest parent that exists and a few of its entries.
+An error about a missing path names the nearest parent that exists and a few of its entries.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from pathlib import Path
 
 from aurora_rl.files.plain import NotPlainFileError, check_plain_file
 
-NUM_SHOWN = 6  # entries of a folder that a message names
+NUM_SHOWN = 6  # largest number of a folder's entries in a message
 
 AnyPath = str | os.PathLike[str]
 
 
 class UnusablePathError(ValueError):
-    """A path that cannot be read or written as it is meant; the text names it and what to do."""
+    """A path cannot be read or written; the text names it and what to do."""
 
 
 def check_folder(path: AnyPath, *, name: str) -> None:
-    """Check that a folder is there.
+    """Check that a folder exists.
 
     Args:
-        path: the folder.
-        name: of the option or key that it comes from, for the error.
+        path: path of the folder.
+        name: name of the option or key that gave it, for the error.
 
     Raises:
-        UnusablePathError: naming the option and the nearest folder that is there.
+        UnusablePathError: if it does not; the error names the option and the nearest folder that exists.
     """
     if os.path.isdir(path):
         return
@@ -39,13 +39,13 @@ def check_folder(path: AnyPath, *, name: str) -> None:
 
 
 def check_existing(path: AnyPath, *, name: str) -> None:
-    """Check that a file or folder is there; the arguments and errors are those of `check_folder`."""
+    """Check that a file or folder exists; the arguments and errors are those of `check_folder`."""
     if not os.path.exists(path):
         raise UnusablePathError(f"{name} {path} does not exist: {what_is_there(path)}")
 
 
 def check_file(path: AnyPath, *, name: str) -> None:
-    """Check that a plain file is there; the arguments and errors are those of `check_folder`."""
+    """Check that a plain file exists; the arguments and errors are those of `check_folder`."""
     try:
         check_plain_file(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -60,11 +60,11 @@ def check_writable_folder(path: AnyPath, *, name: str) -> None:
     """Check that files can be written into a folder, which may be new; nothing is made.
 
     Args:
-        path: the folder.
-        name: of the option or key that it comes from, for the error.
+        path: path of the folder.
+        name: name of the option or key that gave it, for the error.
 
     Raises:
-        UnusablePathError: if a file stands in its way, or this user may not write there.
+        UnusablePathError: if a part of the path is a file, or this user may not write there.
     """
     nearest = nearest_existing(path)
     if not nearest.is_dir():
@@ -74,14 +74,14 @@ def check_writable_folder(path: AnyPath, *, name: str) -> None:
 
 
 def check_writable_file(path: AnyPath, *, name: str) -> None:
-    """Check that a file can be written or replaced; nothing is made, errors as of `check_writable_folder`."""
+    """Check that a file can be written or replaced; nothing is made, errors as in `check_writable_folder`."""
     if os.path.isdir(path):
         raise UnusablePathError(f"{name} {path} is a folder: give the name of a file")
     check_writable_folder(Path(path).parent, name=f"{name} {path}: its folder")
 
 
 def what_is_there(path: AnyPath) -> str:
-    """The nearest parent of a missing path that exists, with its entries most like what is looked for."""
+    """Describe the nearest existing parent of a missing path, with the entries most similar to the missing one."""
     path = Path(path)
     nearest = nearest_existing(path)
     if not nearest.is_dir():
@@ -91,7 +91,7 @@ def what_is_there(path: AnyPath) -> str:
 
 
 def nearest_existing(path: AnyPath) -> Path:
-    """The path itself or its nearest parent that exists, written as the path is."""
+    """Return the path itself or its nearest parent that exists, relative if the path is."""
     path = Path(path)
     while not path.exists() and path != path.parent:
         path = path.parent
@@ -99,7 +99,7 @@ def nearest_existing(path: AnyPath) -> Path:
 
 
 def entries(folder: AnyPath, *, like: str = "") -> str:
-    """A few names of a folder's entries, folders with a slash; those similar to `like` come first."""
+    """List a few names of a folder's entries, folders with a slash; those similar to `like` come first."""
     names = _names(Path(folder))
     if not names:
         return "nothing"
@@ -111,7 +111,7 @@ def entries(folder: AnyPath, *, like: str = "") -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A question to end an error with, such as ", did you mean 'fps'?"; empty where no known word is similar."""
+    """Return the end of an error, such as ", did you mean 'fps'?"; empty if no known word is similar."""
     similar = difflib.get_close_matches(word, sorted(known), n=1)
     return f", did you mean {similar[0]!r}?" if similar else ""
 

@@ -1,7 +1,7 @@
-"""Hashes by which files and values are known again: of what files are called, of what they hold, of plain values.
+"""Hashes that identify files by name or content, and plain values.
 
-They lie in caches, journals and records of finished stages: another hash here makes all of these start anew. A
-checkpoint's is put together from them by `models.checkpoint_files`, which knows what belongs to a checkpoint.
+Caches, journals and records of finished stages hold them: if a hash here changes, all of these are invalid. The hash of
+a checkpoint is made from them by `models.checkpoint_files`, which knows the files of a checkpoint.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from aurora_rl.files.plain import check_plain_file
 
 
 def fingerprint_names(paths: Iterable[str]) -> str:
-    """Hash of files' names and sizes, in their order: tells other or changed files apart without reading them."""
+    """Hash files' names and sizes, in their order: distinguishes other or changed files without reading them."""
     return fingerprint_bytes("\n".join(f"{os.path.basename(path)} {os.path.getsize(path)}" for path in paths).encode())
 
 
 def fingerprint_files(files: Iterable[tuple[str, os.stat_result]]) -> str:
-    """Hash of files' names, sizes and times of change, in any order; 16 digits."""
+    """Hash files' names, sizes and times of change, in any order; 16 digits."""
     facts = sorted((name, status.st_size, status.st_mtime_ns) for name, status in files)
     return fingerprint_bytes(repr(facts).encode())[:16]
 
 
 def fingerprint_content(path: Path) -> str:
-    """Hash of what a file holds.
+    """Hash the content of a file.
 
     Raises:
         NotPlainFileError: if it is a pipe or a device.
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if there is no such file.
     """
     check_plain_file(path)
     with path.open("rb") as file:
@@ -39,10 +39,10 @@ def fingerprint_content(path: Path) -> str:
 
 
 def fingerprint_values(values: object) -> str:
-    """Hash of texts, numbers and lists of them, by their JSON."""
+    """Hash texts, numbers and lists of them, by their JSON."""
     return fingerprint_bytes(json.dumps(values).encode())
 
 
 def fingerprint_bytes(data: bytes) -> str:
-    """SHA-256 in 64 hexadecimal digits."""
+    """Return the SHA-256 in 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()

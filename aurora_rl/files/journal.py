@@ -1,14 +1,14 @@
-"""JSON-lines files that grow by one finished record at a time and survive a kill at any moment.
+"""JSON-lines files that grow by one finished record at a time and stay valid if the process is killed.
 
     {"uid": "abc_cat_1", "row": 0, ...}
 
-A line is on disk before `append` returns, so that what was computed or answered once is not asked for again. A kill
-leaves at most one torn last line, which the next opening drops; any other line that is no record is an error that names
-file and line. A file belongs to one process at a time.
+A line is on disk before `append` returns, so that no record has to be computed again. A killed process leaves at most
+one incomplete last line, which the next opening drops; any other invalid line is an error that names file and line.
+Only one process at a time can open a file.
 
     Journal       records of any kind
-    ResumeFile    bound to one run: its first line says of which, and the finished run removes it
-    RowJournal    one record a row: the output of a run, and its memory of the rows that need not be asked again
+    ResumeFile    records of one run: its first line identifies the run, and the finished run removes it
+    RowJournal    one record a row: the output of a run, which skips these rows when it is resumed
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ RowKey = tuple[str, int]
 
 
 class JournalError(ValueError):
-    """A file of records cannot be used as it is."""
+    """A file of records is invalid, missing or in use."""
 
 
 class Journal:
-    """Opens a file that records are appended to, and reads what it holds.
+    """Opens a file that records are appended to, and reads its records.
 
     Args:
-        path: the file, made with its folder where there is none.
-        check: looks at every record that is read or appended; a `ValueError` from it refuses the record.
+        path: path of the file, which is made with its folder if there is none.
+        check: function that gets every record that is read or appended; its `ValueError` refuses the record.
 
     Attributes:
-        records: what the file held when it was opened.
+        records: records that the file held when it was opened.
 
     Raises:
-        JournalError: if another process writes to the file, or a line other than a torn last one is no record.
-        NotPlainFileError: if something else has the file's name.
+        JournalError: if another process writes to the file, or a line is invalid, except an incomplete last one.
+        NotPlainFileError: if the path is not a plain file.
     """
 
     def __init__(self, path: Path, *, check: Callable[[Mapping[str, Any]], object] | None = None) -> None:
@@ -59,14 +59,14 @@ class Journal:
             except OutputInUseError as error:
                 raise JournalError(str(error)) from None
             if path.exists():
-                check_plain_file(path)  # before it is opened: a pipe would be waited for
+                check_plain_file(path)  # before it is opened: opening a pipe would wait
             self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
             opened.callback(os.close, self._fd)
             self.records = self._recover()
             self._opened = opened.pop_all()
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add a record; it is on disk when this returns."""
+        """Append a record; it is on disk when this returns."""
         if self._check is not None:
             self._check(record)
         self._write(record)
@@ -77,7 +77,7 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Let others open the file; may be called twice."""
+        """Release the file for other processes; may be called twice."""
         self._opened.close()
         self._fd = -1
 
@@ -103,7 +103,7 @@ class Journal:
         return list(_checked_records(self.path, self._check))
 
     def _mend_last_line(self) -> None:
-        """Complete a last line that lacks only its end, as an editor may leave it; drop one that a kill has torn."""
+        """Complete a last line that only lacks its line end, as some editors write it; drop an incomplete one."""
         data = self.path.read_bytes()
         start = data.rfind(b"\n") + 1
         if start == len(data):
@@ -119,14 +119,14 @@ class Journal:
 
 
 class ResumeFile(Journal):
-    """A journal beside a run's output, which only a run of the same identity continues; any other starts it anew.
+    """A journal beside a run's output; a run with the same identity resumes from it, any other one empties it.
 
     Args:
-        path: the file.
-        identity: what two runs must have in common for one to continue the other's records; JSON, and the first line.
+        path: path of the file.
+        identity: values that two runs must share for one to resume from the other's records; JSON, the first line.
 
     Attributes:
-        records: the records of the interrupted run, in the order in which they were made.
+        records: records of the interrupted run, in the order in which they were made.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -134,7 +134,7 @@ class ResumeFile(Journal):
         super().__init__(path)
 
     def remove(self) -> None:
-        """Delete the file of a finished run, and close it."""
+        """Delete and close the file of a finished run."""
         self.path.unlink()
         self.close()
 
@@ -144,7 +144,7 @@ class ResumeFile(Journal):
         if _is_record(first_line, self._identity):
             return super()._recover()[1:]
         if first_line:
-            logger.warning("%s is of another run, with other arguments or data: starting anew", self.path)
+            logger.warning("%s belongs to another run, with other arguments or data: starting without it", self.path)
         os.ftruncate(self._fd, 0)
         self._write(self._identity)
         return []
@@ -165,7 +165,7 @@ class RowJournal(Journal):
         return key in self._by_key
 
     def finish(self) -> None:
-        """Put the records into the order of their rows, so that the file does not tell who answered first."""
+        """Sort the records by row, so that the file does not depend on the order of the answers."""
         self.rewrite(sort_by_row(self._by_key.values()))
 
     def _remember(self, record: Mapping[str, Any]) -> None:
@@ -176,7 +176,7 @@ class RowJournal(Journal):
 
 
 def row_key(record: Mapping[str, Any]) -> RowKey:
-    """`uid` and `row` of a record, unique across a benchmark; a `JournalError` where it has none."""
+    """Return `uid` and `row` of a record, unique across a benchmark; a `JournalError` if it has none."""
     uid, row = record.get("uid"), record.get("row")
     if not isinstance(uid, str) or not isinstance(row, int) or isinstance(row, bool):
         raise JournalError(f"expected a record with 'uid' (text) and 'row' (a number), not uid {uid!r}, row {row!r}")
@@ -184,15 +184,15 @@ def row_key(record: Mapping[str, Any]) -> RowKey:
 
 
 def sort_by_row(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Records in the order of their rows."""
+    """Sort records by row."""
     return sorted(records, key=lambda record: (record["row"], record["uid"]))
 
 
 def read_rows(path: Path) -> list[Record]:
-    """Every record of a file, in its order.
+    """Read the records of a file, in its order.
 
     Raises:
-        JournalError: naming the line, if it is no JSON object with uid and row; or if there is no such file.
+        JournalError: if a line is not a JSON object with uid and row, which the error names; or the file is missing.
     """
     if not path.is_file():
         raise JournalError(f"there is no file {path}")
@@ -200,10 +200,10 @@ def read_rows(path: Path) -> list[Record]:
 
 
 def records_by_row(path: Path) -> dict[RowKey, Record]:
-    """The records of a file by uid and row.
+    """Read the records of a file by uid and row.
 
     Raises:
-        JournalError: as `read_rows`, and if a row is there twice.
+        JournalError: as `read_rows`, and if two records have the same row.
     """
     records: dict[RowKey, Record] = {}
     for record in read_rows(path):
@@ -214,9 +214,9 @@ def records_by_row(path: Path) -> dict[RowKey, Record]:
 
 
 def to_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
-    """Records as JSON lines."""
+    """Encode records as JSON lines."""
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    # Half a surrogate pair, which a reply may hold, has no UTF-8: it stays the JSON escape it came as.
+    # Half a surrogate pair, which a reply may hold, has no UTF-8: it stays a JSON escape.
     return b"".join(line.encode(errors="backslashreplace") for line in lines)
 
 
@@ -230,7 +230,7 @@ def _checked_records(path: Path, check: Callable[[Mapping[str, Any]], object] | 
                 raise RecordError(place, str(error)) from error
             yield record
     except RecordError as error:
-        raise JournalError(f"{error}; mend or remove the line") from error
+        raise JournalError(f"{error}; repair or remove the line") from error
 
 
 def _is_record(line: bytes, expected: object) -> bool:

@@ -1,8 +1,8 @@
-"""One run at a time into one output: a lock that the system takes away from a process that ends, however it ends.
+"""Locks of outputs, so that one run at a time writes into each; the system releases the lock of any ended process.
 
-A file beside the output, or in it where that is a folder, is locked by `flock` and says who holds it. A file that a
-killed process has left behind is not locked, and so is in nobody's way. Processes that are forked do not hold the lock;
-of a launched run's processes the main one does.
+The lock is a file beside the output, or inside an output folder; it is locked by `flock` and names its holder. The file
+that a killed process has left is not locked, so it stops no other run. Forked processes do not hold the lock; in a
+launched run the main process holds it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-#: What a file system says that knows no locks.
+#: Errors of file systems without locks.
 UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
-FOLDER_LOCK = "_run.lock"  # what begins so, transformers does not push to a hub
-#: A holder writes its name right after it has taken the lock; a reader in between looks again.
+FOLDER_LOCK = "_run.lock"  # transformers does not push names with this beginning to a hub
+#: A holder writes its name right after it has taken the lock; a reader in between retries.
 LOOKS, SECONDS_BETWEEN_LOOKS = 20, 0.05
 
 _held: dict[Path, int] = {}  # descriptors by lock file, so that a run may take its own lock a second time
@@ -31,16 +31,16 @@ _forks_are_watched = False
 
 
 class OutputInUseError(ValueError):
-    """Another run writes to the output; the message says which."""
+    """Another run writes to the output; the message names it."""
 
 
 @contextlib.contextmanager
 def hold_output(output: str | Path, *, is_folder: bool, is_main_process: bool = True) -> Iterator[None]:
-    """Keep other runs from writing to an output as long as the block runs; a run may hold its own output twice.
+    """Keep other runs from writing to an output while the block runs; a run may hold its own output twice.
 
     Args:
-        output: what the run writes. The folder that the lock lies in, the output itself or the file's, is made.
-        is_folder: whether it is a folder; it need not be there yet.
+        output: file or folder that the run writes. The folder of the lock is made: the output itself, or the file's.
+        is_folder: whether the output is a folder; it need not exist yet.
         is_main_process: whether this process holds the lock for the launched run; others pass.
 
     Raises:
@@ -55,7 +55,7 @@ def hold_output(output: str | Path, *, is_folder: bool, is_main_process: bool = 
 
 
 def lock_of(output: str | Path, *, is_folder: bool) -> Path:
-    """The lock file of an output: beside a file, in a folder."""
+    """Return the lock file of an output: beside a file, in a folder."""
     output = Path(output)
     return output / FOLDER_LOCK if is_folder else output.with_name(f".{output.name}.lock")
 
@@ -67,16 +67,16 @@ def check_free(output: str | Path, *, is_folder: bool) -> None:
         return
     descriptor = _open_locked(lock.resolve(), output)
     if descriptor is not None:
-        os.close(descriptor)  # and with it the lock; the file is that of a run that was killed
+        os.close(descriptor)  # releases the lock; a killed run left the file
 
 
 @contextlib.contextmanager
 def hold(lock: Path, *, output: str | Path) -> Iterator[int | None]:
-    """Hold a lock file; gives its descriptor, which a started process may be handed so that it holds the lock as well.
+    """Hold a lock file and yield its descriptor; a child process that inherits the descriptor holds the lock as well.
 
     Args:
-        lock: the file, made with its folder, and removed at the end.
-        output: what is locked, for the message.
+        lock: path of the file, which is made with its folder, and removed at the end.
+        output: the locked output, for the message.
 
     Raises:
         OutputInUseError: if it is held already.
@@ -93,13 +93,13 @@ def hold(lock: Path, *, output: str | Path) -> Iterator[int | None]:
         _write_holder(descriptor)
         yield descriptor
     finally:
-        if _held.pop(lock, None) is not None:  # in a forked child nothing is held, and the file is its parent's
+        if _held.pop(lock, None) is not None:  # a forked child holds nothing; the file is its parent's
             lock.unlink(missing_ok=True)
             os.close(descriptor)
 
 
 def _open_locked(lock: Path, output: str | Path) -> int | None:
-    """A locked descriptor of the file that has this name now; None where the file system knows no locks."""
+    """Open and lock the file that has this name now; None if the file system has no locks."""
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
@@ -119,7 +119,7 @@ def _open_locked(lock: Path, output: str | Path) -> int | None:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), lock.stat()):
                 return descriptor
-        os.close(descriptor)  # removed by a run that ended between the two calls
+        os.close(descriptor)  # a run that ended between the two calls has removed it
 
 
 def _write_holder(descriptor: int) -> None:
@@ -145,7 +145,7 @@ def _watch_forks() -> None:
 
 
 def _forget() -> None:
-    """In a forked child: its copies of the descriptors would keep a dead parent's locks alive."""
+    """Close a forked child's copies of the descriptors, which would keep a dead parent's locks."""
     for descriptor in _held.values():
         os.close(descriptor)
     _held.clear()

@@ -1,7 +1,7 @@
-"""Files that come from elsewhere, read only where they are plain files, and JSON that cannot bring a reader down.
+"""Safe reading of files from outside: plain files only, and JSON of limited depth.
 
-A pipe in the place of a file would have its reader wait for ever, a device would never end. JSON that is nested some
-thousand deep ends Python's decoder with an error of its own kind, and what it leaves ends the encoder.
+Reading a pipe may wait for ever, a device may never end. JSON that is nested some thousand levels deep ends Python's
+decoder by a RecursionError, which is no ValueError, or passes it and ends the encoder.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-MAX_JSON_DEPTH = 100  # of lists and objects in each other; our own files have 6
+MAX_JSON_DEPTH = 100  # nested lists and objects; our own files have 6 levels
 
 
 class NotPlainFileError(ValueError):
-    """What has a file's name is a pipe, a device, a socket or a folder, or a link to one."""
+    """A file's path is that of a pipe, a device, a socket or a folder, or of a link to one."""
 
 
 class RecordError(ValueError):
-    """A line of a file is no record.
+    """A line of a file is not a valid record.
 
     Args:
-        place: `file:line`, with which the text begins.
-        reason: what is wrong with it.
+        place: `file:line`, the beginning of the text.
+        reason: what is wrong with the line.
     """
 
     def __init__(self, place: str, reason: str) -> None:
@@ -34,11 +34,11 @@ class RecordError(ValueError):
 
 
 def check_plain_file(path: str | os.PathLike[str]) -> None:
-    """Refuse what is no plain file, before it is opened.
+    """Check that a path is a plain file, before it is opened.
 
     Raises:
-        NotPlainFileError: naming the file.
-        FileNotFoundError: if there is none.
+        NotPlainFileError: if it is something else; the error names the path.
+        FileNotFoundError: if there is no such file.
     """
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
@@ -46,13 +46,13 @@ def check_plain_file(path: str | os.PathLike[str]) -> None:
 
 
 def read_text_file(path: str | os.PathLike[str]) -> str:
-    """The text of a plain file in UTF-8; raises as `check_plain_file`, and a ValueError where it is no text."""
+    """Read a plain file's UTF-8 text; raises as `check_plain_file`, and a ValueError if it is not text."""
     check_plain_file(path)
     return Path(path).read_text(encoding="utf-8")
 
 
 def parse_json(text: str | bytes) -> Any:
-    """As `json.loads`; whatever is wrong with the text is a ValueError, nesting beyond `MAX_JSON_DEPTH` too."""
+    """Parse as `json.loads`; every error of the text is a ValueError, also nesting beyond `MAX_JSON_DEPTH`."""
     try:
         value = json.loads(text)
     except RecursionError as error:
@@ -64,7 +64,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_record(line: str | bytes) -> dict[str, Any]:
-    """The JSON object of a line; a ValueError where it is none."""
+    """Parse the JSON object of a line; a ValueError if it is not one."""
     record = parse_json(line)
     if not isinstance(record, dict):
         raise ValueError(f"expected a JSON object, not {line[:80]!r}")
@@ -72,10 +72,10 @@ def parse_record(line: str | bytes) -> dict[str, Any]:
 
 
 def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each record of a JSON-lines file with its place, `file:line`; empty lines are left out.
+    """Yield each record of a JSON-lines file with its place, `file:line`; empty lines are skipped.
 
     Raises:
-        RecordError: naming the place, if a line is no JSON object in UTF-8.
+        RecordError: if a line is not a JSON object in UTF-8; the error names the place.
         NotPlainFileError, FileNotFoundError: as `check_plain_file`.
     """
     check_plain_file(path)
@@ -86,7 +86,7 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, 
                 continue
             try:
                 record = parse_record(line)
-            except ValueError as error:  # also of the UTF-8 and JSON decoders
+            except ValueError as error:  # errors of the UTF-8 and JSON decoders as well
                 raise RecordError(place, str(error)) from error
             yield place, record
 

@@ -33,7 +33,7 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Generat
 
 
 def declare_ends(generation_config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write the rule into a model's generation config, so that it also holds for whoever uses the model alone."""
+    """Write the rule into a model's generation config, so that it also holds if the model is used alone."""
     ids = end_token_ids(tokenizer, generation_config)
     generation_config.eos_token_id = ids if len(ids) > 1 else ids[0]
 

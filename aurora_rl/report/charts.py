@@ -14,14 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Matplotlib writes fixed colours. These stand for the page's own: each is replaced by the CSS variable beside it.
+# Matplotlib writes fixed colours; each of these is replaced by the page's CSS variable beside it.
 _INK, _GRID = "#010101", "#020202"
 _LINES = ("#030301", "#030302", "#030303", "#030304", "#030305", "#030306")
 _CSS_COLOURS = {_INK: "var(--ink-soft)", _GRID: "var(--rule)"} | {
     colour: f"var(--line-{number})" for number, colour in enumerate(_LINES, start=1)
 }
 _MAX_LINES = len(_LINES)
-_MAX_POINTS = 300  # of a line; the points of longer ones are averaged, so that a page of charts stays small
+_MAX_POINTS = 300  # points of a line; longer lines are averaged, so that a page of charts stays small
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Series:
 
 
 def line_chart(series: Sequence[Series], *, title: str, is_share: bool = False) -> str:
-    """Draw up to six series over the training steps; long ones faintly, with their running mean on top.
+    """Draw up to six series over the training steps; long ones are faint, with their running mean on top.
 
     Args:
-        series: the lines, each with at least one point.
-        title: what is drawn, for readers who do not see the picture.
+        series: lines, each with at least one point.
+        title: description of the chart, for readers who do not see the picture.
         is_share: whether the values lie in [0, 1], so that charts of this kind share one scale.
 
     Returns:
@@ -67,7 +67,7 @@ def _draw_line(axes: Axes, line: Series, colour: str) -> None:
 
 
 def _thinned(line: Series) -> Series:
-    """At most 300 points, each the mean of a run of neighbours."""
+    """Reduce a line to at most 300 points, each the mean of neighbours."""
     if len(line.values) <= _MAX_POINTS:
         return line
     steps, values = (np.array_split(np.asarray(part), _MAX_POINTS) for part in (line.steps, line.values))
@@ -75,7 +75,7 @@ def _thinned(line: Series) -> Series:
 
 
 def _running_mean(values: Sequence[float], window: int) -> np.ndarray:
-    """Centred mean over `2 * (window // 2) + 1` values, over fewer at both ends."""
+    """Compute the centred mean over `2 * (window // 2) + 1` values, over fewer at both ends."""
     half = window // 2
     array = np.asarray(values, dtype=np.float64)
     return np.array([array[max(0, at - half) : at + half + 1].mean() for at in range(len(array))])
@@ -116,7 +116,7 @@ def _in_words(line: Series) -> str:
 
 
 def _inline_svg(figure: Figure, *, title: str) -> str:
-    """The figure as an element that may stand many times in a page: no prolog, no repeated ids, no size or font."""
+    """Render the figure as an element of which a page may hold many: no prolog, repeated ids, size or font."""
     buffer = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)

@@ -1,6 +1,6 @@
-"""Clips to look at: which rows of an evaluation are shown, and their frames, masks and sound as data URIs.
+"""Clips of a page: the choice of an evaluation's rows, and their frames, masks and sound as data URIs.
 
-A clip's frames are embedded once; masks are small transparent pictures laid over them. So two dozen clips with sound
+A clip's frames are embedded once; masks are small transparent pictures over them. So two dozen clips with sound
 stay well below 6 MB.
 """
 
@@ -25,7 +25,7 @@ from aurora_rl.evaluation.records import RowResult
 from aurora_rl.tasks.prompts import STEP_LABELS
 
 _FRAME_HEIGHT = 144  # pixels; larger frames are scaled down to it
-_MAX_MASK_SCALE = 4  # small masks are drawn larger, so that their outlines stay thin
+_MAX_MASK_SCALE = 4  # factor by which small masks are enlarged, so that their outlines stay thin
 _MAX_STRIP_ASPECT = 7.2  # width / height of the strip of frames that still fits beside the text
 _MIN_FRAMES = 3
 _WAV_SECONDS = 4.0  # longer audio is embedded as MP3, a fifth of the size
@@ -34,12 +34,12 @@ _WAVEFORM_BINS = 240
 # Colours that the three common kinds of colour blindness keep apart. Each region has a fill and an outline.
 _REGION_COLOURS = {"hit": (20, 200, 170), "extra": (255, 128, 0), "missed": (215, 70, 239)}
 _FILL_ALPHA = 90
-_VEIL_ALPHA = 120  # of the black over everything else, so that a mask stands out on an object of its own colour
+_VEIL_ALPHA = 120  # opacity of the black outside masks, so that a mask is visible on an object of its own colour
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A row to show, and why."""
+    """A row to show, and the reason."""
 
     key: str
     reason: str
@@ -47,7 +47,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class ChainLine:
-    """A line of a completion: its label ("Look:") if it has one, its text, and whether what it claims is true."""
+    """A line of a completion: its label ("Look:") if it has one, its text, and whether its claim is true."""
 
     label: str
     text: str
@@ -56,13 +56,13 @@ class ChainLine:
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """What one run made of a row.
+    """One run's answer to a row.
 
     Attributes:
-        name: of the run.
-        result: the row's result.
-        lines: the completion, line by line.
-        overlay: PNG data URI to lay over the frames: hit, extra and missed pixels.
+        name: name of the run.
+        result: result of the row.
+        lines: lines of the completion.
+        overlay: PNG data URI of a picture over the frames: hit, extra and missed pixels.
     """
 
     name: str
@@ -73,21 +73,21 @@ class Attempt:
 
 @dataclasses.dataclass(frozen=True)
 class GalleryClip:
-    """One row as the page shows it.
+    """One row of a page.
 
     Attributes:
         sample: the row.
-        reason: why it is shown.
-        frames: WebP data URI, the shown frames side by side.
+        reason: reason for which it is shown.
+        frames: WebP data URI of the shown frames side by side.
         size: (width, height) of that picture, in pixels.
         shown: 1-based numbers of the shown frames.
-        num_frames: of the whole clip.
-        truth: PNG data URI to lay over the frames.
+        num_frames: number of frames in the whole clip.
+        truth: PNG data URI of the true masks, a picture over the frames.
         audio: WAV or MP3 data URI.
         waveform: SVG path of the loudness envelope in a box of 240 x 40.
         seconds: length of the audio.
-        loudness: dBFS of the loudest 100 ms.
-        attempts: each run's answer.
+        loudness: loudness of the loudest 100 ms, in dBFS.
+        attempts: answers, one of each run.
     """
 
     sample: AVSample
@@ -105,7 +105,7 @@ class GalleryClip:
 
     @property
     def is_silent(self) -> bool:
-        """Whether there is nothing to hear."""
+        """Whether the clip has no audible sound."""
         return self.loudness < SILENCE_DBFS
 
 
@@ -113,14 +113,14 @@ class GalleryClip:
 
 
 def choose_rows(before: Sequence[RowResult], after: Sequence[RowResult], *, num_rows: int) -> list[Choice]:
-    """Pick rows of every kind: largest gains and losses, best and worst, typical ones of each type, and null ones.
+    """Choose rows of every kind: largest gains and losses, best and worst, typical ones of each type, and null ones.
 
-    The kinds take turns, each giving its next row that is not yet taken, so that a short gallery still has all kinds.
+    The kinds take turns, each with its next row that is not chosen yet, so that a short gallery still has all kinds.
 
     Args:
         before: results of the earlier run.
         after: results of the later run on the same rows.
-        num_rows: how many to pick.
+        num_rows: number of rows to choose.
 
     Returns:
         The choices, those of one kind together.
@@ -143,7 +143,7 @@ def _quality(result: RowResult) -> float:
 
 
 def _rank_by_reason(after: Mapping[str, RowResult], quality_before: Mapping[str, float]) -> dict[str, list[str]]:
-    """Keys under each reason to be shown, the most telling first."""
+    """Rank the rows' keys under each reason, the best example first."""
     gain = {key: _quality(result) - quality_before[key] for key, result in after.items() if key in quality_before}
     iou = {key: result.completion.iou for key, result in after.items()}
     target = [key for key, result in sorted(after.items()) if not result.is_null]
@@ -167,7 +167,7 @@ def _rank_by_reason(after: Mapping[str, RowResult], quality_before: Mapping[str,
 
 
 def _take_turns(ranked: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]]:
-    """(reason, key): the first of every reason, then the second of every reason, and so on."""
+    """Yield (reason, key): the first of every reason, then the second of every reason, and so on."""
     columns = [[(reason, key) for key in keys] for reason, keys in ranked.items()]
     for turn in itertools.zip_longest(*columns):
         yield from (pair for pair in turn if pair is not None)
@@ -183,13 +183,13 @@ def render_clip(
     reason: str,
     load: Callable[[AVSample], AVClip] = load_clip,
 ) -> GalleryClip:
-    """Read a row's media and turn them, with each run's answer, into what the page embeds.
+    """Read a row's media and convert them, with each run's answer, into the data that the page embeds.
 
     Args:
         sample: the row.
-        results: the row's result by name of the run.
-        reason: why it is shown.
-        load: reads the sample's media.
+        results: results of the row by name of the run.
+        reason: reason for which it is shown.
+        load: function that reads the sample's media.
 
     Raises:
         MediaError: if a file cannot be read.
@@ -217,16 +217,16 @@ def render_clip(
 
 
 def silence_of(sample: AVSample) -> np.ndarray:
-    """What the page plays beside a clip without sound: (N,) zeros as long as its frames."""
+    """Return the sound of a page's clip without sound: (N,) zeros as long as its frames."""
     return np.zeros(math.ceil(len(sample.frame_paths) / sample.fps * SAMPLING_RATE), dtype=np.float32)
 
 
 def mask_overlay(pred_masks: np.ndarray, gt_masks: np.ndarray) -> str:
-    """A transparent picture of where prediction and truth agree: PNG data URI, frames side by side.
+    """Draw where prediction and truth agree, as a transparent picture: PNG data URI, frames side by side.
 
     Args:
-        pred_masks: (F, H, W) bool.
-        gt_masks: (F, H, W) bool.
+        pred_masks: predicted masks, (F, H, W) bool.
+        gt_masks: true masks, (F, H, W) bool.
     """
     hit, extra, missed = (
         _strip_masks(masks) for masks in (pred_masks & gt_masks, pred_masks & ~gt_masks, gt_masks & ~pred_masks)
@@ -243,12 +243,12 @@ def mask_overlay(pred_masks: np.ndarray, gt_masks: np.ndarray) -> str:
 
 
 def waveform_path(waveform: np.ndarray) -> str:
-    """SVG path of a waveform's envelope, in a box 240 wide and 40 high.
+    """Draw a waveform's envelope as an SVG path, in a box 240 wide and 40 high.
 
     The height is the square root of the peak: quiet sounds can be seen, and silence is a flat line.
 
     Args:
-        waveform: (N,) float in [-1, 1].
+        waveform: samples, (N,) float in [-1, 1].
     """
     bins = np.array_split(waveform, min(_WAVEFORM_BINS, len(waveform)))
     heights = [max(float(np.abs(part).max()) ** 0.5, 0.02) for part in bins]
@@ -259,7 +259,7 @@ def waveform_path(waveform: np.ndarray) -> str:
 
 
 def chain_lines(result: RowResult) -> tuple[ChainLine, ...]:
-    """A greedy completion line by line, each step beside whether its claim is true (None where nobody knows)."""
+    """Split a greedy completion into lines, each step with whether its claim is true (None if unknown)."""
     greedy = result.completion
     verdicts = {"look": greedy.see, "listen": greedy.hear, "answer": greedy.category_correct}
     return tuple(_chain_line(line.strip(), verdicts) for line in greedy.text.splitlines() if line.strip())
@@ -279,18 +279,18 @@ def _attempt(name: str, result: RowResult, gt_masks: np.ndarray, shown: list[int
 
 
 def _shown_frames(num_frames: int, *, aspect: float) -> list[int]:
-    """Indices of as many evenly spaced frames as fit side by side."""
+    """Choose as many evenly spaced frames as fit side by side, by index."""
     count = min(num_frames, max(_MIN_FRAMES, int(_MAX_STRIP_ASPECT / aspect)))
     return np.linspace(0, num_frames - 1, count).round().astype(int).tolist()
 
 
 def _gap(frame_width: int) -> int:
-    """Pixels between two frames of a strip."""
+    """Return the pixels between two frames of a strip."""
     return max(1, round(frame_width / 40))
 
 
 def _frame_strip(frames: np.ndarray) -> Image.Image:
-    """Frames (F, H, W, 3) side by side, transparent between them, at most 144 pixels high."""
+    """Place frames (F, H, W, 3) side by side, transparent between them, at most 144 pixels high."""
     num_frames, height, width = frames.shape[:3]
     scale = min(1.0, _FRAME_HEIGHT / height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -302,7 +302,7 @@ def _frame_strip(frames: np.ndarray) -> Image.Image:
 
 
 def _strip_masks(masks: np.ndarray) -> np.ndarray:
-    """Masks (F, H, W) side by side as `_frame_strip` lays the frames, small ones a whole number of times larger."""
+    """Place masks (F, H, W) as `_frame_strip` places the frames; small ones are enlarged by a whole number."""
     num_frames, height, width = masks.shape
     scale = min(1.0, _FRAME_HEIGHT / height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -316,7 +316,7 @@ def _strip_masks(masks: np.ndarray) -> np.ndarray:
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:
-    """Pixels of a mask (H, W) that touch the outside, two pixels wide."""
+    """Find the outline of a mask (H, W), two pixels wide inside the mask."""
     inside = mask
     for _ in range(2):
         padded = np.pad(inside, 1)
@@ -331,7 +331,7 @@ def _image_uri(image: Image.Image, file_format: str, **options: object) -> str:
 
 
 def _audio_uri(waveform: np.ndarray) -> str:
-    """Audio that a browser plays: WAV where the clip is short, MP3 where it is long."""
+    """Encode audio for a browser: WAV if the clip is short, MP3 if it is long."""
     is_short = len(waveform) <= math.ceil(_WAV_SECONDS * SAMPLING_RATE)
     buffer = io.BytesIO()
     soundfile.write(buffer, waveform, SAMPLING_RATE, format="WAV" if is_short else "MP3")
@@ -345,12 +345,12 @@ def _audio_uri(waveform: np.ndarray) -> str:
 def render_clips(
     samples: Sequence[AVSample], runs: Mapping[str, Sequence[RowResult]], num_clips: int
 ) -> list[GalleryClip]:
-    """Choose rows whose media are at hand, and render them with the answers of two runs.
+    """Choose rows whose media exist, and render them with the answers of two runs.
 
     Args:
         samples: rows of the benchmark, with their media on disk.
         runs: results of the earlier and the later run, by the run's name.
-        num_clips: how many rows are shown at most.
+        num_clips: largest number of rows.
 
     Raises:
         MediaError: if the media of a chosen row cannot be read.

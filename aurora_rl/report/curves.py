@@ -1,4 +1,4 @@
-"""The learning curves of a page: which keys of a trainer's log each chart draws."""
+"""The learning curves of a page, and the keys of a trainer's log that each chart draws."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from aurora_rl.report.charts import Series, line_chart
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """A chart: what it shows and which keys of a trainer's log are its lines.
+    """A chart, and the keys of a trainer's log that are its lines.
 
     Attributes:
-        title: heading.
+        title: heading of the chart.
         key: pattern of the whole key; a group `name` is the line's label.
         is_share: whether the values lie in [0, 1].
     """
@@ -58,13 +58,13 @@ _MAX_SERIES = 6
 
 
 def read_log_history(path: str | Path) -> list[dict[str, Any]]:
-    """What a trainer logged: one dict a logging step.
+    """Read a trainer's log: one dict a logging step.
 
     Args:
         path: a `trainer_state.json`, or a folder that holds one.
 
     Raises:
-        ValueError: if the file is no trainer state.
+        ValueError: if the file is not a trainer state.
     """
     path = Path(path)
     path = path / "trainer_state.json" if path.is_dir() else path
@@ -87,7 +87,7 @@ def draw_curves(log_history: Sequence[Mapping[str, Any]], run: str) -> list[tupl
 
 
 def _series(log_history: Sequence[Mapping[str, Any]], panel: Panel) -> list[Series]:
-    """The panel's lines, in the order in which the run first logged them."""
+    """Return the panel's lines, in the order in which the run first logged them."""
     keys = dict.fromkeys(key for entry in log_history for key in entry)
     matches = [match for key in keys if (match := re.fullmatch(panel.key, key))]
     lines = [_line(log_history, match) for match in matches]
@@ -95,7 +95,7 @@ def _series(log_history: Sequence[Mapping[str, Any]], panel: Panel) -> list[Seri
 
 
 def _line(log_history: Sequence[Mapping[str, Any]], match: re.Match[str]) -> Series:
-    """One key's numbers; an entry where it is not a number has no point."""
+    """Return one key's numbers; an entry in which it is not a number has no point."""
     key, label = match[0], match.groupdict().get("name", match[0])
     points = [(entry["step"], entry[key]) for entry in log_history if isinstance(entry.get(key), int | float)]
     return Series(

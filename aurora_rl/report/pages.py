@@ -1,6 +1,6 @@
-"""How the HTML pages are made: templates in which all text is escaped, and how numbers look in them.
+"""Writing of HTML pages: templates that escape all text, and the format of numbers.
 
-Each page extends `templates/base.html.j2` and is put together from `templates/sections.html.j2`.
+Each page extends `templates/base.html.j2` and consists of sections of `templates/sections.html.j2`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aurora_rl.tasks.prompts import SEG_TOKEN
 
 
 def page_environment(room: str = "aurora_rl.report") -> jinja2.Environment:
-    """The templates of a room; all that is put into a page is escaped, except the charts' SVG."""
+    """Load the templates of a package; all values on a page are escaped, except the charts' SVG."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(room),
         autoescape=True,
@@ -32,12 +32,12 @@ def page_environment(room: str = "aurora_rl.report") -> jinja2.Environment:
 
 
 def write_page(out_html: str | Path, template: str, **values: Any) -> Path:
-    """Write a page, one file that loads nothing.
+    """Write a page as one file that loads no others.
 
     Args:
-        out_html: where to.
+        out_html: path of the page.
         template: name of its template.
-        values: what the template asks for.
+        values: values of the template's variables.
 
     Returns:
         `out_html`.
@@ -52,11 +52,11 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def _signed(value: float, digits: int = 3) -> str:
-    """With its sign, as typeset: a true minus, and no sign for what rounds to zero."""
+    """Format a number with its sign, as in print: a true minus, and no sign if it rounds to zero."""
     text = f"{value:+.{digits}f}"
     return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "−")
 
 
 def _mark_seg(text: str) -> Markup:
-    """Escaped text in which `[SEG]` stands out."""
+    """Escape a text and highlight its `[SEG]`."""
     return Markup(str(Markup.escape(text)).replace(SEG_TOKEN, f'<span class="seg">{SEG_TOKEN}</span>'))

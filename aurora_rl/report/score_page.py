@@ -1,4 +1,4 @@
-"""HTML pages about scores: of one system, and of two beside each other. Each is one file that loads nothing."""
+"""HTML pages of one system's scores, and of a comparison of two. Each is one file that loads no others."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def write_score_page(out_html: Path, tables: Mapping[str, Any], rows: Sequence[R
     """Write the page of one system.
 
     Args:
-        out_html: where to.
-        tables: the content of scores.json.
-        rows: the rows of results.jsonl.
+        out_html: path of the page.
+        tables: content of scores.json.
+        rows: rows of results.jsonl.
     """
 
     def by(head: str, name: str) -> ScoreTable:
@@ -48,13 +48,13 @@ def write_score_page(out_html: Path, tables: Mapping[str, Any], rows: Sequence[R
 
 
 def write_comparison_page(out_html: Path, comparison: Comparison, *, first: str, second: str) -> None:
-    """Write the page of two systems.
+    """Write the page that compares two systems.
 
     Args:
-        out_html: where to.
-        comparison: of the two.
-        first: what the page calls the first system.
-        second: what the page calls the second.
+        out_html: path of the page.
+        comparison: comparison of the two.
+        first: name of the first system on the page.
+        second: name of the second system on the page.
     """
     first, second = (first, second) if first != second else (f"{first} (first)", f"{second} (second)")
     write_page(

@@ -1,4 +1,4 @@
-"""What the sections of the pages hold: tables of scores, of differences and of runs beside each other.
+"""The contents of pages' sections: tables of scores, of differences and of several runs.
 
 `templates/sections.html.j2` draws them.
 """
@@ -14,7 +14,7 @@ from aurora_rl.evaluation.measures import MASK_MEASURES, MEASURES, Measure
 from aurora_rl.evaluation.records import RowResult
 from aurora_rl.evaluation.tables import Intervals, Table
 
-_MIN_REACH = 0.02  # of the picture of differences to both sides of 0
+_MIN_REACH = 0.02  # least extent of the picture of differences on both sides of 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +22,11 @@ class ScoreTable:
     """The scores of groups of rows.
 
     Attributes:
-        head: what the groups are.
-        measures: the columns.
-        groups: the numbers of each group.
+        head: heading of the column of groups.
+        measures: measures of the columns.
+        groups: numbers of each group.
         intervals: intervals of the numbers, by group.
-        before: the numbers of an earlier system on the same rows, where two are shown; they then have no intervals.
+        before: numbers of an earlier system on the same rows, if two are shown; there are no intervals then.
     """
 
     head: str
@@ -44,13 +44,13 @@ def score_table(
     intervals: Mapping[str, Intervals] | None = None,
     before: Mapping[str, Table] | None = None,
 ) -> ScoreTable:
-    """Make the table of the measures among `names` that some group has."""
+    """Make the table of those measures among `names` that at least one group has."""
     measures = tuple(MEASURES[name] for name in names if any(name in numbers for numbers in groups.values()))
     return ScoreTable(head, measures, groups, intervals or {}, before)
 
 
 def with_mix(splits: Mapping[str, Any], mix: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:
-    """The splits' numbers or intervals, and those of both kinds of Mix where they are known."""
+    """Add the numbers or intervals of both kinds of Mix, if they are known, to those of the splits."""
     return {**splits, **{f"Mix, {name.replace('_', ' ')}": of_mix for name, of_mix in mix.items() if of_mix}}
 
 
@@ -59,10 +59,10 @@ class DifferenceTable:
     """The differences of two systems by groups of rows.
 
     Attributes:
-        head: what the groups are; empty where there is one that needs no name.
-        groups: the differences of each group.
-        first: what the page calls the first system.
-        second: what the page calls the second.
+        head: heading of the column of groups; empty for a single group, which needs no name.
+        groups: differences of each group.
+        first: name of the first system on the page.
+        second: name of the second system on the page.
     """
 
     head: str
@@ -72,7 +72,7 @@ class DifferenceTable:
 
     @property
     def drawn(self) -> tuple[float, float]:
-        """Least and greatest difference to draw, as shares of each measure's scale; holds 0."""
+        """Least and greatest difference to draw, as shares of each measure's scale; 0 is between them."""
         rows = [row for group in self.groups.values() for row in group]
         lows = [row.gain.low / row.measure.scale for row in rows]
         highs = [row.gain.high / row.measure.scale for row in rows]
@@ -81,12 +81,12 @@ class DifferenceTable:
 
 @dataclasses.dataclass(frozen=True)
 class RunTable:
-    """Runs beside each other, each compared with the first.
+    """Several runs, each compared with the first.
 
     Attributes:
         base: name of the first run.
-        numbers: the first run's numbers; its measures are the columns.
-        differences: each other run's differences from the first, by the run's name and the measure's.
+        numbers: numbers of the first run; its measures are the columns.
+        differences: differences of each other run from the first, by the run's name and the measure's.
     """
 
     base: str
@@ -95,7 +95,7 @@ class RunTable:
 
     @property
     def measures(self) -> list[Measure]:
-        """The columns."""
+        """The measures of the columns."""
         return [MEASURES[name] for name in self.numbers]
 
 
@@ -106,9 +106,9 @@ def run_table(
 
     Args:
         base: name of the first run.
-        rows: its rows.
-        others: the rows of the others by their names.
-        names: the measures that are shown where the first run has them.
+        rows: rows of the first run.
+        others: rows of the other runs by name.
+        names: names of the measures that are shown if the first run has them.
 
     Raises:
         ValueError: if the runs hold different rows.

@@ -1,7 +1,7 @@
-"""One HTML page about a training: what changed, by how much and how surely, with clips to look at and listen to.
+"""The HTML page of a training: changes of scores with their intervals, learning curves, and clips with sound.
 
-The end of the flow. It reads files alone (evaluations, trainer states, the clips' media) and writes one file that loads
-nothing from anywhere: pictures, sound and curves are inside it.
+It is the last step of the flow. It reads only files (evaluations, trainer states, the clips' media) and writes one file
+that loads no others: pictures, sound and curves are inside it.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Run:
     """A training or an evaluation.
 
     Attributes:
-        name: what the page calls it.
-        folder: where it has left its files.
+        name: name of the run on the page.
+        folder: folder of its files.
     """
 
     name: str
@@ -73,14 +73,14 @@ def write_training_page(
     """Write the page.
 
     Args:
-        out_html: where to.
+        out_html: path of the page.
         title: heading of the page.
         evaluations: evaluations of the same rows: of the model before, of the model after, and of others that are
             compared with the first as well.
         ablated: an evaluation with ablations.
         trainings: trainings whose learning curves are drawn.
         gallery: samples that may be shown, with their media on disk.
-        num_clips: how many of them are shown at most.
+        num_clips: largest number of clips that are shown.
 
     Returns:
         `out_html`.
@@ -114,7 +114,7 @@ def write_training_page(
 
 
 def _choose(differences: Mapping[str, Difference], names: Sequence[str]) -> list[Difference]:
-    """The measures that apply to both runs."""
+    """Choose the measures that apply to both runs."""
     return [differences[name] for name in names if name in differences]
 
 
@@ -131,7 +131,7 @@ def _ablation_table(ablated: Run | None) -> RunTable | None:
 
 
 def _score_tables(before: Sequence[RowResult], after: Sequence[RowResult]) -> dict[str, object]:
-    """The tables of both models' scores by groups, as the template names them."""
+    """Make the tables of both models' scores by groups, under the template's names."""
     of_before, scores = number_tables(before), number_tables(after)
 
     def by(head: str, name: str) -> ScoreTable:

@@ -9,7 +9,7 @@ from trl.trainer.utils import RepeatSampler
 class EpochOrder(Sampler):
     """TRL's sampler with an order that depends on the epoch alone.
 
-    TRL draws the orders of all epochs from one generator, which a resumed run starts anew: a run that resumes in a
+    TRL draws the orders of all epochs from one generator, which a resumed run starts again: a run that resumes in a
     later epoch would get the order of the first one. The sampler calls `epoch` instead of having the number set, so
     that the number reaches it through whatever accelerate wraps around it.
 

@@ -52,7 +52,7 @@ def only_trained_adapters(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Keep the reference adapter out of what `save_pretrained` writes while the block runs.
 
     Its copies of the embeddings and the LM head would take as many bytes as the policy's. And if a checkpoint has
-    adapters in sub-folders, transformers resumes only from these, so that the policy itself would start anew.
+    adapters in sub-folders, transformers resumes only from these, so that the policy itself would not be resumed.
     """
     configs = model.peft_config if isinstance(model, PeftModel) else {}
     reference = configs.pop(REFERENCE_ADAPTER, None)

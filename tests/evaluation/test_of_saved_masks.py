@@ -383,7 +383,7 @@ def test_other_preset_or_other_table_starts_anew(tmp_path, interrupted, monkeypa
     scored = spy(monkeypatch)
     score(tmp_path, interrupted, preset="davis")
     assert len(scored) == 8
-    assert "results.partial.jsonl is of another run" in caplog.text
+    assert "results.partial.jsonl belongs to another run" in caplog.text
 
 
 def test_table_that_changed_starts_anew(tmp_path, interrupted, monkeypatch):

@@ -53,7 +53,7 @@ def test_a_whole_last_line_without_its_end_is_kept(tmp_path):
 def test_a_damaged_line_before_the_last_is_an_error_that_names_it(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_text('{"uid": "u0", "row": 0}\n{"uid": "u1"\n{"uid": "u2", "row": 2}\n')
-    with pytest.raises(JournalError, match=r"out.jsonl:2: .*; mend or remove the line"):
+    with pytest.raises(JournalError, match=r"out.jsonl:2: .*; repair or remove the line"):
         RowJournal(path)
     path.write_text('{"uid": "u0", "row": true}\n')
     with pytest.raises(JournalError, match=r"out.jsonl:1: expected a record with 'uid' \(text\) and 'row'"):
@@ -150,7 +150,7 @@ def test_line_that_was_cut_off_is_dropped_and_written_over(path, cut, kept):
 def test_a_damaged_line_of_a_resume_file_is_named_and_what_follows_it_is_not_lost(path):
     identity, first, second = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(identity + first[:4] + b"\n" + second)
-    with pytest.raises(JournalError, match=r"out.partial.jsonl:2: .*; mend or remove the line"):
+    with pytest.raises(JournalError, match=r"out.partial.jsonl:2: .*; repair or remove the line"):
         ResumeFile(path, IDENTITY)
     path.write_bytes(identity + second)
     assert records_in(path) == [{"row": 1}]
@@ -159,7 +159,7 @@ def test_a_damaged_line_of_a_resume_file_is_named_and_what_follows_it_is_not_los
 def test_resume_file_of_another_run_is_not_read(path, caplog):
     with ResumeFile(path, IDENTITY | {"preset": "davis"}) as resume_file:
         assert resume_file.records == []
-    assert "of another run" in caplog.text
+    assert "belongs to another run" in caplog.text
     assert len(path.read_text().splitlines()) == 1
 
 

@@ -8,30 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-#: Rooms whose docstrings comply.
-ROOMS = (
-    "aurora_rl/boundary.py",
-    "aurora_rl/caches",
-    "aurora_rl/cli",
-    "aurora_rl/data",
-    "aurora_rl/export",
-    "aurora_rl/footprint",
-    "aurora_rl/inference",
-    "aurora_rl/logs.py",
-    "aurora_rl/losses.py",
-    "aurora_rl/metrics.py",
-    "aurora_rl/models",
-    "aurora_rl/moved.py",
-    "aurora_rl/rewards.py",
-    "aurora_rl/rollout",
-    "aurora_rl/serve",
-    "aurora_rl/synthetic",
-    "aurora_rl/tasks",
-    "aurora_rl/trainers",
-    "benchmarks",
-    "reward_fns",
-    "tools",
-)
+ROOMS = ("aurora_rl", "benchmarks", "data_prep", "recipes", "reward_fns", "tools")
 PREPOSITION = re.compile(r"(of|as|in|for|from|with|by|to)\b", re.IGNORECASE)
 SECTION = re.compile(r"(Args|Attributes):")
 ENTRY = re.compile(r" {4}(?P<name>\S[^:]*): (?P<text>.*)")
