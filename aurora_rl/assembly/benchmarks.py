@@ -39,10 +39,6 @@ def load_split(args: DataArguments, split: str) -> list[AVSample]:
     return samples
 
 
-def _load_ref_avs(args: DataArguments, split: str, chains: ChainFile | None) -> list[AVSample]:
-    return load_ref_avs(args.data_root, split, fps=args.fps, num_frames=args.num_frames, chains=chains)
-
-
 def _load_omni_avs(args: DataArguments, split: str, chains: ChainFile | None) -> list[AVSample]:
     if args.mask_cache is None:
         raise ValueError("OmniAVS keeps its masks as run lengths: set `mask_cache` to a folder for them as PNG files")
@@ -58,7 +54,9 @@ def _load_hf_dataset(args: DataArguments, split: str, chains: ChainFile | None) 
 
 
 LOADERS: dict[str, Callable[[DataArguments, str, ChainFile | None], list[AVSample]]] = {
-    "ref_avs": _load_ref_avs,
+    "ref_avs": lambda args, split, chains: load_ref_avs(
+        args.data_root, split, fps=args.fps, num_frames=args.num_frames, chains=chains
+    ),
     "avsbench_s4": lambda args, split, chains: load_avsbench_s4(args.data_root, split, chains=chains),
     "avsbench_ms3": lambda args, split, chains: load_avsbench_ms3(args.data_root, split, chains=chains),
     "avsbench_avss": lambda args, split, chains: load_avsbench_avss(args.data_root, split, chains=chains),

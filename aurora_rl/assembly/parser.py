@@ -41,7 +41,14 @@ class ConfigParser(OptionParser, TrlParser):
             default=argparse.SUPPRESS,
             help="YAML file whose keys are the options below; the command line wins over it",
         )
-        self._show_in_groups()
+        # `--help` shows a group a dataclass: our fields first, then those that are inherited from a library.
+        fields = {cls: own_fields(cls) for cls in self.dataclass_types}
+        for cls, own in fields.items():
+            self._move_to_group(cls.__name__, summary(cls), [field.name for field in own])
+        for cls, own in fields.items():
+            if base := inherited_from(cls):
+                others = [field.name for field in dataclasses.fields(cls) if field not in own]
+                self._move_to_group(f"{base} of TRL", f"Explained at {INHERITED[base]}", others)
 
     def parse_args_and_config(self, args: Iterable[str] | None = None, *options: Any, **more: Any) -> tuple[Any, ...]:
         """Parse as TRL does.
@@ -68,16 +75,6 @@ class ConfigParser(OptionParser, TrlParser):
                 self.error(f"{path}: the key {key!r} has another name now: {' or '.join(new)}")
         if "env" in content:
             set_environment(content["env"], config=path)
-
-    def _show_in_groups(self) -> None:
-        """Show each dataclass's fields as a group in `--help`: ours first, then what is inherited from a library."""
-        fields = {cls: own_fields(cls) for cls in self.dataclass_types}
-        for cls, own in fields.items():
-            self._move_to_group(cls.__name__, summary(cls), [field.name for field in own])
-        for cls, own in fields.items():
-            if base := inherited_from(cls):
-                others = [field.name for field in dataclasses.fields(cls) if field not in own]
-                self._move_to_group(f"{base} of TRL", f"Explained at {INHERITED[base]}", others)
 
     def _move_to_group(self, title: str, description: str, names: Sequence[str]) -> None:
         group = self.add_argument_group(title, description)

@@ -16,7 +16,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from aurora_rl.endpoint.api_key import NO_KEY, SHORTEST_SECRET, ApiKey
 from aurora_rl.endpoint.arguments import MAX_TOKENS_FIELDS, EndpointArguments
@@ -26,9 +26,6 @@ from aurora_rl.endpoint.refusals import Kind, Refusal, one_line, read_refusal
 from aurora_rl.endpoint.replies import Usage, read_text, read_usage, refusal_inside
 from aurora_rl.endpoint.request import request_body, with_max_tokens
 from aurora_rl.endpoint.under_way import QuestionsUnderWay
-
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +65,13 @@ class ChatEndpoint:
         self._pause = SharedPause(args, random.Random(seed))
         for name in CHATTY_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
-        self._client = _make_client(args, self._key)
+        try:
+            import openai
+        except ModuleNotFoundError as error:
+            raise ValueError("an endpoint is asked by the package openai: pip install 'aurora-rl[cot]'") from error
+        self._client = openai.AsyncOpenAI(
+            api_key=self._key.value or NO_KEY, base_url=args.base_url, max_retries=0, timeout=args.timeout_s
+        )
 
     @property
     def has_answered(self) -> bool:
@@ -198,16 +201,6 @@ class ChatEndpoint:
         """Remove the key from an error's text, which may quote the endpoint, and shorten it."""
         text = one_line(self._key.cut_out(text))
         return text if len(text) <= DETAIL_LENGTH else text[:DETAIL_LENGTH] + "..."
-
-
-def _make_client(args: EndpointArguments, key: ApiKey) -> AsyncOpenAI:
-    try:
-        import openai
-    except ModuleNotFoundError as error:
-        raise ValueError("an endpoint is asked by the package openai: pip install 'aurora-rl[cot]'") from error
-    return openai.AsyncOpenAI(
-        api_key=key.value or NO_KEY, base_url=args.base_url, max_retries=0, timeout=args.timeout_s
-    )
 
 
 def _innermost(error: BaseException) -> str:

@@ -118,17 +118,17 @@ def list_predictions(folder: str | os.PathLike[str]) -> PredictionFolder:
             if match is None or entry.is_dir() == bool(match[2]):
                 ignored.append(entry.path)
                 continue
-            file = _npz_file(entry) if match[2] else _png_folder(entry, ignored)
+            file = (
+                PredictionFile(entry.path, (), fingerprint_files([(entry.name, _status(entry))]))
+                if match[2]
+                else _png_folder(entry, ignored)
+            )
             row = int(match[1])
             other = rows.setdefault(row, file)
             if other is not file:
                 problem = f"row {row} has two predictions, {other.path} and {file.path}: keep one"
                 rows[row] = dataclasses.replace(other, problem=problem)
     return PredictionFolder(rows, tuple(ignored))
-
-
-def _npz_file(entry: os.DirEntry[str]) -> PredictionFile:
-    return PredictionFile(entry.path, (), fingerprint_files([(entry.name, _status(entry))]))
 
 
 def _png_folder(folder: os.DirEntry[str], ignored: list[str]) -> PredictionFile:

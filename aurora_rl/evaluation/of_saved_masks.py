@@ -185,7 +185,11 @@ def _rescore_alone(
     )
     _check_rows(predictions, table)
     _log_skipped_rows(predictions, samples)
-    identity = {"preset": preset, "version": __version__, "dataset": _digest(dataset / METADATA_FILE)}
+    identity = {
+        "preset": preset,
+        "version": __version__,
+        "dataset": hashlib.sha256((dataset / METADATA_FILE).read_bytes()).hexdigest(),
+    }
     with ResumeFile(output_dir / "results.partial.jsonl", identity) as resume_file:
         scores = _score_all(samples, predictions, resume_file, preset=preset, num_workers=num_workers)
         rows = [RowResult.of_sample(sample, scores[sample.row], preset=preset) for sample in samples]
@@ -232,10 +236,6 @@ def _some(names: Sequence[str]) -> str:
     return f"{', '.join(names[:NUM_SHOWN])}{more}"
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 # ------------------------------------------------------------------------------------------------ one row
 
 
@@ -268,7 +268,10 @@ def score_row(task: Task) -> MaskScore:
         gt_masks = _read_truth(sample, masks)
         if masks is None:
             return score_masks(None, gt_masks, preset=task.preset)
-        _check_num_frames(masks, len(gt_masks))
+        if len(masks.mask_probs) != len(gt_masks):
+            raise PredictionError(
+                f"the prediction has {len(masks.mask_probs)} frames, the clip {len(gt_masks)}: predict each"
+            )
         return score_masks(masks.mask_probs, gt_masks, preset=task.preset, mask_logits=masks.mask_logits)
     except (MediaError, PredictionError) as error:
         raise PredictionError(f"row {sample.row} ({sample.uid}): {error}") from error
@@ -291,11 +294,6 @@ def _read_truth(sample: AVSample, masks: PredictedMasks | None) -> np.ndarray:
     return np.zeros((len(sample.frame_paths) or shape[0], *shape[1:]), dtype=bool)
 
 
-def _check_num_frames(masks: PredictedMasks, num_frames: int) -> None:
-    if len(masks.mask_probs) != num_frames:
-        raise PredictionError(f"the prediction has {len(masks.mask_probs)} frames, the clip {num_frames}: predict each")
-
-
 # ------------------------------------------------------------------------------------------------ all rows
 
 
@@ -311,7 +309,12 @@ def _score_all(
         prediction = predictions.rows.get(sample.row)
         marks = f"{truth[sample.mask_paths]}-{prediction.fingerprint if prediction else 'missing'}"
         tasks.append(Task(sample, prediction, preset, marks))
-    scores = _finished(resume_file, tasks)
+    fingerprints = {task.sample.row: task.fingerprint for task in tasks}
+    scores = {
+        record["row"]: MaskScore(**{**record["score"], "f_curve": tuple(record["score"]["f_curve"])})
+        for record in resume_file.records
+        if fingerprints.get(record["row"]) == record["fingerprint"]
+    }
     if scores:
         logger.info("%s: resuming after %d finished row(s)", resume_file.path, len(scores))
     problems: dict[int, str] = dict(enumerate(predictions.damaged, start=-len(predictions.damaged)))
@@ -328,16 +331,6 @@ def _score_all(
         more = [f"... and {len(problems) - NUM_SHOWN} more"] if len(problems) > NUM_SHOWN else []
         raise PredictionError("; ".join([f"{len(problems)} row(s) cannot be scored: {shown[0]}", *shown[1:], *more]))
     return scores
-
-
-def _finished(resume_file: ResumeFile, tasks: Sequence[Task]) -> dict[int, MaskScore]:
-    """Return the scores that an interrupted run has computed from the same files."""
-    marks = {task.sample.row: task.fingerprint for task in tasks}
-    return {
-        record["row"]: MaskScore(**{**record["score"], "f_curve": tuple(record["score"]["f_curve"])})
-        for record in resume_file.records
-        if marks.get(record["row"]) == record["fingerprint"]
-    }
 
 
 Outcome = MaskScore | ValueError

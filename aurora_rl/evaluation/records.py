@@ -277,13 +277,11 @@ def result_from_record(record: Mapping[str, Any]) -> RowResult:
     if not all(isinstance(record[name], int | float) for name in ("J", "F", "S", "S_per_frame")):
         raise ValueError("J, F, S and S_per_frame must be numbers")
     sampled = tuple(RolloutScore(**rollout) for rollout in record["sampled"])
-    greedy = None if record["greedy"] is None else _completion_of(record["greedy"])
+    greedy = record["greedy"]
+    if greedy is not None:
+        masks = {name: tuple(greedy[name]) for name in ("pred_masks", "preset_masks")}
+        greedy = CompletionScore(**{**greedy, **masks})
     return RowResult(**{**record, "f_curve": tuple(record["f_curve"]), "greedy": greedy, "sampled": sampled})
-
-
-def _completion_of(record: Mapping[str, Any]) -> CompletionScore:
-    masks = {name: tuple(record[name]) for name in ("pred_masks", "preset_masks")}
-    return CompletionScore(**{**record, **masks})
 
 
 def _translate_earlier(record: Mapping[str, Any]) -> dict[str, Any]:

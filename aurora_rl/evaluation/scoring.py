@@ -91,7 +91,9 @@ def score_completion(
     """
     gt_masks = torch.as_tensor(gt_masks)
     parsed = parse_completion(text)
-    own_probs, preset_probs = _probs_at_both_sizes(mask_probs, gt_masks, preset)
+    probs = _zeros_if_missing(mask_probs, gt_masks)
+    own_probs = _probs_at_own_size(probs, gt_masks)
+    preset_probs = metrics.resize_probs(probs, _preset_size(gt_masks, preset))
     return CompletionScore(
         text=text,
         category=parsed.category,
@@ -127,12 +129,6 @@ def score_answer(
     score = score_masks(mask_probs, gt_masks, preset=preset)
     greedy = score_completion(text, mask_probs, gt_masks, sample, preset=preset)
     return RowResult.of_sample(sample, score, preset=preset, greedy=greedy, sampled=sampled)
-
-
-def _probs_at_both_sizes(mask_probs: Tensor | None, gt_masks: Tensor, preset: str) -> tuple[Tensor, Tensor]:
-    """Resize probabilities to the frames' own size and to the preset's."""
-    mask_probs = _zeros_if_missing(mask_probs, gt_masks)
-    return _probs_at_own_size(mask_probs, gt_masks), metrics.resize_probs(mask_probs, _preset_size(gt_masks, preset))
 
 
 def _zeros_if_missing(mask_probs: Tensor | None, gt_masks: Tensor) -> Tensor:

@@ -133,11 +133,9 @@ def group_rows(rows: Iterable[RowResult], key: GroupKey) -> dict[str, list[RowRe
     for row in rows:
         if (name := key(row)) is not None:
             groups[name].append(row)
-    return {name: groups[name] for name in sorted(groups, key=lambda name: (_are_null(groups[name]), name))}
-
-
-def _are_null(rows: Sequence[RowResult]) -> bool:
-    return all(row.is_null for row in rows)
+    return {
+        name: groups[name] for name in sorted(groups, key=lambda name: (all(row.is_null for row in groups[name]), name))
+    }
 
 
 def _tables_by(rows: Iterable[RowResult], key: GroupKey) -> dict[str, Table]:

@@ -87,7 +87,8 @@ def what_is_there(path: AnyPath) -> str:
     if not nearest.is_dir():
         return f"{nearest} is a file, not a folder"
     missing = path.absolute().relative_to(nearest.absolute()).parts[0]
-    return f"{_called(nearest)} holds {entries(nearest, like=missing)}{did_you_mean(missing, _names(nearest))}"
+    place = "this folder" if nearest == Path() else str(nearest)
+    return f"{place} holds {entries(nearest, like=missing)}{did_you_mean(missing, _names(nearest))}"
 
 
 def nearest_existing(path: AnyPath) -> Path:
@@ -121,7 +122,3 @@ def _names(folder: Path) -> list[str]:
         return sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError:
         return []
-
-
-def _called(folder: Path) -> str:
-    return "this folder" if folder == Path() else str(folder)

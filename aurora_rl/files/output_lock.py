@@ -90,7 +90,9 @@ def hold(lock: Path, *, output: str | Path) -> Iterator[int | None]:
     _watch_forks()
     _held[lock] = descriptor
     try:
-        _write_holder(descriptor)
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
         yield descriptor
     finally:
         if _held.pop(lock, None) is not None:  # a forked child holds nothing; the file is its parent's
@@ -120,12 +122,6 @@ def _open_locked(lock: Path, output: str | Path) -> int | None:
             if os.path.samestat(os.fstat(descriptor), lock.stat()):
                 return descriptor
         os.close(descriptor)  # a run that ended between the two calls has removed it
-
-
-def _write_holder(descriptor: int) -> None:
-    holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(holder).encode(), 0)
 
 
 def _read_holder(descriptor: int) -> str:

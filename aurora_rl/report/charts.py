@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import io
 import re
 from collections.abc import Sequence
@@ -54,7 +55,8 @@ def line_chart(series: Sequence[Series], *, title: str, is_share: bool = False) 
         _style_axes(axes, is_share=is_share)
         if len(series) > 1:
             _draw_legend(figure, axes)
-        return _inline_svg(figure, title=f"{title}. {'; '.join(map(_in_words, series))}.")
+        in_words = "; ".join(f"{line.label} from {line.values[0]:.3g} to {line.values[-1]:.3g}" for line in series)
+        return _inline_svg(figure, title=f"{title}. {in_words}.")
 
 
 def _draw_line(axes: Axes, line: Series, colour: str) -> None:
@@ -111,10 +113,6 @@ def _draw_legend(figure: Figure, axes: Axes) -> None:
     )
 
 
-def _in_words(line: Series) -> str:
-    return f"{line.label} from {line.values[0]:.3g} to {line.values[-1]:.3g}"
-
-
 def _inline_svg(figure: Figure, *, title: str) -> str:
     """Render the figure as an element of which a page may hold many: no prolog, repeated ids, size or font."""
     buffer = io.StringIO()
@@ -128,8 +126,4 @@ def _inline_svg(figure: Figure, *, title: str) -> str:
     svg = re.sub(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", r'<svg class="chart" role="img" \1>', svg, count=1)
     for colour, variable in _CSS_COLOURS.items():
         svg = svg.replace(colour, variable)
-    return svg.replace(">", f"><title>{_escape(title)}</title>", 1)
-
-
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return svg.replace(">", f"><title>{html.escape(title, quote=False)}</title>", 1)

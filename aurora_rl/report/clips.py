@@ -212,7 +212,10 @@ def render_clip(
         waveform=waveform_path(waveform),
         seconds=len(waveform) / SAMPLING_RATE,
         loudness=loudness_dbfs(clip.waveform),
-        attempts=tuple(_attempt(name, result, gt_masks, shown) for name, result in results.items()),
+        attempts=tuple(
+            Attempt(name, row, chain_lines(row), mask_overlay(decode_masks(row.completion.pred_masks)[shown], gt_masks))
+            for name, row in results.items()
+        ),
     )
 
 
@@ -271,11 +274,6 @@ def _chain_line(line: str, verdicts: Mapping[str, float | None]) -> ChainLine:
             verdict = verdicts.get(step)
             return ChainLine(label, line.removeprefix(label).strip(), None if verdict is None else verdict == 1.0)
     return ChainLine("", line, None)
-
-
-def _attempt(name: str, result: RowResult, gt_masks: np.ndarray, shown: list[int]) -> Attempt:
-    pred_masks = decode_masks(result.completion.pred_masks)[shown]
-    return Attempt(name, result, chain_lines(result), mask_overlay(pred_masks, gt_masks))
 
 
 def _shown_frames(num_frames: int, *, aspect: float) -> list[int]:

@@ -78,20 +78,16 @@ def read_log_history(path: str | Path) -> list[dict[str, Any]]:
 
 def draw_curves(log_history: Sequence[Mapping[str, Any]], run: str) -> list[tuple[str, Markup]]:
     """Draw each panel that a run has logged: (heading, SVG)."""
+    keys = dict.fromkeys(key for entry in log_history for key in entry)  # in the order in which they were first logged
     charts = []
     for panel in PANELS:
-        if series := _series(log_history, panel):
+        matches = [match for key in keys if (match := re.fullmatch(panel.key, key))]
+        lines = [_line(log_history, match) for match in matches]
+        series = [line for line in lines if line.values][:_MAX_SERIES]
+        if series:
             title = f"{run}: {panel.title}"
             charts.append((panel.title, Markup(line_chart(series, title=title, is_share=panel.is_share))))
     return charts
-
-
-def _series(log_history: Sequence[Mapping[str, Any]], panel: Panel) -> list[Series]:
-    """Return the panel's lines, in the order in which the run first logged them."""
-    keys = dict.fromkeys(key for entry in log_history for key in entry)
-    matches = [match for key in keys if (match := re.fullmatch(panel.key, key))]
-    lines = [_line(log_history, match) for match in matches]
-    return [line for line in lines if line.values][:_MAX_SERIES]
 
 
 def _line(log_history: Sequence[Mapping[str, Any]], match: re.Match[str]) -> Series:

@@ -93,7 +93,8 @@ def write_training_page(
     if len(set(names)) != len(names) or len(names) < 2:
         raise ValueError(f"the evaluations are called {names}: give two or more, each with a name of its own")
     rows = {run.name: run.results() for run in evaluations}
-    first, second, *others = names
+    first, second = names[:2]
+    later = {name: of for name, of in rows.items() if name != first}
     differences = compare_overall(rows[first], rows[second])
     return write_page(
         out_html,
@@ -104,7 +105,7 @@ def write_training_page(
         num_rows=len(rows[second]),
         headlines=_choose(differences, _HEADLINES),
         gains=DifferenceTable("", {"": _choose(differences, _GAINS)}, first, second),
-        runs=_run_table(first, rows) if others else None,
+        runs=run_table(first, rows[first], later, names=_OF_RUNS) if len(later) > 1 else None,
         ablations=_ablation_table(ablated),
         **_score_tables(rows[first], rows[second]),
         trainings={run.name: draw_curves(read_log_history(run.folder), run.name) for run in trainings},
@@ -116,10 +117,6 @@ def write_training_page(
 def _choose(differences: Mapping[str, Difference], names: Sequence[str]) -> list[Difference]:
     """Choose the measures that apply to both runs."""
     return [differences[name] for name in names if name in differences]
-
-
-def _run_table(base: str, rows: Mapping[str, Sequence[RowResult]]) -> RunTable:
-    return run_table(base, rows[base], {name: of for name, of in rows.items() if name != base}, names=_OF_RUNS)
 
 
 def _ablation_table(ablated: Run | None) -> RunTable | None:

@@ -91,17 +91,13 @@ def references_of(scene: Scene, rng: np.random.Generator) -> list[Reference]:
     """List every reference that is true of exactly one object of the scene, in one wording each."""
     targets = [("category", index) for index in range(len(scene.objects))]
     targets += [("colour", index) for index in range(len(scene.objects))]
-    targets += _space_targets(scene) + _audio_targets(scene)
-    return [_refer(idea, scene.seen[index], rng, target=index) for idea, index in targets]
-
-
-def _space_targets(scene: Scene) -> list[tuple[str, int]]:
     x = _centroids_x(scene.masks)
-    targets = [("left", 0)] if _stays_left(x, 0, range(len(x))) else []
+    targets += [("left", 0)] if _stays_left(x, 0, range(len(x))) else []
     targets += [("right", len(x) - 1)] if _stays_right(x, len(x) - 1, range(len(x))) else []
     if len(x) == 3 and (abs(x[1] - 0.5) < 1 / 6).all():
         targets.append(("middle", 1))
-    return targets
+    targets += _audio_targets(scene)
+    return [_refer(idea, scene.seen[index], rng, target=index) for idea, index in targets]
 
 
 def _audio_targets(scene: Scene) -> list[tuple[str, int]]:

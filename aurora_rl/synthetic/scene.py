@@ -87,7 +87,11 @@ def draw_scene(rng: np.random.Generator, config: SyntheticConfig, *, categories:
         in_view, off_screen = cast[:num_objects], cast[num_objects:]
         objects = _place_objects(rng, in_view, num_frames=config.frames)
         outlines = np.stack([_outline(obj, config.size) for obj in objects])
-        masks = _visible_parts(outlines, nearest_first=rng.permutation(num_objects))
+        masks = np.empty_like(outlines)  # (N, F, H, W): outlines without the parts that nearer objects cover
+        covered = np.zeros_like(outlines[0])
+        for index in rng.permutation(num_objects):  # the nearest first
+            masks[index] = outlines[index] & ~covered
+            covered |= outlines[index]
         visible, whole = masks.sum((2, 3)), outlines.sum((2, 3))  # (N, F) pixels
         if ((visible > MIN_VISIBLE_PIXELS) & (visible >= MIN_VISIBLE_SHARE * whole)).all():
             return Scene(objects, masks, _draw_sounds(rng, in_view, off_screen))
@@ -122,16 +126,6 @@ def _outline(obj: SceneObject, size: int) -> np.ndarray:
     dy = (y - obj.y.astype(np.float32)[:, None, None]) / np.float32(obj.radius)  # (F, H, 1)
     cos, sin = np.float32(np.cos(obj.rotation)), np.float32(np.sin(obj.rotation))
     return LOOKS[obj.category].outline(dx * cos + dy * sin, dy * cos - dx * sin)
-
-
-def _visible_parts(outlines: np.ndarray, *, nearest_first: np.ndarray) -> np.ndarray:
-    """Return (N, F, H, W) bool: each outline without the parts that nearer objects cover."""
-    masks = np.empty_like(outlines)
-    covered = np.zeros_like(outlines[0])
-    for index in nearest_first:
-        masks[index] = outlines[index] & ~covered
-        covered |= outlines[index]
-    return masks
 
 
 def _draw_sounds(rng: np.random.Generator, in_view: Sequence[str], off_screen: Sequence[str]) -> tuple[SoundEvent, ...]:

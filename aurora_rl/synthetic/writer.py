@@ -119,12 +119,23 @@ def _write_clip(root: Path, config: SyntheticConfig, task: ClipTask) -> list[Ben
         clip = make_clip(config, task.split, task.index)
     else:
         clip = make_null_clip(config, task.split, task.index, turn=task.null_turn)
-    _write_frames(root / "media" / clip.media_id / "frames", clip.frames)
-    _write_wav(root / "media" / clip.media_id / "audio.wav", clip.waveform, sampling_rate=config.sampling_rate)
+    media = root / "media" / clip.media_id
+    (media / "frames").mkdir(parents=True)
+    for index, frame in enumerate(clip.frames):
+        # Full chroma: at 64 px the usual 4:2:0 would smear a colour over half an object.
+        Image.fromarray(frame).save(media / "frames" / f"{index}.jpg", quality=95, subsampling="4:4:4")
+    with wave.open(str(media / "audio.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(config.sampling_rate)
+        file.writeframes(np.round(clip.waveform * 32767).astype("<i2").tobytes())
     rows = _rows(clip, task.split)
     for fid in sorted({row.fid for row in rows}):
         # All masks of a null clip are empty, those of its fid 0 too.
-        _write_masks(root / "gt_mask" / clip.media_id / f"fid_{fid}", clip.masks[fid])
+        folder = root / "gt_mask" / clip.media_id / f"fid_{fid}"
+        folder.mkdir(parents=True)
+        for index, mask in enumerate(clip.masks[fid]):
+            Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{index:05d}.png")
     return rows
 
 
@@ -150,27 +161,6 @@ def _rows(clip: SyntheticClip, split: str) -> list[BenchmarkRow]:
             )
         )
     return rows
-
-
-def _write_frames(folder: Path, frames: np.ndarray) -> None:
-    folder.mkdir(parents=True)
-    for index, frame in enumerate(frames):
-        # Full chroma: at 64 px the usual 4:2:0 would smear a colour over half an object.
-        Image.fromarray(frame).save(folder / f"{index}.jpg", quality=95, subsampling="4:4:4")
-
-
-def _write_masks(folder: Path, masks: np.ndarray) -> None:
-    folder.mkdir(parents=True)
-    for index, mask in enumerate(masks):
-        Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{index:05d}.png")
-
-
-def _write_wav(path: Path, waveform: np.ndarray, *, sampling_rate: int) -> None:
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(sampling_rate)
-        file.writeframes(np.round(waveform * 32767).astype("<i2").tobytes())
 
 
 def _write_metadata(path: Path, rows: list[BenchmarkRow]) -> None:

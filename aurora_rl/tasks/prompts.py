@@ -77,18 +77,13 @@ def without_seg(text: str) -> str:
     'Answer: the target is the drum.'
     """
     if SEG_TOKEN in text:
-        text = _without_nested_seg(_ASKS_FOR_MASKS.sub("", text))
+        kept: list[str] = []  # removing one `[SEG]` may make another, as in `[SE[SEG]G]`, at any depth
+        for character in _ASKS_FOR_MASKS.sub("", text):
+            kept.append(character)
+            if character == SEG_TOKEN[-1] and "".join(kept[-len(SEG_TOKEN) :]) == SEG_TOKEN:
+                del kept[-len(SEG_TOKEN) :]
+        text = "".join(kept)
     return text.strip()
-
-
-def _without_nested_seg(text: str) -> str:
-    """Remove `[SEG]` also where removing one makes another, as in `[SE[SEG]G]`, at any depth."""
-    kept: list[str] = []
-    for character in text:
-        kept.append(character)
-        if character == SEG_TOKEN[-1] and "".join(kept[-len(SEG_TOKEN) :]) == SEG_TOKEN:
-            del kept[-len(SEG_TOKEN) :]
-    return "".join(kept)
 
 
 def render_chain(steps: Mapping[str, str], answer: str) -> str:
