@@ -36,6 +36,8 @@ IMPORTS = {
     "footprint": "aurora_rl.footprint.by_hand",
     "recipes/sft.py": "recipes.sft",
     "recipes/grpo.py": "recipes.grpo",
+    "data_prep/cache_features.py": "data_prep.cache_features",
+    "data_prep/correct_cot.py": "data_prep.correct_cot",
 }
 #: A kind of wrong input, the program, and its arguments.
 COMMANDS = {
@@ -52,6 +54,8 @@ COMMANDS = {
     "unknown key of a recipe": ("recipes/sft.py", "--config typo.yaml"),
     "missing chains": ("recipes/sft.py", "--config grpo.yaml --chains gone.jsonl"),
     "missing reward": ("recipes/grpo.py", "--config grpo.yaml --reward_funcs reward_fns.format:gone"),
+    "unknown split to cache": ("data_prep/cache_features.py", "--model model --data_root data --split x"),
+    "missing mistakes": ("data_prep/correct_cot.py", "--data_root data --model m --output o.jsonl --mistakes gone"),
 }
 
 

@@ -7,6 +7,11 @@ The launched processes share the clips; plain `python` encodes all of them. Only
 the data are used. The same command resumes a run that was killed.
 """
 
+from aurora_rl.assembly.early import check_command_line
+
+if __name__ == "__main__":
+    check_command_line("data_prep/cache_features.py")  # before torch is imported, which takes seconds
+
 import dataclasses
 import logging
 from collections.abc import Sequence

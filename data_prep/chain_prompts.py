@@ -12,7 +12,7 @@ import io
 import json
 import wave
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -25,7 +25,8 @@ from aurora_rl.tasks.completions import normalise_category
 from aurora_rl.tasks.prompts import REASONING_STEPS, answer_for
 from data_prep.chain_checks import ChainLimits, find_problems, repair
 
-MEDIA = ("frames+audio", "frames", "none")
+Media = Literal["frames+audio", "frames", "none"]
+MEDIA = get_args(Media)
 JPEG_QUALITY = 90
 CATEGORY_KEY = "answer_category"
 
@@ -55,7 +56,7 @@ class MediaArguments:
         max_side: longest side of a frame, in pixels; larger frames are scaled down.
     """
 
-    media: str = dataclasses.field(
+    media: Media = dataclasses.field(
         default="frames+audio", metadata={"help": f"What of a clip is sent: {', '.join(MEDIA)}."}
     )
     max_side: int = dataclasses.field(default=512, metadata={"help": "Longest side of a sent frame, in pixels."})

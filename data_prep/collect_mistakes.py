@@ -10,6 +10,11 @@ of processes. At the end the mistakes are written to <output>, sorted by row, fo
 
 from __future__ import annotations
 
+from aurora_rl.assembly.early import check_command_line
+
+if __name__ == "__main__":
+    check_command_line("data_prep/collect_mistakes.py")  # before torch is imported, which takes seconds
+
 import contextlib
 import dataclasses
 import json

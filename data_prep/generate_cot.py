@@ -8,6 +8,11 @@ The same command resumes a run that was killed or stopped. The exit status is 1 
 
 from __future__ import annotations
 
+from aurora_rl.assembly.early import check_command_line
+
+if __name__ == "__main__":
+    check_command_line("data_prep/generate_cot.py")  # before torch is imported, which takes seconds
+
 import dataclasses
 import sys
 from collections.abc import Sequence

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aurora_rl.assembly.options import OptionParser
+from aurora_rl.files.existing import check_writable_folder
 from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
 
 
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = vars(parser.parse_args(argv))
     out, num_workers, overwrite = args.pop("output_dir"), args.pop("num_workers"), args.pop("overwrite")
     try:
+        check_writable_folder(out, name="--output_dir")
         write_synthetic_benchmark(out, SyntheticConfig(**args), num_workers=num_workers, overwrite=overwrite)
     except (FileExistsError, ValueError) as error:
         parser.error(str(error))

@@ -8,6 +8,11 @@ The config is that of the runs that will read the file. The file is bound to the
 clips. `recipes/sft.py` does the same if rows are missing from its `teacher_features`.
 """
 
+from aurora_rl.assembly.early import check_command_line
+
+if __name__ == "__main__":
+    check_command_line("data_prep/teacher_features.py")  # before torch is imported, which takes seconds
+
 import logging
 
 from accelerate import PartialState

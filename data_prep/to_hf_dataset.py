@@ -6,6 +6,11 @@ python data_prep/to_hf_dataset.py --config recipes/ref_avs/sft_7b.yaml --split t
 Only the recipe's keys about the data are used. `benchmark: hf_dataset` reads the result.
 """
 
+from aurora_rl.assembly.early import check_command_line
+
+if __name__ == "__main__":
+    check_command_line("data_prep/to_hf_dataset.py")  # before torch is imported, which takes seconds
+
 import dataclasses
 import logging
 import os

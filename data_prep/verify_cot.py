@@ -22,6 +22,7 @@ from typing import Any
 from aurora_rl.assembly.options import OptionParser
 from aurora_rl.data.chains import CHAIN_KEYS
 from aurora_rl.files.atomic import whole_files
+from aurora_rl.files.existing import check_file, check_writable_file
 from aurora_rl.files.journal import Record, RowKey, row_key, to_lines
 from aurora_rl.files.output_lock import hold_output
 from aurora_rl.files.plain import check_plain_file, parse_json
@@ -158,9 +159,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of those records")
     parser.add_argument("--json", action="store_true", help="print the counts as JSON instead of text")
     args = parser.parse_args(argv)
-    if args.output.exists() and args.output.samefile(args.chains):
-        parser.error(f"--output is the input {args.chains}: name another file")
     try:
+        check_file(args.chains, name="the file")
+        check_writable_file(args.output, name="--output")
+        if args.output.exists() and args.output.samefile(args.chains):
+            raise ValueError(f"--output is the input {args.chains}: name another file")
         limits = ChainLimits(max_step_chars=args.max_step_chars, allow_unnamed=args.allow_unnamed)
         verification = verify_file(args.chains, limits)
         with hold_output(args.output, is_folder=False):

@@ -21,17 +21,23 @@ if str(ROOT) not in sys.path:  # run as a script, Python looks in this file's fo
     sys.path.append(str(ROOT))
 
 from aurora_rl.assembly.known_options import FILE, LIBRARIES  # noqa: E402
+from aurora_rl.evaluation.ablations import ABLATIONS  # noqa: E402
+from aurora_rl.models.heads.segmenters import SEGMENTERS  # noqa: E402
 from tools.script_parser import script_parser  # noqa: E402
 
 #: Scripts whose command line is checked before they import torch.
-SCRIPTS = ("recipes/sft.py", "recipes/grpo.py", "recipes/evaluate.py", "recipes/init_tiny.py")
+SCRIPTS = (
+    *(f"recipes/{name}.py" for name in ("sft", "grpo", "evaluate", "init_tiny")),
+    *(f"data_prep/{name}.py" for name in ("cache_features", "teacher_features", "collect_mistakes")),
+    *(f"data_prep/{name}.py" for name in ("generate_cot", "correct_cot", "to_hf_dataset")),
+)
 #: Lists that YAML files may give as a single text, which the trainer accepts.
 ONE_OR_MORE = ("reward_funcs",)
 TYPES = {"int": "int", "float": "float", "string_to_bool": "bool"}  # by the name of the function that converts a word
 
 
 def known_options() -> dict[str, Any]:
-    """Return the content of the file: the classes that each script reads, and the options of each class."""
+    """Return the classes that each script reads, the options of each class, and the names of registries."""
     parsers: dict[str, Any] = {script: script_parser(script) for script in SCRIPTS}
     classes: dict[str, dict[str, Any]] = {}
     for parser in parsers.values():
@@ -41,6 +47,7 @@ def known_options() -> dict[str, Any]:
     return {
         "versions": {library: importlib.metadata.version(library) for library in LIBRARIES},
         "scripts": {script: [cls.__name__ for cls in parser.dataclass_types] for script, parser in parsers.items()},
+        "names": {"segmenter": [*SEGMENTERS], "ablations": [*ABLATIONS]},
         "classes": classes,
     }
 
@@ -74,7 +81,7 @@ def _option(action: argparse.Action, hint: Any) -> dict[str, Any]:
 
 def as_text(content: dict[str, Any]) -> str:
     """Format the content as JSON with one line an option, so that a change is one line of a diff."""
-    lines = [f'  "{name}": {json.dumps(content[name])}' for name in ("versions", "scripts")]
+    lines = [f'  "{name}": {json.dumps(content[name])}' for name in ("versions", "scripts", "names")]
     classes = [
         f"    {json.dumps(cls)}: {{\n"
         + ",\n".join(f"      {json.dumps(name)}: {json.dumps(option)}" for name, option in options.items())

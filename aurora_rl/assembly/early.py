@@ -1,22 +1,24 @@
-"""Checks of a recipe's command line before torch is imported: paths, splits, rewards, addresses, numbers.
+"""Checks of a script's command line before torch is imported: paths, splits, rewards, addresses, numbers.
 
-Recipes call `check_command_line` before their slow imports; the commands of `aurora-rl` that take a recipe's options
-call `check_asked`. No check uses the network: a name on the hub passes.
+Recipes and the scripts of `data_prep/` call `check_command_line` before their slow imports; the commands of `aurora-rl`
+that take a recipe's options call `check_asked`. No check uses the network: a name on the hub passes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aurora_rl.assembly.arguments import DataArguments
-from aurora_rl.assembly.known_options import Asked, read_asked
+from aurora_rl.assembly.known_options import Asked, names_of, options_of, read_asked
 from aurora_rl.assembly.reward_names import check_reward
 from aurora_rl.data.splits import SPLIT_READERS, list_splits
 from aurora_rl.endpoint.addresses import check_address, check_host
+from aurora_rl.endpoint.arguments import EndpointArguments
 from aurora_rl.files.existing import (
     UnusablePathError,
     check_file,
@@ -35,15 +37,33 @@ UNUSABLE = 2  # exit code, the same as argparse's
 DTYPES = ("auto", "bfloat16", "float16", "float32", "float64", "half", "float", "double")
 #: Files that make a folder a model or an adapter.
 MODEL_FILES = ("config.json", "adapter_config.json")
-#: Keys that name the splits which a script reads.
-SPLIT_KEYS = {
-    "recipes/sft.py": ("train_split", "eval_split"),
-    "recipes/grpo.py": ("train_split", "eval_split"),
-    "recipes/init_tiny.py": ("train_split",),
-    "recipes/evaluate.py": ("split",),
+TRAIN_SPLIT = {"train_split": DataArguments.train_split}
+TRAINING_SPLITS = {**TRAIN_SPLIT, "eval_split": None}
+#: Keys that name the splits which a script reads, with their defaults.
+SPLIT_KEYS: dict[str, Mapping[str, str | None]] = {
+    "recipes/sft.py": TRAINING_SPLITS,
+    "recipes/grpo.py": TRAINING_SPLITS,
+    "recipes/init_tiny.py": TRAIN_SPLIT,
+    "recipes/evaluate.py": {"split": None},
+    "data_prep/cache_features.py": TRAINING_SPLITS,
+    "data_prep/teacher_features.py": TRAINING_SPLITS,
+    "data_prep/collect_mistakes.py": TRAIN_SPLIT,
+    "data_prep/generate_cot.py": {"split": "train"},
+    "data_prep/correct_cot.py": {},  # the mistakes name theirs
+    "data_prep/to_hf_dataset.py": {"split": None},
 }
+#: Values that a script needs although its parser does not, with what they name.
+NEEDED = {
+    "recipes/evaluate.py": {"output_dir": "the folder for the results"},
+    "data_prep/cache_features.py": {"embedding_cache": "the folder to fill"},
+    "data_prep/teacher_features.py": {"teacher_features": "the file to fill", "teacher": "the model that fills it"},
+}
+READ_FILES = ("reflections", "mistakes", "gold")
 WRITTEN_FOLDERS = ("output_dir", "embedding_cache", "mask_cache", "media_cache")
-WRITTEN_FILES = ("teacher_features",)
+WRITTEN_FILES = ("teacher_features", "output")
+#: Outputs that one run at a time may write: of most scripts, and of those that only read the usual ones' names.
+HELD = ("output_dir", "output")
+OTHER_HELD = {"data_prep/teacher_features.py": ("teacher_features",)}
 POSITIVE = (
     "fps",
     "num_frames",
@@ -60,6 +80,12 @@ POSITIVE = (
     "gradient_accumulation_steps",
     "reward_timeout_s",
     "vllm_request_timeout_s",
+    "clips_per_shard",
+    "max_rows",
+    "max_cost",
+    "max_failures_in_a_row",
+    "max_step_chars",
+    "max_side",
 )
 SHARES = ("replay_share", "lora_dropout")  # from 0 to 1
 
@@ -71,9 +97,7 @@ def check_command_line(script: str, words: Sequence[str] | None = None) -> None:
         script: path of the script, such as `recipes/sft.py`.
         words: words of the command line, by default the program's own.
     """
-    if words is None:
-        file = Path(sys.argv[0]).with_suffix(".args")  # transformers' parser adds its words
-        words = [*(file.read_text().split() if file.is_file() else []), *sys.argv[1:]]
+    words = [*_words_of_args_file(), *sys.argv[1:]] if words is None else list(words)
     if {"-h", "--help"} & set(words):
         return  # the parser itself answers
     try:
@@ -92,19 +116,11 @@ def check_asked(asked: Asked) -> None:
         OSError: if a file cannot be read.
     """
     check_numbers(asked)
-    check_address(asked.get("vllm_server_base_url"), name=asked.called("vllm_server_base_url"))
-    check_host(asked.get("vllm_server_host"), name=asked.called("vllm_server_host"))
-    target = asked.get("target")
-    if target is not None and target not in TARGETS:
-        hint = did_you_mean(str(target), TARGETS)
-        raise ValueError(f"{asked.called('target')} is {target!r}: choose from {', '.join(TARGETS)}{hint}")
+    _check_addresses(asked)
     check_models(asked)
     _check_data(asked)
-    for spec in _as_list(asked.get("reward_funcs")):
-        check_reward(str(spec), name=asked.called("reward_funcs"))
-    checkpoint = asked.get("resume_from_checkpoint")
-    if checkpoint is not None and str(checkpoint).lower() not in ("true", "false"):
-        check_folder(str(checkpoint), name=asked.called("resume_from_checkpoint"))
+    _check_names(asked)
+    _check_resumed(asked)
     _check_outputs(asked)
 
 
@@ -112,8 +128,6 @@ def check_numbers(asked: Asked) -> None:
     """Check the numbers that are sizes, counts or shares; errors as in `check_asked`."""
     for name in (*POSITIVE, *SHARES):
         value = asked.get(name)
-        if isinstance(value, str):  # of a YAML file; the parser converts it
-            value = float(value)
         if value is not None and name in POSITIVE and not value > 0:
             raise ValueError(f"{asked.called(name)} is {value}: it must be above 0")
         if value is not None and name in SHARES and not 0 <= value <= 1:
@@ -123,12 +137,11 @@ def check_numbers(asked: Asked) -> None:
 def check_models(asked: Asked) -> None:
     """Check the models that are folders; errors as in `check_asked`."""
     for name in ("model", "teacher"):
-        if asked.get(name) is not None:
+        if asked.get(name) is not None and not _asks_endpoint(asked):
             check_model(str(asked.get(name)), name=asked.called(name))
     check_dtype(asked.get("dtype", "auto"), name=asked.called("dtype"))
-    segmenter = asked.get("segmenter")
-    if isinstance(segmenter, dict) and isinstance(segmenter.get("checkpoint"), str):
-        check_model(segmenter["checkpoint"], name=f"{asked.called('segmenter')}: checkpoint")
+    if asked.get("segmenter") is not None:
+        _check_segmenter(asked.get("segmenter"), name=asked.called("segmenter"))
 
 
 def check_model(model: str, *, name: str) -> None:
@@ -158,10 +171,22 @@ def check_model(model: str, *, name: str) -> None:
         check_model(base, name=f"{name} {model} is an adapter of a model whose folder")
 
 
+def _check_segmenter(config: Any, *, name: str) -> None:
+    if not isinstance(config, dict):
+        raise ValueError(f"{name} is {config!r}: expected keys of a YAML file, such as {{type: dot, width: 32}}")
+    _check_known(config.get("type"), names_of("segmenter"), name=f"{name}: type")
+    if isinstance(config.get("checkpoint"), str):
+        check_model(config["checkpoint"], name=f"{name}: checkpoint")
+
+
 def check_dtype(dtype: str, *, name: str) -> None:
     """Check the name of weights' dtype; a ValueError names those that there are."""
-    if str(dtype) not in DTYPES:
-        raise ValueError(f"{name} is {dtype!r}: choose from {', '.join(DTYPES)}{did_you_mean(str(dtype), DTYPES)}")
+    _check_known(str(dtype), DTYPES, name=name)
+
+
+def _check_known(value: Any, known: Iterable[str], *, name: str) -> None:
+    if value not in (known := list(known)):
+        raise ValueError(f"{name} is {value!r}: choose from {', '.join(known)}{did_you_mean(str(value), known)}")
 
 
 def means_folder(model: str) -> bool:
@@ -205,23 +230,52 @@ def check_splits(benchmark: str, root: str | Path, splits: Sequence[str], *, nam
 def _check_data(asked: Asked) -> None:
     root = str(asked.get("data_root"))
     benchmark = asked.get("benchmark", DataArguments.benchmark)
-    if benchmark not in SPLIT_READERS:
-        hint = did_you_mean(str(benchmark), SPLIT_READERS)
-        known = ", ".join(SPLIT_READERS)
-        raise ValueError(f"{asked.called('benchmark')} is {benchmark!r}: choose from {known}{hint}")
+    _check_known(benchmark, SPLIT_READERS, name=asked.called("benchmark"))
+    if asked.get("verify") and not asked.get("drop_damaged"):
+        return  # of a cache alone
     check_folder(root, name=asked.called("data_root"))
-    for name in SPLIT_KEYS[asked.script]:
-        default = DataArguments.train_split if name == "train_split" else None
+    keys = SPLIT_KEYS[asked.script]
+    for name, default in ({"split": None} if asked.get("split") else keys).items():
         check_splits(benchmark, root, _as_list(asked.get(name, default)), name=asked.called(name))
-    if asked.get("chains") is not None:
+    makes_chains = _asks_endpoint(asked)  # a stage's config may name the very files that are made
+    if asked.get("chains") is not None and not makes_chains:
         check_file(Path(root) / asked.get("chains"), name=asked.called("chains"))
-    if asked.get("reflections") is not None:
-        check_file(asked.get("reflections"), name=asked.called("reflections"))
+    for name in READ_FILES:
+        if asked.get(name) is not None and not (makes_chains and name == "reflections"):
+            check_file(asked.get(name), name=asked.called(name))
+
+
+def _check_names(asked: Asked) -> None:
+    if asked.get("target") is not None:
+        _check_known(asked.get("target"), TARGETS, name=asked.called("target"))
+    if asked.get("teacher_features") is not None and asked.get("teacher") is None:
+        raise ValueError(f"{asked.called('teacher_features')} is a file of a teacher's features: name it by `teacher`")
+    for ablation in _as_list(asked.get("ablations")):
+        _check_known(ablation, names_of("ablations"), name=asked.called("ablations"))
+    for spec in _as_list(asked.get("reward_funcs")):
+        check_reward(str(spec), name=asked.called("reward_funcs"))
+
+
+def _check_resumed(asked: Asked) -> None:
+    checkpoint = asked.get("resume_from_checkpoint")
+    if checkpoint is not None and str(checkpoint).lower() not in ("true", "false"):
+        check_folder(str(checkpoint), name=asked.called("resume_from_checkpoint"))
+
+
+def _check_addresses(asked: Asked) -> None:
+    check_address(asked.get("vllm_server_base_url"), name=asked.called("vllm_server_base_url"))
+    check_host(asked.get("vllm_server_host"), name=asked.called("vllm_server_host"))
+    if _asks_endpoint(asked):
+        names = [field.name for field in dataclasses.fields(EndpointArguments)]
+        EndpointArguments(**{name: asked.get(name) for name in names if asked.get(name) is not None})
+        if asked.get("model") is None and asked.get("gold") is None:
+            raise ValueError("no model is named: say by `model` which one the endpoint shall answer with")
 
 
 def _check_outputs(asked: Asked) -> None:
-    if asked.script == "recipes/evaluate.py" and asked.get("output_dir") is None:
-        raise ValueError("there is no output_dir: name the folder for the results")
+    for name, what in NEEDED.get(asked.script, {}).items():
+        if asked.get(name) is None:
+            raise ValueError(f"there is no {name}: name {what}")
     for name in WRITTEN_FOLDERS:
         if asked.get(name) is not None:
             check_writable_folder(asked.get(name), name=asked.called(name))
@@ -230,10 +284,24 @@ def _check_outputs(asked: Asked) -> None:
             check_writable_file(asked.get(name), name=asked.called(name))
     if os.environ.get("RANK", "0") != "0":
         return  # the main process may hold the output already, for all of them
-    if asked.get("output_dir") is not None:
-        check_free(asked.get("output_dir"), is_folder=True)
+    for name in OTHER_HELD.get(asked.script, HELD):
+        if asked.get(name) is not None:
+            check_free(asked.get(name), is_folder=name == "output_dir")
+    if asked.script == "data_prep/to_hf_dataset.py" and os.path.exists(asked.get("output_dir")):
+        raise ValueError(f"{asked.get('output_dir')} is there already: name another folder, or delete it")
+
+
+def _asks_endpoint(asked: Asked) -> bool:
+    """Whether a script asks an endpoint for chains: `model` is a name there, and chains are made, not read."""
+    return "base_url" in options_of(asked.script)
 
 
 def _as_list(value: Any) -> list[Any]:
     """Return a list of the values of a YAML key that holds one value or several."""
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _words_of_args_file() -> list[str]:
+    """Read the words that transformers' parser adds from the file with the script's name and suffix `.args`."""
+    file = Path(sys.argv[0]).with_suffix(".args")
+    return file.read_text().split() if file.is_file() else []

@@ -1,4 +1,4 @@
-"""Reader of a recipe's command line and YAML file that imports no torch and none of the recipe's classes.
+"""Reader of a script's command line and YAML file that imports no torch and none of the recipe's classes.
 
 The names, types and choices of options are shipped in `known_options.json`, which `tools/known_options.py` writes and a
 test compares with the parsers themselves. If the installed versions of transformers or TRL differ from those of the
@@ -13,7 +13,7 @@ import functools
 import importlib.metadata
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +27,8 @@ from aurora_rl.files.plain import read_text_file
 FILE = Path(__file__).with_suffix(".json")
 #: Libraries whose classes ours inherit options from.
 LIBRARIES = ("transformers", "trl")
+#: Scripts that read a recipe's config, of whose keys only their own count.
+READ_ANY_KEY = ("data_prep/cache_features.py", "data_prep/to_hf_dataset.py")
 TRUE, FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")  # as transformers reads them
 
 Options = Mapping[str, Mapping[str, Any]]
@@ -71,24 +73,26 @@ def read_asked(script: str, words: Sequence[str]) -> Asked:
     """
     options = options_of(script)
     config, rest = _split_config(words)
-    content = {} if config is None else read_config(config, options)
-    parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    for name, option in options.items():
-        _add(parser, name, option, is_required=bool(option.get("required")) and name not in content)
-    found, unknown = parser.parse_known_args(rest)
-    if unknown and _versions_are_known():
-        name = unknown[0].partition("=")[0]
-        known = (f"--{option}" for option in options)
-        raise ValueError(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(name, known)}")
-    typed = vars(found)
+    known = {**options_of(), **options} if script in READ_ANY_KEY else options
+    content = {} if config is None else read_config(config, known)
+    content = {name: value for name, value in content.items() if name in options}
+    typed = _read_words(rest, options, given=content)
     return Asked(script, {**content, **typed}, config, frozenset(content) - frozenset(typed))
 
 
 def options_of(*scripts: str) -> Options:
     """Return the options of some scripts together; those of all scripts if none is given."""
     table = _table()
-    names = [name for script in scripts or table["scripts"] for name in table["scripts"][script]]
-    return {option: described for name in names for option, described in table["classes"][name].items()}
+    options: dict[str, Mapping[str, Any]] = {}
+    for name in [name for script in scripts or table["scripts"] for name in table["scripts"][script]]:
+        for option, described in table["classes"][name].items():
+            options.setdefault(option, described)  # recipes come first
+    return options
+
+
+def names_of(registry: str) -> list[str]:
+    """Return the names in a registry of classes that need torch: `segmenter` (types) or `ablations`."""
+    return _table()["names"][registry]
 
 
 def read_config(path: str | Path, options: Options) -> dict[str, Any]:
@@ -114,7 +118,7 @@ def read_config(path: str | Path, options: Options) -> dict[str, Any]:
     for name, value in content.items():
         if name in options:
             _check_value(value, options[name], name=f"{path}: {name}")
-    return {name: value for name, value in content.items() if name != "env"}
+    return {name: _typed(value, options.get(name)) for name, value in content.items() if name != "env"}
 
 
 def read_yaml(path: str | Path, *, name: str, example: str) -> dict[str, Any]:
@@ -163,6 +167,18 @@ class _Parser(OptionParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
+
+
+def _read_words(words: Sequence[str], options: Options, *, given: Iterable[str]) -> dict[str, Any]:
+    parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    for name, option in options.items():
+        _add(parser, name, option, is_required=bool(option.get("required")) and name not in given)
+    found, unknown = parser.parse_known_args(words)
+    if unknown and _versions_are_known():
+        name = unknown[0].partition("=")[0]
+        known = (f"--{option}" for option in options)
+        raise ValueError(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(name, known)}")
+    return vars(found)
 
 
 def _add(parser: argparse.ArgumentParser, name: str, option: Mapping[str, Any], *, is_required: bool) -> None:
@@ -230,6 +246,13 @@ def _check_scalar(value: Any, option: Mapping[str, Any], *, name: str) -> None:
             raise ValueError(f"{name} is {value!r}: choose from {', '.join(choices)}{did_you_mean(value, choices)}")
     elif kind != "str" and not _is_of_kind(value, option):
         raise ValueError(f"{name} is {value!r}: expected {EXPECTED[kind]}")
+
+
+def _typed(value: Any, option: Mapping[str, Any] | None) -> Any:
+    """Convert a number that a YAML file gives as a text, such as 1e-5, as argparse does."""
+    if option is None or option["type"] == "str" or not isinstance(value, str):
+        return value
+    return _converter(option)(value)
 
 
 def _is_of_kind(value: Any, option: Mapping[str, Any]) -> bool:

@@ -45,6 +45,7 @@ from aurora_rl.models.grounding import (
     shared_media,
 )
 from aurora_rl.models.head_tokens import find_seg
+from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.read_ahead import ReadAhead
 from aurora_rl.models.rollout_states import SegStates, recorded_states
 from aurora_rl.models.sharding import gather_at_once
@@ -135,7 +136,8 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         if reference is not None:
             install_reference(self, reference)
         if self.use_vllm:
-            self.vllm_generation = vllm_engine(self)
+            loaded = LoadedModel(self.model, self.encode.processor, self.encode.family, self.seg_token_id)
+            self.vllm_generation = vllm_engine(self, loaded)
             self._vllm = VLLMSampler(self.vllm_generation, seed=args.seed, process_index=self.accelerator.process_index)
         # After super(), which has put its fused LM head in place of `forward`.
         policy = self.model.get_base_model() if is_peft_model(self.model) else self.model

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trl import GRPOTrainer
+
 from aurora_rl.models.loading import LoadedModel
 
 if TYPE_CHECKING:
     from aurora_rl.rollout.engine import AuroraVLLMGeneration
-    from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 
 
-def vllm_engine(trainer: AuroraGRPOTrainer) -> AuroraVLLMGeneration:
+def vllm_engine(trainer: GRPOTrainer, loaded: LoadedModel) -> AuroraVLLMGeneration:
     """Build the engine from the `vllm_` options, as TRL's constructor does for text and images."""
     from aurora_rl.rollout.engine import AuroraVLLMGeneration  # vLLM is an extra
 
     args = trainer.args
     return AuroraVLLMGeneration(
-        LoadedModel(trainer.model, trainer.encode.processor, trainer.encode.family, trainer.seg_token_id),
+        loaded,
         engine_kwargs=args.engine_kwargs,
         request_timeout_s=args.vllm_request_timeout_s,
         accelerator=trainer.accelerator,

@@ -47,6 +47,29 @@ def test_what_is_right_passes_and_nothing_is_made(tiny_checkpoint, tiny_benchmar
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("cache_features", "--config recipes/synthetic/grpo.yaml --embedding_cache OUT --model MODEL"),
+        ("cache_features", "--verify --embedding_cache OUT --model MODEL --data_root gone"),
+        (
+            "teacher_features",
+            "--config recipes/synthetic/sft.yaml --teacher_features OUT --teacher a/b --model MODEL",
+        ),
+        ("collect_mistakes", "--config recipes/synthetic/mistakes.yaml --output OUT --model MODEL"),
+        ("generate_cot", "--output OUT --model any --chains gone.jsonl --reflections gone.jsonl"),
+        ("correct_cot", "--output OUT --mistakes DATA/chains.jsonl --gold DATA/chains.jsonl"),
+        ("to_hf_dataset", "--config recipes/synthetic/sft.yaml --output_dir OUT --split val test_s"),
+    ],
+)
+def test_what_is_right_passes_in_data_prep(tiny_checkpoint, tiny_benchmark, tmp_path, script, words):
+    paths = {"MODEL": tiny_checkpoint, "DATA": str(tiny_benchmark), "OUT": str(tmp_path / "out")}
+    for name, path in paths.items():
+        words = words.replace(name, path)
+    check_asked(read_asked(f"data_prep/{script}.py", ["--data_root", str(tiny_benchmark), *words.split()]))
+    assert not any(tmp_path.iterdir())
+
+
 def test_help_is_left_to_the_parser():
     check_command_line("recipes/sft.py", ["--help"])
 

@@ -15,7 +15,7 @@ GIVEN = ["--model", "m", "--data_root", "d"]
 
 def test_the_shipped_list_is_what_the_parsers_know():
     shipped, made = json.loads(FILE.read_text()), made_of_parsers()
-    names = ("scripts", "classes")  # the versions are those that it was made with
+    names = ("scripts", "names", "classes")  # the versions are those that it was made with
     assert {name: shipped[name] for name in names} == {name: made[name] for name in names}, (
         "an option has changed: run `python tools/known_options.py`"
     )

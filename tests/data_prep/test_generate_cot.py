@@ -333,7 +333,7 @@ def test_a_key_in_the_wrong_place_is_refused_without_being_shown(
         ({"base_url": "localhost:8000"}, r"expected http\(s\)://host"),
         ({"max_cost": 5}, "max_cost is given without prices"),
         ({"input_price": 5}, "a cost needs both"),
-        ({"media": "smell"}, "choose from frames[+]audio, frames, none"),
+        ({"media": "smell"}, "choose from '?frames[+]audio'?, '?frames'?, '?none"),
         ({"concurrency": 0}, "concurrency is 0"),
         ({"response_format": "xml"}, "choose from json_schema, json_object, none"),
         ({"extra_body": "[1]"}, "expected a JSON object"),

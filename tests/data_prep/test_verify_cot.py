@@ -150,7 +150,7 @@ def test_the_input_is_never_the_output_and_must_be_there(tmp_path, capsys):
     source = write_lines(tmp_path / "chains.jsonl", [chain(0)])
     for arguments, message in [
         ([str(source), "--output", str(source)], "is the input"),
-        ([str(tmp_path / "none.jsonl"), "--output", str(tmp_path / "ok.jsonl")], "No such file"),
+        ([str(tmp_path / "none.jsonl"), "--output", str(source)], "does not exist"),
         ([str(source), "--output", str(tmp_path / "ok.jsonl"), "--max_step_chars", "0"], "max_step_chars is 0"),
     ]:
         with pytest.raises(SystemExit):

@@ -37,6 +37,7 @@ from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import LOADERS, load_split
 from aurora_rl.cli import parse_arguments
 from aurora_rl.data.media import load_clip
+from aurora_rl.data.splits import SPLIT_READERS
 from aurora_rl.models.heads.segmenters import FRAME_ENCODERS, SEGMENTERS, build_frame_encoder, build_segmenter
 from aurora_rl.models.mllm import MLLMFamily
 from recipes.stage_plan import read_plan
@@ -270,7 +271,7 @@ def run_page(page: str) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def registers(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a page adds to a dict is gone after the test."""
-    for register in (SEGMENTERS, FRAME_ENCODERS, LOADERS):
+    for register in (SEGMENTERS, FRAME_ENCODERS, LOADERS, SPLIT_READERS):
         for name in ("grid", "mine"):
             monkeypatch.delitem(register, name, raising=False)
             monkeypatch.setitem(register, name, None)  # type: ignore[arg-type]

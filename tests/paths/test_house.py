@@ -33,8 +33,8 @@ def test_the_drawing_shows_every_room_and_loose_module_on_its_floor() -> None:
     assert set().union(*enforced) == rooms() | loose_modules()
     drawing = re.search(r"^aurora_rl/\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.MULTILINE)
     assert drawing is not None
-    drawn = [re.split(r"\s{2,}", line.strip())[0] for line in drawing[1].splitlines()]
-    assert [set(re.findall(r"\w+", names)) for names in drawn] == enforced
+    floors = drawing[1].split("──\n")
+    assert [set(re.findall(r"^    (\w+)(?:/|\.py) ", floor, re.MULTILINE)) for floor in floors] == enforced
 
 
 def test_a_folder_of_tests_is_a_room_or_a_folder_of_the_product() -> None:

@@ -27,6 +27,14 @@ SFT = ["recipes/sft.py", "--config", "sft.yaml"]
 GRPO = ["recipes/grpo.py", "--config", "grpo.yaml"]
 EVALUATE = ["recipes/evaluate.py", "--config", "evaluate.yaml"]
 INIT = ["recipes/init_tiny.py", "--data_root", "data", "--output_dir", "new"]
+ENDPOINT = ["--data_root", "data", "--output", "new.jsonl", "--model", "any/name"]
+GENERATE = ["data_prep/generate_cot.py", *ENDPOINT]
+CORRECT = ["data_prep/correct_cot.py", *ENDPOINT, "--mistakes", "data/chains.jsonl"]
+COLLECT = ["data_prep/collect_mistakes.py", "--config", "evaluate.yaml", "--output", "new.jsonl"]
+CACHE = ["data_prep/cache_features.py", "--config", "cache.yaml"]
+FEATURES = ["data_prep/teacher_features.py", *SFT[1:], "--teacher", "models/good", "--teacher_features", "new.st"]
+SYNTHETIC = ["data_prep/make_synthetic.py", "--output_dir"]
+TO_HF = ["data_prep/to_hf_dataset.py", "--config", "grpo.yaml", "--split", "val"]
 SPLITS = "test_n, test_s, test_u, train, val"
 
 #: A name, the command line, and what its error says.
@@ -175,6 +183,48 @@ CASES = {
     "recipe: number": ([*GRPO, "--num_generations", "0"], "--num_generations is 0: it must be above 0"),
     "recipe: share": ([*SFT, "--replay_share", "2"], "--replay_share is 2.0: expected a share from 0 to 1"),
     "recipe: segmenter": ([*GRPO[:2], "sam.yaml"], "sam.yaml: segmenter: checkpoint models/sam does not exist"),
+    "recipe: type of a segmenter": ([*GRPO[:2], "sm.yaml"], "sm.yaml: segmenter: type is 'sm': choose from dot, sam, "),
+    "recipe: segmenter in words": ([*INIT[:1], "--config", "dot.yaml"], "dot.yaml: segmenter is 'dot': expected keys"),
+    "recipe: ablation": ([*EVALUATE, "--ablations", "muted"], "--ablations is 'muted': choose from audio_muted, "),
+    "recipe: features of no teacher": ([*SFT, "--teacher_features", "new.st"], "name it by `teacher`"),
+    # data_prep
+    "data_prep: unknown option": ([*COLLECT, "--min_iuo", "1"], "--min_iuo 1, did you mean '--min_iou'?"),
+    "data_prep: unknown key": ([*CACHE[:2], "typo.yaml"], "unknown key 'num_frmes', did you mean 'num_frames'?"),
+    "data_prep: a training's key": ([*COLLECT[:2], "grpo.yaml"], "grpo.yaml has the unknown key 'output_dir'"),
+    "data_prep: missing config": ([*TO_HF[:2], "gone.yaml"], "--config gone.yaml does not exist: this folder holds"),
+    "data_prep: missing model": (
+        [*COLLECT, "--model", "models/gud"],
+        "--model models/gud does not exist: models holds",
+    ),
+    "data_prep: missing teacher": ([*FEATURES, "--teacher", "models/t"], "--teacher models/t does not exist"),
+    "data_prep: no teacher": ([FEATURES[0], *SFT[1:]], "there is no teacher_features: name the file to fill"),
+    "data_prep: no cache": ([*CACHE[:2], "evaluate.yaml"], "there is no embedding_cache: name the folder to fill"),
+    "data_prep: missing data": ([*CACHE, "--data_root", "dta"], "--data_root dta does not exist: this folder holds"),
+    "data_prep: missing chains": (
+        [*FEATURES, "--chains", "c.jsonl"],
+        "--chains data/c.jsonl does not exist: data holds chains",
+    ),
+    "data_prep: missing mistakes": ([*CORRECT[:-1], "m.jsonl"], "--mistakes m.jsonl does not exist: this folder holds"),
+    "data_prep: missing gold": ([*CORRECT, "--gold", "data/g.jsonl"], "--gold data/g.jsonl does not exist: data holds"),
+    "data_prep: missing file to verify": (
+        ["data_prep/verify_cot.py", "data/c.jsonl", "--output", "sft.yaml"],
+        "the file data/c.jsonl does not exist: data holds chains",
+    ),
+    "data_prep: unknown split": ([*GENERATE, "--split", "trian"], "did you mean 'train'?"),
+    "data_prep: unknown split to cache": ([*CACHE, "--split", "train", "x"], f"no split 'x': choose from {SPLITS}"),
+    "data_prep: unknown split to write": ([*TO_HF[:-1], "x"], f"--split: data has no split 'x': choose from {SPLITS}"),
+    "data_prep: address": ([*GENERATE, "--base_url", "localhost"], "base_url is 'localhost': expected http"),
+    "data_prep: secret in an address": ([*CORRECT, "--base_url", "http://a:b@c"], "keys come from the environment"),
+    "data_prep: no model to ask": (GENERATE[:-2], "no model is named: say by `model` which one"),
+    "data_prep: media": ([*GENERATE, "--media", "sound"], "invalid choice: 'sound'"),
+    "data_prep: number": ([*GENERATE, "--max_rows", "0"], "--max_rows is 0: it must be above 0"),
+    "data_prep: number for an endpoint": ([*CORRECT, "--concurrency", "0"], "concurrency is 0: it must be above 0"),
+    "data_prep: number for a scene": ([*SYNTHETIC, "new", "--frames", "x"], "invalid int value: 'x'"),
+    "data_prep: taken folder": ([*TO_HF, "--output_dir", "taken"], "taken is there already: name another folder"),
+    "data_prep: folder of a running run": ([*TO_HF, "--output_dir", "busy"], "another run writes to busy: process"),
+    "data_prep: file of a running run": ([*COLLECT[:-1], "busy.jsonl"], "another run writes to busy.jsonl: process"),
+    "data_prep: folder in the way": ([*COLLECT[:-1], "data"], "--output data is a folder: give the name of a file"),
+    "data_prep: file in the way": ([*SYNTHETIC, "sft.yaml/new"], "sft.yaml is a file, give another folder"),
 }
 
 
@@ -197,6 +247,9 @@ def said(tiny_checkpoint, tiny_benchmark, tmp_path_factory) -> dict[str, dict]:
         "evaluate.yaml": common,
         "init.yaml": "data_root: gone\noutput_dir: new\n",
         "sam.yaml": f"{common}segmenter: {{type: sam, checkpoint: models/sam}}\n",
+        "sm.yaml": f"{common}segmenter: {{type: sm}}\n",
+        "dot.yaml": "data_root: data\noutput_dir: new\nsegmenter: dot\n",
+        "cache.yaml": f"{common}embedding_cache: new\nnum_generations: 4\n",
         "typo.yaml": f"{common}num_frmes: 4\n",
         "broken.yaml": "a: [\n",
     }
@@ -206,6 +259,7 @@ def said(tiny_checkpoint, tiny_benchmark, tmp_path_factory) -> dict[str, dict]:
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
         hold_output(folder / "busy", is_folder=True),
+        hold_output(folder / "busy.jsonl", is_folder=False),
     ):
         port = str(taken.getsockname()[1])
         commands = [[port if word == "TAKEN" else word for word in words] for words, _ in CASES.values()]
@@ -218,7 +272,7 @@ def said(tiny_checkpoint, tiny_benchmark, tmp_path_factory) -> dict[str, dict]:
             timeout=280,
         )
     assert process.returncode == 0, process.stderr
-    made = {"out", "new", "out.json"} & {path.name for path in folder.iterdir()}
+    made = {"out", "new", "out.json", "new.jsonl", "new.st"} & {path.name for path in folder.iterdir()}
     assert not made, "a command that was refused has left something behind"
     return dict(zip(CASES, json.loads(process.stdout), strict=True))
 
@@ -242,8 +296,7 @@ def test_wrong_input_is_told_at_once(said, case):
     assert result["code"] == 2, result
     assert told in result["err"], result["err"]
     assert result["out"] == ""
-    command = words[0] if words[0].startswith("recipes/") else "aurora-rl"
-    assert result["err"].splitlines()[-1].startswith(command)
+    assert result["err"].splitlines()[-1].startswith((words[0], Path(words[0]).name))  # argparse shows the name alone
 
 
 def test_errors_of_a_clip_speak_of_no_row(said):

@@ -47,7 +47,7 @@ RECIPES = {str(path.relative_to(ROOT / "recipes").with_suffix("")): path for pat
 
 #: What a drive may change of a YAML.
 OVERRIDDEN = {
-    *("model", "segmenter", "data_root", "reflections", "embedding_cache", "output_dir", "out"),
+    *("model", "segmenter", "data_root", "reflections", "embedding_cache", "output_dir", "output"),
     *("max_steps", "save_steps", "eval_steps", "logging_steps", "warmup_steps"),
     *("max_completion_length", "dataloader_num_workers", "dataloader_persistent_workers"),
     *("max_eval_samples", "max_rows"),
@@ -362,7 +362,7 @@ class Drive:
 
     def __call__(self, recipe: Recipe, config: str, out: Path, *arguments: str, **options: Any) -> tuple[bool, str]:
         """Run it under an accelerate config; whether that went well, and what it said."""
-        key = "out" if "out" in recipe.content else "output_dir"
+        key = "output" if "output" in recipe.content else "output_dir"
         path = self.write(recipe, config, **{key: str(out)})
         return self.lane(config).run(recipe.script, ["--config", str(path), *arguments], **options)
 
@@ -592,7 +592,7 @@ def test_killed_and_run_again_it_leaves_what_an_unbroken_run_leaves(name: str, d
     recipe, file = Recipe(name), "results.jsonl"
     if recipe.script == "data_prep/collect_mistakes.py":
         file = "mistakes.jsonl"
-    places = [tmp_path / place / (file if "out" in recipe.content else "") for place in ("unbroken", "killed")]
+    places = [tmp_path / place / (file if "output" in recipe.content else "") for place in ("unbroken", "killed")]
     went_well, said = drive(recipe, recipe.lane, places[0])
     assert went_well, said
     went_well, _ = drive(recipe, recipe.lane, places[1], killed_after=KILLED_AFTER[recipe.script])

@@ -122,7 +122,9 @@ def test_every_config_opens_with_the_command_that_runs_it(config: Path) -> None:
         assert (ROOT / path).is_file(), path
 
 
-@pytest.mark.parametrize("script", ["recipes/sft", "recipes/grpo", "recipes/evaluate", "recipes/init_tiny"])
+@pytest.mark.parametrize(
+    "script", ["recipes/sft", "recipes/grpo", "recipes/grpo_by_hand", "recipes/evaluate", "recipes/init_tiny"]
+)
 def test_an_unknown_key_is_an_error(script: str, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("data_root: data\nmodel: m\noutput_dir: out\nlerning_rate: 1.0e-5\n")

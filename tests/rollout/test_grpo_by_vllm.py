@@ -43,7 +43,7 @@ OPTIONS = {
 def make_trainer(generation, tiny_checkpoint, encode, train_samples, tmp_path, monkeypatch) -> Callable:
     """A trainer on the engine that runs already, with weights of its own to sync."""
 
-    def engine_of(trainer: AuroraGRPOTrainer) -> VLLMGeneration:
+    def engine_of(trainer: AuroraGRPOTrainer, loaded: LoadedModel) -> VLLMGeneration:
         generation.model, generation.accelerator = trainer.model, trainer.accelerator
         generation.temperature, generation.max_completion_length = trainer.temperature, trainer.max_completion_length
         return generation

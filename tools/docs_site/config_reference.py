@@ -25,6 +25,7 @@ from tools.script_parser import script_parser  # noqa: E402
 SCRIPTS = [
     "recipes/sft.py",
     "recipes/grpo.py",
+    "recipes/grpo_by_hand.py",
     "recipes/evaluate.py",
     "recipes/init_tiny.py",
     "recipes/report.py",
