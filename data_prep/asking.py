@@ -196,7 +196,8 @@ class Run:
 
     async def run(self) -> RunReport:
         """Ask about every row that has no record; what is finished stays, whatever ends the run."""
-        with self._files, self._progress() as progress:
+        # disable=None shows the bar on a terminal only.
+        with self._files, tqdm(total=self.report.rows, initial=self.report.kept, unit="row", disable=None) as progress:
             questions = iter(self._open_questions)
             try:
                 async with asyncio.TaskGroup() as workers:
@@ -213,7 +214,8 @@ class Run:
         """One of several workers that share the questions."""
         while not self._should_stop() and (question := next(questions, None)) is not None:
             await self._ask(question)
-            progress.set_postfix(self._progress_numbers(), refresh=False)
+            cost = {} if self.report.total_cost is None else {"cost": f"{self.report.total_cost:.2f}"}
+            progress.set_postfix({"failed": self.report.failed, **cost}, refresh=False)
             progress.update()
 
     async def _ask(self, question: Question) -> None:
@@ -284,14 +286,6 @@ class Run:
         self._failures.rewrite(sort_by_row(still_failed))
         self._journal.finish()
         write_report(self.report, self._args)
-
-    def _progress(self) -> tqdm:
-        """Make the progress bar, which is shown on a terminal only."""
-        return tqdm(total=self.report.rows, initial=self.report.kept, unit="row", disable=None)
-
-    def _progress_numbers(self) -> dict[str, Any]:
-        cost = {} if self.report.total_cost is None else {"cost": f"{self.report.total_cost:.2f}"}
-        return {"failed": self.report.failed, **cost}
 
 
 def run_questions(questions: Sequence[Question], endpoint_args: EndpointArguments, args: RunArguments) -> RunReport:

@@ -87,7 +87,9 @@ def chain_messages(sample: AVSample, media: MediaArguments, *, wrong: str | None
     Raises:
         MediaError: if a file cannot be read; the error names it.
     """
-    task = f"The sentence: {sample.reference}\n{_truth(sample.category)}\n{_reply_form()}"
+    example = json.dumps({name: "..." for name in (*REASONING_STEPS, CATEGORY_KEY)})
+    form = f"Reply with one JSON object, {example}, where {CATEGORY_KEY} is the category that your reasoning leads to."
+    task = f"The sentence: {sample.reference}\n{_truth(sample.category)}\n{form}"
     if wrong is not None:
         task = f"The first attempt:\n<<<\n{wrong}\n>>>\n\n{task}"
     system = SYSTEM_PROMPT if wrong is None else SYSTEM_PROMPT + CORRECTION_PROMPT
@@ -195,14 +197,6 @@ def _truth(category: str) -> str:
             f'"{NULL_CATEGORY}"). The reasoning finds that nothing seen and heard fits, and says why.'
         )
     return f"The truth, for your eyes only: it refers to the {category}."
-
-
-def _reply_form() -> str:
-    example = {name: "..." for name in (*REASONING_STEPS, CATEGORY_KEY)}
-    return (
-        f"Reply with one JSON object, {json.dumps(example)}, where {CATEGORY_KEY} is the category that your reasoning "
-        "leads to."
-    )
 
 
 def _read_json(text: str) -> dict[str, Any]:

@@ -179,7 +179,14 @@ def correct_by_gold(mistakes: Sequence[Mistake], gold_path: Path, args: RunArgum
     for mistake in mistakes:
         sample = mistake.sample
         try:
-            records.append(_gold_correction(mistake, gold.get((sample.uid, sample.row)), gold_path))
+            chain = gold.get((sample.uid, sample.row))
+            if chain is None:
+                raise RowFailedError("no_gold", f"{gold_path} has no chain of this row")
+            if chain.get("category") != sample.category or not isinstance(chain.get("steps"), dict):
+                where = f"{gold_path}: uid {sample.uid!r}, row {sample.row}"
+                raise JournalError(f"{where} is no chain of {sample.category!r}")
+            record = correction(mistake, chain["steps"], generator=GOLD)
+            records.append(record | {"verified": bool(chain.get("verified"))})
         except (RowFailedError, BadReplyError) as error:
             failures.append(failure_record(sample.uid, sample.row, sample.split, error))
             report.failures[error.reason] += 1
@@ -222,15 +229,6 @@ def _sample_of(record: Record, samples: Mapping[RowKey, AVSample], path: Path) -
         if record[name] != value:
             raise JournalError(f"{where} has the {name} {record[name]!r}, the benchmark {value!r}: collect them again")
     return sample
-
-
-def _gold_correction(mistake: Mistake, gold: Record | None, path: Path) -> Record:
-    sample = mistake.sample
-    if gold is None:
-        raise RowFailedError("no_gold", f"{path} has no chain of this row")
-    if gold.get("category") != sample.category or not isinstance(gold.get("steps"), dict):
-        raise JournalError(f"{path}: uid {sample.uid!r}, row {sample.row} is no chain of {sample.category!r}")
-    return correction(mistake, gold["steps"], generator=GOLD) | {"verified": bool(gold.get("verified"))}
 
 
 if __name__ == "__main__":
