@@ -66,9 +66,23 @@ class AuroraGRPOConfig(CPUDeviceMixin, GRPOConfig):
         super().__post_init__()
         if self.mask_loss_on not in MASK_LOSS_ON:
             raise ValueError(f"mask_loss_on={self.mask_loss_on!r}: choose one of {MASK_LOSS_ON}")
-        self._check_ends()
+        if named := sorted(set(self.generation_kwargs or {}) & set(ENDS)):
+            raise ValueError(
+                f"generation_kwargs has {', '.join(named)}, but masks, rewards and evaluation end a completion by one "
+                "rule: at the tokenizer's eos_token and what the checkpoint's generation_config.json names. Drop it, "
+                "or name the token there as eos_token_id"
+            )
         if self.use_vllm:
-            self._check_vllm()
+            if self.vllm_model_impl != "vllm":
+                raise ValueError(
+                    f"vllm_model_impl={self.vllm_model_impl!r}: only 'vllm' reads frames and sound as trained"
+                )
+            token_modes = ("token_truncate", "token_mask")
+            mode = self.vllm_importance_sampling_mode
+            if self.loss_type == "vespo" and self.vllm_importance_sampling_correction and mode not in token_modes:
+                raise ValueError(
+                    f"loss_type 'vespo' needs vllm_importance_sampling_mode in {token_modes}, not {mode!r}"
+                )
         self._check_checkpoint_boundary()
 
     def ends_generation_batch(self, step: int) -> bool:
@@ -95,22 +109,6 @@ class AuroraGRPOConfig(CPUDeviceMixin, GRPOConfig):
         """The dictionary of `vllm_engine_kwargs`, which the command line gives as JSON."""
         given = self.vllm_engine_kwargs
         return json.loads(given) if isinstance(given, str) else given or {}
-
-    def _check_ends(self) -> None:
-        if named := sorted(set(self.generation_kwargs or {}) & set(ENDS)):
-            raise ValueError(
-                f"generation_kwargs has {', '.join(named)}, but masks, rewards and evaluation end a completion by one "
-                "rule: at the tokenizer's eos_token and what the checkpoint's generation_config.json names. Drop it, "
-                "or name the token there as eos_token_id"
-            )
-
-    def _check_vllm(self) -> None:
-        if self.vllm_model_impl != "vllm":
-            raise ValueError(f"vllm_model_impl={self.vllm_model_impl!r}: only 'vllm' reads frames and sound as trained")
-        token_modes = ("token_truncate", "token_mask")
-        mode = self.vllm_importance_sampling_mode
-        if self.loss_type == "vespo" and self.vllm_importance_sampling_correction and mode not in token_modes:
-            raise ValueError(f"loss_type 'vespo' needs vllm_importance_sampling_mode in {token_modes}, not {mode!r}")
 
     def _check_checkpoint_boundary(self) -> None:
         """Raise a ValueError if a checkpoint would be written inside a generation batch."""
