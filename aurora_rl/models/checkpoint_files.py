@@ -43,7 +43,12 @@ def check_checkpoint_files(name_or_path: str | os.PathLike[str]) -> None:
         if not path.is_dir() and path.exists():
             check_plain_file(path)
         if path.name.endswith(INDEX_SUFFIX):
-            _check_index(path)
+            shards = _read_object(path).get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+                raise CheckpointError(f"{path} has no weight_map from weights to files: {REMEDY}")
+            for shard in set(shards.values()):
+                if os.path.basename(shard) != shard:
+                    raise CheckpointError(f"{path} names {shard!r}, which is not in its folder: {REMEDY}")
 
 
 def read_adapter_config(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -159,15 +164,6 @@ def trained_weights_are_loaded(name_or_path: str, model: nn.Module) -> Iterator[
             yield
     finally:
         hook.remove()
-
-
-def _check_index(path: Path) -> None:
-    shards = _read_object(path).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-        raise CheckpointError(f"{path} has no weight_map from weights to files: {REMEDY}")
-    for shard in set(shards.values()):
-        if os.path.basename(shard) != shard:
-            raise CheckpointError(f"{path} names {shard!r}, which is not in its folder: {REMEDY}")
 
 
 def _read_object(path: Path) -> dict[str, Any]:
