@@ -169,7 +169,12 @@ def ready(trainer: Any, ending: tuple[int, int], stopwatch: Stopwatch) -> Conten
         ending: ids of `[SEG]` and of the full stop.
         stopwatch: stopwatch that counts the trainer's parts.
     """
-    _dictate(trainer, ending)
+    model, length = trainer.accelerator.unwrap_model(trainer.model), trainer.max_completion_length
+    tokenizer = trainer.processing_class.tokenizer
+    generate = model.generate
+    model.generate = lambda *args, **kwargs: generate(
+        *args, logits_processor=LogitsProcessorList([_Dictation(tokenizer, ending, length)]), **kwargs
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer._step = 0  # the next step samples rollouts
@@ -179,15 +184,6 @@ def ready(trainer: Any, ending: tuple[int, int], stopwatch: Stopwatch) -> Conten
     contender = Contender(trainer, stopwatch)
     trainer.accelerator.unwrap_model(trainer.model).get_decoder().register_forward_pre_hook(contender.count_forward)
     return contender
-
-
-def _dictate(trainer: Any, ending: tuple[int, int]) -> None:
-    model, length = trainer.accelerator.unwrap_model(trainer.model), trainer.max_completion_length
-    tokenizer = trainer.processing_class.tokenizer
-    generate = model.generate
-    model.generate = lambda *args, **kwargs: generate(
-        *args, logits_processor=LogitsProcessorList([_Dictation(tokenizer, ending, length)]), **kwargs
-    )
 
 
 def _watch_parts(trainer: Any, stopwatch: Stopwatch) -> None:

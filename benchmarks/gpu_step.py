@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import GenerationConfig, PretrainedConfig, ProcessorMixin, training_args
+from transformers import GenerationConfig, ProcessorMixin, training_args
 from transformers.utils import logging as transformers_logging
 
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments
@@ -236,19 +236,14 @@ def build_model(shape: Shape, *, device: str | None = None) -> tuple[AuroraQwen2
     config.update(multimodal_token_fields(tokenizer))
     config.text_config.update(ids)
     with torch.device(device or "cuda"):
-        model = _random_bf16(config)
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            model = AuroraQwen2_5Omni(config)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        model.seg_head.float()
     model.generation_config = GenerationConfig(**ids)
     return model, processor
-
-
-def _random_bf16(config: PretrainedConfig) -> AuroraQwen2_5Omni:
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        model = AuroraQwen2_5Omni(config)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    model.seg_head.float()
-    return model
 
 
 def summarise(contender: Contender, shape: Shape, steps: Sequence[Step]) -> dict[str, float]:

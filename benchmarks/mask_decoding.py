@@ -94,14 +94,10 @@ def measure_decoding(
     for _ in range(repeats):
         for name, decode in WAYS.items():
             with peak_memory() as peak:
-                decoding[name].seconds.append(_forward_and_backward(segmenter, decode, frames, prompts))
+                segmenter.zero_grad()
+                leaf = prompts.clone().requires_grad_()
+                start = now()
+                decode(segmenter, frames, leaf).sigmoid().mean().backward()
+                decoding[name].seconds.append(now() - start)
             decoding[name].peak_gb = max(decoding[name].peak_gb, peak.gigabytes)
     return decoding
-
-
-def _forward_and_backward(segmenter: SamSegmenter, decode: Decode, frames: Tensor, prompts: Tensor) -> Seconds:
-    segmenter.zero_grad()
-    leaf = prompts.clone().requires_grad_()
-    start = now()
-    decode(segmenter, frames, leaf).sigmoid().mean().backward()
-    return now() - start

@@ -143,7 +143,14 @@ def _row_groups(samples: Iterable[AVSample]) -> Iterator[pa.Table]:
     rows: list[dict[str, Any]] = []
     num_bytes = 0
     for sample in samples:
-        row = _row(sample)
+        load_clip(sample)  # finds unreadable files now
+        texts = sample.to_row()
+        row = {
+            **{name: texts[name] for name in TEXT_COLUMNS},
+            "frames": [_embed(path) for path in sample.frame_paths],
+            "audio": None if sample.audio_path is None else _embed(sample.audio_path),
+            "masks": [_embed(path) for path in sample.mask_paths],
+        }
         size = sum(len(media["bytes"]) for media in (*row["frames"], *row["masks"], row["audio"]) if media)
         if rows and num_bytes + size > GROUP_BYTES:
             yield pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
@@ -152,17 +159,6 @@ def _row_groups(samples: Iterable[AVSample]) -> Iterator[pa.Table]:
         num_bytes += size
     if rows:
         yield pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
-
-
-def _row(sample: AVSample) -> dict[str, Any]:
-    load_clip(sample)  # finds unreadable files now
-    texts = sample.to_row()
-    return {
-        **{name: texts[name] for name in TEXT_COLUMNS},
-        "frames": [_embed(path) for path in sample.frame_paths],
-        "audio": None if sample.audio_path is None else _embed(sample.audio_path),
-        "masks": [_embed(path) for path in sample.mask_paths],
-    }
 
 
 def _embed(path: str) -> dict[str, Any]:

@@ -245,11 +245,12 @@ class Runner:
             file.write(f"\n=== {shlex.join(command)}\n".encode())
             file.flush()
             with self._lock:
+                threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)  # a stage's share of the cores
                 process = subprocess.Popen(
                     command,
                     stdout=file,
                     stderr=subprocess.STDOUT,
-                    env=self._environment(),
+                    env={"OMP_NUM_THREADS": str(threads), **os.environ} if self.jobs > 1 else dict(os.environ),
                     pass_fds=[] if lock is None else [lock],
                     start_new_session=True,  # Ctrl-C reaches only this process, which asks the stages to stop
                 )
@@ -262,11 +263,6 @@ class Runner:
         if code:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
             raise StageFailedError(f"stage {stage.name} failed with exit code {code}; the end of {log}:\n{tail}")
-
-    def _environment(self) -> dict[str, str]:
-        """Return the environment that gives each stage its share of the cores' threads."""
-        threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)
-        return {"OMP_NUM_THREADS": str(threads), **os.environ} if self.jobs > 1 else dict(os.environ)
 
 
 def _recipes_of(pid: int) -> list[psutil.Process]:

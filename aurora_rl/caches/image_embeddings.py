@@ -207,7 +207,12 @@ class EmbeddingCache:
         if not missing:
             return 0
         self.folder.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(self.folder)
+        for path in self.folder.glob(f"*{SUFFIX}"):  # unfinished files of killed processes are removed
+            try:
+                if time.time() - path.stat().st_mtime > ABANDONED_AFTER:
+                    path.unlink()
+            except FileNotFoundError:  # finished, or removed by another process
+                continue
         num_encoded = 0
         shards = [missing[start : start + clips_per_shard] for start in range(0, len(missing), clips_per_shard)]
         for clips in _with_progress(shards, "encoding", f"shards of {clips_per_shard} clips"):
@@ -320,16 +325,6 @@ def _distinct_clips(samples: Iterable[AVSample]) -> list[AVSample]:
                 f"({first.frame_paths[0]}, {sample.frame_paths[0]}): give each clip an id of its own"
             )
     return list(clips.values())
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove unfinished files of killed processes."""
-    for path in folder.glob(f"*{SUFFIX}"):
-        try:
-            if time.time() - path.stat().st_mtime > ABANDONED_AFTER:
-                path.unlink()
-        except FileNotFoundError:  # finished, or removed by another process
-            continue
 
 
 def _gb(num_bytes: int) -> str:

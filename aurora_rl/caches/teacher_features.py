@@ -94,7 +94,12 @@ class TeacherFeatures:
         state = PartialState()
         for start in range(0, len(missing), ROWS_PER_SAVE):
             share = missing[start : start + ROWS_PER_SAVE][state.process_index :: state.num_processes]
-            self._add(gather_object(_computed(teacher, share, batch_size)))
+            entries = []
+            for first in range(0, len(share), batch_size):
+                batch = share[first : first + batch_size]
+                for sample, features in zip(batch, teacher.features_of(batch), strict=True):
+                    entries.append((sample.key, _row_digest(sample), features))
+            self._add(gather_object(entries))
             if state.is_main_process:
                 self._write()
             logger.info("teacher features: %d of %d rows", len(samples) - len(self.missing(samples)), len(samples))
@@ -169,15 +174,6 @@ class LiveTeacherCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {**self.collate(rows), "teacher_inputs": self.collate_for_teacher(rows)}
-
-
-def _computed(teacher: Teacher, samples: Sequence[AVSample], batch_size: int) -> list[tuple[str, str, torch.Tensor]]:
-    entries = []
-    for start in range(0, len(samples), batch_size):
-        batch = samples[start : start + batch_size]
-        for sample, features in zip(batch, teacher.features_of(batch), strict=True):
-            entries.append((sample.key, _row_digest(sample), features))
-    return entries
 
 
 def _row_digest(sample: AVSample) -> str:

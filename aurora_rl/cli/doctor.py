@@ -79,28 +79,20 @@ def _print_report(report: Report, args: argparse.Namespace) -> None:
     console.print(
         f"{facts.rows:,} rows, {facts.null_rows:,} of them null references ({facts.null_sentences} distinct sentences)"
     )
-    console.print(_splits_table(report))
+    table = Table("split", *(Column(name, justify="right") for name in ("rows", "media ids", "null rows")))
+    for split, size in report.facts.splits.items():
+        table.add_row(Text(printable(split)), f"{size.rows:,}", f"{size.media_ids:,}", f"{size.null_rows:,}")
+    console.print(table)
     if report.problems:
-        console.print(_problems_table(report))
+        table = Table("", "problem", "count", "first", "what to do", show_lines=True)
+        for problem in report.problems:
+            kind = PROBLEM_KINDS[problem.kind]
+            severity = "error" if kind.is_error else "note"
+            count = f"{problem.count:,} {kind.unit}{'' if problem.count == 1 else 's'}"
+            cells = (severity, kind.title, count, printable(problem.first), kind.advice)
+            table.add_row(*(Text(cell, overflow="fold") for cell in cells))
+        console.print(table)
     num_errors = sum(problem.is_error for problem in report.problems)
     checked = "metadata.csv alone" if report.clips_checked is None else f"{report.clips_checked:,} clips"
     notes = len(report.problems) - num_errors
     console.print(f"Checked {checked}: {num_errors} kind(s) of errors, {notes} of notes.")
-
-
-def _splits_table(report: Report) -> Table:
-    table = Table("split", *(Column(name, justify="right") for name in ("rows", "media ids", "null rows")))
-    for split, size in report.facts.splits.items():
-        table.add_row(Text(printable(split)), f"{size.rows:,}", f"{size.media_ids:,}", f"{size.null_rows:,}")
-    return table
-
-
-def _problems_table(report: Report) -> Table:
-    table = Table("", "problem", "count", "first", "what to do", show_lines=True)
-    for problem in report.problems:
-        kind = PROBLEM_KINDS[problem.kind]
-        severity = "error" if kind.is_error else "note"
-        count = f"{problem.count:,} {kind.unit}{'' if problem.count == 1 else 's'}"
-        cells = (severity, kind.title, count, printable(problem.first), kind.advice)
-        table.add_row(*(Text(cell, overflow="fold") for cell in cells))
-    return table

@@ -79,7 +79,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         is_of_model = args.predictions is args.results is None
         if is_of_model:
-            _check_model(args)
+            asked = read_asked("recipes/evaluate.py", _recipe_words(args))
+            find_preset(asked.get("preset", DEFAULT_PRESET))
+            check_asked(asked)
         else:
             _check_saved(args)
         check_written_files(args, "report")
@@ -98,12 +100,6 @@ def run(args: argparse.Namespace) -> int:
     if tables:
         print_scores(tables)
     return CLEAN
-
-
-def _check_model(args: argparse.Namespace) -> None:
-    asked = read_asked("recipes/evaluate.py", _recipe_words(args))
-    find_preset(asked.get("preset", DEFAULT_PRESET))
-    check_asked(asked)
 
 
 def _check_saved(args: argparse.Namespace) -> None:

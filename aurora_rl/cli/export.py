@@ -67,7 +67,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         _check(args)
         if args.to == "vllm":
-            print(_export_for_vllm(args))
+            # Here, because it imports torch and transformers, which take seconds.
+            from aurora_rl.rollout.export import export_checkpoint
+
+            print(export_checkpoint(args.model, args.output_dir, dtype=args.dtype))
         else:
             print(_export_for_hub(args))
     except (OSError, ValueError) as error:
@@ -90,13 +93,6 @@ def _check(args: argparse.Namespace) -> None:
         check_is_new(args.output_dir)
     if args.scores is not None:
         check_file(args.scores, name="--scores")
-
-
-def _export_for_vllm(args: argparse.Namespace) -> Path:
-    # Here, because it imports torch and transformers, which take seconds.
-    from aurora_rl.rollout.export import export_checkpoint
-
-    return export_checkpoint(args.model, args.output_dir, dtype=args.dtype)
 
 
 def _export_for_hub(args: argparse.Namespace) -> Path | str:

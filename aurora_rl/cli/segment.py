@@ -75,7 +75,14 @@ def run(args: argparse.Namespace) -> int:
         )
     except (OSError, ValueError) as error:
         return refuse("segment", error)
-    print(_summary(answer, args.output_dir, written - started, time.perf_counter() - written))
+    writing = time.perf_counter() - written
+    lines = []
+    for number, each in enumerate(answer.references):
+        target = "no such target" if each.is_null else each.category or "no answer"
+        lines.append(f"{number}. {each.reference}: {target}, {each.masks.mean():.1%} of the pixels")
+    parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in answer.seconds.items())
+    lines.append(f"{written - started:.1f} s to answer ({parts}), {writing:.1f} s to write {args.output_dir}")
+    print("\n".join(printable(line) for line in lines))
     return CLEAN
 
 
@@ -111,30 +118,16 @@ def _answer(
 
 def _clip_and_references(args: argparse.Namespace) -> tuple[Path | list[Path], list[str]]:
     if args.frames is not None:
-        return _image_files(args.frames), args.inputs
+        check_folder(args.frames, name="--frames")
+        files = [path for path in args.frames.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+        if not files:
+            raise ValueError(f"{args.frames} holds no image files: expected {', '.join(sorted(IMAGE_SUFFIXES))}")
+        numbers = re.compile(r"(\d+)")  # 2.jpg comes before 10.jpg
+        files.sort(key=lambda path: [int(p) if p.isdigit() else p for p in numbers.split(path.name)])
+        return files, args.inputs
     if args.fps is not None:
         raise ValueError("--fps is the rate of --frames: a video knows its own")
     video, *references = args.inputs
     if not references:
         raise ValueError(f"there is no reference: say what to segment, as in: aurora-rl segment {video} 'the drum'")
     return Path(video), references
-
-
-def _image_files(folder: Path) -> list[Path]:
-    """The images of a folder, 2.jpg before 10.jpg."""
-    check_folder(folder, name="--frames")
-    files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
-    if not files:
-        raise ValueError(f"{folder} holds no image files: expected {', '.join(sorted(IMAGE_SUFFIXES))}")
-    numbers = re.compile(r"(\d+)")
-    return sorted(files, key=lambda path: [int(p) if p.isdigit() else p for p in numbers.split(path.name)])
-
-
-def _summary(answer: ClipAnswer, folder: Path, answering: float, writing: float) -> str:
-    lines = []
-    for number, each in enumerate(answer.references):
-        target = "no such target" if each.is_null else each.category or "no answer"
-        lines.append(f"{number}. {each.reference}: {target}, {each.masks.mean():.1%} of the pixels")
-    parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in answer.seconds.items())
-    lines.append(f"{answering:.1f} s to answer ({parts}), {writing:.1f} s to write {folder}")
-    return "\n".join(printable(line) for line in lines)

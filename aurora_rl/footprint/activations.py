@@ -121,7 +121,12 @@ def estimate_mask_decoding(meta: MetaModel, work: Workload) -> int:
     inputs = work.clips * work.frames * torch.Size(decoder.frame_shape).numel() * torch.float32.itemsize
     low_resolution, _ = _run_mask_loss(decoder, work)
     full_size = work.rows * work.frames * work.size[0] * work.size[1] * torch.float32.itemsize
-    return inputs + low_resolution + max(full_size, _decode_a_chunk(decoder, frames, prompts))
+    dtype = next(decoder.parameters()).dtype
+    with torch.device("meta"):
+        frame_inputs = torch.empty(frames, *decoder.frame_shape, dtype=dtype)
+        embeddings = torch.empty(frames, prompts, decoder.prompt_dim, dtype=dtype)
+    chunk = forward_only(lambda: decoder.decode(frame_inputs, embeddings))
+    return inputs + low_resolution + max(full_size, chunk)
 
 
 def _layers(meta: MetaModel) -> nn.ModuleList:
@@ -219,14 +224,6 @@ def _decoder_and_chunk(meta: MetaModel, work: Workload) -> tuple[Segmenter, int,
     frames, prompts = work.clips * work.frames, -(-work.rows // work.clips)
     chunk_frames, chunk_prompts = decoder.chunk_size(frames, prompts, decoder.masks_that_fit(torch.device("meta")))
     return decoder, min(chunk_frames, frames), chunk_prompts
-
-
-def _decode_a_chunk(decoder: Segmenter, frames: int, prompts: int) -> int:
-    dtype = next(decoder.parameters()).dtype
-    with torch.device("meta"):
-        frame_inputs = torch.empty(frames, *decoder.frame_shape, dtype=dtype)
-        embeddings = torch.empty(frames, prompts, decoder.prompt_dim, dtype=dtype)
-    return forward_only(lambda: decoder.decode(frame_inputs, embeddings))
 
 
 def _run_mask_decoder(decoder: Segmenter, frames: int, prompts: int) -> tuple[int, int]:

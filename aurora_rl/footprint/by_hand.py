@@ -53,7 +53,16 @@ def estimate(args: argparse.Namespace) -> tuple[Footprint, Limits]:
         model_args, launch, device_memory=_bytes(args.gpu_memory_gb), host_memory=_bytes(args.host_memory_gb)
     )
     if args.recipe == "evaluate":
-        return _estimate_evaluation(model_args, data_args, *others, launch=launch, clips=clips), limits
+        [evaluation_args] = others
+        footprint = estimate_answering(
+            model_args,
+            data_args,
+            batch_size=evaluation_args.batch_size,
+            max_completion_length=evaluation_args.max_completion_length,
+            launch=launch,
+            clips=clips,
+        )
+        return footprint, limits
     third, training_args = others
     footprint = estimate_footprint(
         model_args,
@@ -65,19 +74,6 @@ def estimate(args: argparse.Namespace) -> tuple[Footprint, Limits]:
         teacher=live_teacher(third, training_args) if isinstance(third, TargetArguments) else None,
     )
     return footprint, limits
-
-
-def _estimate_evaluation(
-    model_args: ModelArguments, data_args: DataArguments, args: EvaluationArguments, *, launch: Launch, clips: Clips
-) -> Footprint:
-    return estimate_answering(
-        model_args,
-        data_args,
-        batch_size=args.batch_size,
-        max_completion_length=args.max_completion_length,
-        launch=launch,
-        clips=clips,
-    )
 
 
 def _bytes(gigabytes: float | None) -> int | None:

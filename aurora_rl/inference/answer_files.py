@@ -45,22 +45,18 @@ def write_answer(
         OSError: if they cannot be written, naming the file or the folder; an earlier answer is unchanged.
     """
     with whole_entries(folder) as new:
-        _write_files(answer, pictures, new, every_frame=every_frame)
+        masks = _MaskFiles(new, answer)
+        if not every_frame:
+            for index, time in enumerate(answer.frame_times):
+                masks.write(index, time, np.stack([each.mask_probs[index] for each in answer.references]))
+        with OverlayVideo(new / "overlay.mp4", answer.footage) as overlay:
+            for shown in pictures:
+                overlay.write(Picture(shown.picture.time, draw_masks(shown.picture.pixels, shown.masks)))
+                if every_frame:
+                    masks.write(shown.index, shown.picture.time, shown.masks)
+        masks.finish()
+        (new / "chain.txt").write_text(chain_text(answer), encoding="utf-8")
         _write_json(new / "answer.json", {"model": model, **answer_record(answer)})
-
-
-def _write_files(answer: ClipAnswer, pictures: Iterator[FrameMasks], folder: Path, *, every_frame: bool) -> None:
-    masks = _MaskFiles(folder, answer)
-    if not every_frame:
-        for index, time in enumerate(answer.frame_times):
-            masks.write(index, time, np.stack([each.mask_probs[index] for each in answer.references]))
-    with OverlayVideo(folder / "overlay.mp4", answer.footage) as overlay:
-        for shown in pictures:
-            overlay.write(Picture(shown.picture.time, draw_masks(shown.picture.pixels, shown.masks)))
-            if every_frame:
-                masks.write(shown.index, shown.picture.time, shown.masks)
-    masks.finish()
-    (folder / "chain.txt").write_text(chain_text(answer), encoding="utf-8")
 
 
 def answer_record(answer: ClipAnswer) -> dict[str, Any]:
