@@ -13,8 +13,9 @@ and the same gradients (a test compares them), and is the one to train with. Lef
 - savings of time and memory: the trainer reads clips ahead, projects onto a part of the vocabulary at a time, and
   spares the pass for the old log-probabilities where the policy has not changed since it sampled;
 - other losses and other ways to sample: a key that asks for one is refused (`PLAIN`);
-- evaluation, logs, checkpoints, a schedule of the learning rate, and biases without weight decay: these keys are
-  ignored, the learning rate is constant, and nothing is saved;
+- evaluation, logs, checkpoints, the estimate of memory, and the choice of optimiser and schedule: keys about these are
+  ignored. It is AdamW at a constant rate, with weight decay on biases too, and nothing is saved;
+- the check of paths and numbers before torch is imported: a wrong one is told some seconds later;
 - async rewards, TRL's columns (`trainer_state`, `log_metric`, `log_extra`), and completions that no reward applies to:
   the trainer gives them no advantage, here their reward is 0.
 
@@ -96,7 +97,7 @@ def main(
             rewards = (scores.T * reward_weights).nansum(1)  # (B,)
             advantages = group_advantages(rewards, args.num_generations)
             teaches_masks = old.has_seg  # (B,) bool
-            if args.mask_loss_on == "correct_only":  # a wrong answer would learn the masks of an object that it denies
+            if args.mask_loss_on == "correct_only":  # otherwise wrong answers learn masks of another object
                 teaches_masks = teaches_masks & answers_are_right(rows, texts)
 
         new = run_forward(policy, encode, rows, completion_ids, loaded.seg_token_id, args.temperature)
