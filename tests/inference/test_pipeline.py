@@ -370,3 +370,11 @@ def test_sam2_head_tracks_from_the_masks_of_the_sampled_frames(omni_checkpoint, 
     nearest = list(pipeline.every_frame(answer, track=False))
     assert any(not np.array_equal(a.masks, b.masks) for a, b in zip(tracked[1::2], nearest[1::2], strict=True))
     assert torch.is_grad_enabled()
+
+
+def test_the_pipeline_is_the_public_name_of_its_room():
+    import aurora_rl.inference
+
+    assert aurora_rl.inference.AuroraPipeline is AuroraPipeline
+    with pytest.raises(AttributeError, match="no attribute 'AuroraPipelin'"):
+        aurora_rl.inference.AuroraPipelin  # noqa: B018
