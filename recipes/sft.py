@@ -100,6 +100,7 @@ def train(
     )
     log_launch(trainer.accelerator)
     trainer.run_to_its_end()
+    trainer.accelerator.end_training()  # a process group that is still there at exit may abort a run that went well
 
 
 if __name__ == "__main__":
