@@ -117,3 +117,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
+    PartialState().destroy_process_group()  # one that is left at exit may abort a run that went well

@@ -235,3 +235,4 @@ def collect(model_args: ModelArguments, data_args: DataArguments, args: MistakeA
 
 if __name__ == "__main__":
     main(*RecipeParser((ModelArguments, DataArguments, MistakeArguments), description=__doc__).parse_args_and_config())
+    PartialState().destroy_process_group()  # one that is left at exit may abort a run that went well

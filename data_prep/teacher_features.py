@@ -58,3 +58,4 @@ if __name__ == "__main__":
             (ModelArguments, DataArguments, TargetArguments, AuroraSFTConfig), description=__doc__
         ).parse_args_and_config()
     )
+    PartialState().destroy_process_group()  # one that is left at exit may abort a run that went well

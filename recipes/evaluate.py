@@ -10,6 +10,8 @@ from aurora_rl.assembly.early import check_command_line
 if __name__ == "__main__":
     check_command_line("recipes/evaluate.py")  # before the import of torch, which takes seconds
 
+from accelerate import PartialState
+
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments
 from aurora_rl.assembly.parser import RecipeParser
 from aurora_rl.evaluation.of_model import EvaluationArguments, evaluate_model
@@ -23,3 +25,4 @@ if __name__ == "__main__":
     main(
         *RecipeParser((ModelArguments, DataArguments, EvaluationArguments), description=__doc__).parse_args_and_config()
     )
+    PartialState().destroy_process_group()  # one that is left at exit may abort a run that went well
