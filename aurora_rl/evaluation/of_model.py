@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from aurora_rl.evaluation.presets import find_preset
 from aurora_rl.evaluation.records import RowResult, result_from_record, write_evaluation
 from aurora_rl.evaluation.scoring import score_answer, score_rollout
 from aurora_rl.evaluation.tables import mark_novelty, score_tables
-from aurora_rl.files.fingerprint import fingerprint_files
+from aurora_rl.files.fingerprint import fingerprint_bytes, fingerprint_files
 from aurora_rl.files.journal import ResumeFile
 from aurora_rl.files.output_lock import hold_output
 from aurora_rl.inference.predictor import Completion, Predictor, unfinished_batches
@@ -161,7 +160,7 @@ def _open_resume_file(
         "weights": fingerprint_files((path.name, path.stat()) for path in files),
         # The draw of rows during training changes nothing here, and files from before this argument can be resumed.
         "data": {name: value for name, value in dataclasses.asdict(data_args).items() if name != "eval_samples_seed"},
-        "samples": hashlib.sha256(repr(samples).encode()).hexdigest(),
+        "samples": fingerprint_bytes(repr(samples).encode()),
         "arguments": {RECORDED_AS.get(name, name): value for name, value in vars(args).items() if name != "output_dir"},
         "ablation": ablation,
         "process": [state.process_index, state.num_processes],

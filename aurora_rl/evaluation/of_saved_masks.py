@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import hashlib
 import itertools
-import json
 import logging
 import multiprocessing
 import os
@@ -34,7 +32,7 @@ from aurora_rl.evaluation.presets import find_preset
 from aurora_rl.evaluation.records import MaskScore, RowResult, read_results, write_evaluation
 from aurora_rl.evaluation.scoring import score_masks
 from aurora_rl.evaluation.tables import mark_novelty, score_tables
-from aurora_rl.files.fingerprint import fingerprint_files
+from aurora_rl.files.fingerprint import fingerprint_content, fingerprint_files, fingerprint_values
 from aurora_rl.files.journal import ResumeFile
 from aurora_rl.files.output_lock import hold_output
 from aurora_rl.metrics import MASK_THRESHOLD
@@ -92,7 +90,7 @@ class SavedMasks:
     @property
     def fingerprint(self) -> str:
         """Hash of the masks."""
-        return hashlib.sha256(json.dumps(self.rles).encode()).hexdigest()[:16]
+        return fingerprint_values(self.rles)[:16]
 
     def read(self) -> PredictedMasks:
         """Return the masks as probabilities 0 and 1."""
@@ -188,7 +186,7 @@ def _rescore_alone(
     identity = {
         "preset": preset,
         "version": __version__,
-        "dataset": hashlib.sha256((dataset / METADATA_FILE).read_bytes()).hexdigest(),
+        "dataset": fingerprint_content(dataset / METADATA_FILE),
     }
     with ResumeFile(output_dir / "results.partial.jsonl", identity) as resume_file:
         scores = _score_all(samples, predictions, resume_file, preset=preset, num_workers=num_workers)
