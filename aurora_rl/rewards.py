@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib
-import importlib.util
 import inspect
 import math
 import numbers
-import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 import torch
 
-from aurora_rl.moved import new_place
+from aurora_rl.named.objects import NamedObjectError, load_object
 
 _MAX_NAMED_SAMPLES = 4
 
@@ -96,19 +91,13 @@ def load_reward_func(spec: str | Callable[..., Any]) -> Callable[..., Any]:
     """
     if callable(spec):
         return spec
-    module_name, colon, attribute = str(spec).rpartition(":")
-    if not (colon and module_name and attribute):
-        raise RewardError(
-            f"{spec!r} names no reward function: write 'package.module:function' or 'path/to/file.py:function'"
-        )
-    module = _load_file(Path(module_name)) if module_name.endswith(".py") else _load_module(module_name)
-    if not hasattr(module, attribute):
-        public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise RewardError(f"{module_name} has no {attribute!r} (asked for by {spec!r}); it has {public}")
-    func = getattr(module, attribute)
+    try:
+        func = load_object(str(spec), what="reward function")
+    except NamedObjectError as error:
+        raise RewardError(str(error)) from error
     if inspect.isclass(func) or not callable(func):
         raise RewardError(f"{spec!r} is a {type(func).__name__}, expected a function or a callable instance")
-    return func if hasattr(func, "__name__") else _forward(func, name=attribute)
+    return func if hasattr(func, "__name__") else _forward(func, name=str(spec).rpartition(":")[2])
 
 
 def guard_reward_func(func: Callable[..., Any], *, timeout_s: float = 60.0) -> Callable[..., Any]:
@@ -165,37 +154,6 @@ def _readable(columns: Mapping[str, Any], named: frozenset[str]) -> dict[str, An
         if isinstance(entries, list) and any(isinstance(entry, Deferred) for entry in entries):
             readable[name] = [_entry(entry) for entry in entries] if name in named else DeferredColumn(entries)
     return readable
-
-
-def _load_module(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        # A module missing *inside* the reward's module is another problem and keeps its own traceback.
-        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-            raise
-        moved = new_place(name)
-        advice = f"it is {moved!r} now" if moved else "install it, or name the file 'path/to/file.py'"
-        raise RewardError(f"no module named {error.name!r} for the reward {name!r}: {advice}") from error
-
-
-def _load_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise RewardError(f"the reward file {str(path)!r} does not exist (looked in {str(Path.cwd())!r})")
-    # The key is the full path: two functions of one file share its state, and two files of one name do not collide.
-    name = f"reward_file:{path.resolve()}"
-    if name in sys.modules:
-        return sys.modules[name]
-    module_spec = importlib.util.spec_from_file_location(name, path)
-    assert module_spec is not None and module_spec.loader is not None  # holds for every *.py path
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module  # before execution: dataclasses look their module up
-    try:
-        module_spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
 
 
 def _forward(func: Callable[..., Any], *, name: str) -> Callable[..., Any]:

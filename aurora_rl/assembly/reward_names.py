@@ -12,7 +12,7 @@ from pathlib import Path
 
 from aurora_rl.files.existing import check_file, did_you_mean
 from aurora_rl.files.plain import read_text_file
-from aurora_rl.moved import new_place
+from aurora_rl.named.moved import new_place
 
 #: Calls by which a module may define names that its text does not show.
 DYNAMIC = {"globals", "setattr", "exec", "vars", "locals", "__getattr__"}

@@ -30,6 +30,8 @@ ANNOTATION_FEATURES = {
     "wrong": Value("string"),
     "seen": List(Value("string")),
     "heard": List(Value("string")),
+    "choices": List(Value("string")),
+    "answer": Value("string"),
 }
 FEATURES = Features(
     {

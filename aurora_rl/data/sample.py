@@ -40,6 +40,8 @@ class AVSample:
         origin: file and line of the row ("metadata.csv:17"), for errors; empty where it comes from no file.
         use_audio_in_video: whether the sound is interleaved with the frames, chunk by chunk, as in pretraining on
             videos with a soundtrack; otherwise it is an audio part of its own after them.
+        choices: options of a multiple-choice question, without their letters; None for other rows.
+        answer: true answer of a question that is answered in words, where known; one of `choices`, if there are any.
     """
 
     uid: str
@@ -59,6 +61,8 @@ class AVSample:
     heard: tuple[str, ...] | None = None
     origin: str = ""
     use_audio_in_video: bool = False
+    choices: tuple[str, ...] | None = None
+    answer: str | None = None
 
     @property
     def is_null(self) -> bool:

@@ -8,26 +8,13 @@ reflection    a chain that went wrong, "Wait, let me reconsider.", and the chain
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import random
 from collections.abc import Callable, Sequence
 
 from aurora_rl.data.sample import AVSample
+from aurora_rl.tasks.base import Target
 from aurora_rl.tasks.prompts import REFLECTION_TRIGGER, answer_for, teacher_answer
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """A completion to be trained on, in two parts.
-
-    Attributes:
-        learned: text that carries labels.
-        given: text before it that is read but not learned (labels of -100).
-    """
-
-    learned: str
-    given: str = ""
 
 
 def forced_answer(sample: AVSample) -> Target:

@@ -2,7 +2,7 @@ import importlib.util
 
 import pytest
 
-from aurora_rl.moved import MOVED, new_place
+from aurora_rl.named.moved import MOVED, new_place
 from aurora_rl.rewards import RewardError, load_reward_func
 
 

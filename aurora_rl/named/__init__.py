@@ -1,0 +1,1 @@
+"""Objects by the names that configs give them, and the new places of modules that have moved."""
