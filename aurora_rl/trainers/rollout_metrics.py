@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -11,37 +12,61 @@ from aurora_rl.tasks.completions import ParsedCompletion
 from aurora_rl.tasks.reference_segmentation import hear_score, see_score
 
 
+def completion_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return the columns that TRL's table of completions has beside its own.
+
+    Args:
+        rows: B rows of `grounded_rollouts.reward_rows`.
+    """
+    samples = [row["sample"] for row in rows]
+    return {
+        "uid": [sample.uid for sample in samples],
+        "reference": [sample.reference for sample in samples],
+        "category": [sample.category for sample in samples],
+        "mask_iou": [_mask_iou(row) for row in rows],
+    }
+
+
 def rollout_metrics(
-    samples: Sequence[AVSample],
-    parsed: Sequence[ParsedCompletion],
-    iou: Sequence[float],
-    answer_is_correct: Sequence[bool],
+    rows: Sequence[Mapping[str, Any]], answers: Sequence[ParsedCompletion], is_right: Sequence[bool]
 ) -> Iterator[tuple[str, float]]:
-    """Yield names and values of metrics: one of each kind for each completion that it applies to."""
-    for sample, completion, value, correct in zip(samples, parsed, iou, answer_is_correct, strict=True):
-        yield f"iou/{_kind(sample)}", value
-        yield f"category/{_kind(sample)}", float(correct)
-        if (see := see_score(completion, sample)) is not None:
+    """Yield names and values of metrics: one of each kind for each completion that it applies to.
+
+    Args:
+        rows: B rows of `grounded_rollouts.reward_rows`.
+        answers: B answers.
+        is_right: whether each of them is the row's truth.
+    """
+    for row, answer, right in zip(rows, answers, is_right, strict=True):
+        sample: AVSample = row["sample"]
+        yield f"iou/{_kind(sample)}", _mask_iou(row)
+        yield f"category/{_kind(sample)}", float(right)
+        if (see := see_score(answer, sample)) is not None:
             yield "chain/see", see
-        if (hear := hear_score(completion, sample)) is not None:
+        if (hear := hear_score(answer, sample)) is not None:
             yield "chain/hear", hear
 
 
 def reward_metrics(
-    samples: Sequence[AVSample], rewards_per_func: torch.Tensor, weights: torch.Tensor
+    rows: Sequence[Mapping[str, Any]], rewards_per_func: torch.Tensor, weights: torch.Tensor
 ) -> Iterator[tuple[str, float]]:
     """Yield name and weighted sum of the rewards of each completion that any reward applies to.
 
     Args:
-        samples: samples of the B completions.
+        rows: B rows of `grounded_rollouts.reward_rows`.
         rewards_per_func: (B, number of reward functions) rewards; NaN where one does not apply.
         weights: (number of reward functions,) weights of the rewards.
     """
     totals = (rewards_per_func * weights).nansum(1).tolist()
     is_scored = (~rewards_per_func.isnan()).any(1).tolist()
-    for sample, total, scored in zip(samples, totals, is_scored, strict=True):
+    for row, total, scored in zip(rows, totals, is_scored, strict=True):
         if scored:
-            yield f"reward/{_kind(sample)}", total
+            yield f"reward/{_kind(row['sample'])}", total
+
+
+def _mask_iou(row: Mapping[str, Any]) -> float:
+    """Return the IoU of a completion's masks; 0 without a `[SEG]`."""
+    return 0.0 if row["mask_counts"] is None else row["mask_counts"].mask_iou
 
 
 def _kind(sample: AVSample) -> str:
