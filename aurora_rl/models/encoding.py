@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from aurora_rl.data.clip_reader import ClipReader
+from aurora_rl.data.containers import MediaError
 from aurora_rl.data.media import loudness_dbfs
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.models.control_tokens import check_references, naming
@@ -26,16 +27,18 @@ class EncodedSample:
     Attributes:
         sample: the sample's row.
         prompt: token ids and media tensors.
-        frame_inputs: (F, ...) the mask decoder's input for each frame.
-        gt_masks: (F, H, W) bool.
+        frame_inputs: (F, ...) the head's input for each frame; None for a task that is answered in words alone.
+        gt_masks: (A, H, W) bool, true masks of the annotated frames; None for a row without truth.
         loudness_dbfs: RMS of the clip's loudest 100 ms, in dBFS.
+        annotated_frames: A indices in [0, F) of the frames that `gt_masks` holds, in order; None for all F.
     """
 
     sample: AVSample
     prompt: EncodedPrompt
-    frame_inputs: torch.Tensor
-    gt_masks: torch.Tensor
+    frame_inputs: torch.Tensor | None
+    gt_masks: torch.Tensor | None
     loudness_dbfs: float
+    annotated_frames: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +64,8 @@ class SampleEncoder:
     Args:
         family: the model's family.
         processor: the checkpoint's processor.
-        frame_inputs: function from (sample, clip) to the mask decoder's inputs (F, ...): a frame encoder, or its cache.
+        frame_inputs: function from (sample, clip) to the head's inputs (F, ...): a frame encoder, or its cache; None
+            for a task without a head.
         task: the task, which asks about a row; reference segmentation by default.
         options: options of the prompt.
         load: function that reads the media, a `ClipReader` by default; ablations that mute or blank a clip replace it.
@@ -73,7 +77,7 @@ class SampleEncoder:
         self,
         family: MLLMFamily,
         processor: ProcessorMixin,
-        frame_inputs: Callable[[AVSample, AVClip], torch.Tensor],
+        frame_inputs: Callable[[AVSample, AVClip], torch.Tensor] | None,
         *,
         task: Task | None = None,
         options: PromptOptions | None = None,
@@ -114,9 +118,9 @@ class SampleEncoder:
         """Do the work that needs no GPU, in any thread, and return a function that does the rest."""
         clip = self.load(sample)
         if self.uses_gpu:
-            encoded = self._encode(sample, clip, torch.empty(0))
-            return lambda: dataclasses.replace(encoded, frame_inputs=self.frame_inputs(sample, clip))
-        encoded = self._encode(sample, clip, self.frame_inputs(sample, clip))
+            encoded = self._encode(sample, clip, None)
+            return lambda: dataclasses.replace(encoded, frame_inputs=self._frame_inputs(sample, clip))
+        encoded = self._encode(sample, clip, self._frame_inputs(sample, clip))
         return lambda: encoded
 
     def encode_references(self, samples: Sequence[AVSample], clip: AVClip) -> list[EncodedSample]:
@@ -129,12 +133,22 @@ class SampleEncoder:
             samples: rows on the clip, equal except for their references.
             clip: the clip's media.
         """
-        frame_inputs = self.frame_inputs(samples[0], clip)
+        frame_inputs = self._frame_inputs(samples[0], clip)
         rows = [self._encode(sample, clip, frame_inputs) for sample in samples]
         features = rows[0].prompt.features
         return [dataclasses.replace(row, prompt=dataclasses.replace(row.prompt, features=features)) for row in rows]
 
-    def _encode(self, sample: AVSample, clip: AVClip, frame_inputs: torch.Tensor) -> EncodedSample:
+    def _frame_inputs(self, sample: AVSample, clip: AVClip) -> torch.Tensor | None:
+        if self.frame_inputs is None:
+            return None
+        if not len(clip.frames):
+            raise MediaError(
+                f"sample {sample.key} has no frames, but the task predicts something in each frame: drop the row, or "
+                "choose a task that is answered in words"
+            )
+        return self.frame_inputs(sample, clip)
+
+    def _encode(self, sample: AVSample, clip: AVClip, frame_inputs: torch.Tensor | None) -> EncodedSample:
         limits = {"min_pixels": self.options.min_pixels, "max_pixels": self.options.max_pixels}
         media = PromptMedia(
             frames=[Image.fromarray(frame) for frame in clip.frames],
@@ -156,6 +170,7 @@ class SampleEncoder:
             sample=sample,
             prompt=prompt,
             frame_inputs=frame_inputs,
-            gt_masks=torch.from_numpy(clip.gt_masks),
+            gt_masks=None if clip.gt_masks is None else torch.from_numpy(clip.gt_masks),
             loudness_dbfs=loudness_dbfs(clip.waveform),
+            annotated_frames=clip.annotated_frames,
         )
