@@ -33,7 +33,7 @@ from aurora_rl.data.sample import AVSample
 from aurora_rl.footprint import Clips, Footprint, Launch, estimate_footprint
 from aurora_rl.footprint.workload import Workload, build_workload
 from aurora_rl.models.collate import SFTCollator
-from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
+from aurora_rl.models.mllm.qwen2_5_omni.tiny import TinyOmniConfig, build_tiny_omni
 from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
 from aurora_rl.tasks.prompts import text_prompt
 from aurora_rl.tasks.targets import gold_chain
