@@ -21,9 +21,10 @@ from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.eval_mode import eval_mode
 from aurora_rl.models.grounding import row_mask_logits, segmentation_model, shared_media
 from aurora_rl.models.head_tokens import find_seg
+from aurora_rl.models.heads import FrameBatch
 from aurora_rl.models.rollout_states import SegStates
 from aurora_rl.rewards import Deferred
-from aurora_rl.tasks.completions import ParsedCompletion
+from aurora_rl.tasks.base import Answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,7 @@ class RolloutBatch:
     scoring_decodes: bool = False
     states: SegStates | None = None
     predictions: tuple[DecodedMasks, ...] = ()
-    answers: tuple[ParsedCompletion, ...] = ()
+    answers: tuple[Answer, ...] = ()
 
     @property
     def next_pass_decodes(self) -> bool:
@@ -143,10 +144,10 @@ class ForwardPasses:
         head, hidden_states = segmentation_model(model).seg_head, states.hidden_states[chunk]
         frames = _frames_on(hidden_states.device, rows[chunk])
         with self.accelerator.autocast(), eval_mode(head):
-            _, mask_logits = head(
-                hidden_states, frames["seg_frames"], frames["seg_frame_counts"], frames["seg_clip_index"]
+            raw = head(
+                hidden_states, FrameBatch(frames["seg_frames"], frames["seg_frame_counts"], frames["seg_clip_index"])
             )
-        return _decoded(model, mask_logits, frames, rows[chunk], states.has_seg[chunk])
+        return _decoded(model, raw["mask_logits"], frames, rows[chunk], states.has_seg[chunk])
 
     def _by_a_pass_of_their_own(
         self,
@@ -184,10 +185,14 @@ def reward_rows(inputs: Sequence[Mapping[str, Any]], batch: RolloutBatch) -> lis
     has_seg = [seg for decoded in batch.predictions for seg in decoded.has_seg.tolist()]
     # The G copies of a row share their ground truth, which goes to the masks' device once.
     truths = {id(row.gt_masks): row.gt_masks.to(mask_logits[0].device) for row in batch.rows}
+    columns = zip(inputs, batch.rows, batch.answers, mask_logits, has_seg, strict=True)
     return [
-        {**row, "sample": encoded.sample, "gt_masks": encoded.gt_masks, "loudness_dbfs": encoded.loudness_dbfs}
-        | (mask_columns(logits, encoded.gt_masks, truths[id(encoded.gt_masks)]) if seg else _NO_MASKS)
-        for row, encoded, logits, seg in zip(inputs, batch.rows, mask_logits, has_seg, strict=True)
+        {
+            **{**row, "sample": encoded.sample, "gt_masks": encoded.gt_masks, "loudness_dbfs": encoded.loudness_dbfs},
+            **(mask_columns(logits, encoded.gt_masks, truths[id(encoded.gt_masks)]) if seg else _NO_MASKS),
+            "answers": answer,
+        }
+        for row, encoded, answer, logits, seg in columns
     ]
 
 

@@ -33,14 +33,15 @@ from aurora_rl.models.adapters import check_trained_head
 from aurora_rl.models.collate import distinct_media
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.eval_mode import eval_mode
-from aurora_rl.models.grounding import SegmentationHead, install_mask_forward, shared_media
+from aurora_rl.models.grounding import install_mask_forward, shared_media
 from aurora_rl.models.head_tokens import find_seg
+from aurora_rl.models.heads import MaskHead
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.rollout_states import recorded_states
 from aurora_rl.models.sharding import gather_at_once
 from aurora_rl.rewards import guard_reward_func, load_reward_func
 from aurora_rl.rollout.sampler import VLLMSampler
-from aurora_rl.tasks.completions import completion_text, normalise_category, parse_completion
+from aurora_rl.tasks.base import completion_text
 from aurora_rl.trainers.grounded_rollouts import DecodedMasks, ForwardPasses, RolloutBatch, reward_rows
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.health import RolloutHealthCallback
@@ -102,13 +103,13 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         if reference is not None:
             install_reference(self, reference)
         if self.use_vllm:
-            loaded = LoadedModel(self.model, self.encode.processor, self.encode.family, self.seg_token_id)
+            loaded = LoadedModel(self.model, self.encode.processor, self.encode.family)
             self.vllm_generation = vllm_engine(self, loaded)
             self._vllm = VLLMSampler(self.vllm_generation, seed=args.seed, process_index=self.accelerator.process_index)
         # After super(), which has put its fused LM head in place of `forward`.
         policy = self.model.get_base_model() if is_peft_model(self.model) else self.model
         install_mask_forward(policy)
-        gather_at_once(self.model, SegmentationHead)
+        gather_at_once(self.model, MaskHead)
         if args.mask_loss_on == "off":
             policy.seg_head.requires_grad_(False)
         self.add_callback(RolloutHealthCallback())
@@ -242,7 +243,7 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
                 completion_ids_list,
                 batch_size=self.args.per_device_train_batch_size if is_train else self.args.per_device_eval_batch_size,
             ),
-            answers=tuple(parse_completion(completion_text(completion)) for completion in completions),
+            answers=tuple(self.encode.task.parse(completion_text(completion)) for completion in completions),
         )
         rows = reward_rows(inputs, self._batch)
         for column, values in completion_columns(rows).items():
@@ -251,15 +252,11 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         start = self.accelerator.process_index * len(rows)
         local = rewards_per_func[start : start + len(rows)]
         for name, metric in [
-            *rollout_metrics(rows, self._batch.answers, self._answers_are_right()),
+            *rollout_metrics(self.encode.task, rows),
             *reward_metrics(rows, local, self.reward_weights.to(local.device)),
         ]:
             self._log_metric(name, metric)
         return rewards_per_func
-
-    def _answers_are_right(self) -> list[bool]:
-        pairs = zip(self._batch.answers, self._batch.rows, strict=True)
-        return [answer.category == normalise_category(row.sample.category) for answer, row in pairs]
 
     # ---- loss ---------------------------------------------------------------------------------------------------
 
@@ -285,7 +282,9 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
             completion_ids, completion_mask, self.seg_token_id, num_completion_tokens=completion_ids.size(1)
         )
         if self.args.mask_loss_on == "correct_only":
-            weights &= torch.tensor(self._answers_are_right(), device=weights.device)
+            pairs = zip(self._batch.answers, self._batch.rows, strict=True)
+            is_right = [self.encode.task.is_right(answer, row.sample) for answer, row in pairs]
+            weights &= torch.tensor(is_right, device=weights.device)
         micro_batches = self.args.steps_per_generation if self.model.training else 1
         num_masks = self.accelerator.gather(weights.sum()).sum().clamp(min=1)
         masks_per_forward = num_masks / (self.accelerator.num_processes * micro_batches)

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from aurora_rl.data.sample import AVSample
-from aurora_rl.tasks.completions import ParsedCompletion
-from aurora_rl.tasks.reference_segmentation import hear_score, see_score
+from aurora_rl.tasks.base import Task
 
 
 def completion_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -27,24 +26,19 @@ def completion_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]
     }
 
 
-def rollout_metrics(
-    rows: Sequence[Mapping[str, Any]], answers: Sequence[ParsedCompletion], is_right: Sequence[bool]
-) -> Iterator[tuple[str, float]]:
-    """Yield names and values of metrics: one of each kind for each completion that it applies to.
+def rollout_metrics(task: Task, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
+    """Yield names and values of metrics, one of each kind for each completion that it applies to.
 
     Args:
+        task: the task, whose `curves` name the scores of an answer's words.
         rows: B rows of `grounded_rollouts.reward_rows`.
-        answers: B answers.
-        is_right: whether each of them is the row's truth.
     """
-    for row, answer, right in zip(rows, answers, is_right, strict=True):
+    for row in rows:
         sample: AVSample = row["sample"]
         yield f"iou/{_kind(sample)}", _mask_iou(row)
-        yield f"category/{_kind(sample)}", float(right)
-        if (see := see_score(answer, sample)) is not None:
-            yield "chain/see", see
-        if (hear := hear_score(answer, sample)) is not None:
-            yield "chain/hear", hear
+        for name, score in task.text_scores(row["answers"], sample).items():
+            if score is not None and name in task.curves:
+                yield task.curves[name].format(kind=_kind(sample)), score
 
 
 def reward_metrics(
