@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -15,7 +16,8 @@ from aurora_rl.data.media import loudness_dbfs
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.models.control_tokens import check_references, naming
 from aurora_rl.models.mllm import EncodedPrompt, MLLMFamily
-from aurora_rl.tasks.prompts import DEFAULT_INSTRUCTION, build_messages
+from aurora_rl.tasks.base import PromptMedia, Task
+from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +48,13 @@ class PromptOptions:
     """Options of the prompt that a sample becomes; the same for training, rollouts and evaluation.
 
     Attributes:
-        instruction: user text with a `{reference}` field.
+        instruction: user text with a `{reference}` field; None for the task's own.
         system_prompt: optional system message.
         min_pixels: lower limit of a frame's area for the vision tower, in pixels.
         max_pixels: upper limit of a frame's area for the vision tower, in pixels.
     """
 
-    instruction: str = DEFAULT_INSTRUCTION
+    instruction: str | None = None
     system_prompt: str | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
@@ -66,6 +68,7 @@ class SampleEncoder:
         processor: the checkpoint's processor.
         frame_inputs: function from (sample, clip) to the head's inputs (F, ...): a frame encoder, or its cache; None
             for a task without a head.
+        task: the task, which asks about a row; reference segmentation by default.
         options: options of the prompt.
         load: function that reads the media, a `ClipReader` by default; ablations that mute or blank a clip replace it.
         uses_gpu: whether `frame_inputs` runs an encoder on a GPU. Only the model's thread may do that: another thread
@@ -78,6 +81,7 @@ class SampleEncoder:
         processor: ProcessorMixin,
         frame_inputs: Callable[[AVSample, AVClip], torch.Tensor] | None,
         *,
+        task: Task | None = None,
         options: PromptOptions | None = None,
         load: Callable[[AVSample], AVClip] | None = None,
         uses_gpu: bool = False,
@@ -85,6 +89,7 @@ class SampleEncoder:
         self.family = family
         self.processor = processor
         self.frame_inputs = frame_inputs
+        self.task = task or ReferenceSegmentation()
         self.options = options or PromptOptions()
         self.load = load or ClipReader()
         self.uses_gpu = uses_gpu
@@ -102,7 +107,11 @@ class SampleEncoder:
 
     def check_references(self, references: Iterable[str]) -> None:
         """Check references without rows; raises a `ControlTokenError`."""
-        check_references(self.tokenizer, references, instruction=self.options.instruction)
+        check_references(self.tokenizer, references, instruction=self.options.instruction or self.task.instruction)
+
+    def text_prompt(self, sample: AVSample) -> list[dict[str, Any]]:
+        """Return a row's message without its media, which TRL logs and hands to rewards."""
+        return self.task.messages(sample, instruction=self.options.instruction)
 
     def __call__(self, sample: AVSample) -> EncodedSample:
         return self.prepare(sample)()
@@ -149,13 +158,13 @@ class SampleEncoder:
 
     def _encode(self, sample: AVSample, clip: AVClip, frame_inputs: torch.Tensor | None) -> EncodedSample:
         limits = {"min_pixels": self.options.min_pixels, "max_pixels": self.options.max_pixels}
-        messages = build_messages(
-            sample.reference,
+        media = PromptMedia(
             frames=[Image.fromarray(frame) for frame in clip.frames],
             has_audio=clip.waveform is not None and not sample.use_audio_in_video,
-            instruction=self.options.instruction,
-            system_prompt=self.options.system_prompt,
             video_options={"sample_fps": sample.fps} | {k: v for k, v in limits.items() if v is not None},
+        )
+        messages = self.task.messages(
+            sample, media, instruction=self.options.instruction, system_prompt=self.options.system_prompt
         )
         with naming(sample):
             prompt = self.family.encode(

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from aurora_rl.data.sample import NULL_CATEGORY
+from aurora_rl.tasks.base import Answer
 from aurora_rl.tasks.prompts import FINAL_SENTENCE, REASONING_STEPS, SEG_TOKEN, STEP_LABELS
 
 _STEP_OF_LABEL = {label: step for step, label in STEP_LABELS.items()}
@@ -44,7 +45,7 @@ def normalise_category(text: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class ParsedCompletion:
+class ParsedCompletion(Answer):
     """The parts of one completion.
 
     Attributes:
@@ -61,7 +62,6 @@ class ParsedCompletion:
         heard: categories after "I hear" in the listen step, in order; () for nothing, None without "I hear".
     """
 
-    text: str
     standing: str
     steps: Mapping[str, str]
     step_order: tuple[str, ...]
@@ -71,6 +71,11 @@ class ParsedCompletion:
     ends_with_seg: bool
     seen: tuple[str, ...] | None
     heard: tuple[str, ...] | None
+
+    @property
+    def value(self) -> str | None:
+        """The category that is answered."""
+        return self.category
 
     @property
     def has_all_steps(self) -> bool:

@@ -19,7 +19,7 @@ from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.grounding import install_mask_forward, projecting_only, row_mask_logits, shared_media
 from aurora_rl.models.head_tokens import find_seg
 from aurora_rl.models.loading import LoadedModel
-from aurora_rl.models.mllm.qwen2_5_omni import AuroraQwen2_5Omni
+from aurora_rl.models.mllm.qwen2_5_omni.model import AuroraQwen2_5Omni
 from aurora_rl.tasks.targets import Target
 
 #: Float32 on tiny models: sums in another order differ by about 1e-6.
