@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aurora_rl.losses import mask_loss
 from aurora_rl.metrics import count_masks, mask_iou
-from aurora_rl.models.heads.base import FrameBatch, Head, HeadLoss
+from aurora_rl.models.heads.base import FrameBatch, Head, HeadLoss, annotated_only
 from aurora_rl.models.heads.segmenters import (
     FrameEncoder,
     Segmenter,
@@ -79,22 +79,24 @@ class MaskHead(Head):
         row_logits = mask_logits[frames.row_frames, slots.repeat_interleave(frames.row_counts)]
         return {"sparse_prompt_embeddings": prompts, "mask_logits": row_logits}
 
-    def rows(self, raw: Mapping[str, Tensor], frame_counts: Tensor, gt_masks: Sequence[Tensor]) -> list[Tensor]:
-        """Return B mask logits (F_b, H, W) float32, each at the size of its own frames."""
-        mask_logits, counts = raw["mask_logits"], frame_counts.tolist()
-        rows = mask_logits.split(counts)
-        for row, truth in zip(rows, gt_masks, strict=True):
-            if len(row) != len(truth):
-                raise ValueError(f"masks were decoded for {len(row)} frames, but the truth has {len(truth)}")
-        sizes: list[tuple[int, int]] = [(truth.size(-2), truth.size(-1)) for truth in gt_masks]
+    def rows(
+        self,
+        raw: Mapping[str, Tensor],
+        frame_counts: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        annotated_frames: Sequence[Sequence[int] | None] | None = None,
+    ) -> list[Tensor]:
+        """Return B mask logits (A_b, H, W) float32, each at the size of its own frames."""
+        mask_logits, counts = annotated_only(raw["mask_logits"], frame_counts.tolist(), annotated_frames)
         if len(set(sizes)) == 1:  # one resize for the whole batch
             return list(self.mask_decoder.postprocess(mask_logits, sizes[0]).split(counts))
-        return [self.mask_decoder.postprocess(row, size) for row, size in zip(rows, sizes, strict=True)]
+        rows = zip(mask_logits.split(counts), sizes, strict=True)
+        return [self.mask_decoder.postprocess(row, size) for row, size in rows]
 
     def loss(
         self,
         rows: Sequence[Tensor],
-        gt_masks: Sequence[Tensor],
+        gt_masks: Sequence[Tensor | None],
         *,
         row_weights: Tensor | None = None,
         normalizer: Tensor | None = None,
