@@ -12,6 +12,7 @@ from aurora_rl.data.sample import NULL_CATEGORY, AVSample
 from aurora_rl.tasks.base import PromptMedia, PromptText, chat_messages
 
 SEG_TOKEN = "[SEG]"
+BOX_TOKEN = "[BOX]"
 #: The end of every answer.
 FINAL_SENTENCE = f"It is {SEG_TOKEN}."
 
