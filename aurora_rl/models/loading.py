@@ -1,4 +1,4 @@
-"""Load a model with a segmentation head from a hub name, a full Omni checkpoint, a trained thinker or a LoRA adapter.
+"""Load a model with a segmentation head from a hub name, a plain MLLM, a model trained here or a LoRA adapter.
 
 Loading reads safetensors only and never runs a repository's code.
 """
@@ -142,6 +142,18 @@ def read_model_config(name_or_path: str, segmenter: dict[str, Any] | None) -> tu
     return family, config, own is None
 
 
+def read_family(name_or_path: str) -> MLLMFamily:
+    """Read the family of a checkpoint, or of an adapter's base model; no weights are read.
+
+    Raises:
+        ValueError: if the model's family is unknown.
+    """
+    check_checkpoint_files(name_or_path)
+    if adapter_config := find_adapter_config_file(name_or_path):
+        return read_family(read_adapter_config(adapter_config)["base_model_name_or_path"])
+    return get_family(PretrainedConfig.get_config_dict(name_or_path)[0]["model_type"])
+
+
 def read_segmenter_config(name_or_path: str, segmenter: dict[str, Any] | None) -> dict[str, Any]:
     """Read the config of the mask decoder that `load_model` would use; no weights are read.
 
@@ -195,7 +207,9 @@ def freeze(model: torch.nn.Module, names: list[str]) -> None:
     for name in names:
         hits = [p for key, p in model.named_parameters() if f".{name}." in f".{key}."]
         if not hits:
-            raise ValueError(f"nothing to freeze is named {name!r}: use names as in model.named_parameters()")
+            raise ValueError(
+                f"nothing to freeze is named {name!r}: write towers, or names as in model.named_parameters()"
+            )
         for parameter in hits:
             parameter.requires_grad_(False)
 
