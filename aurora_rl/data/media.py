@@ -44,12 +44,13 @@ SILENCE_DBFS = -60.0  # a clip whose loudest window is below this level counts a
 
 
 def read_media(sample: AVSample) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read a sample's frames (F, H, W, 3) and its sound (N,), None where it has none.
+    """Read a sample's frames (F, H, W, 3), F = 0 where it has none, and its sound (N,), None where it has none.
 
     Raises:
         MediaError: naming the file, if one cannot be read.
     """
-    return read_frames(sample.frame_paths), None if sample.audio_path is None else read_waveform(sample.audio_path)
+    frames = read_frames(sample.frame_paths) if sample.frame_paths else np.zeros((0, 0, 0, 3), dtype=np.uint8)
+    return frames, None if sample.audio_path is None else read_waveform(sample.audio_path)
 
 
 def load_clip(
@@ -57,24 +58,33 @@ def load_clip(
 ) -> AVClip:
     """Read a sample's frames, audio and masks.
 
-    A null reference without mask files has empty masks: its truth is empty by definition.
+    A row without mask files has no true masks, except a null reference: its truth is empty by definition.
 
     Args:
         sample: the row.
         read: function that reads the sample's frames and sound.
 
     Raises:
-        MediaError: naming the sample and the file, if a file cannot be read, if frames and masks differ in number or
-            size, if a null reference has a mask that is not empty, or if another reference has no masks.
+        MediaError: naming the sample and the file, if a file cannot be read, if there is neither a frame nor a sound,
+            if frames and masks differ in number or size, or if a null reference has a mask that is not empty.
     """
-    _check_mask_count(sample)
+    _check_counts(sample)
     try:
         frames, waveform = read(sample)  # (F, H, W, 3), (N,)
-        gt_masks = read_masks(sample.mask_paths) if sample.mask_paths else np.zeros(frames.shape[:3], dtype=bool)
+        gt_masks = _read_truth(sample, frames)  # (A, H, W)
     except MediaError as error:
         raise MediaError(f"{_name(sample)}: {error} or drop the row") from error
-    _check_masks_agree(sample, gt_masks, frames)
-    return AVClip(frames=frames, waveform=waveform, gt_masks=gt_masks)
+    if gt_masks is not None:
+        _check_masks_agree(sample, gt_masks, frames)
+    return AVClip(frames, waveform, gt_masks, sample.annotated_frames)
+
+
+def _read_truth(sample: AVSample, frames: np.ndarray) -> np.ndarray | None:
+    """Read the masks (A, H, W) of the annotated frames; None where the sample's truth is not known."""
+    if not sample.has_gt_masks:
+        return None
+    paths = [path for path in sample.mask_paths if path]
+    return read_masks(paths) if paths else np.zeros(frames.shape[:3], dtype=bool)
 
 
 def read_frames(paths: Sequence[FilePath]) -> np.ndarray:
@@ -228,27 +238,31 @@ def _name(sample: AVSample) -> str:
     return f"clip {sample.uid!r} (row {sample.row}{place})"
 
 
-def _check_mask_count(sample: AVSample) -> None:
+def _check_counts(sample: AVSample) -> None:
     num_masks, num_frames = len(sample.mask_paths), len(sample.frame_paths)
-    if num_masks == num_frames or (sample.is_null and num_masks == 0):
+    if not num_frames and sample.audio_path is None:
+        raise MediaError(f"{_name(sample)} has neither frames nor sound: give it media or drop the row")
+    if num_masks in (0, num_frames):
         return
-    folder = f" ({Path(sample.mask_paths[0]).parent})" if num_masks else ""
+    folder = Path(next(filter(None, sample.mask_paths), "")).parent
     raise MediaError(
-        f"{_name(sample)} has {num_masks} masks{folder} for {num_frames} frames: add the missing mask or drop the row"
+        f"{_name(sample)} has {num_masks} masks ({folder}) for {num_frames} frames: add the missing mask or drop "
+        "the row"
     )
 
 
 def _check_masks_agree(sample: AVSample, gt_masks: np.ndarray, frames: np.ndarray) -> None:
-    """Check masks (F, H, W) against frames (F, H, W, 3) and against the sample's category."""
-    if gt_masks.shape != frames.shape[:3]:
+    """Check masks (A, H, W) against frames (F, H, W, 3) and against the sample's category."""
+    paths = [path for path in sample.mask_paths if path]
+    if gt_masks.shape[1:] != frames.shape[1:3]:
         raise MediaError(
-            f"{_name(sample)} has masks of {_size_text(gt_masks[0])} pixels ({sample.mask_paths[0]}) for frames of "
+            f"{_name(sample)} has masks of {_size_text(gt_masks[0])} pixels ({paths[0]}) for frames of "
             f"{_size_text(frames[0])} ({sample.frame_paths[0]}): save the masks at the frames' size"
         )
     if sample.is_null and gt_masks.any():
         index = int(gt_masks.any(axis=(1, 2)).argmax())
         raise MediaError(
-            f"{_name(sample)} is a null reference, but its mask {sample.mask_paths[index]} marks "
+            f"{_name(sample)} is a null reference, but its mask {paths[index]} marks "
             f"{int(gt_masks[index].sum())} pixels: empty the mask, or give the row the category of the object"
         )
 

@@ -28,9 +28,10 @@ class AVSample:
         category: category of the object, `"null"` where the reference points at nothing.
         reference: the referring sentence.
         fps: frames a second.
-        frame_paths: F image files in time order.
+        frame_paths: F image files in time order; one for a still picture, none for a clip that is sound alone.
         audio_path: one audio file; None for a clip without sound.
-        mask_paths: F mask files; empty for a null reference that ships none.
+        mask_paths: F mask files, "" for a frame that is not annotated; empty for a row without masks, and for a null
+            reference that ships none, whose true masks are empty by definition.
         reference_type: kind of reference, where known ("space", "audio order", ...).
         chain: gold completion text (`tasks.prompts.render_chain`), where there is one.
         wrong: wrong chain of thought that a model gave to this row, without `[SEG]`, where there is one; reflective
@@ -53,7 +54,7 @@ class AVSample:
     fps: float
     frame_paths: tuple[str, ...]
     audio_path: str | None
-    mask_paths: tuple[str, ...]
+    mask_paths: tuple[str, ...] = ()
     reference_type: str | None = None
     chain: str | None = None
     wrong: str | None = None
@@ -70,6 +71,18 @@ class AVSample:
         return self.category == NULL_CATEGORY
 
     @property
+    def has_gt_masks(self) -> bool:
+        """Whether the true masks are known: by mask files, or because the reference points at nothing."""
+        return any(self.mask_paths) or (self.is_null and bool(self.frame_paths))
+
+    @property
+    def annotated_frames(self) -> tuple[int, ...] | None:
+        """Indices of the frames that have a mask file; None where the truth covers all frames, or is not known."""
+        if all(self.mask_paths) or not any(self.mask_paths):
+            return None
+        return tuple(index for index, path in enumerate(self.mask_paths) if path)
+
+    @property
     def key(self) -> str:
         """The `uid` and `row`, unique across the file."""
         return f"{self.uid}#{self.row}"
@@ -80,8 +93,8 @@ class AVSample:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> AVSample:
-        """Make the sample of a dataset row; further columns are ignored."""
-        row_values = {field.name: row[field.name] for field in dataclasses.fields(cls)}
+        """Make the sample of a dataset row; a field that the row lacks has its default, further columns are ignored."""
+        row_values = {field.name: row[field.name] for field in dataclasses.fields(cls) if field.name in row}
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in row_values.items()}
         return cls(**values)
 
@@ -91,11 +104,13 @@ class AVClip:
     """A sample's media in memory.
 
     Attributes:
-        frames: (F, H, W, 3) uint8, RGB.
+        frames: (F, H, W, 3) uint8, RGB; F is 0 for a clip that is sound alone.
         waveform: (N,) float32 in [-1, 1], mono, 16 kHz; None for a clip without sound.
-        gt_masks: (F, H, W) bool.
+        gt_masks: (A, H, W) bool, true masks of the annotated frames; None for a row without truth.
+        annotated_frames: A indices in [0, F) of the frames that `gt_masks` holds, in order; None for all F.
     """
 
     frames: np.ndarray
     waveform: np.ndarray | None
-    gt_masks: np.ndarray
+    gt_masks: np.ndarray | None
+    annotated_frames: tuple[int, ...] | None = None

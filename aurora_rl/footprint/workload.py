@@ -117,7 +117,7 @@ def build_workload(
     num_clips = math.ceil(rows / (group or 1))
     clip = ClipSize(clips.frames, clips.size, clips.seconds, data.min_pixels, data.max_pixels)
     a_clip = family.clip_pass(config, clip)
-    text = len(data.instruction + (data.system_prompt or ""))
+    text = len(data.asked_instruction() + (data.system_prompt or ""))
     return Workload(
         rows=rows,
         clips=num_clips,

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from aurora_rl.data.clip_reader import ClipReader
+from aurora_rl.data.containers import MediaError
 from aurora_rl.data.media import loudness_dbfs
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.models.control_tokens import check_references, naming
 from aurora_rl.models.mllm import EncodedPrompt, MLLMFamily
-from aurora_rl.tasks.prompts import DEFAULT_INSTRUCTION, build_messages
+from aurora_rl.tasks.base import PromptMedia, Task
+from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,16 +27,18 @@ class EncodedSample:
     Attributes:
         sample: the sample's row.
         prompt: token ids and media tensors.
-        frame_inputs: (F, ...) the mask decoder's input for each frame.
-        gt_masks: (F, H, W) bool.
+        frame_inputs: (F, ...) the head's input for each frame; None for a task that is answered in words alone.
+        gt_masks: (A, H, W) bool, true masks of the annotated frames; None for a row without truth.
         loudness_dbfs: RMS of the clip's loudest 100 ms, in dBFS.
+        annotated_frames: A indices in [0, F) of the frames that `gt_masks` holds, in order; None for all F.
     """
 
     sample: AVSample
     prompt: EncodedPrompt
-    frame_inputs: torch.Tensor
-    gt_masks: torch.Tensor
+    frame_inputs: torch.Tensor | None
+    gt_masks: torch.Tensor | None
     loudness_dbfs: float
+    annotated_frames: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +46,13 @@ class PromptOptions:
     """Options of the prompt that a sample becomes; the same for training, rollouts and evaluation.
 
     Attributes:
-        instruction: user text with a `{reference}` field.
+        instruction: user text with a `{reference}` field; None for the task's own.
         system_prompt: optional system message.
         min_pixels: lower limit of a frame's area for the vision tower, in pixels.
         max_pixels: upper limit of a frame's area for the vision tower, in pixels.
     """
 
-    instruction: str = DEFAULT_INSTRUCTION
+    instruction: str | None = None
     system_prompt: str | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
@@ -59,7 +64,9 @@ class SampleEncoder:
     Args:
         family: the model's family.
         processor: the checkpoint's processor.
-        frame_inputs: function from (sample, clip) to the mask decoder's inputs (F, ...): a frame encoder, or its cache.
+        frame_inputs: function from (sample, clip) to the head's inputs (F, ...): a frame encoder, or its cache; None
+            for a task without a head.
+        task: the task, which asks about a row; reference segmentation by default.
         options: options of the prompt.
         load: function that reads the media, a `ClipReader` by default; ablations that mute or blank a clip replace it.
         uses_gpu: whether `frame_inputs` runs an encoder on a GPU. Only the model's thread may do that: another thread
@@ -70,8 +77,9 @@ class SampleEncoder:
         self,
         family: MLLMFamily,
         processor: ProcessorMixin,
-        frame_inputs: Callable[[AVSample, AVClip], torch.Tensor],
+        frame_inputs: Callable[[AVSample, AVClip], torch.Tensor] | None,
         *,
+        task: Task | None = None,
         options: PromptOptions | None = None,
         load: Callable[[AVSample], AVClip] | None = None,
         uses_gpu: bool = False,
@@ -79,6 +87,7 @@ class SampleEncoder:
         self.family = family
         self.processor = processor
         self.frame_inputs = frame_inputs
+        self.task = task or ReferenceSegmentation()
         self.options = options or PromptOptions()
         self.load = load or ClipReader()
         self.uses_gpu = uses_gpu
@@ -96,7 +105,11 @@ class SampleEncoder:
 
     def check_references(self, references: Iterable[str]) -> None:
         """Check references without rows; raises a `ControlTokenError`."""
-        check_references(self.tokenizer, references, instruction=self.options.instruction)
+        check_references(self.tokenizer, references, instruction=self.options.instruction or self.task.instruction)
+
+    def text_prompt(self, sample: AVSample) -> list[dict[str, Any]]:
+        """Return a row's message without its media, which TRL logs and hands to rewards."""
+        return self.task.messages(sample, instruction=self.options.instruction)
 
     def __call__(self, sample: AVSample) -> EncodedSample:
         return self.prepare(sample)()
@@ -105,9 +118,9 @@ class SampleEncoder:
         """Do the work that needs no GPU, in any thread, and return a function that does the rest."""
         clip = self.load(sample)
         if self.uses_gpu:
-            encoded = self._encode(sample, clip, torch.empty(0))
-            return lambda: dataclasses.replace(encoded, frame_inputs=self.frame_inputs(sample, clip))
-        encoded = self._encode(sample, clip, self.frame_inputs(sample, clip))
+            encoded = self._encode(sample, clip, None)
+            return lambda: dataclasses.replace(encoded, frame_inputs=self._frame_inputs(sample, clip))
+        encoded = self._encode(sample, clip, self._frame_inputs(sample, clip))
         return lambda: encoded
 
     def encode_references(self, samples: Sequence[AVSample], clip: AVClip) -> list[EncodedSample]:
@@ -120,20 +133,30 @@ class SampleEncoder:
             samples: rows on the clip, equal except for their references.
             clip: the clip's media.
         """
-        frame_inputs = self.frame_inputs(samples[0], clip)
+        frame_inputs = self._frame_inputs(samples[0], clip)
         rows = [self._encode(sample, clip, frame_inputs) for sample in samples]
         features = rows[0].prompt.features
         return [dataclasses.replace(row, prompt=dataclasses.replace(row.prompt, features=features)) for row in rows]
 
-    def _encode(self, sample: AVSample, clip: AVClip, frame_inputs: torch.Tensor) -> EncodedSample:
+    def _frame_inputs(self, sample: AVSample, clip: AVClip) -> torch.Tensor | None:
+        if self.frame_inputs is None:
+            return None
+        if not len(clip.frames):
+            raise MediaError(
+                f"sample {sample.key} has no frames, but the task predicts something in each frame: drop the row, or "
+                "choose a task that is answered in words"
+            )
+        return self.frame_inputs(sample, clip)
+
+    def _encode(self, sample: AVSample, clip: AVClip, frame_inputs: torch.Tensor | None) -> EncodedSample:
         limits = {"min_pixels": self.options.min_pixels, "max_pixels": self.options.max_pixels}
-        messages = build_messages(
-            sample.reference,
+        media = PromptMedia(
             frames=[Image.fromarray(frame) for frame in clip.frames],
             has_audio=clip.waveform is not None and not sample.use_audio_in_video,
-            instruction=self.options.instruction,
-            system_prompt=self.options.system_prompt,
             video_options={"sample_fps": sample.fps} | {k: v for k, v in limits.items() if v is not None},
+        )
+        messages = self.task.messages(
+            sample, media, instruction=self.options.instruction, system_prompt=self.options.system_prompt
         )
         with naming(sample):
             prompt = self.family.encode(
@@ -147,6 +170,7 @@ class SampleEncoder:
             sample=sample,
             prompt=prompt,
             frame_inputs=frame_inputs,
-            gt_masks=torch.from_numpy(clip.gt_masks),
+            gt_masks=None if clip.gt_masks is None else torch.from_numpy(clip.gt_masks),
             loudness_dbfs=loudness_dbfs(clip.waveform),
+            annotated_frames=clip.annotated_frames,
         )

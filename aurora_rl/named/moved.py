@@ -6,6 +6,7 @@ MOVED = {
     "addresses": "endpoint.addresses",
     "answer_files": "inference.answer_files",
     "assemble": "assembly",
+    "assembly.reward_names": "assembly.object_names",
     "bootstrap": "evaluation.intervals",
     "charts": "report.charts",
     "comparison": "evaluation.comparison",

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
+from aurora_rl.data.chains import ChainFile
 from aurora_rl.data.sample import AVSample
 from aurora_rl.named.objects import NamedObjectError, load_object
 
@@ -59,17 +62,97 @@ class PromptMedia:
     video_options: Mapping[str, Any]
 
 
+class PromptText(str):
+    """A prompt's text that remembers which part is the recipe's own; other code sees a plain string.
+
+    A text of a message that is a plain string is taken as text from outside, which must hold no control token.
+
+    Attributes:
+        own: the part that the recipe or the task wrote, such as the instruction without its reference.
+    """
+
+    own: str
+
+    def __new__(cls, text: str, own: str) -> Self:
+        """Make a string of `text` and remember `own`."""
+        prompt_text = super().__new__(cls, text)
+        prompt_text.own = own
+        return prompt_text
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # str's own has one argument
+        """Give pickle the arguments of `__new__`, so that a copy in another process keeps `own`."""
+        return str(self), self.own
+
+    @classmethod
+    def fill(cls, template: str, **outside: str) -> Self:
+        """Put text from outside into the fields of a template, which is the own part.
+
+        >>> text = PromptText.fill("Find {reference}.", reference="the drum")
+        >>> text, text.own
+        ('Find the drum.', 'Find .')
+
+        Args:
+            template: text of the recipe or the task. Only the named fields are filled, other braces stay.
+            **outside: text for each field.
+
+        Raises:
+            ValueError: if the template lacks a field.
+        """
+        missing = [name for name in outside if f"{{{name}}}" not in template]
+        if missing:
+            raise ValueError(
+                f"the instruction has no '{{{missing[0]}}}' field, so no clip's question would be asked: {template!r}"
+            )
+        fields = re.compile("|".join(rf"{{({re.escape(name)})}}" for name in outside))
+        return cls(fields.sub(lambda field: outside[field[0][1:-1]], template), fields.sub("", template))
+
+
+def chat_messages(
+    text: str, media: PromptMedia | None = None, *, system_prompt: str | None = None
+) -> list[dict[str, Any]]:
+    """Build the chat messages of a question: frames as a video, then the sound, then the text.
+
+    Args:
+        text: user's text; a `PromptText` where a part of it is the recipe's own.
+        media: the clip's media; None for the text alone.
+        system_prompt: text of a system message, the recipe's own.
+    """
+    content: list[dict[str, Any]] = []
+    if media is not None and len(media.frames):
+        content.append({"type": "video", "video": list(media.frames), **media.video_options})
+    if media is not None and media.has_audio:
+        content.append({"type": "audio"})
+    content.append({"type": "text", "text": text})
+    if not system_prompt:
+        return [{"role": "user", "content": content}]
+    system = {"role": "system", "content": [{"type": "text", "text": PromptText(system_prompt, system_prompt)}]}
+    return [system, {"role": "user", "content": content}]
+
+
 class Task(abc.ABC):
     """One kind of question about clips. Its methods are pure: they read a row and a text, never a model.
 
     Attributes:
         head: name of the head that predicts from the answer's token, a key of `models.heads.HEADS`; None for a task
             that is answered in words alone, whose rows need no masks.
+        answer_token: token of that head, the only control token that a target may hold, once, at its end.
         instruction: user's text for a row unless the recipe gives another one; `{reference}` stands for the row's own.
+        curves: names of the training curves of `text_scores`, by the score's name; `{kind}` stands for the kind of the
+            row's reference. A score without an entry is no curve.
+        reflection_targets: those of `targets` that correct a mistake, `AVSample.wrong`; they train on the rows with a
+            mistake and a share of the others.
     """
 
-    head: ClassVar[str | None]
+    head: ClassVar[str | None] = None
+    answer_token: ClassVar[str | None] = None
     instruction: ClassVar[str]
+    curves: ClassVar[Mapping[str, str]] = {}
+    reflection_targets: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """The name by which checkpoints and errors call the task."""
+        return type(self).__name__
 
     @abc.abstractmethod
     def messages(
@@ -94,11 +177,23 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def target(self, sample: AVSample) -> Target:
-        """Return the completion that supervised fine-tuning trains a row on.
+        """Return the completion that supervised fine-tuning trains a row on, unless the recipe names another target.
 
         Raises:
             ValueError: if the row has none.
         """
+
+    def targets(self) -> Mapping[str, Callable[[AVSample], Target]]:
+        """Return further targets, by the name that a recipe gives as `target`."""
+        return {}
+
+    def chain_file(self, path: str | os.PathLike[str]) -> ChainFile:
+        """Return a file of chains of thought and the way in which this task writes them down.
+
+        Raises:
+            ValueError: if the task knows no chains of thought.
+        """
+        raise ValueError(f"the task {self.name} has no chains of thought: leave out the file {os.fspath(path)!r}")
 
     @abc.abstractmethod
     def parse(self, text: str) -> Answer:
@@ -111,6 +206,21 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def text_scores(self, answer: Answer, sample: AVSample) -> dict[str, float | None]:
         """Score an answer's words by name, each in [0, 1]; None where a score does not apply to the row."""
+
+
+def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
+    """Return the text of a completion in either form that TRL hands to reward functions.
+
+    Args:
+        completion: the text, or the chat messages of the turn, whose content is text or a list of parts.
+    """
+    if isinstance(completion, str):
+        return completion
+    contents = [message["content"] for message in completion]
+    return "".join(
+        content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+        for content in contents
+    )
 
 
 def load_task(spec: str | Task | type[Task]) -> Task:

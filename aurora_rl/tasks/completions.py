@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from aurora_rl.data.sample import NULL_CATEGORY
+from aurora_rl.tasks.base import Answer, completion_text
 from aurora_rl.tasks.prompts import FINAL_SENTENCE, REASONING_STEPS, SEG_TOKEN, STEP_LABELS
+
+__all__ = ["ParsedCompletion", "completion_text", "normalise_category", "parse_completion"]
 
 _STEP_OF_LABEL = {label: step for step, label in STEP_LABELS.items()}
 _LABEL = re.compile(rf"^[ \t]*({'|'.join(map(re.escape, STEP_LABELS.values()))})", re.MULTILINE)
@@ -44,7 +46,7 @@ def normalise_category(text: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class ParsedCompletion:
+class ParsedCompletion(Answer):
     """The parts of one completion.
 
     Attributes:
@@ -61,7 +63,6 @@ class ParsedCompletion:
         heard: categories after "I hear" in the listen step, in order; () for nothing, None without "I hear".
     """
 
-    text: str
     standing: str
     steps: Mapping[str, str]
     step_order: tuple[str, ...]
@@ -73,24 +74,14 @@ class ParsedCompletion:
     heard: tuple[str, ...] | None
 
     @property
+    def value(self) -> str | None:
+        """The category that is answered."""
+        return self.category
+
+    @property
     def has_all_steps(self) -> bool:
         """Whether the four steps are there once each, in order."""
         return self.step_order == tuple(STEP_LABELS)
-
-
-def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
-    """Return the text of a completion in either form that TRL hands to reward functions.
-
-    Args:
-        completion: the text, or the chat messages of the turn, whose content is text or a list of parts.
-    """
-    if isinstance(completion, str):
-        return completion
-    contents = [message["content"] for message in completion]
-    return "".join(
-        content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-        for content in contents
-    )
 
 
 def parse_completion(text: str) -> ParsedCompletion:

@@ -6,9 +6,10 @@ trains on and that `completions.parse_completion` reads back.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 from aurora_rl.data.sample import NULL_CATEGORY, AVSample
+from aurora_rl.tasks.base import PromptMedia, PromptText, chat_messages
 
 SEG_TOKEN = "[SEG]"
 #: The end of every answer.
@@ -36,26 +37,6 @@ DEFAULT_INSTRUCTION = (
     "Answer: end with 'the target is the <category>. It is [SEG].', "
     "or with 'there is no such target. It is [SEG].'"
 )
-
-
-class PromptText(str):
-    """A prompt's text that remembers which part is the recipe's own; other code sees a plain string.
-
-    Attributes:
-        own: the part that the recipe wrote, such as the instruction without its reference.
-    """
-
-    own: str
-
-    def __new__(cls, text: str, own: str) -> Self:
-        """Make a string of `text` and remember `own`."""
-        prompt_text = super().__new__(cls, text)
-        prompt_text.own = own
-        return prompt_text
-
-    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # str's own has one argument
-        """Give pickle the arguments of `__new__`, so that a copy in another process keeps `own`."""
-        return str(self), self.own
 
 
 def answer_for(category: str) -> str:
@@ -140,18 +121,6 @@ def build_messages(
     Raises:
         ValueError: if the instruction has no `{reference}` field.
     """
-    if "{reference}" not in instruction:
-        raise ValueError(
-            f"the instruction has no '{{reference}}' field, so no clip's question would be asked: {instruction!r}"
-        )
-    content: list[dict[str, Any]] = []
-    if frames is not None:
-        content.append({"type": "video", "video": list(frames), **(video_options or {})})
-    if frames is not None and has_audio:
-        content.append({"type": "audio"})
-    own = instruction.replace("{reference}", "")
-    content.append({"type": "text", "text": PromptText(instruction.replace("{reference}", reference), own)})
-    if not system_prompt:
-        return [{"role": "user", "content": content}]
-    system = {"role": "system", "content": [{"type": "text", "text": PromptText(system_prompt, system_prompt)}]}
-    return [system, {"role": "user", "content": content}]
+    text = PromptText.fill(instruction, reference=reference)
+    media = None if frames is None else PromptMedia(frames, has_audio, video_options or {})
+    return chat_messages(text, media, system_prompt=system_prompt)

@@ -1,33 +1,128 @@
-"""Reference segmentation: a clip and a sentence; four steps of reasoning and the masks of what it refers to."""
+"""Reference segmentation: a clip and a sentence; four steps of reasoning and the masks of what it refers to.
+
+Its long parts lie beside it: `prompts` writes a chain of thought down, `completions` reads it back, `targets` holds
+what each stage trains.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from aurora_rl.data.chains import ChainFile
 from aurora_rl.data.sample import AVSample
-from aurora_rl.tasks.completions import ParsedCompletion, normalise_category
-from aurora_rl.tasks.prompts import SEG_TOKEN, render_chain
+from aurora_rl.tasks.base import Answer, PromptMedia, PromptText, Target, Task, chat_messages
+from aurora_rl.tasks.completions import ParsedCompletion, completion_text, normalise_category, parse_completion
+from aurora_rl.tasks.prompts import DEFAULT_INSTRUCTION, SEG_TOKEN, render_chain
+from aurora_rl.tasks.targets import TARGETS, gold_chain
 
 
-def chain_file(path: str | os.PathLike[str]) -> ChainFile:
-    """Return a file of chains of thought that are written down in the four steps of this task."""
-    return ChainFile(Path(path), render_chain, answer_token=SEG_TOKEN)
+class ReferenceSegmentation(Task):
+    """Find what a sentence refers to, in four steps of reasoning, and mask it; the paper's task."""
+
+    head = "masks"
+    answer_token = SEG_TOKEN
+    instruction = DEFAULT_INSTRUCTION
+    curves = {"category": "category/{kind}", "see": "chain/see", "hear": "chain/hear"}
+    reflection_targets = frozenset({"reflection", "reflection_learn_wrong"})
+
+    def messages(
+        self,
+        sample: AVSample,
+        media: PromptMedia | None = None,
+        *,
+        instruction: str | None = None,
+        system_prompt: str | None = None,
+    ) -> list[dict[str, Any]]:
+        text = PromptText.fill(instruction or self.instruction, reference=sample.reference)
+        return chat_messages(text, media, system_prompt=system_prompt)
+
+    def target(self, sample: AVSample) -> Target:
+        return gold_chain(sample)
+
+    def targets(self) -> Mapping[str, Callable[[AVSample], Target]]:
+        return TARGETS
+
+    def chain_file(self, path: str | os.PathLike[str]) -> ChainFile:
+        return ChainFile(Path(path), render_chain, answer_token=SEG_TOKEN)
+
+    def parse(self, text: str) -> ParsedCompletion:
+        return parse_completion(text)
+
+    def is_right(self, answer: Answer, sample: AVSample) -> bool:
+        return names_category(answer, sample.category)
+
+    def text_scores(self, answer: Answer, sample: AVSample) -> dict[str, float | None]:
+        parsed = as_parsed(answer)
+        return {
+            "format": float(has_form(parsed)),
+            "category": float(self.is_right(parsed, sample)),
+            "see": see_score(parsed, sample),
+            "hear": hear_score(parsed, sample),
+        }
 
 
-def see_score(parsed: ParsedCompletion, sample: AVSample) -> float | None:
+def names_category(answer: Answer, category: str) -> bool:
+    """Tell whether an answer's last claim is a category; case, quotes, hyphens and underscores do not count."""
+    return answer.value == normalise_category(category)
+
+
+def has_form(answer: ParsedCompletion, *, require_steps: bool = True) -> bool:
+    """Tell whether a completion ends with "It is [SEG].", has no other `[SEG]`, and has the four steps once, in order.
+
+    Args:
+        answer: the parsed completion.
+        require_steps: whether the steps count.
+    """
+    return answer.ends_with_seg and answer.num_seg == 1 and (answer.has_all_steps or not require_steps)
+
+
+def see_score(answer: ParsedCompletion, sample: AVSample) -> float | None:
     """Return 1 if the chain names exactly the objects in view, each once, else 0; None where the truth is unknown."""
     if sample.seen is None:
         return None
-    named = parsed.seen
+    named = answer.seen
     if named is None or len(named) != len(set(named)):
         return 0.0
     return float(set(named) == set(map(normalise_category, sample.seen)))
 
 
-def hear_score(parsed: ParsedCompletion, sample: AVSample) -> float | None:
+def hear_score(answer: ParsedCompletion, sample: AVSample) -> float | None:
     """Return 1 if the chain names exactly the sounds, in order of onset, else 0; None where the truth is unknown."""
     if sample.heard is None:
         return None
-    return float(parsed.heard == tuple(map(normalise_category, sample.heard)))
+    return float(answer.heard == tuple(map(normalise_category, sample.heard)))
+
+
+def read_answers(
+    completions: Sequence[str | Sequence[Mapping[str, Any]]], answers: Sequence[Answer] | None
+) -> list[ParsedCompletion]:
+    """Return the answers that a reward is given, or parse the completions where it is given none.
+
+    Args:
+        completions: text or chat messages.
+        answers: the reward's column `answers`.
+
+    Raises:
+        TypeError: if the answers are those of another task, which this reward cannot read.
+    """
+    if answers is None:
+        return [parse_completion(completion_text(completion)) for completion in completions]
+    return [as_parsed(answer) for answer in answers]
+
+
+def as_parsed(answer: Answer) -> ParsedCompletion:
+    """Return an answer of this task unchanged; a TypeError tells that it is another task's."""
+    if not isinstance(answer, ParsedCompletion):
+        raise TypeError(
+            f"this reads answers of reference segmentation, not {type(answer).__name__}: use the scores and rewards of "
+            "the task itself"
+        )
+    return answer
+
+
+def chain_file(path: str | os.PathLike[str]) -> ChainFile:
+    """Return a file of chains of thought that are written down in the four steps of this task."""
+    return ReferenceSegmentation().chain_file(path)

@@ -1,3 +1,5 @@
+import dataclasses
+
 from datasets import concatenate_datasets
 
 from aurora_rl.data.dataset import to_dataset
@@ -37,6 +39,19 @@ NULL = AVSample(
 def test_samples_come_back_from_their_rows_unchanged() -> None:
     dataset = to_dataset([BARE, NULL], text_prompt())
     assert [AVSample.from_row(row) for row in dataset] == [BARE, NULL]
+
+
+def test_a_row_of_an_earlier_data_set_has_the_defaults_of_newer_columns() -> None:
+    dataset = to_dataset([BARE, NULL], text_prompt()).remove_columns(["choices", "answer"])
+    assert [AVSample.from_row(row) for row in dataset] == [BARE, NULL]
+
+
+def test_frames_without_annotation_come_back() -> None:
+    partly = dataclasses.replace(BARE, mask_paths=("", "1.png"), choices=("a cat", "a dog"), answer="a cat")
+    (row,) = to_dataset([partly], text_prompt())
+    assert AVSample.from_row(row) == partly
+    assert partly.annotated_frames == (1,)
+    assert BARE.annotated_frames is None
 
 
 def test_nothing_heard_stays_apart_from_not_known() -> None:

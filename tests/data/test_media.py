@@ -356,8 +356,46 @@ def test_a_null_reference_with_an_object_in_its_mask_is_an_error(sample: AVSampl
     expect_clip_error(dataclasses.replace(sample, category="null"), sample.mask_paths[1], "marks 12 pixels")
 
 
-def test_a_reference_without_masks_is_an_error(sample: AVSample) -> None:
-    expect_clip_error(dataclasses.replace(sample, mask_paths=()), "has 0 masks for 3 frames: add the missing mask")
+@pytest.mark.parametrize("mask_paths", [(), ("", "", "")])
+def test_a_row_without_masks_has_no_truth(sample: AVSample, mask_paths: tuple[str, ...]) -> None:
+    row = dataclasses.replace(sample, mask_paths=mask_paths)
+    clip = load_clip(row)
+    assert not row.has_gt_masks
+    assert clip.gt_masks is None and clip.annotated_frames is None
+    assert clip.frames.shape == (3, HEIGHT, WIDTH, 3)
+
+
+def test_only_annotated_frames_have_masks(sample: AVSample) -> None:
+    first, _, last = sample.mask_paths
+    clip = load_clip(dataclasses.replace(sample, mask_paths=(first, "", last)))
+    assert clip.annotated_frames == (0, 2)
+    assert clip.gt_masks.sum(axis=(1, 2)).tolist() == [12, 12]
+    assert len(clip.frames) == 3
+
+
+def test_a_null_references_mask_is_named_where_other_frames_are_not_annotated(sample: AVSample) -> None:
+    row = dataclasses.replace(sample, category="null", mask_paths=("", "", sample.mask_paths[2]))
+    expect_clip_error(row, sample.mask_paths[2], "marks 12 pixels")
+
+
+def test_a_clip_may_be_sound_alone(sample: AVSample) -> None:
+    for category in ("cat", "null"):
+        clip = load_clip(dataclasses.replace(sample, category=category, frame_paths=(), mask_paths=()))
+        assert clip.frames.shape == (0, 0, 0, 3)
+        assert len(clip.waveform) == 48_000
+        assert clip.gt_masks is None
+
+
+def test_a_still_picture_is_a_clip_of_one_frame(sample: AVSample) -> None:
+    paths = {"frame_paths": sample.frame_paths[:1], "mask_paths": sample.mask_paths[:1]}
+    clip = load_clip(dataclasses.replace(sample, audio_path=None, **paths))
+    assert clip.frames.shape == (1, HEIGHT, WIDTH, 3)
+    assert clip.gt_masks.shape == (1, HEIGHT, WIDTH)
+
+
+def test_a_row_without_frames_and_sound_is_an_error(sample: AVSample) -> None:
+    row = dataclasses.replace(sample, frame_paths=(), mask_paths=(), audio_path=None)
+    expect_clip_error(row, "has neither frames nor sound")
 
 
 def test_nine_masks_for_ten_frames_are_an_error(sample: AVSample) -> None:
