@@ -81,7 +81,7 @@ class SFTCollator:
         """Return the token ids of a completion with its end of turn, and how many of them are given.
 
         Both parts are tokenized as one text, as the model would write it. A token that belongs to both the given and
-        the learned part is learned (for Qwen, a full stop and the line break after it are one token).
+        the learned part is learned (in many vocabularies a full stop and the line break after it are one).
         """
         tokenizer, target = self.encode.tokenizer, self._checked_target(sample)
         tokens = tokenizer(target.given + target.learned, add_special_tokens=False, return_offsets_mapping=True)
