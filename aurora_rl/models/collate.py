@@ -11,7 +11,7 @@ from aurora_rl.data.sample import AVSample
 from aurora_rl.models.control_tokens import check_target, naming
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.head_tokens import find_seg
-from aurora_rl.tasks.targets import Target
+from aurora_rl.tasks.base import Target
 
 
 class SFTCollator:
@@ -74,7 +74,7 @@ class SFTCollator:
     def _checked_target(self, sample: AVSample) -> Target:
         target = self.target(sample)
         with naming(sample):
-            check_target(self.encode.tokenizer, target)
+            check_target(self.encode.tokenizer, target, answer_token=self.encode.task.answer_token)
         return target
 
     def _tokenize(self, sample: AVSample) -> tuple[list[int], int]:

@@ -124,4 +124,5 @@ def build_messages(
     """
     text = PromptText.fill(instruction, reference=reference)
     media = None if frames is None else PromptMedia(frames, has_audio, video_options or {})
-    return chat_messages(text, media, system_prompt=system_prompt)
+    system = None if system_prompt is None else PromptText(system_prompt, own=system_prompt)
+    return chat_messages(text, media, system_prompt=system)
