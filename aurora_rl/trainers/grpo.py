@@ -38,20 +38,20 @@ from aurora_rl.models.adapters import check_trained_head
 from aurora_rl.models.collate import collate_frames, distinct_media
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.grounding import (
-    SegmentationHead,
     install_mask_forward,
     row_mask_logits,
     segmentation_model,
     shared_media,
 )
 from aurora_rl.models.head_tokens import find_seg
+from aurora_rl.models.heads import FrameBatch, MaskHead
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.read_ahead import ReadAhead
 from aurora_rl.models.rollout_states import SegStates, recorded_states
 from aurora_rl.models.sharding import gather_at_once
 from aurora_rl.rewards import Deferred, guard_reward_func, load_reward_func
 from aurora_rl.rollout.sampler import VLLMSampler
-from aurora_rl.tasks.completions import ParsedCompletion, completion_text, normalise_category, parse_completion
+from aurora_rl.tasks.base import Answer, completion_text
 from aurora_rl.trainers.epoch_order import EpochOrder
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.health import RolloutHealthCallback
@@ -136,13 +136,13 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         if reference is not None:
             install_reference(self, reference)
         if self.use_vllm:
-            loaded = LoadedModel(self.model, self.encode.processor, self.encode.family, self.seg_token_id)
+            loaded = LoadedModel(self.model, self.encode.processor, self.encode.family)
             self.vllm_generation = vllm_engine(self, loaded)
             self._vllm = VLLMSampler(self.vllm_generation, seed=args.seed, process_index=self.accelerator.process_index)
         # After super(), which has put its fused LM head in place of `forward`.
         policy = self.model.get_base_model() if is_peft_model(self.model) else self.model
         install_mask_forward(policy)
-        gather_at_once(self.model, SegmentationHead)
+        gather_at_once(self.model, MaskHead)
         if args.mask_loss_on == "off":
             policy.seg_head.requires_grad_(False)
         self.add_callback(RolloutHealthCallback())
@@ -340,11 +340,13 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
             else:
                 self._decode_rollouts(completion_ids_list)
         rows = self._with_masks(inputs)
-        parsed = [parse_completion(completion_text(completion)) for completion in completions]
+        task = self.encode.task
+        answers = [task.parse(completion_text(completion)) for completion in completions]
         self._answer_is_correct = [
-            p.category == normalise_category(row.sample.category) for p, row in zip(parsed, self._rows, strict=True)
+            task.is_right(answer, row.sample) for answer, row in zip(answers, self._rows, strict=True)
         ]
-        self._log_rollouts(rows, parsed)
+        self._log_rollouts(rows, answers)
+        rows = [{**row, "answers": answer} for row, answer in zip(rows, answers, strict=True)]
         rewards_per_func = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
         start = self.accelerator.process_index * len(self._rows)
         local = rewards_per_func[start : start + len(self._rows)]
@@ -374,10 +376,11 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
             rows, hidden_states = self._rows[chunk], states.hidden_states[chunk]
             frames = _frames_on(hidden_states.device, rows)
             with self.accelerator.autocast(), _eval_mode(head):
-                _, mask_logits = head(
-                    hidden_states, frames["seg_frames"], frames["seg_frame_counts"], frames["seg_clip_index"]
+                raw = head(
+                    hidden_states,
+                    FrameBatch(frames["seg_frames"], frames["seg_frame_counts"], frames["seg_clip_index"]),
                 )
-            self._rollout_masks.append(_decoded(self.model, mask_logits, frames, rows, states.has_seg[chunk]))
+            self._rollout_masks.append(_decoded(self.model, raw["mask_logits"], frames, rows, states.has_seg[chunk]))
 
     @property
     def _mask_batch_size(self) -> int:
@@ -406,7 +409,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
             batch_size=self._mask_batch_size,
         )
 
-    def _log_rollouts(self, rows: list[dict[str, Any]], parsed: list[ParsedCompletion]) -> None:
+    def _log_rollouts(self, rows: list[dict[str, Any]], answers: list[Answer]) -> None:
         """Log the columns of the completions table and the curves that TRL does not have."""
         iou = [0.0 if row["mask_counts"] is None else row["mask_counts"].mask_iou for row in rows]
         samples = [row["sample"] for row in rows]
@@ -417,7 +420,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
             "mask_iou": iou,
         }.items():
             self._log_completion_extra(column, values)
-        for name, metric in rollout_metrics(samples, parsed, iou, self._answer_is_correct):
+        for name, metric in rollout_metrics(self.encode.task, samples, answers, iou):
             self._log_metric(name, metric)
 
     # ---- loss ---------------------------------------------------------------------------------------------------
