@@ -8,8 +8,8 @@ One line of questions.jsonl is one question; the clip's files lie as in Ref-AVSB
 
     media/<clip>/frames/<f>.jpg, media/<clip>/audio.wav
 
-`choices` have no letters: a task gives them theirs, in this order. `kind`, `chain` (reasoning before the answer), `seen`
-and `heard` may be left out.
+`choices` have no letters: a task gives them theirs, in this order. `kind`, `chain` (reasoning before the answer),
+`seen` and `heard` may be left out.
 """
 
 from __future__ import annotations
@@ -91,11 +91,6 @@ def read_questions(path: Path) -> list[QuestionRow]:
         return [_parse_row(record, row=row, place=place) for row, (place, record) in enumerate(read_records(path))]
     except (RecordError, NotPlainFileError) as error:
         raise DatasetError(str(error)) from error
-
-
-def read_question_splits(root: Path) -> set[str]:
-    """Read the splits that questions.jsonl names."""
-    return {row.split for row in read_questions(root / QUESTIONS_FILE)}
 
 
 def _parse_row(record: Mapping[str, Any], *, row: int, place: str) -> QuestionRow:

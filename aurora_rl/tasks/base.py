@@ -54,7 +54,7 @@ class PromptMedia:
     Attributes:
         frames: the clip's frames, F images of PIL; empty for a clip that is sound alone.
         has_audio: whether the sound is a part of its own after the frames.
-        video_options: further keys of the video part, such as `max_pixels` and `sample_fps` (qwen-vl-utils).
+        video_options: further keys of the video part, such as `max_pixels` and `sample_fps`, for the family.
     """
 
     frames: Sequence[Any]
