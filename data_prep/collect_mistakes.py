@@ -96,13 +96,13 @@ class MistakeArguments:
     use_cpu: bool = dataclasses.field(default=False, metadata={"help": "Use the CPU, even where there is a GPU."})
 
 
-def judge(encoded: EncodedSample, completion: Completion, *, min_iou: float) -> tuple[list[str], float]:
-    """Return why an answer is wrong (some of `REASONS`, none if it is right), and its IoU."""
+def judge(encoded: EncodedSample, completion: Completion, *, min_iou: float) -> tuple[list[str], float | None]:
+    """Return why an answer is wrong (some of `REASONS`, none if it is right), and its IoU, if the truth is known."""
     score = score_rollout(completion.text, completion.mask_probs, encoded.gt_masks, encoded.sample)
     wrong = {
-        "category": score.category < 1.0,
+        "category": not score.is_right,
         "no_seg": completion.mask_probs is None,
-        "iou": score.iou < min_iou,
+        "iou": score.iou is not None and score.iou < min_iou,
     }
     return [reason for reason in REASONS if wrong[reason]], score.iou
 

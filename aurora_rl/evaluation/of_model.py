@@ -25,7 +25,7 @@ from aurora_rl.assembly.model import assemble_model
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation.ablations import ABLATIONS, Ablation
 from aurora_rl.evaluation.presets import find_preset
-from aurora_rl.evaluation.records import RowResult, result_from_record, write_evaluation
+from aurora_rl.evaluation.records import RowResult, record_of, result_from_record, write_evaluation
 from aurora_rl.evaluation.scoring import score_answer, score_rollout
 from aurora_rl.evaluation.tables import mark_novelty, score_tables
 from aurora_rl.files.fingerprint import fingerprint_bytes, fingerprint_files
@@ -223,7 +223,7 @@ def evaluate(
             for (sample, _), answer in zip(batch, answers, strict=True):
                 if sample.key not in results:
                     results[sample.key] = _score(sample, *answer, preset=args.preset)
-                    resume_file.append(dataclasses.asdict(results[sample.key]))
+                    resume_file.append(record_of(results[sample.key]))
                     progress.update()
     return sorted(gather_object(list(results.values())), key=lambda result: result.row)
 
