@@ -45,8 +45,14 @@ from aurora_rl.footprint.workload import Workload
 from aurora_rl.models.encoding import PromptOptions, SampleEncoder
 from aurora_rl.models.heads.segmenters import build_frame_encoder
 from aurora_rl.models.loading import prepare_vocabulary
-from aurora_rl.models.mllm.qwen2_5_omni import AuroraQwen2_5Omni, Qwen2_5OmniFamily
-from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni, build_tiny_processor, multimodal_token_fields
+from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
+from aurora_rl.models.mllm.qwen2_5_omni.model import AuroraQwen2_5Omni
+from aurora_rl.models.mllm.qwen2_5_omni.tiny import (
+    TinyOmniConfig,
+    build_tiny_omni,
+    build_tiny_processor,
+    multimodal_token_fields,
+)
 from aurora_rl.tasks.prompts import text_prompt
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig

@@ -21,8 +21,9 @@ from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.heads.segmenters import build_frame_encoder
 from aurora_rl.models.loading import freeze
-from aurora_rl.models.mllm.qwen2_5_omni import AuroraQwen2_5Omni, Qwen2_5OmniFamily
-from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
+from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
+from aurora_rl.models.mllm.qwen2_5_omni.model import AuroraQwen2_5Omni
+from aurora_rl.models.mllm.qwen2_5_omni.tiny import TinyOmniConfig, build_tiny_omni
 from aurora_rl.tasks.prompts import SEG_TOKEN, text_prompt
 
 REFERENCE = "The yellow object on the left that is heard before the drum."
@@ -122,5 +123,6 @@ class ImageEncoder(SampleEncoder):
             frame_inputs=self.frame_inputs(sample, self.clip),
             gt_masks=torch.from_numpy(self.clip.gt_masks),
             loudness_dbfs=0.0,
+            frame_size=(self.clip.frames.shape[1], self.clip.frames.shape[2]),
         )
         return lambda: encoded

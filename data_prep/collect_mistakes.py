@@ -131,7 +131,7 @@ def answer_record(
 def settings(args: MistakeArguments, model_args: ModelArguments, data_args: DataArguments) -> dict[str, Any]:
     """Return the settings that change answers; parts that were written with other settings are refused."""
     names = ("min_iou", "num_samples", "temperature", "seed", "max_completion_length")
-    data = {name: value for name, value in dataclasses.asdict(data_args).items() if name not in NEUTRAL}
+    data = {name: value for name, value in data_args.to_record().items() if name not in NEUTRAL}
     model = {"model": fingerprint_checkpoint(model_args.model)[:16], "dtype": model_args.dtype}
     return {**model, **{name: getattr(args, name) for name in names}, **data}
 

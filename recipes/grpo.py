@@ -19,7 +19,6 @@ from aurora_rl.data.dataset import to_dataset
 from aurora_rl.footprint import check_footprint
 from aurora_rl.logs import log_launch, setup_logging
 from aurora_rl.rewards import load_reward_func
-from aurora_rl.tasks.prompts import text_prompt
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.resumable import alone_in_output
@@ -55,8 +54,8 @@ def train(
         args=training_args,
         encode=encode,
         seg_token_id=loaded.seg_token_id,
-        train_dataset=to_dataset(train_samples, text_prompt(data_args.instruction)),
-        eval_dataset=to_dataset(eval_samples, text_prompt(data_args.instruction)) if eval_samples else None,
+        train_dataset=to_dataset(train_samples, encode.text_prompt),
+        eval_dataset=to_dataset(eval_samples, encode.text_prompt) if eval_samples else None,
         processing_class=loaded.processor,
         peft_config=peft_config(model_args, loaded),
     )

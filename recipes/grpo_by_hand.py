@@ -146,7 +146,7 @@ def run_forward(
     in_completion = labels[:, 1:] != -100
     logps = logps.masked_fill(~in_completion, 0.0)  # placeholders of media have -10,000, and a ratio of them may be inf
     frame_counts = frames["seg_frame_counts"][frames["seg_clip_index"]]  # (B,), F of each row
-    mask_logits = row_mask_logits(model, outputs.mask_logits, frame_counts, [row.gt_masks for row in rows])
+    mask_logits = row_mask_logits(model, outputs.mask_logits, frame_counts, [row.frame_size for row in rows])
     return ForwardPass(logps, in_completion, mask_logits, has_seg)
 
 

@@ -14,7 +14,7 @@ from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.parser import ConfigParser
 from aurora_rl.logs import setup_logging
-from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
+from aurora_rl.models.mllm.qwen2_5_omni.tiny import TinyOmniConfig, build_tiny_omni
 
 
 @dataclasses.dataclass
@@ -32,7 +32,8 @@ def main(data_args: DataArguments, init_args: InitArguments) -> None:
     setup_logging()
     samples = load_split(data_args, data_args.train_split)
     # Texts are repeated, so that their words become single tokens even in a small benchmark.
-    texts = [text for s in samples for text in (s.reference, s.chain or "", data_args.instruction)]
+    instruction = data_args.asked_instruction()
+    texts = [text for s in samples for text in (s.reference, s.chain or "", instruction)]
     model, processor = build_tiny_omni(
         texts,
         init_args.segmenter or {"type": "dot", "image_size": 64, "width": 32},

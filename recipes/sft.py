@@ -28,8 +28,8 @@ from aurora_rl.footprint import check_footprint
 from aurora_rl.logs import log_launch, setup_logging
 from aurora_rl.models.collate import SFTCollator
 from aurora_rl.models.teacher import Teacher
-from aurora_rl.tasks.prompts import text_prompt
-from aurora_rl.tasks.targets import REFLECTION_TARGETS, mistakes_and_replay
+from aurora_rl.tasks.base import load_task
+from aurora_rl.tasks.targets import mistakes_and_replay
 from aurora_rl.trainers.resumable import alone_in_output
 from aurora_rl.trainers.sft import AuroraSFTTrainer
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
@@ -74,9 +74,10 @@ def train(
     training_args: AuroraSFTConfig,
 ) -> None:
     """Assemble the trainer, train, and save the model."""
-    target = assemble_target(target_args)
+    task = load_task(data_args.task)
+    target = assemble_target(target_args, task)
     train_samples, eval_samples = load_training_splits(data_args)
-    if target_args.target in REFLECTION_TARGETS:
+    if target_args.target in task.reflection_targets:
         replay_share, seed = target_args.replay_share, training_args.seed
         train_samples = mistakes_and_replay(train_samples, replay_share=replay_share, seed=seed)
     elif data_args.reflections is not None:
@@ -92,8 +93,8 @@ def train(
         model=loaded.model,
         args=training_args,
         data_collator=collate,
-        train_dataset=to_dataset(train_samples, text_prompt(data_args.instruction)),
-        eval_dataset=to_dataset(eval_samples, text_prompt(data_args.instruction)) if eval_samples else None,
+        train_dataset=to_dataset(train_samples, encode.text_prompt),
+        eval_dataset=to_dataset(eval_samples, encode.text_prompt) if eval_samples else None,
         processing_class=loaded.processor,
         peft_config=peft_config(model_args, loaded),
         teacher=teacher,

@@ -49,7 +49,7 @@ from aurora_rl.data.sample import AVSample
 from aurora_rl.models.encoding import SampleEncoder
 from aurora_rl.models.head_tokens import SuppressingHead
 from aurora_rl.models.loading import LoadedModel, load_model
-from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
+from aurora_rl.models.mllm.qwen2_5_omni.tiny import TinyOmniConfig, build_tiny_omni
 from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
 from aurora_rl.tasks.prompts import SEG_TOKEN
 

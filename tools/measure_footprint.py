@@ -33,9 +33,8 @@ from aurora_rl.data.sample import AVSample
 from aurora_rl.footprint import Clips, Footprint, Launch, estimate_footprint
 from aurora_rl.footprint.workload import Workload, build_workload
 from aurora_rl.models.collate import SFTCollator
-from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
+from aurora_rl.models.mllm.qwen2_5_omni.tiny import TinyOmniConfig, build_tiny_omni
 from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
-from aurora_rl.tasks.prompts import text_prompt
 from aurora_rl.tasks.targets import gold_chain
 from aurora_rl.trainers.sft import AuroraSFTTrainer
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
@@ -111,7 +110,7 @@ def build_trainer(
         model=loaded.model,
         args=args,
         data_collator=SFTCollator(encode, loaded.seg_token_id, gold_chain),
-        train_dataset=to_dataset(samples, text_prompt(data_args.instruction)),
+        train_dataset=to_dataset(samples, encode.text_prompt),
         processing_class=loaded.processor,
         peft_config=peft_config(model_args, loaded),
     )

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from aurora_rl.tasks.prompts import DEFAULT_INSTRUCTION
+from aurora_rl.tasks.base import load_task
+
+#: The task of the recipes, unless they name another one.
+REFERENCE_SEGMENTATION = "aurora_rl.tasks.reference_segmentation:ReferenceSegmentation"
 
 
 @dataclasses.dataclass
@@ -91,7 +94,9 @@ class DataArguments:
             spaced frames that are taken from a clip of OmniAVS, None for all; AVSBench fixes it.
         mask_cache: folder for OmniAVS's masks as PNG files.
         media_cache: folder for the unpacked media of `hf_dataset`.
-        instruction: user text with a `{reference}` field.
+        task: what is asked about a clip and how it is judged, a class derived from `tasks.base.Task`, as
+            `package.module:Name` or `path/to/mine.py:Name`.
+        instruction: user text with a `{reference}` field; None for the task's own.
         system_prompt: optional system message.
         min_pixels: lower limit of a frame's area for the vision tower.
         max_pixels: upper limit of a frame's area for the vision tower.
@@ -131,8 +136,12 @@ class DataArguments:
     media_cache: str | None = dataclasses.field(
         default=None, metadata={"help": "Folder to unpack the media of hf_dataset into."}
     )
-    instruction: str = dataclasses.field(
-        default=DEFAULT_INSTRUCTION, metadata={"help": "User's text for a clip, with a {reference} field."}
+    task: str = dataclasses.field(
+        default=REFERENCE_SEGMENTATION,
+        metadata={"help": "Task of the model, as 'package.module:Name' or 'path/to/mine.py:Name'."},
+    )
+    instruction: str | None = dataclasses.field(
+        default=None, metadata={"help": "User's text for a clip, with a {reference} field, instead of the task's own."}
     )
     system_prompt: str | None = dataclasses.field(
         default=None, metadata={"help": "System message before the user's text."}
@@ -150,14 +159,27 @@ class DataArguments:
         default=None, metadata={"help": "Folder for the embeddings of the frozen image encoder."}
     )
 
+    def asked_instruction(self) -> str:
+        """Return the user's text for a clip: the one that is given, or the task's own."""
+        return self.instruction or load_task(self.task).instruction
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the arguments as files record them that a run resumes.
+
+        The instruction is written out, and the usual task is left out, so that records of earlier versions are equal.
+        """
+        fields = {**dataclasses.asdict(self), "instruction": self.asked_instruction()}
+        return {k: v for k, v in fields.items() if k != "task" or v != REFERENCE_SEGMENTATION}
+
 
 @dataclasses.dataclass
 class TargetArguments:
     """Targets of supervised fine-tuning, and the teacher whose features are distilled.
 
     Attributes:
-        target: kind of target, a key of `tasks.targets.TARGETS`: "teacher" (stage 0), "chain" (stage 1), "answer"
-            (stage 1 without chains), "reflection" or "reflection_learn_wrong" (stage 2).
+        target: kind of target, one of the task's `targets`; None for its usual one. Reference segmentation has
+            "teacher" (stage 0), "chain" (stage 1, the usual one), "answer" (stage 1 without chains), "reflection" and
+            "reflection_learn_wrong" (stage 2).
         replay_share: share of rows in reflective training that have no mistake and train only their chain.
         teacher: directory or hub name of the distillation's teacher; None for no distillation.
         teacher_features: file for the teacher's features, computed once and bound to this teacher; None keeps the
@@ -166,10 +188,11 @@ class TargetArguments:
         teacher_batch_size: number of rows in a forward pass of the teacher that computes the file.
     """
 
-    target: str = dataclasses.field(
-        default="chain",
+    target: str | None = dataclasses.field(
+        default=None,
         metadata={
-            "help": "What a row is trained to say: teacher, chain, answer, reflection or reflection_learn_wrong."
+            "help": "What a row is trained to say, a target of the task; reference segmentation has teacher, chain "
+            "(if none is named), answer, reflection and reflection_learn_wrong."
         },
     )
     replay_share: float = dataclasses.field(

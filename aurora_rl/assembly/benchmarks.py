@@ -17,7 +17,7 @@ from aurora_rl.data.hf_dataset import load_hf_dataset
 from aurora_rl.data.omni_avs import load_omni_avs
 from aurora_rl.data.ref_avs import find_test_splits, load_ref_avs
 from aurora_rl.data.sample import NULL_CATEGORY, AVSample
-from aurora_rl.tasks.reference_segmentation import chain_file
+from aurora_rl.tasks.base import load_task
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +26,16 @@ def load_split(args: DataArguments, split: str) -> list[AVSample]:
     """Load the samples of one split, with their chains of thought if the arguments name a file of them.
 
     Raises:
-        ValueError: if the benchmark is unknown, or the `mask_cache` or `media_cache` that it needs is not set.
+        ValueError: if the benchmark is unknown, the `mask_cache` or `media_cache` that it needs is not set, or the
+            task has no chains of thought.
     """
     if args.benchmark not in LOADERS:
         raise ValueError(f"unknown benchmark {args.benchmark!r}: choose from {', '.join(LOADERS)}")
-    chains = None if args.chains is None else chain_file(Path(args.data_root) / args.chains)
+    task = load_task(args.task)
+    chains = None if args.chains is None else task.chain_file(Path(args.data_root) / args.chains)
     samples = LOADERS[args.benchmark](args, split, chains)
     if args.reflections is not None:
-        samples = add_reflections(samples, chain_file(args.reflections))
+        samples = add_reflections(samples, task.chain_file(args.reflections))
     if args.use_audio_in_video:
         samples = [dataclasses.replace(sample, use_audio_in_video=True) for sample in samples]
     return samples

@@ -15,7 +15,7 @@ from typing import Any
 
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.known_options import Asked, names_of, options_of, read_asked
-from aurora_rl.assembly.reward_names import check_reward
+from aurora_rl.assembly.object_names import check_object
 from aurora_rl.data.splits import SPLIT_READERS, list_splits
 from aurora_rl.endpoint.addresses import check_address, check_host
 from aurora_rl.endpoint.arguments import EndpointArguments
@@ -246,14 +246,16 @@ def _check_data(asked: Asked) -> None:
 
 
 def _check_names(asked: Asked) -> None:
-    if asked.get("target") is not None:
+    task = str(asked.get("task", DataArguments.task))
+    check_object(task, name=asked.called("task"), what="task")
+    if asked.get("target") is not None and task == DataArguments.task:  # another task's class is not run for a check
         _check_known(asked.get("target"), TARGETS, name=asked.called("target"))
     if asked.get("teacher_features") is not None and asked.get("teacher") is None:
         raise ValueError(f"{asked.called('teacher_features')} is a file of a teacher's features: name it by `teacher`")
     for ablation in _as_list(asked.get("ablations")):
         _check_known(ablation, names_of("ablations"), name=asked.called("ablations"))
     for spec in _as_list(asked.get("reward_funcs")):
-        check_reward(str(spec), name=asked.called("reward_funcs"))
+        check_object(str(spec), name=asked.called("reward_funcs"), what="reward")
 
 
 def _check_resumed(asked: Asked) -> None:

@@ -19,6 +19,7 @@ from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.encoding import PromptOptions, SampleEncoder
 from aurora_rl.models.heads.segmenters import build_frame_encoder
 from aurora_rl.models.loading import LoadedModel
+from aurora_rl.tasks.base import load_task
 
 
 def read_clip_options(config: str | Path) -> ClipOptions:
@@ -37,12 +38,13 @@ def read_clip_options(config: str | Path) -> ClipOptions:
         fps=args.fps,
         num_frames=args.num_frames or ClipOptions.num_frames,
         use_audio_in_video=args.use_audio_in_video,
+        task=load_task(args.task).name,
     )
 
 
 def prompt_options(args: DataArguments) -> PromptOptions:
-    """Return the options of a prompt, from the arguments."""
-    return PromptOptions(args.instruction, args.system_prompt, args.min_pixels, args.max_pixels)
+    """Return the options of a prompt, from the arguments; the instruction is the task's where they give none."""
+    return PromptOptions(args.asked_instruction(), args.system_prompt, args.min_pixels, args.max_pixels)
 
 
 def assemble_encoder(
@@ -101,9 +103,11 @@ def assemble_encoder(
         def frame_inputs(sample: AVSample, clip: AVClip) -> torch.Tensor:
             return frame_encoder.encode(clip.frames).cpu()
 
-    options = prompt_options(args)
+    task, options = load_task(args.task), prompt_options(args)
     if is_trainable and samples:
-        loaded.remember_clips(ClipOptions.of_samples(samples, options))
-    encode = SampleEncoder(loaded.family, loaded.processor, frame_inputs, options=options, load=read, uses_gpu=uses_gpu)
+        loaded.remember_clips(ClipOptions.of_samples(samples, options, task=task.name))
+    encode = SampleEncoder(
+        loaded.family, loaded.processor, frame_inputs, task=task, options=options, load=read, uses_gpu=uses_gpu
+    )
     encode.check(samples)
     return encode

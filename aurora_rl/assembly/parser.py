@@ -18,6 +18,8 @@ from aurora_rl.assembly.options import OptionParser, new_names
 from aurora_rl.files.plain import read_text_file
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.loading import saved_clip_options
+from aurora_rl.named.objects import NamedObjectError
+from aurora_rl.tasks.base import load_task
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +128,10 @@ class RecipeParser(ConfigParser):
         """Parse as `argparse` does; every way of parsing calls this method."""
         found, rest = super().parse_known_args(args, namespace)
         options = saved_clip_options(found.model)
-        saved = options.to_arguments() if options else {}
+        try:
+            saved = options.to_arguments(load_task(found.task).name) if options else {}
+        except NamedObjectError as error:
+            self.error(str(error))
         for name, value in (self.usual_clips | saved).items():
             own = vars(found).setdefault(name, value)
             if own != value and name in saved:

@@ -15,18 +15,22 @@ from aurora_rl.models.encoding import PromptOptions, SampleEncoder
 from aurora_rl.models.loading import load_model
 from aurora_rl.models.sharding import loading_whole
 from aurora_rl.models.teacher import Teacher, fingerprint_teacher
-from aurora_rl.tasks.targets import TARGETS, Target
+from aurora_rl.tasks.base import Target, Task
 
 
-def assemble_target(args: TargetArguments) -> Callable[[AVSample], Target]:
+def assemble_target(args: TargetArguments, task: Task) -> Callable[[AVSample], Target]:
     """Return the function that makes a row's target.
 
     Raises:
-        ValueError: if the target is unknown.
+        ValueError: if the task has no such target.
     """
-    if args.target not in TARGETS:
-        raise ValueError(f"unknown target {args.target!r}: choose from {', '.join(TARGETS)}")
-    return TARGETS[args.target]
+    if args.target is None:
+        return task.target
+    targets = task.targets()
+    if args.target not in targets:
+        known = f"choose from {', '.join(targets)}" if targets else "leave `target` out, it has one alone"
+        raise ValueError(f"unknown target {args.target!r} of the task {task.name}: {known}")
+    return targets[args.target]
 
 
 def assemble_teacher(args: TargetArguments, model_args: ModelArguments, data_args: DataArguments) -> Teacher:

@@ -159,7 +159,7 @@ def _open_resume_file(
         "model": dataclasses.asdict(model_args),
         "weights": fingerprint_files((path.name, path.stat()) for path in files),
         # The draw of rows during training changes nothing here, and files from before this argument can be resumed.
-        "data": {name: value for name, value in dataclasses.asdict(data_args).items() if name != "eval_samples_seed"},
+        "data": {name: value for name, value in data_args.to_record().items() if name != "eval_samples_seed"},
         "samples": fingerprint_bytes(repr(samples).encode()),
         "arguments": {RECORDED_AS.get(name, name): value for name, value in vars(args).items() if name != "output_dir"},
         "ablation": ablation,

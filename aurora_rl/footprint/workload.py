@@ -112,7 +112,7 @@ def build_workload(config: PretrainedConfig, data: DataArguments, args: Any, cli
     num_clips = math.ceil(rows / (group or 1))
     video_tokens, patches = _video_tokens(config.vision_config, data, clips)
     audio_tokens = math.ceil(clips.seconds * MEL_RATE / MELS_PER_TOKEN)
-    text = len(data.instruction + (data.system_prompt or ""))
+    text = len(data.asked_instruction() + (data.system_prompt or ""))
     return Workload(
         rows=rows,
         clips=num_clips,

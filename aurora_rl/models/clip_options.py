@@ -9,6 +9,7 @@ from typing import Any
 
 from aurora_rl.data.sample import AVSample
 from aurora_rl.models.encoding import PromptOptions
+from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,19 +21,23 @@ class ClipOptions:
         fps: frames a second.
         num_frames: largest number of frames of a clip.
         use_audio_in_video: whether the sound was interleaved with the frames.
+        task: name of the task, `tasks.base.Task.name`; a checkpoint names no class to import.
     """
 
     prompt: PromptOptions = PromptOptions()
     fps: float = 1.0
     num_frames: int = 10
     use_audio_in_video: bool = False
+    task: str = ReferenceSegmentation.__name__
 
     def __post_init__(self) -> None:
         if not self.fps > 0 or self.num_frames < 1:
             raise ValueError(f"clips of {self.num_frames} frames at {self.fps} a second: give positive numbers")
 
     @classmethod
-    def of_samples(cls, samples: Sequence[AVSample], prompt: PromptOptions) -> ClipOptions:
+    def of_samples(
+        cls, samples: Sequence[AVSample], prompt: PromptOptions, *, task: str = ReferenceSegmentation.__name__
+    ) -> ClipOptions:
         """Derive the options of a training set; where clips differ in rate, the most common one counts."""
         rates = collections.Counter(sample.fps for sample in samples)
         interleaved = sum(sample.use_audio_in_video for sample in samples)
@@ -41,12 +46,19 @@ class ClipOptions:
             fps=rates.most_common(1)[0][0],
             num_frames=max(len(sample.frame_paths) for sample in samples),
             use_audio_in_video=2 * interleaved > len(samples),
+            task=task,
         )
 
-    def to_arguments(self) -> dict[str, Any]:
-        """Return the options by their names in `assembly.arguments.DataArguments`."""
+    def to_arguments(self, task: str = ReferenceSegmentation.__name__) -> dict[str, Any]:
+        """Return the options by their names in `assembly.arguments.DataArguments`, for a run on a task.
+
+        The instruction is left out where the model was trained on another task.
+        """
         fields = self.to_dict()
-        return {**fields.pop("prompt"), **fields}
+        arguments = {**fields.pop("prompt"), **fields}
+        if arguments.pop("task") != task:
+            del arguments["instruction"]
+        return arguments
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON for a checkpoint's config."""

@@ -30,6 +30,7 @@ class EncodedSample:
         frame_inputs: (F, ...) the head's input for each frame; None for a task that is answered in words alone.
         gt_masks: (A, H, W) bool, true masks of the annotated frames; None for a row without truth.
         loudness_dbfs: RMS of the clip's loudest 100 ms, in dBFS.
+        frame_size: H and W of the frames in pixels; zeros for a clip without frames.
         annotated_frames: A indices in [0, F) of the frames that `gt_masks` holds, in order; None for all F.
     """
 
@@ -38,6 +39,7 @@ class EncodedSample:
     frame_inputs: torch.Tensor | None
     gt_masks: torch.Tensor | None
     loudness_dbfs: float
+    frame_size: tuple[int, int]
     annotated_frames: tuple[int, ...] | None = None
 
 
@@ -146,7 +148,13 @@ class SampleEncoder:
                 f"sample {sample.key} has no frames, but the task predicts something in each frame: drop the row, or "
                 "choose a task that is answered in words"
             )
-        return self.frame_inputs(sample, clip)
+        frame_inputs = self.frame_inputs(sample, clip)
+        if len(frame_inputs) != len(clip.frames):
+            raise MediaError(
+                f"sample {sample.key} has {len(clip.frames)} frames, but {len(frame_inputs)} were encoded: delete the "
+                "embedding cache, or load the clip with the frames that are on disk"
+            )
+        return frame_inputs
 
     def _encode(self, sample: AVSample, clip: AVClip, frame_inputs: torch.Tensor | None) -> EncodedSample:
         limits = {"min_pixels": self.options.min_pixels, "max_pixels": self.options.max_pixels}
@@ -172,5 +180,6 @@ class SampleEncoder:
             frame_inputs=frame_inputs,
             gt_masks=None if clip.gt_masks is None else torch.from_numpy(clip.gt_masks),
             loudness_dbfs=loudness_dbfs(clip.waveform),
+            frame_size=(clip.frames.shape[1], clip.frames.shape[2]),
             annotated_frames=clip.annotated_frames,
         )

@@ -248,7 +248,11 @@ def install_mask_forward(model: SegmentationMixin) -> None:
 
 
 def row_mask_logits(
-    model: nn.Module, mask_logits: torch.Tensor, frame_counts: torch.Tensor, gt_masks: Sequence[torch.Tensor]
+    model: nn.Module,
+    mask_logits: torch.Tensor,
+    frame_counts: torch.Tensor,
+    sizes: Sequence[tuple[int, int]],
+    annotated_frames: Sequence[Sequence[int] | None] | None = None,
 ) -> list[torch.Tensor]:
     """Split a forward pass's `mask_logits` into rows, each at the size of its own frames.
 
@@ -256,23 +260,40 @@ def row_mask_logits(
         model: the model, wrapped or not.
         mask_logits: (sum of F_b, h, w).
         frame_counts: (B,) number of frames of each row.
-        gt_masks: B truths (F_b, H, W), as large as the frames.
+        sizes: H and W of each row's frames.
+        annotated_frames: indices of each row's annotated frames, None for all of a row's, see `annotated_only`; None
+            to keep all frames of all rows.
 
     Returns:
-        B logits (F_b, H, W) float32.
-
-    Raises:
-        ValueError: if a row's truth has another number of frames.
+        B logits (F_b, H, W) float32; (A_b, H, W) where some frames of a row are not annotated.
     """
     decoder = next(module for module in model.modules() if isinstance(module, Segmenter))
-    rows = mask_logits.split(frame_counts.tolist())
-    for row, truth in zip(rows, gt_masks, strict=True):
-        if len(row) != len(truth):
-            raise ValueError(f"masks were decoded for {len(row)} frames, but the truth has {len(truth)}")
-    sizes: list[tuple[int, int]] = [(truth.size(-2), truth.size(-1)) for truth in gt_masks]
+    mask_logits, counts = annotated_only(mask_logits, frame_counts.tolist(), annotated_frames)
     if len(set(sizes)) == 1:  # one resize for the whole batch
-        return list(decoder.postprocess(mask_logits, sizes[0]).split(frame_counts.tolist()))
-    return [decoder.postprocess(row, size) for row, size in zip(rows, sizes, strict=True)]
+        return list(decoder.postprocess(mask_logits, sizes[0]).split(counts))
+    return [decoder.postprocess(row, size) for row, size in zip(mask_logits.split(counts), sizes, strict=True)]
+
+
+def annotated_only(
+    of_frames: torch.Tensor, counts: list[int], annotated_frames: Sequence[Sequence[int] | None] | None
+) -> tuple[torch.Tensor, list[int]]:
+    """Cut what a head predicts to the annotated frames, before it meets the truth in a loss, a reward or a score.
+
+    It is the only place where predictions are cut: all that comes after it has one entry for each frame of `gt_masks`.
+
+    Args:
+        of_frames: (sum of F_b, ...), one entry a frame, row after row.
+        counts: B numbers of frames F_b.
+        annotated_frames: indices of each row's annotated frames, None for all of the row's; None to cut nothing.
+
+    Returns:
+        (sum of A_b, ...), and the numbers A_b.
+    """
+    if annotated_frames is None or all(indices is None for indices in annotated_frames):
+        return of_frames, counts
+    rows = zip(of_frames.split(counts), annotated_frames, strict=True)
+    kept = [row if indices is None else row[list(indices)] for row, indices in rows]
+    return torch.cat(kept), [len(row) for row in kept]
 
 
 def _slots_within_clip(clip_index: torch.Tensor) -> torch.Tensor:

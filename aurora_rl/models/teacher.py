@@ -23,7 +23,10 @@ from aurora_rl.tasks.prompts import teacher_answer
 from aurora_rl.tasks.targets import forced_answer
 
 #: Keys of an `SFTCollator` batch that the features do not need: labels, and inputs of the mask decoder.
-UNREAD = ("labels", "gt_masks", "seg_weights", "seg_frames", "seg_frame_counts", "seg_clip_index")
+UNREAD = (
+    *("labels", "gt_masks", "annotated_frames", "seg_weights"),
+    *("seg_frames", "seg_frame_counts", "seg_clip_index"),
+)
 
 
 class Teacher:

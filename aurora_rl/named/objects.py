@@ -31,9 +31,8 @@ def load_object(spec: str, *, what: str) -> Any:
     """
     module_name, colon, attribute = spec.rpartition(":")
     if not (colon and module_name and attribute):
-        raise NamedObjectError(
-            f"{spec!r} names no {what}: write 'package.module:{_example(what)}' or 'path/to/file.py:{_example(what)}'"
-        )
+        name = example_name(what)
+        raise NamedObjectError(f"{spec!r} names no {what}: write 'package.module:{name}' or 'path/to/file.py:{name}'")
     is_file = module_name.endswith(".py")
     module = _load_file(Path(module_name), what) if is_file else _load_module(module_name, what)
     if not hasattr(module, attribute):
@@ -42,8 +41,9 @@ def load_object(spec: str, *, what: str) -> Any:
     return getattr(module, attribute)
 
 
-def _example(what: str) -> str:
-    return "function" if what.endswith("function") else "Name"
+def example_name(what: str) -> str:
+    """Return a name for the example of an error: a reward is a function, other objects are classes."""
+    return "function" if what.startswith("reward") else "Name"
 
 
 def _load_module(name: str, what: str) -> ModuleType:

@@ -1,11 +1,6 @@
 """Plugin that vLLM loads at the start of each of its processes (entry point `vllm.general_plugins`)."""
 
-#: Our model classes inside vLLM, selected by `hf_overrides={"architectures": [name]}`.
-MODEL_CLASSES = {
-    "AuroraQwen2_5OmniForConditionalGeneration": (
-        "aurora_rl.rollout.vllm_qwen2_5_omni:AuroraQwen2_5OmniForConditionalGeneration"
-    ),
-}
+from aurora_rl.models.mllm import FAMILIES
 
 #: Our weight transfers of `vllm serve`: module and class, by the backend's name in `--weight-transfer-config`.
 WEIGHT_TRANSFER_ENGINES = {
@@ -14,15 +9,18 @@ WEIGHT_TRANSFER_ENGINES = {
 
 
 def register() -> None:
-    """Register our model classes and weight transfers in vLLM, and replace one method of its CPU build."""
+    """Register our model classes and weight transfers in vLLM, and replace one method of its CPU build.
+
+    A family's class is selected by `hf_overrides={"architectures": [family.engine_architecture]}`.
+    """
     from vllm import ModelRegistry
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
     from vllm.platforms import current_platform
 
     known = ModelRegistry.get_supported_archs()
-    for name, path in MODEL_CLASSES.items():
-        if name not in known:
-            ModelRegistry.register_model(name, path)
+    for family in FAMILIES:
+        if family.engine_class is not None and family.engine_architecture not in known:
+            ModelRegistry.register_model(family.engine_architecture, family.engine_class)
     for name, (module, class_name) in WEIGHT_TRANSFER_ENGINES.items():
         if name not in WeightTransferEngineFactory._registry:
             WeightTransferEngineFactory.register_engine(name, module, class_name)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from aurora_rl.synthetic.config import SPLITS, TRAINED_CATEGORIES, UNSEEN_CATEGORIES, SyntheticConfig
+from aurora_rl.synthetic.questions import Question, questions_of
 from aurora_rl.synthetic.references import (
     TYPE_WEIGHTS,
     Reference,
@@ -30,6 +31,8 @@ from aurora_rl.synthetic.scene import (
 NULL_KINDS = (("muted", "null_m-"), ("crossed", "null_c-"), ("muted", "null_m-"), ("absent", "null_c-"))
 #: Number of trained categories from which a clip of test_u is drawn, beside the unseen ones.
 NUM_TRAINED_IN_TEST_U = 2
+#: Key of the random generator of a clip's questions, beside that of its scene.
+QUESTION_STREAM = (1,)
 #: Scenes drawn for a type of reference before an error; usually a few are enough.
 MAX_DRAWS = 1000
 
@@ -47,6 +50,7 @@ class SyntheticClip:
         seen: categories in view, from left to right.
         heard: categories that sound, in order of onset.
         references: the references of its rows.
+        questions: every multiple-choice question that it answers.
     """
 
     media_id: str
@@ -57,6 +61,7 @@ class SyntheticClip:
     seen: tuple[str, ...]
     heard: tuple[str, ...]
     references: tuple[Reference, ...]
+    questions: tuple[Question, ...]
 
 
 def make_clip(config: SyntheticConfig, split: str, index: int) -> SyntheticClip:
@@ -77,6 +82,7 @@ def make_clip(config: SyntheticConfig, split: str, index: int) -> SyntheticClip:
         seen=scene.seen,
         heard=scene.heard,
         references=tuple(pick_references(references, rng, count=config.rows_per_clip if split == "train" else 1)),
+        questions=_questions(config, split, index, seen=scene.seen, heard=scene.heard),
     )
 
 
@@ -94,19 +100,36 @@ def make_null_clip(config: SyntheticConfig, split: str, index: int, *, turn: int
     kind, prefix = NULL_KINDS[turn % len(NULL_KINDS)]
     sounds = () if kind == "muted" else _sounds_from_elsewhere(rng, () if kind == "absent" else clip.seen)
     references = absent_references(clip.seen, rng) if kind == "absent" else unheard_references(rng)
+    heard = tuple(sound.category for sound in sounds)
     return dataclasses.replace(
         clip,
         media_id=prefix + clip.vid,
         masks=np.zeros_like(clip.masks),
         waveform=render_waveform(sounds, rng, config) if sounds else render_muted_waveform(rng, config),
-        heard=tuple(sound.category for sound in sounds),
+        heard=heard,
         references=tuple(pick_references(references, rng, count=config.rows_per_clip if split == "train" else 1)),
+        questions=_questions(config, split, index, seen=clip.seen, heard=heard, twin=True),
     )
 
 
-def _generator(config: SyntheticConfig, split: str, index: int, *, twin: bool = False) -> np.random.Generator:
-    """Make a clip's own random generator, which does not depend on other clips."""
-    return np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(SPLITS.index(split), index, int(twin))))
+def _generator(
+    config: SyntheticConfig, split: str, index: int, *, twin: bool = False, stream: tuple[int, ...] = ()
+) -> np.random.Generator:
+    """Make a clip's own random generator, which does not depend on other clips nor on its other streams."""
+    key = (SPLITS.index(split), index, int(twin), *stream)
+    return np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=key))
+
+
+def _questions(
+    config: SyntheticConfig, split: str, index: int, *, seen: Sequence[str], heard: Sequence[str], twin: bool = False
+) -> tuple[Question, ...]:
+    """List a clip's questions; none in test_u, whose scenes are drawn until an unseen category is the target.
+
+    There the picture tells something about the sound, so that `accuracy_of_sight` would be too low.
+    """
+    if split == "test_u":
+        return ()
+    return tuple(questions_of(seen, heard, _generator(config, split, index, twin=twin, stream=QUESTION_STREAM)))
 
 
 def _draw_until(

@@ -185,11 +185,21 @@ def gold_chain(reference: Reference, *, seen: Sequence[str], heard: Sequence[str
         "read": "the object that sounds first is asked for."}, "the target is the drum. It is [SEG].")`, for example.
     """
     steps = {
-        "look": f"I see {_listing(seen)}.",
-        "listen": f"I hear {', then '.join(map(_with_article, heard)) or 'nothing'}.",
+        "look": seen_step(seen),
+        "listen": heard_step(heard),
         "read": f"{reference.request} is asked for.",
     }
     return steps, answer_for(reference.category)
+
+
+def seen_step(seen: Sequence[str]) -> str:
+    """Say what is in view, from left to right, such as "I see a drum, a bell and a flute."."""
+    return f"I see {_listing(seen)}."
+
+
+def heard_step(heard: Sequence[str]) -> str:
+    """Say what sounds, in order of onset, such as "I hear a drum, then a bell."; "I hear nothing." for silence."""
+    return f"I hear {', then '.join(map(_with_article, heard)) or 'nothing'}."
 
 
 def _with_article(category: str) -> str:

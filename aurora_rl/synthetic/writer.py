@@ -6,6 +6,7 @@ The last step of the generator: `clips` makes one clip after another in memory, 
     gt_mask/<id>/fid_<fid>/<0000f>.png       8-bit grey, {0, 255}
     metadata.csv                             vid,uid,split,fid,exp
     chains.jsonl                             gold chains of thought, keyed by uid and row
+    questions.jsonl                          multiple-choice questions, see `data.questions`
 """
 
 import csv
@@ -18,11 +19,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from aurora_rl.data.questions import QUESTIONS_FILE
 from aurora_rl.files.atomic import whole_folder
 from aurora_rl.synthetic.clips import SyntheticClip, make_clip, make_null_clip
 from aurora_rl.synthetic.config import SyntheticConfig
@@ -59,6 +62,14 @@ class BenchmarkRow:
     heard: tuple[str, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class WrittenClip:
+    """What the tables say about one clip whose media are written: its rows and the records of its questions."""
+
+    rows: list[BenchmarkRow]
+    questions: list[dict[str, Any]]
+
+
 def write_synthetic_benchmark(
     out: Path, config: SyntheticConfig, *, num_workers: int = 1, overwrite: bool = False
 ) -> None:
@@ -82,9 +93,11 @@ def write_synthetic_benchmark(
         _check_replaceable(out, overwrite=overwrite)
         clips = _map(partial(_write_clip, folder, config), tasks, num_workers=num_workers)
         progress = tqdm(clips, total=len(tasks), unit="clip", disable=None)  # None: shown on a terminal only
-        rows = [row for rows_of_clip in progress for row in rows_of_clip]
+        written = list(progress)
+        rows = [row for of_clip in written for row in of_clip.rows]
         _write_metadata(folder / "metadata.csv", rows)
         _write_chains(folder / "chains.jsonl", rows)
+        _write_questions(folder / QUESTIONS_FILE, [record for of_clip in written for record in of_clip.questions])
 
 
 def _plan(config: SyntheticConfig) -> list[ClipTask]:
@@ -102,8 +115,8 @@ def _plan(config: SyntheticConfig) -> list[ClipTask]:
 
 
 def _map(
-    function: Callable[[ClipTask], list[BenchmarkRow]], tasks: list[ClipTask], *, num_workers: int
-) -> Iterable[list[BenchmarkRow]]:
+    function: Callable[[ClipTask], WrittenClip], tasks: list[ClipTask], *, num_workers: int
+) -> Iterable[WrittenClip]:
     """Run `map` over processes; results come in the order of the tasks."""
     if num_workers <= 1:
         yield from map(function, tasks)
@@ -114,7 +127,7 @@ def _map(
         yield from executor.map(function, tasks, chunksize=max(1, min(32, len(tasks) // (4 * num_workers))))
 
 
-def _write_clip(root: Path, config: SyntheticConfig, task: ClipTask) -> list[BenchmarkRow]:
+def _write_clip(root: Path, config: SyntheticConfig, task: ClipTask) -> WrittenClip:
     if task.null_turn is None:
         clip = make_clip(config, task.split, task.index)
     else:
@@ -136,7 +149,7 @@ def _write_clip(root: Path, config: SyntheticConfig, task: ClipTask) -> list[Ben
         folder.mkdir(parents=True)
         for index, mask in enumerate(clip.masks[fid]):
             Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{index:05d}.png")
-    return rows
+    return WrittenClip(rows, _question_records(clip, task.split))
 
 
 def _rows(clip: SyntheticClip, split: str) -> list[BenchmarkRow]:
@@ -161,6 +174,30 @@ def _rows(clip: SyntheticClip, split: str) -> list[BenchmarkRow]:
             )
         )
     return rows
+
+
+def _question_records(clip: SyntheticClip, split: str) -> list[dict[str, Any]]:
+    """Return the lines of questions.jsonl about a clip, in the keys of `data.questions`."""
+    return [
+        {
+            "uid": f"{clip.media_id}_{question.kind}",
+            "split": split,
+            "clip": clip.media_id,
+            "question": question.text,
+            "choices": question.choices,
+            "answer": question.answer,
+            "kind": question.kind,
+            "chain": question.reasoning,
+            "seen": clip.seen,
+            "heard": clip.heard,
+        }
+        for question in clip.questions
+    ]
+
+
+def _write_questions(path: Path, records: list[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
 
 
 def _write_metadata(path: Path, rows: list[BenchmarkRow]) -> None:

@@ -139,12 +139,15 @@ class Task(abc.ABC):
         instruction: user's text for a row unless the recipe gives another one; `{reference}` stands for the row's own.
         curves: names of the training curves of `text_scores`, by the score's name; `{kind}` stands for the kind of the
             row's reference. A score without an entry is no curve.
+        reflection_targets: those of `targets` that correct a mistake, `AVSample.wrong`; they train on the rows with a
+            mistake and a share of the others.
     """
 
     head: ClassVar[str | None] = None
     answer_token: ClassVar[str | None] = None
     instruction: ClassVar[str]
     curves: ClassVar[Mapping[str, str]] = {}
+    reflection_targets: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def name(self) -> str:

@@ -26,6 +26,7 @@ class ReferenceSegmentation(Task):
     answer_token = SEG_TOKEN
     instruction = DEFAULT_INSTRUCTION
     curves = {"category": "category/{kind}", "see": "chain/see", "hear": "chain/hear"}
+    reflection_targets = frozenset({"reflection", "reflection_learn_wrong"})
 
     def messages(
         self,

@@ -69,9 +69,6 @@ TARGETS: dict[str, Callable[[AVSample], Target]] = {
     "reflection_learn_wrong": functools.partial(reflection, learn_wrong=True),
 }
 
-#: Targets of rows that `mistakes_and_replay` chooses.
-REFLECTION_TARGETS = ("reflection", "reflection_learn_wrong")
-
 
 def mistakes_and_replay(samples: Sequence[AVSample], *, replay_share: float, seed: int) -> list[AVSample]:
     """Choose the rows of reflective training: all with a mistake, and a share of rows without one.

@@ -518,7 +518,8 @@ def _decoded(
     has_seg: torch.Tensor,
 ) -> DecodedMasks:
     frame_counts = frames["seg_frame_counts"][frames["seg_clip_index"]]
-    return DecodedMasks(row_mask_logits(model, mask_logits, frame_counts, [row.gt_masks for row in rows]), has_seg)
+    sizes, annotated_frames = [row.frame_size for row in rows], [row.annotated_frames for row in rows]
+    return DecodedMasks(row_mask_logits(model, mask_logits, frame_counts, sizes, annotated_frames), has_seg)
 
 
 @contextlib.contextmanager

@@ -65,6 +65,20 @@ def test_values_of_yaml_and_command_win_and_are_warned_of(taught, tmp_path, capl
     ]
 
 
+def test_a_model_of_one_task_leaves_its_instruction_to_it(taught, tmp_path, caplog):
+    """A model that has learnt to find objects is asked a question of a file in that file's own words."""
+    (tmp_path / "mine.py").write_text(
+        "from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation\n"
+        "class Short(ReferenceSegmentation):\n    instruction = 'Show {reference}'\n"
+    )
+    args = parse(taught, "--task", f"{tmp_path / 'mine.py'}:Short")
+    assert (args.instruction, args.asked_instruction()) == (None, "Show {reference}")
+    assert (args.system_prompt, args.fps) == ("Be brief.", 4.0)
+    assert not caplog.records
+    with pytest.raises(SystemExit):
+        parse(taught, "--task", f"{tmp_path / 'mine.py'}:Shorter")
+
+
 def test_an_adapter_is_heard_before_what_lies_beneath(taught, tmp_path):
     base = load_model(taught)
     adapter = get_peft_model(base.model, peft_config(ModelArguments(model="", use_peft=True), base))

@@ -21,7 +21,7 @@ from aurora_rl.evaluation.tables import score_tables
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.encoding import PromptOptions
 from aurora_rl.models.loading import LoadedModel, load_model
-from aurora_rl.models.mllm.qwen2_5_omni import AuroraQwen2_5Omni
+from aurora_rl.models.mllm.qwen2_5_omni.model import AuroraQwen2_5Omni
 from aurora_rl.tasks.prompts import SEG_TOKEN
 from tests.row_results import null, row
 

@@ -18,7 +18,7 @@ from aurora_rl.models.head_tokens import SUPPRESSED_LOGIT, suppress_tokens
 from aurora_rl.models.heads.segmenters import SEGMENTERS
 from aurora_rl.models.heads.segmenters.base import Segmenter
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
-from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
+from aurora_rl.models.mllm.qwen2_5_omni.tiny import TinyOmniConfig, build_tiny_omni
 
 #: One small config of each type of segmenter.
 CONFIGS: dict[str, dict[str, Any]] = {

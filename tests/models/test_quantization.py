@@ -6,7 +6,7 @@ import torch
 from aurora_rl.assembly.arguments import ModelArguments
 from aurora_rl.assembly.model import assemble_model, quantization_config
 from aurora_rl.models.loading import load_model
-from aurora_rl.models.mllm.qwen2_5_omni import AuroraQwen2_5Omni
+from aurora_rl.models.mllm.qwen2_5_omni.model import AuroraQwen2_5Omni
 from aurora_rl.models.quantization import four_bit_config, is_quantized
 
 

@@ -19,7 +19,7 @@ from aurora_rl.assembly.arguments import ModelArguments
 from aurora_rl.assembly.model import peft_config
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
-from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
+from aurora_rl.models.mllm.qwen2_5_omni.tiny import TinyOmniConfig, build_tiny_omni
 from aurora_rl.rollout.weights import engine_weights
 
 

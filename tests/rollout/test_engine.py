@@ -78,7 +78,7 @@ def test_where_two_completions_part_is_told_with_its_margin(generation, generate
 
 
 def test_vllms_own_positions_of_interleaved_prompts_are_others(generation, generate, rows, difference, monkeypatch):
-    from aurora_rl.rollout.vllm_qwen2_5_omni import AuroraQwen2_5OmniForConditionalGeneration as Corrected
+    from aurora_rl.models.mllm.qwen2_5_omni.engine import AuroraQwen2_5OmniForConditionalGeneration as Corrected
 
     monkeypatch.delattr(Corrected, "get_mrope_input_positions")
     generation.llm.reset_prefix_cache()

@@ -12,6 +12,7 @@ from aurora_rl.assembly.teacher import assemble_target
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.sample import AVSample
 from aurora_rl.tasks.prompts import without_seg
+from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 from aurora_rl.tasks.targets import Target, forced_answer, gold_chain, mistakes_and_replay, reflection
 
 SAMPLE = AVSample(
@@ -57,8 +58,13 @@ def test_a_row_without_a_chain_is_refused():
 
 
 def test_an_unknown_target_is_refused():
-    with pytest.raises(ValueError, match="unknown target 'chains'"):
-        assemble_target(TargetArguments(target="chains"))
+    told = "unknown target 'chains' of the task ReferenceSegmentation: choose from teacher, chain, answer, reflection"
+    with pytest.raises(ValueError, match=told):
+        assemble_target(TargetArguments(target="chains"), ReferenceSegmentation())
+
+
+def test_the_usual_target_of_reference_segmentation_is_a_chain():
+    assert assemble_target(TargetArguments(), ReferenceSegmentation())(RIGHT) == Target(RIGHT.chain)
 
 
 @pytest.mark.parametrize(

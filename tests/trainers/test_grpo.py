@@ -109,6 +109,7 @@ def test_text_only_logps_equal_those_of_a_stock_model(
         torch.zeros(1, 3, 32, 32),
         torch.zeros(1, 64, 64).bool(),
         0.0,
+        frame_size=(64, 64),
     )
     trainer._rows = [row]
     input_ids = torch.cat([torch.tensor(prompt_ids), completion_ids])[None]

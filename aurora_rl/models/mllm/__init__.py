@@ -1,12 +1,10 @@
-"""The families of omni-modal LLMs that can be trained, by Hugging Face `model_type`."""
+"""The families of omni-modal LLMs that can be trained, by Hugging Face `model_type`: a folder and a line each."""
 
 from aurora_rl.models.mllm.base import EncodedPrompt, EnginePrompt, MLLMFamily
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 
-MLLM_FAMILIES: dict[str, type[MLLMFamily]] = {
-    "qwen2_5_omni": Qwen2_5OmniFamily,
-    "qwen2_5_omni_thinker": Qwen2_5OmniFamily,
-}
+FAMILIES: tuple[type[MLLMFamily], ...] = (Qwen2_5OmniFamily,)
+MLLM_FAMILIES = {model_type: family for family in FAMILIES for model_type in family.model_types}
 
 
 def get_family(model_type: str) -> MLLMFamily:
@@ -17,10 +15,10 @@ def get_family(model_type: str) -> MLLMFamily:
     """
     if model_type not in MLLM_FAMILIES:
         raise ValueError(
-            f"no family for model_type {model_type!r}, there are {sorted(MLLM_FAMILIES)}: add a file to "
-            "aurora_rl/models/mllm/ and a line to MLLM_FAMILIES"
+            f"no family for model_type {model_type!r}, there are {sorted(MLLM_FAMILIES)}: add a folder to "
+            "aurora_rl/models/mllm/ and a line to FAMILIES"
         )
     return MLLM_FAMILIES[model_type]()
 
 
-__all__ = ["MLLM_FAMILIES", "EncodedPrompt", "EnginePrompt", "MLLMFamily", "get_family"]
+__all__ = ["FAMILIES", "MLLM_FAMILIES", "EncodedPrompt", "EnginePrompt", "MLLMFamily", "get_family"]

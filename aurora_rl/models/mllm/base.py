@@ -1,15 +1,23 @@
-"""The interface of a family of omni-modal LLMs: each family is one subclass in a file of its own."""
+"""The interface of a family of omni-modal LLMs: each family is one subclass in a folder of its own.
+
+Nothing outside the folder names a part of the family's models. This module, and a family's class, import no torch: what
+starts vLLM or checks a command line asks a family too.
+"""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-import torch
-from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
+
+#: Fields of our checkpoints' configs that vLLM does not know. It gets quantised weights unpacked.
+OWN_FIELDS = ("segmenter", "heads", "clip_options", "quantization_config")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,26 +54,37 @@ class EncodedPrompt:
 
 
 class MLLMFamily(abc.ABC):
-    """One family of models: its classes, its inputs and its adapters."""
+    """One family of models: its classes, its inputs, its adapters and its sizes."""
 
-    #: The family's generation class with `SegmentationMixin`.
-    model_class: ClassVar[type[PreTrainedModel]]
-    #: Names of the sub-modules that stay frozen in fine-tuning (method: vision and audio towers).
+    #: `model_type` of the configs that the family reads.
+    model_types: ClassVar[tuple[str, ...]]
+    #: Dotted names of the sub-modules that stay frozen in fine-tuning (method: vision and audio towers).
     tower_names: ClassVar[tuple[str, ...]]
     #: Regular expression of the decoder's projections that LoRA adapts.
     lora_target_modules: ClassVar[str]
+    #: Field of a hub checkpoint's config that `model_class` is built from; None if it is the whole config.
+    config_part: ClassVar[str | None] = None
     #: Prefix of a weight's name in the layout that vLLM loads.
-    engine_prefix: ClassVar[str]
-    #: Our model class inside vLLM, see `rollout.plugin`.
+    engine_prefix: ClassVar[str] = ""
+    #: The model class inside vLLM, by its name.
     engine_architecture: ClassVar[str]
+    #: Where that class is, as 'package.module:Name' or 'path/to/file.py:Name'; None for a class of vLLM itself.
+    engine_class: ClassVar[str | None] = None
 
+    @property
     @abc.abstractmethod
+    def model_class(self) -> type[PreTrainedModel]:
+        """The family's generation class with `SegmentationMixin`; a class attribute will do."""
+
     def config_from(self, config: PretrainedConfig) -> PretrainedConfig:
         """Return the part of a hub checkpoint's config that `model_class` is built from."""
+        return getattr(config, self.config_part, config) if self.config_part else config
 
-    @abc.abstractmethod
     def engine_config(self, config: PretrainedConfig) -> PretrainedConfig:
         """Build the config of the full checkpoint that vLLM loads from the config of `model_class`."""
+        full = type(config)(**engine_fields(config))
+        full.architectures = [self.engine_architecture]
+        return full
 
     @abc.abstractmethod
     def multimodal_token_ids(self, config: PretrainedConfig) -> list[int]:
@@ -113,3 +132,34 @@ class MLLMFamily(abc.ABC):
         Raises:
             ValueError: if some clips lack a medium that others have.
         """
+
+    def build_tiny(
+        self, texts: Iterable[str], segmenter: dict[str, Any], sizes: Mapping[str, Any] | None = None
+    ) -> tuple[PreTrainedModel, ProcessorMixin]:
+        """Make a model of random weights that trains on a CPU, and its processor.
+
+        Args:
+            texts: texts that the vocabulary is trained on.
+            segmenter: config of the mask decoder.
+            sizes: sizes of the model by name, where they differ from the family's own.
+
+        Raises:
+            ValueError: if the family has no tiny model, or no size of some name.
+        """
+        raise ValueError(f"{type(self).__name__} makes no tiny model: give it a method build_tiny")
+
+    def is_tower(self, name: str) -> bool:
+        """Tell whether a dotted name, of a module or parameter, lies in a tower, at any depth of wrappers."""
+        return any(f".{tower}." in f".{name}." for tower in self.tower_names)
+
+
+def engine_fields(config: PretrainedConfig) -> dict[str, Any]:
+    """Return the fields of a checkpoint's config that vLLM knows, with an LM head of its own.
+
+    Head and embeddings are sent as two weights, whether they are tied here or LoRA has separated them.
+    """
+    fields = {name: value for name, value in config.to_dict().items() if name not in OWN_FIELDS}
+    fields["tie_word_embeddings"] = False
+    if "text_config" in fields:
+        fields["text_config"] = {**fields["text_config"], "tie_word_embeddings": False}
+    return fields

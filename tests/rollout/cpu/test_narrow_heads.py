@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from aurora_rl.models.loading import load_model
-from aurora_rl.models.tiny import TinyOmniConfig, build_tiny_omni
+from aurora_rl.models.mllm.qwen2_5_omni.tiny import TinyOmniConfig, build_tiny_omni
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -33,6 +33,6 @@ def test_narrow_heads_give_the_policys_log_probabilities(generation, generate, m
 
 
 def test_only_sizes_without_a_kernel_are_filled_up():
-    from aurora_rl.rollout.cpu.narrow_heads import kernel_head_size
+    from aurora_rl.models.mllm.narrow_heads import kernel_head_size
 
     assert [kernel_head_size(size) for size in (16, 32, 48, 64, 128)] == [32, 32, 64, 64, 128]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration as HFThinker
+from vllm.model_executor.models import qwen2
 from vllm.model_executor.models.qwen2_5_omni_thinker import (
     Qwen2_5OmniThinkerDummyInputsBuilder,
     Qwen2_5OmniThinkerForConditionalGeneration,
@@ -18,7 +19,7 @@ from vllm.model_executor.models.qwen2_5_omni_thinker import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
-from aurora_rl.rollout.cpu.narrow_heads import heads_of_any_size
+from aurora_rl.models.mllm.narrow_heads import heads_of_any_size
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -39,7 +40,7 @@ class AuroraQwen2_5OmniForConditionalGeneration(Qwen2_5OmniThinkerForConditional
         text_config = vllm_config.model_config.hf_config.thinker_config.text_config
         # The weights of the LM head are always sent beside those of the embeddings; an older export may say otherwise.
         text_config.tie_word_embeddings = False
-        with heads_of_any_size(text_config.hidden_size // text_config.num_attention_heads):
+        with heads_of_any_size(qwen2, text_config.hidden_size // text_config.num_attention_heads):
             super().__init__(vllm_config=vllm_config, prefix=prefix)
 
     def embed_input_ids(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 from vllm.model_executor.layers.attention import Attention
-from vllm.model_executor.models import qwen2
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
@@ -40,13 +40,18 @@ def kernel_head_size(head_size: int) -> int:
 
 
 @contextlib.contextmanager
-def heads_of_any_size(head_size: int) -> Iterator[None]:
-    """Let Qwen2 language models that are built in the block pad their heads, if no kernel takes their size."""
+def heads_of_any_size(module: ModuleType, head_size: int) -> Iterator[None]:
+    """Let language models that are built in the block pad their heads, if no kernel takes their size.
+
+    Args:
+        module: vLLM's module of the language model, which has `Attention` among its names.
+        head_size: size of a head.
+    """
     if kernel_head_size(head_size) == head_size:
         yield
         return
-    qwen2.Attention = PaddedAttention
+    module.Attention = PaddedAttention  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        qwen2.Attention = Attention
+        module.Attention = Attention  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from aurora_rl.assembly.arguments import RewardArguments
-from aurora_rl.assembly.reward_names import check_reward
+from aurora_rl.assembly.object_names import check_object
 from aurora_rl.rewards import load_reward_func
 
 REWARDS = """
@@ -16,7 +16,7 @@ scaled, (other, _hidden) = Scale(), (Scale(), 1)
 
 
 def check(spec: str) -> None:
-    check_reward(spec, name="--reward_funcs")
+    check_object(spec, name="--reward_funcs", what="reward")
 
 
 @pytest.fixture
@@ -75,3 +75,10 @@ def test_what_cannot_be_found_is_told(here, spec, told):
 
 def test_a_single_reward_needs_no_list():
     assert RewardArguments("a:b").reward_funcs == ["a:b"]
+
+
+def test_error_names_the_kind_of_object(here):
+    with pytest.raises(ValueError, match=r"--task: the task file mien.py does not exist"):
+        check_object("mien.py:Choice", name="--task", what="task")
+    with pytest.raises(ValueError, match=r"--task has 'mine': write 'package.module:Name' or 'path/to/file.py:Name'"):
+        check_object("mine", name="--task", what="task")

@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from aurora_rl.models.head_tokens import ensure_seg_token, suppress_tokens
-from aurora_rl.models.mllm.qwen2_5_omni import AuroraQwen2_5Omni, Qwen2_5OmniFamily
+from aurora_rl.models.mllm.qwen2_5_omni.model import AuroraQwen2_5Omni
+from aurora_rl.models.mllm.qwen2_5_omni.processing import multimodal_token_ids
 
 # Attribute of the tokenizer -> token; both are those of Qwen2.5-Omni's tokenizer.
 MULTIMODAL_TOKENS = {
@@ -106,7 +107,7 @@ def build_tiny_omni(
     ensure_seg_token(processor.tokenizer, thinker_config.text_config.vocab_size)
     tokenizer = processor.tokenizer
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    suppress_tokens(model.lm_head, Qwen2_5OmniFamily().multimodal_token_ids(thinker_config))
+    suppress_tokens(model.lm_head, multimodal_token_ids(thinker_config))
     return model, processor
 
 

@@ -1,7 +1,7 @@
-"""Checks that the rewards of a recipe exist, without importing them or torch.
+"""Checks that the rewards, the task and other objects that a recipe names exist, without importing them or torch.
 
-`rewards.load_reward_func` imports the rewards that pass here. Files are read as text, so that none of their code runs.
-That function finds errors that the text does not show, for example in names that a module makes while it is imported.
+`named.objects.load_object` imports those that pass here. Files are read as text, so that none of their code runs. That
+function finds errors that the text does not show, for example in names that a module makes while it is imported.
 """
 
 from __future__ import annotations
@@ -13,46 +13,49 @@ from pathlib import Path
 from aurora_rl.files.existing import check_file, did_you_mean
 from aurora_rl.files.plain import read_text_file
 from aurora_rl.named.moved import new_place
+from aurora_rl.named.objects import example_name
 
 #: Calls by which a module may define names that its text does not show.
 DYNAMIC = {"globals", "setattr", "exec", "vars", "locals", "__getattr__"}
 
 
-def check_reward(spec: str, *, name: str) -> None:
-    """Check that a reward's file or module exists and defines the reward.
+def check_object(spec: str, *, name: str, what: str) -> None:
+    """Check that the file or module of an object exists and defines the object.
 
     Args:
-        spec: the reward, `package.module:function` or `path/to/file.py:function`.
+        spec: the object, `package.module:name` or `path/to/file.py:name`.
         name: name of the option or key, for the error.
+        what: kind of object, such as "reward" or "task", for the error.
 
     Raises:
         ValueError: if it does not; the error names what is missing.
     """
     place, colon, attribute = spec.rpartition(":")
     if not (colon and place and attribute):
-        raise ValueError(f"{name} has {spec!r}: write 'package.module:function' or 'path/to/file.py:function'")
+        example = example_name(what)
+        raise ValueError(f"{name} has {spec!r}: write 'package.module:{example}' or 'path/to/file.py:{example}'")
     if place.endswith(".py"):
-        check_file(place, name=f"{name}: the reward file")
+        check_file(place, name=f"{name}: the {what} file")
         file: Path | None = Path(place)
     else:
-        file = _module_file(place, name=name)
+        file = _module_file(place, name=name, what=what)
     defined = None if file is None else _defined_names(file)
     if defined is not None and attribute not in defined:
         hint = did_you_mean(attribute, defined) or f"; it has {', '.join(sorted(defined)) or 'nothing'}"
         raise ValueError(f"{name} has {spec!r}: {place} defines no {attribute!r}{hint}")
 
 
-def _module_file(module: str, *, name: str) -> Path | None:
+def _module_file(module: str, *, name: str, what: str) -> Path | None:
     """Return the source file of a module; None if only importing its packages would show it."""
     first, *rest = module.split(".")
     spec = importlib.util.find_spec(first) if first.isidentifier() else None
     if spec is None:
-        raise ValueError(f"{name}: there is no module {first!r} (of {module!r}): {_advice(module)}")
+        raise ValueError(f"{name}: there is no module {first!r} (of {module!r}): {_advice(module, what)}")
     origin, folders = spec.origin, spec.submodule_search_locations
     for part in rest:
         found = None if folders is None else _in_folders([Path(folder) for folder in folders], part)
         if found is None:
-            raise ValueError(f"{name}: there is no module {module!r}: {_advice(module)}")
+            raise ValueError(f"{name}: there is no module {module!r}: {_advice(module, what)}")
         origin, folders = (str(found), None) if found.is_file() else (str(found / "__init__.py"), [str(found)])
     return Path(origin) if origin is not None and Path(origin).suffix == ".py" and Path(origin).is_file() else None
 
@@ -69,9 +72,11 @@ def _in_folders(folders: list[Path], part: str) -> Path | None:
     return None
 
 
-def _advice(module: str) -> str:
+def _advice(module: str, what: str) -> str:
     moved = new_place(module)
-    return f"it is {moved!r} now" if moved else "install it, or name a file, as in 'path/to/file.py:function'"
+    if moved:
+        return f"it is {moved!r} now"
+    return f"install it, or name a file, as in 'path/to/file.py:{example_name(what)}'"
 
 
 def _defined_names(file: Path) -> set[str] | None:
