@@ -185,7 +185,7 @@ def launch_deepspeed() -> None:
 def build(shape: Shape, stopwatch: Stopwatch, way: Way = PLAIN) -> Contender:
     """Build the trainer, ready to step."""
     model, processor = build_model(shape)
-    seg_token_id = prepare_vocabulary(model, processor, Qwen2_5OmniFamily())
+    seg_token_id = prepare_vocabulary(model, processor, Qwen2_5OmniFamily())["masks"]
     trainer = AuroraGRPOTrainer(
         model=with_lora(model, way) if way.as_recipe else model,
         reward_funcs=[length_reward, "reward_fns.mask_iou:mask_iou_reward"],

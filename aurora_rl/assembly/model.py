@@ -30,6 +30,7 @@ def assemble_model(args: ModelArguments, *, is_trainable: bool = True) -> Loaded
     loaded = load_model(
         args.model,
         segmenter=args.segmenter,
+        needs="masks",
         dtype=args.dtype,
         attn_implementation=args.attn_implementation,
         quantization_config=quantization_config(args, is_trainable=is_trainable),

@@ -40,7 +40,7 @@ def assemble_teacher(args: TargetArguments, model_args: ModelArguments, data_arg
         ValueError: if the arguments name no teacher.
     """
     with loading_whole():
-        loaded = load_model(_teacher_name(args), dtype=model_args.dtype, is_trainable=False)
+        loaded = load_model(_teacher_name(args), needs="masks", dtype=model_args.dtype, is_trainable=False)
 
     def no_frames(sample: AVSample, clip: AVClip) -> torch.Tensor:
         return torch.zeros(len(clip.frames), 1)  # the teacher's mask decoder does not run

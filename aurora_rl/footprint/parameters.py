@@ -16,8 +16,7 @@ from aurora_rl.assembly.arguments import ModelArguments
 from aurora_rl.assembly.model import lora_config
 from aurora_rl.footprint.launch import Launch
 from aurora_rl.models.checkpoint_files import check_checkpoint_files, read_adapter_config
-from aurora_rl.models.heads.segmenters import complete_segmenter_config
-from aurora_rl.models.loading import SegmentationLoraConfig, freeze, read_model_config
+from aurora_rl.models.loading import SegmentationLoraConfig, complete_new_heads, freeze, read_model_config
 from aurora_rl.models.mllm import MLLMFamily
 from aurora_rl.models.quantization import is_quantized
 from aurora_rl.models.sharding import loading_whole
@@ -99,12 +98,11 @@ def build_meta_model(args: ModelArguments, launch: Launch, *, half: torch.dtype 
     check_checkpoint_files(args.model)
     adapter_file = find_adapter_config_file(args.model)
     adapter = read_adapter_config(adapter_file) if adapter_file else {}
-    family, config, is_new = read_model_config(
-        adapter.get("base_model_name_or_path", args.model), adapter.get("segmenter") or args.segmenter
+    family, config, new_heads = read_model_config(
+        adapter.get("base_model_name_or_path", args.model), adapter.get("segmenter") or args.segmenter, needs="masks"
     )
-    if is_new:
-        with contextlib.suppress(OSError):  # the hub cannot be reached; the decoders of all published SAMs are alike
-            config.segmenter = complete_segmenter_config(config.segmenter)
+    with contextlib.suppress(OSError):  # the hub cannot be reached; the decoders of all published SAMs are alike
+        complete_new_heads(config, new_heads)
     dtype = getattr(torch, args.dtype) if args.dtype != "auto" else config.dtype or torch.float32
     # Under ZeRO-3 a plain constructor call would spread the weights, but these have no content.
     with loading_whole(), torch.device("meta"):

@@ -156,7 +156,9 @@ class AuroraPipeline:
         max_side: int = MAX_SIDE,
         device: torch.device | str | None = None,
     ) -> None:
-        self.loaded = load_model(str(model), is_trainable=False) if not isinstance(model, LoadedModel) else model
+        self.loaded = (
+            load_model(str(model), needs="masks", is_trainable=False) if not isinstance(model, LoadedModel) else model
+        )
         if device is None and not isinstance(model, LoadedModel):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,18 +103,18 @@ def named_weights(name_or_path: str) -> Iterator[None]:
         raise CheckpointError(f"{name_or_path} holds the weight {_some(shapes)}: {REMEDY}") from error
 
 
-def check_model_is_whole(name_or_path: str, loading: Mapping[str, Any], *, new_part: str | None) -> None:
+def check_model_is_whole(name_or_path: str, loading: Mapping[str, Any], *, new_parts: Sequence[str]) -> None:
     """Refuse a model if its checkpoint lacks weights or holds them in other shapes.
 
     Args:
         name_or_path: the checkpoint.
         loading: result of `from_pretrained` with `output_loading_info` and `ignore_mismatched_sizes`.
-        new_part: name of the module that starts from random weights; None where there is none.
+        new_parts: names of the modules that start from random weights.
 
     Raises:
         CheckpointError: naming the weights.
     """
-    missing = [name for name in loading["missing_keys"] if new_part is None or not name.startswith(f"{new_part}.")]
+    missing = [name for name in loading["missing_keys"] if name.split(".")[0] not in new_parts]
     if missing:
         raise CheckpointError(f"{name_or_path} lacks the weight {_some(missing)}: {REMEDY}")
     misshapen = [

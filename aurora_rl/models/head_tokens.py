@@ -1,4 +1,4 @@
-"""The place of `[SEG]` in a sequence, and the tokens that a completion may never hold."""
+"""The place of a head's token in a sequence, and the tokens that a completion may never hold."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from aurora_rl.tasks.prompts import SEG_TOKEN
 SUPPRESSED_LOGIT = -1e4
 
 
-def ensure_seg_token(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int:
-    """Add `[SEG]` to the tokenizer, unless it is there, and return its id.
+def ensure_seg_token(tokenizer: PreTrainedTokenizerBase, vocab_size: int, token: str = SEG_TOKEN) -> int:
+    """Add a head's token to the tokenizer, unless it is there, and return its id.
 
     It is added as an ordinary token: completions are decoded with `skip_special_tokens=True`, and a special `[SEG]`
     would vanish from the text that rewards read.
@@ -25,27 +25,39 @@ def ensure_seg_token(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int
     Args:
         tokenizer: the tokenizer, which is changed in place.
         vocab_size: rows of the model's embedding matrix, padding included.
+        token: the token.
 
     Raises:
         ValueError: if the id lies outside the embedding matrix, which is never resized because vLLM would not load
-            it, or if the tokenizer has `[SEG]` as a special token.
+            it, or if the tokenizer has the token as a special one.
     """
-    if SEG_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_tokens([AddedToken(SEG_TOKEN, special=False, normalized=False)])
-    seg_token_id = tokenizer.convert_tokens_to_ids(SEG_TOKEN)
-    if SEG_TOKEN not in tokenizer.decode([seg_token_id], skip_special_tokens=True):
-        raise ValueError(f"{SEG_TOKEN} is a special token of this tokenizer: it would be skipped when decoding")
-    if seg_token_id >= vocab_size:
+    if token not in tokenizer.get_vocab():
+        tokenizer.add_tokens([AddedToken(token, special=False, normalized=False)])
+    token_id = head_token_id(tokenizer, token)
+    if token not in tokenizer.decode([token_id], skip_special_tokens=True):
+        raise ValueError(f"{token} is a special token of this tokenizer: it would be skipped when decoding")
+    if token_id >= vocab_size:
         raise ValueError(
-            f"{SEG_TOKEN} got id {seg_token_id}, but the embedding matrix has {vocab_size} rows: use a checkpoint "
+            f"{token} got id {token_id}, but the embedding matrix has {vocab_size} rows: use a checkpoint "
             "whose vocabulary is padded"
         )
-    return seg_token_id
+    return token_id
+
+
+def head_token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """Return the id of a head's token.
+
+    Raises:
+        ValueError: if the tokenizer has no such token.
+    """
+    if token not in tokenizer.get_vocab():
+        raise ValueError(f"the tokenizer has no token {token}: load the model with the head that it belongs to")
+    return int(tokenizer.convert_tokens_to_ids(token))
 
 
 @torch.no_grad()
 def init_seg_embedding(model: PreTrainedModel, seg_token_id: int, *, num_tokens: int) -> None:
-    """Initialise `[SEG]` with the mean of the first `num_tokens` rows; a padding row may be all zeros."""
+    """Initialise a token with the mean of the first `num_tokens` rows; a padding row may be all zeros."""
     layers = {id(layer.weight): layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
     with gathered(layers.values()):
         for weight in layers.values():
@@ -91,27 +103,31 @@ def suppress_tokens(lm_head: nn.Linear, token_ids: list[int]) -> None:
     lm_head.__class__ = SuppressingHead
 
 
-def find_seg(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor, seg_token_id: int, *, num_completion_tokens: int
+def find_last_token(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, token_id: int, *, num_completion_tokens: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the last `[SEG]` among the completion tokens of each row.
+    """Find the last token of a head among the completion tokens of each row.
 
-    A row without `[SEG]` gets the position of its last real token, so that every rank runs the same modules; the
-    caller weights its masks by 0.
+    A row without the token gets the position of its last real token, so that every rank runs the same modules; the
+    caller weights its prediction by 0.
 
     Args:
         input_ids: (B, L) prompt, left-padded, then completion, right-padded.
         attention_mask: (B, L), 0 for padding.
-        seg_token_id: id of `[SEG]`.
-        num_completion_tokens: number of last positions that are completion; a `[SEG]` in the prompt is no answer.
+        token_id: id of the head's token, such as `[SEG]`.
+        num_completion_tokens: number of last positions that are completion; a token in the prompt is no answer.
 
     Returns:
-        seg_index (B,) long, has_seg (B,) bool.
+        index (B,) long, is_there (B,) bool.
     """
     positions = torch.arange(input_ids.size(1), device=input_ids.device).expand_as(input_ids)
     real = attention_mask.bool()
-    hit = (input_ids == seg_token_id) & real & (positions >= input_ids.size(1) - num_completion_tokens)
-    has_seg = hit.any(1)
-    last_seg = (positions * hit).amax(1)
+    hit = (input_ids == token_id) & real & (positions >= input_ids.size(1) - num_completion_tokens)
+    is_there = hit.any(1)
+    last_hit = (positions * hit).amax(1)
     last_real = (positions * real).amax(1)
-    return torch.where(has_seg, last_seg, last_real), has_seg
+    return torch.where(is_there, last_hit, last_real), is_there
+
+
+#: The function's name in version 0.1.
+find_seg = find_last_token

@@ -1,4 +1,4 @@
-"""Load a model with a segmentation head from a hub name, a full Omni checkpoint, a trained thinker or a LoRA adapter.
+"""Load a model with its heads from a hub name, a full Omni checkpoint, a trained thinker or a LoRA adapter.
 
 Loading reads safetensors only and never runs a repository's code.
 """
@@ -27,11 +27,10 @@ from aurora_rl.models.checkpoint_files import (
 )
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.end_of_turn import declare_ends
-from aurora_rl.models.head_tokens import ensure_seg_token, init_seg_embedding, suppress_tokens
-from aurora_rl.models.heads.segmenters import complete_segmenter_config
+from aurora_rl.models.head_tokens import ensure_seg_token, head_token_id, init_seg_embedding, suppress_tokens
+from aurora_rl.models.heads import MaskHead, head_attribute, head_class, head_configs, head_fields
 from aurora_rl.models.mllm import MLLMFamily, get_family
-from aurora_rl.models.sharding import gathered, restore_rotary_frequencies
-from aurora_rl.tasks.prompts import SEG_TOKEN
+from aurora_rl.models.sharding import restore_rotary_frequencies
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +40,16 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 @dataclasses.dataclass
 class SegmentationLoraConfig(LoraConfig):
-    """LoRA with the config of its mask decoder: the config of a plain base model does not describe `seg_head`.
+    """LoRA with the configs of the heads: the config of a plain base model does not describe them.
 
     Attributes:
         segmenter: config of the mask decoder that was trained beside the adapters.
+        heads: configs of other heads that were, by name.
         clip_options: options of the training clips, see `models.clip_options`.
     """
 
     segmenter: dict[str, Any] | None = None
+    heads: dict[str, dict[str, Any]] | None = None
     clip_options: dict[str, Any] | None = None
 
 
@@ -57,20 +58,35 @@ class LoadedModel:
     """A model with all that is needed to prepare its inputs.
 
     Attributes:
-        model: the MLLM with its segmentation head, wrapped by PEFT where an adapter was loaded.
-        processor: its processor, `[SEG]` included.
+        model: the MLLM with its heads, wrapped by PEFT where an adapter was loaded.
+        processor: its processor, the heads' tokens included.
         family: the model's family, which encodes its inputs.
-        seg_token_id: id of `[SEG]`.
     """
 
     model: PreTrainedModel | PeftModel
     processor: ProcessorMixin
     family: MLLMFamily
-    seg_token_id: int
+
+    @property
+    def heads(self) -> dict[str, dict[str, Any]]:
+        """The config of each head by name."""
+        return head_configs(self.model.config)
+
+    @property
+    def head_token_ids(self) -> dict[str, int]:
+        """The id of each head's token by the head's name."""
+        return {name: head_token_id(self.processor.tokenizer, head_class(name).token) for name in self.heads}
+
+    @property
+    def seg_token_id(self) -> int:
+        """The id of `[SEG]`; a model without a mask head raises a ValueError."""
+        return head_token_id(self.processor.tokenizer, MaskHead.token)
 
     @property
     def segmenter_config(self) -> dict[str, Any]:
-        return self.model.config.segmenter
+        """The config of the mask decoder; a model without one raises a ValueError."""
+        check_has_head(self.model.config, MaskHead.name, str(self.model.config._name_or_path))
+        return self.heads[MaskHead.name]
 
     @property
     def clip_options(self) -> ClipOptions | None:
@@ -89,6 +105,8 @@ def load_model(
     name_or_path: str,
     *,
     segmenter: dict[str, Any] | None = None,
+    heads: dict[str, dict[str, Any]] | None = None,
+    needs: str | None = None,
     dtype: torch.dtype | str = "auto",
     attn_implementation: str | None = None,
     quantization_config: BitsAndBytesConfig | None = None,
@@ -100,13 +118,15 @@ def load_model(
         name_or_path: hub name or directory: a plain MLLM, a model saved by Aurora-RL, or a LoRA adapter of one.
         segmenter: config of the mask decoder to start with. A trained checkpoint has a config of its own, which must
             agree with this one.
+        heads: configs of other heads to start with, by name; the same holds for them.
+        needs: name of the head that the caller's task needs, if any.
         dtype: dtype of the weights.
         attn_implementation: transformers' attention implementation.
         quantization_config: transformers' quantization config, from `models.quantization`.
         is_trainable: whether a LoRA adapter is loaded for further training.
 
     Raises:
-        ValueError: if a plain MLLM is loaded without `segmenter`, or a trained one with another than its own.
+        ValueError: if the model has not the head that `needs` names, or a trained head is given another config.
         CheckpointError: if weights are missing, damaged or of other shapes than the model's; a ValueError too.
         NotPlainFileError: if a file of the checkpoint is a pipe or a device; a ValueError too.
         OSError: if the weights are not there as safetensors.
@@ -116,34 +136,67 @@ def load_model(
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
     if adapter_config := find_adapter_config_file(name_or_path):
-        return _load_adapter(name_or_path, Path(adapter_config), segmenter, is_trainable=is_trainable, **options)
-    loaded, is_new = _load_whole(name_or_path, segmenter, **options)
-    decoder = loaded.model.seg_head.mask_decoder
-    if is_new and hasattr(decoder, "load_pretrained"):
-        with gathered(decoder.parameters()):
-            decoder.load_pretrained()
+        return _load_adapter(
+            name_or_path, Path(adapter_config), segmenter, heads, needs=needs, is_trainable=is_trainable, **options
+        )
+    loaded, new_heads = _load_whole(name_or_path, segmenter, heads, needs=needs, **options)
+    for name in new_heads:
+        getattr(loaded.model, head_attribute(name)).load_pretrained()
     return loaded
 
 
-def read_model_config(name_or_path: str, segmenter: dict[str, Any] | None) -> tuple[MLLMFamily, PretrainedConfig, bool]:
-    """Read family and config of a checkpoint that is no adapter, and tell whether its mask decoder is new.
+def read_model_config(
+    name_or_path: str,
+    segmenter: dict[str, Any] | None,
+    heads: dict[str, dict[str, Any]] | None = None,
+    *,
+    needs: str | None = None,
+) -> tuple[MLLMFamily, PretrainedConfig, list[str]]:
+    """Read family and config of a checkpoint that is no adapter, and tell which of its heads are new.
 
     Raises:
-        ValueError: if a plain MLLM is named without `segmenter`, or a trained one with another than its own.
+        ValueError: if the model has not the head that `needs` names, or a trained head is given another config.
     """
     check_checkpoint_files(name_or_path)
     config_dict, _ = PretrainedConfig.get_config_dict(name_or_path)
     family = get_family(config_dict["model_type"])
     config = family.config_from(family.model_class.config_class.from_pretrained(name_or_path))
-    own = getattr(config, "segmenter", None)
-    config.segmenter = _agreed_segmenter(name_or_path, own, segmenter)
-    if config.segmenter is None:
+    own = head_configs(config)
+    agreed = _agreed_heads(name_or_path, own, segmenter, heads)
+    for field, value in head_fields(agreed).items():
+        if value is not None:
+            setattr(config, field, value)
+    if needs is not None:
+        check_has_head(config, needs, name_or_path)
+    return family, config, [name for name in agreed if name not in own]
+
+
+def check_has_head(config: Any, name: str, name_or_path: str) -> None:
+    """Check that a model's config or an adapter's describes a head.
+
+    Raises:
+        ValueError: if it does not, naming the checkpoint and the option to set.
+    """
+    if name in head_configs(config):
+        return
+    if name == MaskHead.name:
         raise ValueError(f"{name_or_path} has no mask decoder yet: give `segmenter`, such as {{'type': 'sam', ...}}")
-    return family, config, own is None
+    raise ValueError(f"{name_or_path} has no head {name!r} yet: give its config, `heads: {{{name}: ...}}`")
 
 
-def read_segmenter_config(name_or_path: str, segmenter: dict[str, Any] | None) -> dict[str, Any]:
-    """Read the config of the mask decoder that `load_model` would use; no weights are read.
+def complete_new_heads(config: PretrainedConfig, new_heads: list[str]) -> None:
+    """Complete the configs of new heads by the fields of the checkpoints that they name."""
+    configs = head_configs(config)
+    completed = {name: head_class(name).complete_config(configs[name]) for name in new_heads}
+    for field, value in head_fields(configs | completed).items():
+        if value is not None:
+            setattr(config, field, value)
+
+
+def read_head_configs(
+    name_or_path: str, segmenter: dict[str, Any] | None, heads: dict[str, dict[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Read the configs of the heads that `load_model` would use, by name; no weights are read.
 
     Raises:
         ValueError: for the reasons of `load_model`.
@@ -151,10 +204,22 @@ def read_segmenter_config(name_or_path: str, segmenter: dict[str, Any] | None) -
     check_checkpoint_files(name_or_path)
     if adapter_config := find_adapter_config_file(name_or_path):
         fields = read_adapter_config(adapter_config)
-        segmenter = _agreed_segmenter(name_or_path, fields.get("segmenter"), segmenter)
-        name_or_path = fields["base_model_name_or_path"]
-    _, config, is_new = read_model_config(name_or_path, segmenter)
-    return complete_segmenter_config(config.segmenter) if is_new else config.segmenter
+        asked = head_fields(_agreed_heads(name_or_path, head_configs(fields), segmenter, heads))
+        segmenter, heads, name_or_path = asked["segmenter"], asked["heads"], fields["base_model_name_or_path"]
+    _, config, new_heads = read_model_config(name_or_path, segmenter, heads)
+    complete_new_heads(config, new_heads)
+    return head_configs(config)
+
+
+def read_segmenter_config(name_or_path: str, segmenter: dict[str, Any] | None) -> dict[str, Any]:
+    """Read the config of the mask decoder that `load_model` would use; no weights are read.
+
+    Raises:
+        ValueError: for the reasons of `load_model`, and if there is no mask decoder.
+    """
+    configs = read_head_configs(name_or_path, segmenter)
+    check_has_head(head_fields(configs), MaskHead.name, name_or_path)
+    return configs[MaskHead.name]
 
 
 def saved_clip_options(name_or_path: str) -> ClipOptions | None:
@@ -175,15 +240,23 @@ def has_segmenter(name_or_path: str) -> bool:
     return bool(PretrainedConfig.get_config_dict(name_or_path)[0].get("segmenter"))
 
 
-def prepare_vocabulary(model: PreTrainedModel, processor: ProcessorMixin, family: MLLMFamily) -> int:
-    """Add `[SEG]` to the tokenizer, make multimodal tokens impossible to sample, and return the id of `[SEG]`."""
+def prepare_vocabulary(model: PreTrainedModel, processor: ProcessorMixin, family: MLLMFamily) -> dict[str, int]:
+    """Add the tokens of the model's heads to the tokenizer, and make multimodal tokens impossible to sample.
+
+    Returns:
+        The id of each head's token by the head's name.
+    """
     tokenizer = processor.tokenizer
-    is_new, num_tokens = SEG_TOKEN not in tokenizer.get_vocab(), len(tokenizer)
-    seg_token_id = ensure_seg_token(tokenizer, model.get_input_embeddings().num_embeddings)
-    if is_new:
-        init_seg_embedding(model, seg_token_id, num_tokens=num_tokens)
+    num_tokens, token_ids = len(tokenizer), {}
+    for name in head_configs(model.config):
+        token = head_class(name).token
+        is_new = token not in tokenizer.get_vocab()
+        token_id = ensure_seg_token(tokenizer, model.get_input_embeddings().num_embeddings, token)
+        if is_new:
+            init_seg_embedding(model, token_id, num_tokens=num_tokens)
+        token_ids[name] = token_id
     suppress_tokens(model.get_output_embeddings(), family.multimodal_token_ids(model.config))
-    return seg_token_id
+    return token_ids
 
 
 def freeze(model: torch.nn.Module, names: list[str]) -> None:
@@ -201,15 +274,25 @@ def freeze(model: torch.nn.Module, names: list[str]) -> None:
 
 
 def _load_adapter(
-    name_or_path: str, config_file: Path, segmenter: dict[str, Any] | None, *, is_trainable: bool, **options: Any
+    name_or_path: str,
+    config_file: Path,
+    segmenter: dict[str, Any] | None,
+    heads: dict[str, dict[str, Any]] | None,
+    *,
+    needs: str | None,
+    is_trainable: bool,
+    **options: Any,
 ) -> LoadedModel:
     fields = read_adapter_config(config_file)
-    segmenter = _agreed_segmenter(name_or_path, fields.get("segmenter"), segmenter)
-    loaded, is_new = _load_whole(fields["base_model_name_or_path"], segmenter, **options)
-    if is_new and "seg_head" not in (fields.get("modules_to_save") or ()):
-        raise ValueError(f"neither {name_or_path} nor its base model holds the weights of a mask decoder")
+    asked = head_fields(_agreed_heads(name_or_path, head_configs(fields), segmenter, heads))
+    loaded, new_heads = _load_whole(fields["base_model_name_or_path"], **asked, needs=needs, **options)
+    saved = fields.get("modules_to_save") or ()
+    for name in new_heads:
+        if head_attribute(name) not in saved:
+            what = "a mask decoder" if name == MaskHead.name else f"the head {name!r}"
+            raise ValueError(f"neither {name_or_path} nor its base model holds the weights of {what}")
     weights = cached_file(name_or_path, ADAPTER_WEIGHTS)  # raises where the file is missing
-    config = SegmentationLoraConfig(**{**fields, "segmenter": loaded.segmenter_config})
+    config = SegmentationLoraConfig(**{**fields, **head_fields(loaded.heads)})
     if config.clip_options is not None:  # the adapter was trained later than its base model
         loaded.model.config.clip_options = config.clip_options
     with named_weights(name_or_path):
@@ -226,11 +309,17 @@ def _load_adapter(
     return dataclasses.replace(loaded, model=model)
 
 
-def _load_whole(name_or_path: str, segmenter: dict[str, Any] | None, **options: Any) -> tuple[LoadedModel, bool]:
-    """Load a model that is no adapter, and tell whether its mask decoder is new, that is, random."""
-    family, config, is_new = read_model_config(name_or_path, segmenter)
-    if is_new:
-        config.segmenter = complete_segmenter_config(config.segmenter)
+def _load_whole(
+    name_or_path: str,
+    segmenter: dict[str, Any] | None,
+    heads: dict[str, dict[str, Any]] | None,
+    *,
+    needs: str | None,
+    **options: Any,
+) -> tuple[LoadedModel, list[str]]:
+    """Load a model that is no adapter, and tell which of its heads are new, that is, random."""
+    family, config, new_heads = read_model_config(name_or_path, segmenter, heads, needs=needs)
+    complete_new_heads(config, new_heads)
     with named_weights(name_or_path):
         model, loading = family.model_class.from_pretrained(
             name_or_path,
@@ -240,20 +329,28 @@ def _load_whole(name_or_path: str, segmenter: dict[str, Any] | None, **options: 
             ignore_mismatched_sizes=True,  # they are refused below, by their names
             **options,
         )
-    check_model_is_whole(name_or_path, loading, new_part="seg_head" if is_new else None)
-    if is_new:
-        model.seg_head.float()  # transformers keeps a module in float32 only if the checkpoint holds it
+    new_parts = [head_attribute(name) for name in new_heads]
+    check_model_is_whole(name_or_path, loading, new_parts=new_parts)
+    for part in new_parts:
+        getattr(model, part).float()  # transformers keeps a module in float32 only if the checkpoint holds it
     restore_rotary_frequencies(model)
     processor = AutoProcessor.from_pretrained(name_or_path, trust_remote_code=False)
-    seg_token_id = prepare_vocabulary(model, processor, family)
+    prepare_vocabulary(model, processor, family)
     declare_ends(model.generation_config, processor.tokenizer)
-    return LoadedModel(model, processor, family, seg_token_id), is_new
+    return LoadedModel(model, processor, family), new_heads
 
 
-def _agreed_segmenter(
-    name_or_path: str, own: dict[str, Any] | None, asked: dict[str, Any] | None
-) -> dict[str, Any] | None:
-    """Return the checkpoint's own mask decoder, or the requested one if it has none; the two must agree."""
-    if own is not None and any(own.get(key) != value for key, value in (asked or {}).items()):
-        raise ValueError(f"{name_or_path} was trained with the mask decoder {own}, but {asked} is asked for: drop it")
-    return own or asked
+def _agreed_heads(
+    name_or_path: str,
+    own: dict[str, dict[str, Any]],
+    segmenter: dict[str, Any] | None,
+    heads: dict[str, dict[str, Any]] | None,
+) -> dict[str, dict[str, Any]]:
+    """Return the checkpoint's own heads, and those asked for that it has not; a head that is both must agree."""
+    asked = head_configs({"segmenter": segmenter, "heads": heads})
+    for name, config in asked.items():
+        theirs = own.get(name)
+        if theirs is not None and any(theirs.get(key) != value for key, value in config.items()):
+            what = "the mask decoder" if name == MaskHead.name else f"the head {name!r} of config"
+            raise ValueError(f"{name_or_path} was trained with {what} {theirs}, but {config} is asked for: drop it")
+    return asked | own

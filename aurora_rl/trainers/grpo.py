@@ -38,13 +38,13 @@ from aurora_rl.models.adapters import check_trained_head
 from aurora_rl.models.collate import collate_frames, distinct_media
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.grounding import (
-    SegmentationHead,
     install_mask_forward,
     row_mask_logits,
     segmentation_model,
     shared_media,
 )
 from aurora_rl.models.head_tokens import find_seg
+from aurora_rl.models.heads import FrameBatch, MaskHead
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.read_ahead import ReadAhead
 from aurora_rl.models.rollout_states import SegStates, recorded_states
@@ -136,13 +136,13 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         if reference is not None:
             install_reference(self, reference)
         if self.use_vllm:
-            loaded = LoadedModel(self.model, self.encode.processor, self.encode.family, self.seg_token_id)
+            loaded = LoadedModel(self.model, self.encode.processor, self.encode.family)
             self.vllm_generation = vllm_engine(self, loaded)
             self._vllm = VLLMSampler(self.vllm_generation, seed=args.seed, process_index=self.accelerator.process_index)
         # After super(), which has put its fused LM head in place of `forward`.
         policy = self.model.get_base_model() if is_peft_model(self.model) else self.model
         install_mask_forward(policy)
-        gather_at_once(self.model, SegmentationHead)
+        gather_at_once(self.model, MaskHead)
         if args.mask_loss_on == "off":
             policy.seg_head.requires_grad_(False)
         self.add_callback(RolloutHealthCallback())
@@ -374,10 +374,11 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
             rows, hidden_states = self._rows[chunk], states.hidden_states[chunk]
             frames = _frames_on(hidden_states.device, rows)
             with self.accelerator.autocast(), _eval_mode(head):
-                _, mask_logits = head(
-                    hidden_states, frames["seg_frames"], frames["seg_frame_counts"], frames["seg_clip_index"]
+                raw = head(
+                    hidden_states,
+                    FrameBatch(frames["seg_frames"], frames["seg_frame_counts"], frames["seg_clip_index"]),
                 )
-            self._rollout_masks.append(_decoded(self.model, mask_logits, frames, rows, states.has_seg[chunk]))
+            self._rollout_masks.append(_decoded(self.model, raw["mask_logits"], frames, rows, states.has_seg[chunk]))
 
     @property
     def _mask_batch_size(self) -> int:

@@ -21,6 +21,7 @@ from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import add_fused_lm_head
 
+from aurora_rl.models.heads import head_configs, head_fields
 from aurora_rl.models.loading import load_model
 
 
@@ -37,7 +38,7 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
         )
     if is_deepspeed_zero3_enabled():  # no process holds whole weights that could be copied
         origin = model.config._name_or_path
-        reference = load_model(origin, segmenter=model.config.segmenter, dtype=model.dtype).model
+        reference = load_model(origin, **head_fields(head_configs(model.config)), dtype=model.dtype).model
     else:
         reference = copy.deepcopy(model)
     return reference.requires_grad_(False).eval()

@@ -19,7 +19,8 @@ from trl import SFTTrainer
 from aurora_rl.losses import feature_distillation_loss, mask_loss
 from aurora_rl.metrics import mask_iou
 from aurora_rl.models.adapters import check_trained_head
-from aurora_rl.models.grounding import SegmentationHead, install_mask_forward, row_mask_logits
+from aurora_rl.models.grounding import install_mask_forward, row_mask_logits
+from aurora_rl.models.heads import MaskHead
 from aurora_rl.models.sharding import gather_at_once
 from aurora_rl.models.teacher import Teacher
 from aurora_rl.trainers.resumable import ResumableTrainer
@@ -46,7 +47,7 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
         self.teacher = None if teacher is None else teacher.to(self.accelerator.device)
         # After super(), which has put its fused LM head in place of `forward`.
         install_mask_forward(self.model.get_base_model() if is_peft_model(self.model) else self.model)
-        gather_at_once(self.model, SegmentationHead)
+        gather_at_once(self.model, MaskHead)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -137,7 +137,7 @@ def test_a_real_shape_is_built_from_the_checkout_alone(size: str, weights: float
     shape = gpu_step.SHAPES[size]
     model, processor = gpu_step.build_model(shape, device="meta")
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(weights, rel=0.01)
-    seg_token_id = prepare_vocabulary(model, processor, Qwen2_5OmniFamily())
+    seg_token_id = prepare_vocabulary(model, processor, Qwen2_5OmniFamily())["masks"]
     assert 151_643 < seg_token_id < len(processor.tokenizer) <= model.get_input_embeddings().num_embeddings
     prompt = gpu_step._encoder(shape, processor)(gpu_step._sample()).prompt
     assert shape.frame_size == (720, 1280)

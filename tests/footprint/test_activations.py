@@ -11,7 +11,7 @@ from aurora_rl.footprint.parameters import MetaModel, build_meta_model
 from aurora_rl.footprint.peak import LiveMemory
 from aurora_rl.footprint.workload import Workload
 from aurora_rl.losses import mask_loss
-from aurora_rl.models.grounding import SegmentationHead
+from aurora_rl.models.heads import FrameBatch, MaskHead
 from aurora_rl.models.heads.segmenters import complete_segmenter_config
 from aurora_rl.models.heads.segmenters.sam_family import USUAL_LEAST
 
@@ -73,14 +73,14 @@ def test_masks_are_near_those_of_a_real_head(omni_checkpoint: str, sam_checkpoin
     segmenter = complete_segmenter_config({"type": "sam", "image_size": 128, "checkpoint": sam_checkpoint})
     meta = build_meta_model(ModelArguments(model=omni_checkpoint, segmenter=segmenter), Launch())
     work = dataclasses.replace(work, rows=8, clips=1, size=(96, 128))  # 4 frames x 8 prompts: a frame a chunk
-    head = SegmentationHead(WIDTH, segmenter)
+    head = MaskHead(WIDTH, segmenter)
     head.mask_decoder.max_masks_per_chunk = USUAL_LEAST  # more are decoded only where memory is free
     for parameter in head.parameters():
         parameter.grad = torch.zeros_like(parameter)
     states = torch.zeros(8, WIDTH, requires_grad=True)
     frames = torch.zeros(4, *head.mask_decoder.frame_shape)
     with LiveMemory() as memory:
-        _, logits = head(states, frames, torch.tensor([4]), torch.zeros(8, dtype=torch.long))
+        logits = head(states, FrameBatch(frames, torch.tensor([4]), torch.zeros(8, dtype=torch.long)))["mask_logits"]
         masks = head.mask_decoder.postprocess(logits, work.size).unflatten(0, (8, 4))
         mask_loss(masks, torch.zeros(8, 4, 96, 128, dtype=torch.bool)).total.backward()
     estimate = activations(meta, work).masks

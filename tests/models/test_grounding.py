@@ -56,7 +56,7 @@ def rollout_batch(loaded: LoadedModel, encode: SampleEncoder, encoded: list[Enco
         right = pad([torch.ones_like(x) if ones else x for x in completions], padding_value=value)
         batch[name] = torch.cat([left, right], dim=1)
     batch["seg_index"], has_seg = find_seg(
-        **batch, seg_token_id=loaded.seg_token_id, num_completion_tokens=max(map(len, completions))
+        **batch, token_id=loaded.seg_token_id, num_completion_tokens=max(map(len, completions))
     )
     assert has_seg.all()
     features, media_index = distinct_media(encoded)
@@ -331,7 +331,7 @@ def test_one_decoder_forward_gives_log_probs_and_masks(loaded, encode, train_sam
     assert_close(fused.entropy[is_completion], expected_entropy[is_completion], **CLOSE)
 
 
-def test_mask_logits_are_a_declared_field(loaded, encode, train_samples):
+def test_outputs_of_a_head_are_a_declared_field(loaded, encode, train_samples):
     """DDP rebuilds an output from its dataclass fields; an extra key of the dict would be lost."""
     batch = sft_batch(loaded, encode, train_samples[:1])
     add_fused_lm_head(loaded.model)
@@ -340,7 +340,7 @@ def test_mask_logits_are_a_declared_field(loaded, encode, train_samples):
     for outputs, base in ((loaded.model(**batch), object), (fused, FusedCausalLMOutput)):
         assert isinstance(outputs, base)
         names = [field.name for field in dataclasses.fields(outputs)]
-        assert "mask_logits" in names
+        assert "head_outputs" in names
         rebuilt = type(outputs)(**{name: getattr(outputs, name) for name in names})
         assert torch.equal(rebuilt.mask_logits, outputs.mask_logits)
 
@@ -426,11 +426,15 @@ def test_bfloat16_model_gives_float32_masks(loaded, encode, train_samples):
     assert_close(masks, expected, rtol=0.1, atol=0.1)
 
 
-def test_config_without_mask_decoder_is_an_error(loaded):
+def test_a_model_without_heads_is_built_and_answers_in_words(loaded):
     config = loaded.model.config
     config.segmenter = None
-    with pytest.raises(ValueError, match="load_model"):
-        AuroraQwen2_5Omni(config)
+    model = AuroraQwen2_5Omni(config)
+    ids = torch.arange(5, 19).view(2, 7)
+    assert model.heads == {}
+    assert model(input_ids=ids).logits.shape[:2] == ids.shape
+    with pytest.raises(ValueError, match="no head 'masks'"):
+        model(input_ids=ids, seg_index=torch.tensor([1, 2]), head_name="masks")
 
 
 # Positions that are projected onto the vocabulary

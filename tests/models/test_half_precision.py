@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from trl.trainer.utils import add_fused_lm_head
 
-from aurora_rl.models.grounding import SegmentationHead, SegmentationMixin, install_mask_forward
+from aurora_rl.models.grounding import GroundingMixin, install_mask_forward
 from aurora_rl.models.head_tokens import SUPPRESSED_LOGIT, suppress_tokens
+from aurora_rl.models.heads import FrameBatch, MaskHead
 from aurora_rl.models.heads.segmenters import SEGMENTERS
 from aurora_rl.models.heads.segmenters.base import Segmenter
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
@@ -48,9 +49,9 @@ class TableSegmenter(Segmenter):
 class Owner(nn.Module):
     """Owns a head as our models do, down to the list of what is to stay in float32."""
 
-    _keep_in_fp32_modules_strict = SegmentationMixin._keep_in_fp32_modules_strict
+    _keep_in_fp32_modules_strict = GroundingMixin._keep_in_fp32_modules_strict
 
-    def __init__(self, head: SegmentationHead) -> None:
+    def __init__(self, head: MaskHead) -> None:
         super().__init__()
         self.seg_head = head
 
@@ -70,22 +71,23 @@ def deepspeed_cast(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module], Non
     return cast
 
 
-def decode(head: SegmentationHead, dtype: torch.dtype) -> torch.Tensor:
+def decode(head: MaskHead, dtype: torch.dtype) -> torch.Tensor:
     """Masks (2 rows of 2 frames, 1 of 1) of states that came out of a language model of this dtype."""
     generator = torch.Generator().manual_seed(1)
     hidden_states = torch.randn(3, HIDDEN, generator=generator).bfloat16().to(dtype)
     frames = torch.randn(3, *head.mask_decoder.frame_shape, generator=generator).half()
-    return head(hidden_states, frames, torch.tensor([2, 1]), torch.tensor([0, 0, 1]))[1]
+    batch = FrameBatch(frames, torch.tensor([2, 1]), torch.tensor([0, 0, 1]))
+    return head(hidden_states, batch)["mask_logits"]
 
 
 def all_gradients_are_finite(module: nn.Module) -> bool:
     return all(p.grad is not None and bool(p.grad.isfinite().all()) for p in module.parameters())
 
 
-def biased_head(config: dict[str, Any]) -> SegmentationHead:
+def biased_head(config: dict[str, Any]) -> MaskHead:
     """An untrained head whose projections have biases as large as their answers, as trained ones may."""
     torch.manual_seed(0)
-    head = SegmentationHead(HIDDEN, config)
+    head = MaskHead(HIDDEN, config)
     for name, parameter in head.named_parameters():
         if name.endswith("proj.bias"):
             nn.init.normal_(parameter)
@@ -115,7 +117,7 @@ def test_every_mask_decoder_runs_and_stays_near_float32_after_the_cast(kind, dee
 
 @pytest.mark.parametrize("kind", sorted(SEGMENTERS))
 def test_chunks_that_are_computed_again_run_after_the_cast(kind, deepspeed_cast):
-    head = SegmentationHead(HIDDEN, CONFIGS[kind])
+    head = MaskHead(HIDDEN, CONFIGS[kind])
     head.mask_decoder.max_masks_per_chunk = 1
     deepspeed_cast(Owner(head))
     decode(head, torch.bfloat16).square().mean().backward()
@@ -125,7 +127,7 @@ def test_chunks_that_are_computed_again_run_after_the_cast(kind, deepspeed_cast)
 @pytest.mark.parametrize("casts", [False, True])
 def test_a_decoder_that_does_not_cast_its_buffer_fails(casts, deepspeed_cast, monkeypatch):
     monkeypatch.setitem(SEGMENTERS, "table", TableSegmenter)
-    head = SegmentationHead(HIDDEN, {"type": "table", "casts": casts})
+    head = MaskHead(HIDDEN, {"type": "table", "casts": casts})
     deepspeed_cast(Owner(head))
     if casts:
         decode(head, torch.bfloat16).sum().backward()

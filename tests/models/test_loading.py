@@ -170,9 +170,17 @@ def test_trained_sam_head_needs_no_sam_checkpoint(omni_checkpoint, sam_checkpoin
     assert again.segmenter_config == new.segmenter_config
 
 
-def test_plain_model_without_segmenter_is_an_error(omni_checkpoint):
+def test_plain_model_without_the_head_that_a_task_needs_is_an_error(omni_checkpoint):
     with pytest.raises(ValueError, match="has no mask decoder yet: give `segmenter`"):
-        load_model(omni_checkpoint)
+        load_model(omni_checkpoint, needs="masks")
+
+
+def test_plain_model_loads_without_heads(omni_checkpoint):
+    loaded = load_model(omni_checkpoint)
+    assert loaded.heads == loaded.head_token_ids == {}
+    assert not any("head" in name.split(".")[0] for name in loaded.model.state_dict() if "lm_head" not in name)
+    with pytest.raises(ValueError, match="has no mask decoder"):
+        _ = loaded.segmenter_config
 
 
 def test_unknown_model_type_is_an_error(tmp_path):

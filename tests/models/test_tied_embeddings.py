@@ -51,7 +51,7 @@ def test_what_is_exported_is_the_policy(tied: LoadedModel, saved: list[str], tmp
         for name, parameter in policy.named_parameters():
             if "modules_to_save" in name and "seg_head" not in name:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    trained = LoadedModel(policy, tied.processor, tied.family, tied.seg_token_id)
+    trained = LoadedModel(policy, tied.processor, tied.family)
     folder = export_for_vllm(trained, tmp_path / "engine")
     thinker = json.loads((folder / "config.json").read_text())["thinker_config"]
     assert thinker["tie_word_embeddings"] is thinker["text_config"]["tie_word_embeddings"] is False

@@ -48,7 +48,7 @@ def main(hidden_size: int, num_layers: int) -> None:
     PartialState(backend="gloo")
     sizes = TinyOmniConfig(hidden_size=hidden_size, num_layers=num_layers, num_heads=hidden_size // 64)
     model, processor = build_tiny_omni(["the drum"], {"type": "dot", "image_size": 32, "width": 8}, sizes)
-    loaded = LoadedModel(model, processor, Qwen2_5OmniFamily(), 0)
+    loaded = LoadedModel(model, processor, Qwen2_5OmniFamily())
     policy = get_peft_model(model, peft_config(ModelArguments(model="", use_peft=True), loaded))
     accelerator = Accelerator()  # only now: what is built under ZeRO-3 is sharded at once
     accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1

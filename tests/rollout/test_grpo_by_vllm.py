@@ -138,7 +138,7 @@ def test_masks_come_from_the_forward_pass_that_corrects(make_trainer):
     roll(trainer)
     for handle in handles:
         handle.remove()
-    assert passes == ["Qwen2_5OmniThinkerTextModel", "SegmentationHead"]
+    assert passes == ["Qwen2_5OmniThinkerTextModel", "MaskHead"]
 
 
 def test_each_request_has_a_seed_of_its_own(make_trainer, generation):

@@ -45,6 +45,9 @@ class Segmenter(nn.Module, abc.ABC):
         """Complete the config of a new segmenter by the fields of the checkpoint that it names."""
         return config
 
+    def load_pretrained(self) -> None:
+        """Load published weights into a new decoder that has some; others keep their random ones."""
+
     @abc.abstractmethod
     def decode(self, frame_inputs: Tensor, prompts: Tensor) -> Tensor:
         """Decode all frames and prompts in one call; shapes are those of `forward`, any floating dtype.

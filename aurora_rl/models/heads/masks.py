@@ -1,0 +1,135 @@
+"""Masks: the state at `[SEG]` -> projector -> prompt -> mask decoder -> a mask on every frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aurora_rl.losses import mask_loss
+from aurora_rl.metrics import count_masks, mask_iou
+from aurora_rl.models.heads.base import FrameBatch, Head, HeadLoss, annotated_only
+from aurora_rl.models.heads.segmenters import (
+    FrameEncoder,
+    Segmenter,
+    build_frame_encoder,
+    build_segmenter,
+    complete_segmenter_config,
+)
+from aurora_rl.models.sharding import gathered
+from aurora_rl.rewards import Deferred
+from aurora_rl.tasks.prompts import SEG_TOKEN
+
+
+class MaskHead(Head):
+    """Projector and mask decoder.
+
+    projector = Linear(D, D) - ReLU - Linear(D, C), as in the authors' code.
+
+    Args:
+        hidden_size: D.
+        config: the segmenter's config, see `models.heads.segmenters`.
+    """
+
+    name = "masks"
+    token = SEG_TOKEN
+    no_columns = {"pred_masks": None, "mask_probs": None, "mask_counts": None}
+
+    def __init__(self, hidden_size: int, config: dict[str, Any]) -> None:
+        super().__init__(hidden_size, config)
+        self.mask_decoder: Segmenter = build_segmenter(config)
+        self.projector = nn.Sequential(
+            nn.Linear(hidden_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, self.mask_decoder.prompt_dim)
+        )
+
+    @classmethod
+    def complete_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        return complete_segmenter_config(config)
+
+    @classmethod
+    def frame_encoder(cls, config: dict[str, Any], *, dtype: torch.dtype = torch.float32) -> FrameEncoder:
+        return build_frame_encoder(config, dtype=dtype)
+
+    def load_pretrained(self) -> None:
+        with gathered(self.mask_decoder.parameters()):
+            self.mask_decoder.load_pretrained()
+
+    def reset_parameters(self) -> None:
+        self.mask_decoder.reset_parameters()
+        for layer in self.projector:
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+
+    def forward(self, states: Tensor, frames: FrameBatch | None = None) -> dict[str, Tensor]:
+        """Decode every row's masks; the frames of a clip are read once for all of its rows.
+
+        Returns:
+            `sparse_prompt_embeddings` (B, C), prompts of the mask decoder, and with frames `mask_logits`
+            (sum over rows of F_b, h, w), row after row.
+        """
+        prompts = self.projector(states.to(next(self.projector.parameters()).dtype))  # (B, C)
+        if frames is None:
+            return {"sparse_prompt_embeddings": prompts}
+        slots = _slots_within_clip(frames.clip_index)
+        grouped = prompts.new_zeros(len(frames.counts), int(slots.max()) + 1, prompts.size(-1))
+        grouped = grouped.index_put((frames.clip_index, slots), prompts)  # (U, G, C)
+        mask_logits = self.mask_decoder(frames.frames, grouped.repeat_interleave(frames.counts, dim=0))  # (N, G, h, w)
+        row_logits = mask_logits[frames.row_frames, slots.repeat_interleave(frames.row_counts)]
+        return {"sparse_prompt_embeddings": prompts, "mask_logits": row_logits}
+
+    def rows(
+        self,
+        raw: Mapping[str, Tensor],
+        frame_counts: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        annotated_frames: Sequence[Sequence[int] | None] | None = None,
+    ) -> list[Tensor]:
+        """Return B mask logits (A_b, H, W) float32, each at the size of its own frames."""
+        mask_logits, counts = annotated_only(raw["mask_logits"], frame_counts.tolist(), annotated_frames)
+        if len(set(sizes)) == 1:  # one resize for the whole batch
+            return list(self.mask_decoder.postprocess(mask_logits, sizes[0]).split(counts))
+        rows = zip(mask_logits.split(counts), sizes, strict=True)
+        return [self.mask_decoder.postprocess(row, size) for row, size in rows]
+
+    def loss(
+        self,
+        rows: Sequence[Tensor],
+        gt_masks: Sequence[Tensor | None],
+        *,
+        row_weights: Tensor | None = None,
+        normalizer: Tensor | None = None,
+        **options: Any,
+    ) -> HeadLoss:
+        losses = mask_loss(rows, gt_masks, row_weights=row_weights, normalizer=normalizer, **options)
+        return HeadLoss(losses.total, {"mask_bce": losses.bce, "mask_dice": losses.dice})
+
+    @classmethod
+    def loss_options(cls, args: Any) -> dict[str, Any]:
+        return {
+            "bce_weight": args.mask_bce_weight,
+            "dice_weight": args.mask_dice_weight,
+            "dice_variant": args.dice_variant,
+        }
+
+    @torch.no_grad()
+    def columns(self, row: Tensor, gt_masks: Tensor, truth: Tensor) -> dict[str, Any]:
+        """Return `pred_masks`, `mask_counts` and `mask_probs`, which is computed when a reward function reads it."""
+        predicted = row > 0  # p > 0.5
+        pred_masks = predicted.cpu()
+        return {
+            "pred_masks": pred_masks,
+            "mask_probs": Deferred(lambda: row.detach().float().sigmoid().cpu()),
+            "mask_counts": count_masks(predicted, truth).on_cpu(pred_masks, gt_masks),
+        }
+
+    def row_score(self, row: Tensor, truth: Tensor) -> float:
+        """Return the IoU of the masks."""
+        return mask_iou(row > 0, truth)
+
+
+def _slots_within_clip(clip_index: Tensor) -> Tensor:
+    """Number each row (B,) among the rows of its clip: [0, 1, 0, 0] -> [0, 0, 1, 2]."""
+    same_clip = clip_index[:, None] == clip_index[None, :]
+    return same_clip.tril(-1).sum(1)
