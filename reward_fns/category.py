@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from aurora_rl.tasks.completions import completion_text, normalise_category, parse_completion
+from aurora_rl.tasks.base import Answer, completion_text
+from aurora_rl.tasks.reference_segmentation import names_category, read_answers
 
 
 def category_reward(
-    prompts: list[Any], completions: list[Any], *, category: list[str], **columns: Any
+    prompts: list[Any],
+    completions: list[Any],
+    *,
+    category: list[str],
+    answers: Sequence[Answer] | None = None,
+    **columns: Any,
 ) -> list[float | None]:
     """Return 1.0 if the last category claimed is the true one, else 0.0.
 
@@ -24,13 +31,14 @@ def category_reward(
         prompts: not read.
         completions: text or chat messages.
         category: the true category of each row, `"null"` where the reference points at nothing.
+        answers: the completions as reference segmentation reads them; None to read them here.
         **columns: not read.
 
     Returns:
         Per completion 1.0 or 0.0, never None: a completion that claims nothing is wrong.
     """
-    claimed = [parse_completion(completion_text(completion)).category for completion in completions]
-    return [float(claim == normalise_category(truth)) for claim, truth in zip(claimed, category, strict=True)]
+    parsed = read_answers(completions, answers)
+    return [float(names_category(answer, truth)) for answer, truth in zip(parsed, category, strict=True)]
 
 
 def authors_category_reward(

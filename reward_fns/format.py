@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from aurora_rl.tasks.completions import completion_text, parse_completion
+from aurora_rl.tasks.base import Answer
+from aurora_rl.tasks.reference_segmentation import has_form, read_answers
 
 
 class FormatReward:
@@ -26,12 +28,12 @@ class FormatReward:
     def __init__(self, *, require_steps: bool = True) -> None:
         self.require_steps = require_steps
 
-    def __call__(self, prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
-        """Score each completion; never None."""
-        parsed = [parse_completion(completion_text(completion)) for completion in completions]
-        answered = [answer.ends_with_seg and answer.num_seg == 1 for answer in parsed]
-        has_steps = [answer.has_all_steps or not self.require_steps for answer in parsed]
-        return [float(ends and steps) for ends, steps in zip(answered, has_steps, strict=True)]
+    def __call__(
+        self, prompts: list[Any], completions: list[Any], *, answers: Sequence[Answer] | None = None, **columns: Any
+    ) -> list[float | None]:
+        """Score each completion, which is parsed where `answers` is None; never None."""
+        parsed = read_answers(completions, answers)
+        return [float(has_form(answer, require_steps=self.require_steps)) for answer in parsed]
 
 
 #: The reward of the structured chain of thought: all four steps and the answer.

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from aurora_rl.tasks.completions import completion_text, normalise_category, parse_completion
+from aurora_rl.tasks.base import Answer
+from aurora_rl.tasks.completions import ParsedCompletion, normalise_category
+from aurora_rl.tasks.reference_segmentation import read_answers
 
 
 def perception_reward(
@@ -18,6 +20,7 @@ def perception_reward(
     *,
     seen: list[Sequence[str] | None],
     heard: list[Sequence[str] | None],
+    answers: Sequence[Answer] | None = None,
     **columns: Any,
 ) -> list[float | None]:
     """Return the mean of two F1 scores: of the categories said to be seen, and of those said to be heard, in order.
@@ -36,21 +39,21 @@ def perception_reward(
         completions: text or chat messages.
         seen: the true categories in view of each row, None where unknown.
         heard: the true categories that sound, in order, None where unknown.
+        answers: the completions as reference segmentation reads them; None to read them here.
         **columns: not read.
 
     Returns:
         Per completion a number in [0, 1]; None where the truth is unknown. A claim left out counts 0.
     """
     return [
-        _score(completion_text(completion), true_seen, true_heard)
-        for completion, true_seen, true_heard in zip(completions, seen, heard, strict=True)
+        _score(answer, true_seen, true_heard)
+        for answer, true_seen, true_heard in zip(read_answers(completions, answers), seen, heard, strict=True)
     ]
 
 
-def _score(text: str, true_seen: Sequence[str] | None, true_heard: Sequence[str] | None) -> float | None:
+def _score(parsed: ParsedCompletion, true_seen: Sequence[str] | None, true_heard: Sequence[str] | None) -> float | None:
     if true_seen is None or true_heard is None:
         return None
-    parsed = parse_completion(text)
     seen = None if parsed.seen is None else sorted(parsed.seen)
     seen_f1 = _list_f1(seen, sorted(map(normalise_category, true_seen)))
     heard_f1 = _list_f1(parsed.heard, list(map(normalise_category, true_heard)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -17,8 +17,10 @@ from torch import Tensor
 from aurora_rl.data.media import SILENCE_DBFS
 from aurora_rl.data.sample import NULL_CATEGORY
 from aurora_rl.metrics import mask_place
-from aurora_rl.tasks.completions import ParsedCompletion, completion_text, normalise_category, parse_completion
+from aurora_rl.tasks.base import Answer
+from aurora_rl.tasks.completions import ParsedCompletion, normalise_category, parse_completion
 from aurora_rl.tasks.prompts import REASONING_STEPS
+from aurora_rl.tasks.reference_segmentation import read_answers
 
 # "To the left of the drum" places the object beside another one, whose place is not known here.
 _NOT_BESIDE = r"(?!(?:[- ]hand)?(?: side)? of (?!(?:the |this )?(?:image|picture|frame|screen|scene|view)\b))"
@@ -78,6 +80,7 @@ def reasoning_consistency_reward(
     reference: list[str],
     pred_masks: list[Tensor | None],
     loudness_dbfs: list[float],
+    answers: Sequence[Answer] | None = None,
     **columns: Any,
 ) -> list[float | None]:
     """Return the mean of the checks that apply to a completion.
@@ -106,15 +109,17 @@ def reasoning_consistency_reward(
         reference: the referring sentence of each row.
         pred_masks: predicted masks of each completion, (F, H, W) bool; None if it holds no `[SEG]`.
         loudness_dbfs: loudest 100 ms window of each clip, in dBFS; minus infinity for digital silence.
+        answers: the completions as reference segmentation reads them; None to read them here.
         **columns: not read.
 
     Returns:
         Per completion a number in [0, 1]; 0.0 without any step of the chain. Never None: the last two checks always
         apply.
     """
+    parsed = read_answers(completions, answers)
     return [
-        _score(parse_completion(completion_text(completion)), sentence, masks, loudness)
-        for completion, sentence, masks, loudness in zip(completions, reference, pred_masks, loudness_dbfs, strict=True)
+        _score(answer, sentence, masks, loudness)
+        for answer, sentence, masks, loudness in zip(parsed, reference, pred_masks, loudness_dbfs, strict=True)
     ]
 
 

@@ -8,8 +8,8 @@ One line of questions.jsonl is one question; the clip's files lie as in Ref-AVSB
 
     media/<clip>/frames/<f>.jpg, media/<clip>/audio.wav
 
-`choices` have no letters: a task gives them theirs, in this order. `kind`, `chain` (reasoning before the answer), `seen`
-and `heard` may be left out.
+`choices` have no letters: a task gives them theirs, in this order. `kind`, `chain` (reasoning before the answer),
+`seen` and `heard` may be left out.
 """
 
 from __future__ import annotations

@@ -208,6 +208,21 @@ class Task(abc.ABC):
         """Score an answer's words by name, each in [0, 1]; None where a score does not apply to the row."""
 
 
+def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
+    """Return the text of a completion in either form that TRL hands to reward functions.
+
+    Args:
+        completion: the text, or the chat messages of the turn, whose content is text or a list of parts.
+    """
+    if isinstance(completion, str):
+        return completion
+    contents = [message["content"] for message in completion]
+    return "".join(
+        content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+        for content in contents
+    )
+
+
 def load_task(spec: str | Task | type[Task]) -> Task:
     """Load the task that a recipe names.
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from aurora_rl.data.sample import NULL_CATEGORY
-from aurora_rl.tasks.base import Answer
+from aurora_rl.tasks.base import Answer, completion_text
 from aurora_rl.tasks.prompts import FINAL_SENTENCE, REASONING_STEPS, SEG_TOKEN, STEP_LABELS
+
+__all__ = ["ParsedCompletion", "completion_text", "normalise_category", "parse_completion"]
 
 _STEP_OF_LABEL = {label: step for step, label in STEP_LABELS.items()}
 _LABEL = re.compile(rf"^[ \t]*({'|'.join(map(re.escape, STEP_LABELS.values()))})", re.MULTILINE)
@@ -81,21 +82,6 @@ class ParsedCompletion(Answer):
     def has_all_steps(self) -> bool:
         """Whether the four steps are there once each, in order."""
         return self.step_order == tuple(STEP_LABELS)
-
-
-def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
-    """Return the text of a completion in either form that TRL hands to reward functions.
-
-    Args:
-        completion: the text, or the chat messages of the turn, whose content is text or a list of parts.
-    """
-    if isinstance(completion, str):
-        return completion
-    contents = [message["content"] for message in completion]
-    return "".join(
-        content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-        for content in contents
-    )
 
 
 def parse_completion(text: str) -> ParsedCompletion:

@@ -51,7 +51,7 @@ from aurora_rl.models.rollout_states import SegStates, recorded_states
 from aurora_rl.models.sharding import gather_at_once
 from aurora_rl.rewards import Deferred, guard_reward_func, load_reward_func
 from aurora_rl.rollout.sampler import VLLMSampler
-from aurora_rl.tasks.completions import ParsedCompletion, completion_text, normalise_category, parse_completion
+from aurora_rl.tasks.base import Answer, completion_text
 from aurora_rl.trainers.epoch_order import EpochOrder
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.health import RolloutHealthCallback
@@ -340,11 +340,13 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
             else:
                 self._decode_rollouts(completion_ids_list)
         rows = self._with_masks(inputs)
-        parsed = [parse_completion(completion_text(completion)) for completion in completions]
+        task = self.encode.task
+        answers = [task.parse(completion_text(completion)) for completion in completions]
         self._answer_is_correct = [
-            p.category == normalise_category(row.sample.category) for p, row in zip(parsed, self._rows, strict=True)
+            task.is_right(answer, row.sample) for answer, row in zip(answers, self._rows, strict=True)
         ]
-        self._log_rollouts(rows, parsed)
+        self._log_rollouts(rows, answers)
+        rows = [{**row, "answers": answer} for row, answer in zip(rows, answers, strict=True)]
         rewards_per_func = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
         start = self.accelerator.process_index * len(self._rows)
         local = rewards_per_func[start : start + len(self._rows)]
@@ -407,7 +409,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
             batch_size=self._mask_batch_size,
         )
 
-    def _log_rollouts(self, rows: list[dict[str, Any]], parsed: list[ParsedCompletion]) -> None:
+    def _log_rollouts(self, rows: list[dict[str, Any]], answers: list[Answer]) -> None:
         """Log the columns of the completions table and the curves that TRL does not have."""
         iou = [0.0 if row["mask_counts"] is None else row["mask_counts"].mask_iou for row in rows]
         samples = [row["sample"] for row in rows]
@@ -418,7 +420,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
             "mask_iou": iou,
         }.items():
             self._log_completion_extra(column, values)
-        for name, metric in rollout_metrics(samples, parsed, iou, self._answer_is_correct):
+        for name, metric in rollout_metrics(self.encode.task, samples, answers, iou):
             self._log_metric(name, metric)
 
     # ---- loss ---------------------------------------------------------------------------------------------------

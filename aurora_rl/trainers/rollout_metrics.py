@@ -7,24 +7,26 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from aurora_rl.data.sample import AVSample
-from aurora_rl.tasks.completions import ParsedCompletion
-from aurora_rl.tasks.reference_segmentation import hear_score, see_score
+from aurora_rl.tasks.base import Answer, Task
 
 
 def rollout_metrics(
-    samples: Sequence[AVSample],
-    parsed: Sequence[ParsedCompletion],
-    iou: Sequence[float],
-    answer_is_correct: Sequence[bool],
+    task: Task, samples: Sequence[AVSample], answers: Sequence[Answer], iou: Sequence[float | None]
 ) -> Iterator[tuple[str, float]]:
-    """Yield names and values of metrics: one of each kind for each completion that it applies to."""
-    for sample, completion, value, correct in zip(samples, parsed, iou, answer_is_correct, strict=True):
-        yield f"iou/{_kind(sample)}", value
-        yield f"category/{_kind(sample)}", float(correct)
-        if (see := see_score(completion, sample)) is not None:
-            yield "chain/see", see
-        if (hear := hear_score(completion, sample)) is not None:
-            yield "chain/hear", hear
+    """Yield names and values of metrics, one of each kind for each completion that it applies to.
+
+    Args:
+        task: the task, whose `curves` name the scores of an answer's words.
+        samples: samples of the B completions.
+        answers: the completions as the task reads them.
+        iou: IoU of each completion's masks; None for a row without true masks.
+    """
+    for sample, answer, value in zip(samples, answers, iou, strict=True):
+        if value is not None:
+            yield f"iou/{_kind(sample)}", value
+        for name, score in task.text_scores(answer, sample).items():
+            if score is not None and name in task.curves:
+                yield task.curves[name].format(kind=_kind(sample)), score
 
 
 def reward_metrics(

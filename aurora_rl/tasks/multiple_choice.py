@@ -1,0 +1,175 @@
+"""Multiple choice: a clip and a question with lettered options; short reasoning, then one letter. No masks.
+
+    Which sounds first?                       Look: I see a drum and a bell.
+    A. dog                                    Listen: I hear a bell, then a drum.
+    B. bell                                   Answer: B
+    C. drum
+
+A derived class may put answers between other marks (`write` and `read`); a class derived from `ChoiceAnswer`, which its
+`parse` returns, may match them to the options by another rule (`choose`). Everything else follows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import string
+from collections.abc import Sequence
+from typing import Any
+
+from aurora_rl.data.sample import AVSample
+from aurora_rl.tasks.base import Answer, PromptMedia, PromptText, Target, Task, chat_messages
+from aurora_rl.tasks.completions import ParsedCompletion, normalise_category, parse_completion
+from aurora_rl.tasks.reference_segmentation import hear_score, see_score
+
+LETTERS = string.ascii_uppercase
+ANSWER_LABEL = "Answer:"
+#: The labelled parts of a completion, once each and in this order.
+PARTS = ("look", "listen", "answer")
+
+_ANSWER = re.compile(rf"^[ \t]*{ANSWER_LABEL}", re.MULTILINE)
+#: "B", "B.", "(B)", and "B. bell" with the option's text.
+_LETTER = re.compile(r"\(?(?P<letter>[A-Za-z])(?:[.:)]{0,2}$|[.:)]{1,2}\s+(?P<text>\S.*))")
+
+
+@dataclasses.dataclass(frozen=True)
+class ChoiceAnswer(Answer):
+    """A completion as multiple choice reads it.
+
+    Attributes:
+        marked: the text that is marked as the answer; None if none is marked, or several are.
+        has_form: whether all parts are there once each, in order, with nothing around them.
+        reasoning: what the completion says to see and to hear.
+    """
+
+    marked: str | None
+    has_form: bool
+    reasoning: ParsedCompletion
+
+    @property
+    def value(self) -> str | None:
+        """The marked text, normalised: a letter or an option's text, if the completion follows the format."""
+        return normalise_category(self.marked) or None if self.marked is not None else None
+
+    def choose(self, choices: Sequence[str]) -> int | None:
+        """Return the index of the option that is meant; None where the answer is none of them or cannot be read."""
+        return None if self.marked is None else match_choice(self.marked, choices)
+
+
+class MultipleChoice(Task):
+    """Choose one of a question's options, after a look and a listen."""
+
+    head = None
+    instruction = (
+        "Watch the frames and listen to the sound.\n{reference}\nReason in short paragraphs, then choose.\n"
+        "Look: what you see in the frames.\nListen: what you hear, in order.\nAnswer: the letter of one option."
+    )
+    curves = {"accuracy": "accuracy/{kind}", "see": "chain/see", "hear": "chain/hear"}
+
+    def messages(
+        self,
+        sample: AVSample,
+        media: PromptMedia | None = None,
+        *,
+        instruction: str | None = None,
+        system_prompt: str | None = None,
+    ) -> list[dict[str, Any]]:
+        text = PromptText.fill(instruction or self.instruction, reference=question_text(sample))
+        return chat_messages(text, media, system_prompt=system_prompt)
+
+    def target(self, sample: AVSample) -> Target:
+        letter = LETTERS[choices_of(sample).index(true_answer(sample))]
+        return Target(self.write(sample.chain, letter))
+
+    def write(self, reasoning: str | None, letter: str) -> str:
+        """Write a completion down.
+
+        Args:
+            reasoning: text before the answer; None for a row without it, which is answered at once.
+            letter: the option's letter.
+        """
+        return "\n".join([*([reasoning.strip()] if reasoning else []), f"{ANSWER_LABEL} {letter}"])
+
+    def parse(self, text: str) -> ChoiceAnswer:
+        reasoning = parse_completion(text)
+        marked, has_form = self.read(text, reasoning)
+        return ChoiceAnswer(text, marked, has_form, reasoning)
+
+    def read(self, text: str, reasoning: ParsedCompletion) -> tuple[str | None, bool]:
+        """Read a completion back: the text that is marked as its answer, and whether its form is right.
+
+        Args:
+            text: the completion.
+            reasoning: its labelled parts.
+        """
+        labels = list(_ANSWER.finditer(text))
+        marked = text[labels[0].end() :].strip() if len(labels) == 1 else None
+        has_parts = reasoning.step_order == PARTS and all(reasoning.steps[part] for part in PARTS)
+        return marked, bool(marked) and has_parts and text.lstrip().startswith("Look:")
+
+    def is_right(self, answer: Answer, sample: AVSample) -> bool:
+        return as_choice(answer).choose(choices_of(sample)) == choices_of(sample).index(true_answer(sample))
+
+    def text_scores(self, answer: Answer, sample: AVSample) -> dict[str, float | None]:
+        read = as_choice(answer)
+        return {
+            "format": float(read.has_form),
+            "readable": float(read.choose(choices_of(sample)) is not None),
+            "accuracy": float(self.is_right(read, sample)),
+            "see": see_score(read.reasoning, sample),
+            "hear": hear_score(read.reasoning, sample),
+        }
+
+
+def question_text(sample: AVSample) -> str:
+    """Write a row's question and its options, one a line with its letter; all of it is text from outside."""
+    options = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices_of(sample), strict=False)]
+    return "\n".join([sample.reference, *options])
+
+
+def match_choice(marked: str, choices: Sequence[str]) -> int | None:
+    """Match the text of an answer to the options strictly: it is a letter, an option's text, or both and they agree.
+
+    A single letter is always read as an option's letter.
+
+    >>> choices = ["bell", "hair-dryer"]
+    >>> match_choice("B", choices), match_choice("the hair dryer", choices), match_choice("This is a bell", choices)
+    (1, 1, None)
+
+    Returns:
+        The option's index; None where the text is anything else.
+    """
+    texts = [normalise_category(choice) for choice in choices]
+    lettered = _LETTER.fullmatch(marked.strip())
+    if lettered is None:
+        said = normalise_category(marked.strip().rstrip(".")).removeprefix("the ")
+        return texts.index(said) if said in texts else None
+    index = LETTERS.index(lettered["letter"].upper())
+    if index >= len(choices):
+        return None
+    said = normalise_category((lettered["text"] or "").rstrip("."))
+    return index if said in ("", texts[index]) else None
+
+
+def choices_of(sample: AVSample) -> tuple[str, ...]:
+    """Return a row's options; a ValueError names a row without any, which asks no multiple-choice question."""
+    if not sample.choices or len(sample.choices) > len(LETTERS):
+        raise ValueError(
+            f"sample {sample.key} has {len(sample.choices or ())} choices: multiple choice needs 1 to {len(LETTERS)}, "
+            "load rows of multiple-choice questions such as `benchmark: questions`"
+        )
+    return sample.choices
+
+
+def true_answer(sample: AVSample) -> str:
+    """Return a row's true option; a ValueError names a row whose answer is unknown or none of its options."""
+    if sample.answer is None or sample.answer not in choices_of(sample):
+        raise ValueError(f"sample {sample.key} has the answer {sample.answer!r}: expected one of {sample.choices}")
+    return sample.answer
+
+
+def as_choice(answer: Answer) -> ChoiceAnswer:
+    """Return an answer of this task unchanged; a TypeError tells that it is another task's."""
+    if not isinstance(answer, ChoiceAnswer):
+        raise TypeError(f"this reads answers of multiple choice, not {type(answer).__name__}")
+    return answer
