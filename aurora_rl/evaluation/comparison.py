@@ -158,7 +158,7 @@ def _differences(pairs: Sequence[Pair], names: Iterable[str] | None) -> list[Dif
     first, second = zip(*pairs, strict=True)
     measures = measures_of(first).values() if names is None else map(find_measure, names)
     values = [(measure, measure.values(first), measure.values(second)) for measure in measures]
-    return [_difference(measure, *of_both, clips) for measure, *of_both in values if all(of_both)]
+    return [_difference(measure, one, other, clips) for measure, one, other in values if one and other]
 
 
 def _difference(

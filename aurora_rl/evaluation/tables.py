@@ -33,7 +33,7 @@ def mark_novelty(rows: Iterable[RowResult], train_categories: Iterable[str]) -> 
 
 
 def _novelty(row: RowResult, trained: set[str]) -> str | None:
-    if row.is_null:
+    if row.is_null or not row.category:
         return None
     return "seen" if normalise_category(row.category) in trained else "new"
 
