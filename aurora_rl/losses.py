@@ -112,8 +112,8 @@ def mask_loss(
         row_weights = torch.tensor([float(truth is not None) for truth in gt_masks])
     bce = mask_bce_loss(mask_logits, gt_masks)  # (B,)
     dice = dice_loss(mask_logits, gt_masks, variant=dice_variant)  # (B,)
-    mean_bce = _weighted_mean(bce, row_weights, normalizer)
-    mean_dice = _weighted_mean(dice, row_weights, normalizer)
+    mean_bce = weighted_mean(bce, row_weights, normalizer)
+    mean_dice = weighted_mean(dice, row_weights, normalizer)
     return MaskLosses(
         bce=mean_bce,
         dice=mean_dice,
@@ -152,7 +152,7 @@ def feature_distillation_loss(
             "must both be (B, C): was the teacher trained with another projector width?"
         )
     squared_error = (student_features.float() - teacher_features.detach().float()).square()  # (B, C)
-    return _weighted_mean(squared_error.mean(1), row_weights, normalizer)
+    return weighted_mean(squared_error.mean(1), row_weights, normalizer)
 
 
 def _clip_bce(mask_logits: Tensor, gt_masks: Tensor) -> Tensor:
@@ -198,7 +198,12 @@ def _per_row(clip_loss: Callable[[Tensor, Tensor], Tensor], mask_logits: Masks, 
     return torch.stack(losses)
 
 
-def _weighted_mean(per_row: Tensor, row_weights: Tensor | None, normalizer: Tensor | None = None) -> Tensor:
+def weighted_mean(per_row: Tensor, row_weights: Tensor | None, normalizer: Tensor | None = None) -> Tensor:
+    """Return Σ w_b·per_row_b / n of (B,) values; weights and n as in `mask_loss`, except that all weights default to 1.
+
+    Raises:
+        ValueError: if the numbers of rows differ.
+    """
     weights = torch.ones_like(per_row) if row_weights is None else row_weights.to(per_row)
     if weights.shape != per_row.shape:
         raise ValueError(f"row_weights has shape {tuple(weights.shape)}, expected {tuple(per_row.shape)}")

@@ -11,7 +11,7 @@ from aurora_rl.data.sample import AVSample
 from aurora_rl.models.control_tokens import check_target, naming
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.head_tokens import find_seg
-from aurora_rl.tasks.targets import Target
+from aurora_rl.tasks.base import Target
 
 
 class SFTCollator:
@@ -74,14 +74,14 @@ class SFTCollator:
     def _checked_target(self, sample: AVSample) -> Target:
         target = self.target(sample)
         with naming(sample):
-            check_target(self.encode.tokenizer, target)
+            check_target(self.encode.tokenizer, target, answer_token=self.encode.task.answer_token)
         return target
 
     def _tokenize(self, sample: AVSample) -> tuple[list[int], int]:
         """Return the token ids of a completion with its end of turn, and how many of them are given.
 
         Both parts are tokenized as one text, as the model would write it. A token that belongs to both the given and
-        the learned part is learned (for Qwen, a full stop and the line break after it are one token).
+        the learned part is learned (in many vocabularies a full stop and the line break after it are one).
         """
         tokenizer, target = self.encode.tokenizer, self._checked_target(sample)
         tokens = tokenizer(target.given + target.learned, add_special_tokens=False, return_offsets_mapping=True)

@@ -43,6 +43,22 @@ class FrameBatch:
         frame_index = torch.cat([torch.arange(count, device=self.frames.device) for count in counts.tolist()])
         return frame_index + (self.counts.cumsum(0) - self.counts)[self.clip_index].repeat_interleave(counts)
 
+    def by_frame(self, per_row: Tensor) -> Tensor:
+        """Give each frame what all rows of its clip have: (B, C) becomes (N, G, C), G the most rows of a clip."""
+        slots = self._slots
+        grouped = per_row.new_zeros(len(self.counts), int(slots.max()) + 1, per_row.size(-1))
+        return grouped.index_put((self.clip_index, slots), per_row).repeat_interleave(self.counts, dim=0)
+
+    def by_row(self, per_frame: Tensor) -> Tensor:
+        """Select each row's own entries, the reverse of `by_frame`: (N, G, ...) becomes (sum over rows of F_b, ...)."""
+        return per_frame[self.row_frames, self._slots.repeat_interleave(self.row_counts)]
+
+    @property
+    def _slots(self) -> Tensor:
+        """Number of each row (B,) among the rows of its clip: clips [0, 1, 0, 0] have the numbers [0, 0, 1, 2]."""
+        same_clip = self.clip_index[:, None] == self.clip_index[None, :]
+        return same_clip.tril(-1).sum(1)
+
 
 @dataclasses.dataclass(frozen=True)
 class HeadLoss:
@@ -178,12 +194,12 @@ class Head(nn.Module, abc.ABC):
     no_columns: ClassVar[Mapping[str, Any]]
 
     @abc.abstractmethod
-    def columns(self, row: Any, gt_masks: Tensor, truth: Tensor) -> dict[str, Any]:
+    def columns(self, row: Any, gt_masks: Tensor | None, truth: Tensor | None) -> dict[str, Any]:
         """Return what reward functions get for one row, beside `gt_masks`; entries may be `rewards.Deferred`.
 
         Args:
             row: the row's prediction.
-            gt_masks: (A, H, W) bool, true masks of the annotated frames, on the CPU.
+            gt_masks: (A, H, W) bool, true masks of the annotated frames, on the CPU; None for a row without truth.
             truth: the same masks on the prediction's device.
         """
 

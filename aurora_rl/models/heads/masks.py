@@ -72,12 +72,8 @@ class MaskHead(Head):
         prompts = self.projector(states.to(next(self.projector.parameters()).dtype))  # (B, C)
         if frames is None:
             return {"sparse_prompt_embeddings": prompts}
-        slots = _slots_within_clip(frames.clip_index)
-        grouped = prompts.new_zeros(len(frames.counts), int(slots.max()) + 1, prompts.size(-1))
-        grouped = grouped.index_put((frames.clip_index, slots), prompts)  # (U, G, C)
-        mask_logits = self.mask_decoder(frames.frames, grouped.repeat_interleave(frames.counts, dim=0))  # (N, G, h, w)
-        row_logits = mask_logits[frames.row_frames, slots.repeat_interleave(frames.row_counts)]
-        return {"sparse_prompt_embeddings": prompts, "mask_logits": row_logits}
+        mask_logits = self.mask_decoder(frames.frames, frames.by_frame(prompts))  # (N, G, h, w)
+        return {"sparse_prompt_embeddings": prompts, "mask_logits": frames.by_row(mask_logits)}
 
     def rows(
         self,
@@ -114,22 +110,15 @@ class MaskHead(Head):
         }
 
     @torch.no_grad()
-    def columns(self, row: Tensor, gt_masks: Tensor, truth: Tensor) -> dict[str, Any]:
+    def columns(self, row: Tensor, gt_masks: Tensor | None, truth: Tensor | None) -> dict[str, Any]:
         """Return `pred_masks`, `mask_counts` and `mask_probs`, which is computed when a reward function reads it."""
         predicted = row > 0  # p > 0.5
-        pred_masks = predicted.cpu()
-        return {
-            "pred_masks": pred_masks,
-            "mask_probs": Deferred(lambda: row.detach().float().sigmoid().cpu()),
-            "mask_counts": count_masks(predicted, truth).on_cpu(pred_masks, gt_masks),
-        }
+        pred_masks, counts = predicted.cpu(), None
+        if gt_masks is not None and truth is not None:
+            counts = count_masks(predicted, truth).on_cpu(pred_masks, gt_masks)
+        probs = Deferred(lambda: row.detach().float().sigmoid().cpu())
+        return {"pred_masks": pred_masks, "mask_probs": probs, "mask_counts": counts}
 
     def row_score(self, row: Tensor, truth: Tensor) -> float:
         """Return the IoU of the masks."""
         return mask_iou(row > 0, truth)
-
-
-def _slots_within_clip(clip_index: Tensor) -> Tensor:
-    """Number each row (B,) among the rows of its clip: [0, 1, 0, 0] -> [0, 0, 1, 2]."""
-    same_clip = clip_index[:, None] == clip_index[None, :]
-    return same_clip.tril(-1).sum(1)
