@@ -99,7 +99,7 @@ class MistakeArguments:
 def judge(
     task: Task, encoded: EncodedSample, completion: Completion, *, min_iou: float
 ) -> tuple[list[str], float | None]:
-    """Return why an answer is wrong (some of `REASONS`, none if it is right), and its IoU; None without masks to score."""
+    """Return why an answer is wrong (some of `REASONS`, none if it is right), and its IoU, if there is one."""
     score = score_rollout(completion.text, completion.mask_probs, encoded.gt_masks, encoded.sample, task=task)
     wrong = {"category": not score.is_right}
     if score.iou is not None:
