@@ -12,6 +12,7 @@ from aurora_rl.data.sample import NULL_CATEGORY, AVSample
 from aurora_rl.tasks.base import PromptMedia, PromptText, chat_messages
 
 SEG_TOKEN = "[SEG]"
+BOX_TOKEN = "[BOX]"
 #: The end of every answer.
 FINAL_SENTENCE = f"It is {SEG_TOKEN}."
 
@@ -123,4 +124,5 @@ def build_messages(
     """
     text = PromptText.fill(instruction, reference=reference)
     media = None if frames is None else PromptMedia(frames, has_audio, video_options or {})
-    return chat_messages(text, media, system_prompt=system_prompt)
+    system = None if system_prompt is None else PromptText(system_prompt, own=system_prompt)
+    return chat_messages(text, media, system_prompt=system)
