@@ -23,11 +23,11 @@ class SFTCollator:
 
     Args:
         encode: encoder that turns a sample into tensors.
-        seg_token_id: id of `[SEG]`.
+        seg_token_id: id of the head's token, `[SEG]` for masks; None for a task without a head.
         target: function from a sample to its completion, one of `tasks.targets`.
     """
 
-    def __init__(self, encode: SampleEncoder, seg_token_id: int, target: Callable[[AVSample], Target]) -> None:
+    def __init__(self, encode: SampleEncoder, seg_token_id: int | None, target: Callable[[AVSample], Target]) -> None:
         self.encode = encode
         self.seg_token_id = seg_token_id
         self.target = target
@@ -47,7 +47,7 @@ class SFTCollator:
     def _head_inputs(self, encoded: Sequence[EncodedSample], batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """Return what the head reads and is trained on: nothing, if the task has no head."""
         frames = collate_frames(encoded)
-        if not frames:
+        if not frames or self.seg_token_id is None:
             return {}
         seg_index, has_seg = find_seg(
             batch["input_ids"],
