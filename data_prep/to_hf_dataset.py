@@ -63,6 +63,8 @@ FIELDS = {
     "wrong": "chain of thought that a model gave and that `chain` corrects, where there is one",
     "seen": "true categories in view, where known",
     "heard": "true categories that sound, in order of onset, where known",
+    "choices": "options of a multiple-choice question, null for other rows",
+    "answer": "true answer of a question that is answered in words, where known",
 }
 
 

@@ -15,6 +15,7 @@ from aurora_rl.data.draw import draw_over_clips
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.hf_dataset import load_hf_dataset
 from aurora_rl.data.omni_avs import load_omni_avs
+from aurora_rl.data.questions import load_questions
 from aurora_rl.data.ref_avs import find_test_splits, load_ref_avs
 from aurora_rl.data.sample import NULL_CATEGORY, AVSample
 from aurora_rl.tasks.base import Task, load_task
@@ -47,6 +48,12 @@ def _load_omni_avs(args: DataArguments, split: str, chains: ChainFile | None) ->
     return load_omni_avs(args.data_root, split, mask_cache=args.mask_cache, num_frames=args.num_frames, chains=chains)
 
 
+def _load_questions(args: DataArguments, split: str, chains: ChainFile | None) -> list[AVSample]:
+    if chains is not None:
+        raise ValueError(f"the rows of questions hold their reasoning: drop `chains` ({chains.path})")
+    return load_questions(args.data_root, split, fps=args.fps, num_frames=args.num_frames)
+
+
 def _load_hf_dataset(args: DataArguments, split: str, chains: ChainFile | None) -> list[AVSample]:
     if args.media_cache is None:
         raise ValueError("hf_dataset keeps its media inside tables: set `media_cache` to a folder to unpack them into")
@@ -64,6 +71,7 @@ LOADERS: dict[str, Callable[[DataArguments, str, ChainFile | None], list[AVSampl
     "avsbench_avss": lambda args, split, chains: load_avsbench_avss(args.data_root, split, chains=chains),
     "omni_avs": _load_omni_avs,
     "hf_dataset": _load_hf_dataset,
+    "questions": _load_questions,
 }
 
 

@@ -14,7 +14,7 @@ from transformers import BitsAndBytesConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from aurora_rl.assembly.arguments import ModelArguments
-from aurora_rl.models.heads import MASK_HEAD, head_attribute, head_fields
+from aurora_rl.models.heads import MASK_HEAD, MaskHead, head_attribute, head_fields
 from aurora_rl.models.loading import LoadedModel, SegmentationLoraConfig, freeze, load_model, read_family
 from aurora_rl.models.mllm import MLLMFamily
 from aurora_rl.models.quantization import four_bit_config
@@ -22,17 +22,23 @@ from aurora_rl.models.quantization import four_bit_config
 logger = logging.getLogger(__name__)
 
 
-def assemble_model(args: ModelArguments, *, is_trainable: bool = True) -> LoadedModel:
+def assemble_model(args: ModelArguments, *, head: str | None = MaskHead.name, is_trainable: bool = True) -> LoadedModel:
     """Load the model and freeze what the arguments name.
 
+    Args:
+        args: arguments of the model.
+        head: name of the head that the task needs; None for none.
+        is_trainable: whether the model is loaded for training.
+
     Raises:
-        ValueError: if weights of 4 bits would be trained without an adapter.
+        ValueError: if the model has no such head, or weights of 4 bits would be trained without an adapter.
         ImportError, RuntimeError: if `load_in_4bit` is set without bitsandbytes or without a GPU.
     """
     loaded = load_model(
         args.model,
         segmenter=args.segmenter,
-        needs="masks",
+        heads=args.heads,
+        needs=head,
         dtype=args.dtype,
         attn_implementation=args.attn_implementation,
         quantization_config=quantization_config(args, is_trainable=is_trainable),

@@ -47,6 +47,8 @@ FEATURES = Features(
 )
 MEDIA_COLUMNS = ("frames", "audio", "masks")
 OPTIONAL_COLUMNS = ("audio", *ANNOTATION_FEATURES)  # null where a row has none
+#: Columns that tables of earlier versions lack; their rows have none of these values.
+NEWER_COLUMNS = ("choices", "answer")
 TEXT_COLUMNS = tuple(name for name in FEATURES if name not in MEDIA_COLUMNS)
 
 #: Largest group of rows that a reader loads at once, in bytes of the file; our own tables stay far below it.
@@ -145,12 +147,14 @@ def _to_sample(record: Mapping[str, Any], cache: Path) -> AVSample:
 
 def _read_rows(path: Path, columns: Sequence[str] = tuple(FEATURES)) -> Iterator[dict[str, Any]]:
     """Yield columns of a table's rows, a few rows at a time; a row's media are bytes."""
-    schema = pa.schema([FEATURES.arrow_schema.field(name) for name in columns])
     try:
         with pq.ParquetFile(path) as file:
-            missing = [name for name in FEATURES if name not in file.schema_arrow.names]
+            there = file.schema_arrow.names
+            missing = [name for name in FEATURES if name not in there and name not in NEWER_COLUMNS]
             if missing:
                 raise DatasetError(f"{path} lacks the column(s) {missing}: make it by data_prep/to_hf_dataset.py")
+            found = [name for name in columns if name in there]
+            schema = pa.schema([FEATURES.arrow_schema.field(name) for name in found])
             for group in range(file.num_row_groups):
                 num_bytes = file.metadata.row_group(group).total_byte_size
                 if num_bytes > MAX_GROUP_BYTES:
@@ -158,8 +162,9 @@ def _read_rows(path: Path, columns: Sequence[str] = tuple(FEATURES)) -> Iterator
                         f"{path} has a row group of {num_bytes} bytes: the limit is {MAX_GROUP_BYTES}, write it in "
                         "smaller ones"
                     )
-                for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=list(columns)):
-                    yield from pa.Table.from_batches([batch]).select(list(columns)).cast(schema).to_pylist()
+                for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=found):
+                    rows = pa.Table.from_batches([batch]).select(found).cast(schema).to_pylist()
+                    yield from (dict.fromkeys(columns) | row for row in rows)
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"cannot read {path}: {error}; get the file again") from error
 

@@ -93,11 +93,6 @@ def read_questions(path: Path) -> list[QuestionRow]:
         raise DatasetError(str(error)) from error
 
 
-def read_question_splits(root: Path) -> set[str]:
-    """Read the splits that questions.jsonl names."""
-    return {row.split for row in read_questions(root / QUESTIONS_FILE)}
-
-
 def _parse_row(record: Mapping[str, Any], *, row: int, place: str) -> QuestionRow:
     try:
         choices = _texts(record, "choices") or ()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from aurora_rl.data.avsbench import AVSS_TABLE, MS3_TABLE, S4_TABLE
 from aurora_rl.data.files import DatasetError, read_table
+from aurora_rl.data.questions import QUESTIONS_FILE, read_questions
 from aurora_rl.data.ref_avs import METADATA_FILE
 from aurora_rl.files.existing import entries
 
@@ -68,4 +69,5 @@ SPLIT_READERS: dict[str, Callable[[Path], set[str]]] = {
     "hf_dataset": lambda root: _read_from_names(
         root / TABLE_FOLDER, pattern=TABLE_NAME, example="train-00000-of-00001.parquet"
     ),
+    "questions": lambda root: {row.split for row in read_questions(root / QUESTIONS_FILE)},
 }

@@ -17,13 +17,13 @@ from aurora_rl.tasks.base import Target
 class SFTCollator:
     """Rows of the dataset become one right-padded batch with labels on the completion only.
 
-    For a task with a head, the batch also holds `seg_index`, the frames of `collate_frames`, and for each row its
-    `seg_weights` (0 without `[SEG]` or without true masks) and `gt_masks` (None without them). It holds
-    `annotated_frames` where a row has frames that are not annotated.
+    For a task with a head, the batch also holds `head_name`, `seg_index`, the frames of `collate_frames`, and for each
+    row its `seg_weights` (0 without the head's token or without true masks) and `gt_masks` (None without them). It
+    holds `annotated_frames` where a row has frames that are not annotated.
 
     Args:
         encode: encoder that turns a sample into tensors.
-        seg_token_id: id of the head's token, `[SEG]` for masks; None for a task without a head.
+        seg_token_id: id of the token at which the task's head predicts; None for a task without a head.
         target: function from a sample to its completion, one of `tasks.targets`.
     """
 
@@ -31,6 +31,11 @@ class SFTCollator:
         self.encode = encode
         self.seg_token_id = seg_token_id
         self.target = target
+
+    @property
+    def head(self) -> str | None:
+        """Name of the head that the batches train; None for a task without one."""
+        return self.encode.task.head
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         encoded = [self.encode(AVSample.from_row(row)) for row in rows]
@@ -59,7 +64,8 @@ class SFTCollator:
         truth: dict[str, Any] = {"gt_masks": [item.gt_masks for item in encoded]}
         if any(item.annotated_frames is not None for item in encoded):
             truth["annotated_frames"] = [item.annotated_frames for item in encoded]
-        return {**frames, "seg_index": seg_index, "seg_weights": (has_seg & has_truth).float(), **truth}
+        inputs = {**frames, "seg_index": seg_index, "head_name": self.encode.task.head}
+        return {**inputs, "seg_weights": (has_seg & has_truth).float(), **truth}
 
     def check(self, samples: Iterable[AVSample]) -> None:
         """Check the targets of all rows before the first one is needed.

@@ -29,6 +29,7 @@ from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.end_of_turn import declare_ends
 from aurora_rl.models.head_tokens import ensure_seg_token, head_token_id, init_seg_embedding, suppress_tokens
 from aurora_rl.models.heads import MaskHead, head_attribute, head_class, head_configs, head_fields
+from aurora_rl.models.heads.segmenters import FrameEncoder
 from aurora_rl.models.mllm import MLLMFamily, get_family
 from aurora_rl.models.sharding import restore_rotary_frequencies
 
@@ -77,10 +78,6 @@ class LoadedModel:
         """The id of each head's token by the head's name."""
         return {name: head_token_id(self.processor.tokenizer, head_class(name).token) for name in self.heads}
 
-    def head_token_id(self, name: str | None) -> int | None:
-        """Return the id of a head's token; None for the name None, of a task without a head."""
-        return None if name is None else self.head_token_ids[name]
-
     @property
     def seg_token_id(self) -> int:
         """The id of `[SEG]`; a model without a mask head raises a ValueError."""
@@ -91,6 +88,11 @@ class LoadedModel:
         """The config of the mask decoder; a model without one raises a ValueError."""
         check_has_head(self.model.config, MaskHead.name, str(self.model.config._name_or_path))
         return self.heads[MaskHead.name]
+
+    def frame_encoder(self, head: str) -> FrameEncoder:
+        """Build the frozen encoder of a head's frame inputs; a model without this head raises a ValueError."""
+        check_has_head(self.model.config, head, str(self.model.config._name_or_path))
+        return head_class(head).frame_encoder(self.heads[head])
 
     @property
     def clip_options(self) -> ClipOptions | None:

@@ -3,8 +3,8 @@
 A generation batch, in TRL's order (method names are TRL's):
 
     _generate_and_score_completions   rows -> EncodedSample, one for each distinct row
-      _tokenize_prompts               prompt ids and media tensors
-      _generate_single_turn           rollouts, in eval mode, and their states at `[SEG]`
+      _tokenize_prompts               prompt ids, and the rows that have their media
+      _generate_single_turn           rollouts of a source (`rollout/base.py`), and their states at `[SEG]`
       _get_per_token_logps...         old and reference log-probabilities, where TRL wants them
       _calculate_rewards              masks of every completion -> columns of the reward functions
     _compute_loss                     one forward: log-probabilities and masks -> policy loss + mask loss
@@ -30,17 +30,17 @@ from trl.extras.profiling import profiling_context
 
 from aurora_rl.losses import mask_loss
 from aurora_rl.models.adapters import check_trained_head
-from aurora_rl.models.collate import distinct_media
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.eval_mode import eval_mode
-from aurora_rl.models.grounding import freeze_other_heads, install_mask_forward, shared_media
+from aurora_rl.models.grounding import freeze_other_heads, install_mask_forward
 from aurora_rl.models.head_tokens import find_seg
 from aurora_rl.models.heads import MaskHead
 from aurora_rl.models.loading import LoadedModel
-from aurora_rl.models.rollout_states import recorded_states
 from aurora_rl.models.sharding import gather_at_once
 from aurora_rl.rewards import guard_reward_func, load_reward_func
-from aurora_rl.rollout.sampler import VLLMSampler
+from aurora_rl.rollout.base import RolloutSource, Turn
+from aurora_rl.rollout.transformers_source import TransformersSource
+from aurora_rl.rollout.vllm_source import VLLMSource
 from aurora_rl.tasks.base import completion_text
 from aurora_rl.trainers.grounded_rollouts import DecodedMasks, ForwardPasses, RolloutBatch, reward_rows
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
@@ -105,7 +105,7 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         if self.use_vllm:
             loaded = LoadedModel(self.model, self.encode.processor, self.encode.family)
             self.vllm_generation = vllm_engine(self, loaded)
-            self._vllm = VLLMSampler(self.vllm_generation, seed=args.seed, process_index=self.accelerator.process_index)
+            self._vllm = VLLMSource(self.vllm_generation, seed=args.seed)
         # After super(), which has put its fused LM head in place of `forward`.
         policy = self.model.get_base_model() if is_peft_model(self.model) else self.model
         install_mask_forward(policy)
@@ -157,38 +157,43 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         """Put what a seam has found out into the batch."""
         self._batch = dataclasses.replace(self._batch, **found)
 
-    def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict[str, torch.Tensor]]:
-        """Take the media of the prompts from the batch's rows; TRL knows images only (huggingface/trl#6294)."""
+    def _generate(self, prompts: list) -> tuple[Any, ...]:
+        """Sample as TRL does, and hide the rows that have travelled in the place of images: TRL would process them."""
+        *generated, _images, tool_images = super()._generate(prompts)
+        return (*generated, None, tool_images)
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], Any, dict[str, torch.Tensor]]:
+        """Return the rows in the place of images: where TRL goes on with some prompts alone, it selects these too."""
         rows = self._batch.rows
         if len(prompts) != len(rows):
             raise RuntimeError(f"{len(prompts)} prompts for {len(rows)} encoded rows: TRL's order has changed")
-        media = {}
-        if not self.use_vllm:  # vLLM runs the processor itself
-            features, media_index = distinct_media(rows)
-            media = self.encode.family.collate_features(features, media_index)
-        return [row.prompt.prompt_ids for row in rows], None, media
+        return [row.prompt.prompt_ids for row in rows], rows, {}
 
     def _generate_single_turn(
         self, prompt_ids: list, images: Any, multimodal_fields: Any, num_generations: int, *args: Any, **kwargs: Any
-    ) -> Any:
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        """Ask the source; `images` are the rows of these prompts, see `_tokenize_prompts`."""
+        turn = Turn(
+            num_generations,
+            step=self.state.global_step,
+            is_eval=not self.model.training,
+            first_row=self.accelerator.process_index * len(self._batch.rows),
+            profile=functools.partial(profiling_context, self),
+        )
+        rollouts = self._source().generate(prompt_ids, images, turn)
+        self._learn(states=rollouts.states)
+        return rollouts.completion_ids, rollouts.logprobs
+
+    def _source(self) -> RolloutSource:
         if self.use_vllm:
-            rollouts = self._vllm.generate(
-                [row.prompt for row in self._batch.rows],
-                num_generations=num_generations,
-                step=self.state.global_step,
-                is_eval=not self.model.training,
-                profile=functools.partial(profiling_context, self),
-            )
-            return rollouts.completion_ids, rollouts.logprobs
-        _, media_index = distinct_media(self._batch.rows)
-        recording = recorded_states(self.model) if self._states_are_recorded else contextlib.nullcontext()
-        # TRL samples in train mode, with LoRA's dropout on.
-        with eval_mode(self.model), shared_media(self.model, media_index), recording as states:
-            completion_ids, logprobs = super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
-            )
-        self._learn(states=None if states is None else states.at_last(self.seg_token_id, completion_ids))
-        return completion_ids, logprobs
+            return self._vllm
+        sample = super()._generate_single_turn
+        return TransformersSource(
+            self.model,  # not kept: transformers may wrap it anew when training begins
+            self.encode.family,
+            lambda prompt_ids, media, num_generations: sample(prompt_ids, None, media, num_generations)[0],
+            kept_token_id=self.seg_token_id if self._states_are_recorded else None,
+        )
 
     @property
     def _states_are_recorded(self) -> bool:

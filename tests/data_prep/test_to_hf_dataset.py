@@ -14,7 +14,7 @@ from huggingface_hub import DatasetCard
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import find_train_categories, load_split
 from aurora_rl.data.files import DatasetError
-from aurora_rl.data.hf_dataset import FEATURES, TEXT_COLUMNS, load_hf_dataset
+from aurora_rl.data.hf_dataset import FEATURES, TEXT_COLUMNS, load_hf_dataset, read_categories
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.sample import AVSample
 from data_prep import to_hf_dataset
@@ -244,6 +244,13 @@ def test_malformed_tables_are_an_error_that_names_the_row(
     rewrite(change, hf_root, tmp_path)
     with pytest.raises(DatasetError, match=expected):
         load_hf_dataset(tmp_path, "val", media_cache=tmp_path / "media")
+
+
+def test_tables_of_earlier_versions_have_no_questions(hf_root: Path, tiny_benchmark: Path, tmp_path: Path) -> None:
+    rewrite(lambda rows: [row.pop(name) for row in rows for name in ("choices", "answer")], hf_root, tmp_path)
+    found = load_hf_dataset(tmp_path, "val", media_cache=tmp_path / "media")
+    assert [texts(sample) for sample in found] == [texts(sample) for sample in source(tiny_benchmark, "val")]
+    assert read_categories(tmp_path, "val") == {sample.category for sample in found}
 
 
 def test_missing_and_damaged_tables_are_errors(hf_root: Path, tmp_path: Path) -> None:
