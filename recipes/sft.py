@@ -38,7 +38,7 @@ Collator = Callable[..., dict[str, Any]]
 
 
 def with_teacher(
-    collate: Collator,
+    collate: SFTCollator,
     samples: list[AVSample],
     model_args: ModelArguments,
     data_args: DataArguments,

@@ -32,6 +32,11 @@ class SFTCollator:
         self.seg_token_id = seg_token_id
         self.target = target
 
+    @property
+    def head(self) -> str | None:
+        """Name of the head that the batches train; None for a task without one."""
+        return self.encode.task.head
+
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         encoded = [self.encode(AVSample.from_row(row)) for row in rows]
         completions = [self._tokenize(item.sample) for item in encoded]
