@@ -15,6 +15,8 @@ from torch.nn import functional
 
 #: Masks of B rows: one (B, F, H, W) tensor, or B tensors (F, H, W) whose F, H and W may differ.
 Masks = Tensor | Sequence[Tensor]
+#: True masks of B rows; None for a row without truth, whose loss is 0.
+GtMasks = Tensor | Sequence[Tensor | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +36,14 @@ class MaskLosses:
     per_row: Tensor
 
 
-def mask_bce_loss(mask_logits: Masks, gt_masks: Masks) -> Tensor:
+def mask_bce_loss(mask_logits: Masks, gt_masks: GtMasks) -> Tensor:
     """Compute the binary cross-entropy of each row: mean over pixels, then frames.
 
     BCE = -mean[g·log σ(x) + (1 - g)·log(1 - σ(x))]  (paper, mask loss)
 
     Args:
         mask_logits: B rows of (F, H, W) float, logits.
-        gt_masks: B rows of (F, H, W) bool.
+        gt_masks: B rows of (F, H, W) bool; None for a row without truth, whose loss is 0.
 
     Returns:
         (B,) float32.
@@ -52,7 +54,7 @@ def mask_bce_loss(mask_logits: Masks, gt_masks: Masks) -> Tensor:
     return _per_row(_clip_bce, mask_logits, gt_masks)
 
 
-def dice_loss(mask_logits: Masks, gt_masks: Masks, *, variant: str = "aurora") -> Tensor:
+def dice_loss(mask_logits: Masks, gt_masks: GtMasks, *, variant: str = "aurora") -> Tensor:
     """Compute the Dice loss of each row, p = σ(logits), sums over the pixels of a frame.
 
     - `"aurora"`: mean of 1 - (2·Σpg + 1) / (Σp + Σg + 1) over the frames whose truth is not empty, and 0 if there are
@@ -62,7 +64,7 @@ def dice_loss(mask_logits: Masks, gt_masks: Masks, *, variant: str = "aurora") -
 
     Args:
         mask_logits: B rows of (F, H, W) float, logits.
-        gt_masks: B rows of (F, H, W) bool.
+        gt_masks: B rows of (F, H, W) bool; None for a row without truth, whose loss is 0.
         variant: `"aurora"` or `"lisa"`.
 
     Returns:
@@ -78,7 +80,7 @@ def dice_loss(mask_logits: Masks, gt_masks: Masks, *, variant: str = "aurora") -
 
 def mask_loss(
     mask_logits: Masks,
-    gt_masks: Masks,
+    gt_masks: GtMasks,
     *,
     row_weights: Tensor | None = None,
     normalizer: Tensor | None = None,
@@ -90,9 +92,10 @@ def mask_loss(
 
     Args:
         mask_logits: B rows of (F, H, W) float, logits.
-        gt_masks: B rows of (F, H, W) bool.
-        row_weights: (B,) weights, 0 for a row without `[SEG]`; all 1 by default. A zero-weighted row keeps its place
-            in the graph with a gradient of exactly 0, so that every process runs the same backward collectives.
+        gt_masks: B rows of (F, H, W) bool; None for a row without truth, whose loss is 0.
+        row_weights: (B,) weights, 0 for a row without `[SEG]` or without truth; by default 1 for each row with truth.
+            A zero-weighted row keeps its place in the graph with a gradient of exactly 0, so that every process runs
+            the same backward collectives.
         normalizer: n, if these rows are only a part of the batch: Σ w_b over the whole batch, divided by the number of
             its parts. The mean of the parts' losses is then the loss of the whole batch.
         bce_weight: weight of the BCE.
@@ -105,10 +108,12 @@ def mask_loss(
     Raises:
         ValueError: if a row's shapes differ, or the numbers of rows do.
     """
+    if row_weights is None:
+        row_weights = torch.tensor([float(truth is not None) for truth in gt_masks])
     bce = mask_bce_loss(mask_logits, gt_masks)  # (B,)
     dice = dice_loss(mask_logits, gt_masks, variant=dice_variant)  # (B,)
-    mean_bce = _weighted_mean(bce, row_weights, normalizer)
-    mean_dice = _weighted_mean(dice, row_weights, normalizer)
+    mean_bce = weighted_mean(bce, row_weights, normalizer)
+    mean_dice = weighted_mean(dice, row_weights, normalizer)
     return MaskLosses(
         bce=mean_bce,
         dice=mean_dice,
@@ -147,7 +152,7 @@ def feature_distillation_loss(
             "must both be (B, C): was the teacher trained with another projector width?"
         )
     squared_error = (student_features.float() - teacher_features.detach().float()).square()  # (B, C)
-    return _weighted_mean(squared_error.mean(1), row_weights, normalizer)
+    return weighted_mean(squared_error.mean(1), row_weights, normalizer)
 
 
 def _clip_bce(mask_logits: Tensor, gt_masks: Tensor) -> Tensor:
@@ -175,12 +180,15 @@ def _frame_dice(mask_logits: Tensor, gt_masks: Tensor, *, scale: float, smooth: 
 _DICE_VARIANTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"aurora": _clip_dice, "lisa": _clip_lisa_dice}
 
 
-def _per_row(clip_loss: Callable[[Tensor, Tensor], Tensor], mask_logits: Masks, gt_masks: Masks) -> Tensor:
+def _per_row(clip_loss: Callable[[Tensor, Tensor], Tensor], mask_logits: Masks, gt_masks: GtMasks) -> Tensor:
     """Return (B,), the loss of each row in float32."""
     if len(mask_logits) != len(gt_masks):
         raise ValueError(f"{len(mask_logits)} rows of mask_logits for {len(gt_masks)} rows of gt_masks")
     losses = []
     for row, (logits, truth) in enumerate(zip(mask_logits, gt_masks, strict=True)):
+        if truth is None:
+            losses.append(0.0 * logits.float().sum())
+            continue
         if logits.shape != truth.shape or logits.ndim != 3:
             raise ValueError(
                 f"row {row}: mask_logits {tuple(logits.shape)} and gt_masks {tuple(truth.shape)} must be the same "
@@ -190,7 +198,12 @@ def _per_row(clip_loss: Callable[[Tensor, Tensor], Tensor], mask_logits: Masks, 
     return torch.stack(losses)
 
 
-def _weighted_mean(per_row: Tensor, row_weights: Tensor | None, normalizer: Tensor | None = None) -> Tensor:
+def weighted_mean(per_row: Tensor, row_weights: Tensor | None, normalizer: Tensor | None = None) -> Tensor:
+    """Return Σ w_b·per_row_b / n of (B,) values; weights and n as in `mask_loss`, except that all weights default to 1.
+
+    Raises:
+        ValueError: if the numbers of rows differ.
+    """
     weights = torch.ones_like(per_row) if row_weights is None else row_weights.to(per_row)
     if weights.shape != per_row.shape:
         raise ValueError(f"row_weights has shape {tuple(weights.shape)}, expected {tuple(per_row.shape)}")

@@ -17,7 +17,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from aurora_rl.trainers import grpo
+from aurora_rl.trainers import grounded_rollouts, grpo
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from benchmarks.memory import peak_memory
@@ -190,9 +190,7 @@ def _watch_parts(trainer: Any, stopwatch: Stopwatch) -> None:
     """Count the parts that both trainers have; `scoring` holds TRL's forward passes without gradient."""
 
     def forward_part() -> str:
-        if torch.is_grad_enabled():
-            return "forward"
-        return "mask states" if stopwatch.running == "mask states" else "scoring"
+        return "forward" if torch.is_grad_enabled() else "scoring"
 
     has_masks = isinstance(trainer, AuroraGRPOTrainer)
     stopwatch.watch(trainer, "_generate_and_score_completions", "prompts")
@@ -208,26 +206,30 @@ def _watch_mask_parts(trainer: AuroraGRPOTrainer, stopwatch: Stopwatch) -> None:
     """Count the parts that our trainer has for masks alone."""
     head = trainer.accelerator.unwrap_model(trainer.model).seg_head
     _mark_end_of_mask_backward(head, stopwatch)
-    stopwatch.watch(trainer, "_decode_rollouts", "mask states")
-    stopwatch.watch(trainer, "_decode_states", "mask decode")
+    stopwatch.watch(trainer._passes, "_by_a_pass_of_their_own", "mask states")
+    stopwatch.watch(trainer._passes, "_from_states", "mask decode")
     stopwatch.watch(head, "forward", "mask decode")
     stopwatch.watch(trainer, "_mask_loss", "mask decode")
-    stopwatch.watch(trainer, "_with_masks", "mask reward")
     trainer.reward_funcs[1] = stopwatch.watched(trainer.reward_funcs[1], "mask reward")
 
 
 @contextlib.contextmanager
 def mask_functions_watched(stopwatch: Stopwatch) -> Iterator[None]:
-    """Count the functions that our trainer's module calls for masks alone, while the block runs."""
-    parts = {"row_mask_logits": "mask decode", "collate_frames": "mask decode", "count_masks": "mask reward"}
-    unwatched = {name: getattr(grpo, name) for name in parts}
+    """Count the functions that our trainer's modules call for masks alone, while the block runs."""
+    parts = [
+        (grounded_rollouts, "row_mask_logits", "mask decode"),
+        (grounded_rollouts, "collate_frames", "mask decode"),
+        (grounded_rollouts, "count_masks", "mask reward"),
+        (grpo, "reward_rows", "mask reward"),
+    ]
+    unwatched = [(module, name, getattr(module, name)) for module, name, _ in parts]
     try:
-        for name, part in parts.items():
-            stopwatch.watch(grpo, name, part)
+        for module, name, part in parts:
+            stopwatch.watch(module, name, part)
         yield
     finally:
-        for name, function in unwatched.items():
-            setattr(grpo, name, function)
+        for module, name, function in unwatched:
+            setattr(module, name, function)
 
 
 def _mark_end_of_mask_backward(head: torch.nn.Module, stopwatch: Stopwatch) -> None:

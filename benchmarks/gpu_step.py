@@ -45,6 +45,7 @@ from aurora_rl.footprint.workload import Workload
 from aurora_rl.models.encoding import PromptOptions, SampleEncoder
 from aurora_rl.models.heads.segmenters import build_frame_encoder
 from aurora_rl.models.loading import prepare_vocabulary
+from aurora_rl.models.mllm import EncodedPrompt, TowerPass
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 from aurora_rl.models.mllm.qwen2_5_omni.model import AuroraQwen2_5Omni
 from aurora_rl.models.mllm.qwen2_5_omni.tiny import (
@@ -289,6 +290,17 @@ def step_flops(contender: Contender, shape: Shape) -> StepFlops:
     return estimate_flops(meta, work, checkpointing=trainer.args.gradient_checkpointing, is_gpu=is_gpu)
 
 
+def tower_work(contender: Contender, prompt: EncodedPrompt, clips: int) -> dict[str, TowerPass]:
+    """Return the towers' work for some clips of a prompt's real lengths."""
+    config = contender.trainer.accelerator.unwrap_model(contender.trainer.model).config
+    vision, audio = config.vision_config, config.audio_config
+    patches, columns = len(prompt.features["pixel_values_videos"]), int(prompt.features["feature_attention_mask"].sum())
+    return {
+        "visual": TowerPass(clips * patches, vision.hidden_size, vision.depth),
+        "audio_tower": TowerPass(clips * columns / 2, audio.d_model, audio.encoder_layers),
+    }
+
+
 def step_work(contender: Contender, shape: Shape) -> Workload:
     """Return the sizes of a micro-batch: it has rows of both clips, as rows are shuffled."""
     prompt, clips = contender.trainer.encode(_sample()).prompt, min(NUM_CLIPS, shape.num_generations)
@@ -297,8 +309,7 @@ def step_work(contender: Contender, shape: Shape) -> Workload:
         clips=clips,
         prompt_tokens=len(prompt.prompt_ids),
         completion_tokens=shape.completion_length,
-        patches=clips * len(prompt.features["pixel_values_videos"]),
-        mels=clips * int(prompt.features["feature_attention_mask"].sum()),
+        towers=tower_work(contender, prompt, clips),
         frames=shape.num_frames,
         size=shape.frame_size,
         generated_rows=NUM_CLIPS * shape.num_generations,

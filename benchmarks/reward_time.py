@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from aurora_rl.assembly.options import OptionParser
-from aurora_rl.trainers.grpo import _mask_columns
+from aurora_rl.trainers.grounded_rollouts import mask_columns
 from benchmarks.f_measure import disc
 from reward_fns.mask_iou import mask_iou_reward
 from reward_fns.reasoning_consistency import reasoning_consistency_reward
@@ -50,7 +50,7 @@ def _iou_by_sums(pred_masks: torch.Tensor, gt_masks: torch.Tensor) -> float:
 
 def now(mask_logits: torch.Tensor, gt_masks: torch.Tensor) -> tuple[float, float]:
     """Compute the trainer's columns of the logits, the mask IoU of the curves, and two rewards that read it."""
-    entries = _mask_columns(mask_logits, gt_masks, gt_masks)
+    entries = mask_columns(mask_logits, gt_masks, gt_masks)
     columns: dict[str, Any] = {name: [entry] for name, entry in entries.items()} | {"gt_masks": [gt_masks]}
     [reward] = mask_iou_reward([""], [""], **columns)
     assert reward is not None and reward == entries["mask_counts"].mask_iou

@@ -123,5 +123,6 @@ class ImageEncoder(SampleEncoder):
             frame_inputs=self.frame_inputs(sample, self.clip),
             gt_masks=torch.from_numpy(self.clip.gt_masks),
             loudness_dbfs=0.0,
+            frame_size=(self.clip.frames.shape[1], self.clip.frames.shape[2]),
         )
         return lambda: encoded

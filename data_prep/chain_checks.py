@@ -15,8 +15,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aurora_rl.data.sample import NULL_CATEGORY
-from aurora_rl.tasks.completions import normalise_category, parse_completion
+from aurora_rl.tasks.base import load_task
+from aurora_rl.tasks.completions import normalise_category
 from aurora_rl.tasks.prompts import REASONING_STEPS, SEG_TOKEN, STEP_LABELS, answer_for, render_chain
+from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation, answers_category, has_form
+
+#: The task whose chains are written and checked here.
+TASK = ReferenceSegmentation()
 
 PROBLEMS = {
     "unreadable": "no JSON record with uid, row, category, steps and answer",
@@ -90,6 +95,23 @@ class Problem:
     detail: str
 
 
+def check_task(spec: str) -> None:
+    """Check that a recipe's task is the one whose chains are written here.
+
+    Args:
+        spec: the task, as `DataArguments.task` names it.
+
+    Raises:
+        ValueError: if it is another task.
+    """
+    task = load_task(spec)
+    if not isinstance(task, ReferenceSegmentation):
+        raise ValueError(
+            f"chains are written for reference segmentation, not for the task {task.name}: leave `task` out, or write "
+            "the chains of that task by other means"
+        )
+
+
 def repair(step: str, text: str) -> tuple[str, tuple[str, ...]]:
     """Repair a step's text, without changing its meaning.
 
@@ -148,10 +170,10 @@ def names_category(steps: Mapping[str, str], category: str) -> bool:
 
 
 def _answer_problems(answer: str, category: str) -> Iterator[Problem]:
-    parsed = parse_completion(answer)
-    if parsed.category != normalise_category(category):
+    parsed = TASK.parse(answer)
+    if not answers_category(parsed, category):
         yield Problem("wrong_category", f"answers {parsed.category!r}, the truth is {category!r}")
-    if len(parsed.targets) > 1 or parsed.num_seg != 1 or not parsed.ends_with_seg:
+    if len(parsed.targets) > 1 or not has_form(parsed, require_steps=False):
         yield Problem("second_answer", f"expected an answer such as {answer_for(category)!r}, not {answer!r}")
 
 
@@ -176,8 +198,8 @@ def _step_problems(step: str, text: object, limits: ChainLimits) -> Iterator[Pro
 
 def _reads_back(steps: Mapping[str, str], answer: str, category: str) -> bool:
     """Return whether the trainers, which parse the chain's text, find the same steps and category in it."""
-    parsed = parse_completion(render_chain(steps, answer))
-    return parsed.has_all_steps and parsed.num_seg == 1 and parsed.targets == (normalise_category(category),)
+    parsed = TASK.parse(render_chain(steps, answer))
+    return has_form(parsed) and parsed.targets == (normalise_category(category),)
 
 
 def _is_bad(character: str) -> bool:

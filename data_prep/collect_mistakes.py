@@ -3,7 +3,7 @@
 accelerate launch --config_file accelerate_configs/cpu.yaml data_prep/collect_mistakes.py \
     --config recipes/synthetic/mistakes.yaml
 
-A row is a mistake if the category is wrong, no `[SEG]` is written, or the masks' IoU is below `min_iou`. Every answer
+A row is a mistake if the answer is wrong, no `[SEG]` is written, or the masks' IoU is below `min_iou`. Every answer
 is on disk, in <output>.parts/, before the next batch is asked: the same command resumes a killed run, with any number
 of processes. At the end the mistakes are written to <output>, sorted by row, for `correct_cot.py`.
 """
@@ -42,7 +42,7 @@ from aurora_rl.inference.predictor import Completion, Predictor, unfinished_batc
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.checkpoint_files import fingerprint_checkpoint
 from aurora_rl.models.encoding import EncodedSample
-from aurora_rl.tasks.completions import parse_completion
+from aurora_rl.tasks.base import Task
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class MistakeArguments:
         output: JSONL file of the mistakes.
         max_rows: number of rows of `train_split` to ask about, from the first, for a trial; the rows of a clip are
             consecutive, so these are few clips; None for all.
-        min_iou: IoU below which an answer of the right category is a mistake; 0 keeps wrong categories only.
+        min_iou: IoU below which a right answer is a mistake; 0 keeps wrong answers only.
         num_samples: completions drawn a row, of which the first wrong one is kept; 0 for one, decoded greedily.
         temperature: temperature at which completions are drawn.
         max_completion_length: largest number of tokens of a completion.
@@ -96,22 +96,23 @@ class MistakeArguments:
     use_cpu: bool = dataclasses.field(default=False, metadata={"help": "Use the CPU, even where there is a GPU."})
 
 
-def judge(encoded: EncodedSample, completion: Completion, *, min_iou: float) -> tuple[list[str], float]:
-    """Return why an answer is wrong (some of `REASONS`, none if it is right), and its IoU."""
-    score = score_rollout(completion.text, completion.mask_probs, encoded.gt_masks, encoded.sample)
-    wrong = {
-        "category": score.category < 1.0,
-        "no_seg": completion.mask_probs is None,
-        "iou": score.iou < min_iou,
-    }
-    return [reason for reason in REASONS if wrong[reason]], score.iou
+def judge(
+    task: Task, encoded: EncodedSample, completion: Completion, *, min_iou: float
+) -> tuple[list[str], float | None]:
+    """Return why an answer is wrong (some of `REASONS`, none if it is right), and its IoU; None without true masks."""
+    wrong = {"category": not task.is_right(task.parse(completion.text), encoded.sample)}
+    iou = None
+    if encoded.gt_masks is not None:
+        iou = score_rollout(completion.text, completion.mask_probs, encoded.gt_masks, encoded.sample).iou
+        wrong |= {"no_seg": completion.mask_probs is None, "iou": iou < min_iou}
+    return [reason for reason in REASONS if wrong.get(reason)], iou
 
 
 def answer_record(
-    encoded: EncodedSample, completions: list[Completion], *, min_iou: float, model: str
+    task: Task, encoded: EncodedSample, completions: list[Completion], *, min_iou: float, model: str
 ) -> dict[str, Any]:
     """Make a row's record: of its first wrong completion, or of the first one, without reasons, if all are right."""
-    judged = [(completion, *judge(encoded, completion, min_iou=min_iou)) for completion in completions]
+    judged = [(completion, *judge(task, encoded, completion, min_iou=min_iou)) for completion in completions]
     completion, reasons, iou = next((entry for entry in judged if entry[1]), judged[0])
     sample = encoded.sample
     return {
@@ -121,8 +122,8 @@ def answer_record(
         "category": sample.category,
         "exp": sample.reference,
         "completion": completion.text,
-        "answered": parse_completion(completion.text).category,
-        "iou": round(iou, 6),
+        "answered": task.parse(completion.text).value,
+        "iou": None if iou is None else round(iou, 6),
         "reasons": reasons,
         "model": model,
     }
@@ -174,7 +175,9 @@ def ask(
     with contextlib.closing(answers):
         for encoded, completions in answers:
             if not is_done(encoded.sample):
-                log.append(answer_record(encoded, completions, min_iou=args.min_iou, model=model))
+                log.append(
+                    answer_record(predictor.encode.task, encoded, completions, min_iou=args.min_iou, model=model)
+                )
                 yield
 
 

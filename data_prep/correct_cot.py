@@ -52,7 +52,7 @@ from data_prep.asking import (
     run_questions,
     write_report,
 )
-from data_prep.chain_checks import ChainLimits
+from data_prep.chain_checks import ChainLimits, check_task
 from data_prep.chain_prompts import MediaArguments, chain_messages, chain_record, chain_schema, read_chain_reply
 
 MISTAKE_KEYS = ("split", "category", "exp", "completion", "model")  # keys of text, in addition to uid and row
@@ -205,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ConfigParser(kinds, description=__doc__)
     try:
         data_args, args, run_args, media, limits, endpoint_args = parser.parse_args_and_config(argv)
+        check_task(data_args.task)
         # The config of a stage may name the files that are made here.
         data_args = dataclasses.replace(data_args, chains=None, reflections=None)
         all_mistakes = load_mistakes(Path(args.mistakes), data_args)

@@ -25,7 +25,7 @@ from aurora_rl.endpoint.arguments import EndpointArguments
 from aurora_rl.files.journal import Record
 from aurora_rl.logs import setup_logging
 from data_prep.asking import Question, RunArguments, run_questions
-from data_prep.chain_checks import ChainLimits
+from data_prep.chain_checks import ChainLimits, check_task
 from data_prep.chain_prompts import MediaArguments, chain_messages, chain_record, chain_schema, read_chain_reply
 
 
@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ConfigParser(kinds, description=__doc__)
     try:
         data_args, args, run_args, media, limits, endpoint_args = parser.parse_args_and_config(argv)
+        check_task(data_args.task)
         # The config of a stage may name the files that are made here.
         data_args = dataclasses.replace(data_args, chains=None, reflections=None)
         samples = load_split(data_args, args.split)[: run_args.max_rows]

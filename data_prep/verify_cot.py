@@ -26,8 +26,8 @@ from aurora_rl.files.existing import check_file, check_writable_file
 from aurora_rl.files.journal import Record, RowKey, row_key, to_lines
 from aurora_rl.files.output_lock import hold_output
 from aurora_rl.files.plain import check_plain_file, parse_json
-from aurora_rl.tasks.prompts import REASONING_STEPS, SEG_TOKEN, answer_for
-from data_prep.chain_checks import PROBLEMS, ChainLimits, Problem, find_problems, repair
+from aurora_rl.tasks.prompts import REASONING_STEPS, answer_for
+from data_prep.chain_checks import PROBLEMS, TASK, ChainLimits, Problem, find_problems, repair
 
 KEPT = "kept"
 
@@ -211,8 +211,8 @@ def _check_keys(record: Any) -> RowKey:
 def _wrong_text_problems(wrong: object) -> Iterable[Problem]:
     if not isinstance(wrong, str) or not wrong.strip():
         yield Problem("bad_wrong_text", f"it is {wrong!r}")
-    elif SEG_TOKEN in wrong:
-        yield Problem("bad_wrong_text", f"it holds {SEG_TOKEN}")
+    elif TASK.answer_token in wrong:
+        yield Problem("bad_wrong_text", f"it holds {TASK.answer_token}")
 
 
 def _dropped_record(verdict: Verdict) -> Record:

@@ -17,8 +17,11 @@ from aurora_rl.evaluation.intervals import Interval, bootstrap_over_seeds
 from aurora_rl.evaluation.measures import MEASURES
 from aurora_rl.evaluation.records import RowResult, read_results
 from aurora_rl.files.atomic import write_whole
-from aurora_rl.tasks.completions import normalise_category, parse_completion
+from aurora_rl.tasks.completions import normalise_category
+from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 
+#: The task of the stages.
+TASK = ReferenceSegmentation()
 #: Stages in the order of the table, with their names in it; stages that were not evaluated are skipped.
 TITLES = {
     "teacher": "teacher (no chain)",
@@ -105,7 +108,7 @@ def scores(runs: Runs) -> dict[str, Spread | None]:
 
 def is_taken_back(result: RowResult) -> bool:
     """Return whether the greedy answer corrects its first claim."""
-    return parse_completion(result.completion.text).standing != result.completion.text
+    return TASK.parse(result.completion.text).standing != result.completion.text
 
 
 def right_of_taken_back(runs: Runs, claim: int) -> Spread | None:
@@ -113,7 +116,7 @@ def right_of_taken_back(runs: Runs, claim: int) -> Spread | None:
     shares = []
     for results in runs.values():
         answers = [result for result in results if is_taken_back(result)]
-        claims = [parse_completion(result.completion.text).targets or (None,) for result in answers]
+        claims = [TASK.parse(result.completion.text).targets or (None,) for result in answers]
         right = [named[claim] == normalise_category(r.category) for named, r in zip(claims, answers, strict=True)]
         shares += [sum(right) / len(right)] if right else []
     return spread(shares) if shares else None

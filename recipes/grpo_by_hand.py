@@ -45,7 +45,6 @@ from aurora_rl.models.grounding import row_mask_logits, shared_media
 from aurora_rl.models.head_tokens import find_seg
 from aurora_rl.rewards import guard_reward_func, load_reward_func
 from aurora_rl.tasks.completions import normalise_category, parse_completion
-from aurora_rl.tasks.prompts import text_prompt
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 
 #: Keys that would ask for another algorithm, with the only value that is known here.
@@ -146,7 +145,7 @@ def run_forward(
     in_completion = labels[:, 1:] != -100
     logps = logps.masked_fill(~in_completion, 0.0)  # placeholders of media have -10,000, and a ratio of them may be inf
     frame_counts = frames["seg_frame_counts"][frames["seg_clip_index"]]  # (B,), F of each row
-    mask_logits = row_mask_logits(model, outputs.mask_logits, frame_counts, [row.gt_masks for row in rows])
+    mask_logits = row_mask_logits(model, outputs.mask_logits, frame_counts, [row.frame_size for row in rows])
     return ForwardPass(logps, in_completion, mask_logits, has_seg)
 
 
@@ -154,7 +153,7 @@ def reward_columns(
     encode: SampleEncoder, rows: list[EncodedSample], texts: list[str], rollouts: ForwardPass
 ) -> dict[str, list[Any]]:
     """Return what the reward functions read: columns of B entries, those of the dataset among them."""
-    samples, prompt = [row.sample for row in rows], text_prompt(encode.options.instruction)
+    samples, prompt = [row.sample for row in rows], encode.text_prompt
     decoded = list(zip(rollouts.mask_logits, rollouts.has_seg.tolist(), strict=True))
     return {name: [getattr(sample, name) for sample in samples] for name in samples[0].to_row()} | {
         "sample": samples,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aurora_rl.tasks.base import Answer, completion_text
-from aurora_rl.tasks.reference_segmentation import names_category, read_answers
+from aurora_rl.tasks.reference_segmentation import answers_category, read_answers
 
 
 def category_reward(
@@ -38,7 +38,7 @@ def category_reward(
         Per completion 1.0 or 0.0, never None: a completion that claims nothing is wrong.
     """
     parsed = read_answers(completions, answers)
-    return [float(names_category(answer, truth)) for answer, truth in zip(parsed, category, strict=True)]
+    return [float(answers_category(answer, truth)) for answer, truth in zip(parsed, category, strict=True)]
 
 
 def authors_category_reward(

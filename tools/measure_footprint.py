@@ -33,6 +33,7 @@ from aurora_rl.data.sample import AVSample
 from aurora_rl.footprint import Clips, Footprint, Launch, estimate_footprint
 from aurora_rl.footprint.workload import Workload, build_workload
 from aurora_rl.models.collate import SFTCollator
+from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 from aurora_rl.models.mllm.qwen2_5_omni.tiny import TinyOmniConfig, build_tiny_omni
 from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
 from aurora_rl.tasks.targets import gold_chain
@@ -43,7 +44,7 @@ BENCHMARK = SyntheticConfig(train=8, val=1, test_s=1, test_u=0, test_n=1, rows_p
 SIZE = TinyOmniConfig(hidden_size=256, num_layers=8, num_heads=8, tower_size=64)
 BATCH_SIZE = 8
 SEGMENTER = {"type": "dot", "image_size": 64, "width": 32}
-FROZEN_TOWERS = {"freeze": ["visual", "audio_tower"]}
+FROZEN_TOWERS = {"freeze": ["towers"]}
 
 #: Name -> values of (ModelArguments, AuroraSFTConfig) that differ from full fine-tuning by AdamW.
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -120,11 +121,13 @@ def work_of(trainer: AuroraSFTTrainer, data_args: DataArguments, samples: list[A
     """Return the sizes of the trainer's batches, with their real lengths."""
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(trainer.args.per_device_train_batch_size)])
     config = trainer.accelerator.unwrap_model(trainer.model).config
-    work = build_workload(config, data_args, trainer.args, Clips.of(samples))
-    mels = batch["feature_attention_mask"].sum()
-    patches = len(batch["pixel_values_videos"])
-    length = batch["input_ids"].size(1)
-    return dataclasses.replace(work, prompt_tokens=length, completion_tokens=0, mels=int(mels), patches=patches)
+    work = build_workload(Qwen2_5OmniFamily(), config, data_args, trainer.args, Clips.of(samples))
+    tokens = {
+        "visual": len(batch["pixel_values_videos"]),
+        "audio_tower": int(batch["feature_attention_mask"].sum()) / 2,
+    }
+    towers = {name: dataclasses.replace(tower, tokens=tokens[name]) for name, tower in work.towers.items()}
+    return dataclasses.replace(work, prompt_tokens=batch["input_ids"].size(1), completion_tokens=0, towers=towers)
 
 
 def summary(footprint: Footprint) -> Measured:

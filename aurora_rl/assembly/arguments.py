@@ -21,7 +21,7 @@ class ModelArguments:
             `{type: sam, checkpoint: facebook/sam-vit-huge, image_size: 1024}`.
         dtype: dtype of the weights.
         attn_implementation: attention kernel, by its name in transformers.
-        freeze: names of sub-modules that are not trained, such as `[visual, audio_tower]`.
+        freeze: names of sub-modules that are not trained; `towers` stands for all that see and hear.
         use_peft: whether LoRA on the language model (and the modules to save) is trained instead of everything.
         lora_r: rank of the LoRA matrices.
         lora_alpha: numerator of LoRA's scale, which is `lora_alpha / lora_r`.
@@ -47,7 +47,8 @@ class ModelArguments:
         default=None, metadata={"help": "Attention kernel, one that transformers knows, such as sdpa."}
     )
     freeze: list[str] = dataclasses.field(
-        default_factory=list, metadata={"help": "Names of sub-modules that are not trained."}
+        default_factory=list,
+        metadata={"help": "Names of sub-modules that are not trained; towers for all that see and hear."},
     )
     use_peft: bool = dataclasses.field(
         default=False, metadata={"help": "Train LoRA on the language model instead of all weights."}

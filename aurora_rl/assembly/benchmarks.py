@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from aurora_rl.assembly.arguments import DataArguments
@@ -18,7 +18,7 @@ from aurora_rl.data.omni_avs import load_omni_avs
 from aurora_rl.data.questions import load_questions
 from aurora_rl.data.ref_avs import find_test_splits, load_ref_avs
 from aurora_rl.data.sample import NULL_CATEGORY, AVSample
-from aurora_rl.tasks.base import load_task
+from aurora_rl.tasks.base import Task, load_task
 
 logger = logging.getLogger(__name__)
 
@@ -109,9 +109,28 @@ def load_training_splits(args: DataArguments) -> tuple[list[AVSample], list[AVSa
     """Load the samples to train on, and those to evaluate on during training; none if the arguments name no split.
 
     Raises:
-        ValueError: if `load_split` or `draw_over_clips` refuses the arguments.
+        ValueError: if `load_split` or `draw_over_clips` refuses the arguments, or `check_truth` a row.
     """
     train_samples = load_split(args, args.train_split)
     eval_samples = load_split(args, args.eval_split) if args.eval_split else []
     # The best checkpoint is chosen on these samples.
-    return train_samples, draw_over_clips(eval_samples, args.max_eval_samples, seed=args.eval_samples_seed)
+    eval_samples = draw_over_clips(eval_samples, args.max_eval_samples, seed=args.eval_samples_seed)
+    check_truth(load_task(args.task), [*train_samples, *eval_samples])
+    return train_samples, eval_samples
+
+
+def check_truth(task: Task, samples: Iterable[AVSample]) -> None:
+    """Check that each row has the true masks that a task with a head is trained on; others need none.
+
+    Raises:
+        DatasetError: naming the first row without masks.
+    """
+    if task.head is None:
+        return
+    for sample in samples:
+        if not sample.has_gt_masks:
+            place = f", {sample.origin}" if sample.origin else ""
+            raise DatasetError(
+                f"clip {sample.uid!r} (row {sample.row}{place}) has no masks, but the task {task.name!r} is trained on "
+                "them: add `mask_paths`, drop the row, or choose a task that is answered in words"
+            )

@@ -192,7 +192,7 @@ def _check_known(value: Any, known: Iterable[str], *, name: str) -> None:
 def means_folder(model: str) -> bool:
     """Return whether a model's name means a folder, by its form: names on the hub are organisation/name.
 
-    >>> means_folder("./sft"), means_folder("outputs/demo/sft"), means_folder("Qwen/Qwen2.5-Omni-3B")
+    >>> means_folder("./sft"), means_folder("outputs/demo/sft"), means_folder("facebook/sam2")
     (True, True, False)
     """
     has_form_of_hub = model.count("/") == 1 and not model.startswith(("/", ".", "~")) and not model.endswith("/")

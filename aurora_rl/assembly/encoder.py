@@ -17,7 +17,7 @@ from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.files.plain import read_text_file
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.encoding import PromptOptions, SampleEncoder
-from aurora_rl.models.heads.segmenters import build_frame_encoder
+from aurora_rl.models.heads.segmenters import FrameEncoder, build_frame_encoder
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.tasks.base import load_task
 
@@ -59,7 +59,8 @@ def assemble_encoder(
 ) -> SampleEncoder:
     """Build the encoder of samples; with a `sam` mask decoder, first compute missing embeddings of `samples`.
 
-    The launched processes share that work, so all of them must call this.
+    The launched processes share that work, so all of them must call this. A task without a head needs no frame encoder
+    and no embeddings.
 
     Args:
         args: arguments that say how clips are given to the model.
@@ -76,34 +77,19 @@ def assemble_encoder(
         ValueError: if training needs an embedding cache and the arguments name none.
     """
     read = load or ClipReader()
-    frame_encoder = build_frame_encoder(loaded.segmenter_config)
-    if frame_encoder.cacheable:  # other encoders stay on the CPU, where the workers of a data loader can run them
-        frame_encoder.to(device)
-    if frame_encoder.cacheable and is_trainable and args.embedding_cache is None:
-        raise ValueError("this mask decoder is trained on cached embeddings: set `embedding_cache` to a folder")
-    if frame_encoder.cacheable and args.embedding_cache is not None and not frames_are_changed:
-        cache = EmbeddingCache(Path(args.embedding_cache), frame_encoder)
-        state = PartialState()
-        cache.ensure(
-            samples,
-            lambda sample: read(sample).frames,
-            process_index=state.process_index,
-            num_processes=state.num_processes,
-        )
-        state.wait_for_everyone()
-        cache.refresh()  # finds the shards that other processes have written
-
-        uses_gpu = False
-
-        def frame_inputs(sample: AVSample, clip: AVClip) -> torch.Tensor:
-            return cache.get(sample.media_id)
-    else:
-        uses_gpu = frame_encoder.cacheable and torch.device(device).type != "cpu"
-
-        def frame_inputs(sample: AVSample, clip: AVClip) -> torch.Tensor:
-            return frame_encoder.encode(clip.frames).cpu()
-
     task, options = load_task(args.task), prompt_options(args)
+    frame_inputs, uses_gpu = None, False
+    if task.head is not None:
+        frame_encoder = build_frame_encoder(loaded.segmenter_config)
+        if frame_encoder.cacheable:  # other encoders stay on the CPU, where the workers of a data loader can run them
+            frame_encoder.to(device)
+        if frame_encoder.cacheable and is_trainable and args.embedding_cache is None:
+            raise ValueError("this mask decoder is trained on cached embeddings: set `embedding_cache` to a folder")
+        if frame_encoder.cacheable and args.embedding_cache is not None and not frames_are_changed:
+            frame_inputs = _cached_inputs(Path(args.embedding_cache), frame_encoder, samples, read)
+        else:
+            frame_inputs = _computed_inputs(frame_encoder)
+            uses_gpu = frame_encoder.cacheable and torch.device(device).type != "cpu"
     if is_trainable and samples:
         loaded.remember_clips(ClipOptions.of_samples(samples, options, task=task.name))
     encode = SampleEncoder(
@@ -111,3 +97,27 @@ def assemble_encoder(
     )
     encode.check(samples)
     return encode
+
+
+#: A function from a sample and its clip to the head's inputs (F, ...).
+FrameInputs = Callable[[AVSample, AVClip], torch.Tensor]
+
+
+def _cached_inputs(
+    folder: Path, frame_encoder: FrameEncoder, samples: list[AVSample], read: Callable[[AVSample], AVClip]
+) -> FrameInputs:
+    """Compute the embeddings that a cache lacks, together with all launched processes, and return its reader."""
+    cache, state = EmbeddingCache(folder, frame_encoder), PartialState()
+    cache.ensure(
+        samples,
+        lambda sample: read(sample).frames,
+        process_index=state.process_index,
+        num_processes=state.num_processes,
+    )
+    state.wait_for_everyone()
+    cache.refresh()  # finds the shards that other processes have written
+    return lambda sample, clip: cache.get(sample.media_id)
+
+
+def _computed_inputs(frame_encoder: FrameEncoder) -> FrameInputs:
+    return lambda sample, clip: frame_encoder.encode(clip.frames).cpu()

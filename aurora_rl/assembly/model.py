@@ -13,7 +13,7 @@ from transformers import BitsAndBytesConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from aurora_rl.assembly.arguments import ModelArguments
-from aurora_rl.models.loading import LoadedModel, SegmentationLoraConfig, freeze, load_model
+from aurora_rl.models.loading import LoadedModel, SegmentationLoraConfig, freeze, load_model, read_family
 from aurora_rl.models.mllm import MLLMFamily
 from aurora_rl.models.quantization import four_bit_config
 
@@ -37,7 +37,7 @@ def assemble_model(args: ModelArguments, *, is_trainable: bool = True) -> Loaded
         is_trainable=is_trainable,
     )
     if is_trainable and args.freeze:
-        freeze(loaded.model, args.freeze)
+        freeze(loaded.model, loaded.family.names_of_parts(args.freeze))
     return loaded
 
 
@@ -49,7 +49,7 @@ def quantization_config(args: ModelArguments, *, is_trainable: bool = True) -> B
         raise ValueError(
             "load_in_4bit: weights of 4 bits cannot be trained; set use_peft to true, or load_in_4bit to false"
         )
-    return four_bit_config()
+    return four_bit_config(read_family(args.model))
 
 
 def peft_config(args: ModelArguments, loaded: LoadedModel) -> PeftConfig | None:

@@ -14,8 +14,8 @@ from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.models.encoding import PromptOptions, SampleEncoder
 from aurora_rl.models.loading import load_model
 from aurora_rl.models.sharding import loading_whole
-from aurora_rl.models.teacher import Teacher, fingerprint_teacher
-from aurora_rl.tasks.base import Target, Task
+from aurora_rl.models.teacher import Teacher, fingerprint_teacher, teacher_target
+from aurora_rl.tasks.base import Target, Task, load_task
 
 
 def assemble_target(args: TargetArguments, task: Task) -> Callable[[AVSample], Target]:
@@ -37,8 +37,10 @@ def assemble_teacher(args: TargetArguments, model_args: ModelArguments, data_arg
     """Load the teacher, whole on every process; it reads clips as the student does, with its own instruction.
 
     Raises:
-        ValueError: if the arguments name no teacher.
+        ValueError: if the arguments name no teacher, or the task has no target for one.
     """
+    task = load_task(data_args.task)
+    teacher_target(task)  # before the weights are read
     with loading_whole():
         loaded = load_model(_teacher_name(args), needs="masks", dtype=model_args.dtype, is_trainable=False)
 
@@ -46,7 +48,7 @@ def assemble_teacher(args: TargetArguments, model_args: ModelArguments, data_arg
         return torch.zeros(len(clip.frames), 1)  # the teacher's mask decoder does not run
 
     options = _teacher_options(args, data_args)
-    return Teacher(loaded, SampleEncoder(loaded.family, loaded.processor, no_frames, options=options))
+    return Teacher(loaded, SampleEncoder(loaded.family, loaded.processor, no_frames, task=task, options=options))
 
 
 def stored_features(
@@ -67,7 +69,9 @@ def stored_features(
     """
     assert args.teacher_features is not None
     options = _teacher_options(args, data_args)
-    fingerprint = fingerprint_teacher(_teacher_name(args), options, dtype=model_args.dtype)
+    fingerprint = fingerprint_teacher(
+        _teacher_name(args), options, dtype=model_args.dtype, task=load_task(data_args.task).name
+    )
     return TeacherFeatures(args.teacher_features, fingerprint).ensure(
         samples,
         lambda: assemble_teacher(args, model_args, data_args).to(device),

@@ -154,7 +154,8 @@ def _layer_and_inputs(meta: MetaModel, work: Workload, half: torch.dtype | None)
     dtype = next(layer.parameters()).dtype
     with torch.device("meta"):
         hidden_states = torch.empty(work.rows, work.length, _width(meta), dtype=dtype, requires_grad=True)
-        positions = torch.empty(3, work.rows, work.length, dtype=torch.long)  # time, height and width of M-RoPE
+        axes = (meta.family.position_axes,) if meta.family.position_axes > 1 else ()
+        positions = torch.empty(*axes, work.rows, work.length, dtype=torch.long)
         # Rows of several lengths are padded, and padding is masked; a single row needs no mask.
         mask = None if work.rows == 1 else torch.empty(work.rows, 1, work.length, work.length, dtype=torch.bool)
     _give_gradients(layer)
@@ -175,14 +176,9 @@ def _give_gradients(module: nn.Module) -> None:
 
 def _tower_bytes(meta: MetaModel, work: Workload, dtype: torch.dtype, *, checkpointing: bool) -> int:
     """Estimate the bytes of trained towers; with checkpointing a layer keeps its input, and one layer everything."""
-    config, scale = meta.base.config, dtype.itemsize / torch.bfloat16.itemsize
-    vision, audio = config.vision_config, config.audio_config
-    sizes = {  # (tokens x width, layers)
-        "visual": (work.patches * vision.hidden_size, vision.depth),
-        "audio_tower": (work.mels * audio.d_model / 2, audio.encoder_layers),  # a convolution of stride 2 comes first
-    }
-    trained = [size for name, size in sizes.items() if _is_trained(getattr(meta.base, name))]
-    a_layer = TOWER_LAYER_BYTES * scale
+    towers = [tower for name, tower in work.towers.items() if _is_trained(meta.base.get_submodule(name))]
+    trained = [(tower.tokens * tower.width, tower.layers) for tower in towers]
+    a_layer = TOWER_LAYER_BYTES * dtype.itemsize / torch.bfloat16.itemsize
     if not checkpointing:
         return round(sum(a_layer * entry * depth for entry, depth in trained))
     inputs = sum(dtype.itemsize * entry * depth for entry, depth in trained)

@@ -46,7 +46,7 @@ def estimate_answering(
         clips: sizes of the clips.
     """
     meta = build_meta_model(model_args, launch)
-    work = build_workload(meta.base.config, data_args, _Batch(batch_size, max_completion_length), clips)
+    work = build_workload(meta.family, meta.base.config, data_args, _Batch(batch_size, max_completion_length), clips)
     cache, prefill = estimate_sampling(meta, work, half=None)
     device = [
         *(Part(f"weights: {part.name}", part.num_bytes) for part in meta.parts),

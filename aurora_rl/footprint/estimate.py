@@ -93,7 +93,7 @@ def estimate_footprint(
     teacher_meta = None
     if teacher is not None:  # whole on every process, in the student's dtype (`assembly.teacher.assemble_teacher`)
         teacher_meta = build_meta_model(ModelArguments(model=teacher, dtype=model_args.dtype), Launch())
-    work = work or build_workload(meta.base.config, data_args, training_args, clips)
+    work = work or build_workload(meta.family, meta.base.config, data_args, training_args, clips)
     checkpointing = bool(training_args.gradient_checkpointing)
     activations = estimate_activations(meta, work, half=half, checkpointing=checkpointing, is_gpu=launch.is_gpu)
     parts = [

@@ -144,9 +144,9 @@ def _head_flops(meta: MetaModel) -> _TokenFlops:
 def _tower_flops(meta: MetaModel, work: Workload) -> tuple[float, float]:
     """Return the forward and backward operations of the towers."""
     forward = backward = 0.0
-    for name, tokens in (("visual", work.patches), ("audio_tower", work.mels / 2)):
-        parameters = list(getattr(meta.base, name).parameters())
-        passed = 2 * sum(p.numel() for p in parameters) * tokens
+    for name, tower in work.towers.items():
+        parameters = list(meta.base.get_submodule(name).parameters())
+        passed = 2 * sum(p.numel() for p in parameters) * tower.tokens
         forward += passed
         backward += 2 * passed * any(p.requires_grad for p in parameters)
     return forward, backward

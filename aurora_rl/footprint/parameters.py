@@ -109,7 +109,7 @@ def build_meta_model(args: ModelArguments, launch: Launch, *, half: torch.dtype 
         model = family.model_class(config).to(dtype)
         model.seg_head.float()
         if args.freeze:
-            freeze(model, args.freeze)
+            freeze(model, family.names_of_parts(args.freeze))
         model = _with_adapter(model, family, args, adapter, launch)
     loaded = total(measure_parts(model, family, args))
     if launch.is_deepspeed and half is not None:
@@ -141,7 +141,7 @@ def measure_parts(model: nn.Module, family: MLLMFamily, args: ModelArguments) ->
     groups: dict[str, list[PartSize]] = {name: [] for name in (TOWERS, LANGUAGE_MODEL, LORA, HEAD)}
     for name, parameter in model.named_parameters():
         numel, num_bytes = parameter.numel(), parameter.numel() * parameter.element_size()
-        if args.load_in_4bit and is_quantized(name, parameter):
+        if args.load_in_4bit and is_quantized(name, parameter, family):
             num_bytes = round(numel * NF4_BYTES)
         trained = (numel, num_bytes, 1, numel) if parameter.requires_grad else (0, 0, 0, 0)
         groups[_part_of(name, family)].append(PartSize(name, numel, num_bytes, *trained))
@@ -156,4 +156,4 @@ def _part_of(name: str, family: MLLMFamily) -> str:
         return HEAD
     if any(component.startswith("lora_") for component in components):
         return LORA
-    return TOWERS if set(components) & set(family.tower_names) else LANGUAGE_MODEL
+    return TOWERS if family.is_tower(name) else LANGUAGE_MODEL

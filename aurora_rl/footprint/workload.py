@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from transformers import PretrainedConfig
@@ -12,8 +12,9 @@ from transformers import PretrainedConfig
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.data.media import read_frame_size
 from aurora_rl.data.sample import AVSample
+from aurora_rl.models.mllm import ClipSize, MLLMFamily, TowerPass
 
-#: Characters of English text for a token of Qwen's vocabulary; a low value, so that no text is underestimated.
+#: Characters of English text for a token of a large vocabulary; a low value, so that no text is underestimated.
 CHARACTERS_PER_TOKEN = 3
 #: Tokens of the chat template, the delimiters of the media and the reference's sentence.
 TEMPLATE_TOKENS = 64
@@ -21,10 +22,6 @@ TEMPLATE_TOKENS = 64
 ASSUMED_FRAME = (720, 1280)
 ASSUMED_FRAMES = 10
 ASSUMED_COMPLETION_TOKENS = 256
-#: qwen-vl-utils' upper limit of a frame's area, in patches after merging, if the arguments give none.
-DEFAULT_MAX_PATCHES = 768
-#: Spectrogram columns a second (16 kHz, hop 160), and how many of them become one token.
-MEL_RATE, MELS_PER_TOKEN = 100, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +72,7 @@ class Workload:
         clips: U, number of distinct clips among them.
         prompt_tokens: tokens of one row's prompt.
         completion_tokens: tokens of one row's completion.
-        patches: patches of all clips in the vision tower.
-        mels: spectrogram columns of all clips in the audio tower.
+        towers: work of each tower for all clips, by the tower's dotted name.
         frames: F, number of frames of one clip.
         size: (H, W) of a frame in pixels.
         generated_rows: number of sequences sampled at a time; 0 in supervised training.
@@ -87,8 +83,7 @@ class Workload:
     clips: int
     prompt_tokens: int
     completion_tokens: int
-    patches: int
-    mels: int
+    towers: Mapping[str, TowerPass]
     frames: int
     size: tuple[int, int]
     generated_rows: int = 0
@@ -105,33 +100,32 @@ class Workload:
         return self.rows * self.length
 
 
-def build_workload(config: PretrainedConfig, data: DataArguments, args: Any, clips: Clips) -> Workload:
-    """Compute the sizes of a process's pass from TRL's arguments, of SFT or (if they have `num_generations`) GRPO."""
+def build_workload(
+    family: MLLMFamily, config: PretrainedConfig, data: DataArguments, args: Any, clips: Clips
+) -> Workload:
+    """Compute the sizes of a process's pass.
+
+    Args:
+        family: family of the model, which tells what a clip takes.
+        config: config of the model.
+        data: arguments that say how clips are given to the model.
+        args: TRL's arguments, of SFT or (if they have `num_generations`) GRPO.
+        clips: sizes of the clips.
+    """
     group = getattr(args, "num_generations", None)
     rows = args.per_device_train_batch_size
     num_clips = math.ceil(rows / (group or 1))
-    video_tokens, patches = _video_tokens(config.vision_config, data, clips)
-    audio_tokens = math.ceil(clips.seconds * MEL_RATE / MELS_PER_TOKEN)
+    clip = ClipSize(clips.frames, clips.size, clips.seconds, data.min_pixels, data.max_pixels)
+    a_clip = family.clip_pass(config, clip)
     text = len(data.asked_instruction() + (data.system_prompt or ""))
     return Workload(
         rows=rows,
         clips=num_clips,
-        prompt_tokens=video_tokens + audio_tokens + math.ceil(text / CHARACTERS_PER_TOKEN) + TEMPLATE_TOKENS,
+        prompt_tokens=a_clip.prompt_tokens + math.ceil(text / CHARACTERS_PER_TOKEN) + TEMPLATE_TOKENS,
         completion_tokens=args.max_completion_length if group else clips.completion_tokens,
-        patches=num_clips * patches,
-        mels=num_clips * math.ceil(clips.seconds * MEL_RATE),
+        towers=a_clip.times(num_clips),
         frames=clips.frames,
         size=clips.size,
         generated_rows=rows * args.steps_per_generation if group else 0,
         num_steps=args.gradient_accumulation_steps,
     )
-
-
-def _video_tokens(vision: Any, data: DataArguments, clips: Clips) -> tuple[int, int]:
-    """Return tokens and patches of one clip: frames shrink to `max_pixels`, `temporal_patch_size` of them form one."""
-    factor = vision.patch_size * vision.spatial_merge_size
-    limit = data.max_pixels or DEFAULT_MAX_PATCHES * factor**2
-    area = min(clips.size[0] * clips.size[1], limit)
-    area = max(area, data.min_pixels or 0)
-    tokens = math.ceil(clips.frames / vision.temporal_patch_size) * math.ceil(area / factor**2)
-    return tokens, tokens * vision.spatial_merge_size**2

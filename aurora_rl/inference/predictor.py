@@ -197,7 +197,7 @@ class Predictor:
                 input_ids=input_ids, attention_mask=attention_mask, **inputs, seg_index=seg_index, **frames
             )
         counts = frames["seg_frame_counts"][frames["seg_clip_index"]]
-        logits = row_mask_logits(self.model, outputs.mask_logits, counts, [row.gt_masks for row in rows])
+        logits = row_mask_logits(self.model, outputs.mask_logits, counts, [row.frame_size for row in rows])
         return [row.sigmoid().cpu() if seg else None for row, seg in zip(logits, has_seg.tolist(), strict=True)]
 
     def _with_seg(self, completion_ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:

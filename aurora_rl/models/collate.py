@@ -11,11 +11,15 @@ from aurora_rl.data.sample import AVSample
 from aurora_rl.models.control_tokens import check_target, naming
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.head_tokens import find_seg
-from aurora_rl.tasks.targets import Target
+from aurora_rl.tasks.base import Target
 
 
 class SFTCollator:
     """Rows of the dataset become one right-padded batch with labels on the completion only.
+
+    For a task with a head, the batch also holds `seg_index`, the frames of `collate_frames`, and for each row its
+    `seg_weights` (0 without `[SEG]` or without true masks) and `gt_masks` (None without them). It holds
+    `annotated_frames` where a row has frames that are not annotated.
 
     Args:
         encode: encoder that turns a sample into tensors.
@@ -37,20 +41,25 @@ class SFTCollator:
             self.encode.tokenizer.pad_token_id,
             num_given=[count for _, count in completions],
         )
+        media = self.encode.family.collate_features([item.prompt.features for item in encoded], range(len(encoded)))
+        return {**batch, **media, **self._head_inputs(encoded, batch)}
+
+    def _head_inputs(self, encoded: Sequence[EncodedSample], batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """Return what the head reads and is trained on: nothing, if the task has no head."""
+        frames = collate_frames(encoded)
+        if not frames:
+            return {}
         seg_index, has_seg = find_seg(
             batch["input_ids"],
             batch["attention_mask"] * (batch["labels"] != -100),
             self.seg_token_id,
             num_completion_tokens=batch["input_ids"].size(1),
         )
-        return {
-            **batch,
-            **self.encode.family.collate_features([item.prompt.features for item in encoded], range(len(encoded))),
-            **collate_frames(encoded),
-            "seg_index": seg_index,
-            "seg_weights": has_seg.float(),
-            "gt_masks": [item.gt_masks for item in encoded],
-        }
+        has_truth = torch.tensor([item.gt_masks is not None for item in encoded])
+        truth: dict[str, Any] = {"gt_masks": [item.gt_masks for item in encoded]}
+        if any(item.annotated_frames is not None for item in encoded):
+            truth["annotated_frames"] = [item.annotated_frames for item in encoded]
+        return {**frames, "seg_index": seg_index, "seg_weights": (has_seg & has_truth).float(), **truth}
 
     def check(self, samples: Iterable[AVSample]) -> None:
         """Check the targets of all rows before the first one is needed.
@@ -65,14 +74,14 @@ class SFTCollator:
     def _checked_target(self, sample: AVSample) -> Target:
         target = self.target(sample)
         with naming(sample):
-            check_target(self.encode.tokenizer, target)
+            check_target(self.encode.tokenizer, target, answer_token=self.encode.task.answer_token)
         return target
 
     def _tokenize(self, sample: AVSample) -> tuple[list[int], int]:
         """Return the token ids of a completion with its end of turn, and how many of them are given.
 
         Both parts are tokenized as one text, as the model would write it. A token that belongs to both the given and
-        the learned part is learned (for Qwen, a full stop and the line break after it are one token).
+        the learned part is learned (in many vocabularies a full stop and the line break after it are one).
         """
         tokenizer, target = self.encode.tokenizer, self._checked_target(sample)
         tokens = tokenizer(target.given + target.learned, add_special_tokens=False, return_offsets_mapping=True)
@@ -112,8 +121,13 @@ def distinct_media(encoded: Sequence[EncodedSample]) -> tuple[list[Mapping[str, 
 
 
 def collate_frames(encoded: Sequence[EncodedSample]) -> dict[str, torch.Tensor]:
-    """Collate the mask decoder's inputs: each distinct clip's frames once, and the index of each row's clip."""
-    clips = {item.sample.media_id: item.frame_inputs for item in encoded}
+    """Collate the head's inputs: each distinct clip's frames once, and the index of each row's clip.
+
+    The result is empty where the rows have no such inputs, that is, for a task that is answered in words alone.
+    """
+    clips = {item.sample.media_id: item.frame_inputs for item in encoded if item.frame_inputs is not None}
+    if not clips:
+        return {}
     order = {media_id: index for index, media_id in enumerate(clips)}
     return {
         "seg_frames": torch.cat(list(clips.values())),

@@ -9,14 +9,13 @@ normalise letters before they look for their tokens.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from aurora_rl.data.sample import AVSample
-from aurora_rl.tasks.prompts import SEG_TOKEN, PromptText, build_messages
-from aurora_rl.tasks.targets import Target
+from aurora_rl.tasks.base import PromptText, Target
 
 SHOWN_TEXT = 120  # characters of a text shown in an error
 
@@ -73,8 +72,13 @@ def check_prompt(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], 
     raise _refusal(tokenizer, different[0] if different else expected[len(found)], text)
 
 
-def check_target(tokenizer: PreTrainedTokenizerBase, target: Target) -> None:
-    """Check that a completion has no control token but the `[SEG]` of its answer, at the end.
+def check_target(tokenizer: PreTrainedTokenizerBase, target: Target, *, answer_token: str | None) -> None:
+    """Check that a completion has no control token but the one of its answer, at the end.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        target: the completion.
+        answer_token: token of the task's answer, `Task.answer_token`; None if no control token may be there.
 
     Raises:
         ControlTokenError: naming the first other control token.
@@ -82,29 +86,35 @@ def check_target(tokenizer: PreTrainedTokenizerBase, target: Target) -> None:
     text = target.given + target.learned
     tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     control = control_token_ids(tokenizer)
-    seg_token_id = tokenizer.convert_tokens_to_ids(SEG_TOKEN)
+    answer_token_id = None if answer_token is None else tokenizer.convert_tokens_to_ids(answer_token)
     for token, (start, end) in zip(tokens.input_ids, tokens.offset_mapping, strict=True):
         is_last = not any(character.isalnum() for character in text[end:])  # a full stop may follow
-        is_answer = token == seg_token_id and start >= len(target.given) and is_last
+        is_answer = token == answer_token_id and start >= len(target.given) and is_last
         if token in control and not is_answer:
             raise _refusal(tokenizer, token, text)
 
 
-def check_references(tokenizer: PreTrainedTokenizerBase, references: Iterable[str], *, instruction: str) -> None:
-    """Check references before any clip is read.
+def check_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> None:
+    """Check every text of a conversation before its clip is read.
 
     Args:
         tokenizer: the model's tokenizer.
-        references: the referring sentences.
-        instruction: user text with a `{reference}` field.
+        messages: chat messages of a task. What a `PromptText` has of its own may hold control tokens; its other parts,
+            and a text that is a plain string, may not.
 
     Raises:
-        ControlTokenError: naming the first reference that holds a control token.
+        ControlTokenError: naming the first text from outside that holds a control token.
     """
-    for reference in references:
-        [message] = build_messages(reference, instruction=instruction)
-        text = message["content"][0]["text"]
-        check_prompt(tokenizer, _ids(tokenizer, text), text.own, reference)
+    for text in texts_of(messages):
+        own, outside = (text.own, text.outside) if isinstance(text, PromptText) else ("", text)
+        check_prompt(tokenizer, _ids(tokenizer, text), own, outside or text)
+
+
+def texts_of(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the texts of a conversation, in order."""
+    contents = [message["content"] for message in messages]
+    parts = [[content] if isinstance(content, str) else [p.get("text") for p in content] for content in contents]
+    return [text for texts in parts for text in texts if text is not None]
 
 
 @contextlib.contextmanager

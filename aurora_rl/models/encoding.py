@@ -14,9 +14,9 @@ from aurora_rl.data.clip_reader import ClipReader
 from aurora_rl.data.containers import MediaError
 from aurora_rl.data.media import loudness_dbfs
 from aurora_rl.data.sample import AVClip, AVSample
-from aurora_rl.models.control_tokens import check_references, naming
+from aurora_rl.models.control_tokens import check_messages, naming, texts_of
 from aurora_rl.models.mllm import EncodedPrompt, MLLMFamily
-from aurora_rl.tasks.base import PromptMedia, Task
+from aurora_rl.tasks.base import PromptMedia, PromptText, Task
 from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 
 
@@ -30,6 +30,7 @@ class EncodedSample:
         frame_inputs: (F, ...) the head's input for each frame; None for a task that is answered in words alone.
         gt_masks: (A, H, W) bool, true masks of the annotated frames; None for a row without truth.
         loudness_dbfs: RMS of the clip's loudest 100 ms, in dBFS.
+        frame_size: H and W of the frames in pixels; zeros for a clip without frames.
         annotated_frames: A indices in [0, F) of the frames that `gt_masks` holds, in order; None for all F.
     """
 
@@ -38,6 +39,7 @@ class EncodedSample:
     frame_inputs: torch.Tensor | None
     gt_masks: torch.Tensor | None
     loudness_dbfs: float
+    frame_size: tuple[int, int]
     annotated_frames: tuple[int, ...] | None = None
 
 
@@ -97,15 +99,17 @@ class SampleEncoder:
         return self.processor.tokenizer
 
     def check(self, samples: Sequence[AVSample]) -> None:
-        """Check the rows' references before the first clip is read; raises a `ControlTokenError` that names the row."""
-        first = {sample.reference: sample for sample in reversed(samples)}  # thousands of rows share a reference
-        for sample in first.values():
-            with naming(sample):
-                self.check_references([sample.reference])
+        """Check the rows' questions before the first clip is read; raises a `ControlTokenError` that names the row."""
+        questions = [self._messages(sample) for sample in samples]
+        # Thousands of rows share a question.
+        first = {tuple(texts_of(question)): index for index, question in reversed(list(enumerate(questions)))}
+        for index in sorted(first.values()):
+            with naming(samples[index]):
+                check_messages(self.tokenizer, questions[index])
 
     def check_references(self, references: Iterable[str]) -> None:
-        """Check references without rows; raises a `ControlTokenError`."""
-        check_references(self.tokenizer, references, instruction=self.options.instruction or self.task.instruction)
+        """Check references that belong to no row yet; raises a `ControlTokenError`."""
+        self.check([_row_of(reference) for reference in references])
 
     def text_prompt(self, sample: AVSample) -> list[dict[str, Any]]:
         """Return a row's message without its media, which TRL logs and hands to rewards."""
@@ -146,7 +150,22 @@ class SampleEncoder:
                 f"sample {sample.key} has no frames, but the task predicts something in each frame: drop the row, or "
                 "choose a task that is answered in words"
             )
-        return self.frame_inputs(sample, clip)
+        frame_inputs = self.frame_inputs(sample, clip)
+        if len(frame_inputs) != len(clip.frames):
+            raise MediaError(
+                f"sample {sample.key} has {len(clip.frames)} frames, but {len(frame_inputs)} were encoded: delete the "
+                "embedding cache, or load the clip with the frames that are on disk"
+            )
+        return frame_inputs
+
+    def _messages(self, sample: AVSample, media: PromptMedia | None = None) -> list[dict[str, Any]]:
+        system = self.options.system_prompt
+        return self.task.messages(
+            sample,
+            media,
+            instruction=self.options.instruction,
+            system_prompt=None if system is None else PromptText(system, own=system),
+        )
 
     def _encode(self, sample: AVSample, clip: AVClip, frame_inputs: torch.Tensor | None) -> EncodedSample:
         limits = {"min_pixels": self.options.min_pixels, "max_pixels": self.options.max_pixels}
@@ -155,9 +174,7 @@ class SampleEncoder:
             has_audio=clip.waveform is not None and not sample.use_audio_in_video,
             video_options={"sample_fps": sample.fps} | {k: v for k, v in limits.items() if v is not None},
         )
-        messages = self.task.messages(
-            sample, media, instruction=self.options.instruction, system_prompt=self.options.system_prompt
-        )
+        messages = self._messages(sample, media)
         with naming(sample):
             prompt = self.family.encode(
                 self.processor,
@@ -172,5 +189,22 @@ class SampleEncoder:
             frame_inputs=frame_inputs,
             gt_masks=None if clip.gt_masks is None else torch.from_numpy(clip.gt_masks),
             loudness_dbfs=loudness_dbfs(clip.waveform),
+            frame_size=(clip.frames.shape[1], clip.frames.shape[2]),
             annotated_frames=clip.annotated_frames,
         )
+
+
+def _row_of(reference: str) -> AVSample:
+    """Return a row that has a reference and nothing else."""
+    return AVSample(
+        uid="",
+        row=0,
+        split="",
+        media_id="",
+        category="",
+        reference=reference,
+        fps=1.0,
+        frame_paths=(),
+        audio_path=None,
+        mask_paths=(),
+    )

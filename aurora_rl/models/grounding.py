@@ -233,7 +233,11 @@ def install_mask_forward(model: GroundingMixin) -> None:
 
 
 def row_mask_logits(
-    model: nn.Module, mask_logits: torch.Tensor, frame_counts: torch.Tensor, gt_masks: Sequence[torch.Tensor]
+    model: nn.Module,
+    mask_logits: torch.Tensor,
+    frame_counts: torch.Tensor,
+    sizes: Sequence[tuple[int, int]],
+    annotated_frames: Sequence[Sequence[int] | None] | None = None,
 ) -> list[torch.Tensor]:
     """Split a forward pass's `mask_logits` into rows, each at the size of its own frames.
 
@@ -241,16 +245,15 @@ def row_mask_logits(
         model: the model, wrapped or not.
         mask_logits: (sum of F_b, h, w).
         frame_counts: (B,) number of frames of each row.
-        gt_masks: B truths (F_b, H, W), as large as the frames.
+        sizes: H and W of each row's frames.
+        annotated_frames: indices of each row's annotated frames, None for all of a row's, see `annotated_only`; None
+            to keep all frames of all rows.
 
     Returns:
-        B logits (F_b, H, W) float32.
-
-    Raises:
-        ValueError: if a row's truth has another number of frames.
+        B logits (F_b, H, W) float32; (A_b, H, W) where some frames of a row are not annotated.
     """
     head = next(module for module in model.modules() if isinstance(module, MaskHead))
-    return head.rows({"mask_logits": mask_logits}, frame_counts, gt_masks)
+    return head.rows({"mask_logits": mask_logits}, frame_counts, sizes, annotated_frames)
 
 
 @functools.cache

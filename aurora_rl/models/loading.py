@@ -1,4 +1,4 @@
-"""Load a model with its heads from a hub name, a full Omni checkpoint, a trained thinker or a LoRA adapter.
+"""Load a model with its heads from a hub name, a plain MLLM, a model trained here or a LoRA adapter.
 
 Loading reads safetensors only and never runs a repository's code.
 """
@@ -184,6 +184,18 @@ def check_has_head(config: Any, name: str, name_or_path: str) -> None:
     raise ValueError(f"{name_or_path} has no head {name!r} yet: give its config, `heads: {{{name}: ...}}`")
 
 
+def read_family(name_or_path: str) -> MLLMFamily:
+    """Read the family of a checkpoint, or of an adapter's base model; no weights are read.
+
+    Raises:
+        ValueError: if the model's family is unknown.
+    """
+    check_checkpoint_files(name_or_path)
+    if adapter_config := find_adapter_config_file(name_or_path):
+        return read_family(read_adapter_config(adapter_config)["base_model_name_or_path"])
+    return get_family(PretrainedConfig.get_config_dict(name_or_path)[0]["model_type"])
+
+
 def complete_new_heads(config: PretrainedConfig, new_heads: list[str]) -> None:
     """Complete the configs of new heads by the fields of the checkpoints that they name."""
     configs = head_configs(config)
@@ -268,7 +280,9 @@ def freeze(model: torch.nn.Module, names: list[str]) -> None:
     for name in names:
         hits = [p for key, p in model.named_parameters() if f".{name}." in f".{key}."]
         if not hits:
-            raise ValueError(f"nothing to freeze is named {name!r}: use names as in model.named_parameters()")
+            raise ValueError(
+                f"nothing to freeze is named {name!r}: write towers, or names as in model.named_parameters()"
+            )
         for parameter in hits:
             parameter.requires_grad_(False)
 

@@ -8,11 +8,18 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-#: Modules that are not quantised: all of the mask head is trained, the towers are small, TRL's kernel reads `lm_head`.
-NOT_QUANTIZED = ("seg_head", "lm_head", "visual", "audio_tower")
+from aurora_rl.models.mllm import MLLMFamily
+
+#: Modules that are not quantised in any family: all of the mask head is trained, and TRL's kernel reads `lm_head`.
+HEADS = ("seg_head", "lm_head")
 
 
-def four_bit_config() -> BitsAndBytesConfig:
+def not_quantized(family: MLLMFamily) -> list[str]:
+    """Return the dotted names of modules that are not quantised: the heads, and the towers, which are small."""
+    return [*HEADS, *family.tower_names]
+
+
+def four_bit_config(family: MLLMFamily) -> BitsAndBytesConfig:
     """Return the config of 4-bit NormalFloat with doubly quantised constants, multiplied in bfloat16.
 
     Raises:
@@ -30,14 +37,14 @@ def four_bit_config() -> BitsAndBytesConfig:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=list(NOT_QUANTIZED),
+        llm_int8_skip_modules=not_quantized(family),
     )
 
 
-def is_quantized(name: str, parameter: nn.Parameter) -> bool:
-    """Tell whether bitsandbytes replaces a parameter: a linear layer's weight outside `NOT_QUANTIZED`."""
+def is_quantized(name: str, parameter: nn.Parameter, family: MLLMFamily) -> bool:
+    """Tell whether bitsandbytes replaces a parameter: a linear layer's weight outside `not_quantized`."""
     components = name.split(".")
     is_embedding = "embed_tokens" in components
     is_adapter = any(component.startswith("lora_") for component in components)
-    is_left_alone = bool(set(components) & set(NOT_QUANTIZED))
+    is_left_alone = bool(set(components) & set(HEADS)) or family.is_tower(name)
     return parameter.ndim == 2 and not (is_embedding or is_adapter or is_left_alone)

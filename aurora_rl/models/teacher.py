@@ -7,7 +7,7 @@ needs, undiluted by a chain of thought. The student, which reasons, is pulled to
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,11 +19,15 @@ from aurora_rl.models.collate import SFTCollator
 from aurora_rl.models.encoding import PromptOptions, SampleEncoder
 from aurora_rl.models.grounding import segmentation_model, without_projection
 from aurora_rl.models.loading import LoadedModel
+from aurora_rl.tasks.base import Target, Task
 from aurora_rl.tasks.prompts import teacher_answer
-from aurora_rl.tasks.targets import forced_answer
+from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 
 #: Keys of an `SFTCollator` batch that the features do not need: labels, and inputs of the mask decoder.
-UNREAD = ("labels", "gt_masks", "seg_weights", "seg_frames", "seg_frame_counts", "seg_clip_index")
+UNREAD = (
+    *("labels", "gt_masks", "annotated_frames", "seg_weights"),
+    *("seg_frames", "seg_frame_counts", "seg_clip_index"),
+)
 
 
 class Teacher:
@@ -31,12 +35,15 @@ class Teacher:
 
     Args:
         loaded: the model; it is put in eval mode and its weights are frozen.
-        encode: encoder of the samples.
+        encode: encoder of the samples; its task has a target "teacher", the forced answer.
+
+    Raises:
+        ValueError: if the task has no such target.
     """
 
     def __init__(self, loaded: LoadedModel, encode: SampleEncoder) -> None:
         self.model = loaded.model.eval().requires_grad_(False)
-        self.collate_rows = SFTCollator(encode, loaded.seg_token_id, forced_answer)
+        self.collate_rows = SFTCollator(encode, loaded.seg_token_id, teacher_target(encode.task))
 
     def to(self, device: torch.device | str) -> Teacher:
         """Compute on this device from now on."""
@@ -60,12 +67,22 @@ class Teacher:
         return self.features({name: tensor.to(self.model.device) for name, tensor in inputs.items()}).cpu()
 
 
-def fingerprint_teacher(name_or_path: str, options: PromptOptions, *, dtype: str) -> str:
-    """Hash all that determines the features except the clips: weights, dtype, and the options of the prompt."""
-    parts = [
-        fingerprint_checkpoint(name_or_path),
-        dtype,
-        dataclasses.astuple(options),
-        teacher_answer("{category}"),
-    ]
+def teacher_target(task: Task) -> Callable[[AVSample], Target]:
+    """Return the target on which a task's teacher is trained, its answer without reasoning.
+
+    Raises:
+        ValueError: if the task has none.
+    """
+    if "teacher" not in task.targets():
+        raise ValueError(f"the task {task.name} has no target 'teacher', whose features are distilled: drop `teacher`")
+    return task.targets()["teacher"]
+
+
+def fingerprint_teacher(
+    name_or_path: str, options: PromptOptions, *, dtype: str, task: str = ReferenceSegmentation.__name__
+) -> str:
+    """Hash all that determines the features except the clips: weights, dtype, the prompt's options, and the task."""
+    is_usual = task == ReferenceSegmentation.__name__
+    answer = teacher_answer("{category}") if is_usual else task
+    parts = [fingerprint_checkpoint(name_or_path), dtype, dataclasses.astuple(options), answer]
     return fingerprint_values(parts)

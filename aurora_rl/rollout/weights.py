@@ -52,17 +52,14 @@ def engine_weights(
             bitsandbytes.
     """
     policy = model.get_base_model() if isinstance(model, PeftModel) else model
-    skipped = {HEAD} if towers else {HEAD, *family.tower_names}
+    skipped = {HEAD} if towers else {HEAD, *family.tower_names}  # dotted names, from the model on
     for name, weight in _layers(policy, "", skipped, gather):
         yield family.engine_prefix + name, weight
 
 
 def changes_towers(model: nn.Module, family: MLLMFamily) -> bool:
     """Return whether training changes the vision or audio tower, whose weights vLLM needs then."""
-    return any(
-        parameter.requires_grad and any(f".{tower}." in f".{name}" for tower in family.tower_names)
-        for name, parameter in model.named_parameters()
-    )
+    return any(parameter.requires_grad and family.is_tower(name) for name, parameter in model.named_parameters())
 
 
 def _layers(module: nn.Module, prefix: str, skipped: set[str], gather: Gather) -> Iterator[tuple[str, torch.Tensor]]:
@@ -79,9 +76,9 @@ def _layers(module: nn.Module, prefix: str, skipped: set[str], gather: Gather) -
                 weight = _unpacked(module, parameter, prefix + name)
                 yield prefix + name, weight.full_tensor() if isinstance(weight, DTensor) else weight
     for name, child in module.named_children():
-        if name not in skipped:
-            # torch's activation checkpointing wraps a layer in a module of that name
-            inner = prefix if name == "_checkpoint_wrapped_module" else f"{prefix}{name}."
+        # torch's activation checkpointing wraps a layer in a module of that name
+        inner = prefix if name == "_checkpoint_wrapped_module" else f"{prefix}{name}."
+        if inner.removesuffix(".") not in skipped:
             yield from _layers(child, inner, skipped, gather)
 
 

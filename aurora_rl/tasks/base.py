@@ -54,7 +54,7 @@ class PromptMedia:
     Attributes:
         frames: the clip's frames, F images of PIL; empty for a clip that is sound alone.
         has_audio: whether the sound is a part of its own after the frames.
-        video_options: further keys of the video part, such as `max_pixels` and `sample_fps` (qwen-vl-utils).
+        video_options: further keys of the video part, such as `max_pixels` and `sample_fps`, for the family.
     """
 
     frames: Sequence[Any]
@@ -69,19 +69,21 @@ class PromptText(str):
 
     Attributes:
         own: the part that the recipe or the task wrote, such as the instruction without its reference.
+        outside: the part that came from outside, which errors show.
     """
 
     own: str
+    outside: str
 
-    def __new__(cls, text: str, own: str) -> Self:
-        """Make a string of `text` and remember `own`."""
+    def __new__(cls, text: str, own: str, outside: str = "") -> Self:
+        """Make a string of `text` and remember its parts."""
         prompt_text = super().__new__(cls, text)
-        prompt_text.own = own
+        prompt_text.own, prompt_text.outside = own, outside
         return prompt_text
 
-    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # str's own has one argument
-        """Give pickle the arguments of `__new__`, so that a copy in another process keeps `own`."""
-        return str(self), self.own
+    def __getnewargs__(self) -> tuple[str, str, str]:  # type: ignore[override]  # str's own has one argument
+        """Give pickle the arguments of `__new__`, so that a copy in another process keeps the parts."""
+        return str(self), self.own, self.outside
 
     @classmethod
     def fill(cls, template: str, **outside: str) -> Self:
@@ -103,8 +105,9 @@ class PromptText(str):
             raise ValueError(
                 f"the instruction has no '{{{missing[0]}}}' field, so no clip's question would be asked: {template!r}"
             )
-        fields = re.compile("|".join(rf"{{({re.escape(name)})}}" for name in outside))
-        return cls(fields.sub(lambda field: outside[field[0][1:-1]], template), fields.sub("", template))
+        fields = re.compile("|".join(re.escape(f"{{{name}}}") for name in outside))
+        text = fields.sub(lambda field: outside[field[0][1:-1]], template)
+        return cls(text, own=fields.sub("", template), outside="\n".join(outside.values()))
 
 
 def chat_messages(
@@ -115,7 +118,7 @@ def chat_messages(
     Args:
         text: user's text; a `PromptText` where a part of it is the recipe's own.
         media: the clip's media; None for the text alone.
-        system_prompt: text of a system message, the recipe's own.
+        system_prompt: text of a system message; likewise.
     """
     content: list[dict[str, Any]] = []
     if media is not None and len(media.frames):
@@ -125,7 +128,7 @@ def chat_messages(
     content.append({"type": "text", "text": text})
     if not system_prompt:
         return [{"role": "user", "content": content}]
-    system = {"role": "system", "content": [{"type": "text", "text": PromptText(system_prompt, system_prompt)}]}
+    system = {"role": "system", "content": [{"type": "text", "text": system_prompt}]}
     return [system, {"role": "user", "content": content}]
 
 
@@ -169,7 +172,7 @@ class Task(abc.ABC):
             sample: the row.
             media: its media; None for the text alone, which is logged and handed to rewards.
             instruction: user's text in place of the task's own.
-            system_prompt: text of a system message.
+            system_prompt: text of a system message, a `PromptText` that is the recipe's own.
 
         Raises:
             ValueError: if the instruction leaves the row's question out.

@@ -12,6 +12,7 @@ from aurora_rl.data.sample import NULL_CATEGORY, AVSample
 from aurora_rl.tasks.base import PromptMedia, PromptText, chat_messages
 
 SEG_TOKEN = "[SEG]"
+BOX_TOKEN = "[BOX]"
 #: The end of every answer.
 FINAL_SENTENCE = f"It is {SEG_TOKEN}."
 
@@ -114,7 +115,7 @@ def build_messages(
         has_audio: whether an audio part follows the video.
         instruction: user text with a `{reference}` field.
         system_prompt: optional system message.
-        video_options: extra keys of the video part, such as `max_pixels` and `sample_fps` (qwen-vl-utils).
+        video_options: extra keys of the video part, such as `max_pixels` and `sample_fps`, for the family.
 
     The texts are `PromptText`, so that a family's `encode` can tell the reference, which is untrusted, from the rest.
 
@@ -123,4 +124,5 @@ def build_messages(
     """
     text = PromptText.fill(instruction, reference=reference)
     media = None if frames is None else PromptMedia(frames, has_audio, video_options or {})
-    return chat_messages(text, media, system_prompt=system_prompt)
+    system = None if system_prompt is None else PromptText(system_prompt, own=system_prompt)
+    return chat_messages(text, media, system_prompt=system)

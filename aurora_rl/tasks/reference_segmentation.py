@@ -52,7 +52,7 @@ class ReferenceSegmentation(Task):
         return parse_completion(text)
 
     def is_right(self, answer: Answer, sample: AVSample) -> bool:
-        return names_category(answer, sample.category)
+        return answers_category(answer, sample.category)
 
     def text_scores(self, answer: Answer, sample: AVSample) -> dict[str, float | None]:
         parsed = as_parsed(answer)
@@ -64,7 +64,7 @@ class ReferenceSegmentation(Task):
         }
 
 
-def names_category(answer: Answer, category: str) -> bool:
+def answers_category(answer: Answer, category: str) -> bool:
     """Tell whether an answer's last claim is a category; case, quotes, hyphens and underscores do not count."""
     return answer.value == normalise_category(category)
 

@@ -8,6 +8,9 @@ A generation batch, in TRL's order (method names are TRL's):
       _get_per_token_logps...         old and reference log-probabilities, where TRL wants them
       _calculate_rewards              masks of every completion -> columns of the reward functions
     _compute_loss                     one forward: log-probabilities and masks -> policy loss + mask loss
+
+The seams hand one `RolloutBatch` to one another, which `trainers/grounded_rollouts.py` describes; the forward passes
+are there too. Seams of reading ahead and of resuming are in the base classes (`trainers/upcoming.py`, `resumable.py`).
 """
 
 from __future__ import annotations
@@ -15,44 +18,31 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
-from datasets import Dataset
 from torch import nn
-from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
-from trl.trainer.utils import pad
 
-from aurora_rl.data.sample import AVSample
 from aurora_rl.losses import mask_loss
-from aurora_rl.metrics import count_masks
 from aurora_rl.models.adapters import check_trained_head
-from aurora_rl.models.collate import collate_frames, distinct_media
+from aurora_rl.models.collate import distinct_media
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
-from aurora_rl.models.grounding import (
-    install_mask_forward,
-    row_mask_logits,
-    segmentation_model,
-    shared_media,
-)
+from aurora_rl.models.eval_mode import eval_mode
+from aurora_rl.models.grounding import install_mask_forward, shared_media
 from aurora_rl.models.head_tokens import find_seg
-from aurora_rl.models.heads import FrameBatch, MaskHead
+from aurora_rl.models.heads import MaskHead
 from aurora_rl.models.loading import LoadedModel
-from aurora_rl.models.read_ahead import ReadAhead
-from aurora_rl.models.rollout_states import SegStates, recorded_states
+from aurora_rl.models.rollout_states import recorded_states
 from aurora_rl.models.sharding import gather_at_once
-from aurora_rl.rewards import Deferred, guard_reward_func, load_reward_func
+from aurora_rl.rewards import guard_reward_func, load_reward_func
 from aurora_rl.rollout.sampler import VLLMSampler
-from aurora_rl.tasks.base import Answer, completion_text
-from aurora_rl.trainers.epoch_order import EpochOrder
+from aurora_rl.tasks.base import completion_text
+from aurora_rl.trainers.grounded_rollouts import DecodedMasks, ForwardPasses, RolloutBatch, reward_rows
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.health import RolloutHealthCallback
 from aurora_rl.trainers.reference_model import (
@@ -61,26 +51,12 @@ from aurora_rl.trainers.reference_model import (
     load_policy_beside_reference,
     only_trained_adapters,
 )
-from aurora_rl.trainers.resumable import ResumableTrainer
-from aurora_rl.trainers.rollout_metrics import reward_metrics, rollout_metrics
-from aurora_rl.trainers.upcoming import UpcomingBatches
+from aurora_rl.trainers.rollout_metrics import completion_columns, reward_metrics, rollout_metrics
+from aurora_rl.trainers.upcoming import ReadAheadTrainer
 from aurora_rl.trainers.vllm_engine import vllm_engine
 
 
-@dataclasses.dataclass(frozen=True)
-class DecodedMasks:
-    """Masks of some rows that a forward pass has decoded.
-
-    Attributes:
-        mask_logits: logits of each row, (F, H, W) at the frames' own size.
-        has_seg: (B,) bool, whether a row has a `[SEG]`; the masks of a row without one mean nothing.
-    """
-
-    mask_logits: list[torch.Tensor]
-    has_seg: torch.Tensor
-
-
-class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
+class AuroraGRPOTrainer(ReadAheadTrainer):
     """TRL's GRPOTrainer for omni-modal models with a segmentation head.
 
     Args:
@@ -96,7 +72,6 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         ValueError: if tools or an environment are given.
     """
 
-    args: AuroraGRPOConfig
     _name = "Aurora GRPO"
 
     def __init__(
@@ -112,15 +87,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         _refuse_more_turns(kwargs)
         self.encode = encode
         self.seg_token_id = seg_token_id
-        # The rows of the current sequences, and the list that the next forward passes add their masks to.
-        self._rows: list[EncodedSample] = []
-        self._mask_sink: list[DecodedMasks] | None = None
-        # States that sampling has recorded, from which the current rollouts' masks are decoded.
-        self._seg_states: SegStates | None = None
-        # The epoch's batches to come, and TRL's count of micro-batches at the epoch's start.
-        self._upcoming: UpcomingBatches | None = None
-        self._first_step = 0
-        self._order: EpochOrder | None = None
+        self._batch = RolloutBatch([])
 
         specs = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
         guarded = [guard_reward_func(load_reward_func(spec), timeout_s=args.reward_timeout_s) for spec in specs]
@@ -129,9 +96,9 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         # TRL's constructor would build a reference of a class it does not know, and an engine for images only.
         without_reference = {"beta": 0.0, "sync_ref_model": False} if needs_copy else {}
         with _options(args, use_vllm=False, **without_reference):
-            super().__init__(model=model, reward_funcs=guarded, args=args, **kwargs)
+            super().__init__(encode=encode, model=model, reward_funcs=guarded, args=args, **kwargs)
         check_trained_head(self.model)
-        self._ahead = ReadAhead(encode)
+        self._passes = ForwardPasses(encode, seg_token_id, self.accelerator)
         self.beta, self.use_vllm = args.beta, args.use_vllm
         if reference is not None:
             install_reference(self, reference)
@@ -147,10 +114,6 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
             policy.seg_head.requires_grad_(False)
         self.add_callback(RolloutHealthCallback())
 
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
-        self._order = EpochOrder(super()._get_train_sampler(dataset), lambda: int(self.state.epoch))
-        return self._order
-
     def _may_resume_after(self, step: int) -> bool:
         return self.args.ends_generation_batch(step)
 
@@ -165,92 +128,57 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
     # ---- rollouts -----------------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._rows = self._encode_rows(inputs)
-        self._rollout_masks: list[DecodedMasks] = []
-        self._mask_sink = self._rollout_masks if self.args.masks_share_forward else None
-        output = super()._generate_and_score_completions(inputs)
-        self._rollout_masks = []  # at the frames' own size they take gigabytes
-        self._seg_states = None
+        rows = self._encode_rows(inputs)
+        with self._working_on(rows, scoring_decodes=self.args.masks_share_forward):
+            output = super()._generate_and_score_completions(inputs)
+            output |= self._mask_weights(output["completion_ids"], output["completion_mask"])
         # Lists survive TRL's whitelist, shuffling and splitting.
-        output["encoded_rows"] = self._rows
-        return output | self._mask_weights(output["completion_ids"], output["completion_mask"])
+        return {**output, "encoded_rows": rows}
 
-    def _encode_rows(self, inputs: list[dict[str, Any]]) -> list[EncodedSample]:
-        """Read each distinct row once, ahead of its turn in training; its G copies share the tensors."""
-        encoded = self._ahead.take([AVSample.from_row(row) for row in inputs])
-        if self.model.training:
-            self._ahead.begin([AVSample.from_row(row) for row in self._next_generation_batch()])
-        return encoded
-
-    def _next_generation_batch(self) -> list[dict[str, Any]]:
-        """Return the rows of this process's next rollouts; none if the run ends before them."""
-        if self._upcoming is None:
-            return []
-        generate_every = self.args.steps_per_generation * self.num_iterations
-        distance = generate_every - self._step % generate_every
-        place, per_step = self._step - self._first_step, self.args.gradient_accumulation_steps
-        end = place % per_step + distance  # micro-batches from the start of this step to the next rollouts
-        steps_left = self.state.max_steps - self.state.global_step
-        if end // per_step >= steps_left:
-            return []
-        rows = self._upcoming.look_ahead(place, distance)
-        if rows is not None:
-            return rows
-        # The end of the epoch also ends a step, which may have fewer micro-batches.
-        return self._first_rows_of_next_epoch() if math.ceil(end / per_step) < steps_left else []
-
-    def _first_rows_of_next_epoch(self) -> list[dict[str, Any]]:
-        """Predict which rows the data loader will give first; if it gives others, they are read when they come."""
-        if self._order is None:
-            return []
-        num_rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
-        start = self.accelerator.process_index * num_rows
-        order = self._order.of(int(self.state.epoch) + 1)
-        return [self.train_dataset[index] for index in itertools.islice(order, start, start + num_rows)]
-
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        if self._upcoming is None or self._upcoming.batches is not epoch_iterator:
-            self._upcoming, self._first_step = UpcomingBatches(epoch_iterator), self._step
-        return super().get_batch_samples(self._upcoming, num_batches, device)
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as `ResumableTrainer` does, and read media ahead meanwhile."""
+    @contextlib.contextmanager
+    def _working_on(self, rows: list[EncodedSample], *, scoring_decodes: bool) -> Iterator[None]:
+        """Begin with these rows, and drop what was found out of them: masks of the frames' own size take gigabytes."""
+        self._batch = RolloutBatch(rows, scoring_decodes)
         try:
-            with self._ahead:
-                return super().train(*args, **kwargs)
+            yield
         finally:
-            self._upcoming = None
+            self._batch = RolloutBatch(rows)
+
+    def _learn(self, **found: Any) -> None:
+        """Put what a seam has found out into the batch."""
+        self._batch = dataclasses.replace(self._batch, **found)
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict[str, torch.Tensor]]:
-        """Take the media of the prompts from `self._rows`; TRL knows images only (huggingface/trl#6294)."""
-        if len(prompts) != len(self._rows):
-            raise RuntimeError(f"{len(prompts)} prompts for {len(self._rows)} encoded rows: TRL's order has changed")
+        """Take the media of the prompts from the batch's rows; TRL knows images only (huggingface/trl#6294)."""
+        rows = self._batch.rows
+        if len(prompts) != len(rows):
+            raise RuntimeError(f"{len(prompts)} prompts for {len(rows)} encoded rows: TRL's order has changed")
         media = {}
         if not self.use_vllm:  # vLLM runs the processor itself
-            features, media_index = distinct_media(self._rows)
+            features, media_index = distinct_media(rows)
             media = self.encode.family.collate_features(features, media_index)
-        return [row.prompt.prompt_ids for row in self._rows], None, media
+        return [row.prompt.prompt_ids for row in rows], None, media
 
     def _generate_single_turn(
         self, prompt_ids: list, images: Any, multimodal_fields: Any, num_generations: int, *args: Any, **kwargs: Any
     ) -> Any:
         if self.use_vllm:
             rollouts = self._vllm.generate(
-                [row.prompt for row in self._rows],
+                [row.prompt for row in self._batch.rows],
                 num_generations=num_generations,
                 step=self.state.global_step,
                 is_eval=not self.model.training,
                 profile=functools.partial(profiling_context, self),
             )
             return rollouts.completion_ids, rollouts.logprobs
-        _, media_index = distinct_media(self._rows)
+        _, media_index = distinct_media(self._batch.rows)
         recording = recorded_states(self.model) if self._states_are_recorded else contextlib.nullcontext()
         # TRL samples in train mode, with LoRA's dropout on.
-        with _eval_mode(self.model), shared_media(self.model, media_index), recording as states:
+        with eval_mode(self.model), shared_media(self.model, media_index), recording as states:
             completion_ids, logprobs = super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
             )
-        self._seg_states = states.at_last(self.seg_token_id, completion_ids) if states is not None else None
+        self._learn(states=None if states is None else states.at_last(self.seg_token_id, completion_ids))
         return completion_ids, logprobs
 
     @property
@@ -276,163 +204,70 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         compute_aux_loss: bool = False,
         **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Compute what TRL's method does, with each chunk's media, and with masks if `_mask_sink` is a list."""
-        sink, self._mask_sink = self._mask_sink, None
-        all_logps, all_entropies, all_aux_losses = [], [], []
+        """Compute what TRL's method does, with each chunk's media, and with the masks that the batch waits for."""
+        rows, decodes = self._batch.rows, self._batch.next_pass_decodes
+        options = {"output_router_logits": True} if compute_aux_loss else {}
+        all_logps, all_entropies, all_aux_losses, all_masks = [], [], [], []
         batch_size = batch_size or len(input_ids)
-        with contextlib.nullcontext() if torch.is_grad_enabled() else _eval_mode(model):
+        with contextlib.nullcontext() if torch.is_grad_enabled() else eval_mode(model):
             for start in range(0, len(input_ids), batch_size):
                 chunk = slice(start, start + batch_size)
-                outputs = self._forward_chunk(
-                    model, input_ids[chunk], attention_mask[chunk], self._rows[chunk], logits_to_keep, sink,
-                    output_router_logits=compute_aux_loss,
+                outputs, masks = self._passes.score(
+                    model, input_ids[chunk], attention_mask[chunk], rows[chunk], logits_to_keep, decodes=decodes,
+                    **options,
                 )  # fmt: skip
                 all_logps.append(outputs.log_probs[:, -logits_to_keep:])
+                all_masks.append(masks)
                 if compute_entropy:
                     all_entropies.append(outputs.entropy[:, -logits_to_keep:])
                 if compute_aux_loss:
                     all_aux_losses.append(outputs.aux_loss)
+        if decodes:
+            self._learn(predictions=tuple(all_masks))
         return (
             torch.cat(all_logps),
             torch.cat(all_entropies) if compute_entropy else None,
             torch.stack(all_aux_losses).mean() if compute_aux_loss else None,
         )
 
-    def _forward_chunk(
-        self,
-        model: nn.Module,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        rows: list[EncodedSample],
-        logits_to_keep: int,
-        sink: list[DecodedMasks] | None,
-        *,
-        output_router_logits: bool,
-    ) -> Any:
-        labels = input_ids.masked_fill(attention_mask == 0, -100)
-        labels[:, :-logits_to_keep] = -100
-        features, media_index = distinct_media(rows)
-        media = self.encode.family.collate_features(features, media_index)
-        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-        inputs |= {name: tensor.to(input_ids.device) for name, tensor in media.items()}
-        if output_router_logits:
-            inputs["output_router_logits"] = True
-        if sink is not None:
-            seg_index, has_seg = find_seg(
-                input_ids, attention_mask, self.seg_token_id, num_completion_tokens=logits_to_keep
-            )
-            frames = _frames_on(input_ids.device, rows)
-            inputs |= {"seg_index": seg_index, **frames}
-        with self.accelerator.autocast(), shared_media(model, media_index):
-            outputs = model(**inputs, labels=labels, fused_lm_head=True)
-        if sink is not None:
-            sink.append(_decoded(model, outputs.mask_logits, frames, rows, has_seg))
-        return outputs
-
     # ---- rewards ------------------------------------------------------------------------------------------------
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
     ) -> torch.Tensor:
-        if not self._rollout_masks:
-            if self._seg_states is not None and self._seg_states.belong_to(completion_ids_list):
-                self._decode_states(self._seg_states)
-            else:
-                self._decode_rollouts(completion_ids_list)
-        rows = self._with_masks(inputs)
-        task = self.encode.task
-        answers = [task.parse(completion_text(completion)) for completion in completions]
-        self._answer_is_correct = [
-            task.is_right(answer, row.sample) for answer, row in zip(answers, self._rows, strict=True)
-        ]
-        self._log_rollouts(rows, answers)
-        rows = [{**row, "answers": answer} for row, answer in zip(rows, answers, strict=True)]
+        is_train = self.model.training
+        self._learn(
+            predictions=self._passes.predictions_of(
+                self.model,
+                self._batch,
+                completion_ids_list,
+                batch_size=self.args.per_device_train_batch_size if is_train else self.args.per_device_eval_batch_size,
+            ),
+            answers=tuple(self.encode.task.parse(completion_text(completion)) for completion in completions),
+        )
+        rows = reward_rows(inputs, self._batch)
+        for column, values in completion_columns(rows).items():
+            self._log_completion_extra(column, values)
         rewards_per_func = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
-        start = self.accelerator.process_index * len(self._rows)
-        local = rewards_per_func[start : start + len(self._rows)]
-        samples = [row.sample for row in self._rows]
-        for name, metric in reward_metrics(samples, local, self.reward_weights.to(local.device)):
+        start = self.accelerator.process_index * len(rows)
+        local = rewards_per_func[start : start + len(rows)]
+        for name, metric in [
+            *rollout_metrics(self.encode.task, rows),
+            *reward_metrics(rows, local, self.reward_weights.to(local.device)),
+        ]:
             self._log_metric(name, metric)
         return rewards_per_func
-
-    def _with_masks(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the rows for the reward functions: with media columns, and with masks where there is a `[SEG]`."""
-        mask_logits = [row for decoded in self._rollout_masks for row in decoded.mask_logits]
-        has_seg = [seg for decoded in self._rollout_masks for seg in decoded.has_seg.tolist()]
-        # The G copies of a row share their ground truth, which goes to the masks' device once.
-        truths = {id(row.gt_masks): row.gt_masks.to(mask_logits[0].device) for row in self._rows}
-        return [
-            {**row, "sample": encoded.sample, "gt_masks": encoded.gt_masks, "loudness_dbfs": encoded.loudness_dbfs}
-            | (_mask_columns(logits, encoded.gt_masks, truths[id(encoded.gt_masks)]) if seg else _NO_MASKS)
-            for row, encoded, logits, seg in zip(inputs, self._rows, mask_logits, has_seg, strict=True)
-        ]
-
-    @torch.no_grad()
-    def _decode_states(self, states: SegStates) -> None:
-        """Decode the masks from the states recorded while sampling; only the segmentation head runs."""
-        head = segmentation_model(self.model).seg_head
-        for start in range(0, len(self._rows), self._mask_batch_size):
-            chunk = slice(start, start + self._mask_batch_size)
-            rows, hidden_states = self._rows[chunk], states.hidden_states[chunk]
-            frames = _frames_on(hidden_states.device, rows)
-            with self.accelerator.autocast(), _eval_mode(head):
-                raw = head(
-                    hidden_states,
-                    FrameBatch(frames["seg_frames"], frames["seg_frame_counts"], frames["seg_clip_index"]),
-                )
-            self._rollout_masks.append(_decoded(self.model, raw["mask_logits"], frames, rows, states.has_seg[chunk]))
-
-    @property
-    def _mask_batch_size(self) -> int:
-        return self.args.per_device_train_batch_size if self.model.training else self.args.per_device_eval_batch_size
-
-    @torch.no_grad()
-    def _decode_rollouts(self, completion_ids_list: list[list[int]]) -> None:
-        """Decode the masks by a forward pass of the whole model, where the states were not all recorded."""
-        device, pad_token_id = self.accelerator.device, self._tokenizer.pad_token_id
-        prompt_ids = [torch.tensor(row.prompt.prompt_ids, device=device) for row in self._rows]
-        completion_ids = [torch.tensor(ids, device=device) for ids in completion_ids_list]
-
-        def joined(prompt_side: list[torch.Tensor], completion_side: list[torch.Tensor], value: int) -> torch.Tensor:
-            left = pad(prompt_side, padding_value=value, padding_side="left")
-            return torch.cat([left, pad(completion_side, padding_value=value, padding_side="right")], dim=1)
-
-        input_ids = joined(prompt_ids, completion_ids, pad_token_id)
-        prompt_mask, completion_mask = ([torch.ones_like(x) for x in ids] for ids in (prompt_ids, completion_ids))
-        attention_mask = joined(prompt_mask, completion_mask, 0)
-        self._mask_sink = self._rollout_masks
-        self._get_per_token_logps_and_entropies(
-            self.model,
-            input_ids,
-            attention_mask,
-            max(len(ids) for ids in completion_ids_list),
-            batch_size=self._mask_batch_size,
-        )
-
-    def _log_rollouts(self, rows: list[dict[str, Any]], answers: list[Answer]) -> None:
-        """Log the columns of the completions table and the curves that TRL does not have."""
-        iou = [0.0 if row["mask_counts"] is None else row["mask_counts"].mask_iou for row in rows]
-        samples = [row["sample"] for row in rows]
-        for column, values in {
-            "uid": [sample.uid for sample in samples],
-            "reference": [sample.reference for sample in samples],
-            "category": [sample.category for sample in samples],
-            "mask_iou": iou,
-        }.items():
-            self._log_completion_extra(column, values)
-        for name, metric in rollout_metrics(self.encode.task, samples, answers, iou):
-            self._log_metric(name, metric)
 
     # ---- loss ---------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        self._rows = inputs["encoded_rows"]
-        if self.args.mask_loss_on == "off":
-            return super()._compute_loss(model, inputs)
-        decoded: list[DecodedMasks] = []
-        self._mask_sink = decoded
-        policy_loss = super()._compute_loss(model, inputs)
-        return policy_loss + self._mask_loss(decoded[0], inputs["mask_weights"], inputs["masks_per_forward"])
+        has_mask_loss = self.args.mask_loss_on != "off"
+        with self._working_on(inputs["encoded_rows"], scoring_decodes=has_mask_loss):
+            loss = super()._compute_loss(model, inputs)
+            if has_mask_loss:
+                [decoded] = self._batch.predictions
+                loss = loss + self._mask_loss(decoded, inputs["mask_weights"], inputs["masks_per_forward"])
+        return loss
 
     def _mask_weights(self, completion_ids: torch.Tensor, completion_mask: torch.Tensor) -> dict[str, torch.Tensor]:
         """Weigh the completions in the mask loss, and count those that a micro-batch has on average.
@@ -447,7 +282,9 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
             completion_ids, completion_mask, self.seg_token_id, num_completion_tokens=completion_ids.size(1)
         )
         if self.args.mask_loss_on == "correct_only":
-            weights &= torch.tensor(self._answer_is_correct, device=weights.device)
+            pairs = zip(self._batch.answers, self._batch.rows, strict=True)
+            is_right = [self.encode.task.is_right(answer, row.sample) for answer, row in pairs]
+            weights &= torch.tensor(is_right, device=weights.device)
         micro_batches = self.args.steps_per_generation if self.model.training else 1
         num_masks = self.accelerator.gather(weights.sum()).sum().clamp(min=1)
         masks_per_forward = num_masks / (self.accelerator.num_processes * micro_batches)
@@ -464,7 +301,7 @@ class AuroraGRPOTrainer(ResumableTrainer, GRPOTrainer):
         device = row_weights.device
         losses = mask_loss(
             decoded.mask_logits,
-            [row.gt_masks.to(device) for row in self._rows],
+            [row.gt_masks.to(device) for row in self._batch.rows],
             row_weights=row_weights,
             normalizer=masks_per_forward,
             bce_weight=self.args.mask_bce_weight,
@@ -487,43 +324,6 @@ def _refuse_more_turns(options: Mapping[str, Any]) -> None:
             )
 
 
-#: Columns of a completion without `[SEG]`.
-_NO_MASKS: dict[str, Any] = {"pred_masks": None, "mask_probs": None, "mask_counts": None}
-
-
-@torch.no_grad()
-def _mask_columns(mask_logits: torch.Tensor, gt_masks: torch.Tensor, truth: torch.Tensor) -> dict[str, Any]:
-    """Return the columns of a completion's masks; probabilities are computed when a reward function reads them.
-
-    Args:
-        mask_logits: (F, H, W) logits.
-        gt_masks: (F, H, W) bool, on the CPU.
-        truth: `gt_masks` on the logits' device.
-    """
-    predicted = mask_logits > 0  # p > 0.5
-    pred_masks = predicted.cpu()
-    return {
-        "pred_masks": pred_masks,
-        "mask_probs": Deferred(lambda: mask_logits.detach().float().sigmoid().cpu()),
-        "mask_counts": count_masks(predicted, truth).on_cpu(pred_masks, gt_masks),
-    }
-
-
-def _frames_on(device: torch.device, rows: list[EncodedSample]) -> dict[str, torch.Tensor]:
-    return {name: tensor.to(device) for name, tensor in collate_frames(rows).items()}
-
-
-def _decoded(
-    model: nn.Module,
-    mask_logits: torch.Tensor,
-    frames: dict[str, torch.Tensor],
-    rows: list[EncodedSample],
-    has_seg: torch.Tensor,
-) -> DecodedMasks:
-    frame_counts = frames["seg_frame_counts"][frames["seg_clip_index"]]
-    return DecodedMasks(row_mask_logits(model, mask_logits, frame_counts, [row.gt_masks for row in rows]), has_seg)
-
-
 @contextlib.contextmanager
 def _options(args: AuroraGRPOConfig, **values: Any) -> Iterator[None]:
     """Set some options to other values while TRL's constructor runs."""
@@ -535,14 +335,3 @@ def _options(args: AuroraGRPOConfig, **values: Any) -> Iterator[None]:
     finally:
         for name, value in given.items():
             setattr(args, name, value)
-
-
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off while the block runs."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

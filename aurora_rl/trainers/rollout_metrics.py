@@ -2,48 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from aurora_rl.data.sample import AVSample
-from aurora_rl.tasks.base import Answer, Task
+from aurora_rl.tasks.base import Task
 
 
-def rollout_metrics(
-    task: Task, samples: Sequence[AVSample], answers: Sequence[Answer], iou: Sequence[float | None]
-) -> Iterator[tuple[str, float]]:
+def completion_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return the columns that TRL's table of completions has beside its own.
+
+    Args:
+        rows: B rows of `grounded_rollouts.reward_rows`.
+    """
+    samples = [row["sample"] for row in rows]
+    return {
+        "uid": [sample.uid for sample in samples],
+        "reference": [sample.reference for sample in samples],
+        "category": [sample.category for sample in samples],
+        "mask_iou": [_mask_iou(row) for row in rows],
+    }
+
+
+def rollout_metrics(task: Task, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
     """Yield names and values of metrics, one of each kind for each completion that it applies to.
 
     Args:
         task: the task, whose `curves` name the scores of an answer's words.
-        samples: samples of the B completions.
-        answers: the completions as the task reads them.
-        iou: IoU of each completion's masks; None for a row without true masks.
+        rows: B rows of `grounded_rollouts.reward_rows`.
     """
-    for sample, answer, value in zip(samples, answers, iou, strict=True):
-        if value is not None:
-            yield f"iou/{_kind(sample)}", value
-        for name, score in task.text_scores(answer, sample).items():
+    for row in rows:
+        sample: AVSample = row["sample"]
+        yield f"iou/{_kind(sample)}", _mask_iou(row)
+        for name, score in task.text_scores(row["answers"], sample).items():
             if score is not None and name in task.curves:
                 yield task.curves[name].format(kind=_kind(sample)), score
 
 
 def reward_metrics(
-    samples: Sequence[AVSample], rewards_per_func: torch.Tensor, weights: torch.Tensor
+    rows: Sequence[Mapping[str, Any]], rewards_per_func: torch.Tensor, weights: torch.Tensor
 ) -> Iterator[tuple[str, float]]:
     """Yield name and weighted sum of the rewards of each completion that any reward applies to.
 
     Args:
-        samples: samples of the B completions.
+        rows: B rows of `grounded_rollouts.reward_rows`.
         rewards_per_func: (B, number of reward functions) rewards; NaN where one does not apply.
         weights: (number of reward functions,) weights of the rewards.
     """
     totals = (rewards_per_func * weights).nansum(1).tolist()
     is_scored = (~rewards_per_func.isnan()).any(1).tolist()
-    for sample, total, scored in zip(samples, totals, is_scored, strict=True):
+    for row, total, scored in zip(rows, totals, is_scored, strict=True):
         if scored:
-            yield f"reward/{_kind(sample)}", total
+            yield f"reward/{_kind(row['sample'])}", total
+
+
+def _mask_iou(row: Mapping[str, Any]) -> float:
+    """Return the IoU of a completion's masks; 0 without a `[SEG]`."""
+    return 0.0 if row["mask_counts"] is None else row["mask_counts"].mask_iou
 
 
 def _kind(sample: AVSample) -> str:

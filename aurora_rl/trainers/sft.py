@@ -1,11 +1,13 @@
 """Supervised fine-tuning: cross-entropy on the chain of thought, masks from its `[SEG]`, features of a teacher.
 
 L = CE + 2.0 BCE + 0.5 Dice + λ mean_C (e_student - stopgrad e_teacher)² (paper, stage 1), from one forward pass of the
-student. Teacher (stage 0) and reflective training (stage 2) take the same loss on other targets, without the last term.
+student; a task without a head has the cross-entropy alone. Teacher (stage 0) and reflective training (stage 2) take the
+same loss on other targets, without the last term.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,7 +54,7 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
         """Get the micro-batches of a step, and count their masks where transformers counts their tokens."""
         batch_samples, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
-        weights = [batch["seg_weights"].sum() for batch in batch_samples]
+        weights = [batch["seg_weights"].sum() for batch in batch_samples if "seg_weights" in batch]
         num_masks = self.accelerator.gather(torch.tensor(weights, device=device).sum()).sum().clamp(min=1)
         self._masks_per_forward = num_masks / (self.accelerator.num_processes * max(len(batch_samples), 1))
         return batch_samples, num_items_in_batch
@@ -64,14 +66,20 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
+        if "seg_index" not in inputs:  # the task has no head
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         gt_masks, seg_weights = inputs.pop("gt_masks"), inputs.pop("seg_weights")
+        annotated_frames = inputs.pop("annotated_frames", None)
         frame_counts = inputs["seg_frame_counts"][inputs["seg_clip_index"]]
         teacher_features = self._teacher_features(inputs)
         recorder = _OutputRecorder(model)
         loss = super().compute_loss(recorder, inputs, return_outputs, num_items_in_batch)
         ce_loss, outputs = loss if return_outputs else (loss, None)
 
-        mask_logits = row_mask_logits(model, recorder.outputs.mask_logits, frame_counts, gt_masks)
+        mask_logits = recorder.outputs.mask_logits
+        own_size = tuple(mask_logits.shape[-2:])  # a row without truth needs no other
+        sizes = [own_size if truth is None else tuple(truth.shape[-2:]) for truth in gt_masks]
+        mask_logits = row_mask_logits(model, mask_logits, frame_counts, sizes, annotated_frames)
         normalizer = self._masks_per_forward if self.model.training else None
         losses = mask_loss(
             mask_logits,
@@ -116,15 +124,23 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
 
     @torch.no_grad()
     def _log_masks(
-        self, bce: torch.Tensor, dice: torch.Tensor, mask_logits: list[torch.Tensor], gt_masks: list[torch.Tensor]
+        self,
+        bce: torch.Tensor,
+        dice: torch.Tensor,
+        mask_logits: list[torch.Tensor],
+        gt_masks: list[torch.Tensor | None],
     ) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
         self._log("mask_bce", bce)
         self._log("mask_dice", dice)
-        iou = [mask_iou(logits > 0, truth) for logits, truth in zip(mask_logits, gt_masks, strict=True)]
+        pairs = zip(mask_logits, gt_masks, strict=True)
+        # The processes gather an entry of every row; nan is that of a row without truth.
+        iou = [math.nan if truth is None else mask_iou(logits > 0, truth) for logits, truth in pairs]
         # Row by row, without those that fill up the last batch: checkpoints are chosen by an evaluation's mean.
         gather = self.accelerator.gather if self.model.training else self.accelerator.gather_for_metrics
-        metrics["teacher_forced_iou"].extend(gather(torch.tensor(iou, device=self.accelerator.device)).tolist())
+        gathered = gather(torch.tensor(iou, device=self.accelerator.device)).tolist()
+        if known := [value for value in gathered if not math.isnan(value)]:
+            metrics["teacher_forced_iou"].extend(known)
 
 
 class _OutputRecorder:

@@ -1,7 +1,23 @@
-"""A look at the batches that an epoch's iterator will give later."""
+"""Media of the next rollouts are read while a step trains, so the rows of the next rollouts must be known early."""
 
+from __future__ import annotations
+
+import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+from trl import GRPOTrainer
+
+from aurora_rl.data.sample import AVSample
+from aurora_rl.models.encoding import EncodedSample, SampleEncoder
+from aurora_rl.models.read_ahead import ReadAhead
+from aurora_rl.trainers.epoch_order import EpochOrder
+from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
+from aurora_rl.trainers.resumable import ResumableTrainer
 
 
 class UpcomingBatches(Iterator[Any]):
@@ -47,3 +63,73 @@ class UpcomingBatches(Iterator[Any]):
                 return
             self._drawn[self._num_drawn] = batch
             self._num_drawn += 1
+
+
+class ReadAheadTrainer(ResumableTrainer, GRPOTrainer):
+    """TRL's GRPOTrainer that encodes the rows of its next rollouts in a thread.
+
+    Args:
+        encode: encoder that turns a sample into tensors.
+        *args: arguments of TRL's trainer.
+        **kwargs: named arguments of TRL's trainer.
+    """
+
+    args: AuroraGRPOConfig
+
+    def __init__(self, *args: Any, encode: SampleEncoder, **kwargs: Any) -> None:
+        self._ahead = ReadAhead(encode)
+        self._order: EpochOrder | None = None
+        # The epoch's batches to come, and TRL's count of micro-batches at the epoch's start.
+        self._upcoming: UpcomingBatches | None = None
+        self._first_step = 0
+        super().__init__(*args, **kwargs)
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
+        self._order = EpochOrder(super()._get_train_sampler(dataset), lambda: int(self.state.epoch))
+        return self._order
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as `ResumableTrainer` does, and read media ahead meanwhile."""
+        try:
+            with self._ahead:
+                return super().train(*args, **kwargs)
+        finally:
+            self._upcoming = None
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        if self._upcoming is None or self._upcoming.batches is not epoch_iterator:
+            self._upcoming, self._first_step = UpcomingBatches(epoch_iterator), self._step
+        return super().get_batch_samples(self._upcoming, num_batches, device)
+
+    def _encode_rows(self, inputs: list[dict[str, Any]]) -> list[EncodedSample]:
+        """Read each distinct row once, ahead of its turn in training; its G copies share the tensors."""
+        encoded = self._ahead.take([AVSample.from_row(row) for row in inputs])
+        if self.model.training:
+            self._ahead.begin([AVSample.from_row(row) for row in self._next_generation_batch()])
+        return encoded
+
+    def _next_generation_batch(self) -> list[dict[str, Any]]:
+        """Return the rows of this process's next rollouts; none if the run ends before them."""
+        if self._upcoming is None:
+            return []
+        generate_every = self.args.steps_per_generation * self.num_iterations
+        distance = generate_every - self._step % generate_every
+        place, per_step = self._step - self._first_step, self.args.gradient_accumulation_steps
+        end = place % per_step + distance  # micro-batches from the start of this step to the next rollouts
+        steps_left = self.state.max_steps - self.state.global_step
+        if end // per_step >= steps_left:
+            return []
+        rows = self._upcoming.look_ahead(place, distance)
+        if rows is not None:
+            return rows
+        # The end of the epoch also ends a step, which may have fewer micro-batches.
+        return self._first_rows_of_next_epoch() if math.ceil(end / per_step) < steps_left else []
+
+    def _first_rows_of_next_epoch(self) -> list[dict[str, Any]]:
+        """Predict which rows the data loader will give first; if it gives others, they are read when they come."""
+        if self._order is None:
+            return []
+        num_rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
+        start = self.accelerator.process_index * num_rows
+        order = self._order.of(int(self.state.epoch) + 1)
+        return [self.train_dataset[index] for index in itertools.islice(order, start, start + num_rows)]

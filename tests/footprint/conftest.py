@@ -4,6 +4,7 @@ from aurora_rl.assembly.arguments import ModelArguments
 from aurora_rl.footprint.launch import Launch
 from aurora_rl.footprint.parameters import MetaModel, build_meta_model
 from aurora_rl.footprint.workload import Workload
+from aurora_rl.models.mllm import TowerPass
 
 
 @pytest.fixture
@@ -20,8 +21,7 @@ def work() -> Workload:
         clips=1,
         prompt_tokens=30,
         completion_tokens=10,
-        patches=128,
-        mels=100,
+        towers={"visual": TowerPass(128, 48, 1), "audio_tower": TowerPass(50, 48, 1)},
         frames=4,
         size=(64, 64),
         generated_rows=4,

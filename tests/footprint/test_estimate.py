@@ -239,7 +239,7 @@ def test_tokens_by_hand(estimate) -> None:
     work = estimate(AuroraGRPOConfig, num_generations=2, max_completion_length=7).work
     assert work.prompt_tokens == 2 * (64 // 16) ** 2 + 2 * 25 + math.ceil(len("{reference}") / 3) + 64
     assert (work.rows, work.clips, work.completion_tokens, work.generated_rows) == (4, 2, 7, 4)
-    assert (work.patches, work.mels) == (2 * 2 * (64 // 8) ** 2, 2 * 200)
+    assert [tower.tokens for tower in work.towers.values()] == [2 * 2 * (64 // 8) ** 2, 2 * 200 / 2]
     assert estimate().work.completion_tokens == 50
 
 
@@ -249,5 +249,5 @@ def test_max_pixels_bounds_the_frames(meta) -> None:
     class Options:
         per_device_train_batch_size, gradient_accumulation_steps = 1, 1
 
-    work = build_workload(meta.base.config, args, Options, CLIPS)
-    assert work.patches == 2 * (32 // 8) ** 2
+    work = build_workload(meta.family, meta.base.config, args, Options, CLIPS)
+    assert work.towers["visual"].tokens == 2 * (32 // 8) ** 2

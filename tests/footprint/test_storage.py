@@ -103,7 +103,7 @@ def test_towers_keep_their_layers_inputs_only_where_they_are_trained(tiny_checkp
 
     config = build_meta_model(ModelArguments(model=tiny_checkpoint), Launch()).base.config
     vision, audio = config.vision_config, config.audio_config
-    seen, heard = work.patches * vision.hidden_size, work.mels // 2 * audio.d_model
+    seen, heard = 128 * vision.hidden_size, 50 * audio.d_model
     assert towers(checkpointing=False, freeze=["visual", "audio_tower"]) == 0
     assert towers(checkpointing=True, freeze=["visual", "audio_tower"]) == 0
     assert towers(checkpointing=False, freeze=["audio_tower"]) == 68 * seen * vision.depth

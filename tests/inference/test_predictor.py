@@ -221,7 +221,7 @@ def test_masks_are_those_of_a_forward_pass_over_prompt_and_completion(predictor,
                     seg_index=torch.tensor([len(row.prompt.prompt_ids) + last_seg]),
                     **collate_frames([row]),
                 )
-            [logits] = row_mask_logits(loaded.model, outputs.mask_logits, torch.tensor([4]), [row.gt_masks])
+            [logits] = row_mask_logits(loaded.model, outputs.mask_logits, torch.tensor([4]), [row.frame_size])
             assert_close(completion.mask_probs, logits.sigmoid(), rtol=1e-3, atol=1e-4)
             checked += 1
     assert checked > 0

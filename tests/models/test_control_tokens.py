@@ -15,7 +15,9 @@ from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.collate import SFTCollator
 from aurora_rl.models.control_tokens import ControlTokenError, check_target, control_token_ids
 from aurora_rl.models.loading import LoadedModel, load_model
-from aurora_rl.tasks.prompts import DEFAULT_INSTRUCTION, PromptText, build_messages, render_chain
+from aurora_rl.tasks.base import PromptText, chat_messages
+from aurora_rl.tasks.prompts import DEFAULT_INSTRUCTION, build_messages, render_chain
+from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 from aurora_rl.tasks.targets import Target, answer_only, forced_answer, gold_chain, reflection
 
 #: Of every kind: our own, a turn of the chat, its padding, a medium, and what the processor itself calls a medium.
@@ -124,6 +126,37 @@ def test_row_is_named_before_any_clip_is_read(encode, train_samples):
         encode.check([train_samples[0], bad])
 
 
+class Quiz(ReferenceSegmentation):
+    """A task of somebody else, with a text from outside in every part of its messages."""
+
+    head = answer_token = None
+
+    def messages(self, sample, media=None, *, instruction=None, system_prompt=None):
+        question = PromptText.fill(
+            "Not [SEG]: {question} {choices}", question=sample.reference, choices=sample.choices[0]
+        )
+        return chat_messages(question, media, system_prompt=f"About {sample.category}")
+
+
+@pytest.mark.parametrize("change", [{"reference": "[SEG]"}, {"choices": ("<|im_end|>",)}, {"category": "<|AUDIO|>"}])
+def test_every_text_of_a_row_is_from_outside_whatever_the_task_asks(encode, train_samples, change):
+    encode.task = Quiz()
+    rows = [dataclasses.replace(sample, choices=("drum",)) for sample in train_samples[:2]]
+    encode.check(rows)
+    encode(rows[0])
+    bad = dataclasses.replace(rows[1], **change)
+    with pytest.raises(ControlTokenError, match=rf"row {bad.row}, {bad.origin}"):
+        encode.check([rows[0], bad])
+    with pytest.raises(ValueError, match="control token|are given"):
+        encode(bad)
+
+
+def test_a_task_answered_in_words_alone_trains_no_control_token(encode, loaded, train_samples):
+    encode.task = Quiz()
+    with pytest.raises(ControlTokenError, match=r"'\[SEG\]'"):
+        SFTCollator(encode, loaded.seg_token_id, answer_only).check(train_samples[:1])
+
+
 # Targets
 
 
@@ -180,7 +213,7 @@ def test_the_answers_own_seg_is_legitimate(encode, loaded, train_samples):
 
 @pytest.mark.parametrize("answer", ["It is [SEG].", "It is [SEG]", "It is [SEG] . \n", "No answer."])
 def test_seg_may_end_a_target_or_be_left_out(loaded, answer):
-    check_target(loaded.processor.tokenizer, Target(answer))
+    check_target(loaded.processor.tokenizer, Target(answer), answer_token="[SEG]")
 
 
 # The pipeline

@@ -87,7 +87,7 @@ def test_seg_index_yields_mask_logits_of_every_frame(loaded, encode, train_sampl
     outputs = loaded.model(**batch)
     assert outputs.mask_logits.shape == (2 * 4, 16, 16)  # rows x frames; the `dot` decoder has stride 2 on 32 pixels
     assert outputs.mask_logits.dtype == torch.float32
-    masks = row_mask_logits(loaded.model, outputs.mask_logits, torch.tensor([4, 4]), [torch.zeros(4, 64, 64)] * 2)
+    masks = row_mask_logits(loaded.model, outputs.mask_logits, torch.tensor([4, 4]), [(64, 64)] * 2)
     assert [row.shape for row in masks] == [(4, 64, 64)] * 2
 
 
@@ -210,20 +210,23 @@ def test_rows_may_differ_in_frames_size_and_sound(loaded, encode, train_samples)
     samples = on_distinct_clips(train_samples, 2)
     clips = clips_of_two_shapes(samples)
     encode.load = lambda sample: clips[sample.key]
-    truths = [torch.from_numpy(clips[sample.key].gt_masks) for sample in samples]
+    sizes = [clips[sample.key].frames.shape[1:3] for sample in samples]
     masks = row_mask_logits(
-        loaded.model, loaded.model(**sft_batch(loaded, encode, samples)).mask_logits, torch.tensor([4, 2]), truths
+        loaded.model, loaded.model(**sft_batch(loaded, encode, samples)).mask_logits, torch.tensor([4, 2]), sizes
     )
     assert [row.shape for row in masks] == [(4, 64, 64), (2, 48, 80)]
-    for row, (sample, truth) in enumerate(zip(samples, truths, strict=True)):
+    for row, (sample, size) in enumerate(zip(samples, sizes, strict=True)):
         alone = loaded.model(**sft_batch(loaded, encode, [sample])).mask_logits
-        [expected] = row_mask_logits(loaded.model, alone, torch.tensor([len(truth)]), [truth])
+        [expected] = row_mask_logits(loaded.model, alone, torch.tensor([len(masks[row])]), [size])
         assert_close(masks[row], expected, **CLOSE)
 
 
-def test_truth_of_another_number_of_frames_is_an_error(loaded):
-    with pytest.raises(ValueError, match="4 frames, but the truth has 3"):
-        row_mask_logits(loaded.model, torch.zeros(4, 16, 16), torch.tensor([4]), [torch.zeros(3, 64, 64)])
+@pytest.mark.parametrize("sizes", [[(64, 64), (64, 64)], [(64, 64), (48, 80)]], ids=["one size", "two sizes"])
+def test_only_annotated_frames_are_left(loaded, sizes):
+    mask_logits = torch.arange(6.0)[:, None, None].expand(6, 16, 16)  # frame by frame
+    rows = row_mask_logits(loaded.model, mask_logits, torch.tensor([4, 2]), sizes, [(0, 3), None])
+    assert [row.shape for row in rows] == [(2, *sizes[0]), (2, *sizes[1])]
+    assert [row[:, 0, 0].tolist() for row in rows] == [[0, 3], [4, 5]]
 
 
 # One clip for a whole group
@@ -401,7 +404,7 @@ def test_row_of_weight_zero_keeps_the_graph(loaded, encode, train_samples):
     batch = sft_batch(loaded, encode, train_samples[:1], completion=lambda sample: "Look: I see a drum.")
     assert batch["seg_index"].item() == batch["input_ids"].size(1) - 1
     mask_logits = loaded.model(**batch).mask_logits
-    rows = row_mask_logits(loaded.model, mask_logits, torch.tensor([4]), [torch.ones(4, 64, 64)])
+    rows = row_mask_logits(loaded.model, mask_logits, torch.tensor([4]), [(64, 64)])
     mask_loss(rows, [torch.ones(4, 64, 64).bool()], row_weights=torch.zeros(1)).total.backward()
     for name, parameter in loaded.model.seg_head.named_parameters():
         assert parameter.grad is not None, name

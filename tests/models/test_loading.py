@@ -463,5 +463,5 @@ def test_freeze_works_beneath_lora(loaded):
 
 
 def test_unknown_name_to_freeze_is_an_error(loaded):
-    with pytest.raises(ValueError, match="nothing to freeze is named 'vision_tower'"):
+    with pytest.raises(ValueError, match="nothing to freeze is named 'vision_tower': write towers, or"):
         freeze(loaded.model, ["visual", "vision_tower"])

@@ -60,7 +60,7 @@ class ServerIsDead(AuroraGRPOTrainer):
             self._vllm.engine.vllm_client.backoff_s = 0.1
         self._vllm._synced_step = self.state.global_step  # as if the update had gone well
         self._vllm.generate(
-            [row.prompt for row in self._rows],
+            [row.prompt for row in self._batch.rows],
             num_generations=self.num_generations,
             step=self.state.global_step,
             is_eval=False,

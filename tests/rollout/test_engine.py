@@ -13,7 +13,8 @@ from transformers import BitsAndBytesConfig
 from aurora_rl.assembly.arguments import ModelArguments
 from aurora_rl.assembly.model import peft_config
 from aurora_rl.models.loading import LoadedModel, load_model
-from aurora_rl.models.quantization import NOT_QUANTIZED
+from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
+from aurora_rl.models.quantization import not_quantized
 from aurora_rl.rollout.weights import engine_weights
 from benchmarks.vllm_parity import compare, measure, report
 
@@ -230,7 +231,7 @@ def test_after_training_the_engine_follows_the_policy(generation, generate, rows
 @pytest.mark.quantization
 def test_the_engine_follows_lora_on_weights_of_4_bits(generation, generate, rows, difference, point_at):
     options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.float32}
-    config = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=list(NOT_QUANTIZED), **options)
+    config = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=not_quantized(Qwen2_5OmniFamily()), **options)
     loaded = load_model(generation.loaded.model.config._name_or_path, quantization_config=config)
     for layer in loaded.model.modules():
         layer.support_avx512bf16_for_cpu = False  # some CPUs would multiply in bfloat16, from a layout of their own

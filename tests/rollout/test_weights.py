@@ -12,7 +12,8 @@ from transformers import BitsAndBytesConfig
 from aurora_rl.assembly.arguments import ModelArguments
 from aurora_rl.assembly.model import peft_config
 from aurora_rl.models.loading import LoadedModel, load_model
-from aurora_rl.models.quantization import NOT_QUANTIZED, is_quantized
+from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
+from aurora_rl.models.quantization import is_quantized, not_quantized
 from aurora_rl.rollout.export import engine_config
 from aurora_rl.rollout.weights import changes_towers, engine_weights
 
@@ -49,6 +50,16 @@ def test_the_language_model_is_sent_and_nothing_else(loaded):
     assert names == language_model_names(loaded)
     assert {"thinker.lm_head.weight", "thinker.model.embed_tokens.weight", "thinker.model.norm.weight"} <= names
     assert not any(word in name for name in names for word in ("seg_head", "visual", "audio_tower"))
+
+
+def test_a_tower_is_left_out_by_its_path_and_not_by_its_name(loaded):
+    class Deep(Qwen2_5OmniFamily):
+        tower_names = ("model.layers.0.mlp", "visual")
+
+    names = [name.removeprefix("thinker.") for name, _ in engine_weights(loaded.model, Deep(), towers=False)]
+    assert not any(name.startswith(("model.layers.0.mlp.", "visual.")) for name in names)
+    assert any(name.startswith("model.layers.1.mlp.") for name in names)
+    assert any(name.startswith("audio_tower.") for name in names)
 
 
 def test_towers_are_sent_where_they_are_asked_for(loaded):
@@ -140,7 +151,11 @@ def test_packed_weights_are_sent_as_the_numbers_they_stand_for(wrap, loaded, mon
     monkeypatch.setattr("peft.utils.integrations.dequantize_bnb_weight", unpack)
     model = wrap(loaded)
     expected = sent(model, loaded)
-    quantized = {name.removesuffix(".weight") for name, p in loaded.model.named_parameters() if is_quantized(name, p)}
+    quantized = {
+        name.removesuffix(".weight")
+        for name, p in loaded.model.named_parameters()
+        if is_quantized(name, p, loaded.family)
+    }
     for name, module in model.named_modules():
         path = name.removeprefix("base_model.model.").removesuffix(".base_layer")
         if path in quantized and isinstance(module, nn.Linear):  # and not LoRA around it
@@ -163,7 +178,7 @@ def test_weights_that_nobody_can_unpack_are_refused(loaded):
 @pytest.mark.quantization
 def test_weights_of_4_bits_are_sent_as_the_policy_multiplies_by_them(tiny_checkpoint: str):
     options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.float32}
-    config = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=list(NOT_QUANTIZED), **options)
+    config = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=not_quantized(Qwen2_5OmniFamily()), **options)
     quantized, plain = load_model(tiny_checkpoint, quantization_config=config), load_model(tiny_checkpoint)
     expected = sent(plain.model, plain)
     found = sent(quantized.model, quantized)

@@ -20,6 +20,7 @@ from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.mllm import EncodedPrompt, EnginePrompt
 from aurora_rl.tasks.targets import gold_chain
+from aurora_rl.trainers.grounded_rollouts import RolloutBatch
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.sft import AuroraSFTTrainer
 from tests.trainers.conftest import bright_masks
@@ -109,8 +110,9 @@ def test_text_only_logps_equal_those_of_a_stock_model(
         torch.zeros(1, 3, 32, 32),
         torch.zeros(1, 64, 64).bool(),
         0.0,
+        frame_size=(64, 64),
     )
-    trainer._rows = [row]
+    trainer._batch = RolloutBatch([row])
     input_ids = torch.cat([torch.tensor(prompt_ids), completion_ids])[None]
     logps, _, _ = trainer._get_per_token_logps_and_entropies(
         trainer.model, input_ids, torch.ones_like(input_ids), len(completion_ids)
@@ -206,7 +208,7 @@ def test_multimodal_tokens_are_never_sampled_however_much_the_head_favours_them(
             input_ids=input_ids[:1], attention_mask=attention_mask[:1], use_cache=False, **row.prompt.features
         )
         probs = outputs.logits.softmax(-1)
-        trainer._rows = inputs["encoded_rows"]
+        trainer._batch = RolloutBatch(inputs["encoded_rows"])
         _, entropies, _ = trainer._get_per_token_logps_and_entropies(
             trainer.model, input_ids[:1], attention_mask[:1], length, compute_entropy=True
         )

@@ -93,7 +93,7 @@ def test_a_rollout_projects_only_the_last_position_of_a_prompt(
     lm_head.register_forward_hook(lambda _module, _args, logits: positions.append(logits[..., :1].numel()))
     trainer.train()
     # Scoring passes project nothing here: TRL's fused head reads the weight.
-    assert set(positions) == {0, len(trainer._rows)}
+    assert set(positions) == {0, len(trainer._batch.rows)}
 
 
 @pytest.mark.parametrize("peft", [False, True], ids=["full", "LoRA"])

@@ -18,10 +18,10 @@ from trl.trainer import utils as trainer_utils
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.resumable import ResumableTrainer
 from aurora_rl.trainers.sft import AuroraSFTTrainer
+from aurora_rl.trainers.upcoming import ReadAheadTrainer
 
 #: What each overridden method must take, `self` left out.
 GRPO_OVERRIDES = {
-    "_get_train_sampler": ["dataset"],
     "_generate_and_score_completions": ["inputs"],
     "_tokenize_prompts": ["prompts"],
     "_generate_single_turn": ["prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"],
@@ -34,9 +34,12 @@ GRPO_OVERRIDES = {
     "_compute_loss": ["model", "inputs"],
     "_save": ["output_dir", "state_dict"],
     "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
+}  # fmt: skip
+READ_AHEAD_OVERRIDES = {
+    "_get_train_sampler": ["dataset"],
     "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
     "get_batch_samples": ["epoch_iterator", "num_batches", "device"],
-}  # fmt: skip
+}
 RESUMABLE_OVERRIDES = {
     "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
     "_get_output_dir": ["trial"],
@@ -97,10 +100,11 @@ def test_the_seams_are_those_of_the_pinned_release() -> None:
     "ours, theirs, table",
     [
         (AuroraGRPOTrainer, GRPOTrainer, GRPO_OVERRIDES),
+        (ReadAheadTrainer, GRPOTrainer, READ_AHEAD_OVERRIDES),
         (AuroraSFTTrainer, SFTTrainer, SFT_OVERRIDES),
         (ResumableTrainer, Trainer, RESUMABLE_OVERRIDES),
     ],
-    ids=["grpo", "sft", "resumable"],
+    ids=["grpo", "read ahead", "sft", "resumable"],
 )
 def test_every_override_is_listed_here_and_takes_what_trl_gives(ours: type, theirs: type, table: dict) -> None:
     assert overridden(ours, theirs) == set(table), f"{ours.__name__} overrides other methods than this file lists"

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from aurora_rl.models.heads.base import FrameBatch, Head, HeadLoss
+from aurora_rl.models.heads.boxes import BoxHead
 from aurora_rl.models.heads.masks import MaskHead
 
-HEADS: dict[str, type[Head]] = {"masks": MaskHead}
+HEADS: dict[str, type[Head]] = {"masks": MaskHead, "boxes": BoxHead}
 
 #: Attribute of the model that holds the mask head; checkpoints name its weights so. Others are `<name>_head`.
 MASK_HEAD = "seg_head"
@@ -50,6 +51,7 @@ def head_fields(configs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 
 __all__ = [
     "HEADS",
+    "BoxHead",
     "FrameBatch",
     "Head",
     "HeadLoss",

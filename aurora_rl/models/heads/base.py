@@ -43,6 +43,22 @@ class FrameBatch:
         frame_index = torch.cat([torch.arange(count, device=self.frames.device) for count in counts.tolist()])
         return frame_index + (self.counts.cumsum(0) - self.counts)[self.clip_index].repeat_interleave(counts)
 
+    def by_frame(self, per_row: Tensor) -> Tensor:
+        """Give each frame what all rows of its clip have: (B, C) becomes (N, G, C), G the most rows of a clip."""
+        slots = self._slots
+        grouped = per_row.new_zeros(len(self.counts), int(slots.max()) + 1, per_row.size(-1))
+        return grouped.index_put((self.clip_index, slots), per_row).repeat_interleave(self.counts, dim=0)
+
+    def by_row(self, per_frame: Tensor) -> Tensor:
+        """Select each row's own entries, the reverse of `by_frame`: (N, G, ...) becomes (sum over rows of F_b, ...)."""
+        return per_frame[self.row_frames, self._slots.repeat_interleave(self.row_counts)]
+
+    @property
+    def _slots(self) -> Tensor:
+        """Number of each row (B,) among the rows of its clip: clips [0, 1, 0, 0] have the numbers [0, 0, 1, 2]."""
+        same_clip = self.clip_index[:, None] == self.clip_index[None, :]
+        return same_clip.tril(-1).sum(1)
+
 
 @dataclasses.dataclass(frozen=True)
 class HeadLoss:
@@ -55,6 +71,28 @@ class HeadLoss:
 
     total: Tensor
     parts: Mapping[str, Tensor]
+
+
+def annotated_only(
+    of_frames: Tensor, counts: list[int], annotated_frames: Sequence[Sequence[int] | None] | None
+) -> tuple[Tensor, list[int]]:
+    """Cut what a head predicts to the annotated frames, before it meets the truth in a loss, a reward or a score.
+
+    It is the only place where predictions are cut: all that comes after it has one entry for each frame of `gt_masks`.
+
+    Args:
+        of_frames: (sum of F_b, ...), one entry a frame, row after row.
+        counts: B numbers of frames F_b.
+        annotated_frames: indices of each row's annotated frames, None for all of the row's; None to cut nothing.
+
+    Returns:
+        (sum of A_b, ...), and the numbers A_b.
+    """
+    if annotated_frames is None or all(indices is None for indices in annotated_frames):
+        return of_frames, counts
+    rows = zip(of_frames.split(counts), annotated_frames, strict=True)
+    kept = [row if indices is None else row[list(indices)] for row, indices in rows]
+    return torch.cat(kept), [len(row) for row in kept]
 
 
 class Head(nn.Module, abc.ABC):
@@ -112,23 +150,27 @@ class Head(nn.Module, abc.ABC):
         """
 
     @abc.abstractmethod
-    def rows(self, raw: Mapping[str, Tensor], frame_counts: Tensor, gt_masks: Sequence[Tensor]) -> list[Any]:
+    def rows(
+        self,
+        raw: Mapping[str, Tensor],
+        frame_counts: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        annotated_frames: Sequence[Sequence[int] | None] | None = None,
+    ) -> list[Any]:
         """Split the result of `forward` into one prediction a row.
 
         Args:
             raw: result of `forward` with frames.
             frame_counts: (B,) number of frames of each row.
-            gt_masks: B truths (F_b, H, W), as large as the frames.
-
-        Raises:
-            ValueError: if a row's truth has another number of frames.
+            sizes: H and W of each row's frames.
+            annotated_frames: indices of each row's annotated frames, see `annotated_only`; None to keep all frames.
         """
 
     @abc.abstractmethod
     def loss(
         self,
         rows: Sequence[Any],
-        gt_masks: Sequence[Tensor],
+        gt_masks: Sequence[Tensor | None],
         *,
         row_weights: Tensor | None = None,
         normalizer: Tensor | None = None,
@@ -138,7 +180,7 @@ class Head(nn.Module, abc.ABC):
 
         Args:
             rows: result of `rows`.
-            gt_masks: B truths (F, H, W) bool, on the predictions' device.
+            gt_masks: B truths (A, H, W) bool, on the predictions' device; None for a row without truth.
             row_weights, normalizer: as in `losses.mask_loss`.
             **options: values of `loss_options`.
         """
@@ -152,12 +194,12 @@ class Head(nn.Module, abc.ABC):
     no_columns: ClassVar[Mapping[str, Any]]
 
     @abc.abstractmethod
-    def columns(self, row: Any, gt_masks: Tensor, truth: Tensor) -> dict[str, Any]:
+    def columns(self, row: Any, gt_masks: Tensor | None, truth: Tensor | None) -> dict[str, Any]:
         """Return what reward functions get for one row, beside `gt_masks`; entries may be `rewards.Deferred`.
 
         Args:
             row: the row's prediction.
-            gt_masks: (F, H, W) bool, on the CPU.
+            gt_masks: (A, H, W) bool, true masks of the annotated frames, on the CPU; None for a row without truth.
             truth: the same masks on the prediction's device.
         """
 

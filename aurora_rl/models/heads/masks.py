@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aurora_rl.losses import mask_loss
 from aurora_rl.metrics import count_masks, mask_iou
-from aurora_rl.models.heads.base import FrameBatch, Head, HeadLoss
+from aurora_rl.models.heads.base import FrameBatch, Head, HeadLoss, annotated_only
 from aurora_rl.models.heads.segmenters import (
     FrameEncoder,
     Segmenter,
@@ -72,29 +72,27 @@ class MaskHead(Head):
         prompts = self.projector(states.to(next(self.projector.parameters()).dtype))  # (B, C)
         if frames is None:
             return {"sparse_prompt_embeddings": prompts}
-        slots = _slots_within_clip(frames.clip_index)
-        grouped = prompts.new_zeros(len(frames.counts), int(slots.max()) + 1, prompts.size(-1))
-        grouped = grouped.index_put((frames.clip_index, slots), prompts)  # (U, G, C)
-        mask_logits = self.mask_decoder(frames.frames, grouped.repeat_interleave(frames.counts, dim=0))  # (N, G, h, w)
-        row_logits = mask_logits[frames.row_frames, slots.repeat_interleave(frames.row_counts)]
-        return {"sparse_prompt_embeddings": prompts, "mask_logits": row_logits}
+        mask_logits = self.mask_decoder(frames.frames, frames.by_frame(prompts))  # (N, G, h, w)
+        return {"sparse_prompt_embeddings": prompts, "mask_logits": frames.by_row(mask_logits)}
 
-    def rows(self, raw: Mapping[str, Tensor], frame_counts: Tensor, gt_masks: Sequence[Tensor]) -> list[Tensor]:
-        """Return B mask logits (F_b, H, W) float32, each at the size of its own frames."""
-        mask_logits, counts = raw["mask_logits"], frame_counts.tolist()
-        rows = mask_logits.split(counts)
-        for row, truth in zip(rows, gt_masks, strict=True):
-            if len(row) != len(truth):
-                raise ValueError(f"masks were decoded for {len(row)} frames, but the truth has {len(truth)}")
-        sizes: list[tuple[int, int]] = [(truth.size(-2), truth.size(-1)) for truth in gt_masks]
+    def rows(
+        self,
+        raw: Mapping[str, Tensor],
+        frame_counts: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        annotated_frames: Sequence[Sequence[int] | None] | None = None,
+    ) -> list[Tensor]:
+        """Return B mask logits (A_b, H, W) float32, each at the size of its own frames."""
+        mask_logits, counts = annotated_only(raw["mask_logits"], frame_counts.tolist(), annotated_frames)
         if len(set(sizes)) == 1:  # one resize for the whole batch
             return list(self.mask_decoder.postprocess(mask_logits, sizes[0]).split(counts))
-        return [self.mask_decoder.postprocess(row, size) for row, size in zip(rows, sizes, strict=True)]
+        rows = zip(mask_logits.split(counts), sizes, strict=True)
+        return [self.mask_decoder.postprocess(row, size) for row, size in rows]
 
     def loss(
         self,
         rows: Sequence[Tensor],
-        gt_masks: Sequence[Tensor],
+        gt_masks: Sequence[Tensor | None],
         *,
         row_weights: Tensor | None = None,
         normalizer: Tensor | None = None,
@@ -112,22 +110,15 @@ class MaskHead(Head):
         }
 
     @torch.no_grad()
-    def columns(self, row: Tensor, gt_masks: Tensor, truth: Tensor) -> dict[str, Any]:
+    def columns(self, row: Tensor, gt_masks: Tensor | None, truth: Tensor | None) -> dict[str, Any]:
         """Return `pred_masks`, `mask_counts` and `mask_probs`, which is computed when a reward function reads it."""
         predicted = row > 0  # p > 0.5
-        pred_masks = predicted.cpu()
-        return {
-            "pred_masks": pred_masks,
-            "mask_probs": Deferred(lambda: row.detach().float().sigmoid().cpu()),
-            "mask_counts": count_masks(predicted, truth).on_cpu(pred_masks, gt_masks),
-        }
+        pred_masks, counts = predicted.cpu(), None
+        if gt_masks is not None and truth is not None:
+            counts = count_masks(predicted, truth).on_cpu(pred_masks, gt_masks)
+        probs = Deferred(lambda: row.detach().float().sigmoid().cpu())
+        return {"pred_masks": pred_masks, "mask_probs": probs, "mask_counts": counts}
 
     def row_score(self, row: Tensor, truth: Tensor) -> float:
         """Return the IoU of the masks."""
         return mask_iou(row > 0, truth)
-
-
-def _slots_within_clip(clip_index: Tensor) -> Tensor:
-    """Number each row (B,) among the rows of its clip: [0, 1, 0, 0] -> [0, 0, 1, 2]."""
-    same_clip = clip_index[:, None] == clip_index[None, :]
-    return same_clip.tril(-1).sum(1)

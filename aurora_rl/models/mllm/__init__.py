@@ -2,6 +2,7 @@
 
 from aurora_rl.models.mllm.base import EncodedPrompt, EnginePrompt, MLLMFamily
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
+from aurora_rl.models.mllm.sizes import ClipPass, ClipSize, TowerPass
 
 FAMILIES: tuple[type[MLLMFamily], ...] = (Qwen2_5OmniFamily,)
 MLLM_FAMILIES = {model_type: family for family in FAMILIES for model_type in family.model_types}
@@ -21,4 +22,14 @@ def get_family(model_type: str) -> MLLMFamily:
     return MLLM_FAMILIES[model_type]()
 
 
-__all__ = ["FAMILIES", "MLLM_FAMILIES", "EncodedPrompt", "EnginePrompt", "MLLMFamily", "get_family"]
+__all__ = [
+    "FAMILIES",
+    "MLLM_FAMILIES",
+    "ClipPass",
+    "ClipSize",
+    "EncodedPrompt",
+    "EnginePrompt",
+    "MLLMFamily",
+    "TowerPass",
+    "get_family",
+]

@@ -11,11 +11,15 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from aurora_rl.models.mllm.sizes import ClipPass, ClipSize, usual_pass
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
 
+#: Name that stands for all towers of a family, where a config names parts of the model.
+TOWERS = "towers"
 #: Fields of our checkpoints' configs that vLLM does not know. It gets quantised weights unpacked.
 OWN_FIELDS = ("segmenter", "heads", "clip_options", "quantization_config")
 
@@ -64,6 +68,8 @@ class MLLMFamily(abc.ABC):
     lora_target_modules: ClassVar[str]
     #: Field of a hub checkpoint's config that `model_class` is built from; None if it is the whole config.
     config_part: ClassVar[str | None] = None
+    #: Number of a token's positions in the decoder: 3 where time, height and width have one each.
+    position_axes: ClassVar[int] = 1
     #: Prefix of a weight's name in the layout that vLLM loads.
     engine_prefix: ClassVar[str] = ""
     #: The model class inside vLLM, by its name.
@@ -133,6 +139,13 @@ class MLLMFamily(abc.ABC):
             ValueError: if some clips lack a medium that others have.
         """
 
+    def clip_pass(self, config: PretrainedConfig, clip: ClipSize) -> ClipPass:
+        """Return what one clip takes of the prompt and of the towers, for the estimate of memory and operations.
+
+        By default `tower_names` are those of a vision tower of patches and an audio tower like Whisper's.
+        """
+        return usual_pass(config, clip, self.tower_names)
+
     def build_tiny(
         self, texts: Iterable[str], segmenter: dict[str, Any], sizes: Mapping[str, Any] | None = None
     ) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -147,6 +160,10 @@ class MLLMFamily(abc.ABC):
             ValueError: if the family has no tiny model, or no size of some name.
         """
         raise ValueError(f"{type(self).__name__} makes no tiny model: give it a method build_tiny")
+
+    def names_of_parts(self, names: Iterable[str]) -> list[str]:
+        """Return the dotted names of some parts: `towers` stands for all of them, other names for themselves."""
+        return [part for name in names for part in (self.tower_names if name == TOWERS else (name,))]
 
     def is_tower(self, name: str) -> bool:
         """Tell whether a dotted name, of a module or parameter, lies in a tower, at any depth of wrappers."""

@@ -58,6 +58,7 @@ def _segmenter_type(config: dict[str, Any]) -> str:
 __all__ = [
     "FRAME_ENCODERS",
     "SEGMENTERS",
+    "DotSegmenter",
     "FrameEncoder",
     "Segmenter",
     "build_frame_encoder",

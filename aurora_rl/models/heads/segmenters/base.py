@@ -179,6 +179,16 @@ class FrameEncoder(abc.ABC):
     def frame_shape(self) -> tuple[int, ...]:
         """The shape of one frame's input to the mask decoder."""
 
+    @classmethod
+    def frame_extent(cls, size: tuple[int, int], image_size: int) -> tuple[float, float]:
+        """Return the shares of the encoder's S x S square that a frame fills, in height and width.
+
+        Args:
+            size: (H, W) of the frame in pixels.
+            image_size: S in pixels.
+        """
+        return 1.0, 1.0
+
     @abc.abstractmethod
     def encode(self, frames: np.ndarray) -> Tensor:
         """Encode the frames of one clip.

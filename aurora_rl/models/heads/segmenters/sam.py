@@ -34,6 +34,11 @@ class SamFrameEncoder(SamFamilyFrameEncoder):
     def frozen_part(sam: SamModel) -> SamVisionEncoder:
         return sam.vision_encoder
 
+    @classmethod
+    def frame_extent(cls, size: tuple[int, int], image_size: int) -> tuple[float, float]:
+        height, width = resized_frame_size(size, image_size)
+        return height / image_size, width / image_size
+
     @functools.cached_property
     def frame_shape(self) -> tuple[int, ...]:
         vision_config = self.read_sam_config(self.config).vision_config

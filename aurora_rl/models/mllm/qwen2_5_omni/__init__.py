@@ -26,6 +26,7 @@ class Qwen2_5OmniFamily(MLLMFamily):
     tower_names = ("visual", "audio_tower")
     lora_target_modules = r"model\.layers\.\d+\.self_attn\.(q_proj|v_proj)"
     config_part = "thinker_config"
+    position_axes = 3
     engine_prefix = "thinker."
     engine_architecture = "AuroraQwen2_5OmniForConditionalGeneration"
     engine_class = f"{__name__}.engine:AuroraQwen2_5OmniForConditionalGeneration"

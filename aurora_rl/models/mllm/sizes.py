@@ -1,0 +1,94 @@
+"""What a clip takes of a prompt and of the towers, for estimates before anything is loaded; no torch is imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+#: Upper limit of a frame's area, in patches after merging, where the arguments give none: the usual processors' own.
+DEFAULT_MAX_PATCHES = 768
+#: Spectrogram columns a second (16 kHz, hop 160), and how many of them become one token.
+MEL_RATE, MELS_PER_TOKEN = 100, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipSize:
+    """Sizes of one clip.
+
+    Attributes:
+        frames: F, number of frames.
+        size: (H, W) of a frame in pixels.
+        seconds: length of the sound, in seconds.
+        min_pixels: lower limit of a frame's area for the vision tower; None for the processor's own.
+        max_pixels: upper limit of a frame's area for the vision tower; None for the processor's own.
+    """
+
+    frames: int
+    size: tuple[int, int]
+    seconds: float
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerPass:
+    """A tower's work.
+
+    Attributes:
+        tokens: number of tokens that pass its layers.
+        width: width of its layers.
+        layers: number of its layers.
+    """
+
+    tokens: float
+    width: int
+    layers: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipPass:
+    """What one clip takes.
+
+    Attributes:
+        prompt_tokens: number of tokens of its media in the prompt.
+        towers: work of each tower, by the tower's dotted name.
+    """
+
+    prompt_tokens: int
+    towers: Mapping[str, TowerPass]
+
+    def times(self, count: int) -> dict[str, TowerPass]:
+        """Return the towers' work for `count` clips."""
+        return {name: dataclasses.replace(tower, tokens=count * tower.tokens) for name, tower in self.towers.items()}
+
+
+def usual_pass(config: Any, clip: ClipSize, tower_names: tuple[str, ...]) -> ClipPass:
+    """Return what a clip takes of a model whose configs have the usual names.
+
+    Args:
+        config: config of the model: its `vision_config` merges patches, its `audio_config`, if any, is like Whisper's.
+        clip: sizes of the clip.
+        tower_names: dotted names of the vision tower and, if there is one, of the audio tower.
+    """
+    vision = config.vision_config
+    tokens, patches = _video_tokens(vision, clip)
+    towers = {tower_names[0]: TowerPass(patches, vision.hidden_size, vision.depth)}
+    audio = getattr(config, "audio_config", None)
+    if audio is not None and len(tower_names) > 1:
+        tokens += math.ceil(clip.seconds * MEL_RATE / MELS_PER_TOKEN)
+        columns = math.ceil(clip.seconds * MEL_RATE)
+        # a convolution of stride 2 comes first
+        towers[tower_names[1]] = TowerPass(columns / 2, audio.d_model, audio.encoder_layers)
+    return ClipPass(tokens, towers)
+
+
+def _video_tokens(vision: Any, clip: ClipSize) -> tuple[int, int]:
+    """Return tokens and patches of one clip: frames shrink to `max_pixels`, `temporal_patch_size` of them form one."""
+    factor = vision.patch_size * vision.spatial_merge_size
+    limit = clip.max_pixels or DEFAULT_MAX_PATCHES * factor**2
+    area = min(clip.size[0] * clip.size[1], limit)
+    area = max(area, clip.min_pixels or 0)
+    tokens = math.ceil(clip.frames / vision.temporal_patch_size) * math.ceil(area / factor**2)
+    return tokens, tokens * vision.spatial_merge_size**2
