@@ -21,10 +21,11 @@ from aurora_rl.tasks.base import Task, load_task
 
 @dataclasses.dataclass
 class InitArguments:
-    """The folder of the tiny model, and its mask decoder."""
+    """The folder of the tiny model, and its heads."""
 
     output_dir: str = dataclasses.field(metadata={"help": "Folder that the model is written to."})
     segmenter: dict | None = dataclasses.field(default=None, metadata={"help": "Config of the model's mask decoder."})
+    heads: dict | None = dataclasses.field(default=None, metadata={"help": "Configs of the model's other heads."})
     tiny: dict | None = dataclasses.field(
         default=None, metadata={"help": "Sizes of the model: fields of TinyOmniConfig."}
     )
@@ -50,10 +51,14 @@ def main(data_args: DataArguments, init_args: InitArguments) -> None:
     instruction = data_args.asked_instruction()
     task = load_task(data_args.task)
     texts = [text for s in samples for text in (asked(task, s, instruction), said(task, s), instruction)]
+    segmenter = init_args.segmenter
+    if segmenter is None and init_args.heads is None:
+        segmenter = {"type": "dot", "image_size": 64, "width": 32}
     model, processor = build_tiny_omni(
         texts,
-        init_args.segmenter or {"type": "dot", "image_size": 64, "width": 32},
+        segmenter,
         TinyOmniConfig(**(init_args.tiny or {})),
+        heads=init_args.heads,
     )
     model.save_pretrained(init_args.output_dir)
     processor.save_pretrained(init_args.output_dir)
