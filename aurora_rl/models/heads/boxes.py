@@ -69,6 +69,7 @@ class BoxHead(Head):
 
     name = "boxes"
     token = BOX_TOKEN
+    noun = "box"
     no_columns = {"pred_boxes": None, "box_presence": None, "pred_points": None}
 
     def __init__(self, hidden_size: int, config: dict[str, Any]) -> None:
@@ -147,7 +148,9 @@ class BoxHead(Head):
             parts.append(tensor.split(kept))
         return [self._row(*tensors, size=size) for *tensors, size in zip(*parts, sizes, strict=True)]
 
-    def _row(self, boxes: Tensor, presence_logits: Tensor, log_attention: Tensor, *, size: tuple[int, int]) -> FrameBoxes:
+    def _row(
+        self, boxes: Tensor, presence_logits: Tensor, log_attention: Tensor, *, size: tuple[int, int]
+    ) -> FrameBoxes:
         encoder = FRAME_ENCODERS[self.config["type"]]
         height, width = extent = encoder.frame_extent(size, self.config["image_size"])
         boxes = boxes / boxes.new_tensor([width, height, width, height])
