@@ -42,7 +42,7 @@ from aurora_rl.inference.predictor import Completion, Predictor, unfinished_batc
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.checkpoint_files import fingerprint_checkpoint
 from aurora_rl.models.encoding import EncodedSample
-from aurora_rl.tasks.base import Task
+from aurora_rl.tasks.base import Task, load_task
 
 logger = logging.getLogger(__name__)
 
@@ -99,13 +99,12 @@ class MistakeArguments:
 def judge(
     task: Task, encoded: EncodedSample, completion: Completion, *, min_iou: float
 ) -> tuple[list[str], float | None]:
-    """Return why an answer is wrong (some of `REASONS`, none if it is right), and its IoU; None without true masks."""
-    wrong = {"category": not task.is_right(task.parse(completion.text), encoded.sample)}
-    iou = None
-    if encoded.gt_masks is not None:
-        iou = score_rollout(completion.text, completion.mask_probs, encoded.gt_masks, encoded.sample).iou
-        wrong |= {"no_seg": completion.mask_probs is None, "iou": iou < min_iou}
-    return [reason for reason in REASONS if wrong.get(reason)], iou
+    """Return why an answer is wrong (some of `REASONS`, none if it is right), and its IoU, if there is one."""
+    score = score_rollout(completion.text, completion.mask_probs, encoded.gt_masks, encoded.sample, task=task)
+    wrong = {"category": not score.is_right}
+    if score.iou is not None:
+        wrong |= {"no_seg": completion.mask_probs is None, "iou": score.iou < min_iou}
+    return [reason for reason in REASONS if wrong.get(reason)], score.iou
 
 
 def answer_record(
@@ -216,13 +215,12 @@ def collect(model_args: ModelArguments, data_args: DataArguments, args: MistakeA
     done = {(r["uid"], r["row"]) for part in folder.glob("*.jsonl") for r in read_rows(part)}
     state.wait_for_everyone()  # no part is written before all are checked
     share = samples[state.process_index :: state.num_processes]
-    loaded = assemble_model(model_args, is_trainable=False)
+    loaded = assemble_model(model_args, head=load_task(data_args.task).head, is_trainable=False)
     loaded.model.to(state.device)
     encode = assemble_encoder(data_args, loaded, samples, is_trainable=False, device=state.device)
     predictor = Predictor(
         loaded.model,
         encode,
-        loaded.seg_token_id,
         max_completion_length=args.max_completion_length,
         batch_size=args.batch_size,
     )

@@ -19,10 +19,11 @@ from aurora_rl.models.mllm.qwen2_5_omni.tiny import TinyOmniConfig, build_tiny_o
 
 @dataclasses.dataclass
 class InitArguments:
-    """The folder of the tiny model, and its mask decoder."""
+    """The folder of the tiny model, and its heads."""
 
     output_dir: str = dataclasses.field(metadata={"help": "Folder that the model is written to."})
     segmenter: dict | None = dataclasses.field(default=None, metadata={"help": "Config of the model's mask decoder."})
+    heads: dict | None = dataclasses.field(default=None, metadata={"help": "Configs of the model's other heads."})
     tiny: dict | None = dataclasses.field(
         default=None, metadata={"help": "Sizes of the model: fields of TinyOmniConfig."}
     )
@@ -34,10 +35,14 @@ def main(data_args: DataArguments, init_args: InitArguments) -> None:
     # Texts are repeated, so that their words become single tokens even in a small benchmark.
     instruction = data_args.asked_instruction()
     texts = [text for s in samples for text in (s.reference, s.chain or "", instruction)]
+    segmenter = init_args.segmenter
+    if segmenter is None and init_args.heads is None:
+        segmenter = {"type": "dot", "image_size": 64, "width": 32}
     model, processor = build_tiny_omni(
         texts,
-        init_args.segmenter or {"type": "dot", "image_size": 64, "width": 32},
+        segmenter,
         TinyOmniConfig(**(init_args.tiny or {})),
+        heads=init_args.heads,
     )
     model.save_pretrained(init_args.output_dir)
     processor.save_pretrained(init_args.output_dir)

@@ -19,6 +19,8 @@ class ModelArguments:
         model: hub name or directory of an MLLM, of a model trained here, or of a LoRA adapter.
         segmenter: config of the mask decoder that a plain MLLM starts with, such as
             `{type: sam, checkpoint: facebook/sam-vit-huge, image_size: 1024}`.
+        heads: configs of other heads that the model starts with, by name, for example
+            `{boxes: {type: dot, image_size: 64, width: 32}}`; see `models.heads`.
         dtype: dtype of the weights.
         attn_implementation: attention kernel, by its name in transformers.
         freeze: names of sub-modules that are not trained; `towers` stands for all that see and hear.
@@ -39,6 +41,9 @@ class ModelArguments:
     )
     segmenter: dict | None = dataclasses.field(
         default=None, metadata={"help": "Config of the mask decoder that a plain MLLM starts with."}
+    )
+    heads: dict | None = dataclasses.field(
+        default=None, metadata={"help": "Configs of other heads that the model starts with, by name, such as boxes."}
     )
     dtype: str = dataclasses.field(
         default="auto", metadata={"help": "Number format of the weights: float32, bfloat16 or auto."}

@@ -11,6 +11,9 @@ from typing import Any
 
 from aurora_rl.named.moved import new_place
 
+#: Beginning of the name of a module that is a file; the file's path follows.
+FILE_PREFIX = "named_file:"
+
 
 class NamedObjectError(ValueError):
     """A name in a config leads to no object."""
@@ -41,6 +44,16 @@ def load_object(spec: str, *, what: str) -> Any:
     return getattr(module, attribute)
 
 
+def name_of(found: type) -> str:
+    """Return the name by which another process can load a class: `load_object` takes it.
+
+    >>> from fractions import Fraction
+    >>> name_of(Fraction)
+    'fractions:Fraction'
+    """
+    return f"{found.__module__.removeprefix(FILE_PREFIX)}:{found.__qualname__}"
+
+
 def example_name(what: str) -> str:
     """Return a name for the example of an error: a reward is a function, other objects are classes."""
     return "function" if what.startswith("reward") else "Name"
@@ -62,7 +75,7 @@ def _load_file(path: Path, what: str) -> ModuleType:
     if not path.is_file():
         raise NamedObjectError(f"the {what}'s file {str(path)!r} does not exist (looked in {str(Path.cwd())!r})")
     # The key is the full path: two objects of one file share its state, and two files of one name do not collide.
-    name = f"named_file:{path.resolve()}"
+    name = f"{FILE_PREFIX}{path.resolve()}"
     if name in sys.modules:
         return sys.modules[name]
     module_spec = importlib.util.spec_from_file_location(name, path)

@@ -24,7 +24,7 @@ from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.mllm import EncodedPrompt, EnginePrompt
 from aurora_rl.rollout.base import Rollouts
 from aurora_rl.rollout.export import export_for_vllm
-from aurora_rl.rollout.plugin import register
+from aurora_rl.rollout.plugin import register_with
 from aurora_rl.rollout.weights import changes_towers, check_adapters, engine_weights
 
 #: The lowest bias that vLLM accepts; it multiplies a probability by exp(-100).
@@ -112,7 +112,7 @@ class AuroraVLLMGeneration(VLLMGeneration):
     def _init_colocated(self) -> None:
         from vllm import LLM
 
-        register()
+        register_with(self.family)
         if self.accelerator.num_processes % self.tensor_parallel_size:
             raise ValueError(
                 f"vllm_tensor_parallel_size={self.tensor_parallel_size} must divide the "
@@ -144,7 +144,7 @@ class AuroraVLLMGeneration(VLLMGeneration):
             "load_format": "dummy",
             "dtype": str(self.loaded.model.dtype).removeprefix("torch."),
             "hf_overrides": {"architectures": [self.family.engine_architecture]},
-            "limit_mm_per_prompt": {"image": 0, "video": 1, "audio": 1},
+            "limit_mm_per_prompt": dict(self.family.media_limits),
             "tensor_parallel_size": self.tensor_parallel_size,
             "gpu_memory_utilization": self.gpu_memory_utilization,
             "max_model_len": self.max_model_length,

@@ -1,6 +1,13 @@
 """Plugin that vLLM loads at the start of each of its processes (entry point `vllm.general_plugins`)."""
 
-from aurora_rl.models.mllm import FAMILIES
+import os
+
+from aurora_rl.models.mllm import FAMILIES, MLLMFamily, load_family
+from aurora_rl.named.objects import load_object, name_of
+
+#: Environment variable that names a family from outside the package, as the option `family` does: vLLM's processes
+#: inherit it, and `vllm serve` is started with it.
+FAMILY_VARIABLE = "AURORA_RL_FAMILY"
 
 #: Our weight transfers of `vllm serve`: module and class, by the backend's name in `--weight-transfer-config`.
 WEIGHT_TRANSFER_ENGINES = {
@@ -9,18 +16,19 @@ WEIGHT_TRANSFER_ENGINES = {
 
 
 def register() -> None:
-    """Register our model classes and weight transfers in vLLM, and replace one method of its CPU build.
+    """Register the families' model classes and our weight transfers in vLLM, and replace one method of its CPU build.
 
     A family's class is selected by `hf_overrides={"architectures": [family.engine_architecture]}`.
+
+    Raises:
+        ValueError: if the environment names a family that is not there.
     """
-    from vllm import ModelRegistry
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
     from vllm.platforms import current_platform
 
-    known = ModelRegistry.get_supported_archs()
-    for family in FAMILIES:
-        if family.engine_class is not None and family.engine_architecture not in known:
-            ModelRegistry.register_model(family.engine_architecture, family.engine_class)
+    outside = os.environ.get(FAMILY_VARIABLE)
+    for family in [*FAMILIES, *([type(load_family(outside))] if outside else [])]:
+        _register_class(family)
     for name, (module, class_name) in WEIGHT_TRANSFER_ENGINES.items():
         if name not in WeightTransferEngineFactory._registry:
             WeightTransferEngineFactory.register_engine(name, module, class_name)
@@ -28,3 +36,23 @@ def register() -> None:
         from aurora_rl.rollout.cpu.seeds import let_seeded_prompts_be_read_in_parts
 
         let_seeded_prompts_be_read_in_parts()
+
+
+def register_with(family: MLLMFamily) -> None:
+    """Register also a run's own family, here and in the processes that vLLM starts from here."""
+    os.environ.pop(FAMILY_VARIABLE, None)
+    if type(family) not in FAMILIES:
+        os.environ[FAMILY_VARIABLE] = name_of(type(family))
+    register()
+
+
+def _register_class(family: type[MLLMFamily]) -> None:
+    from vllm import ModelRegistry
+
+    place = family.engine_class
+    if place is None or family.engine_architecture in ModelRegistry.get_supported_archs():
+        return
+    # vLLM imports a module by itself, when the model is asked for; it knows no files.
+    is_file = place.rpartition(":")[0].endswith(".py")
+    found = load_object(place, what="model class inside vLLM") if is_file else place
+    ModelRegistry.register_model(family.engine_architecture, found)

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from aurora_rl.models.encoding import SampleEncoder
-from aurora_rl.models.grounding import install_mask_forward, segmentation_model
+from aurora_rl.models.grounding import freeze_other_heads, install_mask_forward, segmentation_model
 from aurora_rl.models.head_tokens import find_seg, head_token_id
-from aurora_rl.models.heads import head_class
+from aurora_rl.models.heads import Head, head_class
 from aurora_rl.models.sharding import gather_at_once
 from aurora_rl.trainers.grounded_rollouts import ForwardPasses, RolloutBatch
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
@@ -26,8 +26,6 @@ def head_token_of(encode: SampleEncoder) -> int | None:
 def prepare_heads(model: nn.Module, name: str | None, *, is_trained: bool) -> None:
     """Let a forward pass of the policy run the task's head, and freeze the heads that no loss reaches.
 
-    DDP waits for the gradient of every weight that is trained, also of a head that the run does not use.
-
     Args:
         model: the policy, whose `forward` is TRL's already.
         name: name of the task's head; None without one.
@@ -40,10 +38,8 @@ def prepare_heads(model: nn.Module, name: str | None, *, is_trained: bool) -> No
     if name is not None:
         policy.head(name)
     install_mask_forward(policy)
-    for other, head in policy.heads.items():
-        gather_at_once(model, head_class(other))
-        if other != name or not is_trained:
-            head.requires_grad_(False)
+    gather_at_once(model, Head)
+    freeze_other_heads(model, name if is_trained else None)
 
 
 def head_loss_weights(

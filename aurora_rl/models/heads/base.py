@@ -212,3 +212,17 @@ class Head(nn.Module, abc.ABC):
     def score_of_columns(self, columns: Mapping[str, Any], row: Any, truth: Tensor) -> float:
         """Return `row_score` of a prediction whose `columns` are there, which may have it already."""
         return self.row_score(row, truth)
+
+    def scores(
+        self, row: Any | None, gt_masks: Tensor, annotated_frames: Sequence[int] | None = None
+    ) -> dict[str, float | None]:
+        """Score one row's prediction by name for an evaluation, each in [0, 1]; None where a score does not apply.
+
+        Masks have no scores here: an evaluation scores them by the presets of their benchmarks.
+
+        Args:
+            row: the prediction on all frames; None without the head's token.
+            gt_masks: (A, H, W) bool, true masks of the annotated frames, on the CPU.
+            annotated_frames: indices of these frames; None for all.
+        """
+        return {}

@@ -3,23 +3,61 @@
 from aurora_rl.models.mllm.base import EncodedPrompt, EnginePrompt, MLLMFamily
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 from aurora_rl.models.mllm.sizes import ClipPass, ClipSize, TowerPass
+from aurora_rl.named.objects import load_object
 
 FAMILIES: tuple[type[MLLMFamily], ...] = (Qwen2_5OmniFamily,)
 MLLM_FAMILIES = {model_type: family for family in FAMILIES for model_type in family.model_types}
 
 
-def get_family(model_type: str) -> MLLMFamily:
-    """Return the family of a checkpoint.
+def load_family(spec: str) -> MLLMFamily:
+    """Return a family by its name.
+
+    Args:
+        spec: a `model_type` of a family here, or where a class from outside is, 'package.module:Name' or
+            'path/to/file.py:Name', whose code runs.
 
     Raises:
-        ValueError: if no family here has this `model_type`.
+        ValueError: if there is no such family, or the object is none.
     """
-    if model_type not in MLLM_FAMILIES:
+    if spec in MLLM_FAMILIES:
+        return MLLM_FAMILIES[spec]()
+    if ":" not in spec:
         raise ValueError(
-            f"no family for model_type {model_type!r}, there are {sorted(MLLM_FAMILIES)}: add a folder to "
-            "aurora_rl/models/mllm/ and a line to FAMILIES"
+            f"there is no family {spec!r}: choose from {', '.join(MLLM_FAMILIES)}, or write 'package.module:Name' or "
+            "'path/to/file.py:Name' for a family of your own"
         )
-    return MLLM_FAMILIES[model_type]()
+    found = load_object(spec, what="family")
+    if not (isinstance(found, type) and issubclass(found, MLLMFamily)):
+        raise ValueError(f"{spec} is no family, which is a subclass of {MLLMFamily.__module__}.{MLLMFamily.__name__}")
+    if lacking := sorted(found.__abstractmethods__):
+        raise ValueError(f"the family {spec} lacks {', '.join(lacking)}: see docs/new_mllm.md")
+    return found()
+
+
+def get_family(model_type: str, given: str | MLLMFamily | None = None) -> MLLMFamily:
+    """Return the family of a checkpoint.
+
+    Args:
+        model_type: `model_type` of the checkpoint's config.
+        given: the family, or its name as for `load_family`, where the run names one. A checkpoint never does.
+
+    Raises:
+        ValueError: if no family here has this `model_type`, or the given one has not.
+    """
+    if given is None and model_type in MLLM_FAMILIES:
+        return MLLM_FAMILIES[model_type]()
+    if given is None:
+        raise ValueError(
+            f"no family for model_type {model_type!r}, there are {sorted(MLLM_FAMILIES)}: name one of your own by the "
+            "option `family`, as in `family: mine.py:MyFamily` (docs/new_mllm.md)"
+        )
+    family = load_family(given) if isinstance(given, str) else given
+    if model_type not in family.model_types:
+        raise ValueError(
+            f"the checkpoint has model_type {model_type!r}, but the family {type(family).__name__} reads "
+            f"{', '.join(family.model_types)}: name another by the option `family`, or leave it out"
+        )
+    return family
 
 
 __all__ = [
@@ -32,4 +70,5 @@ __all__ = [
     "MLLMFamily",
     "TowerPass",
     "get_family",
+    "load_family",
 ]

@@ -90,6 +90,9 @@ class MLLMFamily(abc.ABC):
     #: Where that class is, as 'package.module:Name' or 'path/to/file.py:Name'; None for a class of vLLM itself.
     engine_class: ClassVar[str | None] = None
 
+    #: Largest number of a prompt's pictures, videos and sounds inside vLLM; a family without ears has no audio.
+    media_limits: ClassVar[Mapping[str, int]] = {"image": 0, "video": 1, "audio": 1}
+
     @property
     @abc.abstractmethod
     def model_class(self) -> type[PreTrainedModel]:
