@@ -25,8 +25,8 @@ from aurora_rl.data.files import DatasetError
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.sample import AVSample
 from aurora_rl.models.collate import SFTCollator
-from aurora_rl.tasks.prompts import answer_for, text_prompt
-from aurora_rl.tasks.reference_segmentation import chain_file
+from aurora_rl.tasks.prompts import answer_for
+from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation, chain_file
 from aurora_rl.tasks.targets import answer_only
 
 WIDTH, HEIGHT = 64, 32
@@ -305,7 +305,7 @@ def test_benchmark_is_chosen_by_the_arguments(s4: Path) -> None:
 
 def test_samples_survive_the_dataset(s4: Path) -> None:
     samples = load_avsbench_s4(s4, "train")
-    dataset = to_dataset(samples, text_prompt())
+    dataset = to_dataset(samples, ReferenceSegmentation().messages)
     assert [AVSample.from_row(row) for row in dataset] == samples
     assert SOUNDING_REFERENCE in dataset[0]["prompt"][0]["content"][0]["text"]
 
@@ -314,7 +314,8 @@ def test_sft_makes_a_batch_of_clips_of_one_frame_and_of_five(s4: Path, loaded) -
     args = DataArguments(data_root=str(s4), benchmark="avsbench_s4", min_pixels=256, max_pixels=65536)
     samples = load_split(args, "train") + load_split(args, "val")
     encode = assemble_encoder(args, loaded, samples)
-    batch = SFTCollator(encode, loaded.seg_token_id, answer_only)(list(to_dataset(samples, text_prompt())))
+    rows = list(to_dataset(samples, encode.text_prompt))
+    batch = SFTCollator(encode, loaded.seg_token_id, answer_only)(rows)
     assert batch["seg_frame_counts"].tolist() == [1, 5]
     assert [tuple(masks.shape) for masks in batch["gt_masks"]] == [(1, HEIGHT, WIDTH), (5, HEIGHT, WIDTH)]
     assert batch["seg_weights"].tolist() == [1.0, 1.0]
