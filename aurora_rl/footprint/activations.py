@@ -76,7 +76,7 @@ def estimate_activations(
     return Activations(
         decoder=len(layers) * (entry if checkpointing else kept),
         towers=_tower_bytes(meta, work, dtype, checkpointing=checkpointing),
-        masks=_mask_bytes(meta, work),
+        masks=_mask_bytes(meta, work) if work.has_masks else 0,
         lm_head=_lm_head_bytes(meta, work, dtype, is_gpu=is_gpu),
         layer=peak if checkpointing else peak - kept,
     )

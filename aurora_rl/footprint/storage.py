@@ -11,7 +11,7 @@ from aurora_rl.footprint.launch import Launch
 from aurora_rl.footprint.parameters import MetaModel, total
 from aurora_rl.footprint.parts import Part
 from aurora_rl.footprint.workload import Clips
-from aurora_rl.models.heads.segmenters import build_frame_encoder
+from aurora_rl.models.heads import head_class, head_configs
 
 #: Numbers of optimiser state for each trained weight; other optimisers count as AdamW.
 STATES = {"sgd": 0, "adamw_torch": 2, "adamw_torch_fused": 2}
@@ -22,7 +22,7 @@ def states_of(optim: Any) -> int:
     return STATES.get(str(getattr(optim, "value", optim)), 2)
 
 
-def disk_parts(meta: MetaModel, args: Any, launch: Launch, clips: Clips) -> Iterator[Part]:
+def disk_parts(meta: MetaModel, args: Any, launch: Launch, clips: Clips, *, head: str | None) -> Iterator[Part]:
     """Yield the parts on disk, for the whole run.
 
     Args:
@@ -30,8 +30,9 @@ def disk_parts(meta: MetaModel, args: Any, launch: Launch, clips: Clips) -> Iter
         args: TRL's arguments; None for a run that writes no checkpoints.
         launch: how the run is spread over processes.
         clips: sizes of the clips.
+        head: name of the head that the task needs; None for none.
     """
-    yield from embedding_parts(meta, clips)
+    yield from embedding_parts(meta, clips, head)
     if args is None or str(getattr(args.save_strategy, "value", args.save_strategy)) == "no":
         return
     num_bytes = checkpoint_bytes(meta, args, launch)
@@ -60,9 +61,11 @@ def checkpoint_bytes(meta: MetaModel, args: Any, launch: Launch) -> int:
     return weights * (1 + is_fsdp) + states * meta.trained.trained_bytes
 
 
-def embedding_parts(meta: MetaModel, clips: Clips) -> list[Part]:
-    """Return the cached embeddings of the frozen image encoder; empty if the mask decoder has no encoder to cache."""
-    encoder = build_frame_encoder(meta.base.config.segmenter)
+def embedding_parts(meta: MetaModel, clips: Clips, head: str | None) -> list[Part]:
+    """Return the cached embeddings of the head's frozen image encoder; empty if there is no encoder to cache."""
+    if head is None:
+        return []
+    encoder = head_class(head).frame_encoder(head_configs(meta.base.config)[head])
     if not encoder.cacheable:
         return []
     a_clip = clips.frames * torch.Size(encoder.frame_shape).numel() * torch.float16.itemsize
