@@ -23,7 +23,7 @@ class SFTCollator:
 
     Args:
         encode: encoder that turns a sample into tensors.
-        seg_token_id: id of the token at which the task's head predicts; None for a task without a head.
+        seg_token_id: id of the head's token, `[SEG]` for masks; None for a task without a head.
         target: function from a sample to its completion, one of `tasks.targets`.
     """
 

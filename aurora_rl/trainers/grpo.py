@@ -32,7 +32,7 @@ from aurora_rl.losses import mask_loss
 from aurora_rl.models.adapters import check_trained_head
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.eval_mode import eval_mode
-from aurora_rl.models.grounding import install_mask_forward
+from aurora_rl.models.grounding import freeze_other_heads, install_mask_forward
 from aurora_rl.models.head_tokens import find_seg
 from aurora_rl.models.heads import MaskHead
 from aurora_rl.models.loading import LoadedModel
@@ -64,7 +64,7 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         reward_funcs: names (`"reward_fns.mask_iou:mask_iou_reward"`, `"path/to/mine.py:my_reward"`) or callables.
         args: the configuration.
         encode: encoder that turns a sample into tensors.
-        seg_token_id: id of `[SEG]`.
+        seg_token_id: id of the head's token, `[SEG]` for masks; None for a task without a head.
         **kwargs: arguments of TRL's trainer: `train_dataset` (rows of `data.dataset.to_dataset`), `eval_dataset`,
             `processing_class`, `peft_config`, `callbacks`, `optimizers`. `tools` and `environment_factory` are refused.
 
@@ -81,12 +81,12 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         args: AuroraGRPOConfig,
         *,
         encode: SampleEncoder,
-        seg_token_id: int,
+        seg_token_id: int | None,
         **kwargs: Any,
     ) -> None:
         _refuse_more_turns(kwargs)
         self.encode = encode
-        self.seg_token_id = seg_token_id
+        self.seg_token_id = -1 if seg_token_id is None else seg_token_id  # no token has the id -1
         self._batch = RolloutBatch([])
 
         specs = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
@@ -98,7 +98,7 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         with _options(args, use_vllm=False, **without_reference):
             super().__init__(encode=encode, model=model, reward_funcs=guarded, args=args, **kwargs)
         check_trained_head(self.model)
-        self._passes = ForwardPasses(encode, seg_token_id, self.accelerator)
+        self._passes = ForwardPasses(encode, self.seg_token_id, self.accelerator)
         self.beta, self.use_vllm = args.beta, args.use_vllm
         if reference is not None:
             install_reference(self, reference)
@@ -110,9 +110,17 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         policy = self.model.get_base_model() if is_peft_model(self.model) else self.model
         install_mask_forward(policy)
         gather_at_once(self.model, MaskHead)
-        if args.mask_loss_on == "off":
-            policy.seg_head.requires_grad_(False)
+        freeze_other_heads(policy, self._trained_head)
         self.add_callback(RolloutHealthCallback())
+
+    @property
+    def _has_head(self) -> bool:
+        """Whether the task has a head; without one nothing is decoded, and the loss is TRL's."""
+        return self.encode.task.head is not None
+
+    @property
+    def _trained_head(self) -> str | None:
+        return None if self.args.mask_loss_on == "off" else self.encode.task.head
 
     def _may_resume_after(self, step: int) -> bool:
         return self.args.ends_generation_batch(step)
@@ -129,9 +137,10 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         rows = self._encode_rows(inputs)
-        with self._working_on(rows, scoring_decodes=self.args.masks_share_forward):
+        with self._working_on(rows, scoring_decodes=self._has_head and self.args.masks_share_forward):
             output = super()._generate_and_score_completions(inputs)
-            output |= self._mask_weights(output["completion_ids"], output["completion_mask"])
+            if self._has_head:
+                output |= self._mask_weights(output["completion_ids"], output["completion_mask"])
         # Lists survive TRL's whitelist, shuffling and splitting.
         return {**output, "encoded_rows": rows}
 
@@ -194,7 +203,7 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         but a state may be missing on one process alone, which would then run one forward pass more than the others.
         """
         is_sharded = is_deepspeed_zero3_enabled() or self.is_fsdp_enabled
-        return not (self.args.masks_share_forward or self.use_vllm or is_sharded)
+        return self._has_head and not (self.args.masks_share_forward or self.use_vllm or is_sharded)
 
     # ---- one forward: log-probabilities and masks ---------------------------------------------------------------
 
@@ -241,15 +250,13 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
     ) -> torch.Tensor:
         is_train = self.model.training
-        self._learn(
-            predictions=self._passes.predictions_of(
-                self.model,
-                self._batch,
-                completion_ids_list,
-                batch_size=self.args.per_device_train_batch_size if is_train else self.args.per_device_eval_batch_size,
-            ),
-            answers=tuple(self.encode.task.parse(completion_text(completion)) for completion in completions),
-        )
+        batch_size = self.args.per_device_train_batch_size if is_train else self.args.per_device_eval_batch_size
+        if self._has_head:
+            predictions = self._passes.predictions_of(
+                self.model, self._batch, completion_ids_list, batch_size=batch_size
+            )
+            self._learn(predictions=predictions)
+        self._learn(answers=tuple(self.encode.task.parse(completion_text(completion)) for completion in completions))
         rows = reward_rows(inputs, self._batch)
         for column, values in completion_columns(rows).items():
             self._log_completion_extra(column, values)
@@ -266,7 +273,7 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
     # ---- loss ---------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        has_mask_loss = self.args.mask_loss_on != "off"
+        has_mask_loss = self._trained_head is not None
         with self._working_on(inputs["encoded_rows"], scoring_decodes=has_mask_loss):
             loss = super()._compute_loss(model, inputs)
             if has_mask_loss:
@@ -286,6 +293,8 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         _, weights = find_seg(
             completion_ids, completion_mask, self.seg_token_id, num_completion_tokens=completion_ids.size(1)
         )
+        has_truth = [row.gt_masks is not None for row in self._batch.rows]
+        weights &= torch.tensor(has_truth, device=weights.device)
         if self.args.mask_loss_on == "correct_only":
             pairs = zip(self._batch.answers, self._batch.rows, strict=True)
             is_right = [self.encode.task.is_right(answer, row.sample) for answer, row in pairs]
@@ -306,7 +315,7 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         device = row_weights.device
         losses = mask_loss(
             decoded.mask_logits,
-            [row.gt_masks.to(device) for row in self._batch.rows],
+            [None if row.gt_masks is None else row.gt_masks.to(device) for row in self._batch.rows],
             row_weights=row_weights,
             normalizer=masks_per_forward,
             bce_weight=self.args.mask_bce_weight,
