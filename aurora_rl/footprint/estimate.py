@@ -27,6 +27,7 @@ from aurora_rl.footprint.parts import (
 )
 from aurora_rl.footprint.storage import disk_parts, states_of
 from aurora_rl.footprint.workload import Clips, Workload, build_workload
+from aurora_rl.models.heads import MaskHead
 
 #: Elements that ZeRO-3 prefetches for the next layers (DeepSpeed's `stage3_prefetch_bucket_size`).
 PREFETCHED = 50_000_000
@@ -111,7 +112,7 @@ def estimate_footprint(
     ]
     rollouts = Rollouts.of(training_args, launch) if work.generated_rows else None
     offloaded = [part for part in parts if launch.is_gpu and _is_offloaded(part, launch)]
-    masks_on_device, masks_on_host = _rollout_masks(work, launch)
+    masks_on_device, masks_on_host = _rollout_masks(work, launch) if MaskHead.name in meta.base.heads else ([], [])
     device = [*(part for part in parts if part not in offloaded), *masks_on_device]
     loading = loading_parts(meta, launch, beta=getattr(training_args, "beta", 0.0), teacher=teacher_meta)
     host = [*loading, *sorted(offloaded, key=lambda part: part.name), *masks_on_host]

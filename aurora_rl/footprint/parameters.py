@@ -16,7 +16,7 @@ from aurora_rl.assembly.arguments import ModelArguments
 from aurora_rl.assembly.model import lora_config
 from aurora_rl.footprint.launch import Launch
 from aurora_rl.models.checkpoint_files import check_checkpoint_files, read_adapter_config
-from aurora_rl.models.heads import head_configs
+from aurora_rl.models.heads import HEADS, head_attribute, head_configs
 from aurora_rl.models.loading import SegmentationLoraConfig, complete_new_heads, freeze, read_model_config
 from aurora_rl.models.mllm import MLLMFamily
 from aurora_rl.models.quantization import is_quantized
@@ -100,7 +100,9 @@ def build_meta_model(args: ModelArguments, launch: Launch, *, half: torch.dtype 
     adapter_file = find_adapter_config_file(args.model)
     adapter = read_adapter_config(adapter_file) if adapter_file else {}
     family, config, new_heads = read_model_config(
-        adapter.get("base_model_name_or_path", args.model), adapter.get("segmenter") or args.segmenter, needs="masks"
+        adapter.get("base_model_name_or_path", args.model),
+        adapter.get("segmenter") or args.segmenter,
+        adapter.get("heads") or args.heads,
     )
     with contextlib.suppress(OSError):  # the hub cannot be reached; the decoders of all published SAMs are alike
         complete_new_heads(config, new_heads)
@@ -108,7 +110,8 @@ def build_meta_model(args: ModelArguments, launch: Launch, *, half: torch.dtype 
     # Under ZeRO-3 a plain constructor call would spread the weights, but these have no content.
     with loading_whole(), torch.device("meta"):
         model = family.model_class(config).to(dtype)
-        model.seg_head.float()
+        for head in model.heads.values():
+            head.float()
         if args.freeze:
             freeze(model, family.names_of_parts(args.freeze))
         model = _with_adapter(model, family, args, adapter, launch)
@@ -153,7 +156,7 @@ def measure_parts(model: nn.Module, family: MLLMFamily, args: ModelArguments) ->
 
 def _part_of(name: str, family: MLLMFamily) -> str:
     components = name.split(".")
-    if "seg_head" in components:
+    if set(components) & set(map(head_attribute, HEADS)):
         return HEAD
     if any(component.startswith("lora_") for component in components):
         return LORA

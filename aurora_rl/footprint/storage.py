@@ -11,7 +11,7 @@ from aurora_rl.footprint.launch import Launch
 from aurora_rl.footprint.parameters import MetaModel, total
 from aurora_rl.footprint.parts import Part
 from aurora_rl.footprint.workload import Clips
-from aurora_rl.models.heads.segmenters import build_frame_encoder
+from aurora_rl.models.heads import head_class, head_configs
 
 #: Numbers of optimiser state for each trained weight; other optimisers count as AdamW.
 STATES = {"sgd": 0, "adamw_torch": 2, "adamw_torch_fused": 2}
@@ -61,9 +61,10 @@ def checkpoint_bytes(meta: MetaModel, args: Any, launch: Launch) -> int:
 
 
 def embedding_parts(meta: MetaModel, clips: Clips) -> list[Part]:
-    """Return the cached embeddings of the frozen image encoder; empty if the mask decoder has no encoder to cache."""
-    encoder = build_frame_encoder(meta.base.config.segmenter)
-    if not encoder.cacheable:
+    """Return the cached embeddings of the frozen image encoder; empty if no head has an encoder to cache."""
+    encoders = (head_class(name).frame_encoder(config) for name, config in head_configs(meta.base.config).items())
+    encoder = next((encoder for encoder in encoders if encoder.cacheable), None)
+    if encoder is None:
         return []
     a_clip = clips.frames * torch.Size(encoder.frame_shape).numel() * torch.float16.itemsize
     name = "image embeddings of a clip" if clips.count is None else f"image embeddings of {clips.count:,} clips"
