@@ -31,7 +31,7 @@ def test_config_is_nf4_with_double_quantization(gpu_machine: None, tiny_checkpoi
     assert config is not None
     assert (config.load_in_4bit, config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == (True, "nf4", True)
     assert config.bnb_4bit_compute_dtype == torch.bfloat16
-    assert config.llm_int8_skip_modules == ["seg_head", "lm_head", "visual", "audio_tower"]
+    assert config.llm_int8_skip_modules == ["seg_head", "boxes_head", "lm_head", "visual", "audio_tower"]
 
 
 def test_quantized_weights_are_not_trained_whole(tiny_checkpoint: str) -> None:
