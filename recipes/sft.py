@@ -38,7 +38,7 @@ Collator = Callable[..., dict[str, Any]]
 
 
 def with_teacher(
-    collate: Collator,
+    collate: SFTCollator,
     samples: list[AVSample],
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -86,7 +86,7 @@ def train(
     check_footprint(model_args, data_args, training_args, samples, target_args=target_args)
     loaded = assemble_model(model_args, head=task.head)
     encode = assemble_encoder(data_args, loaded, samples, device=training_args.device)
-    chains = SFTCollator(encode, loaded.head_token_id(task.head), target)
+    chains = SFTCollator(encode, encode.answer_token_id, target)
     chains.check(samples)
     collate, teacher = with_teacher(chains, samples, model_args, data_args, target_args, training_args)
     trainer = AuroraSFTTrainer(
@@ -98,7 +98,6 @@ def train(
         processing_class=loaded.processor,
         peft_config=peft_config(model_args, loaded),
         teacher=teacher,
-        head=task.head,
     )
     log_launch(trainer.accelerator)
     trainer.run_to_its_end()

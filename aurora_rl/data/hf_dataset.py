@@ -7,8 +7,9 @@ it into samples again, so that it trains and evaluates like the original folder.
      "category": "cat", "reference": "The object having white and gray fur.", "fps": 1.0, "chain": None, ...,
      "frames": [{"bytes": b"\\xff\\xd8...", "path": "0.jpg"}, ...], "audio": {...}, "masks": [{...}, ...]}
 
-Samples hold paths, so the media are unpacked once into a cache folder. A file there is named by the hash of its
-content: rows on one clip share their frames, and no name in a table can become a path.
+A mask is null where its frame is not annotated, and a row without masks has an empty list. Samples hold paths, so the
+media are unpacked once into a cache folder. A file there is named by the hash of its content: rows on one clip share
+their frames, and no name in a table can become a path.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def _to_sample(record: Mapping[str, Any], cache: Path) -> AVSample:
         **texts,
         frame_paths=tuple(str(cache / name) for name in record["frames"]),
         audio_path=record["audio"] and str(cache / record["audio"]),
-        mask_paths=tuple(str(cache / name) for name in record["masks"]),
+        mask_paths=tuple(name and str(cache / name) for name in record["masks"]),
         origin=record["origin"],
     )
 
@@ -181,7 +182,7 @@ def _unpack(row: Mapping[str, Any], cache: Path, *, origin: str) -> dict[str, An
         **{name: row[name] for name in TEXT_COLUMNS},
         "frames": [_store(media, cache, place=place) for media in row["frames"]],
         "audio": None if row["audio"] is None else _store(row["audio"], cache, place=place),
-        "masks": [_store(media, cache, place=place) for media in row["masks"]],
+        "masks": ["" if media is None else _store(media, cache, place=place) for media in row["masks"]],
         "origin": origin,
     }
 

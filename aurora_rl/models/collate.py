@@ -23,7 +23,7 @@ class SFTCollator:
 
     Args:
         encode: encoder that turns a sample into tensors.
-        seg_token_id: id of the head's token, `[SEG]` for masks; None for a task without a head.
+        seg_token_id: id of the token at which the task's head predicts; None for a task without a head.
         target: function from a sample to its completion, one of `tasks.targets`.
     """
 
@@ -31,6 +31,11 @@ class SFTCollator:
         self.encode = encode
         self.seg_token_id = seg_token_id
         self.target = target
+
+    @property
+    def head(self) -> str | None:
+        """Name of the head that the batches train; None for a task without one."""
+        return self.encode.task.head
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         encoded = [self.encode(AVSample.from_row(row)) for row in rows]

@@ -78,10 +78,6 @@ class LoadedModel:
         """The id of each head's token by the head's name."""
         return {name: head_token_id(self.processor.tokenizer, head_class(name).token) for name in self.heads}
 
-    def head_token_id(self, name: str | None) -> int | None:
-        """Return the id of a head's token; None for the name None, of a task without a head."""
-        return None if name is None else self.head_token_ids[name]
-
     @property
     def seg_token_id(self) -> int:
         """The id of `[SEG]`; a model without a mask head raises a ValueError."""

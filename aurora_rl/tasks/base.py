@@ -153,7 +153,7 @@ class Task(abc.ABC):
     answer_token: ClassVar[str | None] = None
     closing: ClassVar[str | None] = None
     instruction: ClassVar[str]
-    curves: ClassVar[Mapping[str, str]] = {}
+    curves: ClassVar[Mapping[str, str]] = {"accuracy": "accuracy/{kind}"}
     meanings: ClassVar[Mapping[str, str]] = {}
     reflection_targets: ClassVar[frozenset[str]] = frozenset()
 
@@ -162,7 +162,10 @@ class Task(abc.ABC):
         """The name by which checkpoints and errors call the task."""
         return type(self).__name__
 
-    @abc.abstractmethod
+    def question(self, sample: AVSample) -> str:
+        """Return a row's question, which takes the place of `{reference}`; all of it counts as text from outside."""
+        return sample.reference
+
     def messages(
         self,
         sample: AVSample,
@@ -182,6 +185,8 @@ class Task(abc.ABC):
         Raises:
             ValueError: if the instruction leaves the row's question out.
         """
+        text = PromptText.fill(instruction or self.instruction, reference=self.question(sample))
+        return chat_messages(text, media, system_prompt=system_prompt)
 
     @abc.abstractmethod
     def target(self, sample: AVSample) -> Target:
@@ -211,9 +216,9 @@ class Task(abc.ABC):
     def is_right(self, answer: Answer, sample: AVSample) -> bool:
         """Tell whether an answer's words are the row's truth."""
 
-    @abc.abstractmethod
     def text_scores(self, answer: Answer, sample: AVSample) -> dict[str, float | None]:
         """Score an answer's words by name, each in [0, 1]; None where a score does not apply to the row."""
+        return {"accuracy": float(self.is_right(answer, sample))}
 
 
 def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:

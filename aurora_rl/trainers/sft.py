@@ -19,7 +19,7 @@ from trl import SFTTrainer
 from aurora_rl.losses import feature_distillation_loss
 from aurora_rl.models.adapters import check_trained_head
 from aurora_rl.models.grounding import freeze_other_heads, install_mask_forward, segmentation_model
-from aurora_rl.models.heads import Head, HeadLoss, MaskHead
+from aurora_rl.models.heads import Head, HeadLoss
 from aurora_rl.models.sharding import gather_at_once
 from aurora_rl.models.teacher import Teacher
 from aurora_rl.trainers.resumable import ResumableTrainer
@@ -33,7 +33,6 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
         *args, **kwargs: arguments of TRL's trainer. The collator is `models.collate.SFTCollator`; for distillation
             one of `caches.teacher_features` wraps it.
         teacher: the live teacher of a `LiveTeacherCollator`.
-        head: name of the head of the rows' task, the only one that is trained; None for a task without a head.
     """
 
     args: AuroraSFTConfig
@@ -41,12 +40,10 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
     #: Rows with `[SEG]` that a micro-batch has on average, over the accumulated batch and all processes.
     _masks_per_forward: torch.Tensor | None = None
 
-    def __init__(
-        self, *args: Any, teacher: Teacher | None = None, head: str | None = MaskHead.name, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, teacher: Teacher | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_trained_head(self.model)
-        freeze_other_heads(self.model, head)
+        freeze_other_heads(self.model, self.data_collator.head)
         self.teacher = None if teacher is None else teacher.to(self.accelerator.device)
         # After super(), which has put its fused LM head in place of `forward`.
         install_mask_forward(self.model.get_base_model() if is_peft_model(self.model) else self.model)

@@ -180,6 +180,28 @@ def test_a_clip_without_sound_comes_back_without_sound(tiny_benchmark: Path, tmp
     assert found.audio_path is None and load_clip(found).waveform is None
 
 
+def test_rows_without_masks_or_frames_and_frames_without_annotation_come_back(
+    tiny_benchmark: Path, tmp_path: Path
+) -> None:
+    named, other, third = [sample for sample in source(tiny_benchmark, "train") if not sample.is_null][:3]
+    question = {"mask_paths": (), "choices": ("a drum", "a bell"), "answer": "a bell"}
+    samples = [
+        dataclasses.replace(named, mask_paths=("", named.mask_paths[1], "", "")),
+        dataclasses.replace(other, **question),
+        dataclasses.replace(third, **question, frame_paths=()),
+    ]
+    (tmp_path / "data").mkdir()
+    write_split(samples, tmp_path / "data", "train")
+    found = load_hf_dataset(tmp_path, "train", media_cache=tmp_path / "media")
+    assert [texts(sample) for sample in found] == [texts(sample) for sample in samples]
+    assert [sample.annotated_frames for sample in found] == [(1,), None, None]
+    assert [load_clip(sample).gt_masks is None for sample in found] == [False, True, True]
+    for ours, theirs in zip(found, samples, strict=True):
+        assert_equal_clips(ours, theirs)
+    again = load_hf_dataset(tmp_path, "train", media_cache=tmp_path / "media")  # from the list of unpacked files
+    assert again == found
+
+
 def test_categories_are_read_without_the_media(hf_root: Path, tiny_benchmark: Path) -> None:
     expected = {sample.category for sample in source(tiny_benchmark, "train") if not sample.is_null}
     assert find_train_categories(DataArguments(str(hf_root), benchmark="hf_dataset")) == expected

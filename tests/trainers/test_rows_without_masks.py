@@ -130,7 +130,6 @@ def sft_of_words(encode: SampleEncoder, model: nn.Module, samples: list[AVSample
         data_collator=SFTCollator(encode, None, encode.task.target),
         train_dataset=to_dataset(samples, encode.text_prompt),
         processing_class=encode.processor,
-        head=None,
     )
 
 
