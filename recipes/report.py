@@ -22,9 +22,10 @@ from aurora_rl.evaluation.comparison import compare_overall
 from aurora_rl.evaluation.measures import MEASURES
 from aurora_rl.evaluation.records import RowResult
 from aurora_rl.files.atomic import write_whole
+from aurora_rl.report.score_page import page_measures
 from aurora_rl.report.training_page import Run, write_training_page
 
-#: Measures of each evaluation in results.json.
+#: Measures of each evaluation of masks in results.json; that of another task has all measures that it knows.
 KEYS = (
     "format_rate",
     "category_accuracy",
@@ -85,11 +86,15 @@ def read_run(text: str) -> Run:
 
 def measures(results: Sequence[RowResult]) -> dict[str, float | None]:
     """Compute the numbers of results.json for one evaluation."""
-    return {key: MEASURES[key].over(results) for key in KEYS}
+    if any(row.masks for row in results):
+        return {key: MEASURES[key].over(results) for key in KEYS}
+    return {name: measure.over(results) for name, measure in page_measures(results).items()}
 
 
 def ablation_measures(results: Sequence[RowResult]) -> dict[str, float | None]:
-    """Compute `measures` and the category accuracy on the references that ask for a sound."""
+    """Compute `measures` and, of masks, the category accuracy on the references that ask for a sound."""
+    if not any(row.masks for row in results):
+        return measures(results)
     audio = [row for row in results if row.reference_type in AUDIO_TYPES]
     return measures(results) | {"audio_category_accuracy": MEASURES["category_accuracy"].over(audio)}
 
@@ -107,7 +112,7 @@ def collect(evaluations: Sequence[Run], ablated: Run | None, splits: Sequence[st
     content: dict[str, Any] = {name: measures(of) for name, of in rows.items()}
     first, second, *others = (run.folder.name for run in evaluations)
     for key, name in {"gain": second, **{f"gain_{name}": name for name in others}}.items():
-        differences = compare_overall(rows[first], rows[name], names=KEYS)
+        differences = compare_overall(rows[first], rows[name], names=measures(rows[first]))
         content[key] = {measure: dataclasses.asdict(of.gain) for measure, of in differences.items()}
     if ablated:
         content["ablation"] = {"none": ablation_measures(rows[ablated.folder.name])}

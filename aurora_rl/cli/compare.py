@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Compare, print the table to stdout and return the exit code."""
     # Here, because these import numpy, which takes a while.
     from aurora_rl.evaluation.comparison import compare_results
-    from aurora_rl.evaluation.records import read_results
+    from aurora_rl.evaluation.records import read_meanings, read_results
     from aurora_rl.files.atomic import write_whole
     from aurora_rl.report.score_page import write_comparison_page
 
@@ -51,7 +51,13 @@ def run(args: argparse.Namespace) -> int:
         if args.output:
             write_whole(args.output, json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False) + "\n")
         if args.report:
-            write_comparison_page(args.report, comparison, first=_name_of(args.first), second=_name_of(args.second))
+            write_comparison_page(
+                args.report,
+                comparison,
+                first=_name_of(args.first),
+                second=_name_of(args.second),
+                meanings=read_meanings(args.second),
+            )
     except (OSError, ValueError) as error:
         return refuse("compare", error)
     _print_comparison(comparison, args)
@@ -67,7 +73,8 @@ def _name_of(path: Path) -> str:
 
 def _print_comparison(comparison: Comparison, args: argparse.Namespace) -> None:
     console = open_console()
-    console.print(f"{comparison.num_rows:,} rows, preset {comparison.preset}; difference: second - first")
+    rules = f", preset {comparison.preset}" if comparison.has_masks else ""
+    console.print(f"{comparison.num_rows:,} rows{rules}; difference: second - first")
     columns = ("first", "second", "difference", "95 %", "wins", "losses", "ties")
     table = Table("split", "", *(Column(name, justify="right") for name in columns), "second is")
     for split, differences in comparison.splits.items():
@@ -75,6 +82,6 @@ def _print_comparison(comparison: Comparison, args: argparse.Namespace) -> None:
             numbers = (f"{row.first:.4f}", f"{row.second:.4f}", f"{row.gain.mean:+.4f}")
             interval = f"[{row.gain.low:+.4f}, {row.gain.high:+.4f}]"
             counts = (str(row.wins), str(row.losses), str(row.ties))
-            table.add_row(Text(printable(split)), row.name, *numbers, interval, *counts, row.verdict)
+            table.add_row(Text(printable(split)), printable(row.name), *numbers, interval, *counts, row.verdict)
     console.print(table)
     console.print(f"first: {printable(str(args.first))}\nsecond: {printable(str(args.second))}")

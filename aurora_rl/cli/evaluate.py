@@ -1,4 +1,4 @@
-"""`aurora-rl evaluate`: J, F and S of a model, or of masks that any system saved."""
+"""`aurora-rl evaluate`: scores of a model's answers and masks, or of masks that any system saved."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ arguments, data or predictions."""
 
 
 DEFAULT_PRESET = "refavs"
-#: The columns of the printed table, as in scores.json.
+#: The columns of the printed table where masks are scored, as in scores.json; otherwise it has all.
 NAMES = ("n", "missing", "J", "F", "J&F", "n_null", "S", "S_per_frame", "null_accuracy", "false_alarm_rate")
 
 
@@ -171,9 +171,11 @@ def _recipe_words(args: argparse.Namespace) -> list[str]:
 def print_scores(tables: Mapping[str, Any]) -> None:
     """The numbers of scores.json as a table on stdout."""
     console = open_console()
-    known = [name for split in tables["splits"].values() for name in split]
-    names = [name for name in NAMES if name in known]
-    table = Table(f"preset {tables['preset']}", *(Column(name, justify="right") for name in names))
+    known = dict.fromkeys(name for split in tables["splits"].values() for name in split)
+    has_masks = "missing" in known
+    names = [name for name in NAMES if name in known] if has_masks else list(known)
+    head = f"preset {tables['preset']}" if has_masks else "split"
+    table = Table(head, *(Column(printable(name), justify="right") for name in names))
     for split, numbers in tables["splits"].items():
         table.add_row(Text(printable(split)), *(_cell(numbers.get(name)) for name in names))
     for definition, numbers in tables["mix"].items():

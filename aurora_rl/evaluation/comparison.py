@@ -64,6 +64,7 @@ class Comparison:
     Attributes:
         preset: preset of both.
         num_rows: number of rows.
+        has_masks: whether masks of both are scored, so that the preset has a meaning.
         splits: differences of each split.
         by_category: differences of `MAIN_MEASURES` (J&F, S for null references, ...) of each category.
         by_reference_type: the same differences of each reference type.
@@ -75,6 +76,7 @@ class Comparison:
 
     preset: str
     num_rows: int
+    has_masks: bool
     splits: dict[str, list[Difference]]
     by_category: dict[str, list[Difference]]
     by_reference_type: dict[str, list[Difference]]
@@ -100,6 +102,7 @@ def compare_results(first: Iterable[RowResult], second: Iterable[RowResult]) -> 
     return Comparison(
         preset=preset,
         num_rows=len(pairs),
+        has_masks=any(one.masks and other.masks for one, other in pairs),
         splits=_by(pairs, lambda row: row.split, None),
         by_category=_by(pairs, GROUPINGS["by_category"], MAIN_MEASURES),
         by_reference_type=_by(pairs, GROUPINGS["by_reference_type"], MAIN_MEASURES),

@@ -190,6 +190,18 @@ MEASURES = {
             "the chain names exactly the sounds, in order",
             _of_score("hear"),
         ),
+        # Of a box head (`box_metrics.box_scores`): means over a row's frames.
+        Measure(
+            "box_iou", "Box IoU", "intersection over union of boxes, of frames with the object", _of_score("box_iou")
+        ),
+        Measure("box_hits", "Box IoU above 0.5", "frames with the object whose box is a hit", _of_score("box_hits")),
+        Measure(
+            "point_in_mask",
+            "Point on object",
+            "frames with the object whose point lies in its mask",
+            _of_score("point_in_mask"),
+        ),
+        Measure("presence", "Presence", "frames rightly said to hold the object or not", _of_score("presence")),
         Measure(
             "sampled_reward",
             "Sampled reward",

@@ -24,7 +24,7 @@ from aurora_rl.data.reference_types import reference_type_of
 from aurora_rl.data.run_lengths import MaskRle
 from aurora_rl.data.sample import NULL_CATEGORY, AVSample
 from aurora_rl.files.atomic import whole_file, whole_files
-from aurora_rl.files.plain import check_plain_file, parse_record
+from aurora_rl.files.plain import check_plain_file, parse_json, parse_record, read_text_file
 
 RESULTS_FILE, SCORES_FILE = "results.jsonl", "scores.json"
 
@@ -212,6 +212,29 @@ def results_file(path: str | Path) -> Path:
         return path
     beside = path.with_name(path.name.replace("scores", "results", 1)).with_suffix(".jsonl")
     return beside if beside.exists() else path.with_suffix(".jsonl")
+
+
+def read_meanings(path: str | Path) -> dict[str, str]:
+    """Read what a task's own scores mean, by name, from the scores.json of an evaluation; none where there is none.
+
+    Args:
+        path: path of the evaluation, as in `results_file`.
+
+    Raises:
+        ValueError: if scores.json is damaged.
+    """
+    results = results_file(path)
+    scores = results.with_name(results.name.replace("results", "scores", 1)).with_suffix(".json")
+    if not scores.is_file():
+        return {}
+    try:
+        content = parse_json(read_text_file(scores))
+    except ValueError as error:
+        raise ValueError(f"{scores} is no JSON ({error}): evaluate again") from error
+    meanings = content.get("meanings", {}) if isinstance(content, dict) else {}
+    if not isinstance(meanings, dict):
+        raise ValueError(f"{scores} has meanings that are a {type(meanings).__name__}: evaluate again")
+    return {name: str(meaning) for name, meaning in meanings.items()}
 
 
 def write_results(path: str | Path, results: Iterable[RowResult]) -> None:

@@ -12,12 +12,14 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from peft import PeftModel
+from transformers import PretrainedConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from aurora_rl.export.hub_checks import check_is_new, check_token
 from aurora_rl.export.model_card import CardDetails, write_model_card
 from aurora_rl.models.checkpoint_files import check_checkpoint_files, read_adapter_config
-from aurora_rl.models.loading import LoadedModel, has_segmenter, load_model
+from aurora_rl.models.heads import head_configs
+from aurora_rl.models.loading import LoadedModel, load_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,7 @@ def export_for_hub(name_or_path: str, folder: str | Path, options: HubExport, de
         details: contents of the card that the checkpoint does not hold.
 
     Raises:
-        ValueError: if the model has no mask decoder, the folder holds files, or the model needs a part that exists on
+        ValueError: if the model was not trained here, the folder holds files, or the model needs a part that exists on
             this machine only.
         OSError: if there is no such checkpoint, or it has no weights as safetensors.
     """
@@ -56,7 +58,7 @@ def export_for_hub(name_or_path: str, folder: str | Path, options: HubExport, de
     check_is_new(folder)
     check_checkpoint_files(name_or_path)
     adapter_config = find_adapter_config_file(name_or_path)
-    if adapter_config is None and not has_segmenter(name_or_path):
+    if adapter_config is None and not _is_trained_here(name_or_path):
         raise ValueError(f"{name_or_path} has no mask decoder, it was not trained here: export it with --to vllm")
     base_model = _base_model(name_or_path, adapter_config, options)
     loaded = load_model(name_or_path, dtype=options.dtype, is_trainable=False)
@@ -84,6 +86,12 @@ def push_folder(folder: Path, repo_id: str, *, private: bool) -> str:
     return f"{api.endpoint}/{repo_id}"
 
 
+def _is_trained_here(name_or_path: str) -> bool:
+    """Tell whether a checkpoint has a head, or notes on the clips that it was trained on."""
+    fields = PretrainedConfig.get_config_dict(name_or_path)[0]
+    return bool(head_configs(fields) or fields.get("clip_options"))
+
+
 def _base_model(name_or_path: str, adapter_config: str | None, options: HubExport) -> str | None:
     """Return the hub name of an adapter's base model; None if only this machine has it and the adapter is merged."""
     if options.base_model is not None or adapter_config is None:
@@ -100,17 +108,19 @@ def _base_model(name_or_path: str, adapter_config: str | None, options: HubExpor
 
 
 def _name_image_encoder(loaded: LoadedModel, image_encoder: str | None) -> None:
-    """Replace the folder of the mask decoder's image encoder by a name that others can load."""
-    configs = [loaded.segmenter_config, *(c.segmenter for c in getattr(loaded.model, "peft_config", {}).values())]
+    """Replace the folder of the heads' image encoder by a name that others can load."""
+    adapters = getattr(loaded.model, "peft_config", {}).values()
+    configs = [config for holder in (loaded.model.config, *adapters) for config in head_configs(holder).values()]
     for config in configs:
         if image_encoder is not None and "checkpoint" in config:
             config["checkpoint"] = image_encoder
-    checkpoint: Any = loaded.segmenter_config.get("checkpoint")
-    if checkpoint is not None and Path(checkpoint).exists():
-        raise ValueError(
-            f"the mask decoder reads its image encoder from {checkpoint}, which others do not have: name the same "
-            "weights on the hub by --image_encoder, such as facebook/sam-vit-huge"
-        )
+    for name, config in loaded.heads.items():
+        checkpoint: Any = config.get("checkpoint")
+        if checkpoint is not None and Path(checkpoint).exists():
+            raise ValueError(
+                f"the head {name!r} reads its image encoder from {checkpoint}, which others do not have: name the same "
+                "weights on the hub by --image_encoder, such as facebook/sam-vit-huge"
+            )
 
 
 def _save(loaded: LoadedModel, folder: Path, base_model: str | None) -> None:

@@ -15,11 +15,15 @@ from peft import PeftModel
 from aurora_rl import __version__
 from aurora_rl.files.atomic import write_whole
 from aurora_rl.files.plain import parse_json, read_text_file
+from aurora_rl.models.heads import MaskHead, head_attribute, head_class
 from aurora_rl.models.loading import LoadedModel
 
-TAGS = ["audio-visual-segmentation", "referring-segmentation", "video", "audio", "chain-of-thought", "aurora-rl"]
-PIPELINE_TAG = "mask-generation"  # the nearest; the hub has no task for a video, its sound and a sentence
-#: Columns of the table of scores, as scores.json and docs/evaluation.md call them.
+TAGS = ["video", "audio", "chain-of-thought", "aurora-rl"]
+MASK_TAGS = ["audio-visual-segmentation", "referring-segmentation"]
+PIPELINE_TAG = "video-text-to-text"
+MASK_PIPELINE_TAG = "mask-generation"  # the nearest; the hub has no task for a video, its sound and a sentence
+#: Columns of the table of scores where masks are scored, as scores.json and docs/evaluation.md call them; otherwise it
+#: has all numbers.
 COLUMNS = ("J", "F", "J&F", "S", "S_per_frame", "null_accuracy", "n", "missing")
 
 
@@ -48,7 +52,7 @@ def write_model_card(folder: Path, loaded: LoadedModel, details: CardDetails, *,
     """
     is_adapter = isinstance(loaded.model, PeftModel)
     parts = [
-        f"---\n{_front_matter(details, base_model, is_adapter=is_adapter)}\n---\n",
+        f"---\n{_front_matter(loaded, details, base_model, is_adapter=is_adapter)}\n---\n",
         f"# {details.name}\n",
         _description(loaded, base_model, is_adapter=is_adapter),
         "## Training data\n",
@@ -77,9 +81,12 @@ def score_table(path: Path) -> str:
     """
     content = _read_scores(path)
     rows = {**content["splits"], **{f"Mix, {name}": row for name, row in content["mix"].items() if row}}
-    columns = [name for name in COLUMNS if any(name in row for row in rows.values())]
+    known = dict.fromkeys(name for row in rows.values() for name in row)
+    has_masks = "missing" in known
+    columns = [name for name in COLUMNS if name in known] if has_masks else list(known)
+    preset = f"Preset `{content['preset']}`; the" if has_masks else "The"
     lines = [
-        f"Preset `{content['preset']}`; the definitions are in Aurora-RL's `docs/evaluation.md`.\n",
+        f"{preset} definitions are in Aurora-RL's `docs/evaluation.md`.\n",
         f"| | {' | '.join(columns)} |",
         f"|---|{'---:|' * len(columns)}",
         *(f"| {name} | {' | '.join(_cell(row.get(column)) for column in columns)} |" for name, row in rows.items()),
@@ -106,25 +113,38 @@ def _cell(value: float | int | None) -> str:
     return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
-def _front_matter(details: CardDetails, base_model: str | None, *, is_adapter: bool) -> str:
+def _front_matter(loaded: LoadedModel, details: CardDetails, base_model: str | None, *, is_adapter: bool) -> str:
+    has_masks = MaskHead.name in loaded.heads
     data = ModelCardData(
         license=details.license or "other",
         base_model=base_model,
         base_model_relation=None if base_model is None else "adapter" if is_adapter else "finetune",
         datasets=[name for name in details.datasets if "/" in name] or None,
-        pipeline_tag=PIPELINE_TAG,
-        tags=TAGS,
+        pipeline_tag=MASK_PIPELINE_TAG if has_masks else PIPELINE_TAG,
+        tags=[*(MASK_TAGS if has_masks else []), *TAGS],
     )
     return str(data)
 
 
 def _description(loaded: LoadedModel, base_model: str | None, *, is_adapter: bool) -> str:
-    kind = "A LoRA adapter and mask decoder" if is_adapter else "A language model with a mask decoder"
+    heads = list(loaded.heads)
+    has_masks = MaskHead.name in heads
+    with_head = "mask decoder" if has_masks else f"head of {' and '.join(heads)}" if heads else ""
+    kind = "A LoRA adapter" if is_adapter else "A language model"
+    parts = "" if not with_head else f" and {with_head}" if is_adapter else f" with a {with_head}"
     of = "" if base_model is None else f", trained from [{base_model}](https://huggingface.co/{base_model})"
+    does = "It answers questions about a video and its sound in words."
+    if has_masks:
+        does = (
+            "Given a video, its sound and a sentence that refers to an object, it reasons step by step, names the "
+            "object, and emits one `[SEG]` token, whose hidden state the mask decoder "
+            f"(`{loaded.segmenter_config['type']}`) turns into a mask on every frame."
+        )
+    elif heads:
+        tokens = ", ".join(f"`{head_class(name).token}`" for name in heads)
+        does = f"It answers about a video and its sound, and predicts {' and '.join(heads)} on every frame at {tokens}."
     return (
-        f"{kind}{of}. Given a video, its sound and a sentence that refers to an object, it reasons step by step, names "
-        "the object, and emits one `[SEG]` token, whose hidden state the mask decoder "
-        f"(`{loaded.segmenter_config['type']}`) turns into a mask on every frame. Trained and exported with Aurora-RL "
+        f"{kind}{parts}{of}. {does} Trained and exported with Aurora-RL "
         f"{__version__}, by the method of AURORA ([arXiv 2508.02149](https://arxiv.org/abs/2508.02149)).\n"
     )
 
@@ -135,10 +155,17 @@ NO_SCORES = "None were given when the model was exported.\n"
 def _loading(loaded: LoadedModel, name: str, *, is_adapter: bool) -> str:
     base = loaded.family.model_class
     plain = next(c for c in base.__mro__ if c.__module__.startswith("transformers.models."))
-    return HOW_TO_LOAD.format(name=name) + (
-        ADAPTER_LOADING
-        if is_adapter
-        else WHOLE_LOADING.format(name=name, module=base.__module__, own=base.__name__, plain=plain.__name__)
+    result = "masks  # (F, H, W) bool" if MaskHead.name in loaded.heads else "value"
+    how = HOW_TO_LOAD.format(name=name, result=result)
+    if is_adapter:
+        return how + ADAPTER_LOADING
+    left_out = "".join(f", reports the weights `{head_attribute(head)}.*` as unused" for head in loaded.heads)
+    return how + WHOLE_LOADING.format(
+        name=name,
+        module=base.__module__,
+        own=base.__name__,
+        plain=plain.__name__,
+        reads=f"writes chains of thought{left_out}{', and gives no masks' if MaskHead.name in loaded.heads else ''}",
     )
 
 
@@ -149,7 +176,7 @@ With Aurora-RL installed; only safetensors are read, and no code of this reposit
 from aurora_rl.inference.pipeline import AuroraPipeline
 
 answer = AuroraPipeline("{name}")(video="clip.mp4", text="The object making a sound.")
-answer.references[0].masks  # (F, H, W) bool
+answer.references[0].{result}
 ```
 
 """
@@ -164,13 +191,13 @@ from {module} import {own}
 model = {own}.from_pretrained("{name}")
 ```
 
-Plain transformers reads the language model alone, by `{plain}.from_pretrained`: it writes chains of thought, reports
-the weights `seg_head.*` as unused, and gives no masks.
+Plain transformers reads the language model alone, by `{plain}.from_pretrained`: it {reads}.
 """
 
 ADAPTER_LOADING = """\
 `aurora_rl.models.loading.load_model` gives the model with its processor, for further training; it reads the base model
-from the hub. Plain PEFT does not load this folder: the base model has no mask decoder for its weights to go to.
+from the hub. Plain PEFT does not load this folder where a head's weights lie beside the adapter: the base model has
+none for them to go to.
 """
 
 
@@ -181,12 +208,17 @@ def _limits(loaded: LoadedModel) -> str:
             f"Trained on clips of at most {options.num_frames} frames, {options.fps:g} a second; longer ones are "
             "answered window by window."
         )
-    if (checkpoint := loaded.segmenter_config.get("checkpoint")) is not None:
-        lines.append(f"The mask decoder's frozen image encoder is not in this folder: it is read from `{checkpoint}`.")
+    for name, config in loaded.heads.items():
+        if (checkpoint := config.get("checkpoint")) is not None:
+            part = "mask decoder" if name == MaskHead.name else f"head of {name}"
+            lines.append(f"The {part}'s frozen image encoder is not in this folder: it is read from `{checkpoint}`.")
+    if MaskHead.name in loaded.heads:
+        lines += [
+            "The chain of thought is generated text: it can be wrong where the mask is right, and the other way round.",
+            "A reference to something that is not there should be answered by empty masks; the scores of null "
+            "references say how often it is not.",
+        ]
     lines += [
-        "The chain of thought is generated text: it can be wrong where the mask is right, and the other way round.",
-        "A reference to something that is not there should be answered by empty masks; the scores of null references "
-        "say how often it is not.",
         "It answers about the objects, sounds and sentences of its training data; beyond them nothing was measured.",
     ]
     return "".join(f"- {line}\n" for line in lines)

@@ -62,13 +62,14 @@ class Attempt:
         name: name of the run.
         result: result of the row.
         lines: lines of the completion.
-        overlay: PNG data URI of a picture over the frames: hit, extra and missed pixels.
+        overlay: PNG data URI of a picture over the frames: hit, extra and missed pixels; None where no masks are
+            scored.
     """
 
     name: str
     result: RowResult
     lines: tuple[ChainLine, ...]
-    overlay: str
+    overlay: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +79,11 @@ class GalleryClip:
     Attributes:
         sample: the row.
         reason: reason for which it is shown.
-        frames: WebP data URI of the shown frames side by side.
+        frames: WebP data URI of the shown frames side by side; None for a clip that is sound alone.
         size: (width, height) of that picture, in pixels.
         shown: 1-based numbers of the shown frames.
         num_frames: number of frames in the whole clip.
-        truth: PNG data URI of the true masks, a picture over the frames.
+        truth: PNG data URI of the true masks, a picture over the frames; None where no masks are scored.
         audio: WAV or MP3 data URI.
         waveform: SVG path of the loudness envelope in a box of 240 x 40.
         seconds: length of the audio.
@@ -92,11 +93,11 @@ class GalleryClip:
 
     sample: AVSample
     reason: str
-    frames: str
+    frames: str | None
     size: tuple[int, int]
     shown: tuple[int, ...]
     num_frames: int
-    truth: str
+    truth: str | None
     audio: str
     waveform: str
     seconds: float
@@ -146,7 +147,7 @@ def _quality(result: RowResult) -> float:
 def _rank_by_reason(after: Mapping[str, RowResult], quality_before: Mapping[str, float]) -> dict[str, list[str]]:
     """Rank the rows' keys under each reason, the best example first."""
     gain = {key: _quality(result) - quality_before[key] for key, result in after.items() if key in quality_before}
-    iou = {key: result.completion.iou for key, result in after.items()}
+    iou = {key: _quality(row) if row.completion.iou is None else row.completion.iou for key, row in after.items()}
     target = [key for key, result in sorted(after.items()) if not result.is_null]
     null = [key for key, result in sorted(after.items()) if result.is_null]
     ranked = {
@@ -155,11 +156,12 @@ def _rank_by_reason(after: Mapping[str, RowResult], quality_before: Mapping[str,
         "best": sorted(target, key=lambda key: -iou[key]),
         "worst": sorted(target, key=lambda key: iou[key]),
     }
-    for reference_type in sorted({after[key].reference_type for key in target if not after[key].type_is_derived}):
+    told = {after[key].reference_type for key in target if not after[key].type_is_derived}
+    for reference_type in sorted(name for name in told if name is not None):
         keys = [key for key in target if after[key].reference_type == reference_type]
         median = float(np.median([iou[key] for key in keys]))
         ranked[f"typical: {reference_type}"] = sorted(keys, key=lambda key: abs(iou[key] - median))
-    false_alarm = {key: after[key].S for key in null}
+    false_alarm = {key: after[key].S or 0.0 for key in null}
     ranked["null, well answered"] = sorted(null, key=lambda key: -_quality(after[key]))
     ranked["null, false alarm"] = sorted(
         (key for key in null if false_alarm[key] > 0), key=lambda key: -false_alarm[key]
@@ -196,28 +198,35 @@ def render_clip(
         MediaError: if a file cannot be read.
     """
     clip = load(sample)
-    num_frames, height, width = clip.gt_masks.shape
     waveform = silence_of(sample) if clip.waveform is None else clip.waveform
-    shown = _shown_frames(num_frames, aspect=width / height)
-    gt_masks = clip.gt_masks[shown]
-    strip = _frame_strip(clip.frames[shown])
+    masks = clip.gt_masks if any(row.masks for row in results.values()) else None
+    scored = range(len(clip.frames)) if masks is None or sample.annotated_frames is None else sample.annotated_frames
+    shown = _shown_frames(clip.frames, scored)
+    gt_masks = None if masks is None else masks[[list(scored).index(number) for number in shown]]
+    strip = _frame_strip(clip.frames[shown]) if shown else None
     return GalleryClip(
         sample=sample,
         reason=reason,
-        frames=_image_uri(strip, "WEBP", quality=82, method=6),
-        size=strip.size,
+        frames=None if strip is None else _image_uri(strip, "WEBP", quality=82, method=6),
+        size=(0, 0) if strip is None else strip.size,
         shown=tuple(index + 1 for index in shown),
-        num_frames=num_frames,
-        truth=mask_overlay(gt_masks, gt_masks),
+        num_frames=len(clip.frames),
+        truth=None if gt_masks is None else mask_overlay(gt_masks, gt_masks),
         audio=_audio_uri(waveform),
         waveform=waveform_path(waveform),
         seconds=len(waveform) / SAMPLING_RATE,
         loudness=loudness_dbfs(clip.waveform),
         attempts=tuple(
-            Attempt(name, row, chain_lines(row), mask_overlay(decode_masks(row.completion.pred_masks)[shown], gt_masks))
-            for name, row in results.items()
+            Attempt(name, row, chain_lines(row), _overlay_of(row, gt_masks, shown)) for name, row in results.items()
         ),
     )
+
+
+def _overlay_of(row: RowResult, gt_masks: np.ndarray | None, shown: Sequence[int]) -> str | None:
+    """Draw a completion's masks on the shown frames over their truth (F, H, W); None where there are none."""
+    if gt_masks is None or not row.completion.pred_masks:
+        return None
+    return mask_overlay(decode_masks(row.completion.pred_masks)[list(shown)], gt_masks)
 
 
 def silence_of(sample: AVSample) -> np.ndarray:
@@ -277,10 +286,13 @@ def _chain_line(line: str, verdicts: Mapping[str, float | None]) -> ChainLine:
     return ChainLine("", line, None)
 
 
-def _shown_frames(num_frames: int, *, aspect: float) -> list[int]:
-    """Choose as many evenly spaced frames as fit side by side, by index."""
-    count = min(num_frames, max(_MIN_FRAMES, int(_MAX_STRIP_ASPECT / aspect)))
-    return np.linspace(0, num_frames - 1, count).round().astype(int).tolist()
+def _shown_frames(frames: np.ndarray, scored: Sequence[int]) -> list[int]:
+    """Choose as many evenly spaced ones of the scored frames (F, H, W, 3) as fit side by side, by index."""
+    if not len(frames):
+        return []
+    aspect = frames.shape[2] / frames.shape[1]
+    count = min(len(scored), max(_MIN_FRAMES, int(_MAX_STRIP_ASPECT / aspect)))
+    return [scored[index] for index in np.linspace(0, len(scored) - 1, count).round().astype(int)]
 
 
 def _gap(frame_width: int) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from aurora_rl.evaluation.comparison import Difference, compare_overall
-from aurora_rl.evaluation.measures import MASK_MEASURES, MEASURES, Measure
+from aurora_rl.evaluation.measures import MASK_MEASURES, MEASURES, Measure, find_measure, measures_of
 from aurora_rl.evaluation.records import RowResult
 from aurora_rl.evaluation.tables import Intervals, Table
 
@@ -27,6 +27,8 @@ class ScoreTable:
         groups: numbers of each group.
         intervals: intervals of the numbers, by group.
         before: numbers of an earlier system on the same rows, if two are shown; there are no intervals then.
+        count: number of rows that is shown last: those without a prediction of masks (`missing`), or without a readable
+            answer (`unreadable`).
     """
 
     head: str
@@ -34,6 +36,7 @@ class ScoreTable:
     groups: Mapping[str, Table]
     intervals: Mapping[str, Intervals]
     before: Mapping[str, Table] | None
+    count: str
 
 
 def score_table(
@@ -45,8 +48,18 @@ def score_table(
     before: Mapping[str, Table] | None = None,
 ) -> ScoreTable:
     """Make the table of those measures among `names` that at least one group has."""
-    measures = tuple(MEASURES[name] for name in names if any(name in numbers for numbers in groups.values()))
-    return ScoreTable(head, measures, groups, intervals or {}, before)
+    measures = tuple(find_measure(name) for name in names if any(name in numbers for numbers in groups.values()))
+    count = "missing" if any("missing" in numbers for numbers in groups.values()) else "unreadable"
+    return ScoreTable(head, measures, groups, intervals or {}, before, count)
+
+
+def shown_measures(
+    rows: Sequence[RowResult], preferred: Iterable[str], meanings: Mapping[str, str] | None = None
+) -> dict[str, Measure]:
+    """Choose a page's measures: the preferred ones that rows have, then those that are a task's own, by name."""
+    known = measures_of(rows, meanings)
+    own = [name for name in known if name not in MEASURES]
+    return {name: known[name] for name in (*preferred, *own) if known[name].over(rows) is not None}
 
 
 def with_mix(splits: Mapping[str, Any], mix: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:
@@ -96,7 +109,7 @@ class RunTable:
     @property
     def measures(self) -> list[Measure]:
         """The measures of the columns."""
-        return [MEASURES[name] for name in self.numbers]
+        return [find_measure(name) for name in self.numbers]
 
 
 def run_table(
@@ -113,5 +126,5 @@ def run_table(
     Raises:
         ValueError: if the runs hold different rows.
     """
-    numbers: Table = {name: number for name in names if (number := MEASURES[name].over(rows)) is not None}
+    numbers: Table = {name: number for name in names if (number := find_measure(name).over(rows)) is not None}
     return RunTable(base, numbers, {name: compare_overall(rows, of, names=numbers) for name, of in others.items()})

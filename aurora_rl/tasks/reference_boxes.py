@@ -14,7 +14,7 @@ from aurora_rl.data.chains import ChainFile
 from aurora_rl.data.sample import AVSample
 from aurora_rl.tasks.base import Target
 from aurora_rl.tasks.completions import ParsedCompletion
-from aurora_rl.tasks.prompts import BOX_TOKEN, DEFAULT_INSTRUCTION, SEG_TOKEN, render_chain
+from aurora_rl.tasks.prompts import BOX_TOKEN, DEFAULT_INSTRUCTION, FINAL_SENTENCE, SEG_TOKEN, render_chain
 from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 
 
@@ -23,6 +23,7 @@ class ReferenceBoxes(ReferenceSegmentation):
 
     head = "boxes"
     answer_token = BOX_TOKEN
+    closing = FINAL_SENTENCE.replace(SEG_TOKEN, BOX_TOKEN)
     instruction = DEFAULT_INSTRUCTION.replace(SEG_TOKEN, BOX_TOKEN)
 
     def target(self, sample: AVSample) -> Target:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from aurora_rl.box_metrics import box_overlap, box_quality, boxes_of_masks
+from aurora_rl.box_metrics import box_overlap, box_quality, box_scores, boxes_of_masks
 from aurora_rl.losses import weighted_mean
 from aurora_rl.models.heads.base import FrameBatch, Head, HeadLoss, annotated_only
 from aurora_rl.models.heads.segmenters import (
@@ -195,6 +195,19 @@ class BoxHead(Head):
     def row_score(self, row: FrameBoxes, truth: Tensor) -> float:
         """Return the reward `box_iou`: the mean over frames of the box's IoU, 1 - presence where the truth is empty."""
         return box_quality(row.boxes.clamp(0, 1), row.presence_logits.sigmoid(), truth)
+
+    @torch.no_grad()
+    def scores(
+        self, row: FrameBoxes | None, gt_masks: Tensor, annotated_frames: Sequence[int] | None = None
+    ) -> dict[str, float | None]:
+        """Return `box_metrics.box_scores`; a missing prediction says of every frame that nothing is there."""
+        if row is None:
+            is_there = gt_masks.flatten(1).any(1)
+            found = 0.0 if is_there.any() else None
+            names = ("box_iou", "box_hits", "point_in_mask")
+            return {**dict.fromkeys(names, found), "presence": 1 - is_there.float().mean().item()}
+        columns = self.columns(row, gt_masks, gt_masks).values()
+        return box_scores(*(column[list(annotated_frames or range(len(column)))] for column in columns), gt_masks)
 
 
 def _trunk(config: dict[str, Any], frame_shape: tuple[int, ...], width: int) -> nn.Module:
