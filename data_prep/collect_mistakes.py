@@ -42,7 +42,7 @@ from aurora_rl.inference.predictor import Completion, Predictor, unfinished_batc
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.checkpoint_files import fingerprint_checkpoint
 from aurora_rl.models.encoding import EncodedSample
-from aurora_rl.tasks.base import Task
+from aurora_rl.tasks.base import Task, load_task
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ def collect(model_args: ModelArguments, data_args: DataArguments, args: MistakeA
     done = {(r["uid"], r["row"]) for part in folder.glob("*.jsonl") for r in read_rows(part)}
     state.wait_for_everyone()  # no part is written before all are checked
     share = samples[state.process_index :: state.num_processes]
-    loaded = assemble_model(model_args, is_trainable=False)
+    loaded = assemble_model(model_args, head=load_task(data_args.task).head, is_trainable=False)
     loaded.model.to(state.device)
     encode = assemble_encoder(data_args, loaded, samples, is_trainable=False, device=state.device)
     predictor = Predictor(

@@ -120,7 +120,7 @@ def _evaluate_alone(
     splits = args.split or list_test_splits(data_args)
     samples = [sample for split in splits for sample in load_split(data_args, split)]
     train_categories = find_train_categories(data_args)
-    loaded = assemble_model(model_args, is_trainable=False)
+    loaded = assemble_model(model_args, head=load_task(data_args.task).head, is_trainable=False)
     loaded.model.to(state.device)
     scores = None
     with contextlib.ExitStack() as stack:
