@@ -22,15 +22,16 @@ import torch
 from aurora_rl.data.containers import MAX_SECONDS, SAMPLING_RATE, FilePath, MediaError
 from aurora_rl.data.footage import MAX_SIDE, Footage, Frame, Picture, open_footage
 from aurora_rl.data.sample import NULL_CATEGORY, AVClip, AVSample
+from aurora_rl.inference.box_prompts import BoxPrompts
 from aurora_rl.inference.predictor import Predictor
 from aurora_rl.inference.propagation import FrameMasks, MaskTracker, NearestMasks, Sam2Masks, SampledMasks
 from aurora_rl.metrics import MASK_THRESHOLD
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
-from aurora_rl.models.heads.segmenters import build_frame_encoder
+from aurora_rl.models.heads import MaskHead
 from aurora_rl.models.loading import LoadedModel, load_model
-from aurora_rl.tasks.completions import parse_completion
-from aurora_rl.tasks.prompts import SEG_TOKEN
+from aurora_rl.tasks.reference_boxes import ReferenceBoxes
+from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ class WindowAnswer:
         text: the completion as generated.
         steps: text of each step of `prompts.STEP_LABELS` that the completion has, in order.
         category: normalised category of the object; `"null"` for no object; None if the text names none.
-        has_seg: whether the text itself has a `[SEG]`; if not, " It is [SEG]." was appended to get masks.
+        has_seg: whether the text itself has the head's token; if not, the task's closing, such as " It is [SEG].", was
+            appended to get masks.
     """
 
     start: float
@@ -141,9 +143,12 @@ class AuroraPipeline:
         batch_size: number of rows (references x windows) generated at once.
         max_side: longest side of frames and masks, in pixels; larger frames are scaled down.
         device: device of the model; by default that of a loaded model, else a GPU if there is one.
+        box_prompts: folder or hub name of a SAM that makes the masks, prompted with the boxes of the model's box head;
+            None for a model with a mask head of its own.
 
     Raises:
-        ValueError: if the checkpoint does not say how clips are given to it, and `clip_options` is None.
+        ValueError: if the model has not the head that is needed, or the checkpoint does not say how clips are given to
+            it and `clip_options` is None.
     """
 
     def __init__(
@@ -155,9 +160,13 @@ class AuroraPipeline:
         batch_size: int = 8,
         max_side: int = MAX_SIDE,
         device: torch.device | str | None = None,
+        box_prompts: str | None = None,
     ) -> None:
+        self.task = ReferenceSegmentation() if box_prompts is None else ReferenceBoxes()
         self.loaded = (
-            load_model(str(model), needs="masks", is_trainable=False) if not isinstance(model, LoadedModel) else model
+            load_model(str(model), needs=self.task.head, is_trainable=False)
+            if not isinstance(model, LoadedModel)
+            else model
         )
         if device is None and not isinstance(model, LoadedModel):
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -171,16 +180,17 @@ class AuroraPipeline:
             )
         self.options = options
         self.max_side = max_side
-        frame_encoder = build_frame_encoder(self.loaded.segmenter_config).to(self.loaded.model.device)
+        frame_encoder = self.loaded.frame_encoder(self.task.head).to(self.loaded.model.device)
+        self.box_prompts = None if box_prompts is None else BoxPrompts(box_prompts, device=self.loaded.model.device)
         self.predictor = Predictor(
             self.loaded.model,
             SampleEncoder(
                 self.loaded.family,
                 self.loaded.processor,
                 lambda _sample, clip: frame_encoder.encode(clip.frames).cpu(),
+                task=self.task,
                 options=self.options.prompt,
             ),
-            self.loaded.seg_token_id,
             max_completion_length=max_completion_length,
             batch_size=batch_size,
             append_seg=True,
@@ -265,7 +275,8 @@ class AuroraPipeline:
             track: whether SAM 2 propagates masks; the nearest masks cost nothing.
         """
         sampled = SampledMasks(answer.frame_times, np.stack([each.masks for each in answer.references]))
-        remembers = track and self.loaded.segmenter_config["type"] == "sam2"
+        segmenter = self.loaded.heads.get(MaskHead.name, {})
+        remembers = track and self.box_prompts is None and segmenter["type"] == "sam2"
         tracker: MaskTracker = self._sam2_memory if remembers else NearestMasks()
         return tracker.track(answer.footage.pictures(), sampled)
 
@@ -303,11 +314,27 @@ class AuroraPipeline:
             with watch("reason"):
                 said = self.predictor.generate(batch)
             with watch("masks"):
-                masks = self.predictor.decode_masks(batch, said)
+                masks = self._masks(batch, said, [window for _, window in asked[start : start + size]])
             texts = self.loaded.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
             for (number, window), text, mask_probs in zip(asked[start : start + size], texts, masks, strict=True):
                 assert mask_probs is not None  # thanks to `append_seg`
                 yield number, window, self._window_answer(window, text), mask_probs
+
+    def _masks(
+        self, rows: Sequence[EncodedSample], said: Sequence[torch.Tensor], windows: Sequence[Window]
+    ) -> list[torch.Tensor | None]:
+        """Return each row's mask probabilities (F, H, W), by the model's mask head or by its boxes and a SAM."""
+        if self.box_prompts is None:
+            return self.predictor.decode_masks(rows, said)
+        predictions = self.predictor.predict_rows(rows, said)
+        embeddings: dict[int, torch.Tensor] = {}
+        masks: list[torch.Tensor | None] = []
+        for row, window, boxes in zip(rows, windows, predictions, strict=True):
+            if window.first not in embeddings:  # rows of a window follow one another
+                frames = np.stack([picture.pixels for picture in window.pictures])
+                embeddings = {window.first: self.box_prompts.embed(frames)}
+            masks.append(self.box_prompts.masks(embeddings[window.first], boxes, row.frame_size))
+        return masks
 
     def _encode(self, window: Window, references: Sequence[str], footage: Footage) -> list[EncodedSample]:
         frames = np.stack([picture.pixels for picture in window.pictures])
@@ -340,7 +367,7 @@ class AuroraPipeline:
         return np.pad(sound, (0, max(0, length - len(sound))))  # the sound may end before the pictures
 
     def _window_answer(self, window: Window, text: str) -> WindowAnswer:
-        parsed = parse_completion(text)
+        parsed = self.task.parse(text)
         fps = self.options.fps
         return WindowAnswer(
             start=window.first / fps,
@@ -348,7 +375,7 @@ class AuroraPipeline:
             text=text,
             steps=dict(parsed.steps),
             category=parsed.category,
-            has_seg=SEG_TOKEN in text,
+            has_seg=self.task.answer_token in text,
         )
 
 
