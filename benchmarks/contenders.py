@@ -136,6 +136,20 @@ def make_aurora(policy: Policy, shape: StepShape, stopwatch: Stopwatch, *, num_i
     return ready(trainer, _ending(policy), stopwatch)
 
 
+def make_words(policy: Policy, shape: StepShape, stopwatch: Stopwatch) -> Contender:
+    """Build our trainer for a task that is answered in words alone, with a policy without a head."""
+    trainer = AuroraGRPOTrainer(
+        model=policy.copy(),
+        reward_funcs=[length_reward],
+        args=AuroraGRPOConfig(**_options(shape, num_iterations=1)),
+        encode=ImageEncoder(policy, shape),
+        seg_token_id=None,
+        train_dataset=aurora_dataset(),
+        processing_class=policy.processor,
+    )
+    return ready(trainer, _ending(policy), stopwatch)
+
+
 def _options(shape: StepShape, num_iterations: int) -> dict[str, Any]:
     return {
         "output_dir": tempfile.gettempdir(),
@@ -158,7 +172,9 @@ def _options(shape: StepShape, num_iterations: int) -> dict[str, Any]:
 
 
 def _ending(policy: Policy) -> tuple[int, int]:
-    return policy.seg_token_id, policy.processor.tokenizer.convert_tokens_to_ids(".")
+    """Return the ids of `[SEG]` and the full stop; without a head, of two full stops."""
+    full_stop = policy.processor.tokenizer.convert_tokens_to_ids(".")
+    return full_stop if policy.seg_token_id is None else policy.seg_token_id, full_stop
 
 
 def ready(trainer: Any, ending: tuple[int, int], stopwatch: Stopwatch) -> Contender:
@@ -166,7 +182,7 @@ def ready(trainer: Any, ending: tuple[int, int], stopwatch: Stopwatch) -> Conten
 
     Args:
         trainer: TRL's GRPOTrainer or ours.
-        ending: ids of `[SEG]` and of the full stop.
+        ending: ids of the last two tokens of each completion.
         stopwatch: stopwatch that counts the trainer's parts.
     """
     model, length = trainer.accelerator.unwrap_model(trainer.model), trainer.max_completion_length
@@ -179,7 +195,7 @@ def ready(trainer: Any, ending: tuple[int, int], stopwatch: Stopwatch) -> Conten
     trainer.train()
     trainer._step = 0  # the next step samples rollouts
     _watch_parts(trainer, stopwatch)
-    if isinstance(trainer, AuroraGRPOTrainer):
+    if isinstance(trainer, AuroraGRPOTrainer) and trainer.encode.task.head is not None:
         _watch_mask_parts(trainer, stopwatch)
     contender = Contender(trainer, stopwatch)
     trainer.accelerator.unwrap_model(trainer.model).get_decoder().register_forward_pre_hook(contender.count_forward)
@@ -192,7 +208,7 @@ def _watch_parts(trainer: Any, stopwatch: Stopwatch) -> None:
     def forward_part() -> str:
         return "forward" if torch.is_grad_enabled() else "scoring"
 
-    has_masks = isinstance(trainer, AuroraGRPOTrainer)
+    has_masks = isinstance(trainer, AuroraGRPOTrainer) and trainer.encode.task.head is not None
     stopwatch.watch(trainer, "_generate_and_score_completions", "prompts")
     stopwatch.watch(trainer, "_generate_single_turn", "generation")
     stopwatch.watch(trainer, "_calculate_rewards", "reward")

@@ -4,7 +4,7 @@
     python benchmarks/step_cost.py --quick             (`make bench`: one repeat)
 
 The two trainers step in turn in one process. All numbers are medians over the repeats; a ratio is that of two
-successive steps.
+successive steps. One table is of a task that is answered in words alone, with a model without a head.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from aurora_rl.assembly.options import OptionParser
-from benchmarks.contenders import make_aurora, make_stock, mask_functions_watched
+from benchmarks.contenders import make_aurora, make_stock, make_words, mask_functions_watched
 from benchmarks.embeddings import measure_embeddings
 from benchmarks.mask_decoding import LOOP, TOGETHER, measure_decoding
 from benchmarks.tables import Comparison, decoding_table, embedding_table, step_table, sweep_table
@@ -52,6 +52,8 @@ class Plan:
     encoder_frames: int = 10
 
 
+#: Pairs of steps of a task without a head, for each repeat of the others: their ratio is close to 1.
+WORDS_REPEATS = 3
 SMALL = StepShape(hidden_size=256, num_layers=4, num_heads=4)
 TOY = StepShape(
     num_generations=2, num_frames=2, completion_length=6, hidden_size=64, num_layers=2, num_heads=2, frame_size=32
@@ -109,6 +111,8 @@ def measure(plan: Plan, stopwatch: Stopwatch, clock: str) -> dict[str, float]:
     once, twice = (compare(plan.shape, stopwatch, plan.repeats, num_iterations=n) for n in (1, 2))
     _show(f"One step, {plan.shape}", step_table(once, clock))
     _show("The same, rollouts trained on twice, so that TRL scores old log-probabilities", step_table(twice, clock))
+    words = compare_words(plan.shape, stopwatch, WORDS_REPEATS * plan.repeats)
+    _show("A task that is answered in words alone, with a model without a head", step_table(words, clock))
     decoding = measure_decoding(num_frames=plan.sam_frames, image_size=plan.sam_image_size, repeats=plan.repeats)
     _show(f"Mask decoding, G = 8, F = {plan.sam_frames}, forward and backward", decoding_table(decoding, clock))
     embeddings = measure_embeddings(plan.encoder, num_frames=plan.encoder_frames, repeats=plan.repeats)
@@ -120,6 +124,7 @@ def measure(plan: Plan, stopwatch: Stopwatch, clock: str) -> dict[str, float]:
     return {
         "ratio_without_masks": once.ratio_without_masks(clock),
         "ratio_dot": once.ratio(clock),
+        "ratio_without_head": words.ratio(clock),
         "decode_peak_gb": together.peak_gb,
         "decode_vs_loop": median(ours.on(clock) / theirs.on(clock) for ours, theirs in turns),
     }
@@ -132,6 +137,13 @@ def compare(shape: StepShape, stopwatch: Stopwatch, repeats: int, *, num_iterati
         make(policy, shape, stopwatch, num_iterations=num_iterations) for make in (make_stock, make_aurora)
     )
     return Comparison([(stock.step(), aurora.step()) for _ in range(repeats)])
+
+
+def compare_words(shape: StepShape, stopwatch: Stopwatch, repeats: int) -> Comparison:
+    """Run steps of both trainers in turn, ours for a task without a head; models, prompts and completions are equal."""
+    policy = build_policy(shape, has_head=False)
+    stock, words = make_stock(policy, shape, stopwatch), make_words(policy, shape, stopwatch)
+    return Comparison([(stock.step(), words.step()) for _ in range(repeats)])
 
 
 def _show(title: str, table: str) -> None:

@@ -24,7 +24,9 @@ from aurora_rl.models.loading import freeze
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 from aurora_rl.models.mllm.qwen2_5_omni.model import AuroraQwen2_5Omni
 from aurora_rl.models.mllm.qwen2_5_omni.tiny import TinyOmniConfig, build_tiny_omni
+from aurora_rl.tasks.multiple_choice import MultipleChoice
 from aurora_rl.tasks.prompts import SEG_TOKEN, text_prompt
+from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 
 REFERENCE = "The yellow object on the left that is heard before the drum."
 #: Texts that train the vocabulary, so that the prompt's words are single tokens.
@@ -56,19 +58,19 @@ class StepShape:
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """A random model and its processor."""
+    """A random model and its processor; without a mask head there is no `[SEG]`."""
 
     model: AuroraQwen2_5Omni
     processor: ProcessorMixin
-    seg_token_id: int
+    seg_token_id: int | None
 
     def copy(self) -> AuroraQwen2_5Omni:
         """Copy the model, so that another trainer starts from the same weights."""
         return copy.deepcopy(self.model)
 
 
-def build_policy(shape: StepShape) -> Policy:
-    """Build a random Qwen2.5-Omni thinker with a `dot` mask decoder, its towers frozen."""
+def build_policy(shape: StepShape, *, has_head: bool = True) -> Policy:
+    """Build a random Qwen2.5-Omni thinker with a `dot` mask decoder or without a head, its towers frozen."""
     sizes = TinyOmniConfig(
         hidden_size=shape.hidden_size,
         num_layers=shape.num_layers,
@@ -76,9 +78,9 @@ def build_policy(shape: StepShape) -> Policy:
         tower_size=16 * shape.num_heads,
     )
     segmenter = {"type": "dot", "image_size": shape.frame_size, "width": 32}
-    model, processor = build_tiny_omni(VOCABULARY, segmenter, sizes)
+    model, processor = build_tiny_omni(VOCABULARY, segmenter if has_head else None, sizes)
     freeze(model, list(Qwen2_5OmniFamily.tower_names))
-    return Policy(model, processor, processor.tokenizer.convert_tokens_to_ids(SEG_TOKEN))
+    return Policy(model, processor, processor.tokenizer.convert_tokens_to_ids(SEG_TOKEN) if has_head else None)
 
 
 def draw_frames(shape: StepShape) -> np.ndarray:
@@ -98,20 +100,25 @@ def aurora_dataset() -> Dataset:
     """Make the same row for Aurora-RL's trainer, whose encoder provides the media."""
     sample = AVSample(
         uid="noise", row=0, split="train", media_id="noise", category="drum", reference=REFERENCE, fps=1.0,
-        frame_paths=(), audio_path="", mask_paths=(),
+        frame_paths=(), audio_path="", choices=("drum", "bell"), answer="drum",
     )  # fmt: skip
     return to_dataset([sample], text_prompt("{reference}"))
 
 
 class ImageEncoder(SampleEncoder):
-    """Encoder that puts one clip's frames as images, without sound, before the reference."""
+    """Encoder that puts one clip's frames as images, without sound, before the reference.
+
+    The task of a policy without a head is a multiple-choice question.
+    """
 
     def __init__(self, policy: Policy, shape: StepShape) -> None:
-        frame_encoder = build_frame_encoder(policy.model.config.segmenter)
-        super().__init__(Qwen2_5OmniFamily(), policy.processor, lambda sample, clip: frame_encoder.encode(clip.frames))
-        frames = draw_frames(shape)
-        truth = np.zeros(frames.shape[:3], dtype=bool)
-        truth[:, : shape.frame_size // 2] = True
+        frames, truth, encode, task = draw_frames(shape), None, None, MultipleChoice()
+        if policy.seg_token_id is not None:
+            frame_encoder, task = build_frame_encoder(policy.model.config.segmenter), ReferenceSegmentation()
+            encode = lambda sample, clip: frame_encoder.encode(clip.frames)  # noqa: E731
+            truth = np.zeros(frames.shape[:3], dtype=bool)
+            truth[:, : shape.frame_size // 2] = True
+        super().__init__(Qwen2_5OmniFamily(), policy.processor, encode, task=task)
         self.clip = AVClip(frames, np.zeros(0, np.float32), truth)
 
     def prepare(self, sample: AVSample) -> Callable[[], EncodedSample]:
@@ -120,8 +127,8 @@ class ImageEncoder(SampleEncoder):
         encoded = EncodedSample(
             sample=sample,
             prompt=self.family.encode(self.processor, messages, waveform=None, fps=sample.fps),
-            frame_inputs=self.frame_inputs(sample, self.clip),
-            gt_masks=torch.from_numpy(self.clip.gt_masks),
+            frame_inputs=None if self.frame_inputs is None else self.frame_inputs(sample, self.clip),
+            gt_masks=None if self.clip.gt_masks is None else torch.from_numpy(self.clip.gt_masks),
             loudness_dbfs=0.0,
             frame_size=(self.clip.frames.shape[1], self.clip.frames.shape[2]),
         )

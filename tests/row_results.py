@@ -50,12 +50,11 @@ def null(number: int, s: float, split: str = "test_n", **values: object) -> RowR
 
 
 def answered(number: int, split: str = "test_s", **values: object) -> RowResult:
-    """A model's row, right but for what `values` say of the row, its greedy completion's scores or its `iou`."""
+    """A model's row, right but for what `values` say of the row or of its greedy completion."""
     scores = {name: values.pop(name, right) for name, right in RIGHT.scores.items() if name != "category"}
     scores["category"] = values.pop("category_correct", 1.0)
-    greedy = dataclasses.replace(
-        RIGHT, scores=scores, is_right=scores["category"] == 1.0, iou=values.pop("iou", RIGHT.iou)
-    )
+    rest = {name: values.pop(name) for name in ("text", "iou") if name in values}
+    greedy = dataclasses.replace(RIGHT, scores=scores, is_right=scores["category"] == 1.0, **rest)
     return row(number, split, greedy=greedy, **{"J": 1.0, "F": 1.0, "S": 0.0, "S_per_frame": 0.0, **values})
 
 

@@ -28,11 +28,7 @@ def read_clip_options(config: str | Path) -> ClipOptions:
     Raises:
         ValueError: if the file holds no mapping.
     """
-    fields = yaml.safe_load(read_text_file(config))
-    if not isinstance(fields, dict):
-        raise ValueError(f"{config} holds no keys: give a recipe's config, such as recipes/synthetic/evaluate.yaml")
-    known = {field.name for field in dataclasses.fields(DataArguments)}
-    args = DataArguments(**{"data_root": "", **{key: value for key, value in fields.items() if key in known}})
+    args = _read_data_arguments(config)
     return ClipOptions(
         prompt=prompt_options(args),
         fps=args.fps,
@@ -40,6 +36,19 @@ def read_clip_options(config: str | Path) -> ClipOptions:
         use_audio_in_video=args.use_audio_in_video,
         task=load_task(args.task).name,
     )
+
+
+def read_task(config: str | Path) -> str:
+    """Read the name of the task from a recipe's YAML file; raises as `read_clip_options`."""
+    return _read_data_arguments(config).task
+
+
+def _read_data_arguments(config: str | Path) -> DataArguments:
+    fields = yaml.safe_load(read_text_file(config))
+    if not isinstance(fields, dict):
+        raise ValueError(f"{config} holds no keys: give a recipe's config, such as recipes/synthetic/evaluate.yaml")
+    known = {field.name for field in dataclasses.fields(DataArguments)}
+    return DataArguments(**{"data_root": "", **{key: value for key, value in fields.items() if key in known}})
 
 
 def prompt_options(args: DataArguments) -> PromptOptions:

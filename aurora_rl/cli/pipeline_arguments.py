@@ -46,14 +46,15 @@ def load_pipeline(args: argparse.Namespace) -> AuroraPipeline:
 
     Raises:
         OSError: if a file is not there.
-        ValueError: if the model or the config cannot be used.
+        ValueError: if the model or the config cannot be used, or gives no masks.
     """
     # Here, because these import torch and transformers, which take seconds.
-    from aurora_rl.assembly.encoder import read_clip_options
+    from aurora_rl.assembly.encoder import read_clip_options, read_task
     from aurora_rl.inference.pipeline import AuroraPipeline
 
-    return AuroraPipeline(
+    pipeline = AuroraPipeline(
         args.model,
+        task=None if args.config is None else read_task(args.config),
         clip_options=None if args.config is None else read_clip_options(args.config),
         max_completion_length=args.max_completion_length,
         batch_size=args.batch_size,
@@ -61,3 +62,5 @@ def load_pipeline(args: argparse.Namespace) -> AuroraPipeline:
         device=args.device,
         box_prompts=args.box_prompts,
     )
+    pipeline.check_masks()
+    return pipeline

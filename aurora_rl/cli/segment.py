@@ -79,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
     lines = []
     for number, each in enumerate(answer.references):
         target = "no such target" if each.is_null else each.category or "no answer"
-        lines.append(f"{number}. {each.reference}: {target}, {each.masks.mean():.1%} of the pixels")
+        share = "" if each.masks is None else f", {each.masks.mean():.1%} of the pixels"
+        lines.append(f"{number}. {each.reference}: {target}{share}")
     parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in answer.seconds.items())
     lines.append(f"{written - started:.1f} s to answer ({parts}), {writing:.1f} s to write {args.output_dir}")
     print("\n".join(printable(line) for line in lines))

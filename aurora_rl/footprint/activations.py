@@ -22,7 +22,6 @@ from aurora_rl.footprint.parameters import MetaModel
 from aurora_rl.footprint.peak import forward_and_backward, forward_only
 from aurora_rl.footprint.workload import Workload
 from aurora_rl.losses import mask_loss
-from aurora_rl.models.heads import MaskHead
 from aurora_rl.models.heads.segmenters import Segmenter
 
 #: Copies of a prompt's states beside the running layer, in a pass without gradient: the embedded tokens, which the
@@ -77,7 +76,7 @@ def estimate_activations(
     return Activations(
         decoder=len(layers) * (entry if checkpointing else kept),
         towers=_tower_bytes(meta, work, dtype, checkpointing=checkpointing),
-        masks=_mask_bytes(meta, work),
+        masks=_mask_bytes(meta, work) if work.has_masks else 0,
         lm_head=_lm_head_bytes(meta, work, dtype, is_gpu=is_gpu),
         layer=peak if checkpointing else peak - kept,
     )
@@ -118,8 +117,6 @@ def estimate_pass(meta: MetaModel, work: Workload, *, rows: int, length: int, ha
 
 def estimate_mask_decoding(meta: MetaModel, work: Workload) -> int:
     """Estimate the peak, in bytes, of decoding masks without gradient: a chunk, and the logits at both sizes."""
-    if MaskHead.name not in meta.base.heads:
-        return 0
     decoder, frames, prompts = _decoder_and_chunk(meta, work)
     inputs = work.clips * work.frames * torch.Size(decoder.frame_shape).numel() * torch.float32.itemsize
     low_resolution, _ = _run_mask_loss(decoder, work)
@@ -207,9 +204,6 @@ def _lm_head_bytes(meta: MetaModel, work: Workload, dtype: torch.dtype, *, is_gp
 
 
 def _mask_bytes(meta: MetaModel, work: Workload) -> int:
-    """Estimate the mask head's peak; other heads, which are small, are not estimated."""
-    if MaskHead.name not in meta.base.heads:
-        return 0
     decoder, chunk_frames, chunk_prompts = _decoder_and_chunk(meta, work)
     frames, prompts = work.clips * work.frames, -(-work.rows // work.clips)
     inputs = frames * torch.Size(decoder.frame_shape).numel() * torch.float32.itemsize

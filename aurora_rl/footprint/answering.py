@@ -13,6 +13,7 @@ from aurora_rl.footprint.parameters import build_meta_model
 from aurora_rl.footprint.parts import SAMPLING, SCORING, Part
 from aurora_rl.footprint.storage import embedding_parts
 from aurora_rl.footprint.workload import Clips, build_workload
+from aurora_rl.tasks.base import load_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,24 +46,25 @@ def estimate_answering(
         launch: how the run is spread over processes; each holds the whole model.
         clips: sizes of the clips.
     """
-    meta = build_meta_model(model_args, launch)
+    meta = build_meta_model(model_args, launch, needs=load_task(data_args.task).head)
     work = build_workload(meta.family, meta.base.config, data_args, _Batch(batch_size, max_completion_length), clips)
     cache, prefill = estimate_sampling(meta, work, half=None)
+    second_pass = estimate_pass(meta, work, rows=work.rows, length=work.length) if work.head else 0
     device = [
         *(Part(f"weights: {part.name}", part.num_bytes) for part in meta.parts),
         Part("key-value cache", cache, SAMPLING),
         Part("prefill", prefill, SAMPLING),
-        Part("pass for the masks", estimate_pass(meta, work, rows=work.rows, length=work.length), SCORING),
-        Part("masks of the answers", estimate_mask_decoding(meta, work), SCORING),
+        Part("pass for the masks", second_pass, SCORING),
+        Part("masks of the answers", estimate_mask_decoding(meta, work) if work.has_masks else 0, SCORING),
     ]
-    # Each token is sampled, and passes once more for the masks.
-    rollouts = Rollouts(samples_here=True, num_scored=1, num_iterations=1)
+    # Each token is sampled, and passes once more for the head.
+    rollouts = Rollouts(samples_here=True, num_scored=int(work.head is not None), num_iterations=1)
     flops = estimate_flops(meta, work, checkpointing=False, is_gpu=launch.is_gpu, rollouts=rollouts)
     return Footprint(
         launch=launch,
         work=work,
-        device=tuple(device),
+        device=tuple(part for part in device if part.num_bytes),
         host=tuple(loading_parts(meta, launch)),
-        disk=tuple(embedding_parts(meta, clips)),
+        disk=tuple(embedding_parts(meta, clips, work.head)),
         flops=dataclasses.replace(flops, training=0.0, recomputing=0.0),
     )

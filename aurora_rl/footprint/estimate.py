@@ -27,7 +27,7 @@ from aurora_rl.footprint.parts import (
 )
 from aurora_rl.footprint.storage import disk_parts, states_of
 from aurora_rl.footprint.workload import Clips, Workload, build_workload
-from aurora_rl.models.heads import MaskHead
+from aurora_rl.tasks.base import load_task
 
 #: Elements that ZeRO-3 prefetches for the next layers (DeepSpeed's `stage3_prefetch_bucket_size`).
 PREFETCHED = 50_000_000
@@ -90,7 +90,7 @@ def estimate_footprint(
         meta: the model, if it has been built already.
     """
     half = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
-    meta = meta or build_meta_model(model_args, launch, half=half)
+    meta = meta or build_meta_model(model_args, launch, half=half, needs=load_task(data_args.task).head)
     teacher_meta = None
     if teacher is not None:  # whole on every process, in the student's dtype (`assembly.teacher.assemble_teacher`)
         teacher_meta = build_meta_model(ModelArguments(model=teacher, dtype=model_args.dtype), Launch())
@@ -110,9 +110,9 @@ def estimate_footprint(
         Part("activations: one layer", activations.layer, LAYERS),
         *_rollout_parts(meta, work, training_args, launch, half, device_memory),
     ]
-    rollouts = Rollouts.of(training_args, launch) if work.generated_rows else None
+    rollouts = Rollouts.of(training_args, launch, head=work.head) if work.generated_rows else None
     offloaded = [part for part in parts if launch.is_gpu and _is_offloaded(part, launch)]
-    masks_on_device, masks_on_host = _rollout_masks(work, launch) if MaskHead.name in meta.base.heads else ([], [])
+    masks_on_device, masks_on_host = _rollout_masks(work, launch)
     device = [*(part for part in parts if part not in offloaded), *masks_on_device]
     loading = loading_parts(meta, launch, beta=getattr(training_args, "beta", 0.0), teacher=teacher_meta)
     host = [*loading, *sorted(offloaded, key=lambda part: part.name), *masks_on_host]
@@ -121,7 +121,7 @@ def estimate_footprint(
         work=work,
         device=tuple(part for part in device if part.num_bytes),
         host=tuple(part for part in host if part.num_bytes),
-        disk=tuple(disk_parts(meta, training_args, launch, clips)),
+        disk=tuple(disk_parts(meta, training_args, launch, clips, head=work.head)),
         flops=estimate_flops(
             meta,
             work,
@@ -248,5 +248,7 @@ def _rollout_masks(work: Workload, launch: Launch) -> tuple[list[Part], list[Par
     one completion at a time, if a reward reads them.
     """
     name, pixels = "masks of the rollouts", work.generated_rows * work.frames * work.size[0] * work.size[1]
+    if not work.has_masks:
+        return [], []
     logits, booleans, both = (Part(name, size * pixels, SCORING) for size in (4, 1, 5))
     return ([logits], [booleans]) if launch.is_gpu else ([both], [])

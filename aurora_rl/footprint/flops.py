@@ -58,14 +58,14 @@ class Rollouts:
     num_iterations: int
 
     @classmethod
-    def of(cls, args: AuroraGRPOConfig, launch: Launch) -> Self:
+    def of(cls, args: AuroraGRPOConfig, launch: Launch, *, head: str | None) -> Self:
         """Read from the arguments how the trainer makes rollouts.
 
         Their masks need a pass of their own if the scoring pass gives none and sampling records no states: vLLM gives
-        no states, and a single process cannot run sharded weights.
+        no states, and a single process cannot run sharded weights. A task without a head, None, needs none.
         """
         records_states = not (args.use_vllm or launch.zero_stage == 3)
-        needs_mask_pass = not (args.masks_share_forward or records_states)
+        needs_mask_pass = head is not None and not (args.masks_share_forward or records_states)
         return cls(
             samples_here=not args.use_vllm or args.vllm_mode == "colocate",
             num_scored=args.old_logps_are_computed + bool(args.beta) + needs_mask_pass,

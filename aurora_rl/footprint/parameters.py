@@ -88,13 +88,19 @@ def total(parts: Iterable[PartSize]) -> PartSize:
     return PartSize("all", **sums, largest_trained=largest)
 
 
-def build_meta_model(args: ModelArguments, launch: Launch, *, half: torch.dtype | None = None) -> MetaModel:
+def build_meta_model(
+    args: ModelArguments, launch: Launch, *, half: torch.dtype | None = None, needs: str | None = None
+) -> MetaModel:
     """Build the model that the arguments name, from its config alone.
 
     Args:
         args: arguments of the model.
         launch: how the run is spread over processes.
         half: dtype of mixed precision; DeepSpeed casts the whole model to it.
+        needs: name of the head that the task needs; None for none.
+
+    Raises:
+        ValueError: if the model has no such head.
     """
     check_checkpoint_files(args.model)
     adapter_file = find_adapter_config_file(args.model)
@@ -103,6 +109,7 @@ def build_meta_model(args: ModelArguments, launch: Launch, *, half: torch.dtype 
         adapter.get("base_model_name_or_path", args.model),
         adapter.get("segmenter") or args.segmenter,
         adapter.get("heads") or args.heads,
+        needs=needs,
     )
     with contextlib.suppress(OSError):  # the hub cannot be reached; the decoders of all published SAMs are alike
         complete_new_heads(config, new_heads)
@@ -156,7 +163,7 @@ def measure_parts(model: nn.Module, family: MLLMFamily, args: ModelArguments) ->
 
 def _part_of(name: str, family: MLLMFamily) -> str:
     components = name.split(".")
-    if set(components) & set(map(head_attribute, HEADS)):
+    if not {*map(head_attribute, HEADS)}.isdisjoint(components):
         return HEAD
     if any(component.startswith("lora_") for component in components):
         return LORA

@@ -22,7 +22,7 @@ def states_of(optim: Any) -> int:
     return STATES.get(str(getattr(optim, "value", optim)), 2)
 
 
-def disk_parts(meta: MetaModel, args: Any, launch: Launch, clips: Clips) -> Iterator[Part]:
+def disk_parts(meta: MetaModel, args: Any, launch: Launch, clips: Clips, *, head: str | None) -> Iterator[Part]:
     """Yield the parts on disk, for the whole run.
 
     Args:
@@ -30,8 +30,9 @@ def disk_parts(meta: MetaModel, args: Any, launch: Launch, clips: Clips) -> Iter
         args: TRL's arguments; None for a run that writes no checkpoints.
         launch: how the run is spread over processes.
         clips: sizes of the clips.
+        head: name of the head that the task needs; None for none.
     """
-    yield from embedding_parts(meta, clips)
+    yield from embedding_parts(meta, clips, head)
     if args is None or str(getattr(args.save_strategy, "value", args.save_strategy)) == "no":
         return
     num_bytes = checkpoint_bytes(meta, args, launch)
@@ -60,11 +61,12 @@ def checkpoint_bytes(meta: MetaModel, args: Any, launch: Launch) -> int:
     return weights * (1 + is_fsdp) + states * meta.trained.trained_bytes
 
 
-def embedding_parts(meta: MetaModel, clips: Clips) -> list[Part]:
-    """Return the cached embeddings of the frozen image encoder; empty if no head has an encoder to cache."""
-    encoders = (head_class(name).frame_encoder(config) for name, config in head_configs(meta.base.config).items())
-    encoder = next((encoder for encoder in encoders if encoder.cacheable), None)
-    if encoder is None:
+def embedding_parts(meta: MetaModel, clips: Clips, head: str | None) -> list[Part]:
+    """Return the cached embeddings of the head's frozen image encoder; empty if there is no encoder to cache."""
+    if head is None:
+        return []
+    encoder = head_class(head).frame_encoder(head_configs(meta.base.config)[head])
+    if not encoder.cacheable:
         return []
     a_clip = clips.frames * torch.Size(encoder.frame_shape).numel() * torch.float16.itemsize
     name = "image embeddings of a clip" if clips.count is None else f"image embeddings of {clips.count:,} clips"

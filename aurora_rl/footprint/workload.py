@@ -10,9 +10,12 @@ from typing import Any, Self
 from transformers import PretrainedConfig
 
 from aurora_rl.assembly.arguments import DataArguments
-from aurora_rl.data.media import read_frame_size
+from aurora_rl.data.containers import SAMPLING_RATE
+from aurora_rl.data.media import read_frame_size, read_waveform
 from aurora_rl.data.sample import AVSample
+from aurora_rl.models.heads import MaskHead
 from aurora_rl.models.mllm import ClipSize, MLLMFamily, TowerPass
+from aurora_rl.tasks.base import load_task
 
 #: Characters of English text for a token of a large vocabulary; a low value, so that no text is underestimated.
 CHARACTERS_PER_TOKEN = 3
@@ -50,15 +53,18 @@ class Clips:
 
     @classmethod
     def of(cls, samples: Sequence[AVSample]) -> Self:
-        """Read sizes from the rows of a benchmark's table, and from the header of one frame."""
+        """Read sizes from the table of a benchmark, one frame's header, and the first sound without frames."""
         longest = max(samples, key=lambda sample: len(sample.frame_paths))
-        width, height = read_frame_size(longest.frame_paths[0])
+        width, height = read_frame_size(longest.frame_paths[0]) if longest.frame_paths else (0, 0)
+        seconds = [len(sample.frame_paths) / sample.fps for sample in samples]
+        heard = next((s.audio_path for s in samples if not s.frame_paths and s.audio_path), None)
+        seconds += [] if heard is None else [len(read_waveform(heard)) / SAMPLING_RATE]
         chains = [len(sample.chain) for sample in samples if sample.chain]
         return cls(
             count=len({sample.media_id for sample in samples}),
             frames=len(longest.frame_paths),
             size=(height, width),
-            seconds=max(len(sample.frame_paths) / sample.fps for sample in samples),
+            seconds=max(seconds),
             completion_tokens=math.ceil(max(chains) / CHARACTERS_PER_TOKEN) if chains else ASSUMED_COMPLETION_TOKENS,
         )
 
@@ -77,6 +83,7 @@ class Workload:
         size: (H, W) of a frame in pixels.
         generated_rows: number of sequences sampled at a time; 0 in supervised training.
         num_steps: number of forward and backward passes of a process for one optimiser step.
+        head: name of the head that the task needs; None for a task that is answered in words alone.
     """
 
     rows: int
@@ -88,6 +95,12 @@ class Workload:
     size: tuple[int, int]
     generated_rows: int = 0
     num_steps: int = 1
+    head: str | None = MaskHead.name
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether masks are decoded. The activations of other heads, which are small beside them, are not counted."""
+        return self.head == MaskHead.name
 
     @property
     def length(self) -> int:
@@ -128,4 +141,5 @@ def build_workload(
         size=clips.size,
         generated_rows=rows * args.steps_per_generation if group else 0,
         num_steps=args.gradient_accumulation_steps,
+        head=load_task(data.task).head,
     )

@@ -44,11 +44,12 @@ def write_answer(
     Raises:
         OSError: if they cannot be written, naming the file or the folder; an earlier answer is unchanged.
     """
+    mask_probs = [each.mask_probs for each in answer.references if each.mask_probs is not None]
     with whole_entries(folder) as new:
         masks = _MaskFiles(new, answer)
         if not every_frame:
             for index, time in enumerate(answer.frame_times):
-                masks.write(index, time, np.stack([each.mask_probs[index] for each in answer.references]))
+                masks.write(index, time, np.stack([probs[index] for probs in mask_probs]))
         with OverlayVideo(new / "overlay.mp4", answer.footage) as overlay:
             for shown in pictures:
                 overlay.write(Picture(shown.picture.time, draw_masks(shown.picture.pixels, shown.masks)))
@@ -75,7 +76,7 @@ def answer_record(answer: ClipAnswer) -> dict[str, Any]:
                 "category": each.category,
                 "is_null": each.is_null,
                 "colour": colour_of(number),
-                "share_of_pixels": float(each.masks.mean()),
+                "share_of_pixels": None if each.masks is None else float(each.masks.mean()),
                 "windows": [_window_record(window) for window in each.windows],
             }
             for number, each in enumerate(answer.references)

@@ -1,4 +1,4 @@
-"""Answers to references to a clip, as chains of thought and masks: `AuroraPipeline(model)(video=..., text=...)`.
+"""Answers about a clip, in words and, where the task has them, masks: `AuroraPipeline(model)(video=..., text=...)`.
 
 A clip longer than the model's training clips is answered window by window, and is never in memory as a whole. The rows
 of a window go through the same `SampleEncoder` and `Predictor` as the rows of an evaluation.
@@ -14,7 +14,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -27,9 +27,11 @@ from aurora_rl.inference.predictor import Predictor
 from aurora_rl.inference.propagation import FrameMasks, MaskTracker, NearestMasks, Sam2Masks, SampledMasks
 from aurora_rl.metrics import MASK_THRESHOLD
 from aurora_rl.models.clip_options import ClipOptions
-from aurora_rl.models.encoding import EncodedSample, SampleEncoder
-from aurora_rl.models.heads import MaskHead
+from aurora_rl.models.encoding import EncodedSample, PromptOptions, SampleEncoder
+from aurora_rl.models.heads import BoxHead, MaskHead
 from aurora_rl.models.loading import LoadedModel, load_model
+from aurora_rl.tasks.base import Task, load_task
+from aurora_rl.tasks.completions import ParsedCompletion
 from aurora_rl.tasks.reference_boxes import ReferenceBoxes
 from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 
@@ -47,18 +49,24 @@ class WindowAnswer:
         start: start of the window, in seconds.
         end: end of the window, in seconds.
         text: the completion as generated.
-        steps: text of each step of `prompts.STEP_LABELS` that the completion has, in order.
-        category: normalised category of the object; `"null"` for no object; None if the text names none.
-        has_seg: whether the text itself has the head's token; if not, the task's closing, such as " It is [SEG].", was
-            appended to get masks.
+        steps: text of each step of `prompts.STEP_LABELS` that the completion has, in order; none of other tasks.
+        value: what is answered (`Answer.value`): of reference segmentation the normalised category of the object,
+            `"null"` for no object; None if the text holds no answer.
+        has_seg: whether the text itself has the token of the task's head, such as `[SEG]`; if not, the task's closing
+            sentence was appended to get masks.
     """
 
     start: float
     end: float
     text: str
     steps: Mapping[str, str]
-    category: str | None
+    value: str | None
     has_seg: bool
+
+    @property
+    def category(self) -> str | None:
+        """The answer's value, by its name in reference segmentation."""
+        return self.value
 
     @property
     def is_null(self) -> bool:
@@ -71,27 +79,38 @@ class ReferenceAnswer:
     """Answer of the model to one reference.
 
     Attributes:
-        reference: the referring sentence.
+        reference: the referring sentence, or question.
         windows: one answer a window, in order of time; a clip no longer than the training clips has one window.
-        mask_probs: (F, H, W) float32 probabilities of the sampled frames, averaged where windows overlap.
+        mask_probs: (F, H, W) float32 probabilities of the sampled frames, averaged where windows overlap; None for a
+            task without masks.
     """
 
     reference: str
     windows: tuple[WindowAnswer, ...]
-    mask_probs: np.ndarray
+    mask_probs: np.ndarray | None
 
     @property
-    def masks(self) -> np.ndarray:
-        """The masks (F, H, W) bool of the sampled frames."""
-        return self.mask_probs > MASK_THRESHOLD
+    def masks(self) -> np.ndarray | None:
+        """The masks (F, H, W) bool of the sampled frames; None for a task without masks."""
+        return None if self.mask_probs is None else self.mask_probs > MASK_THRESHOLD
+
+    @property
+    def text(self) -> str:
+        """What the model said, one paragraph a window."""
+        return "\n\n".join(window.text for window in self.windows)
+
+    @property
+    def value(self) -> str | None:
+        """The answer of most windows, where "null" counts only if no window has another; None without any."""
+        answered = [window.value for window in self.windows if window.value is not None]
+        named = [value for value in answered if value != NULL_CATEGORY]
+        counts = collections.Counter(named or answered)
+        return counts.most_common(1)[0][0] if counts else None
 
     @property
     def category(self) -> str | None:
-        """The category of most windows, where "null" counts only if no window has another; None without any."""
-        answered = [window.category for window in self.windows if window.category is not None]
-        named = [category for category in answered if category != NULL_CATEGORY]
-        counts = collections.Counter(named or answered)
-        return counts.most_common(1)[0][0] if counts else None
+        """The answer's value, by its name in reference segmentation."""
+        return self.value
 
     @property
     def is_null(self) -> bool:
@@ -134,10 +153,13 @@ class Window:
 
 
 class AuroraPipeline:
-    """A trained model that answers references to a clip.
+    """A trained model that answers references to a clip, or questions about it.
 
     Args:
         model: the result of `load_model`, or a hub name, or the folder of a model or an adapter.
+        task: what is asked and how answers are read, a task or its name as in a recipe (`tasks.base.load_task`);
+            reference segmentation by default, reference boxes with `box_prompts`. A checkpoint names its task, but no
+            class to import.
         clip_options: how clips are given to the model; by default as the checkpoint says that it was trained.
         max_completion_length: upper limit of the tokens of a chain of thought.
         batch_size: number of rows (references x windows) generated at once.
@@ -147,14 +169,16 @@ class AuroraPipeline:
             None for a model with a mask head of its own.
 
     Raises:
-        ValueError: if the model has not the head that is needed, or the checkpoint does not say how clips are given to
-            it and `clip_options` is None.
+        ValueError: if the checkpoint does not say how clips are given to it, and `clip_options` is None; if it was
+            trained on another task, and `task` is None; if it has not the head of the task; or if the task gives no
+            boxes for `box_prompts`.
     """
 
     def __init__(
         self,
         model: LoadedModel | str,
         *,
+        task: str | Task | None = None,
         clip_options: ClipOptions | None = None,
         max_completion_length: int = 512,
         batch_size: int = 8,
@@ -162,12 +186,7 @@ class AuroraPipeline:
         device: torch.device | str | None = None,
         box_prompts: str | None = None,
     ) -> None:
-        self.task = ReferenceSegmentation() if box_prompts is None else ReferenceBoxes()
-        self.loaded = (
-            load_model(str(model), needs=self.task.head, is_trainable=False)
-            if not isinstance(model, LoadedModel)
-            else model
-        )
+        self.loaded = load_model(str(model), is_trainable=False) if not isinstance(model, LoadedModel) else model
         if device is None and not isinstance(model, LoadedModel):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device is not None:
@@ -178,29 +197,65 @@ class AuroraPipeline:
                 "the checkpoint does not say how clips are given to the model, as older versions did not save it: "
                 "give the clip_options of its training (--config with the recipe's YAML file)"
             )
+        usual = ReferenceSegmentation() if box_prompts is None else ReferenceBoxes()
+        self.task = load_task(usual if task is None else task)
+        if task is None and options.task != self.task.name:
+            raise ValueError(
+                f"the model was trained on the task {options.task!r}, but {self.task.name} would be asked: name the "
+                "class, as in AuroraPipeline(model, task='mine.py:Name'), or on the command line --config with a "
+                "recipe's YAML file whose `task` names it"
+            )
         self.options = options
         self.max_side = max_side
-        frame_encoder = self.loaded.frame_encoder(self.task.head).to(self.loaded.model.device)
+        if box_prompts is not None and self.task.head != BoxHead.name:
+            raise ValueError(
+                f"the task {self.task.name} gives no boxes for box_prompts: leave it out, or name another task"
+            )
         self.box_prompts = None if box_prompts is None else BoxPrompts(box_prompts, device=self.loaded.model.device)
         self.predictor = Predictor(
             self.loaded.model,
             SampleEncoder(
                 self.loaded.family,
                 self.loaded.processor,
-                lambda _sample, clip: frame_encoder.encode(clip.frames).cpu(),
+                self._frame_inputs(),
                 task=self.task,
-                options=self.options.prompt,
+                options=self._prompt_options(),
             ),
             max_completion_length=max_completion_length,
             batch_size=batch_size,
             append_seg=True,
         )
 
+    def _frame_inputs(self) -> Callable[[AVSample, AVClip], torch.Tensor] | None:
+        if self.task.head is None:
+            return None
+        frame_encoder = self.loaded.frame_encoder(self.task.head).to(self.loaded.model.device)
+        return lambda _sample, clip: frame_encoder.encode(clip.frames).cpu()
+
+    def _prompt_options(self) -> PromptOptions:
+        """Return the options of training; the instruction is the task's own where the model was trained on another."""
+        if self.options.task == self.task.name:
+            return self.options.prompt
+        return dataclasses.replace(self.options.prompt, instruction=None)
+
+    def check_masks(self) -> None:
+        """Check that answers have masks; a ValueError tells that the task is answered otherwise."""
+        if not self._gives_masks:
+            raise ValueError(
+                f"the task {self.task.name} gives no masks to draw or write: ask its model in Python, by "
+                "AuroraPipeline, or give a model that segments, or the box_prompts that turn boxes into masks"
+            )
+
+    @property
+    def _gives_masks(self) -> bool:
+        return self.task.head == MaskHead.name or self.box_prompts is not None
+
     def __call__(
         self,
         *,
         video: FilePath | Sequence[Frame],
         text: str | Sequence[str],
+        choices: Sequence[str] | None = None,
         audio: FilePath | np.ndarray | None = None,
         fps: float | None = None,
         window_seconds: float | None = None,
@@ -212,7 +267,8 @@ class AuroraPipeline:
         Args:
             video: a video file, one still image, or frames in time order: image files, PIL images or arrays
                 (H, W, 3) uint8.
-            text: one reference or several.
+            text: one reference, or question, or several.
+            choices: options of the questions, for a task of multiple choice.
             audio: a sound file, or (N,) float32 in [-1, 1] at 16 kHz; None for the video's own sound.
             fps: frames a second of given frames; by default the model's rate.
             window_seconds: length of the windows that a longer clip is cut into; by default the length of the model's
@@ -223,14 +279,16 @@ class AuroraPipeline:
 
         Raises:
             MediaError: if something cannot be read or is too large; the error names the file.
-            ControlTokenError: if a reference holds a control token of the tokenizer, such as `[SEG]`.
-            ValueError: if there is no reference, if a rate or a length is not above 0, or if windows would leave
+            ControlTokenError: if a reference or a choice holds a control token of the tokenizer, such as `[SEG]`.
+            ValueError: if there is no reference, if the task needs choices and there are none, if a rate or a length is
+                not above 0, or if windows would leave
                 frames out.
         """
         references = [text] if isinstance(text, str) else list(text)
         if not references or not all(reference.strip() for reference in references):
             raise ValueError(f"the references are {references}: give at least one, none of them empty")
-        self.predictor.encode.check_references(references)
+        asked = [self._row(number, reference, choices) for number, reference in enumerate(references)]
+        self.predictor.encode.check(asked)
         for name, value in (("fps", fps), ("window_seconds", window_seconds), ("stride_seconds", stride_seconds)):
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} is {value}: it must be a number above 0")
@@ -246,11 +304,14 @@ class AuroraPipeline:
         length, stride = self._window_frames(window_seconds, stride_seconds)
         windows = cut_windows(footage.sampled(self.options.fps), length, stride)
         joined = _JoinedMasks(len(references), footage)
+        num_frames = 0
         answers: list[list[WindowAnswer]] = [[] for _ in references]
         while batch := self._read_windows(windows, len(references), watch):
-            for number, window, answer, mask_probs in self._answer(batch, references, footage, watch):
+            num_frames = batch[-1].first + len(batch[-1].pictures)
+            for number, window, answer, mask_probs in self._answer(batch, asked, footage, watch):
                 answers[number].append(answer)
-                joined.add(number, window.first, mask_probs)
+                if mask_probs is not None:
+                    joined.add(number, window.first, mask_probs)
         for note in footage.notes:
             logger.warning("%s: %s", footage.name, note)
         return ClipAnswer(
@@ -258,7 +319,7 @@ class AuroraPipeline:
                 ReferenceAnswer(reference, tuple(said), mask_probs)
                 for reference, said, mask_probs in zip(references, answers, joined.means(), strict=True)
             ),
-            frame_times=tuple(index / self.options.fps for index in range(joined.num_frames)),
+            frame_times=tuple(index / self.options.fps for index in range(num_frames)),
             footage=footage,
             seconds=watch.seconds,
             notes=tuple(footage.notes),
@@ -273,10 +334,14 @@ class AuroraPipeline:
         Args:
             answer: the result of a call.
             track: whether SAM 2 propagates masks; the nearest masks cost nothing.
+
+        Raises:
+            ValueError: if the task gives no masks.
         """
-        sampled = SampledMasks(answer.frame_times, np.stack([each.masks for each in answer.references]))
-        segmenter = self.loaded.heads.get(MaskHead.name, {})
-        remembers = track and self.box_prompts is None and segmenter["type"] == "sam2"
+        self.check_masks()
+        masks = [each.masks for each in answer.references if each.masks is not None]
+        sampled = SampledMasks(answer.frame_times, np.stack(masks))
+        remembers = track and self.box_prompts is None and self.loaded.segmenter_config["type"] == "sam2"
         tracker: MaskTracker = self._sam2_memory if remembers else NearestMasks()
         return tracker.track(answer.footage.pictures(), sampled)
 
@@ -302,12 +367,12 @@ class AuroraPipeline:
             return list(itertools.islice(windows, max(1, self.predictor.batch_size // num_references)))
 
     def _answer(
-        self, windows: Sequence[Window], references: Sequence[str], footage: Footage, watch: Stopwatch
-    ) -> Iterator[tuple[int, Window, WindowAnswer, torch.Tensor]]:
+        self, windows: Sequence[Window], samples: Sequence[AVSample], footage: Footage, watch: Stopwatch
+    ) -> Iterator[tuple[int, Window, WindowAnswer, torch.Tensor | None]]:
         """Yield number of the reference, window, answer and masks (F, H, W), for each window and reference."""
         with watch("encode"):
-            rows = [row for window in windows for row in self._encode(window, references, footage)]
-        asked = [(number, window) for window in windows for number in range(len(references))]
+            rows = [row for window in windows for row in self._encode(window, samples, footage)]
+        asked = [(number, window) for window in windows for number in range(len(samples))]
         size = self.predictor.batch_size
         for start in range(0, len(rows), size):
             batch = rows[start : start + size]
@@ -317,7 +382,7 @@ class AuroraPipeline:
                 masks = self._masks(batch, said, [window for _, window in asked[start : start + size]])
             texts = self.loaded.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
             for (number, window), text, mask_probs in zip(asked[start : start + size], texts, masks, strict=True):
-                assert mask_probs is not None  # thanks to `append_seg`
+                assert mask_probs is not None or not self._gives_masks  # thanks to `append_seg`
                 yield number, window, self._window_answer(window, text), mask_probs
 
     def _masks(
@@ -336,24 +401,32 @@ class AuroraPipeline:
             masks.append(self.box_prompts.masks(embeddings[window.first], boxes, row.frame_size))
         return masks
 
-    def _encode(self, window: Window, references: Sequence[str], footage: Footage) -> list[EncodedSample]:
+    def _row(self, number: int, reference: str, choices: Sequence[str] | None) -> AVSample:
+        """Make the row of a reference, of no clip yet."""
+        return AVSample(
+            uid="",
+            row=number,
+            split="",
+            media_id="",
+            category="",
+            reference=reference,
+            fps=self.options.fps,
+            frame_paths=(),
+            audio_path=None,
+            choices=None if choices is None else tuple(choices),
+        )
+
+    def _encode(self, window: Window, asked: Sequence[AVSample], footage: Footage) -> list[EncodedSample]:
         frames = np.stack([picture.pixels for picture in window.pictures])
-        clip = AVClip(frames, self._sound_of(window, footage.waveform), np.zeros(frames.shape[:3], dtype=bool))
+        clip = AVClip(frames, self._sound_of(window, footage.waveform), None)
         samples = [
-            AVSample(
+            dataclasses.replace(
+                sample,
                 uid=footage.name,
-                row=number,
-                split="",
                 media_id=f"{footage.name}#{window.first}",
-                category="",
-                reference=reference,
-                fps=self.options.fps,
-                frame_paths=(),
-                audio_path=None,
-                mask_paths=(),
                 use_audio_in_video=self.options.use_audio_in_video and clip.waveform is not None,
             )
-            for number, reference in enumerate(references)
+            for sample in asked
         ]
         return self.predictor.encode.encode_references(samples, clip)
 
@@ -367,15 +440,16 @@ class AuroraPipeline:
         return np.pad(sound, (0, max(0, length - len(sound))))  # the sound may end before the pictures
 
     def _window_answer(self, window: Window, text: str) -> WindowAnswer:
-        parsed = self.task.parse(text)
+        answer = self.task.parse(text)
+        token = self.task.answer_token
         fps = self.options.fps
         return WindowAnswer(
             start=window.first / fps,
             end=(window.first + len(window.pictures)) / fps,
             text=text,
-            steps=dict(parsed.steps),
-            category=parsed.category,
-            has_seg=self.task.answer_token in text,
+            steps=dict(answer.steps) if isinstance(answer, ParsedCompletion) else {},
+            value=answer.value,
+            has_seg=token is not None and token in text,
         )
 
 
@@ -422,10 +496,6 @@ class _JoinedMasks:
         self.sums: list[dict[int, np.ndarray]] = [{} for _ in range(num_references)]
         self.counts: list[collections.Counter[int]] = [collections.Counter() for _ in range(num_references)]
 
-    @property
-    def num_frames(self) -> int:
-        return len(self.sums[0])
-
     def add(self, reference: int, first: int, mask_probs: torch.Tensor) -> None:
         """Add a window's probabilities (F, H, W); its first frame has the number `first`."""
         sums = self.sums[reference]
@@ -439,7 +509,7 @@ class _JoinedMasks:
                 "lower max_side or ask fewer references at once"
             )
 
-    def means(self) -> Iterator[np.ndarray]:
-        """Yield the mean probabilities (F, H, W) float32 of each reference."""
+    def means(self) -> Iterator[np.ndarray | None]:
+        """Yield the mean probabilities (F, H, W) float32 of each reference; None of a task without masks."""
         for sums, counts in zip(self.sums, self.counts, strict=True):
-            yield np.stack([sums[index] / counts[index] for index in range(len(sums))])
+            yield np.stack([sums[index] / counts[index] for index in range(len(sums))]) if sums else None

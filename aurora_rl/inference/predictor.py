@@ -20,7 +20,7 @@ from aurora_rl.models.collate import collate_frames, distinct_media
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.end_of_turn import end_token_ids, until_end
 from aurora_rl.models.grounding import segmentation_model, shared_media, without_projection
-from aurora_rl.models.head_tokens import find_last_token, head_token_id
+from aurora_rl.models.head_tokens import find_last_token
 from aurora_rl.models.heads import MaskHead
 from aurora_rl.models.read_ahead import encoded_batches
 
@@ -108,10 +108,7 @@ class Predictor:
     ) -> None:
         self.model = model.eval()
         self.encode = encode
-        token = encode.task.answer_token
-        if seg_token_id is None and token is not None:
-            seg_token_id = head_token_id(encode.tokenizer, token)
-        self.seg_token_id = seg_token_id
+        self.seg_token_id = encode.answer_token_id if seg_token_id is None else seg_token_id
         self.max_completion_length = max_completion_length
         self.batch_size = batch_size
         self.append_seg = append_seg

@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -6,9 +7,16 @@ import torch
 from safetensors.torch import load_file
 
 from aurora_rl.assembly.arguments import ModelArguments
-from aurora_rl.assembly.benchmarks import find_train_categories, list_test_splits, load_split, load_training_splits
+from aurora_rl.assembly.benchmarks import (
+    LOADERS,
+    find_train_categories,
+    list_test_splits,
+    load_split,
+    load_training_splits,
+)
 from aurora_rl.assembly.encoder import assemble_encoder
 from aurora_rl.assembly.model import assemble_model, peft_config
+from aurora_rl.data.files import DatasetError
 from aurora_rl.evaluation.ablations import ABLATIONS
 from aurora_rl.models.heads.segmenters import build_frame_encoder
 from aurora_rl.models.heads.segmenters.sam import SamSegmenter
@@ -72,6 +80,22 @@ def test_training_splits_are_drawn_from_and_optional(data_args):
     assert load_training_splits(data_args)[1] != drawn
     data_args.max_eval_samples = None
     assert load_training_splits(data_args)[1] == train_samples
+
+
+def test_a_row_without_masks_trains_words_but_no_masks(data_args, train_samples, monkeypatch):
+    rows = [dataclasses.replace(train_samples[0], mask_paths=("", "", "", ""), origin="mine.jsonl:7"), train_samples[1]]
+    monkeypatch.setitem(LOADERS, "ref_avs", lambda args, split, chains: rows)
+    with pytest.raises(DatasetError, match=r"clip '.*' \(row 0, mine.jsonl:7\) has no masks, but the task 'Reference"):
+        load_training_splits(data_args)
+    data_args.task = "tests/words_task.py:NameTheObject"
+    assert load_training_splits(data_args)[0] == rows
+
+
+def test_a_task_without_a_head_needs_no_frame_encoder_and_no_cache(sam_loaded, data_args, train_samples, monkeypatch):
+    monkeypatch.setattr(type(sam_loaded), "frame_encoder", lambda *_: pytest.fail("a frame encoder is built"))
+    data_args.task, data_args.chains = "tests/words_task.py:NameTheObject", None
+    encode = assemble_encoder(data_args, sam_loaded, train_samples)
+    assert encode(train_samples[0]).frame_inputs is None
 
 
 def test_training_categories_are_read_without_media(data_args, tmp_path, caplog):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import step_cost
-from benchmarks.contenders import MASK_PARTS, PARTS, Step, make_aurora, make_stock
+from benchmarks.contenders import MASK_PARTS, PARTS, Step, make_aurora, make_stock, make_words
 from benchmarks.mask_decoding import WAYS
 from benchmarks.tables import Comparison
 from benchmarks.timing import Seconds, Stopwatch
@@ -30,9 +30,10 @@ def toy_run(tmp_path_factory) -> tuple[str, dict[str, float]]:
     return output.getvalue(), json.loads(path.read_text())
 
 
-def test_the_json_has_the_four_medians(toy_run):
+def test_the_json_has_the_medians(toy_run):
     _, medians = toy_run
-    assert list(medians) == ["ratio_without_masks", "ratio_dot", "decode_peak_gb", "decode_vs_loop"]
+    ratios = ["ratio_without_masks", "ratio_dot", "ratio_without_head"]
+    assert list(medians) == [*ratios, "decode_peak_gb", "decode_vs_loop"]
     assert all(math.isfinite(value) and value > 0 for value in medians.values())
     assert medians["ratio_dot"] > medians["ratio_without_masks"]  # the parts for masks, on one turn
 
@@ -40,7 +41,7 @@ def test_the_json_has_the_four_medians(toy_run):
 def test_the_tables_have_every_part_and_the_parts_sum_to_the_whole(toy_run):
     output, _ = toy_run
     names = (*PARTS, *MASK_PARTS)
-    assert all(len(cells(output, name)) == 2 for name in names)  # rollouts trained on once and twice
+    assert all(len(cells(output, name)) == 3 for name in names)  # rollouts trained on once and twice, and words alone
     for turn in range(2):
         for column in range(2):
             parts = sum(float(cells(output, name)[turn][column]) for name in names)
@@ -50,22 +51,25 @@ def test_the_tables_have_every_part_and_the_parts_sum_to_the_whole(toy_run):
             assert all(float(cell) > 0 for cell in cells(output, part)[turn][:2])
         assert all(float(cells(output, part)[turn][0]) == 0 for part in MASK_PARTS)  # TRL's trainer has none
         assert all(float(cells(output, part)[turn][1]) > 0 for part in ("mask decode", "mask backward"))
+    for part in MASK_PARTS:  # a task without a head has none
+        assert float(cells(output, part)[2][1]) == 0
     assert all(len(cells(output, way)) == 1 for way in WAYS)
     assert len(cells(output, "encoded in the step")) == len(cells(output, "read from the cache")) == 1
     assert "StepShape(num_generations=2, num_frames=2" in output
 
 
 def test_masks_add_no_forward_pass(toy_run):
-    once, twice = cells(toy_run[0], "forward passes, rollouts aside")
-    assert once[:2] == ["1", "1"]  # the loss
-    assert [float(row[1]) for row in cells(toy_run[0], "mask states")] == [0, 0]
+    once, twice, words = cells(toy_run[0], "forward passes, rollouts aside")
+    assert once[:2] == words[:2] == ["1", "1"]  # the loss
+    assert [float(row[1]) for row in cells(toy_run[0], "mask states")] == [0, 0, 0]
     assert twice[:2] == ["3", "3"]  # old log-probabilities and two losses
 
 
-def test_both_trainers_train_on_the_same_prompt_images_and_completions():
-    policy, stopwatch = build_policy(step_cost.TOY), Stopwatch()
+@pytest.mark.parametrize("make_ours", [make_aurora, make_words])
+def test_both_trainers_train_on_the_same_prompt_images_and_completions(make_ours):
+    policy, stopwatch = build_policy(step_cost.TOY, has_head=make_ours is make_aurora), Stopwatch()
     batches = []
-    for make in (make_stock, make_aurora):
+    for make in (make_stock, make_ours):
         contender = make(policy, step_cost.TOY, stopwatch)
         trainer = contender.trainer
         rollout, calls = trainer._generate_and_score_completions, []
@@ -78,7 +82,7 @@ def test_both_trainers_train_on_the_same_prompt_images_and_completions():
     assert torch.equal(stock["prompt_ids"], aurora["prompt_ids"])
     assert stock["completion_ids"].shape == (2, 6)
     assert torch.equal(stock["completion_ids"], aurora["completion_ids"])
-    assert (stock["completion_ids"][:, -2] == policy.seg_token_id).all()
+    assert make_ours is make_words or (stock["completion_ids"][:, -2] == policy.seg_token_id).all()
     assert not torch.equal(*stock["completion_ids"])  # the two differ, as sampled ones would
     images = aurora["encoded_rows"][0].prompt.features["pixel_values"]
     torch.testing.assert_close(stock["pixel_values"], torch.cat([images, images]))

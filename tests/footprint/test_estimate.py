@@ -25,13 +25,14 @@ def estimate(tiny_checkpoint: str, tmp_path):
         launch: Launch | None = None,
         model: dict | None = None,
         teacher: str | None = None,
+        task: str = DataArguments.task,
         **options,
     ):
         defaults = COMMON | {"output_dir": str(tmp_path), "bf16": False, "gradient_checkpointing": False}
         model_args = ModelArguments(**{"model": tiny_checkpoint, "freeze": ["visual", "audio_tower"], **(model or {})})
         return estimate_footprint(
             model_args,
-            DataArguments("data", min_pixels=256, max_pixels=65536, instruction="{reference}"),
+            DataArguments("data", min_pixels=256, max_pixels=65536, instruction="{reference}", task=task),
             kind(**{**defaults, **options}),
             launch=launch or Launch(is_gpu=False),
             clips=CLIPS,
@@ -57,6 +58,17 @@ def test_zero_divides_state_then_gradients_then_weights(estimate) -> None:
     assert shares[2] == [weights, round(gradients / 4), state]
     assert shares[3] == [round(weights / 4), round(gradients / 4), state]
     assert state == 3 * gradients / 4
+
+
+@pytest.mark.parametrize("kind", [AuroraSFTConfig, AuroraGRPOConfig])
+def test_a_task_without_a_head_takes_no_masks_and_fits_a_model_without_heads(estimate, kind, omni_checkpoint) -> None:
+    words = {"task": "tests/words_task.py:NameTheObject", "model": {"model": omni_checkpoint, "freeze": []}}
+    options = {"num_generations": 2} if kind is AuroraGRPOConfig else {}
+    footprint, with_masks = estimate(kind, **words, **options), estimate(kind, **options)
+    assert not [p.name for p in footprint.device if "mask" in p.name]
+    assert [p.name for p in with_masks.device if "mask" in p.name]
+    with pytest.raises(ValueError, match="has no mask decoder yet"):
+        estimate(kind, **{**words, "task": DataArguments.task}, **options)
 
 
 def test_zero_3_puts_the_weights_together_to_sample(estimate) -> None:
@@ -251,3 +263,10 @@ def test_max_pixels_bounds_the_frames(meta) -> None:
 
     work = build_workload(meta.family, meta.base.config, args, Options, CLIPS)
     assert work.towers["visual"].tokens == 2 * (32 // 8) ** 2
+
+
+def test_sizes_of_clips_that_are_sound_alone_are_read_from_a_sound(train_samples) -> None:
+    heard = [dataclasses.replace(sample, frame_paths=(), mask_paths=()) for sample in train_samples[:2]]
+    clips = Clips.of(heard)
+    assert (clips.frames, clips.size, clips.seconds) == (0, (0, 0), 2.0)
+    assert Clips.of([*heard, train_samples[2]]).frames == 4

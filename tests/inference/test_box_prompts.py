@@ -14,6 +14,8 @@ from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.encoding import PromptOptions
 from aurora_rl.models.heads.boxes import FrameBoxes
 from aurora_rl.models.loading import load_model
+from aurora_rl.tasks.reference_boxes import ReferenceBoxes
+from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 
 SIZE = (48, 96)
 
@@ -36,7 +38,9 @@ def model(tiny_checkpoint: str, tmp_path: Any) -> str:
     loaded = load_model(tiny_checkpoint, heads={"boxes": {"type": "dot", "image_size": 64, "width": 8}})
     with torch.no_grad():
         loaded.model.boxes_head.presence[-1].bias.fill_(3.0)
-    loaded.remember_clips(ClipOptions(PromptOptions("{reference}", None, 256, 65536), fps=2.0, num_frames=4))
+    loaded.remember_clips(
+        ClipOptions(PromptOptions("{reference}", None, 256, 65536), fps=2.0, num_frames=4, task=ReferenceBoxes().name)
+    )
     loaded.model.save_pretrained(tmp_path / "model")
     loaded.processor.save_pretrained(tmp_path / "model")
     return str(tmp_path / "model")
@@ -94,5 +98,11 @@ def test_segment_writes_masks_of_boxes(model, sam_checkpoint, film, frames, tmp_
 
 
 def test_a_model_without_boxes_is_refused(tiny_checkpoint, sam_checkpoint):
+    options = ClipOptions(PromptOptions("{reference}"), fps=2.0, num_frames=4, task=ReferenceBoxes().name)
     with pytest.raises(ValueError, match="has no head 'boxes'"):
-        AuroraPipeline(tiny_checkpoint, box_prompts=sam_checkpoint, device="cpu")
+        AuroraPipeline(tiny_checkpoint, clip_options=options, box_prompts=sam_checkpoint, device="cpu")
+
+
+def test_a_task_without_boxes_is_refused(model, sam_checkpoint):
+    with pytest.raises(ValueError, match="gives no boxes for box_prompts"):
+        AuroraPipeline(model, task=ReferenceSegmentation(), box_prompts=sam_checkpoint, device="cpu")

@@ -10,6 +10,7 @@ because `use_cpu` switches it off in silence.
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import shlex
 import socket
@@ -59,6 +60,12 @@ QUARTERS = shlex.split("--per_device_train_batch_size 2 --gradient_accumulation_
 #: Each step takes all 28 prompts, so that every batch is the first one of an epoch.
 EPOCHS = shlex.split("--per_device_train_batch_size 14 --gradient_accumulation_steps 4")
 LORA = shlex.split("--use_peft --lora_r 4 --lora_dropout 0 --gradient_checkpointing true")
+#: A task without a head, on a model without one or with a mask head that must not be waited for. In half precision, as
+#: a large model is trained.
+WORDS = shlex.split(
+    "--task tests/words_task.py:NameTheObject --reward_funcs tests/words_task.py:length_reward --reward_weights 1"
+)
+HALF_PRECISION = shlex.split("--bf16 true --dtype bfloat16")
 SAVE = shlex.split("--save_strategy steps --save_steps 2 --save_only_model false")
 FAULT = shlex.split("--fault local_masks")
 #: Recipes and their options under each config. `x_resumed` does step 3 of `x` once more, from its checkpoint.
@@ -77,10 +84,12 @@ JOBS: Mapping[str, Mapping[str, list[str]]] = {
         "grpo_epochs": EPOCHS,
         "sft_resumed": QUARTERS,
         "grpo_resumed": QUARTERS,
+        "sft_words": HALVES + WORDS[:2],
+        "grpo_words": HALVES + WORDS,
         "sft_fault": HALVES + FAULT,
         "grpo_fault": HALVES + FAULT,
     },
-    "zero2": {"sft": QUARTERS, "grpo": QUARTERS},
+    "zero2": {"sft": QUARTERS, "grpo": QUARTERS, "sft_words": HALVES + LORA + HALF_PRECISION + WORDS[:2]},
     "zero3": {
         "sft": HALVES,
         "grpo": HALVES,
@@ -89,12 +98,14 @@ JOBS: Mapping[str, Mapping[str, list[str]]] = {
         "grpo_lora": HALVES + LORA + SAVE,
         "sft_lora_resumed": HALVES + LORA,
         "grpo_lora_resumed": HALVES + LORA,
+        "grpo_words": HALVES + LORA + HALF_PRECISION + WORDS,
     },
     "zero3_offload": {"sft": HALVES, "grpo": HALVES},
     "fsdp2": {"sft": HALVES, "grpo": HALVES + SAVE, "grpo_lora": HALVES + LORA, "grpo_resumed": HALVES},
     "multi_node": {"sft": HALVES, "grpo": HALVES},
 }
 PARITY = [(config, job) for config in JOBS if config != "cpu" for job in JOBS[config] if job in JOBS["cpu"]]
+WITHOUT_HEAD = [(config, job) for config in ("zero2", "zero3") for job in JOBS[config] if job.endswith("_words")]
 RESUMED = [(config, job) for config in JOBS for job in JOBS[config] if job.endswith("_resumed")]
 
 #: Weights move by 2e-3 in three steps; sums of the same numbers in another order differed by 5e-6 at most.
@@ -174,7 +185,13 @@ def chains(tiny_benchmark: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_benchmark: Path, tiny_checkpoint: str, chains: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def runs(
+    tiny_benchmark: Path,
+    tiny_checkpoint: str,
+    omni_checkpoint: str,
+    chains: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Runs:
     """All jobs of a config, by one launch the first time that it is asked for."""
     made: dict[str, dict[str, Run]] = {}
     common = ["--model", tiny_checkpoint, "--data_root", str(tiny_benchmark), *TRAINING]
@@ -186,6 +203,8 @@ def runs(tiny_benchmark: Path, tiny_checkpoint: str, chains: Path, tmp_path_fact
         if job == "sft_distilled":  # a live teacher, on DDP one file of its features that both processes fill
             options += ["--teacher", tiny_checkpoint]
             options += ["--teacher_features", str(folder / "features")] if config == "multi_gpu" else []
+        if (config, job) in WITHOUT_HEAD:
+            options += ["--model", omni_checkpoint]
         options += device_options(config)
         if job.endswith("_resumed"):
             options += ["--resume_from_checkpoint", str(folder / job.removesuffix("_resumed") / "checkpoint-2")]
@@ -257,6 +276,24 @@ def test_a_resumed_run_ends_where_the_unbroken_one_does(config: str, job: str, r
     assert [line["loss"] for line in resumed.logs] == [line["loss"] for line in unbroken.logs]
     assert resumed.logs[2]["grad_norm"] == unbroken.logs[2]["grad_norm"]
     assert largest_difference(resumed, unbroken) == 0.0
+
+
+@pytest.mark.parametrize(("config", "job"), WITHOUT_HEAD)
+def test_a_model_without_heads_is_trained_in_half_precision(config: str, job: str, runs: Runs) -> None:
+    run = runs(config)[job]
+    assert all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in run.logs)
+    assert not [name for line in run.logs for name in line if "mask" in name or "iou" in name]
+    assert {name.split(".")[-3] for name in run.weights if ".lora_B." in name} == {"q_proj", "v_proj"}
+    assert all(weight.any() for name, weight in run.weights.items() if ".lora_B." in name)
+    assert not [name for name in run.weights if "seg_head" in name]
+
+
+@pytest.mark.parametrize("job", ["sft_words", "grpo_words"])
+def test_processes_do_not_wait_for_a_head_that_the_task_has_not(job: str, runs: Runs, tiny_checkpoint: str) -> None:
+    run, start = runs("multi_gpu")[job], load_model(tiny_checkpoint).model.state_dict()
+    head = [name for name in run.weights if name.startswith("seg_head.")]
+    assert head and all(torch.equal(run.weights[name], start[name]) for name in head)
+    assert any(not torch.equal(weight, start[name]) for name, weight in run.weights.items())
 
 
 def test_a_plain_model_gets_a_pretrained_sam_decoder_under_zero3(

@@ -206,10 +206,9 @@ class BoxHead(Head):
             found = 0.0 if is_there.any() else None
             names = ("box_iou", "box_hits", "point_in_mask")
             return {**dict.fromkeys(names, found), "presence": 1 - is_there.float().mean().item()}
-        columns = self.columns(row, gt_masks, gt_masks)
-        kept = slice(None) if annotated_frames is None else list(annotated_frames)
-        boxes, presence, points = (columns[name][kept] for name in self.no_columns)
-        return box_scores(boxes, presence, points, gt_masks)
+        frames = list(range(len(row.boxes)) if annotated_frames is None else annotated_frames)
+        columns = {name: column[frames] for name, column in self.columns(row, gt_masks, gt_masks).items()}
+        return box_scores(columns["pred_boxes"], columns["box_presence"], columns["pred_points"], gt_masks)
 
 
 def _trunk(config: dict[str, Any], frame_shape: tuple[int, ...], width: int) -> nn.Module:
