@@ -78,17 +78,21 @@ class MultipleChoice(Task):
         return chat_messages(text, media, system_prompt=system_prompt)
 
     def target(self, sample: AVSample) -> Target:
-        letter = LETTERS[choices_of(sample).index(true_answer(sample))]
-        return Target(self.write(sample.chain, letter))
+        answer = self.answer_text(choices_of(sample).index(true_answer(sample)), choices_of(sample))
+        return Target(self.write(sample.chain, answer))
 
-    def write(self, reasoning: str | None, letter: str) -> str:
+    def answer_text(self, index: int, choices: Sequence[str]) -> str:
+        """Return the text by which a target answers with an option: its letter."""
+        return LETTERS[index]
+
+    def write(self, reasoning: str | None, answer: str) -> str:
         """Write a completion down.
 
         Args:
             reasoning: text before the answer; None for a row without it, which is answered at once.
-            letter: the option's letter.
+            answer: text of the answer, see `answer_text`.
         """
-        return "\n".join([*([reasoning.strip()] if reasoning else []), f"{ANSWER_LABEL} {letter}"])
+        return "\n".join([*([reasoning.strip()] if reasoning else []), f"{ANSWER_LABEL} {answer}"])
 
     def parse(self, text: str) -> ChoiceAnswer:
         reasoning = parse_completion(text)
@@ -119,6 +123,19 @@ class MultipleChoice(Task):
             "see": see_score(read.reasoning, sample),
             "hear": hear_score(read.reasoning, sample),
         }
+
+
+class ChoiceInWords(MultipleChoice):
+    """Multiple choice whose targets answer with the option's text, which a model that is trained from scratch needs.
+
+    To answer with a letter, a model must find the option that holds the word it means and copy the letter before it.
+    Language models can; a tiny one did not learn it from 32,000 rows.
+    """
+
+    instruction = MultipleChoice.instruction.replace("the letter of one option", "one option")
+
+    def answer_text(self, index: int, choices: Sequence[str]) -> str:
+        return choices[index]
 
 
 def question_text(sample: AVSample) -> str:
