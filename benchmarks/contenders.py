@@ -225,7 +225,7 @@ def _watch_mask_parts(trainer: AuroraGRPOTrainer, stopwatch: Stopwatch) -> None:
     stopwatch.watch(trainer._passes, "_by_a_pass_of_their_own", "mask states")
     stopwatch.watch(trainer._passes, "_from_states", "mask decode")
     stopwatch.watch(head, "forward", "mask decode")
-    stopwatch.watch(trainer, "_mask_loss", "mask decode")
+    stopwatch.watch(head, "rows", "mask decode")
     trainer.reward_funcs[1] = stopwatch.watched(trainer.reward_funcs[1], "mask reward")
 
 
@@ -233,9 +233,8 @@ def _watch_mask_parts(trainer: AuroraGRPOTrainer, stopwatch: Stopwatch) -> None:
 def mask_functions_watched(stopwatch: Stopwatch) -> Iterator[None]:
     """Count the functions that our trainer's modules call for masks alone, while the block runs."""
     parts = [
-        (grounded_rollouts, "row_mask_logits", "mask decode"),
         (grounded_rollouts, "collate_frames", "mask decode"),
-        (grounded_rollouts, "count_masks", "mask reward"),
+        (grpo, "head_loss", "mask decode"),
         (grpo, "reward_rows", "mask reward"),
     ]
     unwatched = [(module, name, getattr(module, name)) for module, name, _ in parts]

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from aurora_rl.assembly.options import OptionParser
-from aurora_rl.trainers.grounded_rollouts import mask_columns
+from aurora_rl.models.heads.masks import mask_columns
 from benchmarks.f_measure import disc
 from reward_fns.mask_iou import mask_iou_reward
 from reward_fns.reasoning_consistency import reasoning_consistency_reward

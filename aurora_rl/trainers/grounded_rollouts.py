@@ -1,4 +1,4 @@
-"""Rollouts with media and masks: what is known of them beside TRL's own batch, and the forward passes over them.
+"""Rollouts with media and predictions: what is known of them beside TRL's own batch, and the forward passes over them.
 
 TRL calls one seam of the trainer after the other and hands tensors from each to the next. What else they need of one
 another stands in one `RolloutBatch`.
@@ -6,38 +6,39 @@ another stands in one `RolloutBatch`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.trainer.utils import pad
 
-from aurora_rl.metrics import count_masks
 from aurora_rl.models.collate import collate_frames, distinct_media
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.eval_mode import eval_mode
-from aurora_rl.models.grounding import row_mask_logits, segmentation_model, shared_media
+from aurora_rl.models.grounding import segmentation_model, shared_media
 from aurora_rl.models.head_tokens import find_seg
-from aurora_rl.models.heads import FrameBatch
+from aurora_rl.models.heads import FrameBatch, Head, head_class
 from aurora_rl.models.rollout_states import SegStates
-from aurora_rl.rewards import Deferred
 from aurora_rl.tasks.base import Answer
+from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class DecodedMasks:
-    """Masks of some rows that were decoded together.
+class Predictions:
+    """What a head has predicted for some rows together.
 
     Attributes:
-        mask_logits: logits of each row, (F, H, W) at the frames' own size.
-        has_seg: (B,) bool, whether a row has a `[SEG]`; the masks of a row without one mean nothing.
+        rows: one prediction a row, see `Head.rows`: mask logits (A, H, W), for example.
+        has_token: (B,) bool, whether a row has the head's token; the prediction of a row without one means nothing.
     """
 
-    mask_logits: list[torch.Tensor]
-    has_seg: torch.Tensor
+    rows: list[Any]
+    has_token: torch.Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,37 +47,52 @@ class RolloutBatch:
 
     Attributes:
         rows: B encoded rows, one for each sequence; the G copies of a row share their tensors.
-        scoring_decodes: whether the policy's scoring pass, which is TRL's first one, decodes masks as well.
-        states: states at `[SEG]` that sampling has left.
-        predictions: masks of all rows in order, as they were decoded together; empty until then.
-        answers: what each completion answers; empty until it is read.
+        scoring_predicts: whether the policy's scoring pass, which is TRL's first one, runs the head as well.
+        states: states at the head's token that sampling has left.
+        predictions: those of all rows in order, as they were computed together; empty until then, or without a head.
+        answers: each completion as the task reads it; empty until then.
     """
 
     rows: Sequence[EncodedSample]
-    scoring_decodes: bool = False
+    scoring_predicts: bool = False
     states: SegStates | None = None
-    predictions: tuple[DecodedMasks, ...] = ()
+    predictions: tuple[Predictions, ...] = ()
     answers: tuple[Answer, ...] = ()
 
     @property
-    def next_pass_decodes(self) -> bool:
-        """True if the next scoring pass decodes masks: the pass after it is of the reference model."""
-        return self.scoring_decodes and not self.predictions
+    def next_pass_predicts(self) -> bool:
+        """True if the next scoring pass runs the head: the pass after it is of the reference model."""
+        return self.scoring_predicts and not self.predictions
 
 
 class ForwardPasses:
-    """Forward passes over prompts and completions, with media and masks.
+    """Forward passes over prompts and completions, with media and with the predictions of the task's head.
 
     Args:
-        encode: encoder of the rows.
-        seg_token_id: id of `[SEG]`.
+        encode: encoder of the rows, whose task names the head.
+        token_id: id of the head's token; None for a task that is answered in words alone.
         accelerator: the trainer's, which knows device and precision.
     """
 
-    def __init__(self, encode: SampleEncoder, seg_token_id: int, accelerator: Accelerator) -> None:
+    def __init__(self, encode: SampleEncoder, token_id: int | None, accelerator: Accelerator) -> None:
         self.encode = encode
-        self.seg_token_id = seg_token_id
+        self.token_id = token_id
         self.accelerator = accelerator
+
+    def head(self, model: nn.Module) -> Head | None:
+        """Return the head of the task inside a model, wrapped or not; None for a task without one.
+
+        Raises:
+            ValueError: if the model lacks it.
+        """
+        name = self.encode.task.head
+        return None if name is None else segmentation_model(model).head(name)
+
+    @property
+    def noun(self) -> str | None:
+        """`Head.noun` of the task's head; None without one."""
+        name = self.encode.task.head
+        return None if name is None else head_class(name).noun
 
     def score(
         self,
@@ -85,11 +101,12 @@ class ForwardPasses:
         attention_mask: torch.Tensor,
         rows: Sequence[EncodedSample],
         logits_to_keep: int,
+        batch_size: int | None = None,
         *,
-        decodes: bool,
+        predicts: bool,
         **options: Any,
-    ) -> tuple[Any, DecodedMasks | None]:
-        """Run a model once on some rows.
+    ) -> Iterator[tuple[Any, Predictions | None]]:
+        """Run a model on some rows, chunk by chunk; without dropout, unless gradients are recorded.
 
         Args:
             model: policy or reference.
@@ -97,152 +114,164 @@ class ForwardPasses:
             attention_mask: (B, L), 0 for padding.
             rows: B encoded rows.
             logits_to_keep: number of last positions that are completion.
-            decodes: whether the masks at each completion's `[SEG]` are decoded in the same pass.
+            batch_size: number of rows of a chunk; None for all.
+            predicts: whether the head predicts at each completion's token in the same pass.
             **options: further arguments of the model.
 
-        Returns:
-            The model's outputs with `log_probs` and `entropy`, and the masks.
+        Yields:
+            The outputs of each chunk with `log_probs` and `entropy`, and its predictions.
         """
+        size = batch_size or len(input_ids)
+        with contextlib.nullcontext() if torch.is_grad_enabled() else eval_mode(model):
+            for start in range(0, len(input_ids), size):
+                chunk = slice(start, start + size)
+                yield self._score_chunk(
+                    model, input_ids[chunk], attention_mask[chunk], rows[chunk], logits_to_keep, predicts, options
+                )
+
+    def _score_chunk(
+        self,
+        model: nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        rows: Sequence[EncodedSample],
+        logits_to_keep: int,
+        predicts: bool,
+        options: Mapping[str, Any],
+    ) -> tuple[Any, Predictions | None]:
         labels = input_ids.masked_fill(attention_mask == 0, -100)
         labels[:, :-logits_to_keep] = -100
         features, media_index = distinct_media(rows)
         media = self.encode.family.collate_features(features, media_index)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **options}
         inputs |= {name: tensor.to(input_ids.device) for name, tensor in media.items()}
-        if decodes:
-            seg_index, has_seg = find_seg(
-                input_ids, attention_mask, self.seg_token_id, num_completion_tokens=logits_to_keep
+        if predicts and self.token_id is not None:
+            token_index, has_token = find_seg(
+                input_ids, attention_mask, self.token_id, num_completion_tokens=logits_to_keep
             )
             frames = _frames_on(input_ids.device, rows)
-            inputs |= {"seg_index": seg_index, **frames}
+            inputs |= {"seg_index": token_index, "head_name": self.encode.task.head, **frames}
         with self.accelerator.autocast(), shared_media(model, media_index):
             outputs = model(**inputs, labels=labels, fused_lm_head=True)
-        return outputs, _decoded(model, outputs.mask_logits, frames, rows, has_seg) if decodes else None
+        if "seg_index" not in inputs:
+            return outputs, None
+        return outputs, self._predictions(model, outputs.head_outputs, frames, rows, has_token)
 
     @torch.no_grad()
     def predictions_of(
         self, model: nn.Module, batch: RolloutBatch, completion_ids: Sequence[Sequence[int]], *, batch_size: int
-    ) -> tuple[DecodedMasks, ...]:
-        """Return the masks of a batch of rollouts from where they cost least.
+    ) -> tuple[Predictions, ...]:
+        """Return what the head predicts for a batch of rollouts, from where it costs least.
 
         Args:
             model: the policy.
             batch: the rollouts' rows, and what is known of them.
             completion_ids: the completions that rewards are given, which need not be those that were sampled.
-            batch_size: number of rows that are decoded together.
+            batch_size: number of rows that are computed together.
         """
-        if batch.predictions:  # the pass that has scored the rollouts decoded them as well
+        if self.token_id is None or batch.predictions:  # the pass that has scored the rollouts predicted as well
             return batch.predictions
-        chunks = [slice(start, start + batch_size) for start in range(0, len(batch.rows), batch_size)]
         if batch.states is not None and batch.states.belong_to(completion_ids):  # the head runs alone
+            chunks = [slice(start, start + batch_size) for start in range(0, len(batch.rows), batch_size)]
             return tuple(self._from_states(model, batch.states, batch.rows, chunk) for chunk in chunks)
-        return self._by_a_pass_of_their_own(model, batch.rows, completion_ids, chunks)
+        return self._by_a_pass_of_their_own(model, batch.rows, completion_ids, batch_size)
 
     def _from_states(
         self, model: nn.Module, states: SegStates, rows: Sequence[EncodedSample], chunk: slice
-    ) -> DecodedMasks:
-        head, hidden_states = segmentation_model(model).seg_head, states.hidden_states[chunk]
+    ) -> Predictions:
+        hidden_states, head = states.hidden_states[chunk], self.head(model)
+        assert head is not None
         frames = _frames_on(hidden_states.device, rows[chunk])
+        of_clips = FrameBatch(frames["seg_frames"], frames["seg_frame_counts"], frames["seg_clip_index"])
         with self.accelerator.autocast(), eval_mode(head):
-            raw = head(
-                hidden_states, FrameBatch(frames["seg_frames"], frames["seg_frame_counts"], frames["seg_clip_index"])
-            )
-        return _decoded(model, raw["mask_logits"], frames, rows[chunk], states.has_seg[chunk])
+            raw = head(hidden_states, of_clips)
+        return self._predictions(model, raw, frames, rows[chunk], states.has_seg[chunk])
 
     def _by_a_pass_of_their_own(
         self,
         model: nn.Module,
         rows: Sequence[EncodedSample],
         completion_ids: Sequence[Sequence[int]],
-        chunks: Sequence[slice],
-    ) -> tuple[DecodedMasks, ...]:
+        batch_size: int,
+    ) -> tuple[Predictions, ...]:
         input_ids, attention_mask = self._padded([row.prompt.prompt_ids for row in rows], completion_ids)
         length = max(map(len, completion_ids))
-        decoded: list[Any] = []
-        with eval_mode(model):
-            for chunk in chunks:
-                _, masks = self.score(model, input_ids[chunk], attention_mask[chunk], rows[chunk], length, decodes=True)
-                decoded.append(masks)
-        return tuple(decoded)
+        scored = self.score(model, input_ids, attention_mask, rows, length, batch_size, predicts=True)
+        return tuple(predictions for _, predictions in scored if predictions is not None)
 
     def _padded(
         self, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return `input_ids` and `attention_mask`, both (B, L): prompts left-padded, completions right-padded."""
         device, pad_token_id = self.accelerator.device, self.encode.tokenizer.pad_token_id
-        sides = [(prompt_ids, "left"), (completion_ids, "right")]
         ids, masks = [], []
-        for sequences, side in sides:
+        for sequences, side in ((prompt_ids, "left"), (completion_ids, "right")):
             tensors = [torch.tensor(sequence, device=device) for sequence in sequences]
             ids.append(pad(tensors, padding_value=pad_token_id, padding_side=side))
             masks.append(pad([torch.ones_like(x) for x in tensors], padding_value=0, padding_side=side))
         return torch.cat(ids, dim=1), torch.cat(masks, dim=1)
 
+    def _predictions(
+        self,
+        model: nn.Module,
+        raw: Mapping[str, torch.Tensor],
+        frames: Mapping[str, torch.Tensor],
+        rows: Sequence[EncodedSample],
+        has_token: torch.Tensor,
+    ) -> Predictions:
+        head = self.head(model)
+        assert head is not None
+        frame_counts = frames["seg_frame_counts"][frames["seg_clip_index"]]
+        sizes, annotated_frames = [row.frame_size for row in rows], [row.annotated_frames for row in rows]
+        return Predictions(head.rows(raw, frame_counts, sizes, annotated_frames), has_token)
 
-def reward_rows(inputs: Sequence[Mapping[str, Any]], batch: RolloutBatch) -> list[dict[str, Any]]:
-    """Return the rows for the reward functions: with media columns, and with masks where there is a `[SEG]`.
 
-    The rows of a task without a head, for which nothing is predicted, have no columns of masks.
+def states_are_kept(args: AuroraGRPOConfig, *, is_fsdp: bool) -> bool:
+    """Tell whether sampling keeps the states that the rollouts' predictions come from.
+
+    Where weights are spread over the processes, all of them must run the same modules through the same wrapper; but a
+    state may be missing on one process alone, which would then run one forward pass more than the others.
     """
-    columns = zip(inputs, batch.rows, batch.answers, _columns_of_masks(batch), strict=True)
-    return [
-        {
-            **{**row, "sample": encoded.sample, "gt_masks": encoded.gt_masks, "loudness_dbfs": encoded.loudness_dbfs},
-            **masks,
-            "answers": answer,
-        }
-        for row, encoded, answer, masks in columns
-    ]
+    is_sharded = is_fsdp or is_deepspeed_zero3_enabled()
+    return not (args.masks_share_forward or args.use_vllm or is_sharded)
 
 
-def _columns_of_masks(batch: RolloutBatch) -> list[Mapping[str, Any]]:
-    if not batch.predictions:
-        return [{}] * len(batch.rows)
-    mask_logits = [row for decoded in batch.predictions for row in decoded.mask_logits]
-    has_seg = [seg for decoded in batch.predictions for seg in decoded.has_seg.tolist()]
-    # The G copies of a row share their ground truth, which goes to the masks' device once.
-    device = mask_logits[0].device
-    truths = {id(row.gt_masks): None if row.gt_masks is None else row.gt_masks.to(device) for row in batch.rows}
-    return [
-        mask_columns(logits, encoded.gt_masks, truths[id(encoded.gt_masks)]) if seg else _NO_MASKS
-        for encoded, logits, seg in zip(batch.rows, mask_logits, has_seg, strict=True)
-    ]
-
-
-#: Columns of a completion without `[SEG]`.
-_NO_MASKS: dict[str, Any] = {"pred_masks": None, "mask_probs": None, "mask_counts": None}
-
-
-@torch.no_grad()
-def mask_columns(
-    mask_logits: torch.Tensor, gt_masks: torch.Tensor | None, truth: torch.Tensor | None
-) -> dict[str, Any]:
-    """Return the columns of a completion's masks; probabilities are computed when a reward function reads them.
+def reward_rows(inputs: Sequence[Mapping[str, Any]], batch: RolloutBatch, head: Head | None) -> list[dict[str, Any]]:
+    """Return the rows for the reward functions: the dataset's columns, and what is known of the rollouts.
 
     Args:
-        mask_logits: (A, H, W) logits of the annotated frames.
-        gt_masks: (A, H, W) bool, on the CPU; None for a row without truth, whose `mask_counts` are None, too.
-        truth: `gt_masks` on the logits' device.
+        inputs: the dataset's B rows.
+        batch: the batch with predictions and answers.
+        head: the task's head; without one there are no columns of truth and predictions.
     """
-    predicted = mask_logits > 0  # p > 0.5
-    pred_masks, counts = predicted.cpu(), None
-    if gt_masks is not None and truth is not None:
-        counts = count_masks(predicted, truth).on_cpu(pred_masks, gt_masks)
-    probs = Deferred(lambda: mask_logits.detach().float().sigmoid().cpu())
-    return {"pred_masks": pred_masks, "mask_probs": probs, "mask_counts": counts}
+    rows = [
+        {**row, "sample": encoded.sample, "loudness_dbfs": encoded.loudness_dbfs, "answers": answer}
+        for row, encoded, answer in zip(inputs, batch.rows, batch.answers, strict=True)
+    ]
+    if head is None:
+        return rows
+    predictions = [row for together in batch.predictions for row in together.rows]
+    has_token = torch.cat([together.has_token for together in batch.predictions])
+    # The G copies of a row share their ground truth, which goes to the predictions' device once.
+    masks = {id(row.gt_masks): row.gt_masks for row in batch.rows}
+    truths = {key: None if truth is None else truth.to(has_token.device) for key, truth in masks.items()}
+    columns = zip(batch.rows, predictions, has_token.tolist(), strict=True)
+    return [
+        row | _head_columns(head, prediction if has else None, encoded.gt_masks, truths[id(encoded.gt_masks)])
+        for row, (encoded, prediction, has) in zip(rows, columns, strict=True)
+    ]
+
+
+def _head_columns(
+    head: Head, prediction: Any, gt_masks: torch.Tensor | None, truth: torch.Tensor | None
+) -> dict[str, Any]:
+    """Return the columns of one row's truth and prediction, which is None without the head's token."""
+    if prediction is None:
+        return {"gt_masks": gt_masks, "head_score": None if truth is None else 0.0, **head.no_columns}
+    columns = head.columns(prediction, gt_masks, truth)
+    score = None if truth is None else head.score_of_columns(columns, prediction, truth)
+    return {"gt_masks": gt_masks, "head_score": score, **columns}
 
 
 def _frames_on(device: torch.device, rows: Sequence[EncodedSample]) -> dict[str, torch.Tensor]:
     return {name: tensor.to(device) for name, tensor in collate_frames(rows).items()}
-
-
-def _decoded(
-    model: nn.Module,
-    mask_logits: torch.Tensor,
-    frames: Mapping[str, torch.Tensor],
-    rows: Sequence[EncodedSample],
-    has_seg: torch.Tensor,
-) -> DecodedMasks:
-    frame_counts = frames["seg_frame_counts"][frames["seg_clip_index"]]
-    sizes, annotated_frames = [row.frame_size for row in rows], [row.annotated_frames for row in rows]
-    return DecodedMasks(row_mask_logits(model, mask_logits, frame_counts, sizes, annotated_frames), has_seg)

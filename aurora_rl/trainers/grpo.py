@@ -18,32 +18,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.extras.profiling import profiling_context
 
-from aurora_rl.losses import mask_loss
 from aurora_rl.models.adapters import check_trained_head
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
-from aurora_rl.models.eval_mode import eval_mode
-from aurora_rl.models.grounding import freeze_other_heads, install_mask_forward
-from aurora_rl.models.head_tokens import find_seg
-from aurora_rl.models.heads import MaskHead
 from aurora_rl.models.loading import LoadedModel
-from aurora_rl.models.sharding import gather_at_once
 from aurora_rl.rewards import guard_reward_func, load_reward_func
 from aurora_rl.rollout.base import RolloutSource, Turn
 from aurora_rl.rollout.transformers_source import TransformersSource
 from aurora_rl.rollout.vllm_source import VLLMSource
 from aurora_rl.tasks.base import completion_text
-from aurora_rl.trainers.grounded_rollouts import DecodedMasks, ForwardPasses, RolloutBatch, reward_rows
+from aurora_rl.trainers.grounded_rollouts import ForwardPasses, RolloutBatch, reward_rows, states_are_kept
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
+from aurora_rl.trainers.head_loss import head_loss, head_loss_weights, head_token_of, prepare_heads
 from aurora_rl.trainers.health import RolloutHealthCallback
 from aurora_rl.trainers.reference_model import (
     frozen_copy,
@@ -57,19 +51,19 @@ from aurora_rl.trainers.vllm_engine import vllm_engine
 
 
 class AuroraGRPOTrainer(ReadAheadTrainer):
-    """TRL's GRPOTrainer for omni-modal models with a segmentation head.
+    """TRL's GRPOTrainer for omni-modal models, with the head of the run's task.
 
     Args:
         model: the model from `models.loading.load_model`, with or without PEFT.
         reward_funcs: names (`"reward_fns.mask_iou:mask_iou_reward"`, `"path/to/mine.py:my_reward"`) or callables.
         args: the configuration.
-        encode: encoder that turns a sample into tensors.
-        seg_token_id: id of the head's token, `[SEG]` for masks; None for a task without a head.
+        encode: encoder that turns a sample into tensors; it holds the task.
+        seg_token_id: no longer read: the tokenizer has the id of the head's token.
         **kwargs: arguments of TRL's trainer: `train_dataset` (rows of `data.dataset.to_dataset`), `eval_dataset`,
             `processing_class`, `peft_config`, `callbacks`, `optimizers`. `tools` and `environment_factory` are refused.
 
     Raises:
-        ValueError: if tools or an environment are given.
+        ValueError: if tools or an environment are given, or the model lacks the task's head.
     """
 
     _name = "Aurora GRPO"
@@ -81,21 +75,21 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         args: AuroraGRPOConfig,
         *,
         encode: SampleEncoder,
-        seg_token_id: int | None,
+        seg_token_id: int | None = None,
         **kwargs: Any,
     ) -> None:
-        _refuse_more_turns(kwargs)
+        if more_turns := [name for name in ("tools", "environment_factory") if kwargs.get(name)]:
+            raise ValueError(f"{more_turns[0]} is given, but a rollout has one turn for now: leave it out")
         self.encode = encode
-        self.seg_token_id = -1 if seg_token_id is None else seg_token_id  # no token has the id -1
+        self.seg_token_id = head_token_of(encode)
         self._batch = RolloutBatch([])
-
         specs = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
         guarded = [guard_reward_func(load_reward_func(spec), timeout_s=args.reward_timeout_s) for spec in specs]
         needs_copy = args.beta != 0.0 and not is_peft_model(model) and kwargs.get("peft_config") is None
         reference = frozen_copy(model) if needs_copy else None
         # TRL's constructor would build a reference of a class it does not know, and an engine for images only.
         without_reference = {"beta": 0.0, "sync_ref_model": False} if needs_copy else {}
-        with _options(args, use_vllm=False, **without_reference):
+        with args.changed(use_vllm=False, **without_reference):
             super().__init__(encode=encode, model=model, reward_funcs=guarded, args=args, **kwargs)
         check_trained_head(self.model)
         self._passes = ForwardPasses(encode, self.seg_token_id, self.accelerator)
@@ -103,24 +97,11 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         if reference is not None:
             install_reference(self, reference)
         if self.use_vllm:
-            loaded = LoadedModel(self.model, self.encode.processor, self.encode.family)
-            self.vllm_generation = vllm_engine(self, loaded)
+            self.vllm_generation = vllm_engine(self, LoadedModel(self.model, encode.processor, encode.family))
             self._vllm = VLLMSource(self.vllm_generation, seed=args.seed)
         # After super(), which has put its fused LM head in place of `forward`.
-        policy = self.model.get_base_model() if is_peft_model(self.model) else self.model
-        install_mask_forward(policy)
-        gather_at_once(self.model, MaskHead)
-        freeze_other_heads(policy, self._trained_head)
+        prepare_heads(self.model, encode.task.head, is_trained=args.mask_loss_on != "off")
         self.add_callback(RolloutHealthCallback())
-
-    @property
-    def _has_head(self) -> bool:
-        """Whether the task has a head; without one nothing is decoded, and the loss is TRL's."""
-        return self.encode.task.head is not None
-
-    @property
-    def _trained_head(self) -> str | None:
-        return None if self.args.mask_loss_on == "off" else self.encode.task.head
 
     def _may_resume_after(self, step: int) -> bool:
         return self.args.ends_generation_batch(step)
@@ -137,17 +118,17 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         rows = self._encode_rows(inputs)
-        with self._working_on(rows, scoring_decodes=self._has_head and self.args.masks_share_forward):
+        with self._working_on(rows, scoring_predicts=self.args.masks_share_forward):
             output = super()._generate_and_score_completions(inputs)
-            if self._has_head:
-                output |= self._mask_weights(output["completion_ids"], output["completion_mask"])
-        # Lists survive TRL's whitelist, shuffling and splitting.
-        return {**output, "encoded_rows": rows}
+            only_right = self.args.mask_loss_on == "correct_only"
+            micro_batches = self.args.steps_per_generation if self.model.training else 1
+            output |= head_loss_weights(self._passes, self._batch, output, only_right, micro_batches)
+        return {**output, "encoded_rows": rows}  # a list survives TRL's whitelist, shuffling and splitting
 
     @contextlib.contextmanager
-    def _working_on(self, rows: list[EncodedSample], *, scoring_decodes: bool) -> Iterator[None]:
-        """Begin with these rows, and drop what was found out of them: masks of the frames' own size take gigabytes."""
-        self._batch = RolloutBatch(rows, scoring_decodes)
+    def _working_on(self, rows: Sequence[EncodedSample], *, scoring_predicts: bool) -> Iterator[None]:
+        """Begin a batch, and drop what was found out of it at the end: masks of the frames' own size take gigabytes."""
+        self._batch = RolloutBatch(rows, scoring_predicts and self.seg_token_id is not None)
         try:
             yield
         finally:
@@ -192,20 +173,8 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
             self.model,  # not kept: transformers may wrap it anew when training begins
             self.encode.family,
             lambda prompt_ids, media, num_generations: sample(prompt_ids, None, media, num_generations)[0],
-            kept_token_id=self.seg_token_id if self._states_are_recorded else None,
+            kept_token_id=self.seg_token_id if states_are_kept(self.args, is_fsdp=self.is_fsdp_enabled) else None,
         )
-
-    @property
-    def _states_are_recorded(self) -> bool:
-        """True if the rollouts' masks come from states that are recorded while sampling.
-
-        Where weights are spread over the processes, all of them must run the same modules through the same wrapper;
-        but a state may be missing on one process alone, which would then run one forward pass more than the others.
-        """
-        is_sharded = is_deepspeed_zero3_enabled() or self.is_fsdp_enabled
-        return self._has_head and not (self.args.masks_share_forward or self.use_vllm or is_sharded)
-
-    # ---- one forward: log-probabilities and masks ---------------------------------------------------------------
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -218,26 +187,21 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         compute_aux_loss: bool = False,
         **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Compute what TRL's method does, with each chunk's media, and with the masks that the batch waits for."""
-        rows, decodes = self._batch.rows, self._batch.next_pass_decodes
+        """Compute what TRL's method does, with each chunk's media, and the predictions that the batch waits for."""
+        rows, predicts = self._batch.rows, self._batch.next_pass_predicts
         options = {"output_router_logits": True} if compute_aux_loss else {}
-        all_logps, all_entropies, all_aux_losses, all_masks = [], [], [], []
-        batch_size = batch_size or len(input_ids)
-        with contextlib.nullcontext() if torch.is_grad_enabled() else eval_mode(model):
-            for start in range(0, len(input_ids), batch_size):
-                chunk = slice(start, start + batch_size)
-                outputs, masks = self._passes.score(
-                    model, input_ids[chunk], attention_mask[chunk], rows[chunk], logits_to_keep, decodes=decodes,
-                    **options,
-                )  # fmt: skip
-                all_logps.append(outputs.log_probs[:, -logits_to_keep:])
-                all_masks.append(masks)
-                if compute_entropy:
-                    all_entropies.append(outputs.entropy[:, -logits_to_keep:])
-                if compute_aux_loss:
-                    all_aux_losses.append(outputs.aux_loss)
-        if decodes:
-            self._learn(predictions=tuple(all_masks))
+        all_logps, all_entropies, all_aux_losses, predictions = [], [], [], []
+        for outputs, of_chunk in self._passes.score(
+            model, input_ids, attention_mask, rows, logits_to_keep, batch_size, predicts=predicts, **options
+        ):
+            all_logps.append(outputs.log_probs[:, -logits_to_keep:])
+            predictions.append(of_chunk)
+            if compute_entropy:
+                all_entropies.append(outputs.entropy[:, -logits_to_keep:])
+            if compute_aux_loss:
+                all_aux_losses.append(outputs.aux_loss)
+        if predicts:
+            self._learn(predictions=tuple(predictions))
         return (
             torch.cat(all_logps),
             torch.cat(all_entropies) if compute_entropy else None,
@@ -249,103 +213,33 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
     ) -> torch.Tensor:
-        is_train = self.model.training
-        batch_size = self.args.per_device_train_batch_size if is_train else self.args.per_device_eval_batch_size
-        if self._has_head:
-            predictions = self._passes.predictions_of(
-                self.model, self._batch, completion_ids_list, batch_size=batch_size
-            )
-            self._learn(predictions=predictions)
-        self._learn(answers=tuple(self.encode.task.parse(completion_text(completion)) for completion in completions))
-        rows = reward_rows(inputs, self._batch)
-        for column, values in completion_columns(rows).items():
+        args, task = self.args, self.encode.task
+        batch_size = args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
+        answers = tuple(task.parse(completion_text(completion)) for completion in completions)
+        predictions = self._passes.predictions_of(self.model, self._batch, completion_ids_list, batch_size=batch_size)
+        self._learn(answers=answers, predictions=predictions)
+        rows = reward_rows(inputs, self._batch, self._passes.head(self.model))
+        for column, values in completion_columns(rows, self._passes.noun).items():
             self._log_completion_extra(column, values)
         rewards_per_func = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
         start = self.accelerator.process_index * len(rows)
         local = rewards_per_func[start : start + len(rows)]
-        for name, metric in [
-            *rollout_metrics(self.encode.task, rows),
-            *reward_metrics(rows, local, self.reward_weights.to(local.device)),
-        ]:
+        weights = self.reward_weights.to(local.device)
+        for name, metric in [*rollout_metrics(task, rows), *reward_metrics(rows, local, weights)]:
             self._log_metric(name, metric)
         return rewards_per_func
 
     # ---- loss ---------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        has_mask_loss = self._trained_head is not None
-        with self._working_on(inputs["encoded_rows"], scoring_decodes=has_mask_loss):
-            loss = super()._compute_loss(model, inputs)
-            if has_mask_loss:
-                [decoded] = self._batch.predictions
-                loss = loss + self._mask_loss(decoded, inputs["mask_weights"], inputs["masks_per_forward"])
-        return loss
-
-    def _mask_weights(self, completion_ids: torch.Tensor, completion_mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Weigh the completions in the mask loss, and count those that a micro-batch has on average.
-
-        The average is over all processes and over the micro-batches of the generation batch, so that the loss does not
-        depend on how the batch is split; TRL's `num_items_in_batch` does the same for tokens.
-
-        Returns:
-            `mask_weights` (B,) 0 or 1, `masks_per_forward` scalar.
-        """
-        _, weights = find_seg(
-            completion_ids, completion_mask, self.seg_token_id, num_completion_tokens=completion_ids.size(1)
-        )
-        has_truth = [row.gt_masks is not None for row in self._batch.rows]
-        weights &= torch.tensor(has_truth, device=weights.device)
-        if self.args.mask_loss_on == "correct_only":
-            pairs = zip(self._batch.answers, self._batch.rows, strict=True)
-            is_right = [self.encode.task.is_right(answer, row.sample) for answer, row in pairs]
-            weights &= torch.tensor(is_right, device=weights.device)
-        micro_batches = self.args.steps_per_generation if self.model.training else 1
-        num_masks = self.accelerator.gather(weights.sum()).sum().clamp(min=1)
-        masks_per_forward = num_masks / (self.accelerator.num_processes * micro_batches)
-        return {"mask_weights": weights.float(), "masks_per_forward": masks_per_forward}
-
-    def _mask_loss(
-        self, decoded: DecodedMasks, row_weights: torch.Tensor, masks_per_forward: torch.Tensor
-    ) -> torch.Tensor:
-        """Return this micro-batch's share of the weighted mask loss, scaled like TRL's policy loss.
-
-        The mask loss is a mean over the masks of the generation batch. The mean of the shares of all micro-batches, on
-        all processes, is that loss.
-        """
-        device = row_weights.device
-        losses = mask_loss(
-            decoded.mask_logits,
-            [None if row.gt_masks is None else row.gt_masks.to(device) for row in self._batch.rows],
-            row_weights=row_weights,
-            normalizer=masks_per_forward,
-            bce_weight=self.args.mask_bce_weight,
-            dice_weight=self.args.mask_dice_weight,
-            dice_variant=self.args.dice_variant,
-        )
         mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["mask_loss"].append(self.accelerator.gather(losses.total.detach()).mean().item())
-        steps = self.current_gradient_accumulation_steps if mode == "train" else 1
-        return self.args.mask_loss_weight * losses.total / steps
-
-
-def _refuse_more_turns(options: Mapping[str, Any]) -> None:
-    """Raise a ValueError for `tools` and environments: the model would read a second turn without its row's media."""
-    for name in ("tools", "environment_factory"):
-        if options.get(name):
-            raise ValueError(
-                f"{name} is given, but a rollout has one turn for now: masks and media belong to the first completion. "
-                f"Leave {name} out"
-            )
-
-
-@contextlib.contextmanager
-def _options(args: AuroraGRPOConfig, **values: Any) -> Iterator[None]:
-    """Set some options to other values while TRL's constructor runs."""
-    given = {name: getattr(args, name) for name in values}
-    try:
-        for name, value in values.items():
-            setattr(args, name, value)
-        yield
-    finally:
-        for name, value in given.items():
-            setattr(args, name, value)
+        with self._working_on(inputs["encoded_rows"], scoring_predicts=self.args.mask_loss_on != "off"):
+            loss = super()._compute_loss(model, inputs)
+            if self._batch.predictions:
+                on_head = head_loss(self._passes, self.model, self._batch, self.args, inputs)
+                logged = self.accelerator.gather(on_head.detach()).mean().item()
+                self._metrics[mode][f"{self._passes.noun}_loss"].append(logged)
+                # Scaled like TRL's policy loss.
+                steps = self.current_gradient_accumulation_steps if mode == "train" else 1
+                loss = loss + self.args.mask_loss_weight * on_head / steps
+        return loss

@@ -1,7 +1,9 @@
 """Arguments of `AuroraGRPOTrainer` beside TRL's own, and the method's defaults for TRL's."""
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from trl import GRPOConfig
@@ -125,3 +127,15 @@ class AuroraGRPOConfig(CPUDeviceMixin, GRPOConfig):
                 "(steps_per_generation x num_iterations / gradient_accumulation_steps): a resumed run would differ. "
                 f"Make it a multiple of {steps:g}"
             )
+
+    @contextlib.contextmanager
+    def changed(self, **values: Any) -> Iterator[None]:
+        """Set some options to other values while the block runs."""
+        given = {name: getattr(self, name) for name in values}
+        try:
+            for name, value in values.items():
+                setattr(self, name, value)
+            yield
+        finally:
+            for name, value in given.items():
+                setattr(self, name, value)

@@ -11,11 +11,12 @@ from aurora_rl.data.sample import AVSample
 from aurora_rl.tasks.base import Task
 
 
-def completion_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def completion_columns(rows: Sequence[Mapping[str, Any]], noun: str | None) -> dict[str, list[Any]]:
     """Return the columns that TRL's table of completions has beside its own.
 
     Args:
         rows: B rows of `grounded_rollouts.reward_rows`.
+        noun: `Head.noun`; None without a head.
     """
     samples = [row["sample"] for row in rows]
     columns = {
@@ -23,8 +24,7 @@ def completion_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]
         "reference": [sample.reference for sample in samples],
         "category": [sample.category for sample in samples],
     }
-    has_masks = any("mask_counts" in row for row in rows)
-    return columns | ({"mask_iou": [_mask_iou(row) for row in rows]} if has_masks else {})
+    return columns if noun is None else columns | {f"{noun}_iou": [row["head_score"] for row in rows]}
 
 
 def rollout_metrics(task: Task, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
@@ -36,8 +36,8 @@ def rollout_metrics(task: Task, rows: Sequence[Mapping[str, Any]]) -> Iterator[t
     """
     for row in rows:
         sample: AVSample = row["sample"]
-        if (iou := _mask_iou(row)) is not None:
-            yield f"iou/{_kind(sample)}", iou
+        if row.get("head_score") is not None:
+            yield f"iou/{_kind(sample)}", row["head_score"]
         for name, score in task.text_scores(row["answers"], sample).items():
             if score is not None and name in task.curves:
                 yield task.curves[name].format(kind=_kind(sample)), score
@@ -58,13 +58,6 @@ def reward_metrics(
     for row, total, scored in zip(rows, totals, is_scored, strict=True):
         if scored:
             yield f"reward/{_kind(row['sample'])}", total
-
-
-def _mask_iou(row: Mapping[str, Any]) -> float | None:
-    """Return the IoU of a completion's masks; 0 without a `[SEG]`, None where the task or the row has no masks."""
-    if "mask_counts" not in row or row["gt_masks"] is None:
-        return None
-    return 0.0 if row["mask_counts"] is None else row["mask_counts"].mask_iou
 
 
 def _kind(sample: AVSample) -> str:

@@ -68,9 +68,9 @@ class ReplayedGRPOTrainer(AuroraGRPOTrainer):
 class LocalMasksGRPOTrainer(ReplayedGRPOTrainer):
     """Divides the mask loss by the masks of this process alone."""
 
-    def _mask_weights(self, *args: Any) -> dict[str, Any]:
-        weights = super()._mask_weights(*args)
-        return {**weights, "masks_per_forward": weights["mask_weights"].sum().clamp(min=1)}
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        return {**output, "masks_per_forward": output["mask_weights"].sum().clamp(min=1)}
 
 
 class LocalMasksSFTTrainer(AuroraSFTTrainer):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aurora_rl import metrics
-from aurora_rl.trainers import grounded_rollouts
+from aurora_rl.models.heads import masks as mask_head
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from reward_fns.mask_iou import authors_mask_iou_reward, mask_iou_reward
 from tests.trainers.conftest import bright_masks
@@ -90,12 +90,12 @@ def test_a_truth_goes_to_the_masks_device_once_for_all_copies_of_a_row(
     make_grpo: MakeGRPO, rollout: Rollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     truths: set[int] = set()
-    columns_of = grounded_rollouts.mask_columns
+    columns_of = mask_head.mask_columns
 
     def watched(logits: torch.Tensor, gt_masks: torch.Tensor, truth: torch.Tensor) -> dict[str, Any]:
         truths.add(id(truth))
         return columns_of(logits, gt_masks, truth)
 
-    monkeypatch.setattr(grounded_rollouts, "mask_columns", watched)
+    monkeypatch.setattr(mask_head, "mask_columns", watched)
     rollout(make_grpo(script="gold"), 2)
     assert len(truths) == 2

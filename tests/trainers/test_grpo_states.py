@@ -240,12 +240,11 @@ def test_completions_that_were_changed_after_sampling_have_masks_of_their_own(
 def test_states_are_recorded_only_where_masks_need_them_and_each_process_may_decide_for_itself(
     trainer_on: MakeGRPO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not trainer_on(num_iterations=2)._states_are_recorded
+    assert trainer_on(num_iterations=2)._source().kept_token_id is None
     trainer = trainer_on()
-    assert trainer._states_are_recorded
-    for name, value in (("is_fsdp_enabled", True), ("use_vllm", True)):
-        with monkeypatch.context() as patch:
-            patch.setattr(trainer, name, value)
-            assert not trainer._states_are_recorded
-    monkeypatch.setattr("aurora_rl.trainers.grpo.is_deepspeed_zero3_enabled", lambda: True)
-    assert not trainer._states_are_recorded
+    assert trainer._source().kept_token_id == trainer.seg_token_id
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "is_fsdp_enabled", True)
+        assert trainer._source().kept_token_id is None
+    monkeypatch.setattr("aurora_rl.trainers.grounded_rollouts.is_deepspeed_zero3_enabled", lambda: True)
+    assert trainer._source().kept_token_id is None

@@ -107,10 +107,12 @@ class Head(nn.Module, abc.ABC):
     Attributes:
         name: key of `models.heads.HEADS`, which tasks give as `head`.
         token: token at whose state it predicts.
+        noun: what it predicts on a frame, in the names of a training's logs: `mask` in `mask_loss` and `mask_iou`.
     """
 
     name: ClassVar[str]
     token: ClassVar[str]
+    noun: ClassVar[str]
 
     def __init__(self, hidden_size: int, config: dict[str, Any]) -> None:
         super().__init__()
@@ -206,6 +208,10 @@ class Head(nn.Module, abc.ABC):
     @abc.abstractmethod
     def row_score(self, row: Any, truth: Tensor) -> float:
         """Score one row's prediction in [0, 1] for the curves of a training; `truth` is on its device."""
+
+    def score_of_columns(self, columns: Mapping[str, Any], row: Any, truth: Tensor) -> float:
+        """Return `row_score` of a prediction whose `columns` are there, which may have it already."""
+        return self.row_score(row, truth)
 
     def scores(
         self, row: Any | None, gt_masks: Tensor, annotated_frames: Sequence[int] | None = None

@@ -69,6 +69,7 @@ class BoxHead(Head):
 
     name = "boxes"
     token = BOX_TOKEN
+    noun = "box"
     no_columns = {"pred_boxes": None, "box_presence": None, "pred_points": None}
 
     def __init__(self, hidden_size: int, config: dict[str, Any]) -> None:

@@ -35,6 +35,7 @@ class MaskHead(Head):
 
     name = "masks"
     token = SEG_TOKEN
+    noun = "mask"
     no_columns = {"pred_masks": None, "mask_probs": None, "mask_counts": None}
 
     def __init__(self, hidden_size: int, config: dict[str, Any]) -> None:
@@ -109,16 +110,29 @@ class MaskHead(Head):
             "dice_variant": args.dice_variant,
         }
 
-    @torch.no_grad()
     def columns(self, row: Tensor, gt_masks: Tensor | None, truth: Tensor | None) -> dict[str, Any]:
-        """Return `pred_masks`, `mask_counts` and `mask_probs`, which is computed when a reward function reads it."""
-        predicted = row > 0  # p > 0.5
-        pred_masks, counts = predicted.cpu(), None
-        if gt_masks is not None and truth is not None:
-            counts = count_masks(predicted, truth).on_cpu(pred_masks, gt_masks)
-        probs = Deferred(lambda: row.detach().float().sigmoid().cpu())
-        return {"pred_masks": pred_masks, "mask_probs": probs, "mask_counts": counts}
+        return mask_columns(row, gt_masks, truth)
 
     def row_score(self, row: Tensor, truth: Tensor) -> float:
         """Return the IoU of the masks."""
         return mask_iou(row > 0, truth)
+
+    def score_of_columns(self, columns: Mapping[str, Any], row: Tensor, truth: Tensor) -> float:
+        return float(columns["mask_counts"].mask_iou)  # pixels are counted once
+
+
+@torch.no_grad()
+def mask_columns(mask_logits: Tensor, gt_masks: Tensor | None, truth: Tensor | None) -> dict[str, Any]:
+    """Return `pred_masks`, `mask_counts` and `mask_probs`, which is computed when a reward function reads it.
+
+    Args:
+        mask_logits: (A, H, W) logits.
+        gt_masks: (A, H, W) bool, on the CPU; None for a row without truth, which has no counts.
+        truth: `gt_masks` on the logits' device.
+    """
+    predicted = mask_logits > 0  # p > 0.5
+    pred_masks, counts = predicted.cpu(), None
+    if gt_masks is not None and truth is not None:
+        counts = count_masks(predicted, truth).on_cpu(pred_masks, gt_masks)
+    probs = Deferred(lambda: mask_logits.detach().float().sigmoid().cpu())
+    return {"pred_masks": pred_masks, "mask_probs": probs, "mask_counts": counts}
