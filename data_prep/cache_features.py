@@ -62,7 +62,8 @@ def cache_features(model_args: ModelArguments, data_args: DataArguments, args: C
     setup_logging(is_main_process=state.is_main_process)
     if data_args.embedding_cache is None:
         raise EmbeddingCacheError("there is no folder to fill: set `embedding_cache`")
-    encoder = build_frame_encoder(read_segmenter_config(model_args.model, model_args.segmenter)).to(state.device)
+    config = read_segmenter_config(model_args.model, model_args.segmenter, family=model_args.family)
+    encoder = build_frame_encoder(config).to(state.device)
     cache = EmbeddingCache(data_args.embedding_cache, encoder)
     if args.verify or args.drop_damaged:
         check(cache, state, drop_damaged=args.drop_damaged)

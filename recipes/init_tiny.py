@@ -14,17 +14,21 @@ from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.parser import ConfigParser
 from aurora_rl.logs import setup_logging
-from aurora_rl.models.mllm.qwen2_5_omni.tiny import TinyOmniConfig, build_tiny_omni
+from aurora_rl.models.mllm import load_family
 
 
 @dataclasses.dataclass
 class InitArguments:
-    """The folder of the tiny model, and its mask decoder."""
+    """The folder of the tiny model, its family, and its mask decoder."""
 
     output_dir: str = dataclasses.field(metadata={"help": "Folder that the model is written to."})
+    family: str = dataclasses.field(
+        default="qwen2_5_omni",
+        metadata={"help": "Family of the model: a model_type, 'package.module:Name' or 'path/to/file.py:Name'."},
+    )
     segmenter: dict | None = dataclasses.field(default=None, metadata={"help": "Config of the model's mask decoder."})
     tiny: dict | None = dataclasses.field(
-        default=None, metadata={"help": "Sizes of the model: fields of TinyOmniConfig."}
+        default=None, metadata={"help": "Sizes of the model by name, where they differ from the family's own."}
     )
 
 
@@ -34,11 +38,8 @@ def main(data_args: DataArguments, init_args: InitArguments) -> None:
     # Texts are repeated, so that their words become single tokens even in a small benchmark.
     instruction = data_args.asked_instruction()
     texts = [text for s in samples for text in (s.reference, s.chain or "", instruction)]
-    model, processor = build_tiny_omni(
-        texts,
-        init_args.segmenter or {"type": "dot", "image_size": 64, "width": 32},
-        TinyOmniConfig(**(init_args.tiny or {})),
-    )
+    segmenter = init_args.segmenter or {"type": "dot", "image_size": 64, "width": 32}
+    model, processor = load_family(init_args.family).build_tiny(texts, segmenter, init_args.tiny)
     model.save_pretrained(init_args.output_dir)
     processor.save_pretrained(init_args.output_dir)
 

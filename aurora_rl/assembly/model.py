@@ -29,6 +29,7 @@ def assemble_model(args: ModelArguments, *, is_trainable: bool = True) -> Loaded
     """
     loaded = load_model(
         args.model,
+        family=args.family,
         segmenter=args.segmenter,
         needs="masks",
         dtype=args.dtype,
@@ -49,7 +50,7 @@ def quantization_config(args: ModelArguments, *, is_trainable: bool = True) -> B
         raise ValueError(
             "load_in_4bit: weights of 4 bits cannot be trained; set use_peft to true, or load_in_4bit to false"
         )
-    return four_bit_config(read_family(args.model))
+    return four_bit_config(read_family(args.model, args.family))
 
 
 def peft_config(args: ModelArguments, loaded: LoadedModel) -> PeftConfig | None:

@@ -87,19 +87,25 @@ def total(parts: Iterable[PartSize]) -> PartSize:
     return PartSize("all", **sums, largest_trained=largest)
 
 
-def build_meta_model(args: ModelArguments, launch: Launch, *, half: torch.dtype | None = None) -> MetaModel:
+def build_meta_model(
+    args: ModelArguments, launch: Launch, *, half: torch.dtype | None = None, family: MLLMFamily | None = None
+) -> MetaModel:
     """Build the model that the arguments name, from its config alone.
 
     Args:
         args: arguments of the model.
         launch: how the run is spread over processes.
         half: dtype of mixed precision; DeepSpeed casts the whole model to it.
+        family: family of the model, if it is known already.
     """
     check_checkpoint_files(args.model)
     adapter_file = find_adapter_config_file(args.model)
     adapter = read_adapter_config(adapter_file) if adapter_file else {}
     family, config, new_heads = read_model_config(
-        adapter.get("base_model_name_or_path", args.model), adapter.get("segmenter") or args.segmenter, needs="masks"
+        adapter.get("base_model_name_or_path", args.model),
+        adapter.get("segmenter") or args.segmenter,
+        family=family or args.family,
+        needs="masks",
     )
     with contextlib.suppress(OSError):  # the hub cannot be reached; the decoders of all published SAMs are alike
         complete_new_heads(config, new_heads)

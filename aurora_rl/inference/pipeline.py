@@ -29,6 +29,7 @@ from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.heads.segmenters import build_frame_encoder
 from aurora_rl.models.loading import LoadedModel, load_model
+from aurora_rl.models.mllm import MLLMFamily
 from aurora_rl.tasks.completions import parse_completion
 from aurora_rl.tasks.prompts import SEG_TOKEN
 
@@ -136,6 +137,7 @@ class AuroraPipeline:
 
     Args:
         model: the result of `load_model`, or a hub name, or the folder of a model or an adapter.
+        family: the model's family, as for `load_model`; not read where the model is loaded already.
         clip_options: how clips are given to the model; by default as the checkpoint says that it was trained.
         max_completion_length: upper limit of the tokens of a chain of thought.
         batch_size: number of rows (references x windows) generated at once.
@@ -150,6 +152,7 @@ class AuroraPipeline:
         self,
         model: LoadedModel | str,
         *,
+        family: str | MLLMFamily | None = None,
         clip_options: ClipOptions | None = None,
         max_completion_length: int = 512,
         batch_size: int = 8,
@@ -157,7 +160,9 @@ class AuroraPipeline:
         device: torch.device | str | None = None,
     ) -> None:
         self.loaded = (
-            load_model(str(model), needs="masks", is_trainable=False) if not isinstance(model, LoadedModel) else model
+            model
+            if isinstance(model, LoadedModel)
+            else load_model(str(model), family=family, needs="masks", is_trainable=False)
         )
         if device is None and not isinstance(model, LoadedModel):
             device = "cuda" if torch.cuda.is_available() else "cpu"
