@@ -105,7 +105,7 @@ def check_task(spec: str) -> None:
         ValueError: if it is another task.
     """
     task = load_task(spec)
-    if not isinstance(task, ReferenceSegmentation):
+    if not isinstance(task, ReferenceSegmentation) or task.answer_token != TASK.answer_token:
         raise ValueError(
             f"chains are written for reference segmentation, not for the task {task.name}: leave `task` out, or write "
             "the chains of that task by other means"

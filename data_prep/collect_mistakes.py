@@ -99,13 +99,12 @@ class MistakeArguments:
 def judge(
     task: Task, encoded: EncodedSample, completion: Completion, *, min_iou: float
 ) -> tuple[list[str], float | None]:
-    """Return why an answer is wrong (some of `REASONS`, none if it is right), and its IoU; None without true masks."""
-    wrong = {"category": not task.is_right(task.parse(completion.text), encoded.sample)}
-    iou = None
-    if encoded.gt_masks is not None:
-        iou = score_rollout(completion.text, completion.mask_probs, encoded.gt_masks, encoded.sample).iou
-        wrong |= {"no_seg": completion.mask_probs is None, "iou": iou < min_iou}
-    return [reason for reason in REASONS if wrong.get(reason)], iou
+    """Return why an answer is wrong (some of `REASONS`, none if it is right), and its IoU, if there is one."""
+    score = score_rollout(completion.text, completion.mask_probs, encoded.gt_masks, encoded.sample, task=task)
+    wrong = {"category": not score.is_right}
+    if score.iou is not None:
+        wrong |= {"no_seg": completion.mask_probs is None, "iou": score.iou < min_iou}
+    return [reason for reason in REASONS if wrong.get(reason)], score.iou
 
 
 def answer_record(
@@ -222,7 +221,6 @@ def collect(model_args: ModelArguments, data_args: DataArguments, args: MistakeA
     predictor = Predictor(
         loaded.model,
         encode,
-        loaded.seg_token_id,
         max_completion_length=args.max_completion_length,
         batch_size=args.batch_size,
     )

@@ -55,14 +55,17 @@ FIELDS = {
     "category": 'what the reference points at, "null" where it points at nothing',
     "reference": "the referring sentence",
     "fps": "frames a second",
-    "frames": "F images in time order, the benchmark's own files",
+    "frames": "F images in time order, the benchmark's own files; none for a clip that is sound alone",
     "audio": "the clip's sound, the benchmark's own file; null for a clip without sound",
-    "masks": "F images, object where not 0; none for a null reference that ships none",
+    "masks": "F images, object where not 0, null for a frame that is not annotated; none for a row without masks, and "
+    "for a null reference that ships none",
     "reference_type": "kind of reference, where the benchmark tells",
     "chain": "chain of thought that ends in the answer, where there is one",
     "wrong": "chain of thought that a model gave and that `chain` corrects, where there is one",
     "seen": "true categories in view, where known",
     "heard": "true categories that sound, in order of onset, where known",
+    "choices": "options of a multiple-choice question, null for other rows",
+    "answer": "true answer of a question that is answered in words, where known",
 }
 
 
@@ -149,7 +152,7 @@ def _row_groups(samples: Iterable[AVSample]) -> Iterator[pa.Table]:
             **{name: texts[name] for name in TEXT_COLUMNS},
             "frames": [_embed(path) for path in sample.frame_paths],
             "audio": None if sample.audio_path is None else _embed(sample.audio_path),
-            "masks": [_embed(path) for path in sample.mask_paths],
+            "masks": [_embed(path) if path else None for path in sample.mask_paths],
         }
         size = sum(len(media["bytes"]) for media in (*row["frames"], *row["masks"], row["audio"]) if media)
         if rows and num_bytes + size > GROUP_BYTES:
@@ -175,7 +178,7 @@ def _check_space(folder: Path, splits: dict[str, list[AVSample]]) -> None:
     sizes: dict[str, int] = {}
     needed = 0
     for sample in samples:
-        for path in (*sample.frame_paths, *sample.mask_paths, *([sample.audio_path] if sample.audio_path else [])):
+        for path in filter(None, (*sample.frame_paths, *sample.mask_paths, sample.audio_path)):
             needed += sizes.setdefault(path, os.path.getsize(path))
     free = shutil.disk_usage(folder).free
     logger.info("%d rows take %.3g GB, %.3g GB are free in %s", len(samples), needed / 1e9, free / 1e9, folder.parent)
@@ -195,8 +198,8 @@ def make_card(sizes: Sequence[SplitSize], data_args: DataArguments, args: Export
         [
             f"---\n{_metadata(sizes, title, args.license)}\n---\n",
             f"# {title}\n",
-            "Clips with frames and sound, sentences that refer to an object in them, and that object's mask in every "
-            "frame.\n",
+            "Clips with frames and sound, sentences that refer to an object in them or ask about it, and that object's "
+            "masks where they are known.\n",
             "| split | rows | clips | GB |\n|---|---|---|---|",
             *table,
             "\n## Fields\n\n| field | |\n|---|---|",

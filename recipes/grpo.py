@@ -19,6 +19,7 @@ from aurora_rl.data.dataset import to_dataset
 from aurora_rl.footprint import check_footprint
 from aurora_rl.logs import log_launch, setup_logging
 from aurora_rl.rewards import load_reward_func
+from aurora_rl.tasks.base import load_task
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.resumable import alone_in_output
@@ -46,14 +47,14 @@ def train(
     reward_funcs = [load_reward_func(spec) for spec in reward_args.reward_funcs]  # before any model is loaded
     train_samples, eval_samples = load_training_splits(data_args)
     check_footprint(model_args, data_args, training_args, [*train_samples, *eval_samples])
-    loaded = assemble_model(model_args)
+    loaded = assemble_model(model_args, head=load_task(data_args.task).head)
     encode = assemble_encoder(data_args, loaded, [*train_samples, *eval_samples], device=training_args.device)
     trainer = AuroraGRPOTrainer(
         model=loaded.model,
         reward_funcs=reward_funcs,
         args=training_args,
         encode=encode,
-        seg_token_id=loaded.seg_token_id,
+        seg_token_id=encode.answer_token_id,
         train_dataset=to_dataset(train_samples, encode.text_prompt),
         eval_dataset=to_dataset(eval_samples, encode.text_prompt) if eval_samples else None,
         processing_class=loaded.processor,

@@ -19,7 +19,7 @@ from aurora_rl.models.mllm import load_family
 
 @dataclasses.dataclass
 class InitArguments:
-    """The folder of the tiny model, its family, and its mask decoder."""
+    """The folder of the tiny model, its family, and its heads."""
 
     output_dir: str = dataclasses.field(metadata={"help": "Folder that the model is written to."})
     family: str = dataclasses.field(
@@ -27,6 +27,7 @@ class InitArguments:
         metadata={"help": "Family of the model: a model_type, 'package.module:Name' or 'path/to/file.py:Name'."},
     )
     segmenter: dict | None = dataclasses.field(default=None, metadata={"help": "Config of the model's mask decoder."})
+    heads: dict | None = dataclasses.field(default=None, metadata={"help": "Configs of the model's other heads."})
     tiny: dict | None = dataclasses.field(
         default=None, metadata={"help": "Sizes of the model by name, where they differ from the family's own."}
     )
@@ -38,8 +39,11 @@ def main(data_args: DataArguments, init_args: InitArguments) -> None:
     # Texts are repeated, so that their words become single tokens even in a small benchmark.
     instruction = data_args.asked_instruction()
     texts = [text for s in samples for text in (s.reference, s.chain or "", instruction)]
-    segmenter = init_args.segmenter or {"type": "dot", "image_size": 64, "width": 32}
-    model, processor = load_family(init_args.family).build_tiny(texts, segmenter, init_args.tiny)
+    segmenter = init_args.segmenter
+    if segmenter is None and init_args.heads is None:
+        segmenter = {"type": "dot", "image_size": 64, "width": 32}
+    family = load_family(init_args.family)
+    model, processor = family.build_tiny(texts, segmenter=segmenter, heads=init_args.heads, sizes=init_args.tiny)
     model.save_pretrained(init_args.output_dir)
     processor.save_pretrained(init_args.output_dir)
 

@@ -38,7 +38,7 @@ Collator = Callable[..., dict[str, Any]]
 
 
 def with_teacher(
-    collate: Collator,
+    collate: SFTCollator,
     samples: list[AVSample],
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -84,9 +84,9 @@ def train(
         raise ValueError(f"target {target_args.target!r} would leave `reflections` unread: set `target: reflection`")
     samples = [*train_samples, *eval_samples]
     check_footprint(model_args, data_args, training_args, samples, target_args=target_args)
-    loaded = assemble_model(model_args)
+    loaded = assemble_model(model_args, head=task.head)
     encode = assemble_encoder(data_args, loaded, samples, device=training_args.device)
-    chains = SFTCollator(encode, loaded.seg_token_id, target)
+    chains = SFTCollator(encode, encode.answer_token_id, target)
     chains.check(samples)
     collate, teacher = with_teacher(chains, samples, model_args, data_args, target_args, training_args)
     trainer = AuroraSFTTrainer(

@@ -15,7 +15,7 @@ def mask_iou_reward(
     completions: list[Any],
     *,
     pred_masks: list[Tensor | None],
-    gt_masks: list[Tensor],
+    gt_masks: list[Tensor | None],
     mask_counts: Sequence[MaskCounts | None] | None = None,
     **columns: Any,
 ) -> list[float | None]:
@@ -33,17 +33,17 @@ def mask_iou_reward(
         prompts: not read.
         completions: not read.
         pred_masks: predicted masks of each completion, (F, H, W) bool; None if it holds no `[SEG]`.
-        gt_masks: true masks of each completion, (F, H, W) bool.
+        gt_masks: true masks of each completion, (F, H, W) bool; None for a row without true masks.
         mask_counts: pixel counts of each completion's masks, as far as they are known (the trainer counts them);
             counts of other masks are ignored.
         **columns: not read.
 
     Returns:
-        Per completion a number in [0, 1]. Without `[SEG]` it is 0.0 and not None, even where empty masks would be
-        right: the model has not answered.
+        Per completion a number in [0, 1]; None for a row without true masks. Without `[SEG]` it is 0.0 and not None,
+        even where empty masks would be right: the model has not answered.
     """
     all_counts = _counted(pred_masks, gt_masks, mask_counts)
-    return [0.0 if counts is None else counts.mask_iou for counts in all_counts]
+    return _where_true_masks_are_known([0.0 if counts is None else counts.mask_iou for counts in all_counts], gt_masks)
 
 
 def authors_mask_iou_reward(
@@ -51,7 +51,7 @@ def authors_mask_iou_reward(
     completions: list[Any],
     *,
     pred_masks: list[Tensor | None],
-    gt_masks: list[Tensor],
+    gt_masks: list[Tensor | None],
     mask_counts: Sequence[MaskCounts | None] | None = None,
     **columns: Any,
 ) -> list[float | None]:
@@ -72,19 +72,24 @@ def authors_mask_iou_reward(
     It is here for comparison; arguments and result are those of `mask_iou_reward`.
     """
     all_counts = _counted(pred_masks, gt_masks, mask_counts)
-    return [0.0 if counts is None else float(counts.region_similarity.mean()) for counts in all_counts]
+    rewards = [0.0 if counts is None else float(counts.region_similarity.mean()) for counts in all_counts]
+    return _where_true_masks_are_known(rewards, gt_masks)
 
 
 def _counted(
-    pred_masks: Sequence[Tensor | None], gt_masks: Sequence[Tensor], known: Sequence[MaskCounts | None] | None
+    pred_masks: Sequence[Tensor | None], gt_masks: Sequence[Tensor | None], known: Sequence[MaskCounts | None] | None
 ) -> list[MaskCounts | None]:
     """Return the counts of each completion's masks; masks that another function has replaced are counted again."""
     all_counts: list[MaskCounts | None] = []
     for predicted, truth, counts in zip(pred_masks, gt_masks, known or [None] * len(pred_masks), strict=True):
-        if predicted is None:
+        if predicted is None or truth is None:
             all_counts.append(None)
         elif counts is not None and counts.belong_to(predicted, truth):
             all_counts.append(counts)
         else:
             all_counts.append(count_masks(predicted, truth))
     return all_counts
+
+
+def _where_true_masks_are_known(rewards: list[float], gt_masks: Sequence[Tensor | None]) -> list[float | None]:
+    return [None if truth is None else reward for reward, truth in zip(rewards, gt_masks, strict=True)]

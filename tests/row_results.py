@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from aurora_rl.evaluation.records import CompletionScore, RowResult
+from aurora_rl.evaluation.records import CompletionScore, RolloutScore, RowResult
 
 ROW = RowResult(
     uid="a_drum_1",
@@ -22,15 +22,20 @@ ROW = RowResult(
     is_missing=False,
 )
 RIGHT = CompletionScore(
-    text="",
-    category="drum",
-    format=1.0,
-    category_correct=1.0,
-    see=1.0,
-    hear=1.0,
-    iou=1.0,
-    pred_masks=(),
-    preset_masks=(),
+    text="", value="drum", is_right=True, scores={"format": 1.0, "category": 1.0, "see": 1.0, "hear": 1.0}, iou=1.0
+)
+#: A question that is answered in words.
+QUESTION = RowResult(
+    uid="a_first_1",
+    row=0,
+    split="test_s",
+    media_id="a",
+    category="",
+    reference="What sounds first?",
+    reference_type="order",
+    type_is_derived=False,
+    preset="refavs",
+    answer="the drum",
 )
 
 
@@ -45,9 +50,23 @@ def null(number: int, s: float, split: str = "test_n", **values: object) -> RowR
 
 
 def answered(number: int, split: str = "test_s", **values: object) -> RowResult:
-    """A model's row, right but for what `values` say of the row or of its greedy completion."""
-    names = {field.name for field in dataclasses.fields(CompletionScore)} - {"category"}
-    of_completion = {name: value for name, value in values.items() if name in names}
-    of_row = {name: value for name, value in values.items() if name not in names}
-    greedy = dataclasses.replace(RIGHT, **of_completion)
-    return row(number, split, greedy=greedy, **{"J": 1.0, "F": 1.0, "S": 0.0, "S_per_frame": 0.0, **of_row})
+    """A model's row, right but for what `values` say of the row, its greedy completion's scores or its `iou`."""
+    scores = {name: values.pop(name, right) for name, right in RIGHT.scores.items() if name != "category"}
+    scores["category"] = values.pop("category_correct", 1.0)
+    greedy = dataclasses.replace(
+        RIGHT, scores=scores, is_right=scores["category"] == 1.0, iou=values.pop("iou", RIGHT.iou)
+    )
+    return row(number, split, greedy=greedy, **{"J": 1.0, "F": 1.0, "S": 0.0, "S_per_frame": 0.0, **values})
+
+
+def rollout(format: float, category: float, iou: float) -> RolloutScore:  # noqa: A002  # the score's name
+    """A sampled completion of reference segmentation."""
+    return RolloutScore(category == 1.0, {"format": format, "category": category}, iou)
+
+
+def replied(number: int, value: str | None = "b", *, is_right: bool = True, **values: object) -> RowResult:
+    """A model's answer to a question about a clip of its own; `scores` are those of the task."""
+    scores = values.pop("scores", {"format": float(value is not None)})
+    greedy = CompletionScore(text=f"Answer: {value}", value=value, is_right=is_right, scores=scores)
+    base = dataclasses.replace(QUESTION, row=number, uid=f"uid{number}", media_id=f"clip{number}", greedy=greedy)
+    return dataclasses.replace(base, **values)

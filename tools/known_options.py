@@ -22,6 +22,7 @@ if str(ROOT) not in sys.path:  # run as a script, Python looks in this file's fo
 
 from aurora_rl.assembly.known_options import FILE, LIBRARIES  # noqa: E402
 from aurora_rl.evaluation.ablations import ABLATIONS  # noqa: E402
+from aurora_rl.models.heads import HEADS  # noqa: E402
 from aurora_rl.models.heads.segmenters import SEGMENTERS  # noqa: E402
 from tools.script_parser import script_parser  # noqa: E402
 
@@ -47,7 +48,7 @@ def known_options() -> dict[str, Any]:
     return {
         "versions": {library: importlib.metadata.version(library) for library in LIBRARIES},
         "scripts": {script: [cls.__name__ for cls in parser.dataclass_types] for script, parser in parsers.items()},
-        "names": {"segmenter": [*SEGMENTERS], "ablations": [*ABLATIONS]},
+        "names": {"segmenter": [*SEGMENTERS], "head": [*HEADS], "ablations": [*ABLATIONS]},
         "classes": classes,
     }
 

@@ -21,6 +21,8 @@ class ModelArguments:
             'package.module:Name' or 'path/to/file.py:Name'. A checkpoint never names one, since its code runs.
         segmenter: config of the mask decoder that a plain MLLM starts with, such as
             `{type: sam, checkpoint: facebook/sam-vit-huge, image_size: 1024}`.
+        heads: configs of other heads that the model starts with, by name, for example
+            `{boxes: {type: dot, image_size: 64, width: 32}}`; see `models.heads`.
         dtype: dtype of the weights.
         attn_implementation: attention kernel, by its name in transformers.
         freeze: names of sub-modules that are not trained; `towers` stands for all that see and hear.
@@ -45,6 +47,9 @@ class ModelArguments:
     )
     segmenter: dict | None = dataclasses.field(
         default=None, metadata={"help": "Config of the mask decoder that a plain MLLM starts with."}
+    )
+    heads: dict | None = dataclasses.field(
+        default=None, metadata={"help": "Configs of other heads that the model starts with, by name, such as boxes."}
     )
     dtype: str = dataclasses.field(
         default="auto", metadata={"help": "Number format of the weights: float32, bfloat16 or auto."}

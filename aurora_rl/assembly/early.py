@@ -144,6 +144,8 @@ def check_models(asked: Asked) -> None:
     check_dtype(asked.get("dtype", "auto"), name=asked.called("dtype"))
     if asked.get("segmenter") is not None:
         _check_segmenter(asked.get("segmenter"), name=asked.called("segmenter"))
+    if asked.get("heads") is not None:
+        _check_heads(asked.get("heads"), name=asked.called("heads"))
 
 
 def check_model(model: str, *, name: str) -> None:
@@ -189,6 +191,15 @@ def _check_segmenter(config: Any, *, name: str) -> None:
     _check_known(config.get("type"), names_of("segmenter"), name=f"{name}: type")
     if isinstance(config.get("checkpoint"), str):
         check_model(config["checkpoint"], name=f"{name}: checkpoint")
+
+
+def _check_heads(configs: Any, *, name: str) -> None:
+    if not isinstance(configs, dict) or not all(isinstance(config, dict) for config in configs.values()):
+        raise ValueError(
+            f"{name} is {configs!r}: expected the config of each head by its name, such as {{boxes: {{type: dot}}}}"
+        )
+    for head in configs:
+        _check_known(head, names_of("head"), name=name)
 
 
 def check_dtype(dtype: str, *, name: str) -> None:

@@ -17,7 +17,7 @@ from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.files.plain import read_text_file
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.encoding import PromptOptions, SampleEncoder
-from aurora_rl.models.heads.segmenters import FrameEncoder, build_frame_encoder
+from aurora_rl.models.heads.segmenters import FrameEncoder
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.tasks.base import load_task
 
@@ -57,17 +57,17 @@ def assemble_encoder(
     frames_are_changed: bool = False,
     device: torch.device | str = "cpu",
 ) -> SampleEncoder:
-    """Build the encoder of samples; with a `sam` mask decoder, first compute missing embeddings of `samples`.
+    """Build the encoder of samples; where its head reads embeddings, first compute those of `samples` that are missing.
 
     The launched processes share that work, so all of them must call this. A task without a head needs no frame encoder
     and no embeddings.
 
     Args:
         args: arguments that say how clips are given to the model.
-        loaded: the model, whose processor and mask decoder get the tensors.
+        loaded: the model, whose processor and head get the tensors.
         samples: all samples that will be encoded.
         is_trainable: whether the model is trained on them. If so, its checkpoints will record how clips were given to
-            it, and a mask decoder that reads embeddings needs the cache; otherwise frames may be encoded without cache.
+            it, and a head that reads embeddings needs the cache; otherwise frames may be encoded without cache.
         load: function that reads a sample's media; a `ClipReader` by default.
         frames_are_changed: whether `load` returns other frames than those on disk. They are encoded without the cache,
             which is keyed by clip and must neither return nor store embeddings of changed frames.
@@ -80,11 +80,11 @@ def assemble_encoder(
     task, options = load_task(args.task), prompt_options(args)
     frame_inputs, uses_gpu = None, False
     if task.head is not None:
-        frame_encoder = build_frame_encoder(loaded.segmenter_config)
+        frame_encoder = loaded.frame_encoder(task.head)
         if frame_encoder.cacheable:  # other encoders stay on the CPU, where the workers of a data loader can run them
             frame_encoder.to(device)
         if frame_encoder.cacheable and is_trainable and args.embedding_cache is None:
-            raise ValueError("this mask decoder is trained on cached embeddings: set `embedding_cache` to a folder")
+            raise ValueError("this head is trained on cached embeddings: set `embedding_cache` to a folder")
         if frame_encoder.cacheable and args.embedding_cache is not None and not frames_are_changed:
             frame_inputs = _cached_inputs(Path(args.embedding_cache), frame_encoder, samples, read)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import BitsAndBytesConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from aurora_rl.assembly.arguments import ModelArguments
+from aurora_rl.models.heads import MASK_HEAD, MaskHead, head_attribute, head_fields
 from aurora_rl.models.loading import LoadedModel, SegmentationLoraConfig, freeze, load_model, read_family
 from aurora_rl.models.mllm import MLLMFamily
 from aurora_rl.models.quantization import four_bit_config
@@ -20,18 +22,24 @@ from aurora_rl.models.quantization import four_bit_config
 logger = logging.getLogger(__name__)
 
 
-def assemble_model(args: ModelArguments, *, is_trainable: bool = True) -> LoadedModel:
+def assemble_model(args: ModelArguments, *, head: str | None = MaskHead.name, is_trainable: bool = True) -> LoadedModel:
     """Load the model and freeze what the arguments name.
 
+    Args:
+        args: arguments of the model.
+        head: name of the head that the task needs; None for none.
+        is_trainable: whether the model is loaded for training.
+
     Raises:
-        ValueError: if weights of 4 bits would be trained without an adapter.
+        ValueError: if the model has no such head, or weights of 4 bits would be trained without an adapter.
         ImportError, RuntimeError: if `load_in_4bit` is set without bitsandbytes or without a GPU.
     """
     loaded = load_model(
         args.model,
         family=args.family,
         segmenter=args.segmenter,
-        needs="masks",
+        heads=args.heads,
+        needs=head,
         dtype=args.dtype,
         attn_implementation=args.attn_implementation,
         quantization_config=quantization_config(args, is_trainable=is_trainable),
@@ -54,31 +62,54 @@ def quantization_config(args: ModelArguments, *, is_trainable: bool = True) -> B
 
 
 def peft_config(args: ModelArguments, loaded: LoadedModel) -> PeftConfig | None:
-    """Return LoRA on the decoder's projections; None if the whole model is trained or an adapter is loaded already."""
+    """Return LoRA on the decoder's projections; None if the whole model is trained or an adapter is loaded already.
+
+    Raises:
+        ValueError: if `lora_modules_to_save` names a module that the model lacks.
+    """
     if not args.use_peft or is_peft_model(loaded.model):
         return None
     _warn_of_rounded_updates(args, loaded)
-    config = lora_config(args, loaded.family, loaded.segmenter_config)
+    config = lora_config(args, loaded.family, loaded.heads)
+    _check_saved_modules(config, loaded)
     config.clip_options = getattr(loaded.model.config, "clip_options", None)
     return config
 
 
-def lora_config(args: ModelArguments, family: MLLMFamily, segmenter: dict[str, Any]) -> SegmentationLoraConfig:
-    """Return LoRA by the arguments, for a family of models, with the config of the mask decoder."""
+def lora_config(
+    args: ModelArguments, family: MLLMFamily, heads: Mapping[str, dict[str, Any]]
+) -> SegmentationLoraConfig:
+    """Return LoRA by the arguments, for a family of models, with the config of each head.
+
+    `seg_head` among the modules to save stands for all heads that the model has, so that the default fits any model.
+    """
+    saved = [name for name in args.lora_modules_to_save if name != MASK_HEAD]
+    if MASK_HEAD in args.lora_modules_to_save:
+        saved = [*map(head_attribute, heads), *saved]
     return SegmentationLoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
         target_modules=family.lora_target_modules,
-        modules_to_save=args.lora_modules_to_save,
+        modules_to_save=list(dict.fromkeys(saved)),
         task_type="CAUSAL_LM",
-        segmenter=segmenter,
+        **head_fields(heads),
     )
+
+
+def _check_saved_modules(config: SegmentationLoraConfig, loaded: LoadedModel) -> None:
+    """Raise a ValueError for a module to save that the model lacks; PEFT would leave it out without a word."""
+    names = {name.rpartition(".")[2] for name, _ in loaded.model.named_modules()}
+    missing = sorted(set(config.modules_to_save or ()) - names)
+    if missing:
+        raise ValueError(
+            f"lora_modules_to_save names {missing}, which the model lacks: leave them out, or use names of its modules"
+        )
 
 
 def _warn_of_rounded_updates(args: ModelArguments, loaded: LoadedModel) -> None:
     """Warn about modules trained in half precision: only PEFT's adapters and DeepSpeed's copies are float32."""
-    rounded = sorted(set(args.lora_modules_to_save) - {"seg_head"})
+    rounded = sorted(set(args.lora_modules_to_save) - {MASK_HEAD, *map(head_attribute, loaded.heads)})
     is_half = loaded.model.dtype in (torch.bfloat16, torch.float16)
     if rounded and is_half and PartialState().distributed_type != DistributedType.DEEPSPEED:
         logger.warning(

@@ -22,6 +22,7 @@ from aurora_rl.data.sample import AVSample
 from aurora_rl.files.atomic import write_whole
 from aurora_rl.files.fingerprint import fingerprint_values
 from aurora_rl.files.plain import check_plain_file, parse_json
+from aurora_rl.models.collate import SFTCollator
 from aurora_rl.models.teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -151,14 +152,11 @@ class TeacherFeatures:
         write_whole(self.path, save(tensors, metadata))
 
 
-Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
-
-
 class FeatureCollator:
     """Adds the stored features of a batch's rows to the batch, as `teacher_features`."""
 
-    def __init__(self, collate: Collate, features: TeacherFeatures) -> None:
-        self.collate = collate
+    def __init__(self, collate: SFTCollator, features: TeacherFeatures) -> None:
+        self.collate, self.head = collate, collate.head
         self.features = features
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -168,8 +166,8 @@ class FeatureCollator:
 class LiveTeacherCollator:
     """Adds the inputs of a live teacher to the batch, as `teacher_inputs`."""
 
-    def __init__(self, collate: Collate, teacher: Teacher) -> None:
-        self.collate = collate
+    def __init__(self, collate: SFTCollator, teacher: Teacher) -> None:
+        self.collate, self.head = collate, collate.head
         self.collate_for_teacher = teacher.collate
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

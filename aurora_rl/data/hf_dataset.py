@@ -7,8 +7,9 @@ it into samples again, so that it trains and evaluates like the original folder.
      "category": "cat", "reference": "The object having white and gray fur.", "fps": 1.0, "chain": None, ...,
      "frames": [{"bytes": b"\\xff\\xd8...", "path": "0.jpg"}, ...], "audio": {...}, "masks": [{...}, ...]}
 
-Samples hold paths, so the media are unpacked once into a cache folder. A file there is named by the hash of its
-content: rows on one clip share their frames, and no name in a table can become a path.
+A mask is null where its frame is not annotated, and a row without masks has an empty list. Samples hold paths, so the
+media are unpacked once into a cache folder. A file there is named by the hash of its content: rows on one clip share
+their frames, and no name in a table can become a path.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ FEATURES = Features(
 )
 MEDIA_COLUMNS = ("frames", "audio", "masks")
 OPTIONAL_COLUMNS = ("audio", *ANNOTATION_FEATURES)  # null where a row has none
+#: Columns that tables of earlier versions lack; their rows have none of these values.
+NEWER_COLUMNS = ("choices", "answer")
 TEXT_COLUMNS = tuple(name for name in FEATURES if name not in MEDIA_COLUMNS)
 
 #: Largest group of rows that a reader loads at once, in bytes of the file; our own tables stay far below it.
@@ -138,19 +141,21 @@ def _to_sample(record: Mapping[str, Any], cache: Path) -> AVSample:
         **texts,
         frame_paths=tuple(str(cache / name) for name in record["frames"]),
         audio_path=record["audio"] and str(cache / record["audio"]),
-        mask_paths=tuple(str(cache / name) for name in record["masks"]),
+        mask_paths=tuple(name and str(cache / name) for name in record["masks"]),
         origin=record["origin"],
     )
 
 
 def _read_rows(path: Path, columns: Sequence[str] = tuple(FEATURES)) -> Iterator[dict[str, Any]]:
     """Yield columns of a table's rows, a few rows at a time; a row's media are bytes."""
-    schema = pa.schema([FEATURES.arrow_schema.field(name) for name in columns])
     try:
         with pq.ParquetFile(path) as file:
-            missing = [name for name in FEATURES if name not in file.schema_arrow.names]
+            there = file.schema_arrow.names
+            missing = [name for name in FEATURES if name not in there and name not in NEWER_COLUMNS]
             if missing:
                 raise DatasetError(f"{path} lacks the column(s) {missing}: make it by data_prep/to_hf_dataset.py")
+            found = [name for name in columns if name in there]
+            schema = pa.schema([FEATURES.arrow_schema.field(name) for name in found])
             for group in range(file.num_row_groups):
                 num_bytes = file.metadata.row_group(group).total_byte_size
                 if num_bytes > MAX_GROUP_BYTES:
@@ -158,8 +163,9 @@ def _read_rows(path: Path, columns: Sequence[str] = tuple(FEATURES)) -> Iterator
                         f"{path} has a row group of {num_bytes} bytes: the limit is {MAX_GROUP_BYTES}, write it in "
                         "smaller ones"
                     )
-                for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=list(columns)):
-                    yield from pa.Table.from_batches([batch]).select(list(columns)).cast(schema).to_pylist()
+                for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=found):
+                    rows = pa.Table.from_batches([batch]).select(found).cast(schema).to_pylist()
+                    yield from (dict.fromkeys(columns) | row for row in rows)
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"cannot read {path}: {error}; get the file again") from error
 
@@ -176,7 +182,7 @@ def _unpack(row: Mapping[str, Any], cache: Path, *, origin: str) -> dict[str, An
         **{name: row[name] for name in TEXT_COLUMNS},
         "frames": [_store(media, cache, place=place) for media in row["frames"]],
         "audio": None if row["audio"] is None else _store(row["audio"], cache, place=place),
-        "masks": [_store(media, cache, place=place) for media in row["masks"]],
+        "masks": ["" if media is None else _store(media, cache, place=place) for media in row["masks"]],
         "origin": origin,
     }
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from aurora_rl.evaluation.intervals import Interval, bootstrap_difference
-from aurora_rl.evaluation.measures import MASK_MEASURES, MEASURES, Measure, mean
+from aurora_rl.evaluation.measures import MAIN_MEASURES, Measure, find_measure, mean, measures_of
 from aurora_rl.evaluation.records import RowResult
-from aurora_rl.evaluation.tables import GroupKey, group_rows, novelty_group, only_preset
+from aurora_rl.evaluation.tables import GROUPINGS, GroupKey, group_rows, novelty_group, only_preset
 
 NUM_ROWS_SHOWN = 10
 
@@ -19,7 +19,7 @@ class Difference:
     """One number of two systems on the same rows.
 
     Attributes:
-        name: key of `measures.MEASURES`.
+        name: name of the measure, see `measures.find_measure`.
         first: mean of the first system.
         second: mean of the second system.
         gain: mean of second - first with its 95 % bootstrap interval over clips.
@@ -41,12 +41,12 @@ class Difference:
     @property
     def measure(self) -> Measure:
         """The measure of this name."""
-        return MEASURES[self.name]
+        return find_measure(self.name)
 
 
 @dataclasses.dataclass(frozen=True)
 class RowDifference:
-    """The scores of two systems on one row: J&F, or S of a null reference."""
+    """The scores of two systems on one row, by the first of `MAIN_MEASURES` that applies to it."""
 
     row: int
     uid: str
@@ -65,7 +65,7 @@ class Comparison:
         preset: preset of both.
         num_rows: number of rows.
         splits: differences of each split.
-        by_category: differences of J&F (S for null references) of each category.
+        by_category: differences of `MAIN_MEASURES` (J&F, S for null references, ...) of each category.
         by_reference_type: the same differences of each reference type.
         by_novelty: the same differences of the unseen split's seen and new categories.
         derived_types: number of rows whose reference type is derived from the sentence.
@@ -89,21 +89,21 @@ class Comparison:
 
 
 def compare_results(first: Iterable[RowResult], second: Iterable[RowResult]) -> Comparison:
-    """Compare two systems by their masks, row by row.
+    """Compare two systems row by row, by every measure that both have.
 
     Raises:
         ValueError: if they were scored under different presets, or hold different rows.
     """
     pairs, preset = _pair(list(first), list(second))
-    main = ("J&F", "S")
-    differences = sorted((_row_difference(*pair) for pair in pairs), key=lambda row: (_gain(row), row.row))
+    compared = (_row_difference(*pair) for pair in pairs)
+    differences = sorted((row for row in compared if row is not None), key=lambda row: (_gain(row), row.row))
     return Comparison(
         preset=preset,
         num_rows=len(pairs),
-        splits=_by(pairs, lambda row: row.split, MASK_MEASURES),
-        by_category=_by(pairs, lambda row: row.category, main),
-        by_reference_type=_by(pairs, lambda row: row.reference_type, main),
-        by_novelty=_by(pairs, novelty_group, main),
+        splits=_by(pairs, lambda row: row.split, None),
+        by_category=_by(pairs, GROUPINGS["by_category"], MAIN_MEASURES),
+        by_reference_type=_by(pairs, GROUPINGS["by_reference_type"], MAIN_MEASURES),
+        by_novelty=_by(pairs, novelty_group, MAIN_MEASURES),
         derived_types=sum(row.type_is_derived for row, _ in pairs),
         wins=[row for row in differences[::-1] if _gain(row) > 0][:NUM_ROWS_SHOWN],
         losses=[row for row in differences if _gain(row) < 0][:NUM_ROWS_SHOWN],
@@ -111,9 +111,14 @@ def compare_results(first: Iterable[RowResult], second: Iterable[RowResult]) -> 
 
 
 def compare_overall(
-    first: Iterable[RowResult], second: Iterable[RowResult], *, names: Iterable[str] = MEASURES
+    first: Iterable[RowResult], second: Iterable[RowResult], *, names: Iterable[str] | None = None
 ) -> dict[str, Difference]:
     """Compute the difference of each measure over all rows; measures that one system does not have are skipped.
+
+    Args:
+        first: rows of the first system.
+        second: rows of the second system.
+        names: names of the measures; None for all.
 
     Raises:
         ValueError: as `compare_results`, or if a measure applies to different rows of the two systems.
@@ -141,29 +146,30 @@ def _pair(first: Sequence[RowResult], second: Sequence[RowResult]) -> tuple[list
     return sorted(pairs, key=lambda pair: pair[0].row), preset
 
 
-def _by(pairs: Sequence[Pair], key: GroupKey, names: Iterable[str]) -> dict[str, list[Difference]]:
+def _by(pairs: Sequence[Pair], key: GroupKey, names: Iterable[str] | None) -> dict[str, list[Difference]]:
     """Compute each group's differences, groups of only null references last; rows with the key None are skipped."""
     second = {row.key: row for _, row in pairs}
     groups = group_rows((row for row, _ in pairs), key)
     return {name: _differences([(row, second[row.key]) for row in rows], names) for name, rows in groups.items()}
 
 
-def _differences(pairs: Sequence[Pair], names: Iterable[str]) -> list[Difference]:
+def _differences(pairs: Sequence[Pair], names: Iterable[str] | None) -> list[Difference]:
     clips = {row.key: row.media_id for row, _ in pairs}
     first, second = zip(*pairs, strict=True)
-    values = {name: (MEASURES[name].values(first), MEASURES[name].values(second)) for name in names}
-    return [_difference(name, *of_both, clips) for name, of_both in values.items() if all(of_both)]
+    measures = measures_of(first).values() if names is None else map(find_measure, names)
+    values = [(measure, measure.values(first), measure.values(second)) for measure in measures]
+    return [_difference(measure, one, other, clips) for measure, one, other in values if one and other]
 
 
 def _difference(
-    name: str, first: Mapping[str, float], second: Mapping[str, float], clips: Mapping[str, str]
+    measure: Measure, first: Mapping[str, float], second: Mapping[str, float], clips: Mapping[str, str]
 ) -> Difference:
     gain = bootstrap_difference(first, second, clips=clips)
-    sign = -1 if MEASURES[name].lower_is_better else 1
+    sign = -1 if measure.lower_is_better else 1
     gains = [sign * (second[key] - first[key]) for key in first]
     low, high = sorted((sign * gain.low, sign * gain.high))
     return Difference(
-        name=name,
+        name=measure.name,
         first=mean(first.values()),
         second=mean(second.values()),
         gain=gain,
@@ -174,11 +180,14 @@ def _difference(
     )
 
 
-def _row_difference(first: RowResult, second: RowResult) -> RowDifference:
-    name = "S" if first.is_null else "J&F"
-    [one], [other] = (MEASURES[name].values([row]).values() for row in (first, second))
-    return RowDifference(first.row, first.uid, first.split, first.reference, name, one, other)
+def _row_difference(first: RowResult, second: RowResult) -> RowDifference | None:
+    """Compare one row; None if no main measure applies to it in both systems."""
+    for name in MAIN_MEASURES:
+        one, other = (find_measure(name).value(row) for row in (first, second))
+        if one is not None and other is not None:
+            return RowDifference(first.row, first.uid, first.split, first.reference, name, one, other)
+    return None
 
 
 def _gain(row: RowDifference) -> float:
-    return row.first - row.second if MEASURES[row.name].lower_is_better else row.second - row.first
+    return row.first - row.second if find_measure(row.name).lower_is_better else row.second - row.first

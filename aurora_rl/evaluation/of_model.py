@@ -25,7 +25,7 @@ from aurora_rl.assembly.model import assemble_model
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation.ablations import ABLATIONS, Ablation
 from aurora_rl.evaluation.presets import find_preset
-from aurora_rl.evaluation.records import RowResult, result_from_record, write_evaluation
+from aurora_rl.evaluation.records import RowResult, Scores, record_of, result_from_record, write_evaluation
 from aurora_rl.evaluation.scoring import score_answer, score_rollout
 from aurora_rl.evaluation.tables import mark_novelty, score_tables
 from aurora_rl.files.fingerprint import fingerprint_bytes, fingerprint_files
@@ -36,6 +36,7 @@ from aurora_rl.logs import setup_logging
 from aurora_rl.models.encoding import EncodedSample
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.read_ahead import encoded_batches
+from aurora_rl.tasks.base import load_task
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +134,8 @@ def _evaluate_alone(
             if state.is_main_process:
                 rows = mark_novelty(results, train_categories)
                 tables = score_tables(rows) | {"source": model_args.model}
+                if meanings := load_task(data_args.task).meanings:
+                    tables["meanings"] = dict(meanings)
                 write_evaluation(args.folder, rows, tables, ablation=name)
                 logger.info("%s: %s", name or "nothing taken away", tables["overall"])
                 scores = scores or tables
@@ -203,7 +206,6 @@ def evaluate(
     predictor = Predictor(
         loaded.model,
         encode,
-        loaded.seg_token_id,
         max_completion_length=args.max_completion_length,
         batch_size=args.batch_size,
         append_seg=args.append_seg,
@@ -222,8 +224,8 @@ def evaluate(
             answers = _answers(predictor, encoded, args, num_samples=num_samples)
             for (sample, _), answer in zip(batch, answers, strict=True):
                 if sample.key not in results:
-                    results[sample.key] = _score(sample, *answer, preset=args.preset)
-                    resume_file.append(dataclasses.asdict(results[sample.key]))
+                    results[sample.key] = _score(sample, *answer, predictor=predictor, preset=args.preset)
+                    resume_file.append(record_of(results[sample.key]))
                     progress.update()
     return sorted(gather_object(list(results.values())), key=lambda result: result.row)
 
@@ -239,7 +241,30 @@ def _answers(
 
 
 def _score(
-    sample: AVSample, encoded: EncodedSample, greedy: Completion, sampled: Sequence[Completion], *, preset: str
+    sample: AVSample,
+    encoded: EncodedSample,
+    greedy: Completion,
+    sampled: Sequence[Completion],
+    *,
+    predictor: Predictor,
+    preset: str,
 ) -> RowResult:
-    scores = [score_rollout(rollout.text, rollout.mask_probs, encoded.gt_masks, sample) for rollout in sampled]
-    return score_answer(sample, greedy.text, greedy.mask_probs, encoded.gt_masks, sampled=scores, preset=preset)
+    truth, task = encoded.gt_masks, predictor.encode.task
+
+    def head_scores(completion: Completion) -> Scores:
+        return predictor.head_scores(encoded, completion)
+
+    rollouts = [
+        score_rollout(each.text, each.mask_probs, truth, sample, task=task, head_scores=head_scores(each))
+        for each in sampled
+    ]
+    return score_answer(
+        sample,
+        greedy.text,
+        greedy.mask_probs,
+        truth,
+        sampled=rollouts,
+        preset=preset,
+        task=task,
+        head_scores=head_scores(greedy),
+    )

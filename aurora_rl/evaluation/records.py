@@ -6,7 +6,10 @@ scores.json      the numbers of each split, both kinds of Mix, tables and interv
 {"uid": "abc_cat_1", "row": 17, "split": "test_s", ..., "reference": "The cat.", "preset": "refavs", "J": 0.81, ...}
 
 A model's rows hold its greedy completion with the masks as COCO run lengths, which can be scored under another preset
-without the model; rows of saved masks hold only the masks' scores.
+without the model; rows of saved masks hold only the masks' scores. Rows of a task without masks have null in their
+place, and the task's scores by name:
+
+{"uid": "abc_2", ..., "J": null, ..., "greedy": {"text": "B", "value": "B", "is_right": true, "scores": {...}, ...}}
 """
 
 from __future__ import annotations
@@ -48,45 +51,42 @@ class MaskScore:
     is_missing: bool
 
 
+#: Scores by name, each in [0, 1]; None where a score does not apply to the row.
+Scores = Mapping[str, float | None]
+
+
 @dataclasses.dataclass(frozen=True)
 class CompletionScore:
-    """A greedy completion and its scores. None means that a measure does not apply.
+    """A greedy completion and its scores.
 
     Attributes:
         text: the completion as generated.
-        category: normalised category of the answer; None if it names none.
-        format: 1 if the text has the four steps and ends with "It is [SEG].", its only `[SEG]`; otherwise 0.
-        category_correct: 1 if `category` is the truth, otherwise 0.
-        see: 1 if exactly the true objects are named as seen, each once; None if the truth is unknown.
-        hear: 1 if exactly the true sounds are named, in order; None if the truth is unknown.
-        iou: mask-IoU reward of masks at p > 0.5 and the frames' own size; 0 without a prediction.
-        pred_masks: F masks at p > 0.5 and the frames' own size.
+        value: what is answered, in the task's spelling (`Answer.value`); None if the text holds no answer.
+        is_right: whether the answer's words are the row's truth.
+        scores: the task's scores of the words (`Task.text_scores`), and those of a head that predicts something else
+            than masks.
+        iou: mask-IoU reward of masks at p > 0.5 and the frames' own size, 0 without a prediction; None for a task
+            without masks, and for a row whose true masks are not known.
+        pred_masks: F masks at p > 0.5 and the frames' own size; none of a task without masks.
         preset_masks: F masks at the preset's resolution and J threshold, from which J can be computed again.
     """
 
     text: str
-    category: str | None
-    format: float
-    category_correct: float
-    see: float | None
-    hear: float | None
-    iou: float
-    pred_masks: tuple[MaskRle, ...]
-    preset_masks: tuple[MaskRle, ...]
+    value: str | None
+    is_right: bool
+    scores: Scores
+    iou: float | None = None
+    pred_masks: tuple[MaskRle, ...] = ()
+    preset_masks: tuple[MaskRle, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutScore:
-    """Rewards of one sampled completion, each in [0, 1]."""
+    """Scores of one sampled completion; the attributes are those of `CompletionScore`."""
 
-    format: float
-    category: float
-    iou: float
-
-    @property
-    def total(self) -> float:
-        """Sum of the three rewards, at most 3."""
-        return self.format + self.category + self.iou
+    is_right: bool
+    scores: Scores
+    iou: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,15 +99,18 @@ class RowResult:
         split: split of the sample.
         media_id: id of the clip, shared by all rows that ask about it.
         category: true category, `"null"` if the reference matches nothing.
-        reference: referring sentence.
-        reference_type: type of reference, from the benchmark, its chains, or the sentence.
+        reference: referring sentence, or question.
+        reference_type: type of reference, from the benchmark, its chains, or the sentence; None for a question whose
+            type nobody tells.
         type_is_derived: whether the type is derived from the sentence (`reference_type_of`).
         preset: name of the preset of the scores.
-        J: J of the masks, see `MaskScore`, also for `F`, `f_curve`, `S`, `S_per_frame` and `is_missing`.
+        J: J of the masks, see `MaskScore`, also for `F`, `f_curve`, `S`, `S_per_frame` and `is_missing`; None (no
+            values, False) where no masks are scored.
         greedy: greedy completion; None if no model was asked.
         sampled: completions drawn at the training temperature, if the evaluation draws them.
         novelty: "seen" if the training split has the category, or "new"; None for a null reference, and if the
             training split's categories are unknown (`tables.mark_novelty`).
+        answer: true answer of a question that is answered in words; None for other rows.
     """
 
     uid: str
@@ -116,31 +119,32 @@ class RowResult:
     media_id: str
     category: str
     reference: str
-    reference_type: str
+    reference_type: str | None
     type_is_derived: bool
     preset: str
-    J: float
-    F: float
-    f_curve: tuple[float, ...]
-    S: float
-    S_per_frame: float
-    is_missing: bool
+    J: float | None = None
+    F: float | None = None
+    f_curve: tuple[float, ...] = ()
+    S: float | None = None
+    S_per_frame: float | None = None
+    is_missing: bool = False
     greedy: CompletionScore | None = None
     sampled: tuple[RolloutScore, ...] = ()
     novelty: str | None = None
+    answer: str | None = None
 
     @classmethod
     def of_sample(
         cls,
         sample: AVSample,
-        score: MaskScore,
+        score: MaskScore | None,
         *,
         preset: str,
         greedy: CompletionScore | None = None,
         sampled: Sequence[RolloutScore] = (),
     ) -> RowResult:
-        """Join a row of the benchmark with its scores."""
-        reference_type, is_derived = reference_type_of(sample.reference, sample.category, sample.reference_type)
+        """Join a row of the benchmark with its scores; `score` is None where no masks are scored."""
+        reference_type, is_derived = _type_of(sample)
         return cls(
             uid=sample.uid,
             row=sample.row,
@@ -151,9 +155,10 @@ class RowResult:
             reference_type=reference_type,
             type_is_derived=is_derived,
             preset=preset,
-            **vars(score),
+            **(vars(score) if score is not None else {}),
             greedy=greedy,
             sampled=tuple(sampled),
+            answer=sample.answer,
         )
 
     @property
@@ -167,6 +172,13 @@ class RowResult:
         return self.category == NULL_CATEGORY
 
     @property
+    def masks(self) -> MaskScore | None:
+        """The scores of the masks; None where no masks are scored."""
+        if self.J is None or self.F is None or self.S is None or self.S_per_frame is None:
+            return None
+        return MaskScore(self.J, self.F, self.f_curve, self.S, self.S_per_frame, self.is_missing)
+
+    @property
     def completion(self) -> CompletionScore:
         """The greedy completion.
 
@@ -176,6 +188,13 @@ class RowResult:
         if self.greedy is None:
             raise ValueError(f"row {self.key!r} has the scores of saved masks alone: give the results of a model")
         return self.greedy
+
+
+def _type_of(sample: AVSample) -> tuple[str | None, bool]:
+    """Return a row's type, and whether it is derived; the words of a question are no reference, and tell none."""
+    if sample.answer is not None:
+        return sample.reference_type, False
+    return reference_type_of(sample.reference, sample.category, sample.reference_type)
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -219,7 +238,38 @@ def write_evaluation(
 
 
 def _line_of(result: RowResult) -> bytes:
-    return f"{json.dumps(dataclasses.asdict(result), ensure_ascii=False)}\n".encode()
+    return f"{json.dumps(record_of(result), ensure_ascii=False)}\n".encode()
+
+
+#: Text scores of reference segmentation by the keys that they have had in results.jsonl since version 0.1.
+_REFERENCE_KEYS = {"format": "format", "category_correct": "category", "see": "see", "hear": "hear"}
+
+
+def record_of(result: RowResult) -> dict[str, Any]:
+    """Make the record of a file; that of reference segmentation has a key for each score, any other has `scores`."""
+    record = dataclasses.asdict(result)
+    if result.greedy is not None and _has_scores(result.greedy, _REFERENCE_KEYS.values()):
+        record["greedy"] = _reference_record(record["greedy"])
+    record["sampled"] = [
+        {**rollout.scores, "iou": rollout.iou} if _has_scores(rollout, ("format", "category")) else scores
+        for rollout, scores in zip(result.sampled, record["sampled"], strict=True)
+    ]
+    if result.answer is None:
+        del record["answer"]
+    return record
+
+
+def _has_scores(completion: CompletionScore | RolloutScore, names: Iterable[str]) -> bool:
+    """Tell whether these are scores of reference segmentation: at least `names`, no others, and right by category."""
+    known = _REFERENCE_KEYS.values()
+    is_reference = set(names) <= completion.scores.keys() <= set(known)
+    return is_reference and completion.is_right == (completion.scores["category"] == 1.0)
+
+
+def _reference_record(greedy: Mapping[str, Any]) -> dict[str, Any]:
+    scores = {key: greedy["scores"][name] for key, name in _REFERENCE_KEYS.items()}
+    masks = {key: greedy[key] for key in ("iou", "pred_masks", "preset_masks")}
+    return {"text": greedy["text"], "category": greedy["value"], **scores, **masks}
 
 
 def read_results(path: str | Path, *, malformed: list[str] | None = None) -> list[RowResult]:
@@ -274,14 +324,37 @@ def result_from_record(record: Mapping[str, Any]) -> RowResult:
         raise ValueError(f"row is {record['row']!r}: expected a number from 0")
     if not all(isinstance(record[name], str) for name in ("uid", "split", "media_id", "category", "reference")):
         raise ValueError("uid, split, media_id, category and reference must be texts")
-    if not all(isinstance(record[name], int | float) for name in ("J", "F", "S", "S_per_frame")):
-        raise ValueError("J, F, S and S_per_frame must be numbers")
-    sampled = tuple(RolloutScore(**rollout) for rollout in record["sampled"])
-    greedy = record["greedy"]
-    if greedy is not None:
-        masks = {name: tuple(greedy[name]) for name in ("pred_masks", "preset_masks")}
-        greedy = CompletionScore(**{**greedy, **masks})
+    _check_numbers({name: record[name] for name in ("J", "F", "S", "S_per_frame")})
+    if len({record[name] is None for name in ("J", "F", "S", "S_per_frame")}) > 1:
+        raise ValueError("J, F, S and S_per_frame must be numbers, or all null")
+    sampled = tuple(_rollout_of(rollout) for rollout in record["sampled"])
+    greedy = None if record["greedy"] is None else _completion_of(record["greedy"])
     return RowResult(**{**record, "f_curve": tuple(record["f_curve"]), "greedy": greedy, "sampled": sampled})
+
+
+def _completion_of(greedy: Mapping[str, Any]) -> CompletionScore:
+    fields = dict(greedy)
+    if "scores" not in fields:
+        fields["value"] = fields.pop("category")
+        fields["scores"] = {name: fields.pop(key) for key, name in _REFERENCE_KEYS.items()}
+        fields["is_right"] = fields["scores"]["category"] == 1.0
+    _check_numbers(fields["scores"])
+    return CompletionScore(**{**fields, **{name: tuple(fields[name]) for name in ("pred_masks", "preset_masks")}})
+
+
+def _rollout_of(rollout: Mapping[str, Any]) -> RolloutScore:
+    if "scores" in rollout:
+        _check_numbers(rollout["scores"])
+        return RolloutScore(**rollout)
+    scores = {name: value for name, value in rollout.items() if name != "iou"}
+    _check_numbers(scores)
+    return RolloutScore(scores["category"] == 1.0, scores, rollout["iou"])
+
+
+def _check_numbers(scores: Mapping[str, Any]) -> None:
+    for name, value in scores.items():
+        if not isinstance(value, int | float | None):
+            raise ValueError(f"{name} is {value!r}: expected a number or null")
 
 
 def _translate_earlier(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Scores of one answer: its text, its chain of thought and its masks.
+"""Scores of one answer: its words, as its task judges them, and its masks.
 
 This is the step between inference and `tables.py`: an answer (text, mask probabilities) becomes a `RowResult`. A row's
-scores depend only on that row, so batch size and number of processes change no digit.
+scores depend only on that row, so batch size and number of processes change no digit. Frames without annotation are
+predicted, and saved, but not scored.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from aurora_rl.boundary import boundary_f_measure
 from aurora_rl.data.run_lengths import encode_masks
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation.presets import Preset, find_preset
-from aurora_rl.evaluation.records import CompletionScore, MaskScore, RolloutScore, RowResult
+from aurora_rl.evaluation.records import CompletionScore, MaskScore, RolloutScore, RowResult, Scores
 from aurora_rl.metrics import MASK_THRESHOLD
-from aurora_rl.tasks.completions import ParsedCompletion, normalise_category, parse_completion
-from aurora_rl.tasks.reference_segmentation import hear_score, see_score
+from aurora_rl.tasks.base import Task
+from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
+
+#: The head whose predictions are scored as masks; those of others come as scores by name.
+MASKS = ReferenceSegmentation.head
 
 
 def score_masks(
@@ -51,7 +55,7 @@ def score_masks(
         ValueError: if the preset is unknown, or shapes or ranges are wrong.
     """
     settings, gt_masks = find_preset(preset), torch.as_tensor(gt_masks)
-    size = _preset_size(gt_masks, preset)
+    size = _preset_size((gt_masks.shape[1], gt_masks.shape[2]), preset)
     probs = metrics.resize_probs(_zeros_if_missing(mask_probs, gt_masks), size)
     truth = metrics.resize_truth(gt_masks, size)
     pred_masks, j_masks = probs > MASK_THRESHOLD, probs > settings.j_threshold  # (F, *size)
@@ -75,60 +79,104 @@ def score_masks(
 def score_completion(
     text: str,
     mask_probs: Tensor | None,
-    gt_masks: Tensor | np.ndarray,
+    gt_masks: Tensor | np.ndarray | None,
     sample: AVSample,
     *,
     preset: str = "refavs",
+    task: Task | None = None,
+    head_scores: Scores | None = None,
 ) -> CompletionScore:
-    """Score a greedy completion: its text, its chain of thought and the mask-IoU reward; the result keeps its masks.
+    """Score a greedy completion: its words and the mask-IoU reward; the result keeps its masks.
 
     Args:
         text: the completion as generated, before anything was appended to it.
         mask_probs: probabilities, (F, h, w) float; None if the model gave no masks.
-        gt_masks: true masks, (F, H, W) bool.
+        gt_masks: true masks of the annotated frames, (A, H, W) bool; None if they are not known.
         sample: the row that was asked.
         preset: name of a preset, a key of `PRESETS`.
+        task: the task that was asked; reference segmentation by default.
+        head_scores: scores of the prediction of the task's head, if that does not predict masks.
     """
-    gt_masks = torch.as_tensor(gt_masks)
-    parsed = parse_completion(text)
-    probs = _zeros_if_missing(mask_probs, gt_masks)
-    own_probs = _probs_at_own_size(probs, gt_masks)
-    preset_probs = metrics.resize_probs(probs, _preset_size(gt_masks, preset))
+    task = task or ReferenceSegmentation()
+    answer = task.parse(text)
+    probs, own_size = _saved_masks(mask_probs, gt_masks, sample, task)
+    masks = {}
+    if probs is not None:
+        own_probs = metrics.resize_probs(probs, own_size)
+        preset_probs = metrics.resize_probs(probs, _preset_size(own_size, preset))
+        masks["pred_masks"] = encode_masks((own_probs > MASK_THRESHOLD).cpu().numpy())
+        masks["preset_masks"] = encode_masks((preset_probs > find_preset(preset).j_threshold).cpu().numpy())
     return CompletionScore(
         text=text,
-        category=parsed.category,
-        format=_format_score(parsed),
-        category_correct=_category_score(parsed, sample),
-        see=see_score(parsed, sample),
-        hear=hear_score(parsed, sample),
-        iou=_iou_reward(mask_probs, gt_masks),
-        pred_masks=encode_masks((own_probs > MASK_THRESHOLD).cpu().numpy()),
-        preset_masks=encode_masks((preset_probs > find_preset(preset).j_threshold).cpu().numpy()),
+        value=answer.value,
+        is_right=task.is_right(answer, sample),
+        scores={**task.text_scores(answer, sample), **(head_scores or {})},
+        iou=_iou_reward(mask_probs, gt_masks, sample, task),
+        **masks,
     )
 
 
 def score_rollout(
-    text: str, mask_probs: Tensor | None, gt_masks: Tensor | np.ndarray, sample: AVSample
+    text: str,
+    mask_probs: Tensor | None,
+    gt_masks: Tensor | np.ndarray | None,
+    sample: AVSample,
+    *,
+    task: Task | None = None,
+    head_scores: Scores | None = None,
 ) -> RolloutScore:
-    """Compute a sampled completion's rewards: format, category and mask IoU; arguments as in `score_completion`."""
-    parsed = parse_completion(text)
-    iou = _iou_reward(mask_probs, torch.as_tensor(gt_masks))
-    return RolloutScore(format=_format_score(parsed), category=_category_score(parsed, sample), iou=iou)
+    """Score a sampled completion's words and masks; arguments as in `score_completion`."""
+    task = task or ReferenceSegmentation()
+    answer = task.parse(text)
+    return RolloutScore(
+        is_right=task.is_right(answer, sample),
+        scores={**task.text_scores(answer, sample), **(head_scores or {})},
+        iou=_iou_reward(mask_probs, gt_masks, sample, task),
+    )
 
 
 def score_answer(
     sample: AVSample,
     text: str,
     mask_probs: Tensor | None,
-    gt_masks: Tensor | np.ndarray,
+    gt_masks: Tensor | np.ndarray | None,
     *,
     sampled: Sequence[RolloutScore] = (),
     preset: str = "refavs",
+    task: Task | None = None,
+    head_scores: Scores | None = None,
 ) -> RowResult:
     """Score a model's greedy answer to a row, and add the scores of its sampled ones; see `score_completion`."""
-    score = score_masks(mask_probs, gt_masks, preset=preset)
-    greedy = score_completion(text, mask_probs, gt_masks, sample, preset=preset)
+    task = task or ReferenceSegmentation()
+    greedy = score_completion(text, mask_probs, gt_masks, sample, preset=preset, task=task, head_scores=head_scores)
+    score = None
+    if gt_masks is not None and task.head == MASKS:
+        score = score_masks(annotated_part(mask_probs, sample), gt_masks, preset=preset)
     return RowResult.of_sample(sample, score, preset=preset, greedy=greedy, sampled=sampled)
+
+
+def annotated_part(masks: Tensor | None, sample: AVSample) -> Tensor | None:
+    """Return the frames of a prediction (F, h, w) that have a truth, (A, h, w); None stays None."""
+    frames = sample.annotated_frames
+    return masks if masks is None or frames is None else masks[list(frames)]
+
+
+def _saved_masks(
+    mask_probs: Tensor | None, gt_masks: Tensor | np.ndarray | None, sample: AVSample, task: Task
+) -> tuple[Tensor | None, tuple[int, int]]:
+    """Return the probabilities (F, h, w) that are saved and the frames' own size.
+
+    A missing prediction is one of empty masks. There are none where a task has no masks, and where neither prediction
+    nor truth tells their size.
+    """
+    known = gt_masks if gt_masks is not None else mask_probs
+    if task.head != MASKS or known is None:
+        return None, (0, 0)
+    own_size = (known.shape[-2], known.shape[-1])
+    if mask_probs is not None:
+        return mask_probs, own_size
+    num_frames = len(known) if sample.annotated_frames is None else len(sample.frame_paths)
+    return torch.zeros(num_frames, *own_size, device=torch.as_tensor(known).device), own_size
 
 
 def _zeros_if_missing(mask_probs: Tensor | None, gt_masks: Tensor) -> Tensor:
@@ -136,34 +184,26 @@ def _zeros_if_missing(mask_probs: Tensor | None, gt_masks: Tensor) -> Tensor:
     return torch.zeros(gt_masks.shape, device=gt_masks.device) if mask_probs is None else mask_probs
 
 
-def _probs_at_own_size(mask_probs: Tensor, gt_masks: Tensor) -> Tensor:
-    height, width = gt_masks.shape[1:]
-    return metrics.resize_probs(mask_probs, (height, width))
-
-
-def _preset_size(gt_masks: Tensor, preset: str) -> tuple[int, int]:
-    """Return the (height, width) at which the preset scores a clip."""
-    height, width = gt_masks.shape[1:]
+def _preset_size(own_size: tuple[int, int], preset: str) -> tuple[int, int]:
+    """Return the (height, width) at which the preset scores a clip of frames of `own_size`."""
     size = find_preset(preset).size
-    return (height, width) if size is None else (size, size)
+    return own_size if size is None else (size, size)
 
 
-def _iou_reward(mask_probs: Tensor | None, gt_masks: Tensor) -> float:
+def _iou_reward(
+    mask_probs: Tensor | None, gt_masks: Tensor | np.ndarray | None, sample: AVSample, task: Task
+) -> float | None:
     """Compute the mask-IoU reward, which is 0 without `[SEG]`, even if empty masks would be right."""
-    if mask_probs is None:
+    if gt_masks is None or task.head != MASKS:
+        return None
+    probs = annotated_part(mask_probs, sample)
+    if probs is None:
         return 0.0
-    return metrics.mask_iou(_probs_at_own_size(mask_probs, gt_masks) > MASK_THRESHOLD, gt_masks)
+    truth = torch.as_tensor(gt_masks)
+    return metrics.mask_iou(metrics.resize_probs(probs, (truth.shape[1], truth.shape[2])) > MASK_THRESHOLD, truth)
 
 
 def _f_curve(mask_probs: Tensor, mask_logits: Tensor | None, gt_masks: Tensor, preset: Preset) -> Tensor:
     if not preset.thresholds_logits:
         return metrics.f_measure_curve(mask_probs, gt_masks)
     return metrics.logit_f_measure_curve(torch.logit(mask_probs) if mask_logits is None else mask_logits, gt_masks)
-
-
-def _format_score(parsed: ParsedCompletion) -> float:
-    return float(parsed.has_all_steps and parsed.ends_with_seg and parsed.num_seg == 1)
-
-
-def _category_score(parsed: ParsedCompletion, sample: AVSample) -> float:
-    return float(parsed.category == normalise_category(sample.category))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from aurora_rl.evaluation.intervals import bootstrap_mean_of_means
-from aurora_rl.evaluation.measures import MEASURES, TARGET_MEASURES, Measure, mean
+from aurora_rl.evaluation.measures import MEASURES, TARGET_MEASURES, Measure, mean, measures_of
 from aurora_rl.evaluation.records import RowResult
 from aurora_rl.tasks.completions import normalise_category
 
@@ -33,7 +33,7 @@ def mark_novelty(rows: Iterable[RowResult], train_categories: Iterable[str]) -> 
 
 
 def _novelty(row: RowResult, trained: set[str]) -> str | None:
-    if row.is_null:
+    if row.is_null or not row.category:
         return None
     return "seen" if normalise_category(row.category) in trained else "new"
 
@@ -46,7 +46,7 @@ def novelty_group(row: RowResult) -> str | None:
 
 #: Functions that group rows, by the names of the tables in scores.json.
 GROUPINGS: dict[str, GroupKey] = {
-    "by_category": lambda row: row.category,
+    "by_category": lambda row: row.category or None,  # a question may be about none
     "by_reference_type": lambda row: row.reference_type,
     "by_novelty": novelty_group,
 }
@@ -104,15 +104,22 @@ def number_tables(rows: Sequence[RowResult]) -> dict[str, Any]:
 
 
 def table(rows: Sequence[RowResult]) -> Table:
-    """Compute the numbers of some rows: each measure that applies, `n`, `missing`.
+    """Compute the numbers of some rows: each measure that applies, and counts.
 
-    If some but not all are null references, `n_null` is their number and `n` that of the others.
+    `n` counts rows; if some but not all are null references, `n_null` is their number and `n` that of the others.
+    `missing` counts rows without a prediction of masks, if masks are scored, and `unreadable` greedy completions that
+    hold no answer, if the rows are a model's.
     """
-    numbers: Table = {name: value for name, measure in MEASURES.items() if (value := measure.over(rows)) is not None}
+    measures = measures_of(rows)
+    numbers: Table = {name: value for name, measure in measures.items() if (value := measure.over(rows)) is not None}
     num_null = sum(row.is_null for row in rows)
     has_both = 0 < num_null < len(rows)
     counts = {"n": len(rows) - num_null, "n_null": num_null} if has_both else {"n": len(rows)}
-    return numbers | counts | {"missing": sum(row.is_missing for row in rows)}
+    if any(row.masks for row in rows):
+        counts["missing"] = sum(row.is_missing for row in rows)
+    if any(row.greedy for row in rows):
+        counts["unreadable"] = sum(row.greedy is not None and row.greedy.value is None for row in rows)
+    return numbers | counts
 
 
 def only_preset(rows: Iterable[RowResult]) -> str:
@@ -158,7 +165,7 @@ def _mix_table(groups: Sequence[Sequence[RowResult]]) -> Table:
 
 def _intervals(rows: Sequence[RowResult]) -> Intervals:
     """Compute the interval of each number; none for rows of a single clip, as nothing is known of other clips."""
-    drawn = {name: _draws(measure, rows) for name, measure in MEASURES.items()}
+    drawn = {name: _draws(measure, rows) for name, measure in measures_of(rows).items()}
     return {name: _interval([draws]) for name, draws in drawn.items() if len(set(draws[1])) > 1}
 
 

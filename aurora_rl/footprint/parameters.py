@@ -16,6 +16,7 @@ from aurora_rl.assembly.arguments import ModelArguments
 from aurora_rl.assembly.model import lora_config
 from aurora_rl.footprint.launch import Launch
 from aurora_rl.models.checkpoint_files import check_checkpoint_files, read_adapter_config
+from aurora_rl.models.heads import head_configs
 from aurora_rl.models.loading import SegmentationLoraConfig, complete_new_heads, freeze, read_model_config
 from aurora_rl.models.mllm import MLLMFamily
 from aurora_rl.models.quantization import is_quantized
@@ -137,7 +138,7 @@ def _with_adapter(
         return get_peft_model(model, SegmentationLoraConfig(**as_trained))
     if not args.use_peft:
         return model
-    config = lora_config(args, family, model.config.segmenter)
+    config = lora_config(args, family, head_configs(model.config))
     keeps_dtype = launch.is_deepspeed and launch.zero_stage == 3 and not args.load_in_4bit
     return get_peft_model(model, config, autocast_adapter_dtype=not keeps_dtype)
 

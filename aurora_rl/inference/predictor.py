@@ -1,4 +1,7 @@
-"""Inference with a trained model, from samples to completions and masks; evaluation and `AuroraPipeline` call it."""
+"""Inference with a trained model, from samples to completions and what the task's head predicts.
+
+Evaluation and `AuroraPipeline` call it. For a task without a head no head runs, and completions are text alone.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
@@ -16,25 +19,28 @@ from aurora_rl.data.sample import AVSample
 from aurora_rl.models.collate import collate_frames, distinct_media
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.end_of_turn import end_token_ids, until_end
-from aurora_rl.models.grounding import row_mask_logits, shared_media, without_projection
-from aurora_rl.models.head_tokens import find_seg
+from aurora_rl.models.grounding import segmentation_model, shared_media, without_projection
+from aurora_rl.models.head_tokens import find_last_token, head_token_id
+from aurora_rl.models.heads import MaskHead
 from aurora_rl.models.read_ahead import encoded_batches
-from aurora_rl.tasks.prompts import FINAL_SENTENCE
 
 Row = TypeVar("Row")
 
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """Completion of one sample, and its masks.
+    """Completion of one sample, and what the task's head predicts from it on every frame, annotated or not.
 
     Attributes:
         text: the completion as generated, special tokens skipped.
-        mask_probs: (F, H, W) float32 probabilities at the frames' own size; None without a `[SEG]`.
+        mask_probs: (F, H, W) float32 probabilities at the frames' own size; None without a `[SEG]`, and for a task
+            without masks.
+        prediction: the row of another head (`Head.rows`), on the model's device; None without the head's token.
     """
 
     text: str
-    mask_probs: torch.Tensor | None
+    mask_probs: torch.Tensor | None = None
+    prediction: Any = None
 
 
 def unfinished_batches(
@@ -75,23 +81,26 @@ class SeededSampling(LogitsProcessor):
 
 
 class Predictor:
-    """Generates completions and decodes their masks.
+    """Generates completions and decodes their masks, or whatever else the task's head predicts.
 
     Args:
         model: the model from `models.loading.load_model`.
-        encode: encoder that turns a sample into tensors.
-        seg_token_id: id of `[SEG]`.
+        encode: encoder that turns a sample into tensors, and holds the task.
+        seg_token_id: id of the head's token; None for that of the task's `answer_token`.
         max_completion_length: upper limit of a completion's tokens.
         batch_size: number of sequences generated at once.
-        append_seg: whether " It is [SEG]." is appended to a completion without `[SEG]` when masks are decoded, so that
-            it has masks too. Its text stays as generated.
+        append_seg: whether the task's `closing`, such as "It is [SEG].", is appended to a completion without the head's
+            token, so that it has a prediction too. Its text stays as generated.
+
+    Raises:
+        ValueError: if the tokenizer has no token of the task's head.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
         encode: SampleEncoder,
-        seg_token_id: int,
+        seg_token_id: int | None = None,
         *,
         max_completion_length: int = 512,
         batch_size: int = 8,
@@ -99,6 +108,9 @@ class Predictor:
     ) -> None:
         self.model = model.eval()
         self.encode = encode
+        token = encode.task.answer_token
+        if seg_token_id is None and token is not None:
+            seg_token_id = head_token_id(encode.tokenizer, token)
         self.seg_token_id = seg_token_id
         self.max_completion_length = max_completion_length
         self.batch_size = batch_size
@@ -145,8 +157,8 @@ class Predictor:
             noise = None if num_samples is None else SeededSampling(draws, temperature=temperature)
             completion_ids = self.generate(rows, noise)
             texts = self.encode.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-            masks = self.decode_masks(rows, completion_ids)
-            completions = [Completion(text, probs) for text, probs in zip(texts, masks, strict=True)]
+            predictions = self.predict_rows(rows, completion_ids)
+            completions = [self._completion(*pair) for pair in zip(texts, predictions, strict=True)]
             for first in range(0, len(rows), copies):
                 yield completions[first : first + copies]
 
@@ -171,46 +183,78 @@ class Predictor:
             sequences = self.model.generate(**inputs, generation_config=config, logits_processor=processors)
         return until_end(sequences[:, inputs["input_ids"].size(1) :], self.end_ids)
 
-    @torch.inference_mode()
+    def _completion(self, text: str, prediction: Any) -> Completion:
+        if self.encode.task.head != MaskHead.name or prediction is None:
+            return Completion(text, prediction=prediction)
+        return Completion(text, prediction.sigmoid().cpu())
+
     def decode_masks(
         self, rows: Sequence[EncodedSample], completion_ids: Sequence[torch.Tensor]
     ) -> list[torch.Tensor | None]:
-        """Decode the masks of completions in a pass of their own: `generate` gives no state of the last token.
+        """Decode the masks of completions; arguments as in `predict_rows`.
+
+        Returns:
+            (F, H, W) float32 probabilities at the frames' own size for each row, None without a `[SEG]` and for a task
+            without masks.
+        """
+        return [self._completion("", prediction).mask_probs for prediction in self.predict_rows(rows, completion_ids)]
+
+    def head_scores(self, row: EncodedSample, completion: Completion) -> dict[str, float | None]:
+        """Score what another head than that of masks predicts, by name; a row without truth has no scores."""
+        head = self.encode.task.head
+        if head is None or head == MaskHead.name or row.gt_masks is None:
+            return {}
+        predicting = segmentation_model(self.model).head(head)
+        return predicting.scores(completion.prediction, row.gt_masks, row.annotated_frames)
+
+    @torch.inference_mode()
+    def predict_rows(self, rows: Sequence[EncodedSample], completion_ids: Sequence[torch.Tensor]) -> list[Any]:
+        """Run the task's head on completions in a pass of their own: `generate` gives no state of the last token.
 
         Args:
             rows: rows that were given to `generate`.
             completion_ids: completions that it has returned.
 
         Returns:
-            (F, H, W) float32 probabilities at the frames' own size for each row, None without a `[SEG]`.
+            What `Head.rows` returns for each row, over all of its frames; None without the head's token, and for a task
+            without a head, which costs no pass.
         """
+        head = self.encode.task.head
+        if head is None or self.seg_token_id is None:
+            return [None] * len(rows)
         completion_ids = self._with_seg(completion_ids)
         inputs, media_index = self._inputs(rows)
         prompt_ids, prompt_mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
         ids = pad(completion_ids, padding_value=self.encode.tokenizer.pad_token_id, padding_side="right")
         said = pad([torch.ones_like(x) for x in completion_ids], padding_value=0, padding_side="right")
         input_ids, attention_mask = torch.cat([prompt_ids, ids], dim=1), torch.cat([prompt_mask, said], dim=1)
-        seg_index, has_seg = find_seg(input_ids, attention_mask, self.seg_token_id, num_completion_tokens=ids.size(1))
+        index, has_token = find_last_token(
+            input_ids, attention_mask, self.seg_token_id, num_completion_tokens=ids.size(1)
+        )
         frames = {name: tensor.to(input_ids.device) for name, tensor in collate_frames(rows).items()}
         with shared_media(self.model, media_index), without_projection(self.model.get_output_embeddings()):
             outputs = self.model(
-                input_ids=input_ids, attention_mask=attention_mask, **inputs, seg_index=seg_index, **frames
+                input_ids=input_ids, attention_mask=attention_mask, **inputs, seg_index=index, head_name=head, **frames
             )
         counts = frames["seg_frame_counts"][frames["seg_clip_index"]]
-        logits = row_mask_logits(self.model, outputs.mask_logits, counts, [row.frame_size for row in rows])
-        return [row.sigmoid().cpu() if seg else None for row, seg in zip(logits, has_seg.tolist(), strict=True)]
+        predicted = (
+            segmentation_model(self.model)
+            .head(head)
+            .rows(outputs.head_outputs, counts, [row.frame_size for row in rows])
+        )
+        return [row if is_there else None for row, is_there in zip(predicted, has_token.tolist(), strict=True)]
 
     def _with_seg(self, completion_ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Append the answer's last sentence to completions without `[SEG]`, if `append_seg` is set."""
-        if not self.append_seg:
+        """Append the task's closing sentence to completions without the head's token, if `append_seg` is set."""
+        closing = self.encode.task.closing
+        if not self.append_seg or closing is None or self.seg_token_id is None:
             return list(completion_ids)
-        tokenizer = self.encode.tokenizer
-        closing = torch.tensor(
-            tokenizer(f" {FINAL_SENTENCE}", add_special_tokens=False).input_ids, device=self.model.device
+        closing_ids = torch.tensor(
+            self.encode.tokenizer(f" {closing}", add_special_tokens=False).input_ids, device=self.model.device
         )
         ends = torch.tensor(self.end_ids, device=self.model.device)
         return [
-            ids if (ids == self.seg_token_id).any() else torch.cat([ids[~torch.isin(ids, ends)], closing])
+            ids if (ids == self.seg_token_id).any() else torch.cat([ids[~torch.isin(ids, ends)], closing_ids])
             for ids in completion_ids
         ]
 

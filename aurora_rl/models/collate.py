@@ -17,20 +17,25 @@ from aurora_rl.tasks.base import Target
 class SFTCollator:
     """Rows of the dataset become one right-padded batch with labels on the completion only.
 
-    For a task with a head, the batch also holds `seg_index`, the frames of `collate_frames`, and for each row its
-    `seg_weights` (0 without `[SEG]` or without true masks) and `gt_masks` (None without them). It holds
-    `annotated_frames` where a row has frames that are not annotated.
+    For a task with a head, the batch also holds `head_name`, `seg_index`, the frames of `collate_frames`, and for each
+    row its `seg_weights` (0 without the head's token or without true masks) and `gt_masks` (None without them). It
+    holds `annotated_frames` where a row has frames that are not annotated.
 
     Args:
         encode: encoder that turns a sample into tensors.
-        seg_token_id: id of `[SEG]`.
+        seg_token_id: id of the token at which the task's head predicts; None for a task without a head.
         target: function from a sample to its completion, one of `tasks.targets`.
     """
 
-    def __init__(self, encode: SampleEncoder, seg_token_id: int, target: Callable[[AVSample], Target]) -> None:
+    def __init__(self, encode: SampleEncoder, seg_token_id: int | None, target: Callable[[AVSample], Target]) -> None:
         self.encode = encode
         self.seg_token_id = seg_token_id
         self.target = target
+
+    @property
+    def head(self) -> str | None:
+        """Name of the head that the batches train; None for a task without one."""
+        return self.encode.task.head
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         encoded = [self.encode(AVSample.from_row(row)) for row in rows]
@@ -47,7 +52,7 @@ class SFTCollator:
     def _head_inputs(self, encoded: Sequence[EncodedSample], batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """Return what the head reads and is trained on: nothing, if the task has no head."""
         frames = collate_frames(encoded)
-        if not frames:
+        if not frames or self.seg_token_id is None:
             return {}
         seg_index, has_seg = find_seg(
             batch["input_ids"],
@@ -59,7 +64,8 @@ class SFTCollator:
         truth: dict[str, Any] = {"gt_masks": [item.gt_masks for item in encoded]}
         if any(item.annotated_frames is not None for item in encoded):
             truth["annotated_frames"] = [item.annotated_frames for item in encoded]
-        return {**frames, "seg_index": seg_index, "seg_weights": (has_seg & has_truth).float(), **truth}
+        inputs = {**frames, "seg_index": seg_index, "head_name": self.encode.task.head}
+        return {**inputs, "seg_weights": (has_seg & has_truth).float(), **truth}
 
     def check(self, samples: Iterable[AVSample]) -> None:
         """Check the targets of all rows before the first one is needed.

@@ -15,6 +15,7 @@ from aurora_rl.data.containers import MediaError
 from aurora_rl.data.media import loudness_dbfs
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.models.control_tokens import check_messages, naming, texts_of
+from aurora_rl.models.head_tokens import head_token_id
 from aurora_rl.models.mllm import EncodedPrompt, MLLMFamily
 from aurora_rl.tasks.base import PromptMedia, PromptText, Task
 from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
@@ -97,6 +98,12 @@ class SampleEncoder:
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self.processor.tokenizer
+
+    @property
+    def answer_token_id(self) -> int | None:
+        """The id of the token at which the task's head predicts; None for a task without a head."""
+        token = self.task.answer_token
+        return None if self.task.head is None or token is None else head_token_id(self.tokenizer, token)
 
     def check(self, samples: Sequence[AVSample]) -> None:
         """Check the rows' questions before the first clip is read; raises a `ControlTokenError` that names the row."""

@@ -232,6 +232,20 @@ def install_mask_forward(model: GroundingMixin) -> None:
     model.forward = types.MethodType(forward, model)
 
 
+def freeze_other_heads(model: nn.Module, name: str | None) -> None:
+    """Freeze all heads but that of the run's task.
+
+    No loss reaches the others, and launched processes would wait for their gradients.
+
+    Args:
+        model: the model, wrapped or not.
+        name: name of the head that is trained; None for none.
+    """
+    for other, head in segmentation_model(model).heads.items():
+        if other != name:
+            head.requires_grad_(False)
+
+
 def row_mask_logits(
     model: nn.Module,
     mask_logits: torch.Tensor,

@@ -29,6 +29,7 @@ from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.end_of_turn import declare_ends
 from aurora_rl.models.head_tokens import ensure_seg_token, head_token_id, init_seg_embedding, suppress_tokens
 from aurora_rl.models.heads import MaskHead, head_attribute, head_class, head_configs, head_fields
+from aurora_rl.models.heads.segmenters import FrameEncoder
 from aurora_rl.models.mllm import MLLMFamily, UnreadModelTypeError, get_family
 from aurora_rl.models.sharding import restore_rotary_frequencies
 
@@ -87,6 +88,11 @@ class LoadedModel:
         """The config of the mask decoder; a model without one raises a ValueError."""
         check_has_head(self.model.config, MaskHead.name, str(self.model.config._name_or_path))
         return self.heads[MaskHead.name]
+
+    def frame_encoder(self, head: str) -> FrameEncoder:
+        """Build the frozen encoder of a head's frame inputs; a model without this head raises a ValueError."""
+        check_has_head(self.model.config, head, str(self.model.config._name_or_path))
+        return head_class(head).frame_encoder(self.heads[head])
 
     @property
     def clip_options(self) -> ClipOptions | None:

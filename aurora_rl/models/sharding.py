@@ -55,12 +55,13 @@ def restore_rotary_frequencies(model: PreTrainedModel) -> None:
 
 
 def gather_at_once(model: nn.Module, part: type[nn.Module]) -> None:
-    """Gather all weights of a module of class `part` when it is entered, not one by one inside it, under ZeRO-3.
+    """Gather all weights of a module when it is entered, not one by one inside it, under ZeRO-3.
 
-    It is for parts that work in chunks: their number depends on a process's own clips, and all processes would wait for
-    a module that only one of them calls.
+    These are the modules of class `part`, or of a class derived from it. It is for parts that work in chunks: their
+    number depends on a process's own clips, and all processes would wait for a module that only one of them calls.
     """
     if is_deepspeed_zero3_enabled():
         from deepspeed.utils import set_z3_leaf_modules
 
-        set_z3_leaf_modules(model, [part])
+        if classes := {type(module) for module in model.modules() if isinstance(module, part)}:
+            set_z3_leaf_modules(model, list(classes))  # by the class itself, not by those that it derives from

@@ -18,6 +18,7 @@ from aurora_rl.models.checkpoint_files import fingerprint_checkpoint
 from aurora_rl.models.collate import SFTCollator
 from aurora_rl.models.encoding import PromptOptions, SampleEncoder
 from aurora_rl.models.grounding import segmentation_model, without_projection
+from aurora_rl.models.heads import MaskHead
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.tasks.base import Target, Task
 from aurora_rl.tasks.prompts import teacher_answer
@@ -25,7 +26,7 @@ from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 
 #: Keys of an `SFTCollator` batch that the features do not need: labels, and inputs of the mask decoder.
 UNREAD = (
-    *("labels", "gt_masks", "annotated_frames", "seg_weights"),
+    *("labels", "gt_masks", "annotated_frames", "seg_weights", "head_name"),
     *("seg_frames", "seg_frame_counts", "seg_clip_index"),
 )
 
@@ -59,7 +60,7 @@ class Teacher:
     def features(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the prompt embeddings (B, C) float32 of a batch from `collate`, on the inputs' device."""
         with without_projection(segmentation_model(self.model).get_output_embeddings()):
-            return self.model(**inputs).sparse_prompt_embeddings.float()
+            return self.model(**inputs, head_name=MaskHead.name).sparse_prompt_embeddings.float()
 
     def features_of(self, samples: Sequence[AVSample]) -> torch.Tensor:
         """Return the features (B, C) float32 of samples, on the CPU."""

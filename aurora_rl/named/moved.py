@@ -50,7 +50,7 @@ MOVED = {
     "score_page": "report.score_page",
     "scores": "evaluation.tables",
     "summary": "evaluation.tables",
-    "trainers.vllm_sampler": "rollout.sampler",
+    "trainers.vllm_sampler": "rollout.vllm_source",
     "whole_files": "files.atomic",
     "yaml_environment": "assembly.environment",
 }

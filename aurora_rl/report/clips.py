@@ -138,8 +138,9 @@ def choose_rows(before: Sequence[RowResult], after: Sequence[RowResult], *, num_
 
 
 def _quality(result: RowResult) -> float:
+    """Sum up what training rewards: the form, a right answer, the masks."""
     greedy = result.completion
-    return greedy.format + greedy.category_correct + greedy.iou
+    return (greedy.scores.get("format") or 0.0) + greedy.is_right + (greedy.iou or 0.0)
 
 
 def _rank_by_reason(after: Mapping[str, RowResult], quality_before: Mapping[str, float]) -> dict[str, list[str]]:
@@ -264,7 +265,7 @@ def waveform_path(waveform: np.ndarray) -> str:
 def chain_lines(result: RowResult) -> tuple[ChainLine, ...]:
     """Split a greedy completion into lines, each step with whether its claim is true (None if unknown)."""
     greedy = result.completion
-    verdicts = {"look": greedy.see, "listen": greedy.hear, "answer": greedy.category_correct}
+    verdicts = {"look": greedy.scores.get("see"), "listen": greedy.scores.get("hear"), "answer": float(greedy.is_right)}
     return tuple(_chain_line(line.strip(), verdicts) for line in greedy.text.splitlines() if line.strip())
 
 

@@ -30,8 +30,13 @@ def chat_request(prompt: EnginePrompt) -> dict[str, Any]:
     """Return the fields of a request to `/v1/chat/completions` that hold the prompt.
 
     Raises:
-        ValueError: if the conversation's media parts and the media do not match.
+        ValueError: if the conversation's media parts and the media do not match, or more was said after it.
     """
+    if prompt.said:
+        raise ValueError(
+            f"{len(prompt.said)} tokens were said after the conversation, but a server's chat endpoint takes text, and "
+            "could read other tokens than were sampled: take further turns with vllm_mode colocate"
+        )
     media = {modality: iter(items) for modality, items in prompt.media.items()}
     interleaved = bool(prompt.processor_options.get("use_audio_in_video", False))
     messages = [

@@ -8,7 +8,6 @@ only the language model's weights are sent, one layer at a time, if the towers a
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -23,25 +22,13 @@ from trl.trainer.utils import ensure_master_addr_port
 from aurora_rl.models.end_of_turn import end_token_ids
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.mllm import EncodedPrompt, EnginePrompt
+from aurora_rl.rollout.base import Rollouts
 from aurora_rl.rollout.export import export_for_vllm
 from aurora_rl.rollout.plugin import register_with
 from aurora_rl.rollout.weights import changes_towers, check_adapters, engine_weights
 
 #: The lowest bias that vLLM accepts; it multiplies a probability by exp(-100).
 SUPPRESSED_BIAS = -100.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Rollouts:
-    """Completions of some rows, sampled by vLLM.
-
-    Attributes:
-        completion_ids: ids of each row's completion.
-        logprobs: vLLM's log-probability of each sampled token, after temperature and suppression, row by row.
-    """
-
-    completion_ids: list[list[int]]
-    logprobs: list[list[float]]
 
 
 class AuroraVLLMGeneration(VLLMGeneration):
@@ -276,7 +263,8 @@ class AuroraVLLMGeneration(VLLMGeneration):
             prompt_ids = [ids for ids in completions.prompt_ids for _ in range(num_generations)]
             return prompt_ids, completions.completion_ids, completions.logprobs
 
-        start = self.accelerator.process_index * len(prompts)
+        counts = gather_object([len(prompts)])  # in a further turn, processes may ask about unlike numbers of rows
+        start = sum(counts[: self.accelerator.process_index])
         first, second, third = (values[start : start + len(prompts)] for values in self._on_main_process(sample))
         return first, second, third
 
@@ -289,8 +277,9 @@ class AuroraVLLMGeneration(VLLMGeneration):
             self.llm.wake_up(tags=["kv_cache"])
         count, first = len(prompts), 0
         if self.tensor_parallel_size > 1:  # the processes of a group sample all of its rows together
+            counts = self._gather_in_group([count])
             prompts, seeds = self._gather_in_group(prompts), self._gather_in_group(seeds)
-            first = torch.distributed.get_rank(group=self.tp_group) * count
+            first = sum(counts[: torch.distributed.get_rank(group=self.tp_group)])
         with profiler:
             outputs = self.llm.generate(
                 [_engine_input(prompt) for prompt in prompts],

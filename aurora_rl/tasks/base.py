@@ -139,17 +139,22 @@ class Task(abc.ABC):
         head: name of the head that predicts from the answer's token, a key of `models.heads.HEADS`; None for a task
             that is answered in words alone, whose rows need no masks.
         answer_token: token of that head, the only control token that a target may hold, once, at its end.
+        closing: sentence with that token, which inference appends to a completion without one, so that the head
+            predicts all the same; None to leave such a completion without a prediction.
         instruction: user's text for a row unless the recipe gives another one; `{reference}` stands for the row's own.
         curves: names of the training curves of `text_scores`, by the score's name; `{kind}` stands for the kind of the
             row's reference. A score without an entry is no curve.
+        meanings: what `text_scores` mean, by the score's name, in a few words for the reader of a page.
         reflection_targets: those of `targets` that correct a mistake, `AVSample.wrong`; they train on the rows with a
             mistake and a share of the others.
     """
 
     head: ClassVar[str | None] = None
     answer_token: ClassVar[str | None] = None
+    closing: ClassVar[str | None] = None
     instruction: ClassVar[str]
-    curves: ClassVar[Mapping[str, str]] = {}
+    curves: ClassVar[Mapping[str, str]] = {"accuracy": "accuracy/{kind}"}
+    meanings: ClassVar[Mapping[str, str]] = {}
     reflection_targets: ClassVar[frozenset[str]] = frozenset()
 
     @property
@@ -157,7 +162,10 @@ class Task(abc.ABC):
         """The name by which checkpoints and errors call the task."""
         return type(self).__name__
 
-    @abc.abstractmethod
+    def question(self, sample: AVSample) -> str:
+        """Return a row's question, which takes the place of `{reference}`; all of it counts as text from outside."""
+        return sample.reference
+
     def messages(
         self,
         sample: AVSample,
@@ -177,6 +185,8 @@ class Task(abc.ABC):
         Raises:
             ValueError: if the instruction leaves the row's question out.
         """
+        text = PromptText.fill(instruction or self.instruction, reference=self.question(sample))
+        return chat_messages(text, media, system_prompt=system_prompt)
 
     @abc.abstractmethod
     def target(self, sample: AVSample) -> Target:
@@ -206,9 +216,9 @@ class Task(abc.ABC):
     def is_right(self, answer: Answer, sample: AVSample) -> bool:
         """Tell whether an answer's words are the row's truth."""
 
-    @abc.abstractmethod
     def text_scores(self, answer: Answer, sample: AVSample) -> dict[str, float | None]:
         """Score an answer's words by name, each in [0, 1]; None where a score does not apply to the row."""
+        return {"accuracy": float(self.is_right(answer, sample))}
 
 
 def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 
 from aurora_rl.data.chains import ChainFile
 from aurora_rl.data.sample import AVSample
-from aurora_rl.tasks.base import Answer, PromptMedia, PromptText, Target, Task, chat_messages
+from aurora_rl.tasks.base import Answer, Target, Task
 from aurora_rl.tasks.completions import ParsedCompletion, completion_text, normalise_category, parse_completion
-from aurora_rl.tasks.prompts import DEFAULT_INSTRUCTION, SEG_TOKEN, render_chain
+from aurora_rl.tasks.prompts import DEFAULT_INSTRUCTION, FINAL_SENTENCE, SEG_TOKEN, render_chain
 from aurora_rl.tasks.targets import TARGETS, gold_chain
 
 
@@ -24,20 +24,10 @@ class ReferenceSegmentation(Task):
 
     head = "masks"
     answer_token = SEG_TOKEN
+    closing = FINAL_SENTENCE
     instruction = DEFAULT_INSTRUCTION
     curves = {"category": "category/{kind}", "see": "chain/see", "hear": "chain/hear"}
     reflection_targets = frozenset({"reflection", "reflection_learn_wrong"})
-
-    def messages(
-        self,
-        sample: AVSample,
-        media: PromptMedia | None = None,
-        *,
-        instruction: str | None = None,
-        system_prompt: str | None = None,
-    ) -> list[dict[str, Any]]:
-        text = PromptText.fill(instruction or self.instruction, reference=sample.reference)
-        return chat_messages(text, media, system_prompt=system_prompt)
 
     def target(self, sample: AVSample) -> Target:
         return gold_chain(sample)

@@ -180,19 +180,32 @@ class ForwardPasses:
 
 
 def reward_rows(inputs: Sequence[Mapping[str, Any]], batch: RolloutBatch) -> list[dict[str, Any]]:
-    """Return the rows for the reward functions: with media columns, and with masks where there is a `[SEG]`."""
-    mask_logits = [row for decoded in batch.predictions for row in decoded.mask_logits]
-    has_seg = [seg for decoded in batch.predictions for seg in decoded.has_seg.tolist()]
-    # The G copies of a row share their ground truth, which goes to the masks' device once.
-    truths = {id(row.gt_masks): row.gt_masks.to(mask_logits[0].device) for row in batch.rows}
-    columns = zip(inputs, batch.rows, batch.answers, mask_logits, has_seg, strict=True)
+    """Return the rows for the reward functions: with media columns, and with masks where there is a `[SEG]`.
+
+    The rows of a task without a head, for which nothing is predicted, have no columns of masks.
+    """
+    columns = zip(inputs, batch.rows, batch.answers, _columns_of_masks(batch), strict=True)
     return [
         {
             **{**row, "sample": encoded.sample, "gt_masks": encoded.gt_masks, "loudness_dbfs": encoded.loudness_dbfs},
-            **(mask_columns(logits, encoded.gt_masks, truths[id(encoded.gt_masks)]) if seg else _NO_MASKS),
+            **masks,
             "answers": answer,
         }
-        for row, encoded, answer, logits, seg in columns
+        for row, encoded, answer, masks in columns
+    ]
+
+
+def _columns_of_masks(batch: RolloutBatch) -> list[Mapping[str, Any]]:
+    if not batch.predictions:
+        return [{}] * len(batch.rows)
+    mask_logits = [row for decoded in batch.predictions for row in decoded.mask_logits]
+    has_seg = [seg for decoded in batch.predictions for seg in decoded.has_seg.tolist()]
+    # The G copies of a row share their ground truth, which goes to the masks' device once.
+    device = mask_logits[0].device
+    truths = {id(row.gt_masks): None if row.gt_masks is None else row.gt_masks.to(device) for row in batch.rows}
+    return [
+        mask_columns(logits, encoded.gt_masks, truths[id(encoded.gt_masks)]) if seg else _NO_MASKS
+        for encoded, logits, seg in zip(batch.rows, mask_logits, has_seg, strict=True)
     ]
 
 
@@ -201,21 +214,22 @@ _NO_MASKS: dict[str, Any] = {"pred_masks": None, "mask_probs": None, "mask_count
 
 
 @torch.no_grad()
-def mask_columns(mask_logits: torch.Tensor, gt_masks: torch.Tensor, truth: torch.Tensor) -> dict[str, Any]:
+def mask_columns(
+    mask_logits: torch.Tensor, gt_masks: torch.Tensor | None, truth: torch.Tensor | None
+) -> dict[str, Any]:
     """Return the columns of a completion's masks; probabilities are computed when a reward function reads them.
 
     Args:
-        mask_logits: (F, H, W) logits.
-        gt_masks: (F, H, W) bool, on the CPU.
+        mask_logits: (A, H, W) logits of the annotated frames.
+        gt_masks: (A, H, W) bool, on the CPU; None for a row without truth, whose `mask_counts` are None, too.
         truth: `gt_masks` on the logits' device.
     """
     predicted = mask_logits > 0  # p > 0.5
-    pred_masks = predicted.cpu()
-    return {
-        "pred_masks": pred_masks,
-        "mask_probs": Deferred(lambda: mask_logits.detach().float().sigmoid().cpu()),
-        "mask_counts": count_masks(predicted, truth).on_cpu(pred_masks, gt_masks),
-    }
+    pred_masks, counts = predicted.cpu(), None
+    if gt_masks is not None and truth is not None:
+        counts = count_masks(predicted, truth).on_cpu(pred_masks, gt_masks)
+    probs = Deferred(lambda: mask_logits.detach().float().sigmoid().cpu())
+    return {"pred_masks": pred_masks, "mask_probs": probs, "mask_counts": counts}
 
 
 def _frames_on(device: torch.device, rows: Sequence[EncodedSample]) -> dict[str, torch.Tensor]:

@@ -3,8 +3,8 @@
 A generation batch, in TRL's order (method names are TRL's):
 
     _generate_and_score_completions   rows -> EncodedSample, one for each distinct row
-      _tokenize_prompts               prompt ids and media tensors
-      _generate_single_turn           rollouts, in eval mode, and their states at `[SEG]`
+      _tokenize_prompts               prompt ids, and the rows that have their media
+      _generate_single_turn           rollouts of a source (`rollout/base.py`), and their states at `[SEG]`
       _get_per_token_logps...         old and reference log-probabilities, where TRL wants them
       _calculate_rewards              masks of every completion -> columns of the reward functions
     _compute_loss                     one forward: log-probabilities and masks -> policy loss + mask loss
@@ -30,17 +30,17 @@ from trl.extras.profiling import profiling_context
 
 from aurora_rl.losses import mask_loss
 from aurora_rl.models.adapters import check_trained_head
-from aurora_rl.models.collate import distinct_media
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.eval_mode import eval_mode
-from aurora_rl.models.grounding import install_mask_forward, shared_media
+from aurora_rl.models.grounding import freeze_other_heads, install_mask_forward
 from aurora_rl.models.head_tokens import find_seg
 from aurora_rl.models.heads import MaskHead
 from aurora_rl.models.loading import LoadedModel
-from aurora_rl.models.rollout_states import recorded_states
 from aurora_rl.models.sharding import gather_at_once
 from aurora_rl.rewards import guard_reward_func, load_reward_func
-from aurora_rl.rollout.sampler import VLLMSampler
+from aurora_rl.rollout.base import RolloutSource, Turn
+from aurora_rl.rollout.transformers_source import TransformersSource
+from aurora_rl.rollout.vllm_source import VLLMSource
 from aurora_rl.tasks.base import completion_text
 from aurora_rl.trainers.grounded_rollouts import DecodedMasks, ForwardPasses, RolloutBatch, reward_rows
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
@@ -64,7 +64,7 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         reward_funcs: names (`"reward_fns.mask_iou:mask_iou_reward"`, `"path/to/mine.py:my_reward"`) or callables.
         args: the configuration.
         encode: encoder that turns a sample into tensors.
-        seg_token_id: id of `[SEG]`.
+        seg_token_id: id of the head's token, `[SEG]` for masks; None for a task without a head.
         **kwargs: arguments of TRL's trainer: `train_dataset` (rows of `data.dataset.to_dataset`), `eval_dataset`,
             `processing_class`, `peft_config`, `callbacks`, `optimizers`. `tools` and `environment_factory` are refused.
 
@@ -81,12 +81,12 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         args: AuroraGRPOConfig,
         *,
         encode: SampleEncoder,
-        seg_token_id: int,
+        seg_token_id: int | None,
         **kwargs: Any,
     ) -> None:
         _refuse_more_turns(kwargs)
         self.encode = encode
-        self.seg_token_id = seg_token_id
+        self.seg_token_id = -1 if seg_token_id is None else seg_token_id  # no token has the id -1
         self._batch = RolloutBatch([])
 
         specs = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
@@ -98,21 +98,29 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         with _options(args, use_vllm=False, **without_reference):
             super().__init__(encode=encode, model=model, reward_funcs=guarded, args=args, **kwargs)
         check_trained_head(self.model)
-        self._passes = ForwardPasses(encode, seg_token_id, self.accelerator)
+        self._passes = ForwardPasses(encode, self.seg_token_id, self.accelerator)
         self.beta, self.use_vllm = args.beta, args.use_vllm
         if reference is not None:
             install_reference(self, reference)
         if self.use_vllm:
             loaded = LoadedModel(self.model, self.encode.processor, self.encode.family)
             self.vllm_generation = vllm_engine(self, loaded)
-            self._vllm = VLLMSampler(self.vllm_generation, seed=args.seed, process_index=self.accelerator.process_index)
+            self._vllm = VLLMSource(self.vllm_generation, seed=args.seed)
         # After super(), which has put its fused LM head in place of `forward`.
         policy = self.model.get_base_model() if is_peft_model(self.model) else self.model
         install_mask_forward(policy)
         gather_at_once(self.model, MaskHead)
-        if args.mask_loss_on == "off":
-            policy.seg_head.requires_grad_(False)
+        freeze_other_heads(policy, self._trained_head)
         self.add_callback(RolloutHealthCallback())
+
+    @property
+    def _has_head(self) -> bool:
+        """Whether the task has a head; without one nothing is decoded, and the loss is TRL's."""
+        return self.encode.task.head is not None
+
+    @property
+    def _trained_head(self) -> str | None:
+        return None if self.args.mask_loss_on == "off" else self.encode.task.head
 
     def _may_resume_after(self, step: int) -> bool:
         return self.args.ends_generation_batch(step)
@@ -129,9 +137,10 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         rows = self._encode_rows(inputs)
-        with self._working_on(rows, scoring_decodes=self.args.masks_share_forward):
+        with self._working_on(rows, scoring_decodes=self._has_head and self.args.masks_share_forward):
             output = super()._generate_and_score_completions(inputs)
-            output |= self._mask_weights(output["completion_ids"], output["completion_mask"])
+            if self._has_head:
+                output |= self._mask_weights(output["completion_ids"], output["completion_mask"])
         # Lists survive TRL's whitelist, shuffling and splitting.
         return {**output, "encoded_rows": rows}
 
@@ -148,38 +157,43 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         """Put what a seam has found out into the batch."""
         self._batch = dataclasses.replace(self._batch, **found)
 
-    def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict[str, torch.Tensor]]:
-        """Take the media of the prompts from the batch's rows; TRL knows images only (huggingface/trl#6294)."""
+    def _generate(self, prompts: list) -> tuple[Any, ...]:
+        """Sample as TRL does, and hide the rows that have travelled in the place of images: TRL would process them."""
+        *generated, _images, tool_images = super()._generate(prompts)
+        return (*generated, None, tool_images)
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], Any, dict[str, torch.Tensor]]:
+        """Return the rows in the place of images: where TRL goes on with some prompts alone, it selects these too."""
         rows = self._batch.rows
         if len(prompts) != len(rows):
             raise RuntimeError(f"{len(prompts)} prompts for {len(rows)} encoded rows: TRL's order has changed")
-        media = {}
-        if not self.use_vllm:  # vLLM runs the processor itself
-            features, media_index = distinct_media(rows)
-            media = self.encode.family.collate_features(features, media_index)
-        return [row.prompt.prompt_ids for row in rows], None, media
+        return [row.prompt.prompt_ids for row in rows], rows, {}
 
     def _generate_single_turn(
         self, prompt_ids: list, images: Any, multimodal_fields: Any, num_generations: int, *args: Any, **kwargs: Any
-    ) -> Any:
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        """Ask the source; `images` are the rows of these prompts, see `_tokenize_prompts`."""
+        turn = Turn(
+            num_generations,
+            step=self.state.global_step,
+            is_eval=not self.model.training,
+            first_row=self.accelerator.process_index * len(self._batch.rows),
+            profile=functools.partial(profiling_context, self),
+        )
+        rollouts = self._source().generate(prompt_ids, images, turn)
+        self._learn(states=rollouts.states)
+        return rollouts.completion_ids, rollouts.logprobs
+
+    def _source(self) -> RolloutSource:
         if self.use_vllm:
-            rollouts = self._vllm.generate(
-                [row.prompt for row in self._batch.rows],
-                num_generations=num_generations,
-                step=self.state.global_step,
-                is_eval=not self.model.training,
-                profile=functools.partial(profiling_context, self),
-            )
-            return rollouts.completion_ids, rollouts.logprobs
-        _, media_index = distinct_media(self._batch.rows)
-        recording = recorded_states(self.model) if self._states_are_recorded else contextlib.nullcontext()
-        # TRL samples in train mode, with LoRA's dropout on.
-        with eval_mode(self.model), shared_media(self.model, media_index), recording as states:
-            completion_ids, logprobs = super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
-            )
-        self._learn(states=None if states is None else states.at_last(self.seg_token_id, completion_ids))
-        return completion_ids, logprobs
+            return self._vllm
+        sample = super()._generate_single_turn
+        return TransformersSource(
+            self.model,  # not kept: transformers may wrap it anew when training begins
+            self.encode.family,
+            lambda prompt_ids, media, num_generations: sample(prompt_ids, None, media, num_generations)[0],
+            kept_token_id=self.seg_token_id if self._states_are_recorded else None,
+        )
 
     @property
     def _states_are_recorded(self) -> bool:
@@ -189,7 +203,7 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         but a state may be missing on one process alone, which would then run one forward pass more than the others.
         """
         is_sharded = is_deepspeed_zero3_enabled() or self.is_fsdp_enabled
-        return not (self.args.masks_share_forward or self.use_vllm or is_sharded)
+        return self._has_head and not (self.args.masks_share_forward or self.use_vllm or is_sharded)
 
     # ---- one forward: log-probabilities and masks ---------------------------------------------------------------
 
@@ -236,15 +250,13 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
     ) -> torch.Tensor:
         is_train = self.model.training
-        self._learn(
-            predictions=self._passes.predictions_of(
-                self.model,
-                self._batch,
-                completion_ids_list,
-                batch_size=self.args.per_device_train_batch_size if is_train else self.args.per_device_eval_batch_size,
-            ),
-            answers=tuple(self.encode.task.parse(completion_text(completion)) for completion in completions),
-        )
+        batch_size = self.args.per_device_train_batch_size if is_train else self.args.per_device_eval_batch_size
+        if self._has_head:
+            predictions = self._passes.predictions_of(
+                self.model, self._batch, completion_ids_list, batch_size=batch_size
+            )
+            self._learn(predictions=predictions)
+        self._learn(answers=tuple(self.encode.task.parse(completion_text(completion)) for completion in completions))
         rows = reward_rows(inputs, self._batch)
         for column, values in completion_columns(rows).items():
             self._log_completion_extra(column, values)
@@ -261,7 +273,7 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
     # ---- loss ---------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        has_mask_loss = self.args.mask_loss_on != "off"
+        has_mask_loss = self._trained_head is not None
         with self._working_on(inputs["encoded_rows"], scoring_decodes=has_mask_loss):
             loss = super()._compute_loss(model, inputs)
             if has_mask_loss:
@@ -281,6 +293,8 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         _, weights = find_seg(
             completion_ids, completion_mask, self.seg_token_id, num_completion_tokens=completion_ids.size(1)
         )
+        has_truth = [row.gt_masks is not None for row in self._batch.rows]
+        weights &= torch.tensor(has_truth, device=weights.device)
         if self.args.mask_loss_on == "correct_only":
             pairs = zip(self._batch.answers, self._batch.rows, strict=True)
             is_right = [self.encode.task.is_right(answer, row.sample) for answer, row in pairs]
@@ -301,7 +315,7 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         device = row_weights.device
         losses = mask_loss(
             decoded.mask_logits,
-            [row.gt_masks.to(device) for row in self._batch.rows],
+            [None if row.gt_masks is None else row.gt_masks.to(device) for row in self._batch.rows],
             row_weights=row_weights,
             normalizer=masks_per_forward,
             bce_weight=self.args.mask_bce_weight,

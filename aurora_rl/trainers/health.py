@@ -85,7 +85,7 @@ class RolloutHealthCallback(TrainerCallback):
             "clipped",
             (logs.get("completions/clipped_ratio") or 0.0) > self.max_clipped,
             f"{_percent(logs, 'completions/clipped_ratio')} of the completions are cut at max_completion_length="
-            f"{getattr(args, 'max_completion_length', None)}, before their [SEG]: raise it",
+            f"{getattr(args, 'max_completion_length', None)}, before their answer: raise it",
         )
         self._check_sampler(args, logs)
         self._remember(logs)

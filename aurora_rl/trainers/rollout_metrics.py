@@ -18,12 +18,13 @@ def completion_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]
         rows: B rows of `grounded_rollouts.reward_rows`.
     """
     samples = [row["sample"] for row in rows]
-    return {
+    columns = {
         "uid": [sample.uid for sample in samples],
         "reference": [sample.reference for sample in samples],
         "category": [sample.category for sample in samples],
-        "mask_iou": [_mask_iou(row) for row in rows],
     }
+    has_masks = any("mask_counts" in row for row in rows)
+    return columns | ({"mask_iou": [_mask_iou(row) for row in rows]} if has_masks else {})
 
 
 def rollout_metrics(task: Task, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
@@ -35,7 +36,8 @@ def rollout_metrics(task: Task, rows: Sequence[Mapping[str, Any]]) -> Iterator[t
     """
     for row in rows:
         sample: AVSample = row["sample"]
-        yield f"iou/{_kind(sample)}", _mask_iou(row)
+        if (iou := _mask_iou(row)) is not None:
+            yield f"iou/{_kind(sample)}", iou
         for name, score in task.text_scores(row["answers"], sample).items():
             if score is not None and name in task.curves:
                 yield task.curves[name].format(kind=_kind(sample)), score
@@ -58,8 +60,10 @@ def reward_metrics(
             yield f"reward/{_kind(row['sample'])}", total
 
 
-def _mask_iou(row: Mapping[str, Any]) -> float:
-    """Return the IoU of a completion's masks; 0 without a `[SEG]`."""
+def _mask_iou(row: Mapping[str, Any]) -> float | None:
+    """Return the IoU of a completion's masks; 0 without a `[SEG]`, None where the task or the row has no masks."""
+    if "mask_counts" not in row or row["gt_masks"] is None:
+        return None
     return 0.0 if row["mask_counts"] is None else row["mask_counts"].mask_iou
 
 

@@ -16,11 +16,10 @@ from accelerate.utils import is_peft_model
 from torch import nn
 from trl import SFTTrainer
 
-from aurora_rl.losses import feature_distillation_loss, mask_loss
-from aurora_rl.metrics import mask_iou
+from aurora_rl.losses import feature_distillation_loss
 from aurora_rl.models.adapters import check_trained_head
-from aurora_rl.models.grounding import install_mask_forward, row_mask_logits
-from aurora_rl.models.heads import MaskHead
+from aurora_rl.models.grounding import freeze_other_heads, install_mask_forward, segmentation_model
+from aurora_rl.models.heads import Head, HeadLoss
 from aurora_rl.models.sharding import gather_at_once
 from aurora_rl.models.teacher import Teacher
 from aurora_rl.trainers.resumable import ResumableTrainer
@@ -44,10 +43,11 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
     def __init__(self, *args: Any, teacher: Teacher | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_trained_head(self.model)
+        freeze_other_heads(self.model, self.data_collator.head)
         self.teacher = None if teacher is None else teacher.to(self.accelerator.device)
         # After super(), which has put its fused LM head in place of `forward`.
         install_mask_forward(self.model.get_base_model() if is_peft_model(self.model) else self.model)
-        gather_at_once(self.model, MaskHead)
+        gather_at_once(self.model, Head)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -76,25 +76,19 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
         loss = super().compute_loss(recorder, inputs, return_outputs, num_items_in_batch)
         ce_loss, outputs = loss if return_outputs else (loss, None)
 
-        mask_logits = recorder.outputs.mask_logits
-        own_size = tuple(mask_logits.shape[-2:])  # a row without truth needs no other
-        sizes = [own_size if truth is None else tuple(truth.shape[-2:]) for truth in gt_masks]
-        mask_logits = row_mask_logits(model, mask_logits, frame_counts, sizes, annotated_frames)
+        head, raw = segmentation_model(model).head(inputs["head_name"]), recorder.outputs.head_outputs
+        known_sizes = [tuple(truth.shape[-2:]) for truth in gt_masks if truth is not None]
+        unknown = known_sizes[0] if known_sizes else (1, 1)  # any size will do for a row without truth
+        sizes = [unknown if truth is None else tuple(truth.shape[-2:]) for truth in gt_masks]
+        predictions = head.rows(raw, frame_counts, sizes, annotated_frames)
         normalizer = self._masks_per_forward if self.model.training else None
-        losses = mask_loss(
-            mask_logits,
-            gt_masks,
-            row_weights=seg_weights,
-            normalizer=normalizer,
-            bce_weight=self.args.mask_bce_weight,
-            dice_weight=self.args.mask_dice_weight,
-            dice_variant=self.args.dice_variant,
-        )
-        self._log_masks(losses.bce, losses.dice, mask_logits, gt_masks)
+        options = head.loss_options(self.args)
+        losses = head.loss(predictions, gt_masks, row_weights=seg_weights, normalizer=normalizer, **options)
+        self._log_predictions(head, losses, predictions, gt_masks)
         per_mask = losses.total
         if teacher_features is not None:
             distillation = feature_distillation_loss(
-                recorder.outputs.sparse_prompt_embeddings,
+                raw["sparse_prompt_embeddings"],
                 teacher_features,
                 row_weights=seg_weights,
                 normalizer=normalizer,
@@ -123,19 +117,15 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
         metrics[name].append(self.accelerator.gather(value.detach()).mean().item())
 
     @torch.no_grad()
-    def _log_masks(
-        self,
-        bce: torch.Tensor,
-        dice: torch.Tensor,
-        mask_logits: list[torch.Tensor],
-        gt_masks: list[torch.Tensor | None],
+    def _log_predictions(
+        self, head: Head, losses: HeadLoss, predictions: list[Any], gt_masks: list[torch.Tensor | None]
     ) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
-        self._log("mask_bce", bce)
-        self._log("mask_dice", dice)
-        pairs = zip(mask_logits, gt_masks, strict=True)
+        for name, part in losses.parts.items():
+            self._log(name, part)
+        pairs = zip(predictions, gt_masks, strict=True)
         # The processes gather an entry of every row; nan is that of a row without truth.
-        iou = [math.nan if truth is None else mask_iou(logits > 0, truth) for logits, truth in pairs]
+        iou = [math.nan if truth is None else head.row_score(row, truth) for row, truth in pairs]
         # Row by row, without those that fill up the last batch: checkpoints are chosen by an evaluation's mean.
         gather = self.accelerator.gather if self.model.training else self.accelerator.gather_for_metrics
         gathered = gather(torch.tensor(iou, device=self.accelerator.device)).tolist()

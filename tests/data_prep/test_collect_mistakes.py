@@ -91,7 +91,7 @@ def test_a_right_answer_with_a_poor_mask_is_a_mistake_only_below_the_threshold(
     answering(right)
     monkeypatch.setattr(
         "data_prep.collect_mistakes.score_rollout",
-        lambda *args: type("Score", (), {"category": 1.0, "iou": 0.4}),
+        lambda *args, **options: type("Score", (), {"is_right": True, "iou": 0.4}),
     )
     assert collect(min_iou=0.4) == []
 
@@ -100,7 +100,7 @@ def test_an_iou_below_the_threshold_is_a_mistake(answering, collect, monkeypatch
     answering(right)
     monkeypatch.setattr(
         "data_prep.collect_mistakes.score_rollout",
-        lambda *args: type("Score", (), {"category": 1.0, "iou": 0.4}),
+        lambda *args, **options: type("Score", (), {"is_right": True, "iou": 0.4}),
     )
     assert {tuple(record["reasons"]) for record in collect(min_iou=0.5)} == {("iou",)}
 

@@ -14,7 +14,7 @@ from huggingface_hub import DatasetCard
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import find_train_categories, load_split
 from aurora_rl.data.files import DatasetError
-from aurora_rl.data.hf_dataset import FEATURES, TEXT_COLUMNS, load_hf_dataset
+from aurora_rl.data.hf_dataset import FEATURES, TEXT_COLUMNS, load_hf_dataset, read_categories
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.sample import AVSample
 from data_prep import to_hf_dataset
@@ -180,6 +180,28 @@ def test_a_clip_without_sound_comes_back_without_sound(tiny_benchmark: Path, tmp
     assert found.audio_path is None and load_clip(found).waveform is None
 
 
+def test_rows_without_masks_or_frames_and_frames_without_annotation_come_back(
+    tiny_benchmark: Path, tmp_path: Path
+) -> None:
+    named, other, third = [sample for sample in source(tiny_benchmark, "train") if not sample.is_null][:3]
+    question = {"mask_paths": (), "choices": ("a drum", "a bell"), "answer": "a bell"}
+    samples = [
+        dataclasses.replace(named, mask_paths=("", named.mask_paths[1], "", "")),
+        dataclasses.replace(other, **question),
+        dataclasses.replace(third, **question, frame_paths=()),
+    ]
+    (tmp_path / "data").mkdir()
+    write_split(samples, tmp_path / "data", "train")
+    found = load_hf_dataset(tmp_path, "train", media_cache=tmp_path / "media")
+    assert [texts(sample) for sample in found] == [texts(sample) for sample in samples]
+    assert [sample.annotated_frames for sample in found] == [(1,), None, None]
+    assert [load_clip(sample).gt_masks is None for sample in found] == [False, True, True]
+    for ours, theirs in zip(found, samples, strict=True):
+        assert_equal_clips(ours, theirs)
+    again = load_hf_dataset(tmp_path, "train", media_cache=tmp_path / "media")  # from the list of unpacked files
+    assert again == found
+
+
 def test_categories_are_read_without_the_media(hf_root: Path, tiny_benchmark: Path) -> None:
     expected = {sample.category for sample in source(tiny_benchmark, "train") if not sample.is_null}
     assert find_train_categories(DataArguments(str(hf_root), benchmark="hf_dataset")) == expected
@@ -244,6 +266,13 @@ def test_malformed_tables_are_an_error_that_names_the_row(
     rewrite(change, hf_root, tmp_path)
     with pytest.raises(DatasetError, match=expected):
         load_hf_dataset(tmp_path, "val", media_cache=tmp_path / "media")
+
+
+def test_tables_of_earlier_versions_have_no_questions(hf_root: Path, tiny_benchmark: Path, tmp_path: Path) -> None:
+    rewrite(lambda rows: [row.pop(name) for row in rows for name in ("choices", "answer")], hf_root, tmp_path)
+    found = load_hf_dataset(tmp_path, "val", media_cache=tmp_path / "media")
+    assert [texts(sample) for sample in found] == [texts(sample) for sample in source(tiny_benchmark, "val")]
+    assert read_categories(tmp_path, "val") == {sample.category for sample in found}
 
 
 def test_missing_and_damaged_tables_are_errors(hf_root: Path, tmp_path: Path) -> None:

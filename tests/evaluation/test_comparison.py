@@ -5,9 +5,8 @@ import dataclasses
 import pytest
 
 from aurora_rl.evaluation.comparison import compare_overall, compare_results
-from aurora_rl.evaluation.records import RolloutScore
 from aurora_rl.evaluation.tables import mark_novelty
-from tests.row_results import answered, null, row
+from tests.row_results import answered, null, rollout, row
 
 
 def test_difference_is_paired_by_row_and_counts_wins_losses_and_ties():
@@ -65,7 +64,7 @@ def test_gain_of_a_completions_measure_is_paired_by_row_whatever_the_order():
 
 
 def test_measures_that_only_one_system_has_are_left_out():
-    sampled = answered(0, sampled=(RolloutScore(1.0, 1.0, 1.0),))
+    sampled = answered(0, sampled=(rollout(1.0, 1.0, 1.0),))
     assert "sampled_reward" not in compare_overall([answered(0)], [sampled])
     assert list(compare_overall([row(0)], [sampled])) == ["J", "F", "J&F"]  # of saved masks
     assert list(compare_overall([sampled], [sampled], names=["chain_see"])) == ["chain_see"]

@@ -11,14 +11,14 @@ import pytest
 from aurora_rl.data.run_lengths import decode_masks, encode_masks
 from aurora_rl.evaluation.records import (
     CompletionScore,
-    RolloutScore,
     RowResult,
     read_results,
+    record_of,
     result_from_record,
     write_evaluation,
     write_results,
 )
-from tests.row_results import ROW, null, row
+from tests.row_results import ROW, null, rollout, row
 
 MASKS = np.array([[[1, 0, 1], [0, 0, 1]], [[0, 0, 0], [0, 0, 0]]], dtype=bool)  # (2, 2, 3)
 RESULT = RowResult(
@@ -39,16 +39,14 @@ RESULT = RowResult(
     is_missing=False,
     greedy=CompletionScore(
         text="Look: I see nothing.\nAnswer: [SEG]",
-        category=None,
-        format=0.0,
-        category_correct=0.0,
-        see=None,
-        hear=1.0,
+        value=None,
+        is_right=False,
+        scores={"format": 0.0, "category": 0.0, "see": None, "hear": 1.0},
         iou=0.3,
         pred_masks=encode_masks(MASKS),
         preset_masks=encode_masks(~MASKS),
     ),
-    sampled=(RolloutScore(format=1.0, category=0.0, iou=0.7), RolloutScore(format=1.0, category=1.0, iou=0.9)),
+    sampled=(rollout(1.0, 0.0, 0.7), rollout(1.0, 1.0, 0.9)),
 )
 
 
@@ -104,7 +102,7 @@ def test_line_that_is_no_result_is_an_error_that_names_the_line(tmp_path: Path, 
 
 
 def test_results_of_a_model_by_version_0_1_are_read():
-    now: dict[str, Any] = dataclasses.asdict(RESULT)
+    now: dict[str, Any] = record_of(RESULT)
     names = {"J": "J", "F": "F", "f_curve": "f_curve", "S": "S", "S_per_frame": "S_frames", "is_missing": "is_missing"}
     greedy = now["greedy"]
     clip = {then: now.pop(name) for name, then in names.items()} | {"iou": greedy.pop("iou")}
@@ -115,7 +113,7 @@ def test_results_of_a_model_by_version_0_1_are_read():
 
 def test_rows_of_saved_masks_by_version_0_1_are_read(tmp_path: Path):
     result = row(1, novelty="new")
-    record = dataclasses.asdict(result)
+    record = record_of(result)
     for name in ("f_curve", "greedy", "sampled"):
         del record[name]
     record = record | {"text": record.pop("reference"), "missing": record.pop("is_missing"), "completion": None}

@@ -10,7 +10,9 @@ import torch
 
 from aurora_rl.data.run_lengths import decode_masks
 from aurora_rl.data.sample import AVSample
+from aurora_rl.evaluation.measures import MEASURES
 from aurora_rl.evaluation.scoring import score_answer, score_completion, score_masks, score_rollout
+from tests.row_results import answered
 
 DRUM = AVSample(
     uid="clip_0_1000_drum_1",
@@ -163,7 +165,8 @@ def test_unknown_preset_is_an_error_that_lists_the_known_ones():
 
 def test_right_completion_scores_one_everywhere():
     score = score_completion(TEXT, TOP_HALF.float(), TOP_HALF, DRUM)
-    assert (score.format, score.category, score.category_correct, score.see, score.hear) == (1.0, "drum", 1.0, 1.0, 1.0)
+    assert (score.value, score.is_right) == ("drum", True)
+    assert score.scores == {"format": 1.0, "category": 1.0, "see": 1.0, "hear": 1.0}
     assert score.iou == pytest.approx(1.0, abs=1e-6)
 
 
@@ -179,26 +182,27 @@ def test_right_completion_scores_one_everywhere():
     ids=["step missing", "two [SEG]", "cut off", "steps in another order", "empty"],
 )
 def test_malformed_completion_has_format_zero(text: str):
-    assert score_completion(text, None, TOP_HALF, DRUM).format == 0.0
+    assert score_completion(text, None, TOP_HALF, DRUM).scores["format"] == 0.0
 
 
 def test_category_is_compared_after_normalising():
     car = dataclasses.replace(DRUM, category="emergency-car")
     text = TEXT.replace("the target is the drum", 'the target is the "Emergency car"')
-    assert score_completion(text, None, TOP_HALF, car).category_correct == 1.0
-    assert score_completion(TEXT, None, TOP_HALF, car).category_correct == 0.0
+    assert score_completion(text, None, TOP_HALF, car).is_right
+    assert not score_completion(TEXT, None, TOP_HALF, car).is_right
 
 
 def test_null_reference_is_answered_by_no_such_target():
     null = dataclasses.replace(DRUM, category="null")
     text = TEXT.replace("the target is the drum", "there is no such target")
-    assert score_completion(text, torch.zeros(1, 2, 2), EMPTY, null).category_correct == 1.0
-    assert score_completion(TEXT, torch.zeros(1, 2, 2), EMPTY, null).category_correct == 0.0
+    assert score_completion(text, torch.zeros(1, 2, 2), EMPTY, null).is_right
+    assert not score_completion(TEXT, torch.zeros(1, 2, 2), EMPTY, null).is_right
 
 
 def test_seen_objects_may_come_in_any_order_but_once_each_and_all():
     def see(claim: str) -> float | None:
-        return score_completion(TEXT.replace("an emergency-car and a drum", claim), None, TOP_HALF, DRUM).see
+        text = TEXT.replace("an emergency-car and a drum", claim)
+        return score_completion(text, None, TOP_HALF, DRUM).scores["see"]
 
     assert see("a drum and an emergency-car") == 1.0
     assert see("a drum") == 0.0
@@ -208,25 +212,25 @@ def test_seen_objects_may_come_in_any_order_but_once_each_and_all():
 
 def test_heard_objects_must_come_in_order():
     swapped = TEXT.replace("a drum, then an emergency-car", "an emergency-car, then a drum")
-    assert score_completion(swapped, None, TOP_HALF, DRUM).hear == 0.0
+    assert score_completion(swapped, None, TOP_HALF, DRUM).scores["hear"] == 0.0
 
 
 def test_silence_is_heard_as_nothing():
     silent = dataclasses.replace(DRUM, heard=())
     text = TEXT.replace("a drum, then an emergency-car", "nothing")
-    assert score_completion(text, None, TOP_HALF, silent).hear == 1.0
-    assert score_completion(TEXT, None, TOP_HALF, silent).hear == 0.0
+    assert score_completion(text, None, TOP_HALF, silent).scores["hear"] == 1.0
+    assert score_completion(TEXT, None, TOP_HALF, silent).scores["hear"] == 0.0
 
 
 def test_chain_without_a_claim_is_wrong_not_unknown():
     score = score_completion("the target is the drum. It is [SEG].", None, TOP_HALF, DRUM)
-    assert (score.see, score.hear) == (0.0, 0.0)
+    assert (score.scores["see"], score.scores["hear"]) == (0.0, 0.0)
 
 
 def test_chain_is_not_judged_where_the_truth_is_unknown():
     unknown = dataclasses.replace(DRUM, seen=None, heard=None)
     score = score_completion(TEXT, None, TOP_HALF, unknown)
-    assert (score.see, score.hear) == (None, None)
+    assert (score.scores["see"], score.scores["hear"]) == (None, None)
 
 
 def test_saved_masks_give_j_and_the_iou_reward_again():
@@ -243,10 +247,12 @@ def test_saved_masks_give_j_and_the_iou_reward_again():
 
 def test_rollout_holds_the_three_rewards():
     rollout = score_rollout(TEXT, torch.full((1, 2, 2), 0.9), TOP_HALF, DRUM)
-    assert (rollout.format, rollout.category) == (1.0, 1.0)
+    assert (rollout.scores["format"], rollout.scores["category"], rollout.is_right) == (1.0, 1.0, True)
     assert rollout.iou == pytest.approx(0.5, abs=1e-6)
-    assert rollout.total == pytest.approx(2.5, abs=1e-6)
-    assert score_rollout("", None, EMPTY, DRUM).total == 0.0
+    nothing = score_rollout("", None, EMPTY, DRUM)
+    assert (nothing.scores["format"], nothing.scores["category"], nothing.iou) == (0.0, 0.0, 0.0)
+    sums = [MEASURES["sampled_reward"].value(answered(0, sampled=(each,))) for each in (rollout, nothing)]
+    assert sums == [pytest.approx(2.5, abs=1e-6), 0.0]
 
 
 def test_result_keeps_what_joins_it_to_the_benchmark():

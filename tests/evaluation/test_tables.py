@@ -7,9 +7,9 @@ import pytest
 
 from aurora_rl.data.ref_avs import MetadataRow
 from aurora_rl.data.sample import AVSample
-from aurora_rl.evaluation.records import MaskScore, RolloutScore, RowResult
+from aurora_rl.evaluation.records import MaskScore, RowResult
 from aurora_rl.evaluation.tables import mark_novelty, number_tables, score_tables, table
-from tests.row_results import answered, null, row
+from tests.row_results import answered, null, rollout, row
 
 
 def scored(sample: AVSample) -> RowResult:
@@ -202,7 +202,7 @@ def test_chain_measures_average_over_rows_whose_truth_is_known():
 
 
 def test_sampled_reward_is_of_three_and_each_row_weighs_the_same():
-    right, wrong = RolloutScore(1.0, 1.0, 1.0), RolloutScore(1.0, 0.0, 0.25)
+    right, wrong = rollout(1.0, 1.0, 1.0), rollout(1.0, 0.0, 0.25)
     numbers = table([answered(0, sampled=(right,)), answered(1, sampled=(wrong, wrong, wrong))])
     assert (numbers["sampled_reward"], numbers["sampled_iou"]) == ((3.0 + 1.25) / 2, (1.0 + 0.25) / 2)
 

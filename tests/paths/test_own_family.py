@@ -45,8 +45,8 @@ class MyFamily(Qwen2_5OmniFamily):
     model_types = ("my_omni",)
     model_class = MyModel
 
-    def build_tiny(self, texts, segmenter, sizes=None):
-        model, processor = super().build_tiny(texts, segmenter, sizes)
+    def build_tiny(self, texts, **options):
+        model, processor = super().build_tiny(texts, **options)
         return MyModel(MyConfig(**model.config.to_dict())), processor
 
 

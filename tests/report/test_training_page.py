@@ -13,10 +13,11 @@ import torch
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.ref_avs import load_ref_avs
 from aurora_rl.data.sample import AVSample
-from aurora_rl.evaluation.records import RolloutScore, RowResult, write_results
+from aurora_rl.evaluation.records import RowResult, write_results
 from aurora_rl.evaluation.scoring import score_answer
 from aurora_rl.report.training_page import Run, write_training_page
 from aurora_rl.tasks.reference_segmentation import chain_file
+from tests.row_results import rollout
 
 EVIL = '<script>alert("&")</script>'
 LOG_HISTORY = [
@@ -68,7 +69,7 @@ def result_of(sample: AVSample, *, is_right: bool) -> RowResult:
     """The gold chain and the true masks, or an empty completion without masks; sampled reward 3 or 1."""
     gt_masks = load_clip(sample).gt_masks
     text, probs = (sample.chain, torch.from_numpy(gt_masks).float()) if is_right else ("", None)
-    rollouts = [RolloutScore(1.0, float(is_right), float(is_right))] * 2
+    rollouts = [rollout(1.0, float(is_right), float(is_right))] * 2
     return score_answer(sample, text, probs, gt_masks, sampled=rollouts)
 
 

@@ -4,7 +4,6 @@ It dies in the third update of weights, of which the others know nothing. Each p
 completions once more, which shows that none was left behind in a collective, and says both errors.
 """
 
-import contextlib
 import itertools
 import json
 import os
@@ -17,6 +16,7 @@ from typing import Any
 from trl import TrlParser
 
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments, RewardArguments
+from aurora_rl.rollout.base import Turn
 from aurora_rl.rollout.client import AuroraVLLMClient, VLLMServerError
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
@@ -59,13 +59,9 @@ class ServerIsDead(AuroraGRPOTrainer):
         if self.accelerator.is_main_process:
             self._vllm.engine.vllm_client.backoff_s = 0.1
         self._vllm._synced_step = self.state.global_step  # as if the update had gone well
-        self._vllm.generate(
-            [row.prompt for row in self._batch.rows],
-            num_generations=self.num_generations,
-            step=self.state.global_step,
-            is_eval=False,
-            profile=lambda _: contextlib.nullcontext(),
-        )
+        rows = self._batch.rows
+        turn = Turn(self.num_generations, step=self.state.global_step)
+        self._vllm.generate([row.prompt.prompt_ids for row in rows], rows, turn)
 
     def _say(self, what: str, error: VLLMServerError) -> None:
         name = f"{what}_{self.accelerator.process_index}"

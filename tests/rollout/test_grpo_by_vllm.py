@@ -1,5 +1,6 @@
 """GRPO whose rollouts a real vLLM engine writes: importance sampling, seeds, masks, and an exact resume."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -14,8 +15,10 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.models.loading import LoadedModel, load_model
-from aurora_rl.rollout.sampler import VLLMSampler
+from aurora_rl.rollout.base import Rollouts, Turn, continued_prompt
+from aurora_rl.rollout.vllm_source import VLLMSource
 from aurora_rl.tasks.prompts import text_prompt
+from aurora_rl.trainers.grounded_rollouts import RolloutBatch
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 
@@ -143,12 +146,40 @@ def test_masks_come_from_the_forward_pass_that_corrects(make_trainer):
 
 def test_each_request_has_a_seed_of_its_own(make_trainer, generation):
     trainer = make_trainer()
-    sampler = trainer._vllm
+    source = trainer._vllm
     batches = [(0, False), (0, False), (1, False), (1, True)]  # two of one step, then another, evaluated as well
-    seeds = [sampler.request_seeds(4, step=step, is_eval=is_eval) for step, is_eval in batches]
+    seeds = [source.request_seeds(4, Turn(2, step=step, is_eval=is_eval)) for step, is_eval in batches]
     assert len({seed for batch in seeds for seed in batch}) == 16
-    resumed = VLLMSampler(generation, seed=trainer.args.seed, process_index=0)
-    assert resumed.request_seeds(4, step=0, is_eval=False) == seeds[0]
+    resumed = VLLMSource(generation, seed=trainer.args.seed)
+    assert resumed.request_seeds(4, Turn(2)) == seeds[0]
+    assert not set(resumed.request_seeds(4, Turn(2, first_row=4))) & set(seeds[0])  # of another process
+
+
+def test_a_second_turn_of_some_rows_is_that_of_each_row_alone_and_of_transformers(
+    make_trainer, generation, difference, encode, train_samples, monkeypatch
+):
+    trainer = make_trainer(top_k=1)  # transformers' one choice
+    monkeypatch.setattr(generation, "temperature", 0.0)  # and vLLM's
+    rows = [encode(train_samples[index]) for index in (0, 0, 4, 4)]
+    trainer._batch = RolloutBatch(rows)
+
+    def take_turn(ids, rows):
+        return Rollouts(*trainer._generate_single_turn(ids, rows, {}, 1))
+
+    prompt_ids = [row.prompt.prompt_ids for row in rows]
+    said = take_turn(prompt_ids, rows).completion_ids
+    tool = trainer._tokenizer(" the drum is louder than the bell.").input_ids
+    ids, some = [[*prompt_ids[i], *said[i], *tool] for i in (1, 3)], [rows[1], rows[3]]
+    together = take_turn(ids, some)
+    assert together.completion_ids != [said[1], said[3]]  # the first turn once more
+    alone = [take_turn([x], [row]) for x, row in zip(ids, some, strict=True)]
+    assert together.completion_ids == [rollouts.completion_ids[0] for rollouts in alone]
+    prompts = [continued_prompt(row, x) for row, x in zip(some, ids, strict=True)]
+    assert difference(trainer.model, generation.loaded, prompts, together) < 1e-4
+    monkeypatch.setattr(trainer, "use_vllm", False)
+    assert take_turn(ids, some).completion_ids == together.completion_ids
+    with pytest.raises(ValueError, match="do not begin with"):
+        trainer._vllm.generate(ids, some[::-1], Turn(1))
 
 
 def history(folder: Path) -> list[dict]:
@@ -173,12 +204,12 @@ def test_a_resumed_run_is_the_unbroken_one(make_trainer, tmp_path, monkeypatch):
         assert_close(second[name], weight, rtol=1e-4, atol=1e-6)
 
     # The control: seeds by the steps that this process has done, which are those of a run that began here.
-    request_seeds = VLLMSampler.request_seeds
+    request_seeds = VLLMSource.request_seeds
 
-    def forgetful(sampler: VLLMSampler, num_rows: int, *, step: int, is_eval: bool) -> list[int]:
-        return request_seeds(sampler, num_rows, step=step - 2, is_eval=is_eval)
+    def forgetful(source: VLLMSource, num_rows: int, turn: Turn) -> list[int]:
+        return request_seeds(source, num_rows, dataclasses.replace(turn, step=turn.step - 2))
 
-    monkeypatch.setattr(VLLMSampler, "request_seeds", forgetful)
+    monkeypatch.setattr(VLLMSource, "request_seeds", forgetful)
     resume(make_trainer, tmp_path / "control", checkpoint=broken / "checkpoint-2")
     found, expected = history(tmp_path / "control"), history(whole)
     assert found[:2] == history(broken)[:2]

@@ -80,8 +80,8 @@ class ScriptedTrainer(AuroraGRPOTrainer):
 
     script: Callable[[AVSample, int], str]
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[list[list[int]], None]:
-        texts = [self.script(row.sample, index) for index, row in enumerate(self._batch.rows)]
+    def _generate_single_turn(self, prompt_ids: list, images: list, *args: Any) -> tuple[list[list[int]], None]:
+        texts = [self.script(row.sample, index) for index, row in enumerate(images)]
         eos = [self._tokenizer.eos_token_id]
         return [self._tokenizer(text).input_ids + (eos if text.endswith(".") else []) for text in texts], None
 

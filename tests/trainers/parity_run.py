@@ -55,11 +55,11 @@ class ReplayedGRPOTrainer(AuroraGRPOTrainer):
         self.is_first_batch = False
         return super()._encode_rows(inputs)
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[list[list[int]], None]:
-        first = self.accelerator.process_index * len(self._batch.rows)
+    def _generate_single_turn(self, prompt_ids: list, images: list, *args: Any) -> tuple[list[list[int]], None]:
+        first = self.accelerator.process_index * len(images)
         texts = [
             replayed_completion(row.sample, index % self.num_generations)
-            for index, row in enumerate(self._batch.rows, start=first)
+            for index, row in enumerate(images, start=first)
         ]
         return [[*self._tokenizer(text).input_ids, self._tokenizer.eos_token_id] for text in texts], None
 

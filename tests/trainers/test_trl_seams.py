@@ -23,6 +23,7 @@ from aurora_rl.trainers.upcoming import ReadAheadTrainer
 #: What each overridden method must take, `self` left out.
 GRPO_OVERRIDES = {
     "_generate_and_score_completions": ["inputs"],
+    "_generate": ["prompts"],
     "_tokenize_prompts": ["prompts"],
     "_generate_single_turn": ["prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"],
     "_get_per_token_logps_and_entropies": [

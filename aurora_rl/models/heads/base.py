@@ -206,3 +206,17 @@ class Head(nn.Module, abc.ABC):
     @abc.abstractmethod
     def row_score(self, row: Any, truth: Tensor) -> float:
         """Score one row's prediction in [0, 1] for the curves of a training; `truth` is on its device."""
+
+    def scores(
+        self, row: Any | None, gt_masks: Tensor, annotated_frames: Sequence[int] | None = None
+    ) -> dict[str, float | None]:
+        """Score one row's prediction by name for an evaluation, each in [0, 1]; None where a score does not apply.
+
+        Masks have no scores here: an evaluation scores them by the presets of their benchmarks.
+
+        Args:
+            row: the prediction on all frames; None without the head's token.
+            gt_masks: (A, H, W) bool, true masks of the annotated frames, on the CPU.
+            annotated_frames: indices of these frames; None for all.
+        """
+        return {}

@@ -147,7 +147,9 @@ class BoxHead(Head):
             parts.append(tensor.split(kept))
         return [self._row(*tensors, size=size) for *tensors, size in zip(*parts, sizes, strict=True)]
 
-    def _row(self, boxes: Tensor, presence_logits: Tensor, log_attention: Tensor, *, size: tuple[int, int]) -> FrameBoxes:
+    def _row(
+        self, boxes: Tensor, presence_logits: Tensor, log_attention: Tensor, *, size: tuple[int, int]
+    ) -> FrameBoxes:
         encoder = FRAME_ENCODERS[self.config["type"]]
         height, width = extent = encoder.frame_extent(size, self.config["image_size"])
         boxes = boxes / boxes.new_tensor([width, height, width, height])

@@ -34,12 +34,14 @@ class EnginePrompt:
         media: vLLM's `multi_modal_data`: `{"video": [(frames (F, H, W, 3) uint8, metadata)], "audio": [(waveform (N,)
             float32, Hz)]}`; a modality that the prompt lacks is left out. Frames have the size that the model sees.
         processor_options: vLLM's `mm_processor_kwargs`.
+        said: last of `prompt_ids`, which came after the conversation: completions and what answered them.
     """
 
     prompt_ids: list[int]
     messages: list[dict[str, Any]]
     media: dict[str, list[Any]]
     processor_options: dict[str, Any]
+    said: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,17 @@ class EncodedPrompt:
     prompt_ids: list[int]
     features: dict[str, torch.Tensor]
     engine: EnginePrompt
+
+    def extended(self, ids: Sequence[int]) -> EncodedPrompt:
+        """Return the prompt of a further turn, with the same media.
+
+        Args:
+            ids: tokens of all that was said since, such as a completion and the answer to it. They are text alone, so
+                the policy's ids and the engine's, whose placeholders are not expanded, go on in the same way.
+        """
+        engine = self.engine
+        engine = dataclasses.replace(engine, prompt_ids=[*engine.prompt_ids, *ids], said=(*engine.said, *ids))
+        return dataclasses.replace(self, prompt_ids=[*self.prompt_ids, *ids], engine=engine)
 
 
 class MLLMFamily(abc.ABC):
@@ -150,13 +163,19 @@ class MLLMFamily(abc.ABC):
         return usual_pass(config, clip, self.tower_names)
 
     def build_tiny(
-        self, texts: Iterable[str], segmenter: dict[str, Any], sizes: Mapping[str, Any] | None = None
+        self,
+        texts: Iterable[str],
+        *,
+        segmenter: dict[str, Any] | None = None,
+        heads: dict[str, dict[str, Any]] | None = None,
+        sizes: Mapping[str, Any] | None = None,
     ) -> tuple[PreTrainedModel, ProcessorMixin]:
         """Make a model of random weights that trains on a CPU, and its processor.
 
         Args:
             texts: texts that the vocabulary is trained on.
-            segmenter: config of the mask decoder.
+            segmenter: config of the mask decoder; None for none.
+            heads: configs of other heads by name.
             sizes: sizes of the model by name, where they differ from the family's own.
 
         Raises:

@@ -71,11 +71,16 @@ class Qwen2_5OmniFamily(MLLMFamily):
         return collate_features(features, media_index)
 
     def build_tiny(
-        self, texts: Iterable[str], segmenter: dict[str, Any], sizes: Mapping[str, Any] | None = None
+        self,
+        texts: Iterable[str],
+        *,
+        segmenter: dict[str, Any] | None = None,
+        heads: dict[str, dict[str, Any]] | None = None,
+        sizes: Mapping[str, Any] | None = None,
     ) -> tuple[PreTrainedModel, ProcessorMixin]:
         from aurora_rl.models.mllm.qwen2_5_omni.tiny import TinyOmniConfig, build_tiny_omni
 
         names = [field.name for field in dataclasses.fields(TinyOmniConfig)]
         if unknown := sorted(set(sizes or {}) - set(names)):
             raise ValueError(f"a tiny model has no size {unknown[0]!r}: choose from {', '.join(names)}")
-        return build_tiny_omni(texts, segmenter, TinyOmniConfig(**(sizes or {})))
+        return build_tiny_omni(texts, segmenter, TinyOmniConfig(**(sizes or {})), heads=heads)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 from aurora_rl.models.head_tokens import ensure_seg_token, suppress_tokens
+from aurora_rl.models.heads import head_class
 from aurora_rl.models.mllm.qwen2_5_omni.model import AuroraQwen2_5Omni
 from aurora_rl.models.mllm.qwen2_5_omni.processing import multimodal_token_ids
 
@@ -89,23 +91,32 @@ class TinyOmniConfig:
 
 
 def build_tiny_omni(
-    texts: Iterable[str], segmenter: dict[str, object], config: TinyOmniConfig | None = None
+    texts: Iterable[str],
+    segmenter: dict[str, Any] | None,
+    config: TinyOmniConfig | None = None,
+    *,
+    heads: dict[str, dict[str, Any]] | None = None,
 ) -> tuple[AuroraQwen2_5Omni, Qwen2_5OmniProcessor]:
     """Make a random model and its processor.
 
     Args:
         texts: texts that the byte-pair vocabulary is trained on; frequent words become single tokens.
-        segmenter: the mask decoder's config, see `aurora_rl.models.heads.segmenters`.
+        segmenter: the mask decoder's config, see `aurora_rl.models.heads.segmenters`; None for a model without one.
         config: the model's sizes.
+        heads: configs of other heads by name.
     """
     config = config or TinyOmniConfig()
     processor = build_tiny_processor(texts, config)
     torch.manual_seed(config.seed)
     thinker_config = _thinker_config(processor.tokenizer, config)
-    thinker_config.segmenter = segmenter
-    model = AuroraQwen2_5Omni(thinker_config)
-    ensure_seg_token(processor.tokenizer, thinker_config.text_config.vocab_size)
     tokenizer = processor.tokenizer
+    if segmenter is not None:
+        thinker_config.segmenter = segmenter
+    if heads is not None:
+        thinker_config.heads = heads
+    model = AuroraQwen2_5Omni(thinker_config)
+    for name in model.heads:
+        ensure_seg_token(tokenizer, thinker_config.text_config.vocab_size, head_class(name).token)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     suppress_tokens(model.lm_head, multimodal_token_ids(thinker_config))
     return model, processor
