@@ -86,7 +86,7 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         specs = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
         guarded = [guard_reward_func(load_reward_func(spec), timeout_s=args.reward_timeout_s) for spec in specs]
         needs_copy = args.beta != 0.0 and not is_peft_model(model) and kwargs.get("peft_config") is None
-        reference = frozen_copy(model) if needs_copy else None
+        reference = frozen_copy(model, encode.family) if needs_copy else None
         # TRL's constructor would build a reference of a class it does not know, and an engine for images only.
         without_reference = {"beta": 0.0, "sync_ref_model": False} if needs_copy else {}
         with args.changed(use_vllm=False, **without_reference):

@@ -163,13 +163,19 @@ class MLLMFamily(abc.ABC):
         return usual_pass(config, clip, self.tower_names)
 
     def build_tiny(
-        self, texts: Iterable[str], segmenter: dict[str, Any], sizes: Mapping[str, Any] | None = None
+        self,
+        texts: Iterable[str],
+        *,
+        segmenter: dict[str, Any] | None = None,
+        heads: dict[str, dict[str, Any]] | None = None,
+        sizes: Mapping[str, Any] | None = None,
     ) -> tuple[PreTrainedModel, ProcessorMixin]:
         """Make a model of random weights that trains on a CPU, and its processor.
 
         Args:
             texts: texts that the vocabulary is trained on.
-            segmenter: config of the mask decoder.
+            segmenter: config of the mask decoder; None for none.
+            heads: configs of other heads by name.
             sizes: sizes of the model by name, where they differ from the family's own.
 
         Raises:
