@@ -38,6 +38,7 @@ from aurora_rl.models.collate import collate_frames, distinct_media, right_pad
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.grounding import row_mask_logits, shared_media
 from aurora_rl.models.head_tokens import find_seg
+from aurora_rl.models.heads import MaskHead
 from aurora_rl.rewards import guard_reward_func, load_reward_func
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 
@@ -58,7 +59,7 @@ def main(
     check_plain(vars(model_args) | vars(args))
     torch.manual_seed(args.seed)
     samples = load_split(data_args, data_args.train_split)
-    loaded = assemble_model(dataclasses.replace(model_args, dtype="float32"))
+    loaded = assemble_model(dataclasses.replace(model_args, dtype="float32"), head=MaskHead.name)
     encode = assemble_encoder(data_args, loaded, samples)
     reward_funcs = [guard_reward_func(load_reward_func(spec)) for spec in reward_args.reward_funcs]
     reward_weights = torch.tensor(args.reward_weights or [1.0] * len(reward_funcs))

@@ -13,8 +13,10 @@ import dataclasses
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.parser import ConfigParser
+from aurora_rl.data.sample import AVSample
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.mllm.qwen2_5_omni.tiny import TinyOmniConfig, build_tiny_omni
+from aurora_rl.tasks.base import Task, load_task
 
 
 @dataclasses.dataclass
@@ -29,12 +31,26 @@ class InitArguments:
     )
 
 
+def asked(task: Task, sample: AVSample, instruction: str) -> str:
+    """Return the text that asks a row's question."""
+    return str(task.messages(sample, instruction=instruction)[-1]["content"][-1]["text"])
+
+
+def said(task: Task, sample: AVSample) -> str:
+    """Return the completion that a row trains; empty where it has none, as rows without chains of thought."""
+    try:
+        return task.target(sample).learned
+    except ValueError:
+        return ""
+
+
 def main(data_args: DataArguments, init_args: InitArguments) -> None:
     setup_logging()
     samples = load_split(data_args, data_args.train_split)
     # Texts are repeated, so that their words become single tokens even in a small benchmark.
     instruction = data_args.asked_instruction()
-    texts = [text for s in samples for text in (s.reference, s.chain or "", instruction)]
+    task = load_task(data_args.task)
+    texts = [text for s in samples for text in (asked(task, s, instruction), said(task, s), instruction)]
     segmenter = init_args.segmenter
     if segmenter is None and init_args.heads is None:
         segmenter = {"type": "dot", "image_size": 64, "width": 32}

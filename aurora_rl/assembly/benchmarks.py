@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from aurora_rl.assembly.arguments import DataArguments
@@ -109,13 +109,15 @@ def load_training_splits(args: DataArguments) -> tuple[list[AVSample], list[AVSa
     """Load the samples to train on, and those to evaluate on during training; none if the arguments name no split.
 
     Raises:
-        ValueError: if `load_split` or `draw_over_clips` refuses the arguments, or `check_truth` a row.
+        ValueError: if `load_split` or `draw_over_clips` refuses the arguments, or `check_truth` or `check_same_media` a
+            row.
     """
     train_samples = load_split(args, args.train_split)
     eval_samples = load_split(args, args.eval_split) if args.eval_split else []
     # The best checkpoint is chosen on these samples.
     eval_samples = draw_over_clips(eval_samples, args.max_eval_samples, seed=args.eval_samples_seed)
     check_truth(load_task(args.task), [*train_samples, *eval_samples])
+    check_same_media(train_samples)
     return train_samples, eval_samples
 
 
@@ -129,8 +131,26 @@ def check_truth(task: Task, samples: Iterable[AVSample]) -> None:
         return
     for sample in samples:
         if not sample.has_gt_masks:
-            place = f", {sample.origin}" if sample.origin else ""
             raise DatasetError(
-                f"clip {sample.uid!r} (row {sample.row}{place}) has no masks, but the task {task.name!r} is trained on "
+                f"{_place(sample)} has no masks, but the task {task.name!r} is trained on "
                 "them: add `mask_paths`, drop the row, or choose a task that is answered in words"
             )
+
+
+def check_same_media(samples: Sequence[AVSample]) -> None:
+    """Check that either all rows have frames or none has: a batch holds one kind, on all processes at once.
+
+    Raises:
+        DatasetError: naming the first row of the other kind.
+    """
+    other = next((sample for sample in samples if bool(sample.frame_paths) != bool(samples[0].frame_paths)), None)
+    if other is not None:
+        has = "frames" if other.frame_paths else "no frames"
+        raise DatasetError(
+            f"{_place(other)} has {has}, unlike the rows before it: train on rows with frames and on rows of sound "
+            "alone one after the other, as two data sets"
+        )
+
+
+def _place(sample: AVSample) -> str:
+    return f"clip {sample.uid!r} (row {sample.row}{', ' * bool(sample.origin)}{sample.origin})"

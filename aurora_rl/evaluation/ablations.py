@@ -25,11 +25,12 @@ def blank(clip: AVClip) -> AVClip:
 
 
 def shuffle_text(samples: Sequence[AVSample]) -> list[AVSample]:
-    """Give each sample another one's reference, half the list away; the truth stays."""
+    """Give each sample another one's reference, or question with its choices, half the list away; the truth stays."""
     shift = (len(samples) + 1) // 2
+    others = [samples[(index + shift) % len(samples)] for index in range(len(samples))]
     return [
-        dataclasses.replace(sample, reference=samples[(index + shift) % len(samples)].reference)
-        for index, sample in enumerate(samples)
+        dataclasses.replace(sample, reference=other.reference, choices=other.choices)
+        for sample, other in zip(samples, others, strict=True)
     ]
 
 

@@ -30,7 +30,7 @@ from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation.mask_files import PredictedMasks, PredictionError, list_predictions
 from aurora_rl.evaluation.presets import find_preset
 from aurora_rl.evaluation.records import MaskScore, RowResult, read_results, write_evaluation
-from aurora_rl.evaluation.scoring import score_masks
+from aurora_rl.evaluation.scoring import annotated_part, score_masks
 from aurora_rl.evaluation.tables import mark_novelty, score_tables
 from aurora_rl.files.fingerprint import fingerprint_content, fingerprint_files, fingerprint_values
 from aurora_rl.files.journal import ResumeFile
@@ -122,8 +122,11 @@ def saved_results(path: Path, *, preset: str) -> Predictions:
     results = [result for result in read_results(path, malformed=damaged) if not result.is_missing]
     rows = {}
     for result in results:
-        if result.greedy is None:
-            damaged.append(f"{path}, row {result.row}: its scores are there, but no masks; give the results of a model")
+        if result.greedy is None or (result.masks is None and not result.greedy.pred_masks):
+            damaged.append(
+                f"{path}, row {result.row}: its scores are there, but no masks; give the results of a model that "
+                "segments"
+            )
         else:
             rows[result.row] = SavedMasks(result.greedy.pred_masks, f"{path}, row {result.row}")
     uids = {result.row: result.uid for result in results}
@@ -238,7 +241,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Job:
     """A row to score.
 
     Attributes:
@@ -254,23 +257,26 @@ class Task:
     fingerprint: str
 
 
-def score_row(task: Task) -> MaskScore:
+def score_row(job: Job) -> MaskScore:
     """Read and score one row.
 
     Raises:
-        ValueError: if truth or prediction cannot be read or their sizes differ; the error names the row and the file.
+        ValueError: if truth or prediction cannot be read, the row has no truth, or their sizes differ; the error names
+            the row and the file.
     """
-    sample = task.sample
+    sample = job.sample
     try:
-        masks = None if task.prediction is None else task.prediction.read()
+        masks = None if job.prediction is None else job.prediction.read()
         gt_masks = _read_truth(sample, masks)
         if masks is None:
-            return score_masks(None, gt_masks, preset=task.preset)
-        if len(masks.mask_probs) != len(gt_masks):
+            return score_masks(None, gt_masks, preset=job.preset)
+        num_frames = len(sample.mask_paths) or len(gt_masks)
+        if len(masks.mask_probs) != num_frames:
             raise PredictionError(
-                f"the prediction has {len(masks.mask_probs)} frames, the clip {len(gt_masks)}: predict each"
+                f"the prediction has {len(masks.mask_probs)} frames, the clip {num_frames}: predict each"
             )
-        return score_masks(masks.mask_probs, gt_masks, preset=task.preset, mask_logits=masks.mask_logits)
+        probs, logits = (annotated_part(part, sample) for part in (masks.mask_probs, masks.mask_logits))
+        return score_masks(probs, gt_masks, preset=job.preset, mask_logits=logits)
     except (MediaError, PredictionError) as error:
         raise PredictionError(f"row {sample.row} ({sample.uid}): {error}") from error
     except (MemoryError, RuntimeError, OSError) as error:  # torch's, if memory is short, is a RuntimeError
@@ -279,15 +285,21 @@ def score_row(task: Task) -> MaskScore:
 
 
 def _read_truth(sample: AVSample, masks: PredictedMasks | None) -> np.ndarray:
-    """Read the true masks, (F, H, W) bool; empty masks of the prediction's size for a null reference without masks."""
-    if sample.mask_paths:
-        gt_masks = read_masks(sample.mask_paths)
+    """Read the true masks of the annotated frames, (A, H, W) bool.
+
+    A null reference without masks has empty ones of the prediction's size.
+    """
+    paths = [path for path in sample.mask_paths if path]
+    if paths:
+        gt_masks = read_masks(paths)
         if sample.is_null and gt_masks.any():
             raise MediaError(
-                f"a null reference, but its masks in {Path(sample.mask_paths[0]).parent} are not empty: empty them, or "
-                "give the row the category of the object"
+                f"a null reference, but its masks in {Path(paths[0]).parent} are not empty: empty them, or give the "
+                "row the category of the object"
             )
         return gt_masks
+    if not sample.is_null:
+        raise MediaError("it has no true masks to score against: add them, or leave its split out")
     shape = (1, 1, 1) if masks is None else masks.mask_probs.shape
     return np.zeros((len(sample.frame_paths) or shape[0], *shape[1:]), dtype=bool)
 
@@ -300,14 +312,14 @@ def _score_all(
 ) -> dict[int, MaskScore]:
     """Score the rows and return them, together with those in the resume file."""
     truth: dict[tuple[str, ...], str] = {}  # rows of a clip share their masks
-    tasks = []
+    jobs = []
     for sample in samples:
         if sample.mask_paths not in truth:
-            truth[sample.mask_paths] = fingerprint_files((path, os.stat(path)) for path in sample.mask_paths)
+            truth[sample.mask_paths] = fingerprint_files((path, os.stat(path)) for path in sample.mask_paths if path)
         prediction = predictions.rows.get(sample.row)
         marks = f"{truth[sample.mask_paths]}-{prediction.fingerprint if prediction else 'missing'}"
-        tasks.append(Task(sample, prediction, preset, marks))
-    fingerprints = {task.sample.row: task.fingerprint for task in tasks}
+        jobs.append(Job(sample, prediction, preset, marks))
+    fingerprints = {job.sample.row: job.fingerprint for job in jobs}
     scores = {
         record["row"]: MaskScore(**{**record["score"], "f_curve": tuple(record["score"]["f_curve"])})
         for record in resume_file.records
@@ -316,14 +328,14 @@ def _score_all(
     if scores:
         logger.info("%s: resuming after %d finished row(s)", resume_file.path, len(scores))
     problems: dict[int, str] = dict(enumerate(predictions.damaged, start=-len(predictions.damaged)))
-    left = [task for task in tasks if task.sample.row not in scores]
-    for task, outcome in tqdm(_outcomes(left, num_workers), total=len(left), desc=preset, unit="row", disable=None):
-        row = task.sample.row
+    left = [job for job in jobs if job.sample.row not in scores]
+    for job, outcome in tqdm(_outcomes(left, num_workers), total=len(left), desc=preset, unit="row", disable=None):
+        row = job.sample.row
         if isinstance(outcome, ValueError):
             problems[row] = str(outcome)
         else:
             scores[row] = outcome
-            resume_file.append({"row": row, "fingerprint": task.fingerprint, "score": dataclasses.asdict(outcome)})
+            resume_file.append({"row": row, "fingerprint": job.fingerprint, "score": dataclasses.asdict(outcome)})
     if problems:
         shown = [problems[row] for row in sorted(problems)[:NUM_SHOWN]]
         more = [f"... and {len(problems) - NUM_SHOWN} more"] if len(problems) > NUM_SHOWN else []
@@ -334,35 +346,35 @@ def _score_all(
 Outcome = MaskScore | ValueError
 
 
-def _outcomes(tasks: Sequence[Task], num_workers: int) -> Iterator[tuple[Task, Outcome]]:
-    """Score tasks, in this process or in several, and yield each as soon as it is done."""
-    if num_workers == 1 or len(tasks) <= 1:
-        for task in tasks:
-            yield task, _outcome(task)
+def _outcomes(jobs: Sequence[Job], num_workers: int) -> Iterator[tuple[Job, Outcome]]:
+    """Score jobs, in this process or in several, and yield each as soon as it is done."""
+    if num_workers == 1 or len(jobs) <= 1:
+        for job in jobs:
+            yield job, _outcome(job)
         return
     context = multiprocessing.get_context("spawn")  # torch's threads break in a forked process
     pool = concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
-    yield from _drain(pool, iter(tasks), window=8 * num_workers)
+    yield from _drain(pool, iter(jobs), window=8 * num_workers)
 
 
 def _drain(
-    pool: concurrent.futures.ProcessPoolExecutor, tasks: Iterator[Task], *, window: int
-) -> Iterator[tuple[Task, Outcome]]:
-    """Submit a few tasks at a time to the pool, so that memory does not grow with the number of rows."""
+    pool: concurrent.futures.ProcessPoolExecutor, jobs: Iterator[Job], *, window: int
+) -> Iterator[tuple[Job, Outcome]]:
+    """Submit a few jobs at a time to the pool, so that memory does not grow with the number of rows."""
     try:
-        running = {pool.submit(_outcome, task): task for task in itertools.islice(tasks, window)}
+        running = {pool.submit(_outcome, job): job for job in itertools.islice(jobs, window)}
         while running:
             done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
             for future in done:
                 yield running.pop(future), future.result()
-            running |= {pool.submit(_outcome, task): task for task in itertools.islice(tasks, len(done))}
+            running |= {pool.submit(_outcome, job): job for job in itertools.islice(jobs, len(done))}
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _outcome(task: Task) -> Outcome:
+def _outcome(job: Job) -> Outcome:
     try:
-        return score_row(task)
+        return score_row(job)
     except ValueError as error:
         return error
 
@@ -373,7 +385,7 @@ def _start_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """End a worker whose parent was killed; it would wait for tasks for ever."""
+    """End a worker whose parent was killed; it would wait for jobs for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

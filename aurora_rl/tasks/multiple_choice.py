@@ -15,10 +15,9 @@ import dataclasses
 import re
 import string
 from collections.abc import Sequence
-from typing import Any
 
 from aurora_rl.data.sample import AVSample
-from aurora_rl.tasks.base import Answer, PromptMedia, PromptText, Target, Task, chat_messages
+from aurora_rl.tasks.base import Answer, Target, Task
 from aurora_rl.tasks.completions import ParsedCompletion, normalise_category, parse_completion
 from aurora_rl.tasks.reference_segmentation import hear_score, see_score
 
@@ -66,29 +65,25 @@ class MultipleChoice(Task):
     )
     curves = {"accuracy": "accuracy/{kind}", "see": "chain/see", "hear": "chain/hear"}
 
-    def messages(
-        self,
-        sample: AVSample,
-        media: PromptMedia | None = None,
-        *,
-        instruction: str | None = None,
-        system_prompt: str | None = None,
-    ) -> list[dict[str, Any]]:
-        text = PromptText.fill(instruction or self.instruction, reference=question_text(sample))
-        return chat_messages(text, media, system_prompt=system_prompt)
+    def question(self, sample: AVSample) -> str:
+        return question_text(sample)
 
     def target(self, sample: AVSample) -> Target:
-        letter = LETTERS[choices_of(sample).index(true_answer(sample))]
-        return Target(self.write(sample.chain, letter))
+        answer = self.answer_text(choices_of(sample).index(true_answer(sample)), choices_of(sample))
+        return Target(self.write(sample.chain, answer))
 
-    def write(self, reasoning: str | None, letter: str) -> str:
+    def answer_text(self, index: int, choices: Sequence[str]) -> str:
+        """Return the text by which a target answers with an option: its letter."""
+        return LETTERS[index]
+
+    def write(self, reasoning: str | None, answer: str) -> str:
         """Write a completion down.
 
         Args:
             reasoning: text before the answer; None for a row without it, which is answered at once.
-            letter: the option's letter.
+            answer: text of the answer, see `answer_text`.
         """
-        return "\n".join([*([reasoning.strip()] if reasoning else []), f"{ANSWER_LABEL} {letter}"])
+        return "\n".join([*([reasoning.strip()] if reasoning else []), f"{ANSWER_LABEL} {answer}"])
 
     def parse(self, text: str) -> ChoiceAnswer:
         reasoning = parse_completion(text)
@@ -119,6 +114,19 @@ class MultipleChoice(Task):
             "see": see_score(read.reasoning, sample),
             "hear": hear_score(read.reasoning, sample),
         }
+
+
+class ChoiceInWords(MultipleChoice):
+    """Multiple choice whose targets answer with the option's text, which a model that is trained from scratch needs.
+
+    To answer with a letter, a model must find the option that holds the word it means and copy the letter before it.
+    Language models can; a tiny one did not learn it from 32,000 rows.
+    """
+
+    instruction = MultipleChoice.instruction.replace("the letter of one option", "one option")
+
+    def answer_text(self, index: int, choices: Sequence[str]) -> str:
+        return choices[index]
 
 
 def question_text(sample: AVSample) -> str:

@@ -38,7 +38,7 @@ def cached_clips(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("names", [["towers"], ["visual", "audio_tower"]])
 def test_model_is_frozen_where_the_arguments_say(names, tiny_checkpoint):
-    loaded = assemble_model(ModelArguments(model=tiny_checkpoint, freeze=names))
+    loaded = assemble_model(ModelArguments(model=tiny_checkpoint, freeze=names), head="masks")
     frozen = {name.split(".")[0] for name, p in loaded.model.named_parameters() if not p.requires_grad}
     assert frozen == {"visual", "audio_tower"}
 
@@ -89,6 +89,14 @@ def test_a_row_without_masks_trains_words_but_no_masks(data_args, train_samples,
         load_training_splits(data_args)
     data_args.task = "tests/words_task.py:NameTheObject"
     assert load_training_splits(data_args)[0] == rows
+
+
+def test_rows_with_frames_and_rows_of_sound_alone_are_not_trained_together(data_args, train_samples, monkeypatch):
+    heard = dataclasses.replace(train_samples[1], frame_paths=(), mask_paths=())
+    monkeypatch.setitem(LOADERS, "ref_avs", lambda args, split, chains: [train_samples[0], heard])
+    data_args.task = "tests/words_task.py:NameTheObject"
+    with pytest.raises(DatasetError, match=rf"clip '.*' \(row {heard.row}, .*\) has no frames, unlike the rows before"):
+        load_training_splits(data_args)
 
 
 def test_a_task_without_a_head_needs_no_frame_encoder_and_no_cache(sam_loaded, data_args, train_samples, monkeypatch):

@@ -81,3 +81,17 @@ def test_ablation_changes_one_modality(train_samples, name):
     }
     assert changed == {other: other == name for other in changed}
     assert ablation.changes_frames is changed["frames_blanked"]
+
+
+def test_a_question_takes_its_choices_along_and_leaves_the_answer(train_samples):
+    samples = [
+        dataclasses.replace(sample, reference=f"Which? {i}", choices=(f"a{i}", f"b{i}"), answer=f"a{i}")
+        for i, sample in enumerate(train_samples[:4])
+    ]
+    asked = shuffle_text(samples)
+    assert [(each.reference[-1], each.choices[0], each.answer) for each in asked] == [
+        ("2", "a2", "a0"),
+        ("3", "a3", "a1"),
+        ("0", "a0", "a2"),
+        ("1", "a1", "a3"),
+    ]

@@ -6,7 +6,7 @@ import pytest
 
 from aurora_rl.evaluation.comparison import compare_overall, compare_results
 from aurora_rl.evaluation.tables import mark_novelty
-from tests.row_results import answered, null, rollout, row
+from tests.row_results import answered, null, replied, rollout, row
 
 
 def test_difference_is_paired_by_row_and_counts_wins_losses_and_ties():
@@ -68,3 +68,26 @@ def test_measures_that_only_one_system_has_are_left_out():
     assert "sampled_reward" not in compare_overall([answered(0)], [sampled])
     assert list(compare_overall([row(0)], [sampled])) == ["J", "F", "J&F"]  # of saved masks
     assert list(compare_overall([sampled], [sampled], names=["chain_see"])) == ["chain_see"]
+
+
+# ---- answers in words -------------------------------------------------------------------------------------------
+
+
+def test_answers_are_compared_by_accuracy_and_by_every_score_that_both_have():
+    first = [replied(number, is_right=number > 1, scores={"brief": 0.5}) for number in range(4)]
+    second = [replied(number, scores={"brief": 1.0, "kind": 1.0}) for number in range(4)]
+    comparison = compare_results(first, second)
+    assert not comparison.has_masks
+    assert {each.name: (each.first, each.second, each.wins) for each in comparison.splits["test_s"]} == {
+        "accuracy": (0.5, 1.0, 2),
+        "brief": (0.5, 1.0, 4),
+    }
+    assert [(each.row, each.name) for each in comparison.wins] == [(1, "accuracy"), (0, "accuracy")]
+    assert [each.name for each in comparison.by_reference_type["order"]] == ["accuracy"]
+
+
+def test_models_are_compared_by_words_as_well_as_by_masks():
+    differences = compare_results([answered(0, see=0.0)], [answered(0)]).splits["test_s"]
+    names = [each.name for each in differences]
+    assert names[:3] == ["J", "F", "J&F"] and {"format_rate", "category_accuracy", "chain_see"} <= set(names)
+    assert {each.name: each.gain.mean for each in differences}["chain_see"] == 1.0

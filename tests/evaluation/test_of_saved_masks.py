@@ -1,5 +1,6 @@
 """Saved predictions scored without a model, on a benchmark of ten rows."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -27,6 +28,7 @@ from aurora_rl.evaluation.presets import PRESETS
 from aurora_rl.evaluation.records import read_results, write_results
 from aurora_rl.evaluation.scoring import score_answer
 from tests.direct_evaluation import direct_scores
+from tests.row_results import replied
 from tests.saved_predictions import ROWS, WITHOUT_MASKS, levels, rows_of, write_npzs, write_pngs, write_truth
 
 ROOT = Path(__file__).parents[2]
@@ -570,3 +572,32 @@ def test_a_row_that_results_hold_twice_is_named_and_the_others_are_scored(tmp_pa
     ):
         rescore_results(tmp_path, results)
     assert sorted(scored) == rows_of(*TEST_SPLITS)
+
+
+# ---- rows that are annotated in part, or not at all ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_frames_without_annotation_are_predicted_but_not_scored(tmp_path, truth, folder, preset):
+    [sample] = [row for row in load_ref_avs_truth(tmp_path / "data", ["test_s"]) if row.row == 1]
+    in_part = dataclasses.replace(sample, mask_paths=(sample.mask_paths[0], "", sample.mask_paths[2]))
+    prediction = saved_predictions(folder).rows[1]
+    scored = rescoring.score_row(rescoring.Job(in_part, prediction, preset, ""))
+    probs = levels(1)[[0, 2]].astype(np.float32) / 255
+    expected = direct_scores(probs, truth[1][[0, 2]], preset)
+    assert {name: getattr(scored, name) for name in ("J", "F", "S")} == pytest.approx(expected, abs=1e-5)
+    two_frames = write_pngs(tmp_path / "two", {1: levels(1)[[0, 2]]})
+    with pytest.raises(PredictionError, match="the prediction has 2 frames, the clip 3"):
+        rescoring.score_row(rescoring.Job(in_part, saved_predictions(two_frames).rows[1], preset, ""))
+
+
+def test_row_without_truth_is_named(tmp_path, truth):
+    [sample] = [row for row in load_ref_avs_truth(tmp_path / "data", ["test_s"]) if row.row == 1]
+    with pytest.raises(PredictionError, match=r"row 1 \(s0_drum_1\): it has no true masks to score against"):
+        rescoring.score_row(rescoring.Job(dataclasses.replace(sample, mask_paths=()), None, "refavs", ""))
+
+
+def test_answers_without_masks_have_nothing_to_score_again(tmp_path):
+    write_results(tmp_path / "results.jsonl", [replied(1)])
+    predictions = saved_results(tmp_path / "results.jsonl", preset="davis")
+    assert not predictions.rows and "row 1: its scores are there, but no masks" in predictions.damaged[0]

@@ -11,14 +11,16 @@ import pytest
 from aurora_rl.data.run_lengths import decode_masks, encode_masks
 from aurora_rl.evaluation.records import (
     CompletionScore,
+    RolloutScore,
     RowResult,
+    read_meanings,
     read_results,
     record_of,
     result_from_record,
     write_evaluation,
     write_results,
 )
-from tests.row_results import ROW, null, rollout, row
+from tests.row_results import ROW, null, replied, rollout, row
 
 MASKS = np.array([[[1, 0, 1], [0, 0, 1]], [[0, 0, 0], [0, 0, 0]]], dtype=bool)  # (2, 2, 3)
 RESULT = RowResult(
@@ -119,3 +121,45 @@ def test_rows_of_saved_masks_by_version_0_1_are_read(tmp_path: Path):
     record = record | {"text": record.pop("reference"), "missing": record.pop("is_missing"), "completion": None}
     (tmp_path / "out.jsonl").write_text(json.dumps(record) + "\n")
     assert read_results(tmp_path / "out.json") == [result]
+
+
+# ---- rows without masks -----------------------------------------------------------------------------------------
+
+
+def test_answers_in_words_are_read_back_as_written(tmp_path: Path):
+    sampled = (RolloutScore(True, {"format": 0.0, "brief": None}), RolloutScore(False, {"format": 1.0, "brief": 0.5}))
+    results = [replied(0, scores={"format": 1.0, "brief": None}), replied(1, None, is_right=False, sampled=sampled)]
+    write_results(tmp_path / "results.jsonl", results)
+    assert read_results(tmp_path / "results.jsonl") == results
+    first, second = (json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines())
+    assert (first["J"], first["S"], first["is_missing"], first["answer"]) == (None, None, False, "the drum")
+    assert first["greedy"]["scores"] == {"format": 1.0, "brief": None} and first["greedy"]["value"] == "b"
+    assert second["sampled"][1] == {"is_right": False, "scores": {"format": 1.0, "brief": 0.5}, "iou": None}
+
+
+def test_reference_segmentation_keeps_its_keys():
+    record = record_of(RESULT)
+    assert list(record["greedy"]) == [
+        *("text", "category", "format", "category_correct", "see", "hear", "iou", "pred_masks", "preset_masks")
+    ]
+    assert record["sampled"] == [
+        {"format": 1.0, "category": 0.0, "iou": 0.7},
+        {"format": 1.0, "category": 1.0, "iou": 0.9},
+    ]
+    assert "answer" not in record
+
+
+@pytest.mark.parametrize(
+    "changes", [{"J": 0.5}, {"greedy": {**record_of(replied(0))["greedy"], "scores": {"format": "1"}}}]
+)
+def test_mask_scores_in_part_and_scores_that_are_no_numbers_are_refused(changes: dict[str, Any]):
+    with pytest.raises(ValueError, match=r"or all null|format is '1'"):
+        result_from_record({**record_of(replied(0)), **changes})
+
+
+def test_meanings_of_a_tasks_scores_are_read_from_its_scores(tmp_path: Path):
+    meanings = {"brief": "short answers"}
+    write_evaluation(tmp_path / "of", [replied(0)], {"preset": "refavs", "meanings": meanings})
+    assert read_meanings(tmp_path / "of") == read_meanings(tmp_path / "of" / "results.jsonl") == meanings
+    write_results(tmp_path / "alone" / "results.jsonl", [replied(0)])
+    assert read_meanings(tmp_path / "alone") == {}

@@ -12,6 +12,8 @@ from aurora_rl.data.run_lengths import decode_masks
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation.measures import MEASURES
 from aurora_rl.evaluation.scoring import score_answer, score_completion, score_masks, score_rollout
+from aurora_rl.tasks.multiple_choice import MultipleChoice
+from aurora_rl.tasks.reference_boxes import ReferenceBoxes
 from tests.row_results import answered
 
 DRUM = AVSample(
@@ -260,3 +262,44 @@ def test_result_keeps_what_joins_it_to_the_benchmark():
     assert result.key == DRUM.key == "clip_0_1000_drum_1#7"
     assert (result.media_id, result.split, result.reference_type) == ("clip_0_1000", "test_s", "audio order")
     assert (result.preset, result.sampled) == ("refavs", ())
+
+
+# ---- rows that are annotated in part, or not at all ---------------------------------------------------------------
+
+
+def test_masks_without_annotation_are_saved_and_not_scored():
+    """The truth is of the second of three frames; the others are all wrong."""
+    in_part = dataclasses.replace(DRUM, frame_paths=("0.jpg", "1.jpg", "2.jpg"), mask_paths=("", "1.png", ""))
+    probs = torch.cat([torch.ones(1, 2, 2), TOP_HALF.float(), torch.ones(1, 2, 2)])
+    result, alone = score_answer(in_part, TEXT, probs, TOP_HALF), score_answer(DRUM, TEXT, TOP_HALF.float(), TOP_HALF)
+    assert result.masks == alone.masks and result.completion.iou == alone.completion.iou
+    assert score_rollout(TEXT, probs, TOP_HALF, in_part).iou == alone.completion.iou
+    assert decode_masks(result.completion.pred_masks).sum((1, 2)).tolist() == [4, 2, 4]
+    assert len(result.completion.preset_masks) == 3
+    missing = score_answer(in_part, TEXT, None, TOP_HALF)
+    assert (missing.J, missing.is_missing, len(missing.completion.pred_masks)) == (0.0, True, 3)
+
+
+def test_row_without_truth_keeps_its_masks_and_has_no_scores_of_them():
+    result = score_answer(DRUM, TEXT, TOP_HALF.float(), None)
+    assert (result.masks, result.completion.iou, result.completion.is_right) == (None, None, True)
+    assert np.array_equal(decode_masks(result.completion.pred_masks), TOP_HALF.numpy())
+    assert score_answer(DRUM, TEXT, None, None).completion.pred_masks == ()
+
+
+def test_a_task_of_words_scores_no_masks_though_the_row_has_some():
+    question = dataclasses.replace(DRUM, choices=("dog", "drum"), answer="drum")
+    result = score_answer(question, "Answer: B", None, TOP_HALF, task=MultipleChoice())
+    assert (result.masks, result.is_missing, result.answer) == (None, False, "drum")
+    assert (result.completion.value, result.completion.is_right, result.completion.iou) == ("b", True, None)
+    assert result.completion.pred_masks == () and result.completion.scores["accuracy"] == 1.0
+    rollout = score_rollout("Answer: A", None, TOP_HALF, question, task=MultipleChoice())
+    assert (rollout.is_right, rollout.iou) == (False, None)
+
+
+def test_scores_of_a_box_head_stand_beside_those_of_the_words():
+    scores = {"box_iou": 0.5, "presence": 1.0}
+    text = TEXT.replace("[SEG]", "[BOX]")
+    result = score_answer(DRUM, text, None, TOP_HALF, task=ReferenceBoxes(), head_scores=scores)
+    assert result.masks is None and result.completion.is_right
+    assert {**scores, "format": 1.0, "category": 1.0}.items() <= result.completion.scores.items()

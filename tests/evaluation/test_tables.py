@@ -7,9 +7,10 @@ import pytest
 
 from aurora_rl.data.ref_avs import MetadataRow
 from aurora_rl.data.sample import AVSample
-from aurora_rl.evaluation.records import MaskScore, RowResult
+from aurora_rl.evaluation.measures import find_measure
+from aurora_rl.evaluation.records import MaskScore, RolloutScore, RowResult
 from aurora_rl.evaluation.tables import mark_novelty, number_tables, score_tables, table
-from tests.row_results import answered, null, rollout, row
+from tests.row_results import answered, null, replied, rollout, row
 
 
 def scored(sample: AVSample) -> RowResult:
@@ -238,3 +239,41 @@ def test_tables_count_clips_and_rows_of_derived_types():
         1,
     )
     assert scores["tables"]["by_category"]["drum"]["greedy_iou"] == pytest.approx(0.6)
+
+
+# ---- answers in words, and boxes --------------------------------------------------------------------------------
+
+
+def test_accuracy_counts_unreadable_answers_as_wrong():
+    numbers = table([replied(0), replied(1, is_right=False), replied(2, None, is_right=False), replied(3)])
+    assert (numbers["accuracy"], numbers["unreadable"], numbers["n"], numbers["format_rate"]) == (0.5, 1, 4, 0.75)
+    assert "missing" not in numbers and "J" not in numbers
+
+
+def test_every_score_of_a_task_is_a_measure_of_its_own_name():
+    sampled = (RolloutScore(True, {"brief": 1.0}), RolloutScore(False, {"brief": None}))
+    rows = [replied(0, scores={"brief": 0.25}, sampled=sampled), replied(1, scores={"brief": 0.75})]
+    scores = score_tables(rows)
+    assert {"brief": 0.5, "sampled_brief": 1.0, "sampled_accuracy": 0.5}.items() <= scores["overall"].items()
+    assert scores["intervals"]["overall"]["brief"] == {"mean": 0.5, "low": 0.25, "high": 0.75}
+    measure = find_measure("sampled_brief", {"brief": "short answers"})
+    assert (measure.label, measure.meaning, measure.value(rows[0])) == ("Sampled brief", "short answers", 1.0)
+
+
+def test_right_categories_are_not_counted_under_a_second_name():
+    assert "accuracy" not in table([answered(0)]) and table([answered(0)])["category_accuracy"] == 1.0
+
+
+def test_boxes_are_means_over_rows_and_skip_those_without_the_object():
+    boxes = {"box_iou": 0.75, "box_hits": 1.0, "point_in_mask": 0.5, "presence": 0.5}
+    nothing = {"box_iou": None, "box_hits": None, "point_in_mask": None, "presence": 1.0}
+    numbers = table([replied(0, scores=boxes), replied(1, scores=nothing)])
+    assert {name: numbers[name] for name in boxes} == {**boxes, "presence": 0.75}
+
+
+def test_the_type_of_a_question_is_not_derived_from_its_words(train_samples):
+    untold = dataclasses.replace(train_samples[0], reference="What sounds first?", reference_type=None, answer="dog")
+    told = dataclasses.replace(untold, row=1, reference_type="order")
+    rows = [RowResult.of_sample(sample, None, preset="refavs") for sample in (untold, told)]
+    assert [(each.reference_type, each.type_is_derived) for each in rows] == [(None, False), ("order", False)]
+    assert list(number_tables(rows)["tables"]["by_reference_type"]) == ["order"]

@@ -20,6 +20,7 @@ from aurora_rl.inference.predictor import Predictor
 from aurora_rl.inference.propagation import Sam2Masks
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.loading import load_model
+from aurora_rl.tasks.multiple_choice import MultipleChoice
 
 NUM_TOKENS = 12
 
@@ -378,3 +379,35 @@ def test_the_pipeline_is_the_public_name_of_its_room():
     assert aurora_rl.inference.AuroraPipeline is AuroraPipeline
     with pytest.raises(AttributeError, match="no attribute 'AuroraPipelin'"):
         aurora_rl.inference.AuroraPipelin  # noqa: B018
+
+
+# Tasks of words
+
+
+def test_a_question_with_choices_is_answered_in_words(loaded, encode, train_samples):
+    with pytest.raises(ValueError, match="has 0 choices"):
+        AuroraPipeline(loaded, task=MultipleChoice())(**own_media(train_samples[0]))
+    pipeline = AuroraPipeline(loaded, task="aurora_rl.tasks.multiple_choice:MultipleChoice", max_completion_length=4)
+    assert pipeline.predictor.encode.options.instruction is None  # the task's own, not that of training
+    answer = pipeline(**own_media(train_samples[0]) | {"text": "Which sounds?"}, choices=["dog", "drum"])
+    [said] = answer.references
+    assert (said.mask_probs, said.masks) == (None, None)
+    assert said.text == said.windows[0].text and said.value == pipeline.task.parse(said.text).value
+    assert answer.frame_times == (0.0, 0.5, 1.0, 1.5)
+    with pytest.raises(ValueError, match="MultipleChoice gives no masks"):
+        next(iter(pipeline.every_frame(answer)))
+
+
+def test_the_task_of_a_model_is_asked_for_by_its_class(loaded, encode):
+    options = dataclasses.replace(loaded.clip_options, task="MultipleChoice")
+    with pytest.raises(ValueError, match="trained on the task 'MultipleChoice', but ReferenceSegmentation would be"):
+        AuroraPipeline(loaded, clip_options=options)
+
+
+def test_a_model_without_a_mask_decoder_says_so_where_masks_are_asked_for(omni_checkpoint, loaded, encode):
+    plain = load_model(omni_checkpoint, is_trainable=False)
+    with pytest.raises(ValueError, match="has no mask decoder"):
+        AuroraPipeline(plain, clip_options=loaded.clip_options)
+    words = AuroraPipeline(plain, task=MultipleChoice(), clip_options=loaded.clip_options, max_completion_length=2)
+    [said] = words(video=[np.zeros((56, 56, 3), np.uint8)] * 2, text="Which?", choices=["dog", "drum"]).references
+    assert said.masks is None

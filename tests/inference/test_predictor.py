@@ -15,7 +15,9 @@ from aurora_rl.data.sample import AVClip
 from aurora_rl.inference.predictor import Completion, Predictor, SeededSampling
 from aurora_rl.models.collate import SFTCollator, collate_frames
 from aurora_rl.models.grounding import row_mask_logits
+from aurora_rl.models.heads.masks import MaskHead
 from aurora_rl.tasks.targets import Target, gold_chain
+from tests.words_task import NameTheObject
 
 NUM_TOKENS = 10
 
@@ -319,3 +321,29 @@ def test_appended_seg_reads_the_state_at_the_seg_that_was_appended(predictor, lo
 def test_only_the_last_position_of_a_prompt_is_projected(predictor, train_samples, projected, options):
     predict(predictor, train_samples[:2], **options)
     assert projected and set(projected) == {1}
+
+
+# Rows annotated in part, and tasks of words
+
+
+def test_masks_are_predicted_on_every_frame_whichever_are_annotated(predictor, train_samples):
+    sample = train_samples[0]
+    in_part = dataclasses.replace(sample, mask_paths=(sample.mask_paths[0], "", "", ""))
+    unknown = dataclasses.replace(sample, mask_paths=())
+    predictor.append_seg = True
+    [[whole]], [[partly]], [[none]] = (predict(predictor, [row]) for row in (sample, in_part, unknown))
+    assert whole.mask_probs.shape == (4, 64, 64)
+    assert torch.equal(partly.mask_probs, whole.mask_probs) and torch.equal(none.mask_probs, whole.mask_probs)
+
+
+def test_task_of_words_runs_one_pass_and_no_head(predictor, encode, train_samples, monkeypatch):
+    words = Predictor(predictor.model, encode, max_completion_length=NUM_TOKENS, append_seg=True)
+    expected = [[each.text for each in row] for row in predict(words, train_samples[:2])]
+    monkeypatch.setattr(encode, "task", NameTheObject())
+    monkeypatch.setattr(encode, "frame_inputs", None)
+    monkeypatch.setattr(MaskHead, "forward", lambda *args, **options: pytest.fail("the mask head was called"))
+    words = Predictor(predictor.model, encode, max_completion_length=NUM_TOKENS, append_seg=True)
+    assert words.seg_token_id is None
+    answers = predict(words, train_samples[:2])
+    assert [[each.text for each in row] for row in answers] == expected
+    assert all(each.mask_probs is each.prediction is None for [each] in answers)
