@@ -66,7 +66,9 @@ def cache_features(model_args: ModelArguments, data_args: DataArguments, args: C
     head = load_task(data_args.task).head
     if head is None:
         raise EmbeddingCacheError(f"the task {data_args.task} has no head, so it needs no embeddings: drop the cache")
-    configs = read_head_configs(model_args.model, model_args.segmenter, model_args.heads, needs=head)
+    configs = read_head_configs(
+        model_args.model, model_args.segmenter, model_args.heads, family=model_args.family, needs=head
+    )
     encoder = head_class(head).frame_encoder(configs[head]).to(state.device)
     cache = EmbeddingCache(data_args.embedding_cache, encoder)
     if args.verify or args.drop_damaged:

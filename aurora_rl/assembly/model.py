@@ -36,6 +36,7 @@ def assemble_model(args: ModelArguments, *, head: str | None, is_trainable: bool
     """
     loaded = load_model(
         args.model,
+        family=args.family,
         segmenter=args.segmenter,
         heads=args.heads,
         needs=head,
@@ -57,7 +58,7 @@ def quantization_config(args: ModelArguments, *, is_trainable: bool = True) -> B
         raise ValueError(
             "load_in_4bit: weights of 4 bits cannot be trained; set use_peft to true, or load_in_4bit to false"
         )
-    return four_bit_config(read_family(args.model))
+    return four_bit_config(read_family(args.model, args.family))
 
 
 def peft_config(args: ModelArguments, loaded: LoadedModel) -> PeftConfig | None:

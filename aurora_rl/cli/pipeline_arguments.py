@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aurora_rl.cli.arguments import positive
+from aurora_rl.cli.arguments import add_family_argument, positive
 
 if TYPE_CHECKING:
     from aurora_rl.inference.pipeline import AuroraPipeline
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     """Add them to a sub-command."""
     parser.add_argument("--model", required=True, help="folder or hub name of a trained model or adapter")
+    add_family_argument(parser)
     parser.add_argument(
         "--max_side",
         type=positive,
@@ -55,6 +56,7 @@ def load_pipeline(args: argparse.Namespace) -> AuroraPipeline:
     pipeline = AuroraPipeline(
         args.model,
         task=None if args.config is None else read_task(args.config),
+        family=args.family,
         clip_options=None if args.config is None else read_clip_options(args.config),
         max_completion_length=args.max_completion_length,
         batch_size=args.batch_size,

@@ -30,6 +30,7 @@ from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.encoding import EncodedSample, PromptOptions, SampleEncoder
 from aurora_rl.models.heads import BoxHead, MaskHead
 from aurora_rl.models.loading import LoadedModel, load_model
+from aurora_rl.models.mllm import MLLMFamily
 from aurora_rl.tasks.base import Task, load_task
 from aurora_rl.tasks.completions import ParsedCompletion
 from aurora_rl.tasks.reference_boxes import ReferenceBoxes
@@ -160,6 +161,7 @@ class AuroraPipeline:
         task: what is asked and how answers are read, a task or its name as in a recipe (`tasks.base.load_task`);
             reference segmentation by default, reference boxes with `box_prompts`. A checkpoint names its task, but no
             class to import.
+        family: the model's family, as for `load_model`; not read where the model is loaded already.
         clip_options: how clips are given to the model; by default as the checkpoint says that it was trained.
         max_completion_length: upper limit of the tokens of a chain of thought.
         batch_size: number of rows (references x windows) generated at once.
@@ -179,6 +181,7 @@ class AuroraPipeline:
         model: LoadedModel | str,
         *,
         task: str | Task | None = None,
+        family: str | MLLMFamily | None = None,
         clip_options: ClipOptions | None = None,
         max_completion_length: int = 512,
         batch_size: int = 8,
@@ -186,7 +189,9 @@ class AuroraPipeline:
         device: torch.device | str | None = None,
         box_prompts: str | None = None,
     ) -> None:
-        self.loaded = load_model(str(model), is_trainable=False) if not isinstance(model, LoadedModel) else model
+        self.loaded = (
+            model if isinstance(model, LoadedModel) else load_model(str(model), family=family, is_trainable=False)
+        )
         if device is None and not isinstance(model, LoadedModel):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device is not None:
