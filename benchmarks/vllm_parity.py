@@ -118,6 +118,7 @@ def measure(
 ) -> list[Agreement]:
     """Decode every prompt twice; the engine must be greedy and hold the policy's weights."""
     rollouts = generation.generate_rows(rows, seeds=list(range(len(rows))), num_generations=1, profiler=nullcontext())
+    assert rollouts.logprobs is not None
     return [
         compare(loaded.model, loaded, row, greedy(loaded, row, max_tokens), ids, logprobs)
         for row, ids, logprobs in zip(rows, rollouts.completion_ids, rollouts.logprobs, strict=True)

@@ -15,19 +15,23 @@ from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.parser import ConfigParser
 from aurora_rl.data.sample import AVSample
 from aurora_rl.logs import setup_logging
-from aurora_rl.models.mllm.qwen2_5_omni.tiny import TinyOmniConfig, build_tiny_omni
+from aurora_rl.models.mllm import load_family
 from aurora_rl.tasks.base import Task, load_task
 
 
 @dataclasses.dataclass
 class InitArguments:
-    """The folder of the tiny model, and its heads."""
+    """The folder of the tiny model, its family, and its heads."""
 
     output_dir: str = dataclasses.field(metadata={"help": "Folder that the model is written to."})
+    family: str = dataclasses.field(
+        default="qwen2_5_omni",
+        metadata={"help": "Family of the model: a model_type, 'package.module:Name' or 'path/to/file.py:Name'."},
+    )
     segmenter: dict | None = dataclasses.field(default=None, metadata={"help": "Config of the model's mask decoder."})
     heads: dict | None = dataclasses.field(default=None, metadata={"help": "Configs of the model's other heads."})
     tiny: dict | None = dataclasses.field(
-        default=None, metadata={"help": "Sizes of the model: fields of TinyOmniConfig."}
+        default=None, metadata={"help": "Sizes of the model by name, where they differ from the family's own."}
     )
 
 
@@ -54,12 +58,8 @@ def main(data_args: DataArguments, init_args: InitArguments) -> None:
     segmenter = init_args.segmenter
     if segmenter is None and init_args.heads is None:
         segmenter = {"type": "dot", "image_size": 64, "width": 32}
-    model, processor = build_tiny_omni(
-        texts,
-        segmenter,
-        TinyOmniConfig(**(init_args.tiny or {})),
-        heads=init_args.heads,
-    )
+    family = load_family(init_args.family)
+    model, processor = family.build_tiny(texts, segmenter=segmenter, heads=init_args.heads, sizes=init_args.tiny)
     model.save_pretrained(init_args.output_dir)
     processor.save_pretrained(init_args.output_dir)
 

@@ -17,6 +17,8 @@ class ModelArguments:
 
     Attributes:
         model: hub name or directory of an MLLM, of a model trained here, or of a LoRA adapter.
+        family: family of the model, where no family here reads it: a class derived from `models.mllm.MLLMFamily`, as
+            'package.module:Name' or 'path/to/file.py:Name'. A checkpoint never names one, since its code runs.
         segmenter: config of the mask decoder that a plain MLLM starts with, such as
             `{type: sam, checkpoint: facebook/sam-vit-huge, image_size: 1024}`.
         heads: configs of other heads that the model starts with, by name, for example
@@ -38,6 +40,10 @@ class ModelArguments:
 
     model: str = dataclasses.field(
         metadata={"help": "Model to start from: hub name or folder of an MLLM, a trained model or a LoRA adapter."}
+    )
+    family: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "Family of the model from outside: 'package.module:Name' or 'path/to/file.py:Name'."},
     )
     segmenter: dict | None = dataclasses.field(
         default=None, metadata={"help": "Config of the mask decoder that a plain MLLM starts with."}
@@ -76,6 +82,13 @@ class ModelArguments:
     ignore_memory_estimate: bool = dataclasses.field(
         default=False, metadata={"help": "Run even where the estimated memory is above a limit."}
     )
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the arguments as files record them that a run resumes.
+
+        A family that is not named is left out, so that records of earlier versions are equal.
+        """
+        return {k: v for k, v in dataclasses.asdict(self).items() if k != "family" or v is not None}
 
 
 @dataclasses.dataclass

@@ -30,6 +30,7 @@ from aurora_rl.files.existing import (
 )
 from aurora_rl.files.output_lock import check_free
 from aurora_rl.files.plain import parse_json, read_text_file
+from aurora_rl.models.mllm import MLLM_FAMILIES
 from aurora_rl.tasks.targets import TARGETS
 
 UNUSABLE = 2  # exit code, the same as argparse's
@@ -139,6 +140,7 @@ def check_models(asked: Asked) -> None:
     for name in ("model", "teacher"):
         if asked.get(name) is not None and not _asks_endpoint(asked):
             check_model(str(asked.get(name)), name=asked.called(name))
+    check_family(asked.get("family"), name=asked.called("family"))
     check_dtype(asked.get("dtype", "auto"), name=asked.called("dtype"))
     if asked.get("segmenter") is not None:
         _check_segmenter(asked.get("segmenter"), name=asked.called("segmenter"))
@@ -171,6 +173,16 @@ def check_model(model: str, *, name: str) -> None:
         )
     if base := _base_model(Path(model)):
         check_model(base, name=f"{name} {model} is an adapter of a model whose folder")
+
+
+def check_family(family: str | None, *, name: str) -> None:
+    """Check that a family is one from here, or that its file or module defines it; errors as in `check_asked`."""
+    if family is None or family in MLLM_FAMILIES:
+        return
+    if ":" not in family:
+        known = f"choose from {', '.join(MLLM_FAMILIES)}{did_you_mean(family, MLLM_FAMILIES)}"
+        raise ValueError(f"{name} is {family!r}: {known}, or write 'path/to/file.py:Name' for one of your own")
+    check_object(family, name=name, what="family")
 
 
 def _check_segmenter(config: Any, *, name: str) -> None:

@@ -12,7 +12,7 @@ from aurora_rl.assembly.encoder import prompt_options
 from aurora_rl.caches.teacher_features import TeacherFeatures
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.models.encoding import PromptOptions, SampleEncoder
-from aurora_rl.models.loading import load_model
+from aurora_rl.models.loading import family_that_reads, load_model
 from aurora_rl.models.sharding import loading_whole
 from aurora_rl.models.teacher import Teacher, fingerprint_teacher, teacher_target
 from aurora_rl.tasks.base import Target, Task, load_task
@@ -41,8 +41,10 @@ def assemble_teacher(args: TargetArguments, model_args: ModelArguments, data_arg
     """
     task = load_task(data_args.task)
     teacher_target(task)  # before the weights are read
+    name = _teacher_name(args)
+    family = family_that_reads(name, model_args.family)
     with loading_whole():
-        loaded = load_model(_teacher_name(args), needs="masks", dtype=model_args.dtype, is_trainable=False)
+        loaded = load_model(name, family=family, needs="masks", dtype=model_args.dtype, is_trainable=False)
 
     def no_frames(sample: AVSample, clip: AVClip) -> torch.Tensor:
         return torch.zeros(len(clip.frames), 1)  # the teacher's mask decoder does not run

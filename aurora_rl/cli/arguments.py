@@ -9,6 +9,15 @@ from pathlib import Path
 Commands = argparse._SubParsersAction
 
 
+def add_family_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names a family of models from outside the package."""
+    parser.add_argument(
+        "--family",
+        metavar="NAME",
+        help="family of a model that none here reads: path/to/file.py:Name, which runs",
+    )
+
+
 def positive(text: str) -> int:
     """The type of an argument that is a positive whole number."""
     number = int(text)

@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from aurora_rl.assembly.early import check_model
+from aurora_rl.assembly.early import check_family, check_model
 from aurora_rl.assembly.known_options import options_of, read_config
 from aurora_rl.files.existing import check_writable_file
 
@@ -21,6 +21,9 @@ def check_pipeline_arguments(args: argparse.Namespace) -> None:
         ValueError: naming the option, its value and what was expected.
     """
     check_model(args.model, name="--model")
+    if args.box_prompts is not None:
+        check_model(args.box_prompts, name="--box_prompts")
+    check_family(args.family, name="--family")
     if args.config is not None:
         read_config(args.config, options_of())
     if args.device is not None and not DEVICE.fullmatch(args.device):

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from aurora_rl.assembly.early import check_dtype, check_model
-from aurora_rl.cli.arguments import Commands
+from aurora_rl.assembly.early import check_dtype, check_family, check_model
+from aurora_rl.cli.arguments import Commands, add_family_argument
 from aurora_rl.cli.console import CLEAN, refuse
 from aurora_rl.export.hub_checks import check_is_new, check_token
 from aurora_rl.files.existing import check_file, check_writable_folder
@@ -40,6 +40,7 @@ def register(commands: Commands) -> None:
     parser.add_argument(
         "--model", required=True, help="folder or hub name of a trained model or a LoRA adapter; for vLLM, of any MLLM"
     )
+    add_family_argument(parser)
     parser.add_argument("--to", choices=("vllm", "hf"), required=True, help="which program reads the written folder")
     parser.add_argument("--output_dir", "-o", type=Path, required=True, help="folder that is written")
     parser.add_argument("--dtype", default="auto", help="number format of the written weights, such as bfloat16")
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
             # Here, because it imports torch and transformers, which take seconds.
             from aurora_rl.rollout.export import export_checkpoint
 
-            print(export_checkpoint(args.model, args.output_dir, dtype=args.dtype))
+            print(export_checkpoint(args.model, args.output_dir, dtype=args.dtype, family=args.family))
         else:
             print(_export_for_hub(args))
     except (OSError, ValueError) as error:
@@ -88,6 +89,7 @@ def _check(args: argparse.Namespace) -> None:
         check_token()
     check_dtype(args.dtype, name="--dtype")
     check_model(args.model, name="--model")
+    check_family(args.family, name="--family")
     check_writable_folder(args.output_dir, name="--output_dir")
     if args.to == "hf":
         check_is_new(args.output_dir)
@@ -107,7 +109,11 @@ def _export_for_hub(args: argparse.Namespace) -> Path | str:
         scores=None if args.scores is None else score_table(args.scores),
     )
     options = HubExport(
-        merge=args.merge, base_model=args.base_model, image_encoder=args.image_encoder, dtype=args.dtype
+        merge=args.merge,
+        base_model=args.base_model,
+        image_encoder=args.image_encoder,
+        dtype=args.dtype,
+        family=args.family,
     )
     folder = export_for_hub(args.model, args.output_dir, options, details)
     return folder if args.push is None else push_folder(folder, args.push, private=args.private)

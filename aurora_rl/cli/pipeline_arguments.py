@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aurora_rl.cli.arguments import positive
+from aurora_rl.cli.arguments import add_family_argument, positive
 
 if TYPE_CHECKING:
     from aurora_rl.inference.pipeline import AuroraPipeline
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     """Add them to a sub-command."""
     parser.add_argument("--model", required=True, help="folder or hub name of a trained model or adapter")
+    add_family_argument(parser)
     parser.add_argument(
         "--max_side",
         type=positive,
@@ -33,6 +34,11 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, help="recipe's YAML file, for fps, num_frames and instruction as in training"
     )
+    parser.add_argument(
+        "--box_prompts",
+        metavar="SAM",
+        help="folder or hub name of a SAM that turns the boxes of a model with a box head into masks",
+    )
     parser.add_argument("--device", help="device of the model, such as cpu or cuda:1 (default: a GPU if there is one)")
 
 
@@ -50,11 +56,13 @@ def load_pipeline(args: argparse.Namespace) -> AuroraPipeline:
     pipeline = AuroraPipeline(
         args.model,
         task=None if args.config is None else read_task(args.config),
+        family=args.family,
         clip_options=None if args.config is None else read_clip_options(args.config),
         max_completion_length=args.max_completion_length,
         batch_size=args.batch_size,
         max_side=args.max_side,
         device=args.device,
+        box_prompts=args.box_prompts,
     )
     pipeline.check_masks()
     return pipeline

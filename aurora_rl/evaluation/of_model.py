@@ -159,7 +159,7 @@ def _open_resume_file(
     files = [path for path in weights.iterdir() if path.is_file()] if weights.is_dir() else []
     identity = {
         "version": __version__,
-        "model": dataclasses.asdict(model_args),
+        "model": model_args.to_record(),
         "weights": fingerprint_files((path.name, path.stat()) for path in files),
         # The draw of rows during training changes nothing here, and files from before this argument can be resumed.
         "data": {name: value for name, value in data_args.to_record().items() if name != "eval_samples_seed"},

@@ -32,12 +32,14 @@ class HubExport:
         image_encoder: hub name of the SAM or SAM 2 whose image encoder feeds the mask decoder; by default from the
             segmenter's config.
         dtype: dtype of the weights.
+        family: name of the model's family, as for `load_model`.
     """
 
     merge: bool = True
     base_model: str | None = None
     image_encoder: str | None = None
     dtype: str = "auto"
+    family: str | None = None
 
 
 def export_for_hub(name_or_path: str, folder: str | Path, options: HubExport, details: CardDetails) -> Path:
@@ -61,7 +63,7 @@ def export_for_hub(name_or_path: str, folder: str | Path, options: HubExport, de
     if adapter_config is None and not _is_trained_here(name_or_path):
         raise ValueError(f"{name_or_path} has no mask decoder, it was not trained here: export it with --to vllm")
     base_model = _base_model(name_or_path, adapter_config, options)
-    loaded = load_model(name_or_path, dtype=options.dtype, is_trainable=False)
+    loaded = load_model(name_or_path, family=options.family, dtype=options.dtype, is_trainable=False)
     _name_image_encoder(loaded, options.image_encoder)
     if isinstance(loaded.model, PeftModel) and options.merge:
         loaded = dataclasses.replace(loaded, model=loaded.model.merge_and_unload())

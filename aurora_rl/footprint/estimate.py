@@ -27,6 +27,7 @@ from aurora_rl.footprint.parts import (
 )
 from aurora_rl.footprint.storage import disk_parts, states_of
 from aurora_rl.footprint.workload import Clips, Workload, build_workload
+from aurora_rl.models.loading import family_that_reads
 from aurora_rl.tasks.base import load_task
 
 #: Elements that ZeRO-3 prefetches for the next layers (DeepSpeed's `stage3_prefetch_bucket_size`).
@@ -93,7 +94,8 @@ def estimate_footprint(
     meta = meta or build_meta_model(model_args, launch, half=half, needs=load_task(data_args.task).head)
     teacher_meta = None
     if teacher is not None:  # whole on every process, in the student's dtype (`assembly.teacher.assemble_teacher`)
-        teacher_meta = build_meta_model(ModelArguments(model=teacher, dtype=model_args.dtype), Launch())
+        as_read = ModelArguments(model=teacher, dtype=model_args.dtype)
+        teacher_meta = build_meta_model(as_read, Launch(), family=family_that_reads(teacher, model_args.family))
     work = work or build_workload(meta.family, meta.base.config, data_args, training_args, clips)
     checkpointing = bool(training_args.gradient_checkpointing)
     activations = estimate_activations(meta, work, half=half, checkpointing=checkpointing, is_gpu=launch.is_gpu)

@@ -89,7 +89,12 @@ def total(parts: Iterable[PartSize]) -> PartSize:
 
 
 def build_meta_model(
-    args: ModelArguments, launch: Launch, *, half: torch.dtype | None = None, needs: str | None = None
+    args: ModelArguments,
+    launch: Launch,
+    *,
+    half: torch.dtype | None = None,
+    needs: str | None = None,
+    family: MLLMFamily | None = None,
 ) -> MetaModel:
     """Build the model that the arguments name, from its config alone.
 
@@ -98,6 +103,7 @@ def build_meta_model(
         launch: how the run is spread over processes.
         half: dtype of mixed precision; DeepSpeed casts the whole model to it.
         needs: name of the head that the task needs; None for none.
+        family: family of the model, if it is known already.
 
     Raises:
         ValueError: if the model has no such head.
@@ -109,6 +115,7 @@ def build_meta_model(
         adapter.get("base_model_name_or_path", args.model),
         adapter.get("segmenter") or args.segmenter,
         adapter.get("heads") or args.heads,
+        family=family or args.family,
         needs=needs,
     )
     with contextlib.suppress(OSError):  # the hub cannot be reached; the decoders of all published SAMs are alike

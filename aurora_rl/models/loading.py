@@ -30,7 +30,7 @@ from aurora_rl.models.end_of_turn import declare_ends
 from aurora_rl.models.head_tokens import ensure_seg_token, head_token_id, init_seg_embedding, suppress_tokens
 from aurora_rl.models.heads import MaskHead, head_attribute, head_class, head_configs, head_fields
 from aurora_rl.models.heads.segmenters import FrameEncoder
-from aurora_rl.models.mllm import MLLMFamily, get_family
+from aurora_rl.models.mllm import MLLMFamily, UnreadModelTypeError, get_family
 from aurora_rl.models.sharding import restore_rotary_frequencies
 
 logger = logging.getLogger(__name__)
@@ -110,6 +110,7 @@ class LoadedModel:
 def load_model(
     name_or_path: str,
     *,
+    family: str | MLLMFamily | None = None,
     segmenter: dict[str, Any] | None = None,
     heads: dict[str, dict[str, Any]] | None = None,
     needs: str | None = None,
@@ -122,6 +123,8 @@ def load_model(
 
     Args:
         name_or_path: hub name or directory: a plain MLLM, a model saved by Aurora-RL, or a LoRA adapter of one.
+        family: the model's family, or its name as for `mllm.load_family`; None for the one here that reads the
+            checkpoint's `model_type`.
         segmenter: config of the mask decoder to start with. A trained checkpoint has a config of its own, which must
             agree with this one.
         heads: configs of other heads to start with, by name; the same holds for them.
@@ -132,13 +135,14 @@ def load_model(
         is_trainable: whether a LoRA adapter is loaded for further training.
 
     Raises:
-        ValueError: if the model has not the head that `needs` names, or a trained head is given another config.
+        ValueError: if the model has not the head that `needs` names, or a trained head is given another config, or the
+            family is unknown.
         CheckpointError: if weights are missing, damaged or of other shapes than the model's; a ValueError too.
         NotPlainFileError: if a file of the checkpoint is a pipe or a device; a ValueError too.
         OSError: if the weights are not there as safetensors.
     """
     check_checkpoint_files(name_or_path)
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+    options: dict[str, Any] = {"family": family, "dtype": dtype, "attn_implementation": attn_implementation}
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
     if adapter_config := find_adapter_config_file(name_or_path):
@@ -156,16 +160,16 @@ def read_model_config(
     segmenter: dict[str, Any] | None,
     heads: dict[str, dict[str, Any]] | None = None,
     *,
+    family: str | MLLMFamily | None = None,
     needs: str | None = None,
 ) -> tuple[MLLMFamily, PretrainedConfig, list[str]]:
     """Read family and config of a checkpoint that is no adapter, and tell which of its heads are new.
 
     Raises:
-        ValueError: if the model has not the head that `needs` names, or a trained head is given another config.
+        ValueError: if the model has not the head that `needs` names, or a trained head is given another config, or the
+            family is unknown.
     """
-    check_checkpoint_files(name_or_path)
-    config_dict, _ = PretrainedConfig.get_config_dict(name_or_path)
-    family = get_family(config_dict["model_type"])
+    family = read_family(name_or_path, family)
     config = family.config_from(family.model_class.config_class.from_pretrained(name_or_path))
     own = head_configs(config)
     agreed = _agreed_heads(name_or_path, own, segmenter, heads)
@@ -190,16 +194,32 @@ def check_has_head(config: Any, name: str, name_or_path: str) -> None:
     raise ValueError(f"{name_or_path} has no head {name!r} yet: give its config, `heads: {{{name}: ...}}`")
 
 
-def read_family(name_or_path: str) -> MLLMFamily:
-    """Read the family of a checkpoint, or of an adapter's base model; no weights are read.
+def read_family(name_or_path: str, family: str | MLLMFamily | None = None) -> MLLMFamily:
+    """Return the family of a checkpoint, or of an adapter's base model; no weights are read.
+
+    Args:
+        name_or_path: hub name or directory.
+        family: the family, or its name, where the run names one.
 
     Raises:
-        ValueError: if the model's family is unknown.
+        ValueError: if the model's family is unknown, or another than the given one.
     """
     check_checkpoint_files(name_or_path)
     if adapter_config := find_adapter_config_file(name_or_path):
-        return read_family(read_adapter_config(adapter_config)["base_model_name_or_path"])
-    return get_family(PretrainedConfig.get_config_dict(name_or_path)[0]["model_type"])
+        return read_family(read_adapter_config(adapter_config)["base_model_name_or_path"], family)
+    return get_family(PretrainedConfig.get_config_dict(name_or_path)[0]["model_type"], family)
+
+
+def family_that_reads(name_or_path: str, family: str | None) -> MLLMFamily:
+    """Return the run's own family if it reads a checkpoint, else the one here: a teacher may be of another family.
+
+    Raises:
+        ValueError: if neither reads it.
+    """
+    try:
+        return read_family(name_or_path, family)
+    except UnreadModelTypeError:
+        return read_family(name_or_path)
 
 
 def complete_new_heads(config: PretrainedConfig, new_heads: list[str]) -> None:
@@ -212,7 +232,12 @@ def complete_new_heads(config: PretrainedConfig, new_heads: list[str]) -> None:
 
 
 def read_head_configs(
-    name_or_path: str, segmenter: dict[str, Any] | None, heads: dict[str, dict[str, Any]] | None = None
+    name_or_path: str,
+    segmenter: dict[str, Any] | None,
+    heads: dict[str, dict[str, Any]] | None = None,
+    *,
+    family: str | MLLMFamily | None = None,
+    needs: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Read the configs of the heads that `load_model` would use, by name; no weights are read.
 
@@ -224,20 +249,20 @@ def read_head_configs(
         fields = read_adapter_config(adapter_config)
         asked = head_fields(_agreed_heads(name_or_path, head_configs(fields), segmenter, heads))
         segmenter, heads, name_or_path = asked["segmenter"], asked["heads"], fields["base_model_name_or_path"]
-    _, config, new_heads = read_model_config(name_or_path, segmenter, heads)
+    _, config, new_heads = read_model_config(name_or_path, segmenter, heads, family=family, needs=needs)
     complete_new_heads(config, new_heads)
     return head_configs(config)
 
 
-def read_segmenter_config(name_or_path: str, segmenter: dict[str, Any] | None) -> dict[str, Any]:
+def read_segmenter_config(
+    name_or_path: str, segmenter: dict[str, Any] | None, *, family: str | MLLMFamily | None = None
+) -> dict[str, Any]:
     """Read the config of the mask decoder that `load_model` would use; no weights are read.
 
     Raises:
         ValueError: for the reasons of `load_model`, and if there is no mask decoder.
     """
-    configs = read_head_configs(name_or_path, segmenter)
-    check_has_head(head_fields(configs), MaskHead.name, name_or_path)
-    return configs[MaskHead.name]
+    return read_head_configs(name_or_path, segmenter, family=family, needs=MaskHead.name)[MaskHead.name]
 
 
 def saved_clip_options(name_or_path: str) -> ClipOptions | None:
@@ -334,11 +359,12 @@ def _load_whole(
     segmenter: dict[str, Any] | None,
     heads: dict[str, dict[str, Any]] | None,
     *,
+    family: str | MLLMFamily | None,
     needs: str | None,
     **options: Any,
 ) -> tuple[LoadedModel, list[str]]:
     """Load a model that is no adapter, and tell which of its heads are new, that is, random."""
-    family, config, new_heads = read_model_config(name_or_path, segmenter, heads, needs=needs)
+    family, config, new_heads = read_model_config(name_or_path, segmenter, heads, family=family, needs=needs)
     complete_new_heads(config, new_heads)
     with named_weights(name_or_path):
         model, loading = family.model_class.from_pretrained(

@@ -23,10 +23,11 @@ from trl.trainer.utils import add_fused_lm_head
 
 from aurora_rl.models.heads import head_configs, head_fields
 from aurora_rl.models.loading import load_model
+from aurora_rl.models.mllm import MLLMFamily
 
 
-def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a copy of the model, in eval mode and without gradients.
+def frozen_copy(model: PreTrainedModel, family: MLLMFamily) -> PreTrainedModel:
+    """Return a copy of a model of some family, in eval mode and without gradients.
 
     Raises:
         ValueError: if only the first process has loaded weights (FSDP with fsdp_cpu_ram_efficient_loading).
@@ -38,7 +39,9 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
         )
     if is_deepspeed_zero3_enabled():  # no process holds whole weights that could be copied
         origin = model.config._name_or_path
-        reference = load_model(origin, **head_fields(head_configs(model.config)), dtype=model.dtype).model
+        reference = load_model(
+            origin, family=family, **head_fields(head_configs(model.config)), dtype=model.dtype
+        ).model
     else:
         reference = copy.deepcopy(model)
     return reference.requires_grad_(False).eval()

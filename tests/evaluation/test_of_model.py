@@ -1,4 +1,4 @@
-"""The evaluation of a task that is answered in words: no masks are asked for, scored or drawn."""
+"""The evaluation of tasks that are answered in words, or by boxes: no masks are asked for, scored or drawn."""
 
 import json
 from pathlib import Path
@@ -13,6 +13,7 @@ from aurora_rl.cli import main
 from aurora_rl.evaluation.records import read_results
 from aurora_rl.inference.predictor import Predictor
 from aurora_rl.models.encoding import EncodedSample
+from aurora_rl.models.heads.boxes import BoxHead, FrameBoxes
 from aurora_rl.models.heads.masks import MaskHead
 from aurora_rl.report.training_page import Run, write_training_page
 from aurora_rl.tasks.multiple_choice import MultipleChoice
@@ -30,6 +31,20 @@ num_samples: 2
 max_completion_length: 4
 batch_size: 4
 ablations: [audio_muted, frames_blanked, text_shuffled]
+use_cpu: true
+"""
+BOX_CONFIG = """
+task: aurora_rl.tasks.reference_boxes:ReferenceBoxes
+heads: {boxes: {type: dot, image_size: 32, width: 8}}
+chains: chains.jsonl
+fps: 2.0
+num_frames: 4
+instruction: "{reference}"
+min_pixels: 256
+max_pixels: 65536
+num_samples: 2
+max_completion_length: 4
+batch_size: 4
 use_cpu: true
 """
 
@@ -166,3 +181,44 @@ def test_page_of_a_training_shows_questions_with_their_options(tiny_benchmark, g
     assert "Mask IoU" not in page and 'alt="True mask' not in page and "data:image/png" not in page
     assert "data:image/webp" in page and "data:audio/" in page
     assert "accuracy went from" in page and "audio muted" in page
+
+
+# ---- boxes ------------------------------------------------------------------------------------------------------
+
+
+def test_boxes_are_scored_on_the_frames_that_are_annotated(tiny_benchmark, tiny_checkpoint, tmp_path):
+    (tmp_path / "evaluate.yaml").write_text(BOX_CONFIG)
+    command = [
+        "evaluate",
+        "--model",
+        tiny_checkpoint,
+        "--data_root",
+        str(tiny_benchmark),
+        "--split",
+        "test_s",
+        "test_n",
+    ]
+    assert main([*command, "--config", str(tmp_path / "evaluate.yaml"), "--output_dir", str(tmp_path / "out")]) == 0
+    rows = read_results(tmp_path / "out")
+    names = ("box_iou", "box_hits", "point_in_mask")
+    for row in rows:
+        assert row.masks is None and not row.greedy.pred_masks
+        assert all((row.greedy.scores[name] is None) == row.is_null for name in names)
+        assert 0.0 <= row.greedy.scores["presence"] <= 1.0
+    splits = scores_of(tmp_path / "out")["splits"]
+    assert {*names, "presence", "category_accuracy", "sampled_box_iou"} <= splits["test_s"].keys()
+    assert not {*names} & splits["test_n"].keys() and "presence" in splits["test_n"]
+
+
+def test_box_head_scores_the_annotated_frames_and_a_missing_prediction():
+    head = BoxHead(8, {"type": "dot", "image_size": 32, "width": 8})
+    boxes = torch.tensor([[0.0, 0.0, 0.5, 1.0], [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.5]])
+    told = FrameBoxes(boxes, torch.tensor([5.0, 5.0, -5.0]), boxes[:, 2:] / 2, torch.zeros(3, 4, 4), (1.0, 1.0))
+    left = torch.zeros(1, 4, 4, dtype=torch.bool)
+    left[:, :, :2] = True
+    assert head.scores(told, left, (0,)) == {"box_iou": 1.0, "box_hits": 1.0, "point_in_mask": 1.0, "presence": 1.0}
+    assert head.scores(told, left, (1,))["box_iou"] == pytest.approx(0.5)
+    assert head.scores(told, left, (2,))["presence"] == 0.0
+    assert head.scores(None, left) == {"box_iou": 0.0, "box_hits": 0.0, "point_in_mask": 0.0, "presence": 0.0}
+    empty = {"box_iou": None, "box_hits": None, "point_in_mask": None}
+    assert head.scores(None, torch.zeros_like(left)) == {**empty, "presence": 1.0}

@@ -23,7 +23,7 @@ from aurora_rl.models.encoding import PromptOptions
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.mllm.qwen2_5_omni.model import AuroraQwen2_5Omni
 from aurora_rl.tasks.prompts import SEG_TOKEN
-from tests.row_results import null, row
+from tests.row_results import null, replied, row
 
 CLIPS = ClipOptions(prompt=PromptOptions(instruction="{reference}", min_pixels=256, max_pixels=65536), fps=2.0)
 
@@ -159,6 +159,21 @@ def test_scores_on_the_card_are_those_of_the_file_under_their_preset(trained, tm
     assert "| test_s | 0.2500 | 0.7500 | 0.5000 |  |  |  | 1 | 0 |" in text
     assert "| test_n |  |  |  | 0.1250 | 0.0000 | 0.0000 | 1 | 0 |" in text
     assert "| Mix, mean_of_splits | 0.3750 | 0.6250 | 0.5000 |" in text
+
+
+def test_a_model_of_words_is_exported_without_talk_of_masks(omni_checkpoint, tmp_path):
+    loaded = load_model(omni_checkpoint)
+    loaded.remember_clips(dataclasses.replace(CLIPS, task="MultipleChoice"))
+    loaded.model.save_pretrained(tmp_path / "run")
+    loaded.processor.save_pretrained(tmp_path / "run")
+    rows = [replied(0), replied(1, None, is_right=False)]
+    (tmp_path / "scores.json").write_text(json.dumps(score_tables(rows)))
+    assert export(tmp_path / "run", tmp_path / "model", "--scores", tmp_path / "scores.json") == 0
+    data, text = card(tmp_path / "model")
+    assert data["pipeline_tag"] == "video-text-to-text" and "referring-segmentation" not in data["tags"]
+    assert "mask" not in text.lower() and "refavs" not in text and "seg_head" not in text
+    assert "| | accuracy | format_rate | n | unreadable |" in text and "| test_s | 0.5000 | 0.5000 | 2 | 1 |" in text
+    assert 'task="module_or_file:MultipleChoice"' in text and "answer.references[0].value" in text
 
 
 def test_the_card_makes_nothing_up(trained, tmp_path):

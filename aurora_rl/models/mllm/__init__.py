@@ -9,6 +9,10 @@ FAMILIES: tuple[type[MLLMFamily], ...] = (Qwen2_5OmniFamily,)
 MLLM_FAMILIES = {model_type: family for family in FAMILIES for model_type in family.model_types}
 
 
+class UnreadModelTypeError(ValueError):
+    """The family that a run names does not read a checkpoint's `model_type`."""
+
+
 def load_family(spec: str) -> MLLMFamily:
     """Return a family by its name.
 
@@ -42,7 +46,8 @@ def get_family(model_type: str, given: str | MLLMFamily | None = None) -> MLLMFa
         given: the family, or its name as for `load_family`, where the run names one. A checkpoint never does.
 
     Raises:
-        ValueError: if no family here has this `model_type`, or the given one has not.
+        ValueError: if no family here has this `model_type`.
+        UnreadModelTypeError: if the given family has not; a ValueError too.
     """
     if given is None and model_type in MLLM_FAMILIES:
         return MLLM_FAMILIES[model_type]()
@@ -53,7 +58,7 @@ def get_family(model_type: str, given: str | MLLMFamily | None = None) -> MLLMFa
         )
     family = load_family(given) if isinstance(given, str) else given
     if model_type not in family.model_types:
-        raise ValueError(
+        raise UnreadModelTypeError(
             f"the checkpoint has model_type {model_type!r}, but the family {type(family).__name__} reads "
             f"{', '.join(family.model_types)}: name another by the option `family`, or leave it out"
         )
@@ -69,6 +74,7 @@ __all__ = [
     "EnginePrompt",
     "MLLMFamily",
     "TowerPass",
+    "UnreadModelTypeError",
     "get_family",
     "load_family",
 ]

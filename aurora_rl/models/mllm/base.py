@@ -126,7 +126,7 @@ class MLLMFamily(abc.ABC):
 
         Args:
             processor: the checkpoint's own processor.
-            messages: messages of `tasks.prompts.build_messages`, with the frames in the video part.
+            messages: messages of a task (`tasks.base.chat_messages`), with the frames in the video part.
             waveform: (N,) float32 at the processor's sampling rate, or None for a prompt without sound.
             fps: frames a second, which aligns video and audio in time.
             use_audio_in_video: whether the sound is interleaved with the frames, chunk by chunk; the messages then have
@@ -163,13 +163,19 @@ class MLLMFamily(abc.ABC):
         return usual_pass(config, clip, self.tower_names)
 
     def build_tiny(
-        self, texts: Iterable[str], segmenter: dict[str, Any], sizes: Mapping[str, Any] | None = None
+        self,
+        texts: Iterable[str],
+        *,
+        segmenter: dict[str, Any] | None = None,
+        heads: dict[str, dict[str, Any]] | None = None,
+        sizes: Mapping[str, Any] | None = None,
     ) -> tuple[PreTrainedModel, ProcessorMixin]:
         """Make a model of random weights that trains on a CPU, and its processor.
 
         Args:
             texts: texts that the vocabulary is trained on.
-            segmenter: config of the mask decoder.
+            segmenter: config of the mask decoder; None for none.
+            heads: configs of other heads by name.
             sizes: sizes of the model by name, where they differ from the family's own.
 
         Raises:

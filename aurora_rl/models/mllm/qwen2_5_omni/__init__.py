@@ -8,6 +8,7 @@ tiny        a thinker of random weights
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +71,16 @@ class Qwen2_5OmniFamily(MLLMFamily):
         return collate_features(features, media_index)
 
     def build_tiny(
-        self, texts: Iterable[str], segmenter: dict[str, Any], sizes: Mapping[str, Any] | None = None
+        self,
+        texts: Iterable[str],
+        *,
+        segmenter: dict[str, Any] | None = None,
+        heads: dict[str, dict[str, Any]] | None = None,
+        sizes: Mapping[str, Any] | None = None,
     ) -> tuple[PreTrainedModel, ProcessorMixin]:
         from aurora_rl.models.mllm.qwen2_5_omni.tiny import TinyOmniConfig, build_tiny_omni
 
-        return build_tiny_omni(texts, segmenter, TinyOmniConfig(**(sizes or {})))
+        names = [field.name for field in dataclasses.fields(TinyOmniConfig)]
+        if unknown := sorted(set(sizes or {}) - set(names)):
+            raise ValueError(f"a tiny model has no size {unknown[0]!r}: choose from {', '.join(names)}")
+        return build_tiny_omni(texts, segmenter, TinyOmniConfig(**(sizes or {})), heads=heads)
