@@ -183,7 +183,7 @@ class Head(nn.Module, abc.ABC):
         Args:
             rows: result of `rows`.
             gt_masks: B truths (A, H, W) bool, on the predictions' device; None for a row without truth.
-            row_weights, normalizer: as in `losses.mask_loss`.
+            row_weights, normalizer: those of `losses.mask_loss`.
             **options: values of `loss_options`.
         """
 

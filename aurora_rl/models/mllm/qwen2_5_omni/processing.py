@@ -1,4 +1,4 @@
-"""From a conversation with frames and sound to the thinker's inputs, and from the inputs of clips to a batch."""
+"""Inputs of the thinker, made from a conversation with frames and sound, and batches of the inputs of clips."""
 
 from __future__ import annotations
 
