@@ -1,4 +1,4 @@
-"""Inputs of the thinker, made from a conversation with frames and sound, and batches of the inputs of clips."""
+"""Turns a conversation with frames and sound into the inputs of the thinker, and the inputs of clips into a batch."""
 
 from __future__ import annotations
 

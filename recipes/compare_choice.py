@@ -1,0 +1,163 @@
+"""Compare GRPO with SFT that continues, on multiple choice: accuracy with sound and muted, beside what sight can do.
+
+python recipes/compare_choice.py --stages outputs/choice --output_dir outputs/choice/table
+
+It reads the outputs of recipes/synthetic/choice/stages.yaml and writes table.json and table.md.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aurora_rl.assembly.options import OptionParser
+from aurora_rl.data.questions import QUESTIONS_FILE, QuestionRow, read_questions
+from aurora_rl.evaluation.intervals import Interval, bootstrap_difference, bootstrap_interval
+from aurora_rl.evaluation.records import RowResult, read_results
+from aurora_rl.files.atomic import write_whole
+from aurora_rl.synthetic.questions import accuracy_of_sight
+
+#: The stages that are compared, the one to be better last.
+BEFORE, AFTER = "sft_longer", "grpo"
+STAGES = {"sft": "early SFT", BEFORE: "SFT continued", AFTER: "GRPO"}
+HEARING, MUTED = "results.jsonl", "results.audio_muted.jsonl"
+
+#: Value of each question by (seed, uid); seeds are pooled.
+Values = dict[tuple[str, str], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooled:
+    """Answers of one stage with all of its seeds.
+
+    Attributes:
+        right: 1 for a right answer, else 0, by seed and uid.
+        clips: clip of each of these.
+    """
+
+    right: Values
+    clips: dict[tuple[str, str], str]
+
+    def by_seed(self) -> dict[str, float]:
+        """Return each seed's accuracy."""
+        seeds = sorted({seed for seed, _ in self.right})
+        return {seed: mean([value for (of, _), value in self.right.items() if of == seed]) for seed in seeds}
+
+    def interval(self, than: Mapping[str, float] | None = None) -> Interval:
+        """Compute the accuracy with its interval over clips, or how far it is above a value of each question's uid."""
+        values = [value - (than[uid] if than else 0.0) for (_, uid), value in self.right.items()]
+        return bootstrap_interval(values, clips=list(self.clips.values()))
+
+
+def pool(folder: Path, stage: str, file: str) -> Pooled:
+    """Read a stage's answers of all seeds.
+
+    Raises:
+        FileNotFoundError: if the stage was not evaluated.
+    """
+    paths = {path: path.name.removeprefix(f"evaluate_{stage}").removeprefix("-") for path in folder.glob("evaluate_*")}
+    found = {seed: path / file for path, seed in paths.items() if seed.isdecimal() or not seed}
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no evaluate_{stage}/{file}: run the stages first")
+    rows = [(seed, row) for seed in sorted(found) for row in read_results(found[seed])]
+    return Pooled(
+        {(seed, row.uid): is_right(row) for seed, row in rows}, {(seed, row.uid): row.media_id for seed, row in rows}
+    )
+
+
+def is_right(row: RowResult) -> float:
+    """Return 1 if a row's greedy answer is right, else 0."""
+    return float(row.greedy is not None and row.greedy.is_right)
+
+
+def gain(before: Pooled, after: Pooled) -> Interval:
+    """Compute the paired difference, question by question; a clip is drawn with all of its questions and seeds."""
+    flat = [{"/".join(key): value for key, value in pooled.right.items()} for pooled in (before, after)]
+    return bootstrap_difference(*flat, clips={"/".join(key): clip for key, clip in before.clips.items()})
+
+
+def sight(rows: Sequence[QuestionRow]) -> dict[str, float]:
+    """Return the probability with which the best answerer who only sees is right, by the question's uid."""
+    return {row.uid: accuracy_of_sight(row.kind or "", row.choices, row.seen or ()) for row in rows}
+
+
+def processor_seconds(folder: Path, stage: str) -> dict[str, float]:
+    """Return the processor time of a stage's runs, as run_stages.py has recorded it."""
+    records = sorted(folder.glob(f"stages/{stage}.json")) + sorted(folder.glob(f"stages/{stage}-[0-9]*.json"))
+    return {path.stem: json.loads(path.read_text())["cpu_seconds"] for path in records}
+
+
+def compare(folder: Path) -> dict[str, Any]:
+    """Compute the whole comparison from the stages' folder."""
+    seen = sight(read_questions(folder / "data" / QUESTIONS_FILE))
+    hearing = {stage: pool(folder, stage, HEARING) for stage in STAGES}
+    muted = {stage: pool(folder, stage, MUTED) for stage in STAGES}
+    asked = {uid for _, uid in hearing[AFTER].right}
+    return {
+        "questions": len(asked),
+        "clips": len(set(hearing[AFTER].clips.values())),
+        "best_by_sight": mean([seen[uid] for uid in asked]),
+        "stages": {
+            stage: {
+                "accuracy": hearing[stage].interval(),
+                "by_seed": hearing[stage].by_seed(),
+                "muted": muted[stage].interval(),
+                "muted_by_seed": muted[stage].by_seed(),
+                "muted_above_sight": muted[stage].interval(seen),
+                "processor_seconds": processor_seconds(folder, stage),
+            }
+            for stage in STAGES
+        },
+        "gain": gain(hearing[BEFORE], hearing[AFTER]),
+    }
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def markdown(table: Mapping[str, Any]) -> str:
+    """Write the comparison as Markdown."""
+    header = ["stage", "accuracy", "of each seed", "muted", "muted, of each seed", "processor seconds"]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for stage, of_stage in table["stages"].items():
+        cells = [
+            STAGES[stage],
+            in_words(of_stage["accuracy"]),
+            ", ".join(f"{value:.3f}" for value in of_stage["by_seed"].values()),
+            in_words(of_stage["muted"]),
+            ", ".join(f"{value:.3f}" for value in of_stage["muted_by_seed"].values()),
+            ", ".join(f"{value:.0f}" for value in of_stage["processor_seconds"].values()),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"GRPO - SFT continued: {in_words(table['gain'], signed=True)}, paired and pooled over seeds; intervals are "
+        "over clips. "
+        f"{table['questions']} questions about {table['clips']} clips. "
+        f"Best answerer that only sees: {table['best_by_sight']:.3f}.",
+    ]
+    return "\n".join(lines)
+
+
+def in_words(interval: Interval, *, signed: bool = False) -> str:
+    """Write a mean and its 95 % interval."""
+    form = "+.3f" if signed else ".3f"
+    return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = OptionParser(description=__doc__)
+    parser.add_argument("--stages", type=Path, required=True, help="output folder of recipes/run_stages.py")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder that the table is written to")
+    args = parser.parse_args(argv)
+    table = compare(args.stages)
+    write_whole(args.output_dir / "table.json", json.dumps(table, indent=2, default=dataclasses.asdict) + "\n")
+    text = markdown(table)
+    write_whole(args.output_dir / "table.md", text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
