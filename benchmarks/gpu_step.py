@@ -54,7 +54,7 @@ from aurora_rl.models.mllm.qwen2_5_omni.tiny import (
     build_tiny_processor,
     multimodal_token_fields,
 )
-from aurora_rl.tasks.prompts import text_prompt
+from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from benchmarks.contenders import (
@@ -193,7 +193,7 @@ def build(shape: Shape, stopwatch: Stopwatch, way: Way = PLAIN) -> Contender:
         args=_arguments(shape, way),
         encode=_encoder(shape, processor),
         seg_token_id=seg_token_id,
-        train_dataset=to_dataset([_sample(number) for number in range(NUM_CLIPS)], text_prompt()),
+        train_dataset=to_dataset([_sample(number) for number in range(NUM_CLIPS)], ReferenceSegmentation().messages),
         processing_class=processor,
         peft_config=None if way.as_recipe else lora(way),
     )

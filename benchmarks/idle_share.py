@@ -30,7 +30,6 @@ from aurora_rl.data.sample import AVSample
 from aurora_rl.models.encoding import PromptOptions, SampleEncoder
 from aurora_rl.models.heads.segmenters import build_frame_encoder
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
-from aurora_rl.tasks.prompts import text_prompt
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from benchmarks.timing import Seconds, Stopwatch, now
@@ -143,7 +142,7 @@ def train(policy: Policy, samples: list[AVSample], shape: StepShape, *, way: str
             ),
             encode=encode,
             seg_token_id=policy.seg_token_id,
-            train_dataset=to_dataset(samples, text_prompt("{reference}")),
+            train_dataset=to_dataset(samples, encode.text_prompt),
             processing_class=policy.processor,
             callbacks=[times],
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 from aurora_rl.models.mllm.qwen2_5_omni.model import AuroraQwen2_5Omni
 from aurora_rl.models.mllm.qwen2_5_omni.tiny import TinyOmniConfig, build_tiny_omni
 from aurora_rl.tasks.multiple_choice import MultipleChoice
-from aurora_rl.tasks.prompts import SEG_TOKEN, text_prompt
+from aurora_rl.tasks.prompts import SEG_TOKEN
 from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 
 REFERENCE = "The yellow object on the left that is heard before the drum."
@@ -102,7 +103,7 @@ def aurora_dataset() -> Dataset:
         uid="noise", row=0, split="train", media_id="noise", category="drum", reference=REFERENCE, fps=1.0,
         frame_paths=(), audio_path="", choices=("drum", "bell"), answer="drum",
     )  # fmt: skip
-    return to_dataset([sample], text_prompt("{reference}"))
+    return to_dataset([sample], functools.partial(ReferenceSegmentation().messages, instruction="{reference}"))
 
 
 class ImageEncoder(SampleEncoder):

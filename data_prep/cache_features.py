@@ -28,8 +28,9 @@ from aurora_rl.data.containers import MediaError
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.media import read_frames
 from aurora_rl.logs import setup_logging
-from aurora_rl.models.heads.segmenters import build_frame_encoder
-from aurora_rl.models.loading import read_segmenter_config
+from aurora_rl.models.heads import head_class
+from aurora_rl.models.loading import read_head_configs
+from aurora_rl.tasks.base import load_task
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,11 @@ def cache_features(model_args: ModelArguments, data_args: DataArguments, args: C
     setup_logging(is_main_process=state.is_main_process)
     if data_args.embedding_cache is None:
         raise EmbeddingCacheError("there is no folder to fill: set `embedding_cache`")
-    encoder = build_frame_encoder(read_segmenter_config(model_args.model, model_args.segmenter)).to(state.device)
+    head = load_task(data_args.task).head
+    if head is None:
+        raise EmbeddingCacheError(f"the task {data_args.task} has no head, so it needs no embeddings: drop the cache")
+    configs = read_head_configs(model_args.model, model_args.segmenter, model_args.heads, needs=head)
+    encoder = head_class(head).frame_encoder(configs[head]).to(state.device)
     cache = EmbeddingCache(data_args.embedding_cache, encoder)
     if args.verify or args.drop_damaged:
         check(cache, state, drop_damaged=args.drop_damaged)

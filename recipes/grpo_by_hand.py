@@ -7,20 +7,15 @@ functions judge its text and its masks, compares it with the others of its group
 completions become more likely and their masks come closer to the truth. `aurora_rl/trainers/grpo.py` has the same loss
 and the same gradients (a test compares them), and is the one to train with. Left out, to keep the algorithm in sight:
 
-- TRL's trainer, with its hooks and options; only the names and defaults of the keys are the same, to run the same YAML;
-- several processes, GPUs, bfloat16, LoRA, vLLM and gradient accumulation: they change where the numbers are computed
-  and in which parts, not which numbers. Here it is one process on the CPU, in float32;
-- savings of time and memory: the trainer reads clips ahead, projects onto a part of the vocabulary at a time, and
-  spares the pass for the old log-probabilities where the policy has not changed since it sampled;
-- other losses and other ways to sample: a key that asks for one is refused (`PLAIN`);
-- evaluation, logs, checkpoints, the estimate of memory, and the choice of optimiser and schedule: keys about these are
-  ignored. It is AdamW at a constant rate, with weight decay on biases too, and nothing is saved;
-- the check of paths and numbers before torch is imported: a wrong one is told some seconds later;
+- what changes where the numbers are computed, not which: processes, GPUs, bfloat16, LoRA, vLLM, gradient accumulation,
+  reading ahead, projecting onto a part of the vocabulary at a time. This is one process on the CPU, in float32;
+- other losses, samplers and tasks: a key that asks for one is refused (`PLAIN`), or its task has no masks;
+- evaluation, logs, checkpoints, checks before torch is imported, and the choice of optimiser and schedule: keys about
+  these are ignored. It is AdamW at a constant rate, with weight decay on biases too, and nothing is saved;
 - async rewards, TRL's columns (`trainer_state`, `log_metric`, `log_extra`), and completions that no reward applies to:
   the trainer gives them no advantage, here their reward is 0.
 
-Letters of the shapes: B rows (the completions of a step), G generations of one prompt, L tokens of a prompt and its
-completion, F frames, H W pixels, V words of the vocabulary.
+Shapes: B rows (the completions of a step), G of one prompt, L tokens of prompt and completion, F frames, V words.
 """
 
 import copy
@@ -43,8 +38,8 @@ from aurora_rl.models.collate import collate_frames, distinct_media, right_pad
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.grounding import row_mask_logits, shared_media
 from aurora_rl.models.head_tokens import find_seg
+from aurora_rl.models.heads import MaskHead
 from aurora_rl.rewards import guard_reward_func, load_reward_func
-from aurora_rl.tasks.completions import normalise_category, parse_completion
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 
 #: Keys that would ask for another algorithm, with the only value that is known here.
@@ -64,7 +59,7 @@ def main(
     check_plain(vars(model_args) | vars(args))
     torch.manual_seed(args.seed)
     samples = load_split(data_args, data_args.train_split)
-    loaded = assemble_model(dataclasses.replace(model_args, dtype="float32"))
+    loaded = assemble_model(dataclasses.replace(model_args, dtype="float32"), head=MaskHead.name)
     encode = assemble_encoder(data_args, loaded, samples)
     reward_funcs = [guard_reward_func(load_reward_func(spec)) for spec in reward_args.reward_funcs]
     reward_weights = torch.tensor(args.reward_weights or [1.0] * len(reward_funcs))
@@ -87,8 +82,8 @@ def main(
             noise = SeededSampling(names, temperature=args.temperature)
             completion_ids = [ids.tolist() for ids in sampler.generate(rows, noise)]
             with torch.no_grad():
-                old = run_forward(policy, encode, rows, completion_ids, loaded.seg_token_id, args.temperature)
-                ref = run_forward(reference, encode, rows, completion_ids, loaded.seg_token_id, args.temperature)
+                old = run_forward(policy, encode, rows, completion_ids, args.temperature)
+                ref = run_forward(reference, encode, rows, completion_ids, args.temperature)
 
             texts = encode.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
             columns = reward_columns(encode, rows, texts, old) | {"completion_ids": completion_ids}
@@ -97,9 +92,10 @@ def main(
             advantages = group_advantages(rewards, args.num_generations)
             teaches_masks = old.has_seg  # (B,) bool
             if args.mask_loss_on == "correct_only":  # otherwise wrong answers learn masks of another object
-                teaches_masks = teaches_masks & answers_are_right(rows, texts)
+                answers = zip(columns["answers"], rows, strict=True)
+                teaches_masks &= torch.tensor([encode.task.is_right(answer, row.sample) for answer, row in answers])
 
-        new = run_forward(policy, encode, rows, completion_ids, loaded.seg_token_id, args.temperature)
+        new = run_forward(policy, encode, rows, completion_ids, args.temperature)
         loss = grpo_loss(new, old.logps, ref.logps, advantages, rows, teaches_masks, args)
         optimizer.zero_grad()
         loss.backward()
@@ -117,7 +113,7 @@ class ForwardPass:
 
     logps: Tensor  # (B, L - 1), of each token but the first, given the tokens before it; 0 outside the completion
     in_completion: Tensor  # (B, L - 1) bool; False for the prompt and for padding
-    mask_logits: list[Tensor]  # B of (F, H, W), at the frames' own size
+    mask_logits: list[Tensor]  # B of (F, height, width), at the frames' own size
     has_seg: Tensor  # (B,) bool; the masks of a completion without `[SEG]` have no meaning
 
 
@@ -126,15 +122,14 @@ def run_forward(
     encode: SampleEncoder,
     rows: list[EncodedSample],
     completion_ids: list[list[int]],
-    seg_token_id: int,
     temperature: float,
 ) -> ForwardPass:
     """Run a model once on prompts and completions, and decode the masks at each completion's last `[SEG]`."""
-    prompt_ids = [row.prompt.prompt_ids for row in rows]
-    batch = right_pad(prompt_ids, completion_ids, encode.tokenizer.pad_token_id)
-    input_ids, labels = batch["input_ids"], batch.pop("labels")  # (B, L); labels are -100 outside the completion
+    batch = right_pad([row.prompt.prompt_ids for row in rows], completion_ids, encode.tokenizer.pad_token_id)
+    input_ids, in_completion = batch["input_ids"], batch.pop("labels") != -100  # (B, L)
     # A `[SEG]` in the prompt is no answer. A row without one has the state of its last token decoded, with weight 0.
-    seg_index, has_seg = find_seg(input_ids, labels != -100, seg_token_id, num_completion_tokens=input_ids.size(1))
+    seg_token_id, length = encode.tokenizer.convert_tokens_to_ids(encode.task.answer_token), input_ids.size(1)
+    seg_index, has_seg = find_seg(input_ids, in_completion, seg_token_id, num_completion_tokens=length)
     features, media_index = distinct_media(rows)
     media, frames = encode.family.collate_features(features, media_index), collate_frames(rows)
     with shared_media(model, media_index):
@@ -142,7 +137,7 @@ def run_forward(
     # Position t predicts token t + 1. Divided by the temperature, the logits are those that the tokens were drawn from.
     logps = (outputs.logits[:, :-1] / temperature).log_softmax(-1)  # (B, L - 1, V)
     logps = logps.gather(-1, input_ids[:, 1:, None]).squeeze(-1)  # (B, L - 1)
-    in_completion = labels[:, 1:] != -100
+    in_completion = in_completion[:, 1:]
     logps = logps.masked_fill(~in_completion, 0.0)  # placeholders of media have -10,000, and a ratio of them may be inf
     frame_counts = frames["seg_frame_counts"][frames["seg_clip_index"]]  # (B,), F of each row
     mask_logits = row_mask_logits(model, outputs.mask_logits, frame_counts, [row.frame_size for row in rows])
@@ -153,23 +148,18 @@ def reward_columns(
     encode: SampleEncoder, rows: list[EncodedSample], texts: list[str], rollouts: ForwardPass
 ) -> dict[str, list[Any]]:
     """Return what the reward functions read: columns of B entries, those of the dataset among them."""
-    samples, prompt = [row.sample for row in rows], encode.text_prompt
+    samples = [row.sample for row in rows]
     decoded = list(zip(rollouts.mask_logits, rollouts.has_seg.tolist(), strict=True))
     return {name: [getattr(sample, name) for sample in samples] for name in samples[0].to_row()} | {
         "sample": samples,
-        "prompts": [prompt(sample) for sample in samples],
+        "prompts": [encode.text_prompt(sample) for sample in samples],
         "completions": [[{"role": "assistant", "content": text}] for text in texts],
+        "answers": [encode.task.parse(text) for text in texts],
         "loudness_dbfs": [row.loudness_dbfs for row in rows],
-        "gt_masks": [row.gt_masks for row in rows],  # (F, H, W) bool
+        "gt_masks": [row.gt_masks for row in rows],  # (F, height, width) bool
         "mask_probs": [logits.sigmoid() if seg else None for logits, seg in decoded],
         "pred_masks": [logits > 0 if seg else None for logits, seg in decoded],  # p > 0.5
     }
-
-
-def answers_are_right(rows: list[EncodedSample], texts: list[str]) -> Tensor:
-    """Return (B,) bool: whether the completion names the category of the object that is asked for."""
-    said = [parse_completion(text).category for text in texts]
-    return torch.tensor([x == normalise_category(row.sample.category) for x, row in zip(said, rows, strict=True)])
 
 
 def group_advantages(rewards: Tensor, num_generations: int) -> Tensor:
@@ -183,14 +173,9 @@ def group_advantages(rewards: Tensor, num_generations: int) -> Tensor:
 
 
 def grpo_loss(
-    new: ForwardPass,
-    old_logps: Tensor,
-    ref_logps: Tensor,
-    advantages: Tensor,
-    rows: list[EncodedSample],
-    teaches_masks: Tensor,
-    args: AuroraGRPOConfig,
-) -> Tensor:
+    new: ForwardPass, old_logps: Tensor, ref_logps: Tensor, advantages: Tensor, rows: list[EncodedSample],
+    teaches_masks: Tensor, args: AuroraGRPOConfig,
+) -> Tensor:  # fmt: skip
     """Return the loss: the clipped objective, the KL divergence from the reference, and the masks (docs/method.md)."""
     ratio = (new.logps - old_logps).exp()  # (B, L - 1); all 1 in the first step on new rollouts, but with a gradient
     clipped = ratio.clamp(1 - args.epsilon, 1 + args.epsilon)
@@ -220,11 +205,10 @@ def grpo_loss(
 
 def check_plain(options: dict[str, Any]) -> None:
     """Raise a ValueError for an option that asks for what is left out here."""
-    for name, value in PLAIN.items():
-        if options[name] != value:
-            raise ValueError(f"{name} is {options[name]!r}, but only {value!r} is known here: use recipes/grpo.py")
+    if other := [name for name, value in PLAIN.items() if options[name] != value]:
+        raise ValueError(f"{other[0]} {options[other[0]]!r} is not known here, but in recipes/grpo.py")
     if options["max_steps"] < 1 or options["mask_loss_on"] == "off":
-        raise ValueError("max_steps below 1 and mask_loss_on 'off' are not known here: use recipes/grpo.py")
+        raise ValueError("max_steps below 1 and mask_loss_on 'off' are not known here, but in recipes/grpo.py")
 
 
 if __name__ == "__main__":

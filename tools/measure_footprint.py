@@ -102,7 +102,7 @@ def build_trainer(
     model_args: ModelArguments, data_args: DataArguments, samples: list[AVSample], folder: Path, **options: Any
 ) -> AuroraSFTTrainer:
     """Build a trainer as recipes/sft.py does, for two steps."""
-    loaded = assemble_model(model_args)
+    loaded = assemble_model(model_args, head="masks")
     common = {"max_steps": 2, "save_strategy": "no", "report_to": "none", "use_cpu": True, "bf16": False}
     batch = {"per_device_train_batch_size": BATCH_SIZE, "gradient_checkpointing": False, "disable_tqdm": True}
     args = AuroraSFTConfig(output_dir=str(folder / "out"), **{**common, **batch, **options})

@@ -14,7 +14,7 @@ from transformers import BitsAndBytesConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from aurora_rl.assembly.arguments import ModelArguments
-from aurora_rl.models.heads import MASK_HEAD, MaskHead, head_attribute, head_fields
+from aurora_rl.models.heads import MASK_HEAD, head_attribute, head_fields
 from aurora_rl.models.loading import LoadedModel, SegmentationLoraConfig, freeze, load_model, read_family
 from aurora_rl.models.mllm import MLLMFamily
 from aurora_rl.models.quantization import four_bit_config
@@ -22,7 +22,7 @@ from aurora_rl.models.quantization import four_bit_config
 logger = logging.getLogger(__name__)
 
 
-def assemble_model(args: ModelArguments, *, head: str | None = MaskHead.name, is_trainable: bool = True) -> LoadedModel:
+def assemble_model(args: ModelArguments, *, head: str | None, is_trainable: bool = True) -> LoadedModel:
     """Load the model and freeze what the arguments name.
 
     Args:

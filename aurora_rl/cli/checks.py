@@ -21,6 +21,8 @@ def check_pipeline_arguments(args: argparse.Namespace) -> None:
         ValueError: naming the option, its value and what was expected.
     """
     check_model(args.model, name="--model")
+    if args.box_prompts is not None:
+        check_model(args.box_prompts, name="--box_prompts")
     if args.config is not None:
         read_config(args.config, options_of())
     if args.device is not None and not DEVICE.fullmatch(args.device):

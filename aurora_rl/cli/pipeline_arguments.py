@@ -33,6 +33,11 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, help="recipe's YAML file, for fps, num_frames and instruction as in training"
     )
+    parser.add_argument(
+        "--box_prompts",
+        metavar="SAM",
+        help="folder or hub name of a SAM that turns the boxes of a model with a box head into masks",
+    )
     parser.add_argument("--device", help="device of the model, such as cpu or cuda:1 (default: a GPU if there is one)")
 
 
@@ -55,6 +60,7 @@ def load_pipeline(args: argparse.Namespace) -> AuroraPipeline:
         batch_size=args.batch_size,
         max_side=args.max_side,
         device=args.device,
+        box_prompts=args.box_prompts,
     )
     pipeline.check_masks()
     return pipeline

@@ -22,15 +22,17 @@ import torch
 from aurora_rl.data.containers import MAX_SECONDS, SAMPLING_RATE, FilePath, MediaError
 from aurora_rl.data.footage import MAX_SIDE, Footage, Frame, Picture, open_footage
 from aurora_rl.data.sample import NULL_CATEGORY, AVClip, AVSample
+from aurora_rl.inference.box_prompts import BoxPrompts
 from aurora_rl.inference.predictor import Predictor
 from aurora_rl.inference.propagation import FrameMasks, MaskTracker, NearestMasks, Sam2Masks, SampledMasks
 from aurora_rl.metrics import MASK_THRESHOLD
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.encoding import EncodedSample, PromptOptions, SampleEncoder
-from aurora_rl.models.heads import MaskHead
+from aurora_rl.models.heads import BoxHead, MaskHead
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.tasks.base import Task, load_task
 from aurora_rl.tasks.completions import ParsedCompletion
+from aurora_rl.tasks.reference_boxes import ReferenceBoxes
 from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 
 logger = logging.getLogger(__name__)
@@ -156,16 +158,20 @@ class AuroraPipeline:
     Args:
         model: the result of `load_model`, or a hub name, or the folder of a model or an adapter.
         task: what is asked and how answers are read, a task or its name as in a recipe (`tasks.base.load_task`);
-            reference segmentation by default. A checkpoint names its task, but no class to import.
+            reference segmentation by default, reference boxes with `box_prompts`. A checkpoint names its task, but no
+            class to import.
         clip_options: how clips are given to the model; by default as the checkpoint says that it was trained.
         max_completion_length: upper limit of the tokens of a chain of thought.
         batch_size: number of rows (references x windows) generated at once.
         max_side: longest side of frames and masks, in pixels; larger frames are scaled down.
         device: device of the model; by default that of a loaded model, else a GPU if there is one.
+        box_prompts: folder or hub name of a SAM that makes the masks, prompted with the boxes of the model's box head;
+            None for a model with a mask head of its own.
 
     Raises:
         ValueError: if the checkpoint does not say how clips are given to it, and `clip_options` is None; if it was
-            trained on another task, and `task` is None; or if it has not the head of the task.
+            trained on another task, and `task` is None; if it has not the head of the task; or if the task gives no
+            boxes for `box_prompts`.
     """
 
     def __init__(
@@ -178,10 +184,9 @@ class AuroraPipeline:
         batch_size: int = 8,
         max_side: int = MAX_SIDE,
         device: torch.device | str | None = None,
+        box_prompts: str | None = None,
     ) -> None:
-        self.loaded = (
-            load_model(str(model), needs="masks", is_trainable=False) if not isinstance(model, LoadedModel) else model
-        )
+        self.loaded = load_model(str(model), is_trainable=False) if not isinstance(model, LoadedModel) else model
         if device is None and not isinstance(model, LoadedModel):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device is not None:
@@ -192,7 +197,8 @@ class AuroraPipeline:
                 "the checkpoint does not say how clips are given to the model, as older versions did not save it: "
                 "give the clip_options of its training (--config with the recipe's YAML file)"
             )
-        self.task = load_task(ReferenceSegmentation() if task is None else task)
+        usual = ReferenceSegmentation() if box_prompts is None else ReferenceBoxes()
+        self.task = load_task(usual if task is None else task)
         if task is None and options.task != self.task.name:
             raise ValueError(
                 f"the model was trained on the task {options.task!r}, but {self.task.name} would be asked: name the "
@@ -201,6 +207,11 @@ class AuroraPipeline:
             )
         self.options = options
         self.max_side = max_side
+        if box_prompts is not None and self.task.head != BoxHead.name:
+            raise ValueError(
+                f"the task {self.task.name} gives no boxes for box_prompts: leave it out, or name another task"
+            )
+        self.box_prompts = None if box_prompts is None else BoxPrompts(box_prompts, device=self.loaded.model.device)
         self.predictor = Predictor(
             self.loaded.model,
             SampleEncoder(
@@ -229,11 +240,15 @@ class AuroraPipeline:
 
     def check_masks(self) -> None:
         """Check that answers have masks; a ValueError tells that the task is answered otherwise."""
-        if self.task.head != MaskHead.name:
+        if not self._gives_masks:
             raise ValueError(
                 f"the task {self.task.name} gives no masks to draw or write: ask its model in Python, by "
-                "AuroraPipeline, or give a model that segments"
+                "AuroraPipeline, or give a model that segments, or the box_prompts that turn boxes into masks"
             )
+
+    @property
+    def _gives_masks(self) -> bool:
+        return self.task.head == MaskHead.name or self.box_prompts is not None
 
     def __call__(
         self,
@@ -326,7 +341,7 @@ class AuroraPipeline:
         self.check_masks()
         masks = [each.masks for each in answer.references if each.masks is not None]
         sampled = SampledMasks(answer.frame_times, np.stack(masks))
-        remembers = track and self.loaded.segmenter_config["type"] == "sam2"
+        remembers = track and self.box_prompts is None and self.loaded.segmenter_config["type"] == "sam2"
         tracker: MaskTracker = self._sam2_memory if remembers else NearestMasks()
         return tracker.track(answer.footage.pictures(), sampled)
 
@@ -364,11 +379,27 @@ class AuroraPipeline:
             with watch("reason"):
                 said = self.predictor.generate(batch)
             with watch("masks"):
-                masks = self.predictor.decode_masks(batch, said)
+                masks = self._masks(batch, said, [window for _, window in asked[start : start + size]])
             texts = self.loaded.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
             for (number, window), text, mask_probs in zip(asked[start : start + size], texts, masks, strict=True):
-                assert mask_probs is not None or self.task.head != MaskHead.name  # thanks to `append_seg`
+                assert mask_probs is not None or not self._gives_masks  # thanks to `append_seg`
                 yield number, window, self._window_answer(window, text), mask_probs
+
+    def _masks(
+        self, rows: Sequence[EncodedSample], said: Sequence[torch.Tensor], windows: Sequence[Window]
+    ) -> list[torch.Tensor | None]:
+        """Return each row's mask probabilities (F, H, W), by the model's mask head or by its boxes and a SAM."""
+        if self.box_prompts is None:
+            return self.predictor.decode_masks(rows, said)
+        predictions = self.predictor.predict_rows(rows, said)
+        embeddings: dict[int, torch.Tensor] = {}
+        masks: list[torch.Tensor | None] = []
+        for row, window, boxes in zip(rows, windows, predictions, strict=True):
+            if window.first not in embeddings:  # rows of a window follow one another
+                frames = np.stack([picture.pixels for picture in window.pictures])
+                embeddings = {window.first: self.box_prompts.embed(frames)}
+            masks.append(self.box_prompts.masks(embeddings[window.first], boxes, row.frame_size))
+        return masks
 
     def _row(self, number: int, reference: str, choices: Sequence[str] | None) -> AVSample:
         """Make the row of a reference, of no clip yet."""

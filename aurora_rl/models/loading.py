@@ -212,7 +212,11 @@ def complete_new_heads(config: PretrainedConfig, new_heads: list[str]) -> None:
 
 
 def read_head_configs(
-    name_or_path: str, segmenter: dict[str, Any] | None, heads: dict[str, dict[str, Any]] | None = None
+    name_or_path: str,
+    segmenter: dict[str, Any] | None,
+    heads: dict[str, dict[str, Any]] | None = None,
+    *,
+    needs: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Read the configs of the heads that `load_model` would use, by name; no weights are read.
 
@@ -224,7 +228,7 @@ def read_head_configs(
         fields = read_adapter_config(adapter_config)
         asked = head_fields(_agreed_heads(name_or_path, head_configs(fields), segmenter, heads))
         segmenter, heads, name_or_path = asked["segmenter"], asked["heads"], fields["base_model_name_or_path"]
-    _, config, new_heads = read_model_config(name_or_path, segmenter, heads)
+    _, config, new_heads = read_model_config(name_or_path, segmenter, heads, needs=needs)
     complete_new_heads(config, new_heads)
     return head_configs(config)
 
@@ -235,9 +239,7 @@ def read_segmenter_config(name_or_path: str, segmenter: dict[str, Any] | None) -
     Raises:
         ValueError: for the reasons of `load_model`, and if there is no mask decoder.
     """
-    configs = read_head_configs(name_or_path, segmenter)
-    check_has_head(head_fields(configs), MaskHead.name, name_or_path)
-    return configs[MaskHead.name]
+    return read_head_configs(name_or_path, segmenter, needs=MaskHead.name)[MaskHead.name]
 
 
 def saved_clip_options(name_or_path: str) -> ClipOptions | None:

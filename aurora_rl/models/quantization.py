@@ -8,15 +8,18 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
+from aurora_rl.models.heads import HEADS, head_attribute
 from aurora_rl.models.mllm import MLLMFamily
 
-#: Modules that are not quantised in any family: all of the mask head is trained, and TRL's kernel reads `lm_head`.
-HEADS = ("seg_head", "lm_head")
+
+def _heads() -> list[str]:
+    """Return what no family quantises: heads, all of which are trained, and `lm_head`, which TRL's kernel reads."""
+    return [*map(head_attribute, HEADS), "lm_head"]
 
 
 def not_quantized(family: MLLMFamily) -> list[str]:
     """Return the dotted names of modules that are not quantised: the heads, and the towers, which are small."""
-    return [*HEADS, *family.tower_names]
+    return [*_heads(), *family.tower_names]
 
 
 def four_bit_config(family: MLLMFamily) -> BitsAndBytesConfig:
@@ -46,5 +49,5 @@ def is_quantized(name: str, parameter: nn.Parameter, family: MLLMFamily) -> bool
     components = name.split(".")
     is_embedding = "embed_tokens" in components
     is_adapter = any(component.startswith("lora_") for component in components)
-    is_left_alone = bool(set(components) & set(HEADS)) or family.is_tower(name)
+    is_left_alone = bool(set(components) & set(_heads())) or family.is_tower(name)
     return parameter.ndim == 2 and not (is_embedding or is_adapter or is_left_alone)

@@ -8,7 +8,7 @@ from huggingface_hub import save_torch_state_dict
 from transformers import PretrainedConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from aurora_rl.models.loading import LoadedModel, has_segmenter, load_model
+from aurora_rl.models.loading import LoadedModel, load_model, read_head_configs
 from aurora_rl.rollout.weights import engine_weights
 
 
@@ -46,8 +46,8 @@ def export_checkpoint(name_or_path: str, folder: str | Path, *, dtype: str = "au
         OSError: if there is no such checkpoint, or it has no weights as safetensors.
         ValueError: if the model's family is unknown.
     """
-    needs_head = find_adapter_config_file(name_or_path) is None and not has_segmenter(name_or_path)
-    # `load_model` needs a mask decoder for a plain MLLM; it is not written, so the smallest will do.
+    needs_head = find_adapter_config_file(name_or_path) is None and not read_head_configs(name_or_path, None)
+    # So that the engine of a plain MLLM knows `[SEG]`; the mask decoder is not written, the smallest will do.
     segmenter = {"type": "dot", "image_size": 32, "width": 8} if needs_head else None
     return export_for_vllm(load_model(name_or_path, segmenter=segmenter, dtype=dtype, is_trainable=False), folder)
 

@@ -20,13 +20,11 @@ from peft.utils.integrations import dequantize_module_weight, get_bnb_param_type
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from aurora_rl.models.heads import HEADS, head_attribute
 from aurora_rl.models.mllm import MLLMFamily
 
 #: Gathers sharded parameters while a block runs: `trl.distributed.DistributedBackend.gather_params`.
 Gather = Callable[[Sequence[nn.Parameter]], contextlib.AbstractContextManager[Any]]
-
-#: Name of the module that is never part of vLLM's model.
-HEAD = "seg_head"
 
 
 def engine_weights(
@@ -52,7 +50,8 @@ def engine_weights(
             bitsandbytes.
     """
     policy = model.get_base_model() if isinstance(model, PeftModel) else model
-    skipped = {HEAD} if towers else {HEAD, *family.tower_names}  # dotted names, from the model on
+    heads = map(head_attribute, HEADS)  # never part of vLLM's model
+    skipped = {*heads} if towers else {*heads, *family.tower_names}  # dotted names, from the model on
     for name, weight in _layers(policy, "", skipped, gather):
         yield family.engine_prefix + name, weight
 
@@ -90,7 +89,7 @@ def check_adapters(model: nn.Module) -> None:
     """
     policy = model.get_base_model() if isinstance(model, PeftModel) else model
     for name, module in policy.named_modules():
-        if isinstance(module, BaseTunerLayer) and not name.startswith(f"{HEAD}."):
+        if isinstance(module, BaseTunerLayer) and name.split(".")[0] not in map(head_attribute, HEADS):
             _check_is_plain(module, name)
 
 

@@ -15,10 +15,9 @@ import dataclasses
 import re
 import string
 from collections.abc import Sequence
-from typing import Any
 
 from aurora_rl.data.sample import AVSample
-from aurora_rl.tasks.base import Answer, PromptMedia, PromptText, Target, Task, chat_messages
+from aurora_rl.tasks.base import Answer, Target, Task
 from aurora_rl.tasks.completions import ParsedCompletion, normalise_category, parse_completion
 from aurora_rl.tasks.reference_segmentation import hear_score, see_score
 
@@ -66,16 +65,8 @@ class MultipleChoice(Task):
     )
     curves = {"accuracy": "accuracy/{kind}", "see": "chain/see", "hear": "chain/hear"}
 
-    def messages(
-        self,
-        sample: AVSample,
-        media: PromptMedia | None = None,
-        *,
-        instruction: str | None = None,
-        system_prompt: str | None = None,
-    ) -> list[dict[str, Any]]:
-        text = PromptText.fill(instruction or self.instruction, reference=question_text(sample))
-        return chat_messages(text, media, system_prompt=system_prompt)
+    def question(self, sample: AVSample) -> str:
+        return question_text(sample)
 
     def target(self, sample: AVSample) -> Target:
         answer = self.answer_text(choices_of(sample).index(true_answer(sample)), choices_of(sample))

@@ -1,15 +1,13 @@
-"""Prompts tell the model its task, and chains of thought are written down here.
+"""The words of reference segmentation: its instruction, its answers, and chains of thought written down.
 
-A sample's reference becomes a chat message, and a gold chain (steps + answer) becomes the completion text that SFT
-trains on and that `completions.parse_completion` reads back.
+A gold chain (steps + answer) becomes the completion text that SFT trains on and that `completions.parse_completion`
+reads back.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
-from aurora_rl.data.sample import NULL_CATEGORY, AVSample
-from aurora_rl.tasks.base import PromptMedia, PromptText, chat_messages
+from aurora_rl.data.sample import NULL_CATEGORY
 
 SEG_TOKEN = "[SEG]"
 BOX_TOKEN = "[BOX]"
@@ -87,42 +85,3 @@ def render_chain(steps: Mapping[str, str], answer: str) -> str:
         raise ValueError(f"the chain of thought lacks the step(s) {missing}: give all of {list(REASONING_STEPS)}")
     paragraphs = [f"{STEP_LABELS[step]} {steps[step].strip()}" for step in REASONING_STEPS]
     return "\n".join([*paragraphs, f"{STEP_LABELS['answer']} {answer.strip()}"])
-
-
-def text_prompt(instruction: str = DEFAULT_INSTRUCTION) -> Callable[[AVSample], list[dict[str, Any]]]:
-    """Return a function that makes a row's message without its media, which TRL logs and hands to rewards.
-
-    Args:
-        instruction: user text with a `{reference}` field; without the field, the function raises a ValueError.
-    """
-    return lambda sample: build_messages(sample.reference, instruction=instruction)
-
-
-def build_messages(
-    reference: str,
-    *,
-    frames: Sequence[Any] | None = None,
-    has_audio: bool = True,
-    instruction: str = DEFAULT_INSTRUCTION,
-    system_prompt: str | None = None,
-    video_options: Mapping[str, Any] | None = None,
-) -> list[dict[str, Any]]:
-    """Build the chat messages for one clip: frames as a video, then the audio, then the instruction.
-
-    Args:
-        reference: the referring sentence.
-        frames: the clip's frames (PIL images), or None for the text-only message stored in a dataset row.
-        has_audio: whether an audio part follows the video.
-        instruction: user text with a `{reference}` field.
-        system_prompt: optional system message.
-        video_options: extra keys of the video part, such as `max_pixels` and `sample_fps`, for the family.
-
-    The texts are `PromptText`, so that a family's `encode` can tell the reference, which is untrusted, from the rest.
-
-    Raises:
-        ValueError: if the instruction has no `{reference}` field.
-    """
-    text = PromptText.fill(instruction, reference=reference)
-    media = None if frames is None else PromptMedia(frames, has_audio, video_options or {})
-    system = None if system_prompt is None else PromptText(system_prompt, own=system_prompt)
-    return chat_messages(text, media, system_prompt=system)

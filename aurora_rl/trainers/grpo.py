@@ -37,7 +37,7 @@ from aurora_rl.rollout.vllm_source import VLLMSource
 from aurora_rl.tasks.base import completion_text
 from aurora_rl.trainers.grounded_rollouts import ForwardPasses, RolloutBatch, reward_rows, states_are_kept
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
-from aurora_rl.trainers.head_loss import head_loss, head_loss_weights, head_token_of, prepare_heads
+from aurora_rl.trainers.head_loss import head_loss, head_loss_weights, prepare_heads
 from aurora_rl.trainers.health import RolloutHealthCallback
 from aurora_rl.trainers.reference_model import (
     frozen_copy,
@@ -81,7 +81,7 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         if more_turns := [name for name in ("tools", "environment_factory") if kwargs.get(name)]:
             raise ValueError(f"{more_turns[0]} is given, but a rollout has one turn for now: leave it out")
         self.encode = encode
-        self.seg_token_id = head_token_of(encode)
+        self.seg_token_id = encode.answer_token_id
         self._batch = RolloutBatch([])
         specs = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
         guarded = [guard_reward_func(load_reward_func(spec), timeout_s=args.reward_timeout_s) for spec in specs]

@@ -8,19 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from aurora_rl.models.encoding import SampleEncoder
 from aurora_rl.models.grounding import freeze_other_heads, install_mask_forward, segmentation_model
-from aurora_rl.models.head_tokens import find_seg, head_token_id
-from aurora_rl.models.heads import Head, head_class
+from aurora_rl.models.head_tokens import find_seg
+from aurora_rl.models.heads import Head
 from aurora_rl.models.sharding import gather_at_once
 from aurora_rl.trainers.grounded_rollouts import ForwardPasses, RolloutBatch
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
-
-
-def head_token_of(encode: SampleEncoder) -> int | None:
-    """Return the id of the token at which the task's head predicts; None for a task without a head."""
-    name = encode.task.head
-    return None if name is None else head_token_id(encode.tokenizer, head_class(name).token)
 
 
 def prepare_heads(model: nn.Module, name: str | None, *, is_trained: bool) -> None:

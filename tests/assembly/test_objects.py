@@ -38,7 +38,7 @@ def cached_clips(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("names", [["towers"], ["visual", "audio_tower"]])
 def test_model_is_frozen_where_the_arguments_say(names, tiny_checkpoint):
-    loaded = assemble_model(ModelArguments(model=tiny_checkpoint, freeze=names))
+    loaded = assemble_model(ModelArguments(model=tiny_checkpoint, freeze=names), head="masks")
     frozen = {name.split(".")[0] for name, p in loaded.model.named_parameters() if not p.requires_grad}
     assert frozen == {"visual", "audio_tower"}
 

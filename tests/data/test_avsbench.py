@@ -25,8 +25,8 @@ from aurora_rl.data.files import DatasetError
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.sample import AVSample
 from aurora_rl.models.collate import SFTCollator
-from aurora_rl.tasks.prompts import answer_for, text_prompt
-from aurora_rl.tasks.reference_segmentation import chain_file
+from aurora_rl.tasks.prompts import answer_for
+from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation, chain_file
 from aurora_rl.tasks.targets import answer_only
 
 WIDTH, HEIGHT = 64, 32
@@ -300,12 +300,13 @@ def test_benchmark_is_chosen_by_the_arguments(s4: Path) -> None:
     assert load_split(args, "val") == load_avsbench_s4(s4, "val")
     with pytest.raises(ValueError, match="unknown benchmark 's4': choose from ref_avs, avsbench_s4"):
         load_split(DataArguments(data_root=str(s4), benchmark="s4"), "val")
-    assert list(LOADERS) == ["ref_avs", "avsbench_s4", "avsbench_ms3", "avsbench_avss", "omni_avs", "hf_dataset"]
+    others = ["omni_avs", "hf_dataset", "questions"]
+    assert list(LOADERS) == ["ref_avs", "avsbench_s4", "avsbench_ms3", "avsbench_avss", *others]
 
 
 def test_samples_survive_the_dataset(s4: Path) -> None:
     samples = load_avsbench_s4(s4, "train")
-    dataset = to_dataset(samples, text_prompt())
+    dataset = to_dataset(samples, ReferenceSegmentation().messages)
     assert [AVSample.from_row(row) for row in dataset] == samples
     assert SOUNDING_REFERENCE in dataset[0]["prompt"][0]["content"][0]["text"]
 
@@ -314,7 +315,8 @@ def test_sft_makes_a_batch_of_clips_of_one_frame_and_of_five(s4: Path, loaded) -
     args = DataArguments(data_root=str(s4), benchmark="avsbench_s4", min_pixels=256, max_pixels=65536)
     samples = load_split(args, "train") + load_split(args, "val")
     encode = assemble_encoder(args, loaded, samples)
-    batch = SFTCollator(encode, loaded.seg_token_id, answer_only)(list(to_dataset(samples, text_prompt())))
+    rows = list(to_dataset(samples, encode.text_prompt))
+    batch = SFTCollator(encode, loaded.seg_token_id, answer_only)(rows)
     assert batch["seg_frame_counts"].tolist() == [1, 5]
     assert [tuple(masks.shape) for masks in batch["gt_masks"]] == [(1, HEIGHT, WIDTH), (5, HEIGHT, WIDTH)]
     assert batch["seg_weights"].tolist() == [1.0, 1.0]

@@ -44,7 +44,7 @@ def estimated(meta: MetaModel) -> tuple[int, int, int, int]:
 @pytest.mark.parametrize("way", WAYS)
 def test_sizes_are_those_of_the_real_model(way: str, tiny_checkpoint: str) -> None:
     args = ModelArguments(model=tiny_checkpoint, **WAYS[way])
-    loaded = assemble_model(args)
+    loaded = assemble_model(args, head="masks")
     config = peft_config(args, loaded)
     real = loaded.model if config is None else get_peft_model(copy.deepcopy(loaded.model), config)
     assert estimated(build_meta_model(args, Launch())) == sizes(real)
@@ -59,19 +59,19 @@ def test_control_other_arguments_give_other_sizes(tiny_checkpoint: str) -> None:
 
 def test_a_loaded_adapter_is_seen(tiny_checkpoint: str, tmp_path) -> None:
     args = ModelArguments(model=tiny_checkpoint, use_peft=True, lora_r=4)
-    loaded = assemble_model(args)
+    loaded = assemble_model(args, head="masks")
     get_peft_model(loaded.model, peft_config(args, loaded)).save_pretrained(tmp_path)
     loaded.processor.save_pretrained(tmp_path)
     again = ModelArguments(model=str(tmp_path))
     meta = build_meta_model(again, Launch())
     assert meta.has_loaded_adapter
-    assert estimated(meta) == sizes(assemble_model(again).model)
+    assert estimated(meta) == sizes(assemble_model(again, head="masks").model)
 
 
 def test_a_new_mask_decoder_on_a_hub_checkpoint(omni_checkpoint: str, sam_checkpoint: str) -> None:
     segmenter = {"type": "sam", "image_size": 128, "checkpoint": sam_checkpoint}
     args = ModelArguments(model=omni_checkpoint, segmenter=segmenter)
-    assert estimated(build_meta_model(args, Launch())) == sizes(assemble_model(args).model)
+    assert estimated(build_meta_model(args, Launch())) == sizes(assemble_model(args, head="masks").model)
 
 
 def test_parts_are_told_apart_by_name(tiny_checkpoint: str) -> None:

@@ -16,9 +16,10 @@ from aurora_rl.models.collate import SFTCollator
 from aurora_rl.models.control_tokens import ControlTokenError, check_target, control_token_ids
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.tasks.base import PromptText, chat_messages
-from aurora_rl.tasks.prompts import DEFAULT_INSTRUCTION, build_messages, render_chain
+from aurora_rl.tasks.prompts import DEFAULT_INSTRUCTION, render_chain
 from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 from aurora_rl.tasks.targets import Target, answer_only, forced_answer, gold_chain, reflection
+from tests.conversations import build_messages
 
 #: Of every kind: our own, a turn of the chat, its padding, a medium, and what the processor itself calls a medium.
 FORGED = (

@@ -31,12 +31,12 @@ def test_config_is_nf4_with_double_quantization(gpu_machine: None, tiny_checkpoi
     assert config is not None
     assert (config.load_in_4bit, config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == (True, "nf4", True)
     assert config.bnb_4bit_compute_dtype == torch.bfloat16
-    assert config.llm_int8_skip_modules == ["seg_head", "lm_head", "visual", "audio_tower"]
+    assert config.llm_int8_skip_modules == ["seg_head", "boxes_head", "lm_head", "visual", "audio_tower"]
 
 
 def test_quantized_weights_are_not_trained_whole(tiny_checkpoint: str) -> None:
     with pytest.raises(ValueError, match="set use_peft to true"):
-        assemble_model(ModelArguments(model=tiny_checkpoint, load_in_4bit=True))
+        assemble_model(ModelArguments(model=tiny_checkpoint, load_in_4bit=True), head="masks")
 
 
 def test_an_adapter_may_lie_on_quantized_weights(gpu_machine: None, tiny_checkpoint: str, tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_the_config_reaches_from_pretrained(
 
     monkeypatch.setattr(AuroraQwen2_5Omni, "from_pretrained", classmethod(from_pretrained))
     with pytest.raises(InterruptedError):
-        assemble_model(ModelArguments(model=tiny_checkpoint, use_peft=True, load_in_4bit=True))
+        assemble_model(ModelArguments(model=tiny_checkpoint, use_peft=True, load_in_4bit=True), head="masks")
     assert given["quantization_config"].load_in_4bit
     given.clear()
     with pytest.raises(InterruptedError):
@@ -87,7 +87,7 @@ def test_names_of_what_is_quantized_are_the_models(loaded) -> None:
 @pytest.mark.gpu
 @pytest.mark.quantization
 def test_a_model_of_4_bits_loads_with_its_head_in_float32(tiny_checkpoint: str) -> None:
-    loaded = assemble_model(ModelArguments(model=tiny_checkpoint, use_peft=True, load_in_4bit=True))
+    loaded = assemble_model(ModelArguments(model=tiny_checkpoint, use_peft=True, load_in_4bit=True), head="masks")
     decoder = loaded.model.get_decoder()
     assert decoder.layers[0].mlp.up_proj.weight.dtype == torch.uint8
     assert loaded.model.seg_head.projector[0].weight.dtype == torch.float32

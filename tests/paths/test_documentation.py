@@ -38,6 +38,7 @@ from aurora_rl.assembly.benchmarks import LOADERS, load_split
 from aurora_rl.cli import parse_arguments
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.splits import SPLIT_READERS
+from aurora_rl.models.heads import HEADS, FrameBatch, Head
 from aurora_rl.models.heads.segmenters import FRAME_ENCODERS, SEGMENTERS, build_frame_encoder, build_segmenter
 from aurora_rl.models.mllm import MLLMFamily
 from recipes.stage_plan import read_plan
@@ -275,6 +276,7 @@ def registers(monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("grid", "mine"):
             monkeypatch.delitem(register, name, raising=False)
             monkeypatch.setitem(register, name, None)  # type: ignore[arg-type]
+    monkeypatch.setitem(HEADS, "brightness", Head)  # the page's own takes its place
 
 
 @pytest.mark.parametrize("page", sorted({block.page for block in unmarked("python")}))
@@ -300,6 +302,17 @@ def test_the_mask_head_of_its_page_decodes_and_learns() -> None:
     assert segmenter.postprocess(mask_logits, (20, 40)).shape == (3, 2, 20, 40)
     mask_logits.sum().backward()
     assert all(parameter.grad is not None for parameter in segmenter.parameters())
+
+
+def test_the_head_of_its_page_predicts_and_learns() -> None:
+    head = run_page("docs/heads.md")["BrightnessHead"](4, {})
+    clips = FrameBatch(torch.ones(3, 3, 32, 32), torch.tensor([1, 2]), torch.tensor([1, 0]))
+    rows = head.rows(head(torch.ones(2, 4), clips), clips.row_counts, [(8, 8)] * 2)
+    assert [len(row) for row in rows] == [2, 1]
+    loss = head.loss(rows, [torch.ones(2, 8, 8, dtype=torch.bool), torch.zeros(1, 8, 8, dtype=torch.bool)])
+    loss.total.backward()
+    assert head.scale.weight.grad.abs().max() > 0
+    assert 0 <= head.row_score(rows[0], torch.ones(2, 8, 8, dtype=torch.bool)) <= 1
 
 
 def test_the_loader_of_its_page_reads_a_folder_and_refuses_a_broken_one(tmp_path: Path) -> None:

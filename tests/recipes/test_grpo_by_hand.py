@@ -72,7 +72,7 @@ def completions(inputs: dict[str, Any]) -> list[list[int]]:
 
 def forward_by_hand(trainer: AuroraGRPOTrainer, model: torch.nn.Module, inputs: dict[str, Any]) -> ForwardPass:
     rows, ids = inputs["encoded_rows"], completions(inputs)
-    return run_forward(model, trainer.encode, rows, ids, trainer.seg_token_id, trainer.temperature)
+    return run_forward(model, trainer.encode, rows, ids, trainer.temperature)
 
 
 def at_completions(by_trainer: Tensor, inputs: dict[str, Any], like: ForwardPass) -> Tensor:
@@ -157,7 +157,9 @@ def test_log_probabilities_rewards_and_advantages_equal_the_trainers(
     advantages = group_advantages(scores.T @ torch.tensor([1.0, 0.5]), 4)
     assert advantages.std() > 0.1
     torch.testing.assert_close(advantages, inputs["advantages"], atol=1e-5, rtol=0)
-    teaches_masks = old.has_seg & grpo_by_hand.answers_are_right(rows, texts)
+    answers = zip(columns["answers"], rows, strict=True)
+    is_right = [trainer.encode.task.is_right(answer, row.sample) for answer, row in answers]
+    teaches_masks = old.has_seg & torch.tensor(is_right)
     assert teaches_masks.tolist() == inputs["mask_weights"].bool().tolist()
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.mllm import EncodedPrompt
-from aurora_rl.tasks.prompts import build_messages
+from tests.conversations import build_messages
 
 #: What a process has of vLLM and torch.distributed in its environment.
 DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "VLLM_CPU_OMP_THREADS_BIND")

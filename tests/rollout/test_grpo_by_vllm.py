@@ -17,7 +17,7 @@ from aurora_rl.data.dataset import to_dataset
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.rollout.base import Rollouts, Turn, continued_prompt
 from aurora_rl.rollout.vllm_source import VLLMSource
-from aurora_rl.tasks.prompts import text_prompt
+from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 from aurora_rl.trainers.grounded_rollouts import RolloutBatch
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
@@ -66,7 +66,7 @@ def make_trainer(generation, tiny_checkpoint, encode, train_samples, tmp_path, m
             args=AuroraGRPOConfig(**{"output_dir": str(tmp_path / "run"), **OPTIONS, **options}),
             encode=encode,
             seg_token_id=loaded.seg_token_id,
-            train_dataset=to_dataset(train_samples, text_prompt()),
+            train_dataset=to_dataset(train_samples, ReferenceSegmentation().messages),
             processing_class=loaded.processor,
         )
 

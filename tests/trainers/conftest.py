@@ -27,7 +27,7 @@ from aurora_rl.models.collate import SFTCollator
 from aurora_rl.models.encoding import SampleEncoder
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.teacher import Teacher
-from aurora_rl.tasks.prompts import text_prompt
+from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 from aurora_rl.tasks.targets import gold_chain
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
@@ -120,8 +120,8 @@ def make_grpo(
             args=AuroraGRPOConfig(**{"output_dir": str(tmp_path / "grpo"), **COMMON, **GRPO, **options}),
             encode=encode,
             seg_token_id=loaded.seg_token_id,
-            train_dataset=to_dataset(train_samples if samples is None else samples, text_prompt()),
-            eval_dataset=to_dataset(train_samples[:2], text_prompt()),
+            train_dataset=to_dataset(train_samples if samples is None else samples, ReferenceSegmentation().messages),
+            eval_dataset=to_dataset(train_samples[:2], ReferenceSegmentation().messages),
             processing_class=loaded.processor,
             peft_config=lora(loaded, dropout) if peft else None,
             callbacks=callbacks,
@@ -155,8 +155,8 @@ def make_sft(
             ),
             data_collator=collate,
             teacher=teacher,
-            train_dataset=to_dataset(train_samples if samples is None else samples, text_prompt()),
-            eval_dataset=to_dataset(train_samples[:3], text_prompt()),
+            train_dataset=to_dataset(train_samples if samples is None else samples, ReferenceSegmentation().messages),
+            eval_dataset=to_dataset(train_samples[:3], ReferenceSegmentation().messages),
             processing_class=loaded.processor,
             peft_config=lora(loaded, dropout) if peft else None,
             callbacks=callbacks,

@@ -65,8 +65,8 @@ LORA = shlex.split("--use_peft --lora_r 4 --lora_dropout 0 --gradient_checkpoint
 WORDS = shlex.split(
     "--task tests/words_task.py:NameTheObject --reward_funcs tests/words_task.py:length_reward --reward_weights 1"
 )
-#: DDP then waits for all gradients, instead of looking for parameters that have none.
-WAITING = shlex.split("--ddp_find_unused_parameters false")
+#: DDP then waits for all gradients, instead of looking for parameters that have none, as the audio tower has.
+WAITING = shlex.split("--ddp_find_unused_parameters false --freeze towers")
 HALF_PRECISION = shlex.split("--bf16 true --dtype bfloat16")
 SAVE = shlex.split("--save_strategy steps --save_steps 2 --save_only_model false")
 FAULT = shlex.split("--fault local_masks")

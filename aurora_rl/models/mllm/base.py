@@ -126,7 +126,7 @@ class MLLMFamily(abc.ABC):
 
         Args:
             processor: the checkpoint's own processor.
-            messages: messages of `tasks.prompts.build_messages`, with the frames in the video part.
+            messages: messages of a task (`tasks.base.chat_messages`), with the frames in the video part.
             waveform: (N,) float32 at the processor's sampling rate, or None for a prompt without sound.
             fps: frames a second, which aligns video and audio in time.
             use_audio_in_video: whether the sound is interleaved with the frames, chunk by chunk; the messages then have

@@ -16,7 +16,7 @@ from aurora_rl.models.grounding import shared_media
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.mllm import MLLM_FAMILIES, EncodedPrompt, get_family
 from aurora_rl.models.mllm.qwen2_5_omni.processing import _padded_length
-from aurora_rl.tasks.prompts import build_messages
+from tests.conversations import build_messages
 
 SEGMENTER = {"type": "dot", "image_size": 32, "width": 8}
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}

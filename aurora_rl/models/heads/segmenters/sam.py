@@ -82,11 +82,23 @@ class SamSegmenter(SamFamilySegmenter):
         return decode_prompts(self.mask_decoder, image_embeddings, positions, prompts)
 
     def postprocess(self, mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """Enlarge to S x S, crop the padding, resize to the frame, as `SamImageProcessor.post_process_masks` does."""
-        image_size = self.config["image_size"]
-        mask_logits = resize_masks(mask_logits.float(), (image_size, image_size))
-        height, width = resized_frame_size(size, image_size)
-        return resize_masks(mask_logits[..., :height, :width], size)
+        return unpadded_masks(mask_logits, size, self.config["image_size"])
+
+
+def unpadded_masks(mask_logits: Tensor, size: tuple[int, int], image_size: int) -> Tensor:
+    """Enlarge to S x S, crop the padding, resize to the frame, as `SamImageProcessor.post_process_masks` does.
+
+    Args:
+        mask_logits: (..., h, w) from SAM's mask decoder.
+        size: (H, W) of the frame in pixels.
+        image_size: S in pixels.
+
+    Returns:
+        Mask logits (..., H, W) float32.
+    """
+    mask_logits = resize_masks(mask_logits.float(), (image_size, image_size))
+    height, width = resized_frame_size(size, image_size)
+    return resize_masks(mask_logits[..., :height, :width], size)
 
 
 def resize_vision_encoder(encoder: SamVisionEncoder, image_size: int) -> SamVisionEncoder:

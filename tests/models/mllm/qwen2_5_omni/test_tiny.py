@@ -11,7 +11,7 @@ from transformers import (
 )
 
 from aurora_rl.models.mllm.qwen2_5_omni.tiny import MULTIMODAL_TOKENS, TinyOmniConfig, build_tiny_omni
-from aurora_rl.tasks.prompts import build_messages
+from tests.conversations import build_messages
 
 TEXTS = ["Look: I see a drum and a bell.\nAnswer: the target is the drum. It is [SEG]."] * 4
 SEGMENTER = {"type": "dot", "image_size": 32, "width": 8}
