@@ -32,8 +32,8 @@ class RewardFunc(Protocol):
     It is called once per batch of R completions, with keyword arguments only, each a list of R entries: `prompts`,
     `completions` (text or chat messages), `completion_ids`, every column of the dataset row (`uid`, `row`, `category`,
     `reference`, ...) and the trainer's own columns: `pred_masks`, `mask_probs`, `gt_masks`, `mask_counts`,
-    `loudness_dbfs`, `sample`, `answers` (completions as the task reads them); and TRL's `trainer_state`, `log_metric`,
-    `log_extra`.
+    `head_score`, `loudness_dbfs`, `sample`, `answers` (completions as the task reads them); and TRL's `trainer_state`,
+    `log_metric`, `log_extra`.
 
     Returns:
         R numbers; None where the reward does not apply to a row. An async function returns an awaitable of them.

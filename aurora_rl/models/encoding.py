@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -114,10 +114,6 @@ class SampleEncoder:
             with naming(samples[index]):
                 check_messages(self.tokenizer, questions[index])
 
-    def check_references(self, references: Iterable[str]) -> None:
-        """Check references that belong to no row yet; raises a `ControlTokenError`."""
-        self.check([_row_of(reference) for reference in references])
-
     def text_prompt(self, sample: AVSample) -> list[dict[str, Any]]:
         """Return a row's message without its media, which TRL logs and hands to rewards."""
         return self.task.messages(sample, instruction=self.options.instruction)
@@ -199,19 +195,3 @@ class SampleEncoder:
             frame_size=(clip.frames.shape[1], clip.frames.shape[2]),
             annotated_frames=clip.annotated_frames,
         )
-
-
-def _row_of(reference: str) -> AVSample:
-    """Return a row that has a reference and nothing else."""
-    return AVSample(
-        uid="",
-        row=0,
-        split="",
-        media_id="",
-        category="",
-        reference=reference,
-        fps=1.0,
-        frame_paths=(),
-        audio_path=None,
-        mask_paths=(),
-    )

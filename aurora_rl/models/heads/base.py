@@ -78,7 +78,8 @@ def annotated_only(
 ) -> tuple[Tensor, list[int]]:
     """Cut what a head predicts to the annotated frames, before it meets the truth in a loss, a reward or a score.
 
-    It is the only place where predictions are cut: all that comes after it has one entry for each frame of `gt_masks`.
+    In training it is the only place where predictions are cut: all that comes after it has one entry for each frame of
+    `gt_masks`. Evaluation keeps the predictions of all frames, and cuts them where it scores (`evaluation.scoring`).
 
     Args:
         of_frames: (sum of F_b, ...), one entry a frame, row after row.
@@ -183,7 +184,8 @@ class Head(nn.Module, abc.ABC):
         Args:
             rows: result of `rows`.
             gt_masks: B truths (A, H, W) bool, on the predictions' device; None for a row without truth.
-            row_weights, normalizer: as in `losses.mask_loss`.
+            row_weights: (B,) weights, see `losses.mask_loss`.
+            normalizer: see `losses.mask_loss`.
             **options: values of `loss_options`.
         """
 

@@ -1,4 +1,4 @@
-"""From a conversation with frames and sound to the thinker's inputs, and from the inputs of clips to a batch."""
+"""Turns a conversation with frames and sound into the inputs of the thinker, and the inputs of clips into a batch."""
 
 from __future__ import annotations
 
