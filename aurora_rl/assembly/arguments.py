@@ -128,7 +128,8 @@ class DataArguments:
     benchmark: str = dataclasses.field(
         default="ref_avs",
         metadata={
-            "help": "Name of the benchmark: ref_avs, avsbench_s4, avsbench_ms3, avsbench_avss, omni_avs, hf_dataset."
+            "help": "Name of the benchmark: ref_avs, avsbench_s4, avsbench_ms3, avsbench_avss, omni_avs, hf_dataset or "
+            "questions."
         },
     )
     train_split: str = dataclasses.field(default="train", metadata={"help": "Split that is trained on."})

@@ -120,7 +120,7 @@ class ChoiceInWords(MultipleChoice):
     """Multiple choice whose targets answer with the option's text, which a model that is trained from scratch needs.
 
     To answer with a letter, a model must find the option that holds the word it means and copy the letter before it.
-    Language models can; a tiny one did not learn it from 32,000 rows.
+    A tiny model did not learn it from 32,000 rows.
     """
 
     instruction = MultipleChoice.instruction.replace("the letter of one option", "one option")

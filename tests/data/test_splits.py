@@ -1,8 +1,12 @@
+import json
+
 import pytest
 
 from aurora_rl.assembly.benchmarks import LOADERS
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.splits import SPLIT_READERS, list_splits
+
+QUESTION = {"uid": "a", "split": "val", "clip": "a", "question": "Which?", "choices": ["x", "y"], "answer": "x"}
 
 
 def test_every_benchmark_tells_its_splits():
@@ -20,6 +24,7 @@ def test_splits_are_told_by_tables(tiny_benchmark):
         ("avsbench_ms3", {"ms3_meta_data.csv": ",split\na,val\n"}, "val"),
         ("avsbench_avss", {"metadata.csv": "vid,uid,s_min,s_sec,a_obj,split,label\na,a,0,0,x,test,v2\n"}, "test"),
         ("omni_avs", {"meta_expressions_train.jsonl": "", "video_dict.json": ""}, "train"),
+        ("questions", {"questions.jsonl": json.dumps(QUESTION)}, "val"),
         ("hf_dataset", {"data/val-00000-of-00001.parquet": "", "data/README.md": ""}, "val"),
     ],
 )

@@ -207,7 +207,7 @@ def test_commands_are_understood_by_their_programs(block: Block, monkeypatch: py
         CHECKS[program](arguments)
 
 
-STAGE_FILES = [path for path in sorted(ROOT.glob("recipes/*/*.yaml")) if "stages" in yaml.safe_load(path.read_text())]
+STAGE_FILES = [path for path in sorted(ROOT.glob("recipes/**/*.yaml")) if "stages" in yaml.safe_load(path.read_text())]
 
 
 @pytest.mark.parametrize("path", STAGE_FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -21,7 +21,7 @@ from aurora_rl.models.loading import load_model
 ROOT = Path(__file__).parents[2]
 #: Files of stages are of another kind: test_run_stages.py.
 CONFIGS = sorted(
-    path for path in (ROOT / "recipes").glob("*/*.yaml") if "stages" not in yaml.safe_load(path.read_text())
+    path for path in (ROOT / "recipes").rglob("*.yaml") if "stages" not in yaml.safe_load(path.read_text())
 )
 #: Scripts that their configs are not named after.
 SCRIPTS = {

@@ -377,7 +377,7 @@ def test_no_stage_is_named_like_that(chain, capsys):
 
 
 STAGE_FILES = sorted(
-    path for path in (ROOT / "recipes").glob("*/*.yaml") if "stages" in yaml.safe_load(path.read_text())
+    path for path in (ROOT / "recipes").rglob("*.yaml") if "stages" in yaml.safe_load(path.read_text())
 )
 
 

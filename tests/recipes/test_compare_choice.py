@@ -1,0 +1,70 @@
+"""Numbers of the comparison on multiple choice, worked out by hand."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from aurora_rl.evaluation.records import write_results
+from recipes.compare_choice import compare, main
+from tests.row_results import replied
+
+CHOICES = {"choices": ["drum", "bell", "dog", "cat"], "answer": "bell", "question": "Which one sounds?"}
+
+
+@pytest.fixture
+def stages(tmp_path: Path) -> Path:
+    """Two questions about one clip and two about others; seed 2 of GRPO is right once more than SFT."""
+    lines = [
+        {
+            "uid": f"uid{n}",
+            "split": "test_s",
+            "clip": f"clip{n}",
+            "kind": "sounding",
+            "seen": ["drum", "bell"],
+            **CHOICES,
+        }
+        for n in range(4)
+    ]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    right = {"sft": "0001", "sft_longer-1": "0011", "sft_longer-2": "0011", "grpo-1": "0011", "grpo-2": "0111"}
+    for name, answers in right.items():
+        folder = tmp_path / f"evaluate_{name}"
+        rows = [replied(n, is_right=answer == "1") for n, answer in enumerate(answers)]
+        rows = [dataclasses.replace(row, media_id=f"clip{max(1, row.row)}") for row in rows]
+        write_results(folder / "results.jsonl", rows)
+        write_results(folder / "results.audio_muted.jsonl", rows)
+        (tmp_path / "stages").mkdir(exist_ok=True)
+        (tmp_path / "stages" / f"{name}.json").write_text(json.dumps({"cpu_seconds": 80.0}))
+    return tmp_path
+
+
+def test_seeds_are_pooled_and_paired(stages: Path) -> None:
+    table = compare(stages)
+    assert table["gain"].mean == pytest.approx(1 / 8)
+    assert table["gain"].low == 0.0
+    assert table["stages"]["grpo"]["by_seed"] == {"1": 0.5, "2": 0.75}
+    assert table["stages"]["sft"]["accuracy"].mean == 0.25
+    assert (table["questions"], table["clips"]) == (4, 3)
+
+
+def test_muted_answers_stand_beside_what_sight_can_do(stages: Path) -> None:
+    table = compare(stages)
+    assert table["best_by_sight"] == 0.5
+    assert table["stages"]["grpo"]["muted_above_sight"].mean == pytest.approx(0.625 - 0.5)
+    assert table["stages"]["grpo"]["processor_seconds"] == {"grpo-1": 80.0, "grpo-2": 80.0}
+
+
+def test_the_table_is_written(stages: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--stages", str(stages), "--output_dir", str(stages / "table")])
+    assert "GRPO - SFT continued: +0.125 [" in capsys.readouterr().out
+    assert json.loads((stages / "table" / "table.json").read_text())["questions"] == 4
+
+
+def test_stages_that_were_not_evaluated_are_told(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "questions.jsonl").write_text("")
+    with pytest.raises(FileNotFoundError, match="run the stages first"):
+        compare(tmp_path)
