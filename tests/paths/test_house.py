@@ -38,12 +38,11 @@ def test_the_drawing_shows_every_room_and_loose_module_on_its_floor() -> None:
 
 
 def test_what_a_family_calls_its_parts_is_named_in_its_folder_alone() -> None:
-    """`moved.py` lists the places of old modules, and these have a family's name."""
     names = re.compile(r"qwen|audio_tower|thinker|m-?rope", re.IGNORECASE)
     files = [path for path in (ROOT / "aurora_rl").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     texts = {path.relative_to(ROOT / "aurora_rl").as_posix(): path.read_text() for path in files}
     found = {place: names.findall(text) for place, text in texts.items() if not place.startswith("models/mllm/")}
-    assert {place for place, hits in found.items() if hits} == {"named/moved.py"}
+    assert {place: hits for place, hits in found.items() if hits} == {}
 
 
 def test_a_folder_of_tests_is_a_room_or_a_folder_of_the_product() -> None:
