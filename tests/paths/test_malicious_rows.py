@@ -110,12 +110,22 @@ def omni_avs(root: Path, name: str) -> Benchmark:
     return Benchmark(root, frames / "0.jpg", None, audio)  # the frame whose size the masks are drawn in
 
 
+def questions(root: Path, name: str) -> Benchmark:
+    clip = root / "media" / NAME
+    write_media([clip / "frames" / f"{i}.jpg" for i in (0, 1)], [], clip / "audio.wav")
+    question = {"uid": "abc_first", "split": "train", "clip": name, "question": "Which sounds first?"}
+    question |= {"choices": ["a cat", "a dog"], "answer": "a cat"}
+    (root / "questions.jsonl").write_text(json.dumps(question) + "\n")
+    return Benchmark(root, clip / "frames" / "1.jpg", None, clip / "audio.wav")
+
+
 FOLDERS: dict[str, Callable[[Path, str], Benchmark]] = {
     "ref_avs": ref_avs,
     "avsbench_s4": avsbench_s4,
     "avsbench_ms3": avsbench_ms3,
     "avsbench_avss": avsbench_avss,
     "omni_avs": omni_avs,
+    "questions": questions,
 }
 
 
@@ -193,15 +203,11 @@ TABLE_ATTACKS: dict[str, tuple[Callable[[dict[str, Any]], Any] | None, str]] = {
     "sound_claims_hours": (lambda row: row["audio"].update(bytes=SOUND), TOO_LONG),
 }
 CLEAN = "clean"
-#: OmniAVS alone keeps its masks as run lengths, and none as files.
-NOT_OF_OMNI_AVS = {"masks_link_out", "mask_is_huge"}
-OF_OMNI_AVS_ALONE = {"run_lengths_are_huge", "run_lengths_and_frame_are_huge"}
-CASES = [
-    (name, attack)
-    for name in FOLDERS
-    for attack in ATTACKS
-    if attack not in (NOT_OF_OMNI_AVS if name == "omni_avs" else OF_OMNI_AVS_ALONE)
-]
+OF_MASK_FILES = {"masks_link_out", "mask_is_huge"}
+#: OmniAVS alone keeps its masks as run lengths.
+OF_RUN_LENGTHS = {"run_lengths_are_huge", "run_lengths_and_frame_are_huge"}
+OTHERS = {"omni_avs": OF_MASK_FILES, "questions": OF_MASK_FILES | OF_RUN_LENGTHS}
+CASES = [(name, attack) for name in FOLDERS for attack in ATTACKS if attack not in OTHERS.get(name, OF_RUN_LENGTHS)]
 CASES += [("hf_dataset", attack) for attack in TABLE_ATTACKS]
 #: `cache_features.py` decodes neither sound nor masks.
 NOT_OF_CACHING = {"sound_has_hours", "sound_claims_hours", "mask_is_huge"}
