@@ -52,7 +52,8 @@ def export_checkpoint(name_or_path: str, folder: str | Path, *, dtype: str = "au
         OSError: if there is no such checkpoint, or it has no weights as safetensors.
         ValueError: if the model's family is unknown.
     """
-    needs_head = find_adapter_config_file(name_or_path) is None and not read_head_configs(name_or_path, None)
+    is_adapter = find_adapter_config_file(name_or_path) is not None
+    needs_head = not is_adapter and not read_head_configs(name_or_path, None, family=family)
     # So that the engine of a plain MLLM knows `[SEG]`; the mask decoder is not written, the smallest will do.
     segmenter = {"type": "dot", "image_size": 32, "width": 8} if needs_head else None
     loaded = load_model(name_or_path, family=family, segmenter=segmenter, dtype=dtype, is_trainable=False)
