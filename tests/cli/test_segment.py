@@ -230,7 +230,7 @@ def test_python_of_the_page_runs(model, clip, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs" / "demo").mkdir(parents=True)
     Path(model).rename(tmp_path / "outputs" / "demo" / "grpo")
-    [block] = blocks("python")
+    [block] = [text for text in blocks("python") if "outputs/demo" in text]
     exec(block.replace('AuroraPipeline("', 'AuroraPipeline(max_completion_length=2, model="'), {})
     printed = capsys.readouterr().out
     assert "The object on the left." in printed
