@@ -113,7 +113,7 @@ class GroundingMixin(FrozenPartsMixin, PreTrainedModel):
     ) -> Any:
         """Run `inner_forward` once; with `seg_index`, its output also holds what one head predicts.
 
-        That is `head_outputs`, the result of `Head.forward`; the mask head's are also there by their names,
+        That is `head_outputs`, the result of `Head.predict`; the mask head's are also there by their names,
         `sparse_prompt_embeddings` and `mask_logits`.
 
         Args:

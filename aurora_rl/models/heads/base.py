@@ -1,6 +1,6 @@
 """A head predicts from the hidden state at its token: masks at `[SEG]`, boxes and points at `[BOX]`.
 
-Flow: states (B, D) and the clips' frame inputs -> `Head.forward` -> raw tensors of the whole batch -> `Head.rows` ->
+Flow: states (B, D) and the clips' frame inputs -> `Head.predict` -> raw tensors of the whole batch -> `Head.rows` ->
 one prediction a row, for the annotated frames alone -> `Head.loss` in training, `Head.columns` for reward functions.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from aurora_rl.models.heads.segmenters import FrameEncoder
 
 
-@dataclasses.dataclass(frozen=True)
-class FrameBatch:
+class FrameBatch(NamedTuple):
     """The frame inputs of a batch; the frames of a clip are there once for all of its rows.
 
     Attributes:
@@ -108,12 +107,14 @@ class Head(nn.Module, abc.ABC):
     Attributes:
         name: key of `models.heads.HEADS`, which tasks give as `head`.
         token: token at whose state it predicts.
+        outputs: names of what `predict` returns, in order; first those that need no frames.
         noun: what it predicts on a frame, in the names of a training's logs: `mask` in `mask_loss` and `mask_iou`.
     """
 
     name: ClassVar[str]
     token: ClassVar[str]
     noun: ClassVar[str]
+    outputs: ClassVar[tuple[str, ...]]
 
     def __init__(self, hidden_size: int, config: dict[str, Any]) -> None:
         super().__init__()
@@ -140,8 +141,25 @@ class Head(nn.Module, abc.ABC):
             if module is not self and callable(reset):
                 reset()
 
+    def __call__(self, states: Tensor, frames: FrameBatch | None = None) -> dict[str, Tensor]:
+        """Run `predict` with the module's hooks."""
+        return dict(zip(self.outputs, super().__call__(states, frames), strict=False))
+
+    def forward(self, states: Tensor, frames: FrameBatch | None = None) -> tuple[Tensor, ...]:
+        """Return the tensors of `predict` in order: a module's backward hooks see a tuple, but nothing inside a dict.
+
+        ZeRO-3 reduces a head's gradients in such a hook; without it they would be lost.
+
+        Raises:
+            ValueError: if `predict` returns other names than `outputs`.
+        """
+        raw = self.predict(states, frames)
+        if tuple(raw) != self.outputs[: len(raw)]:
+            raise ValueError(f"{type(self).__name__} predicts {list(raw)}: name these in its outputs, in order")
+        return tuple(raw.values())
+
     @abc.abstractmethod
-    def forward(self, states: Tensor, frames: FrameBatch | None = None) -> dict[str, Tensor]:
+    def predict(self, states: Tensor, frames: FrameBatch | None = None) -> dict[str, Tensor]:
         """Predict for every frame of every row.
 
         Args:
@@ -160,10 +178,10 @@ class Head(nn.Module, abc.ABC):
         sizes: Sequence[tuple[int, int]],
         annotated_frames: Sequence[Sequence[int] | None] | None = None,
     ) -> list[Any]:
-        """Split the result of `forward` into one prediction a row.
+        """Split the result of `predict` into one prediction a row.
 
         Args:
-            raw: result of `forward` with frames.
+            raw: result of `predict` with frames.
             frame_counts: (B,) number of frames of each row.
             sizes: H and W of each row's frames.
             annotated_frames: indices of each row's annotated frames, see `annotated_only`; None to keep all frames.

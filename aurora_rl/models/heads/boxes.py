@@ -70,6 +70,7 @@ class BoxHead(Head):
     name = "boxes"
     token = BOX_TOKEN
     noun = "box"
+    outputs = ("prompts", "boxes", "presence_logits", "log_attention")
     no_columns = {"pred_boxes": None, "box_presence": None, "pred_points": None}
 
     def __init__(self, hidden_size: int, config: dict[str, Any]) -> None:
@@ -94,7 +95,7 @@ class BoxHead(Head):
     def frame_encoder(cls, config: dict[str, Any], *, dtype: torch.dtype = torch.float32) -> FrameEncoder:
         return build_frame_encoder(config, dtype=dtype)
 
-    def forward(self, states: Tensor, frames: FrameBatch | None = None) -> dict[str, Tensor]:
+    def predict(self, states: Tensor, frames: FrameBatch | None = None) -> dict[str, Tensor]:
         """Predict for every frame; the features of a frame are computed once for all rows on its clip.
 
         Returns:

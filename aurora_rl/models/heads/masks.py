@@ -36,6 +36,7 @@ class MaskHead(Head):
     name = "masks"
     token = SEG_TOKEN
     noun = "mask"
+    outputs = ("sparse_prompt_embeddings", "mask_logits")
     no_columns = {"pred_masks": None, "mask_probs": None, "mask_counts": None}
 
     def __init__(self, hidden_size: int, config: dict[str, Any]) -> None:
@@ -63,7 +64,7 @@ class MaskHead(Head):
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
 
-    def forward(self, states: Tensor, frames: FrameBatch | None = None) -> dict[str, Tensor]:
+    def predict(self, states: Tensor, frames: FrameBatch | None = None) -> dict[str, Tensor]:
         """Decode every row's masks; the frames of a clip are read once for all of its rows.
 
         Returns:

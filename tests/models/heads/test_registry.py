@@ -21,6 +21,7 @@ class BrightnessHead(Head):
 
     name = "brightness"
     token = "[LUX]"
+    outputs = ("scale", "brightness")
     no_columns = {"brightness": None}
 
     def __init__(self, hidden_size: int, config: dict[str, Any]) -> None:
@@ -31,11 +32,12 @@ class BrightnessHead(Head):
     def frame_encoder(cls, config: dict[str, Any], *, dtype: torch.dtype = torch.float32) -> Any:
         return build_frame_encoder({"type": "dot", "image_size": 32}, dtype=dtype)
 
-    def forward(self, states: Tensor, frames: Any = None) -> dict[str, Tensor]:
+    def predict(self, states: Tensor, frames: Any = None) -> dict[str, Tensor]:
         scale = self.scale(states)
         if frames is None:
             return {"scale": scale}
-        return {"brightness": frames.by_row(frames.frames.mean((1, 2, 3))[:, None] * frames.by_frame(scale)[..., 0])}
+        brightness = frames.frames.mean((1, 2, 3))[:, None] * frames.by_frame(scale)[..., 0]
+        return {"scale": scale, "brightness": frames.by_row(brightness)}
 
     def rows(self, raw: Any, frame_counts: Tensor, sizes: Any, annotated_frames: Any = None) -> list[Tensor]:
         return list(raw["brightness"].split(frame_counts.tolist()))
