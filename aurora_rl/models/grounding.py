@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from aurora_rl.models.frozen_parts import FrozenPartsMixin
 from aurora_rl.models.heads import FrameBatch, Head, MaskHead, build_head, head_attribute, head_configs
+from aurora_rl.models.heads.base import run_head
 
 
 class GroundingMixin(FrozenPartsMixin, PreTrainedModel):
@@ -138,7 +139,7 @@ class GroundingMixin(FrozenPartsMixin, PreTrainedModel):
         frames = None
         if seg_frames is not None and seg_frame_counts is not None and seg_clip_index is not None:
             frames = FrameBatch(seg_frames, seg_frame_counts, seg_clip_index)
-        raw = head(hidden_states[rows, seg_index], frames)
+        raw = run_head(head, hidden_states[rows, seg_index], frames)
         return _output_class(outputs.__class__)(**outputs, head_outputs=raw)
 
 

@@ -23,6 +23,7 @@ from aurora_rl.models.eval_mode import eval_mode
 from aurora_rl.models.grounding import segmentation_model, shared_media
 from aurora_rl.models.head_tokens import find_seg
 from aurora_rl.models.heads import FrameBatch, Head, head_class
+from aurora_rl.models.heads.base import run_head
 from aurora_rl.models.rollout_states import SegStates
 from aurora_rl.tasks.base import Answer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
@@ -184,7 +185,7 @@ class ForwardPasses:
         frames = _frames_on(hidden_states.device, rows[chunk])
         of_clips = FrameBatch(frames["seg_frames"], frames["seg_frame_counts"], frames["seg_clip_index"])
         with self.accelerator.autocast(), eval_mode(head):
-            raw = head(hidden_states, of_clips)
+            raw = run_head(head, hidden_states, of_clips)
         return self._predictions(model, raw, frames, rows[chunk], states.has_seg[chunk])
 
     def _by_a_pass_of_their_own(

@@ -12,6 +12,7 @@ from aurora_rl.footprint.peak import LiveMemory
 from aurora_rl.footprint.workload import Workload
 from aurora_rl.losses import mask_loss
 from aurora_rl.models.heads import FrameBatch, MaskHead
+from aurora_rl.models.heads.base import run_head
 from aurora_rl.models.heads.segmenters import complete_segmenter_config
 from aurora_rl.models.heads.segmenters.sam_family import USUAL_LEAST
 
@@ -80,7 +81,9 @@ def test_masks_are_near_those_of_a_real_head(omni_checkpoint: str, sam_checkpoin
     states = torch.zeros(8, WIDTH, requires_grad=True)
     frames = torch.zeros(4, *head.mask_decoder.frame_shape)
     with LiveMemory() as memory:
-        logits = head(states, FrameBatch(frames, torch.tensor([4]), torch.zeros(8, dtype=torch.long)))["mask_logits"]
+        logits = run_head(head, states, FrameBatch(frames, torch.tensor([4]), torch.zeros(8, dtype=torch.long)))[
+            "mask_logits"
+        ]
         masks = head.mask_decoder.postprocess(logits, work.size).unflatten(0, (8, 4))
         mask_loss(masks, torch.zeros(8, 4, 96, 128, dtype=torch.bool)).total.backward()
     estimate = activations(meta, work).masks

@@ -16,6 +16,7 @@ from trl.trainer.utils import add_fused_lm_head
 from aurora_rl.models.grounding import GroundingMixin, install_mask_forward
 from aurora_rl.models.head_tokens import SUPPRESSED_LOGIT, suppress_tokens
 from aurora_rl.models.heads import FrameBatch, MaskHead
+from aurora_rl.models.heads.base import run_head
 from aurora_rl.models.heads.segmenters import SEGMENTERS
 from aurora_rl.models.heads.segmenters.base import Segmenter
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
@@ -77,7 +78,7 @@ def decode(head: MaskHead, dtype: torch.dtype) -> torch.Tensor:
     hidden_states = torch.randn(3, HIDDEN, generator=generator).bfloat16().to(dtype)
     frames = torch.randn(3, *head.mask_decoder.frame_shape, generator=generator).half()
     batch = FrameBatch(frames, torch.tensor([2, 1]), torch.tensor([0, 0, 1]))
-    return head(hidden_states, batch)["mask_logits"]
+    return run_head(head, hidden_states, batch)["mask_logits"]
 
 
 def all_gradients_are_finite(module: nn.Module) -> bool:

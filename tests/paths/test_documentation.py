@@ -39,6 +39,7 @@ from aurora_rl.cli import parse_arguments
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.splits import SPLIT_READERS
 from aurora_rl.models.heads import HEADS, FrameBatch, Head
+from aurora_rl.models.heads.base import run_head
 from aurora_rl.models.heads.segmenters import FRAME_ENCODERS, SEGMENTERS, build_frame_encoder, build_segmenter
 from aurora_rl.models.mllm import MLLMFamily
 from recipes.stage_plan import read_plan
@@ -307,7 +308,7 @@ def test_the_mask_head_of_its_page_decodes_and_learns() -> None:
 def test_the_head_of_its_page_predicts_and_learns() -> None:
     head = run_page("docs/heads.md")["BrightnessHead"](4, {})
     clips = FrameBatch(torch.ones(3, 3, 32, 32), torch.tensor([1, 2]), torch.tensor([1, 0]))
-    rows = head.rows(head(torch.ones(2, 4), clips), clips.row_counts, [(8, 8)] * 2)
+    rows = head.rows(run_head(head, torch.ones(2, 4), clips), clips.row_counts, [(8, 8)] * 2)
     assert [len(row) for row in rows] == [2, 1]
     loss = head.loss(rows, [torch.ones(2, 8, 8, dtype=torch.bool), torch.zeros(1, 8, 8, dtype=torch.bool)])
     loss.total.backward()

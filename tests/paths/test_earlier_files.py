@@ -38,6 +38,7 @@ from aurora_rl.evaluation.records import read_results
 from aurora_rl.models.collate import collate_frames
 from aurora_rl.models.grounding import segmentation_model
 from aurora_rl.models.heads import FrameBatch
+from aurora_rl.models.heads.base import run_head
 from aurora_rl.models.heads.segmenters import build_frame_encoder, complete_segmenter_config
 from aurora_rl.models.loading import load_model
 
@@ -103,7 +104,7 @@ def forward(checkpoint: str) -> dict[str, torch.Tensor]:
     state = outputs.hidden_states[-1][:, ids[0].tolist().index(loaded.seg_token_id)]
     frames = collate_frames([row])
     clips = FrameBatch(frames["seg_frames"], frames["seg_frame_counts"], frames["seg_clip_index"])
-    mask_logits = segmentation_model(loaded.model).seg_head(state, clips)["mask_logits"]
+    mask_logits = run_head(segmentation_model(loaded.model).seg_head, state, clips)["mask_logits"]
     return {"logps": logps[-len(completion) :], "mask_logits": mask_logits.flatten()[::16]}
 
 

@@ -141,14 +141,11 @@ class Head(nn.Module, abc.ABC):
             if module is not self and callable(reset):
                 reset()
 
-    def __call__(self, states: Tensor, frames: FrameBatch | None = None) -> dict[str, Tensor]:
-        """Run `predict` with the module's hooks."""
-        return dict(zip(self.outputs, super().__call__(states, frames), strict=False))
-
     def forward(self, states: Tensor, frames: FrameBatch | None = None) -> tuple[Tensor, ...]:
-        """Return the tensors of `predict` in order: a module's backward hooks see a tuple, but nothing inside a dict.
+        """Return the tensors of `predict` in order; call `run_head`, which names them.
 
-        ZeRO-3 reduces a head's gradients in such a hook; without it they would be lost.
+        A module's backward hooks see a tuple, but nothing inside a dict. ZeRO-3 reduces a head's gradients in such a
+        hook, of PEFT's wrapper where there is one, and would lose them.
 
         Raises:
             ValueError: if `predict` returns other names than `outputs`.
@@ -246,3 +243,9 @@ class Head(nn.Module, abc.ABC):
             annotated_frames: indices of these frames; None for all.
         """
         return {}
+
+
+def run_head(head: nn.Module, states: Tensor, frames: FrameBatch | None = None) -> dict[str, Tensor]:
+    """Run a head with its hooks, wrapped by PEFT or not, and return the result of `Head.predict`."""
+    names: Any = head.outputs
+    return dict(zip(names, head(states, frames), strict=False))  # without frames there are fewer

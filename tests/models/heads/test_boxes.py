@@ -12,6 +12,7 @@ from aurora_rl.assembly.model import lora_config
 from aurora_rl.models.collate import SFTCollator
 from aurora_rl.models.encoding import SampleEncoder
 from aurora_rl.models.heads import BoxHead, FrameBatch
+from aurora_rl.models.heads.base import run_head
 from aurora_rl.models.heads.boxes import LOSS_WEIGHTS
 from aurora_rl.models.loading import load_model
 from aurora_rl.tasks.reference_boxes import ReferenceBoxes
@@ -36,7 +37,7 @@ def head() -> BoxHead:
 
 def rows_of(head: BoxHead, annotated: Any = None) -> list[Any]:
     states, frames = two_clips()
-    return head.rows(head(states, frames), frames.row_counts, [(20, 40)] * 3, annotated)
+    return head.rows(run_head(head, states, frames), frames.row_counts, [(20, 40)] * 3, annotated)
 
 
 def masks(*there: bool) -> torch.Tensor:
@@ -66,7 +67,7 @@ def test_each_row_has_a_box_a_presence_and_a_point_for_each_of_its_frames(head):
 def test_rows_on_one_clip_are_as_rows_on_copies_of_it(head):
     states, frames = two_clips()
     copies = FrameBatch(torch.cat([frames.frames, frames.frames[:2]]), torch.tensor([2, 3, 2]), torch.tensor([0, 1, 2]))
-    shared, alone = head(states, frames), head(states, copies)
+    shared, alone = run_head(head, states, frames), run_head(head, states, copies)
     for name in shared:
         torch.testing.assert_close(shared[name], alone[name])
 
@@ -114,7 +115,7 @@ def test_boxes_on_padded_frames_are_shares_of_the_frame_itself(sam_checkpoint):
     config = BoxHead.complete_config({"type": "sam", "image_size": 128, "checkpoint": sam_checkpoint, "width": 8})
     head = BoxHead(D, config)
     frames = FrameBatch(torch.randn(1, *head.frame_shape), torch.tensor([1]), torch.tensor([0]))
-    raw = head(torch.randn(1, D), frames)
+    raw = run_head(head, torch.randn(1, D), frames)
     [tall], [wide] = (head.rows(raw, torch.tensor([1]), [size]) for size in ((128, 128), (64, 128)))
     assert tall.extent == (1.0, 1.0) and wide.extent == (0.5, 1.0)
     torch.testing.assert_close(wide.boxes[:, [0, 2]], tall.boxes[:, [0, 2]])
@@ -129,7 +130,7 @@ def test_head_stays_near_float32_after_deepspeeds_cast(head, deepspeed_cast):  #
     deepspeed_cast(Owner(half))
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     states, frames = two_clips()
-    found, expected = half(states.bfloat16(), frames), head(states, frames)
+    found, expected = run_head(half, states.bfloat16(), frames), run_head(head, states, frames)
     assert {tensor.dtype for name, tensor in found.items() if name != "prompts"} == {torch.float32}
     torch.testing.assert_close(found["boxes"], expected["boxes"], rtol=0.05, atol=0.02)
     rows = half.rows(found, frames.row_counts, [(20, 40)] * 3)

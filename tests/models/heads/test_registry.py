@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model
+from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from aurora_rl.assembly.arguments import ModelArguments
 from aurora_rl.assembly.model import lora_config
 from aurora_rl.footprint.parameters import _part_of
-from aurora_rl.models.heads import HEADS, Head, HeadLoss
+from aurora_rl.models.heads import HEADS, BoxHead, FrameBatch, Head, HeadLoss, MaskHead
+from aurora_rl.models.heads.base import run_head
 from aurora_rl.models.heads.segmenters import build_frame_encoder
 from aurora_rl.models.loading import load_model
 from aurora_rl.rollout.weights import engine_weights
@@ -90,3 +92,15 @@ def test_a_head_from_outside_is_trained_beside_lora_counted_and_kept_from_the_en
     assert not any("head" in name and "lm_head" not in name for name, _ in engine_weights(
         model, loaded.family, towers=True
     ))  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [MaskHead, BoxHead])
+def test_backward_hooks_of_a_wrapped_head_are_called(kind: type[Head]) -> None:
+    """ZeRO-3 reduces the gradients in one, of whatever wraps the head."""
+    wrapper = ModulesToSaveWrapper(kind(16, {"type": "dot", "image_size": 32, "width": 8}), "default")
+    called = []
+    wrapper.register_full_backward_hook(lambda module, into, out: called.append(len(out)))
+    clips = FrameBatch(torch.zeros(2, 3, 32, 32), torch.tensor([2]), torch.tensor([0]))
+    raw = run_head(wrapper, torch.ones(1, 16, requires_grad=True), clips)
+    sum(tensor.sum() for tensor in raw.values()).backward()
+    assert list(raw) == list(kind.outputs) and called == [len(kind.outputs)]

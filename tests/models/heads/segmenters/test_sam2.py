@@ -6,6 +6,7 @@ from transformers import Sam2ImageProcessor, Sam2Model
 from aurora_rl.caches.image_embeddings import EmbeddingCache
 from aurora_rl.data.media import load_clip
 from aurora_rl.models.heads import FrameBatch, MaskHead
+from aurora_rl.models.heads.base import run_head
 from aurora_rl.models.heads.segmenters import build_frame_encoder, build_segmenter, complete_segmenter_config
 from aurora_rl.models.heads.segmenters.sam2 import Sam2Segmenter, pack_features, unpack_features
 from aurora_rl.models.loading import load_model
@@ -113,9 +114,9 @@ def test_gradients_are_those_of_transformers_sam2(sam2_checkpoint, segmenter, nu
 def test_rows_on_one_clip_are_decoded_as_rows_on_copies_of_it(segmenter):
     head = MaskHead(16, segmenter.config)
     states, clips = torch.randn(3, 16), torch.randn(5, 4 * WIDTH, GRID, GRID)  # of 2 and 3 frames
-    shared = head(states, FrameBatch(clips, torch.tensor([2, 3]), torch.tensor([0, 1, 0])))["mask_logits"]
+    shared = run_head(head, states, FrameBatch(clips, torch.tensor([2, 3]), torch.tensor([0, 1, 0])))["mask_logits"]
     copies = torch.cat([clips[:2], clips[2:], clips[:2]])
-    alone = head(states, FrameBatch(copies, torch.tensor([2, 3, 2]), torch.tensor([0, 1, 2])))["mask_logits"]
+    alone = run_head(head, states, FrameBatch(copies, torch.tensor([2, 3, 2]), torch.tensor([0, 1, 2])))["mask_logits"]
     assert shared.shape == (7, 4 * GRID, 4 * GRID)
     torch.testing.assert_close(shared, alone)
 
