@@ -129,7 +129,6 @@ def make_aurora(policy: Policy, shape: StepShape, stopwatch: Stopwatch, *, num_i
         reward_funcs=[length_reward, "reward_fns.mask_iou:mask_iou_reward"],
         args=AuroraGRPOConfig(mask_loss_on="all", **_options(shape, num_iterations)),
         encode=ImageEncoder(policy, shape),
-        seg_token_id=policy.seg_token_id,
         train_dataset=aurora_dataset(),
         processing_class=policy.processor,
     )
@@ -143,7 +142,6 @@ def make_words(policy: Policy, shape: StepShape, stopwatch: Stopwatch) -> Conten
         reward_funcs=[length_reward],
         args=AuroraGRPOConfig(**_options(shape, num_iterations=1)),
         encode=ImageEncoder(policy, shape),
-        seg_token_id=None,
         train_dataset=aurora_dataset(),
         processing_class=policy.processor,
     )

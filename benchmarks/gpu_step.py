@@ -192,7 +192,6 @@ def build(shape: Shape, stopwatch: Stopwatch, way: Way = PLAIN) -> Contender:
         reward_funcs=[length_reward, "reward_fns.mask_iou:mask_iou_reward"],
         args=_arguments(shape, way),
         encode=_encoder(shape, processor),
-        seg_token_id=seg_token_id,
         train_dataset=to_dataset([_sample(number) for number in range(NUM_CLIPS)], ReferenceSegmentation().messages),
         processing_class=processor,
         peft_config=None if way.as_recipe else lora(way),

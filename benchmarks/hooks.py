@@ -85,7 +85,6 @@ def _train(steps: int) -> Hooks:
             disable_tqdm=True,
         ),
         encode=ImageEncoder(policy, SHAPE),
-        seg_token_id=policy.seg_token_id,
         train_dataset=aurora_dataset(),
         processing_class=policy.processor,
         peft_config=LoraConfig(

@@ -141,7 +141,6 @@ def train(policy: Policy, samples: list[AVSample], shape: StepShape, *, way: str
                 disable_tqdm=True,
             ),
             encode=encode,
-            seg_token_id=policy.seg_token_id,
             train_dataset=to_dataset(samples, encode.text_prompt),
             processing_class=policy.processor,
             callbacks=[times],

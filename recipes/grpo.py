@@ -54,7 +54,6 @@ def train(
         reward_funcs=reward_funcs,
         args=training_args,
         encode=encode,
-        seg_token_id=encode.answer_token_id,
         train_dataset=to_dataset(train_samples, encode.text_prompt),
         eval_dataset=to_dataset(eval_samples, encode.text_prompt) if eval_samples else None,
         processing_class=loaded.processor,

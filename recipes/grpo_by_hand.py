@@ -37,7 +37,7 @@ from aurora_rl.metrics import mask_iou
 from aurora_rl.models.collate import collate_frames, distinct_media, right_pad
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.grounding import row_mask_logits, shared_media
-from aurora_rl.models.head_tokens import find_seg
+from aurora_rl.models.head_tokens import find_last_token
 from aurora_rl.models.heads import MaskHead
 from aurora_rl.rewards import guard_reward_func, load_reward_func
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
@@ -129,7 +129,7 @@ def run_forward(
     input_ids, in_completion = batch["input_ids"], batch.pop("labels") != -100  # (B, L)
     # A `[SEG]` in the prompt is no answer. A row without one has the state of its last token decoded, with weight 0.
     seg_token_id, length = encode.tokenizer.convert_tokens_to_ids(encode.task.answer_token), input_ids.size(1)
-    seg_index, has_seg = find_seg(input_ids, in_completion, seg_token_id, num_completion_tokens=length)
+    seg_index, has_seg = find_last_token(input_ids, in_completion, seg_token_id, num_completion_tokens=length)
     features, media_index = distinct_media(rows)
     media, frames = encode.family.collate_features(features, media_index), collate_frames(rows)
     with shared_media(model, media_index):

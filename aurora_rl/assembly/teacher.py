@@ -70,10 +70,9 @@ def stored_features(
         ValueError: if the file belongs to another teacher.
     """
     assert args.teacher_features is not None
-    options = _teacher_options(args, data_args)
-    fingerprint = fingerprint_teacher(
-        _teacher_name(args), options, dtype=model_args.dtype, task=load_task(data_args.task).name
-    )
+    options, task = _teacher_options(args, data_args), load_task(data_args.task)
+    teacher_target(task)  # raises where the task has no features to distil
+    fingerprint = fingerprint_teacher(_teacher_name(args), options, dtype=model_args.dtype, task=task.name)
     return TeacherFeatures(args.teacher_features, fingerprint).ensure(
         samples,
         lambda: assemble_teacher(args, model_args, data_args).to(device),

@@ -10,7 +10,7 @@ import torch
 from aurora_rl.data.sample import AVSample
 from aurora_rl.models.control_tokens import check_target, naming
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
-from aurora_rl.models.head_tokens import find_seg
+from aurora_rl.models.head_tokens import find_last_token
 from aurora_rl.tasks.base import Target
 
 
@@ -54,7 +54,7 @@ class SFTCollator:
         frames = collate_frames(encoded)
         if not frames or self.seg_token_id is None:
             return {}
-        seg_index, has_seg = find_seg(
+        seg_index, has_seg = find_last_token(
             batch["input_ids"],
             batch["attention_mask"] * (batch["labels"] != -100),
             self.seg_token_id,

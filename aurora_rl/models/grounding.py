@@ -267,8 +267,11 @@ def row_mask_logits(
     Returns:
         B logits (F_b, H, W) float32; (A_b, H, W) where some frames of a row are not annotated.
     """
-    head = next(module for module in model.modules() if isinstance(module, MaskHead))
-    return head.rows({"mask_logits": mask_logits}, frame_counts, sizes, annotated_frames)
+    return (
+        segmentation_model(model)
+        .head(MaskHead.name)
+        .rows({"mask_logits": mask_logits}, frame_counts, sizes, annotated_frames)
+    )
 
 
 @functools.cache

@@ -127,7 +127,3 @@ def find_last_token(
     last_hit = (positions * hit).amax(1)
     last_real = (positions * real).amax(1)
     return torch.where(is_there, last_hit, last_real), is_there
-
-
-#: The function's name in version 0.1.
-find_seg = find_last_token

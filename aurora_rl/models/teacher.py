@@ -72,8 +72,10 @@ def teacher_target(task: Task) -> Callable[[AVSample], Target]:
     """Return the target on which a task's teacher is trained, its answer without reasoning.
 
     Raises:
-        ValueError: if the task has none.
+        ValueError: if the task has none, or no mask head, whose prompts are what is distilled.
     """
+    if task.head != MaskHead.name:
+        raise ValueError(f"the task {task.name} has no masks, whose prompts are distilled: drop `teacher`")
     if "teacher" not in task.targets():
         raise ValueError(f"the task {task.name} has no target 'teacher', whose features are distilled: drop `teacher`")
     return task.targets()["teacher"]

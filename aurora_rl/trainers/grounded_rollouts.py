@@ -21,7 +21,7 @@ from aurora_rl.models.collate import collate_frames, distinct_media
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.eval_mode import eval_mode
 from aurora_rl.models.grounding import segmentation_model, shared_media
-from aurora_rl.models.head_tokens import find_seg
+from aurora_rl.models.head_tokens import find_last_token
 from aurora_rl.models.heads import FrameBatch, Head, head_class
 from aurora_rl.models.heads.base import run_head
 from aurora_rl.models.rollout_states import SegStates
@@ -147,7 +147,7 @@ class ForwardPasses:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **options}
         inputs |= {name: tensor.to(input_ids.device) for name, tensor in media.items()}
         if predicts and self.token_id is not None:
-            token_index, has_token = find_seg(
+            token_index, has_token = find_last_token(
                 input_ids, attention_mask, self.token_id, num_completion_tokens=logits_to_keep
             )
             frames = _frames_on(input_ids.device, rows)

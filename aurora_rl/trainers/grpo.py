@@ -58,7 +58,6 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         reward_funcs: names (`"reward_fns.mask_iou:mask_iou_reward"`, `"path/to/mine.py:my_reward"`) or callables.
         args: the configuration.
         encode: encoder that turns a sample into tensors; it holds the task.
-        seg_token_id: no longer read: the tokenizer has the id of the head's token.
         **kwargs: arguments of TRL's trainer: `train_dataset` (rows of `data.dataset.to_dataset`), `eval_dataset`,
             `processing_class`, `peft_config`, `callbacks`, `optimizers`. `tools` and `environment_factory` are refused.
 
@@ -75,7 +74,6 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         args: AuroraGRPOConfig,
         *,
         encode: SampleEncoder,
-        seg_token_id: int | None = None,
         **kwargs: Any,
     ) -> None:
         if more_turns := [name for name in ("tools", "environment_factory") if kwargs.get(name)]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from aurora_rl.models.grounding import freeze_other_heads, install_mask_forward, segmentation_model
-from aurora_rl.models.head_tokens import find_seg
+from aurora_rl.models.head_tokens import find_last_token
 from aurora_rl.models.heads import Head
 from aurora_rl.models.sharding import gather_at_once
 from aurora_rl.trainers.grounded_rollouts import ForwardPasses, RolloutBatch
@@ -60,7 +60,7 @@ def head_loss_weights(
     if passes.token_id is None:
         return {}
     completion_ids, completion_mask = output["completion_ids"], output["completion_mask"]
-    _, weights = find_seg(
+    _, weights = find_last_token(
         completion_ids, completion_mask, passes.token_id, num_completion_tokens=completion_ids.size(1)
     )
     weights &= torch.tensor([row.gt_masks is not None for row in batch.rows], device=weights.device)

@@ -17,7 +17,7 @@ from aurora_rl.losses import mask_loss
 from aurora_rl.models.collate import SFTCollator, collate_frames, distinct_media, right_pad
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.grounding import install_mask_forward, projecting_only, row_mask_logits, shared_media
-from aurora_rl.models.head_tokens import find_seg
+from aurora_rl.models.head_tokens import find_last_token
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.mllm.qwen2_5_omni.model import AuroraQwen2_5Omni
 from aurora_rl.tasks.targets import Target
@@ -55,7 +55,7 @@ def rollout_batch(loaded: LoadedModel, encode: SampleEncoder, encoded: list[Enco
         left = pad([torch.ones_like(x) if ones else x for x in prompts], padding_value=value, padding_side="left")
         right = pad([torch.ones_like(x) if ones else x for x in completions], padding_value=value)
         batch[name] = torch.cat([left, right], dim=1)
-    batch["seg_index"], has_seg = find_seg(
+    batch["seg_index"], has_seg = find_last_token(
         **batch, token_id=loaded.seg_token_id, num_completion_tokens=max(map(len, completions))
     )
     assert has_seg.all()
@@ -172,7 +172,7 @@ def test_padding_side_does_not_matter(loaded, encode, train_samples):
     left, _ = rollout_batch(loaded, encode, encoded)
     completions = [encode.tokenizer(chain_of(row.sample)).input_ids for row in encoded]
     right = right_pad([row.prompt.prompt_ids for row in encoded], completions, encode.tokenizer.pad_token_id)
-    right["seg_index"], _ = find_seg(
+    right["seg_index"], _ = find_last_token(
         right["input_ids"],
         right["attention_mask"],
         loaded.seg_token_id,

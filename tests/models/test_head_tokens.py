@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from transformers import AutoTokenizer
 
-from aurora_rl.models.head_tokens import ensure_seg_token, find_seg, init_seg_embedding, suppress_tokens
+from aurora_rl.models.head_tokens import ensure_seg_token, find_last_token, init_seg_embedding, suppress_tokens
 
 SEG, PAD = 9, 0
 
@@ -131,7 +131,7 @@ def test_head_with_a_trained_bias_is_an_error():
 
 def find(*rows: list[int], num_completion_tokens: int = 5) -> tuple[list[int], list[bool]]:
     input_ids = torch.tensor(rows)
-    seg_index, has_seg = find_seg(
+    seg_index, has_seg = find_last_token(
         input_ids, (input_ids != PAD).long(), SEG, num_completion_tokens=num_completion_tokens
     )
     assert seg_index.dtype == torch.long
@@ -174,5 +174,5 @@ def test_seg_under_the_attention_mask_does_not_count():
     """After the end of turn, `generate` may leave anything in the other rows' place."""
     input_ids = torch.tensor([[1, 1, 1, 2, SEG, 3, SEG, SEG]])
     attention_mask = torch.tensor([[1, 1, 1, 1, 1, 1, 0, 0]])
-    seg_index, has_seg = find_seg(input_ids, attention_mask, SEG, num_completion_tokens=5)
+    seg_index, has_seg = find_last_token(input_ids, attention_mask, SEG, num_completion_tokens=5)
     assert (seg_index.item(), has_seg.item()) == (4, True)

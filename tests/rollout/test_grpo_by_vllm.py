@@ -65,7 +65,6 @@ def make_trainer(generation, tiny_checkpoint, encode, train_samples, tmp_path, m
             reward_funcs=rewards or [number_of_kinds_reward],
             args=AuroraGRPOConfig(**{"output_dir": str(tmp_path / "run"), **OPTIONS, **options}),
             encode=encode,
-            seg_token_id=loaded.seg_token_id,
             train_dataset=to_dataset(train_samples, ReferenceSegmentation().messages),
             processing_class=loaded.processor,
         )

@@ -125,7 +125,7 @@ def test_what_only_a_task_knows_is_told_by_it(mine, train_samples):
         assemble_target(TargetArguments(target="chain"), task)
     with pytest.raises(ValueError, match="the task OneWord has no chains of thought: leave out"):
         task.chain_file("chains.jsonl")
-    with pytest.raises(ValueError, match="the task OneWord has no target 'teacher'"):
+    with pytest.raises(ValueError, match="the task OneWord has no masks"):
         teacher_target(task)
     with pytest.raises(ValueError, match=r"the instruction has no '\{reference\}' field"):
         task.messages(train_samples[0], instruction="Say something.")

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from aurora_rl.assembly.benchmarks import load_split
+from aurora_rl.models.teacher import teacher_target
 from aurora_rl.tasks.base import load_task
 from aurora_rl.tasks.reference_boxes import ReferenceBoxes
 from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
@@ -37,3 +38,9 @@ def test_a_gold_chain_has_all_scores_and_one_with_the_token_of_masks_no_form(sam
 def test_the_instruction_asks_for_the_token(samples):
     [message] = ReferenceBoxes().messages(samples[0])
     assert "It is [BOX]." in str(message["content"]) and "[SEG]" not in str(message["content"])
+
+
+def test_boxes_have_no_teacher() -> None:
+    """A teacher's features are prompts of a mask decoder."""
+    with pytest.raises(ValueError, match="ReferenceBoxes has no masks.*drop `teacher`"):
+        teacher_target(ReferenceBoxes())

@@ -119,7 +119,6 @@ def make_grpo(
             reward_funcs=rewards,
             args=AuroraGRPOConfig(**{"output_dir": str(tmp_path / "grpo"), **COMMON, **GRPO, **options}),
             encode=encode,
-            seg_token_id=loaded.seg_token_id,
             train_dataset=to_dataset(train_samples if samples is None else samples, ReferenceSegmentation().messages),
             eval_dataset=to_dataset(train_samples[:2], ReferenceSegmentation().messages),
             processing_class=loaded.processor,

@@ -141,7 +141,6 @@ def grpo_of_words(
         reward_funcs=rewards,
         args=AuroraGRPOConfig(**{"output_dir": str(folder), **COMMON, **GRPO}),
         encode=encode,
-        seg_token_id=None,
         train_dataset=to_dataset(samples, encode.text_prompt),
         processing_class=encode.processor,
     )

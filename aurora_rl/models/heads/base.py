@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from aurora_rl.models.heads.segmenters import FrameEncoder
+from aurora_rl.models.heads.segmenters import FrameEncoder, build_frame_encoder
 
 
 class FrameBatch(NamedTuple):
@@ -127,9 +127,9 @@ class Head(nn.Module, abc.ABC):
         return config
 
     @classmethod
-    @abc.abstractmethod
     def frame_encoder(cls, config: dict[str, Any], *, dtype: torch.dtype = torch.float32) -> FrameEncoder:
-        """Build the frozen encoder that makes the frame inputs of a head with this config."""
+        """Build the frozen encoder that makes the frame inputs of a head with this config, by the config's type."""
+        return build_frame_encoder(config, dtype=dtype)
 
     def load_pretrained(self) -> None:
         """Load published weights into a new head that has some; other heads keep their random ones."""

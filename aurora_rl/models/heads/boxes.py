@@ -22,8 +22,6 @@ from aurora_rl.models.heads.segmenters import (
     FRAME_ENCODERS,
     SEGMENTERS,
     DotSegmenter,
-    FrameEncoder,
-    build_frame_encoder,
     complete_segmenter_config,
 )
 from aurora_rl.tasks.prompts import BOX_TOKEN
@@ -90,10 +88,6 @@ class BoxHead(Head):
     @classmethod
     def complete_config(cls, config: dict[str, Any]) -> dict[str, Any]:
         return complete_segmenter_config(config)
-
-    @classmethod
-    def frame_encoder(cls, config: dict[str, Any], *, dtype: torch.dtype = torch.float32) -> FrameEncoder:
-        return build_frame_encoder(config, dtype=dtype)
 
     def predict(self, states: Tensor, frames: FrameBatch | None = None) -> dict[str, Tensor]:
         """Predict for every frame; the features of a frame are computed once for all rows on its clip.

@@ -12,9 +12,7 @@ from aurora_rl.losses import mask_loss
 from aurora_rl.metrics import count_masks, mask_iou
 from aurora_rl.models.heads.base import FrameBatch, Head, HeadLoss, annotated_only
 from aurora_rl.models.heads.segmenters import (
-    FrameEncoder,
     Segmenter,
-    build_frame_encoder,
     build_segmenter,
     complete_segmenter_config,
 )
@@ -49,10 +47,6 @@ class MaskHead(Head):
     @classmethod
     def complete_config(cls, config: dict[str, Any]) -> dict[str, Any]:
         return complete_segmenter_config(config)
-
-    @classmethod
-    def frame_encoder(cls, config: dict[str, Any], *, dtype: torch.dtype = torch.float32) -> FrameEncoder:
-        return build_frame_encoder(config, dtype=dtype)
 
     def load_pretrained(self) -> None:
         with gathered(self.mask_decoder.parameters()):

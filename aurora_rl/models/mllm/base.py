@@ -96,7 +96,7 @@ class MLLMFamily(abc.ABC):
     @property
     @abc.abstractmethod
     def model_class(self) -> type[PreTrainedModel]:
-        """The family's generation class with `SegmentationMixin`; a class attribute will do."""
+        """The family's generation class with `GroundingMixin`; a class attribute will do."""
 
     def config_from(self, config: PretrainedConfig) -> PretrainedConfig:
         """Return the part of a hub checkpoint's config that `model_class` is built from."""

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, Qwen2_5OmniThinkerForConditionalGeneration
 
-from aurora_rl.models.grounding import BackboneView, SegmentationMixin
+from aurora_rl.models.grounding import BackboneView, GroundingMixin
 
 
-class AuroraQwen2_5Omni(SegmentationMixin, Qwen2_5OmniThinkerForConditionalGeneration):
+class AuroraQwen2_5Omni(GroundingMixin, Qwen2_5OmniThinkerForConditionalGeneration):
     """Qwen2.5-Omni's thinker with `[SEG]` -> masks."""
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)
-        self.init_segmentation()
+        self.init_heads()
 
     # `generate` checks its keyword arguments against this signature, so it must stay the family's own.
     @functools.wraps(Qwen2_5OmniThinkerForConditionalGeneration.forward)
