@@ -66,6 +66,7 @@ FIELDS = {
     "heard": "true categories that sound, in order of onset, where known",
     "choices": "options of a multiple-choice question, null for other rows",
     "answer": "true answer of a question that is answered in words, where known",
+    "extra": "further columns of the row as a JSON object, where there are any",
 }
 
 
@@ -146,6 +147,10 @@ def _row_groups(samples: Iterable[AVSample]) -> Iterator[pa.Table]:
     rows: list[dict[str, Any]] = []
     num_bytes = 0
     for sample in samples:
+        if sample.video_path is not None:
+            raise DatasetError(
+                f"sample {sample.key} is a video file, which these tables do not hold: keep the manifest"
+            )
         load_clip(sample)  # finds unreadable files now
         texts = sample.to_row()
         row = {
