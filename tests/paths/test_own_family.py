@@ -102,6 +102,7 @@ def test_whoever_opens_its_checkpoint_takes_the_option(own_checkpoint: str, fami
     engine = export_checkpoint(own_checkpoint, tmp_path / "engine", family=family)
     assert type(answering.loaded.family).__name__ == "MyFamily"
     assert json.loads((hub / "config.json").read_text())["model_type"] == "my_omni"
+    assert 'AuroraPipeline("mine", family="module_or_file:MyFamily")' in (hub / "README.md").read_text()
     fields = json.loads((engine / "config.json").read_text())["thinker_config"]
     assert fields["text_config"]["tie_word_embeddings"] is False and "segmenter" not in fields
 
