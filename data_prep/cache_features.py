@@ -26,7 +26,7 @@ from aurora_rl.caches.embedding_shard import EmbeddingCacheError
 from aurora_rl.caches.image_embeddings import CLIPS_PER_SHARD, EmbeddingCache
 from aurora_rl.data.containers import MediaError
 from aurora_rl.data.files import DatasetError
-from aurora_rl.data.media import read_frames
+from aurora_rl.data.media import read_clip_frames
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.heads import head_class
 from aurora_rl.models.loading import read_head_configs
@@ -77,7 +77,7 @@ def cache_features(model_args: ModelArguments, data_args: DataArguments, args: C
         return
     cache.ensure(
         [sample for split in splits_of(data_args, args) for sample in load_split(data_args, split)],
-        lambda sample: read_frames(sample.frame_paths),
+        read_clip_frames,
         process_index=state.process_index,
         num_processes=state.num_processes,
         clips_per_shard=args.clips_per_shard,

@@ -31,10 +31,10 @@ from aurora_rl import __version__
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.parser import ConfigParser
-from aurora_rl.data.containers import MediaError
+from aurora_rl.data.containers import MediaError, check_is_file
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.hf_dataset import FEATURES, TEXT_COLUMNS, table_name
-from aurora_rl.data.media import check_is_file, load_clip
+from aurora_rl.data.media import load_clip
 from aurora_rl.data.sample import AVSample
 from aurora_rl.data.splits import TABLE_FOLDER, TABLE_NAME
 from aurora_rl.files.atomic import whole_folder

@@ -143,9 +143,9 @@ def check_same_media(samples: Sequence[AVSample]) -> None:
     Raises:
         DatasetError: naming the first row of the other kind.
     """
-    other = next((sample for sample in samples if bool(sample.frame_paths) != bool(samples[0].frame_paths)), None)
+    other = next((sample for sample in samples if bool(sample.num_frames) != bool(samples[0].num_frames)), None)
     if other is not None:
-        has = "frames" if other.frame_paths else "no frames"
+        has = "frames" if other.num_frames else "no frames"
         raise DatasetError(
             f"{_place(other)} has {has}, unlike the rows before it: train on rows with frames and on rows of sound "
             "alone one after the other, as two data sets"
