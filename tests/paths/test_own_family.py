@@ -22,9 +22,9 @@ from aurora_rl.models.mllm import MLLM_FAMILIES, load_family
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 from aurora_rl.named.objects import name_of
 from aurora_rl.rollout.export import export_checkpoint
+from aurora_rl.scripts import grpo, init_tiny, sft
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
-from recipes import grpo, init_tiny, sft
 
 FAMILY = '''
 from transformers import Qwen2_5OmniThinkerConfig

@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
+from recipes.stage_plan import read_plan
 
 from aurora_rl.evaluation.records import write_results
 from recipes.compare_choice import compare, main
-from recipes.stage_plan import read_plan
 from tests.row_results import replied
 
 ROOT = Path(__file__).resolve().parents[2]

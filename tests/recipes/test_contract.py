@@ -32,11 +32,11 @@ from safetensors.torch import load_file
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.assembly.model import peft_config
 from aurora_rl.models.loading import load_model
+from aurora_rl.scripts import run_stages, sft
+from aurora_rl.scripts.run_stages import Runner, StageFailedError
+from aurora_rl.scripts.stage_plan import Stage
 from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
-from recipes import run_stages, sft
-from recipes.run_stages import Runner, StageFailedError
-from recipes.stage_plan import Stage
 from tests.data.test_avsbench import write_audio, write_frames, write_masks
 from tests.recipes.correcting_endpoint import correcting_endpoint
 
