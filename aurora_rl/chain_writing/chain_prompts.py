@@ -17,13 +17,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
+from aurora_rl.chain_writing.chain_checks import ChainLimits, find_problems, repair
 from aurora_rl.data.containers import SAMPLING_RATE
 from aurora_rl.data.media import read_clip_frames, read_clip_sound
 from aurora_rl.data.sample import NULL_CATEGORY, AVSample
 from aurora_rl.endpoint.errors import BadReplyError
 from aurora_rl.tasks.completions import normalise_category
 from aurora_rl.tasks.prompts import REASONING_STEPS, answer_for
-from data_prep.chain_checks import ChainLimits, find_problems, repair
 
 Media = Literal["frames+audio", "frames", "none"]
 MEDIA = get_args(Media)
