@@ -7,6 +7,7 @@ video's first picture, whose size and times are then known (`video_facts`).
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -130,10 +131,17 @@ class ClipBuilder:
         fps: frames a second, unless a row says otherwise.
         num_frames: largest number of frames of a clip, evenly spaced from the first to the last; None for all.
         mask_cache: folder of masks as PNG files; None for the usual one.
+        frame_cache: folder of decoded frames; None to decode a video whenever its clip is read.
     """
 
     def __init__(
-        self, paths: ClipPaths, *, fps: float = 1.0, num_frames: int | None = 10, mask_cache: FilePath | None = None
+        self,
+        paths: ClipPaths,
+        *,
+        fps: float = 1.0,
+        num_frames: int | None = 10,
+        mask_cache: FilePath | None = None,
+        frame_cache: FilePath | None = None,
     ) -> None:
         if num_frames is not None and num_frames < 1:
             raise ValueError(f"num_frames is {num_frames}: expected a positive number, or None for all")
@@ -141,6 +149,7 @@ class ClipBuilder:
             raise ValueError(f"fps is {fps}: expected a positive number of frames a second")
         self.paths, self.fps, self.num_frames = paths, fps, num_frames
         self.mask_cache = cache_folder("masks") if mask_cache is None else Path(mask_cache)
+        self.frame_cache = None if frame_cache is None else os.fspath(frame_cache)
         self.video_cache = cache_folder("videos")
 
     def __call__(self, row: ManifestRow) -> AVSample:
@@ -172,6 +181,7 @@ class ClipBuilder:
                 answer=row.answer,
                 video_path=None if pictures.video is None else str(pictures.video),
                 frame_times=() if pictures.video is None else pictures.timeline.kept,
+                frame_cache=None if pictures.video is None else self.frame_cache,
                 extra=row.extra,
             )
         except MediaError as error:

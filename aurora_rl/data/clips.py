@@ -30,6 +30,7 @@ def load_clips(
     num_frames: int | None = 10,
     columns: Mapping[str, str] | None = None,
     mask_cache: FilePath | None = None,
+    frame_cache: FilePath | None = None,
     chains: ChainFile | None = None,
     on_missing: OnMissing = "error",
 ) -> list[AVSample]:
@@ -42,6 +43,7 @@ def load_clips(
         num_frames: largest number of frames of a clip, evenly spaced from the first to the last; None for all.
         columns: the manifest's own name of a column by the name here, such as `{"reference": "caption"}`.
         mask_cache: folder of masks as PNG files; None for the usual one.
+        frame_cache: folder of decoded frames; None to decode a video whenever its clip is read.
         chains: file of chains of thought, keyed by uid (the id) and row.
         on_missing: "error", or "drop" to skip rows with missing files and log how many.
 
@@ -55,7 +57,9 @@ def load_clips(
     """
     path = find_manifest(root)
     rows = read_manifest(path, columns=columns)
-    build = ClipBuilder(ClipPaths(path.parent), fps=fps, num_frames=num_frames, mask_cache=mask_cache)
+    build = ClipBuilder(
+        ClipPaths(path.parent), fps=fps, num_frames=num_frames, mask_cache=mask_cache, frame_cache=frame_cache
+    )
     samples = collect_samples(rows_of_split(rows, split, path=path), build, split=split, on_missing=on_missing)
     return add_chains(samples, chains, rows)
 

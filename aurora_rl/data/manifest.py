@@ -13,7 +13,7 @@ from typing import Any
 
 from aurora_rl.data.files import MAX_TABLE_BYTES, DatasetError, rows_of_split
 from aurora_rl.data.manifest_rows import DEFAULT_SPLIT, TAKEN_NAMES, ManifestRow, is_missing, read_row
-from aurora_rl.files.existing import AnyPath, what_is_there
+from aurora_rl.files.existing import AnyPath, entries, what_is_there
 from aurora_rl.files.plain import NotPlainFileError, check_plain_file, parse_record
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def _manifest_in(folder: Path) -> Path:
     if len(named or files) == 1:
         return (named or files)[0]
     if not files:
-        raise DatasetError(f"{folder} holds no manifest: expected {LAYOUT}")
+        raise DatasetError(f"{folder} holds no manifest: expected {LAYOUT}; it holds {entries(folder)}")
     names = [path.name for path in named or files]
     raise DatasetError(
         f"{folder} holds several files that may be the manifest ({', '.join(names[:6])}): name one of them"
