@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aurora_rl.assembly.arguments import DataArguments
-from aurora_rl.assembly.known_options import Asked, names_of, options_of, read_asked
+from aurora_rl.assembly.known_options import SAVED_MASKS, Asked, names_of, options_of, read_asked
 from aurora_rl.assembly.object_names import check_object
 from aurora_rl.data.splits import SPLIT_READERS, list_splits
 from aurora_rl.endpoint.addresses import check_address, check_host
@@ -52,6 +52,7 @@ SPLIT_KEYS: dict[str, Mapping[str, str | None]] = {
     "data_prep/generate_cot.py": {"split": "train"},
     "data_prep/correct_cot.py": {},  # the mistakes name theirs
     "data_prep/to_hf_dataset.py": {"split": None},
+    SAVED_MASKS: {},
 }
 #: Values that a script needs although its parser does not, with what they name.
 NEEDED = {
