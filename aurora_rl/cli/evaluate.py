@@ -33,7 +33,7 @@ and gt_mask/ are read. Either way scores.json holds the numbers and results.json
 Exit code 0: scored, 2: unusable arguments, data or predictions."""
 
 
-DEFAULT_PRESET = "refavs"
+DEFAULT_PRESET, DEFAULT_BENCHMARK = "refavs", "ref_avs"
 KEYED_BY = ("auto", "row", "id")  # as `evaluation.mask_names` has them, which imports torch
 #: The columns of the printed table where masks are scored, as in scores.json; otherwise it has all.
 NAMES = ("n", "missing", "J", "F", "J&F", "n_null", "S", "S_per_frame", "null_accuracy", "false_alarm_rate")
@@ -132,7 +132,9 @@ def _check_saved(args: argparse.Namespace) -> None:
         check_file(args.chains, name="--chains")
     asked = _asked_data(args)
     check_asked(asked)
-    check_splits(asked.get("benchmark", "ref_avs"), args.data_root, args.split or [], name="--split")
+    benchmark = asked.get("benchmark", DEFAULT_BENCHMARK)
+    if ":" not in benchmark:  # a loader of one's own names its own splits
+        check_splits(benchmark, args.data_root, args.split or [], name="--split")
     check_writable_folder(args.output_dir, name="--output_dir")
 
 

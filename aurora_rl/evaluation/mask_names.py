@@ -94,6 +94,7 @@ class RowNames:
             ids, clip = self._ids.get(str(name), []), self._clips.get(str(name), [])
             if not ids and not clip:
                 self.unknown.append(str(name))
+                continue
             for row, own in _shared(str(name), ids, prediction) if ids else self._of_clip(str(name), clip, prediction):
                 add_prediction(rows, row, own)
         return rows

@@ -70,12 +70,12 @@ def add_prediction(rows: dict[int, Prediction], row: int, prediction: Prediction
 
 def num_frames_of(sample: AVSample) -> int | None:
     """Return how many frames a row's prediction must have; None if its frames are not known."""
-    return len(sample.mask_paths) or len(sample.frame_paths) or None
+    return len(sample.mask_paths) or sample.num_frames or None
 
 
 def frame_times(sample: AVSample, num_frames: int) -> list[float]:
-    """Return the times of a row's frames in seconds after the first one."""
-    return [index / sample.fps for index in range(num_frames)]
+    """Return the times of a row's frames in seconds after the first picture."""
+    return list(sample.frame_times) or [index / sample.fps for index in range(num_frames)]
 
 
 def check_count(shape: Sequence[int], path: str) -> None:
