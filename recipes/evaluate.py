@@ -1,28 +1,12 @@
 """Score a model on a benchmark's splits, and under ablations.
 
-accelerate launch --config_file accelerate_configs/cpu.yaml recipes/evaluate.py --config recipes/synthetic/evaluate.yaml
-
-`aurora-rl evaluate` does the same in one process; `aurora_rl/evaluation/of_model.py` describes the output.
+The body, with its documentation, is `aurora_rl/scripts/evaluate.py`.
 """
 
 from aurora_rl.assembly.early import check_command_line
 
 if __name__ == "__main__":
     check_command_line("recipes/evaluate.py")  # before the import of torch, which takes seconds
+    from aurora_rl.scripts.evaluate import run
 
-from accelerate import PartialState
-
-from aurora_rl.assembly.arguments import DataArguments, ModelArguments
-from aurora_rl.assembly.parser import RecipeParser
-from aurora_rl.evaluation.of_model import EvaluationArguments, evaluate_model
-
-
-def main(model_args: ModelArguments, data_args: DataArguments, args: EvaluationArguments) -> None:
-    evaluate_model(model_args, data_args, args)
-
-
-if __name__ == "__main__":
-    main(
-        *RecipeParser((ModelArguments, DataArguments, EvaluationArguments), description=__doc__).parse_args_and_config()
-    )
-    PartialState().destroy_process_group()  # one that is left at exit may abort a run that went well
+    run()

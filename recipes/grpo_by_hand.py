@@ -5,23 +5,13 @@ python recipes/grpo_by_hand.py --config recipes/synthetic/grpo.yaml --max_steps 
 A step samples G completions for each clip, decodes the masks at the `[SEG]` of each completion, lets the reward
 functions judge its text and its masks, compares it with the others of its group, and changes the model so that better
 completions become more likely and their masks come closer to the truth. `aurora_rl/trainers/grpo.py` has the same loss
-and the same gradients (a test compares them), and is the one to train with. Left out, to keep the algorithm in sight:
-
-- what changes where the numbers are computed, not which: processes, GPUs, bfloat16, LoRA, vLLM, gradient accumulation,
-  reading ahead, projecting onto a part of the vocabulary at a time. This is one process on the CPU, in float32;
-- other losses, samplers and tasks: a key that asks for one is refused (`PLAIN`), or its task has no masks;
-- evaluation, logs, checkpoints, checks before torch is imported, and the choice of optimiser and schedule: keys about
-  these are ignored. It is AdamW at a constant rate, with weight decay on biases too, and nothing is saved;
-- async rewards, TRL's columns (`trainer_state`, `log_metric`, `log_extra`), and completions that no reward applies to:
-  the trainer gives them no advantage, here their reward is 0.
-
-Shapes: B rows (the completions of a step), G of one prompt, L tokens of prompt and completion, F frames, V words.
+and the same gradients (a test compares them), and is the one to train with. `assembly/plain_grpo.py` lists what is left
+out here. B rows (the completions of a step), G of one prompt, L tokens of prompt and completion, F frames, V words.
 """
 
 import copy
 import dataclasses
 import random
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +21,9 @@ from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.encoder import assemble_encoder
 from aurora_rl.assembly.model import assemble_model
 from aurora_rl.assembly.parser import RecipeParser
+from aurora_rl.assembly.plain_grpo import check_plain
 from aurora_rl.inference.predictor import Predictor, SeededSampling
 from aurora_rl.losses import mask_loss
-from aurora_rl.metrics import mask_iou
 from aurora_rl.models.collate import collate_frames, distinct_media, right_pad
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.grounding import row_mask_logits, shared_media
@@ -41,16 +31,6 @@ from aurora_rl.models.head_tokens import find_last_token
 from aurora_rl.models.heads import MaskHead
 from aurora_rl.rewards import guard_reward_func, load_reward_func
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
-
-#: Keys that would ask for another algorithm, with the only value that is known here.
-PLAIN = {
-    **{"loss_type": "grpo", "importance_sampling_level": "token", "use_bias_correction_kl": True},
-    **{"epsilon_high": None, "delta": None, "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None},
-    **{"entropy_coef": 0.0, "use_adaptive_entropy": False, "mask_truncated_completions": False},
-    **{"scale_rewards": "group", "multi_objective_aggregation": "sum_then_normalize", "sync_ref_model": False},
-    **{"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "generation_kwargs": None},
-    **{"gradient_accumulation_steps": 1, "steps_per_generation": 1, "use_vllm": False, "use_peft": False},
-}
 
 
 def main(
@@ -102,9 +82,7 @@ def main(
         # One norm over all gradients: where it is above the limit, the step is shortened and keeps its direction.
         nn.utils.clip_grad_norm_(trained, args.max_grad_norm or float("inf"))
         optimizer.step()
-        pairs = zip(columns["pred_masks"], columns["gt_masks"], strict=True)
-        iou = sum(0.0 if masks is None else mask_iou(masks, truth) for masks, truth in pairs) / len(rows)
-        print(f"step {step + 1}: reward {rewards.mean():.4f}, loss {loss.item():.4f}, mask IoU {iou:.4f}", flush=True)
+        print(f"step {step + 1}: reward {rewards.mean():.4f}, loss {loss.item():.4f}", flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,12 +96,9 @@ class ForwardPass:
 
 
 def run_forward(
-    model: nn.Module,
-    encode: SampleEncoder,
-    rows: list[EncodedSample],
-    completion_ids: list[list[int]],
+    model: nn.Module, encode: SampleEncoder, rows: list[EncodedSample], completion_ids: list[list[int]],
     temperature: float,
-) -> ForwardPass:
+) -> ForwardPass:  # fmt: skip
     """Run a model once on prompts and completions, and decode the masks at each completion's last `[SEG]`."""
     batch = right_pad([row.prompt.prompt_ids for row in rows], completion_ids, encode.tokenizer.pad_token_id)
     input_ids, in_completion = batch["input_ids"], batch.pop("labels") != -100  # (B, L)
@@ -146,7 +121,7 @@ def run_forward(
 
 def reward_columns(
     encode: SampleEncoder, rows: list[EncodedSample], texts: list[str], rollouts: ForwardPass
-) -> dict[str, list[Any]]:
+) -> dict[str, list]:
     """Return what the reward functions read: columns of B entries, those of the dataset among them."""
     samples = [row.sample for row in rows]
     decoded = list(zip(rollouts.mask_logits, rollouts.has_seg.tolist(), strict=True))
@@ -193,22 +168,10 @@ def grpo_loss(
     # Divided by the number of completions that teach masks (at least 1), not by B: otherwise the mask decoder would
     # learn slowly as long as few answers are right.
     masks = mask_loss(
-        new.mask_logits,
-        [row.gt_masks for row in rows],
-        row_weights=teaches_masks.float(),
-        bce_weight=args.mask_bce_weight,
-        dice_weight=args.mask_dice_weight,
-        dice_variant=args.dice_variant,
-    )
+        new.mask_logits, [row.gt_masks for row in rows], row_weights=teaches_masks.float(),
+        bce_weight=args.mask_bce_weight, dice_weight=args.mask_dice_weight, dice_variant=args.dice_variant,
+    )  # fmt: skip
     return policy_loss + args.mask_loss_weight * masks.total
-
-
-def check_plain(options: dict[str, Any]) -> None:
-    """Raise a ValueError for an option that asks for what is left out here."""
-    if other := [name for name, value in PLAIN.items() if options[name] != value]:
-        raise ValueError(f"{other[0]} {options[other[0]]!r} is not known here, but in recipes/grpo.py")
-    if options["max_steps"] < 1 or options["mask_loss_on"] == "off":
-        raise ValueError("max_steps below 1 and mask_loss_on 'off' are not known here, but in recipes/grpo.py")
 
 
 if __name__ == "__main__":

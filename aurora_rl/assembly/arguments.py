@@ -100,7 +100,8 @@ class DataArguments:
 
     Attributes:
         data_root: folder of the benchmark, for Ref-AVSBench the one with metadata.csv, media/ and gt_mask/.
-        benchmark: name of the benchmark, a key of `assembly.benchmarks.LOADERS`.
+        benchmark: name of the benchmark, a key of `assembly.benchmarks.LOADERS`, or a loader of one's own as
+            `package.module:load` or `path/to/mine.py:load` (`assembly.own_loader`).
         train_split: split to train on.
         eval_split: split for evaluation during training; None for none.
         max_eval_samples: number of rows drawn from the eval split to cover as many clips as they can; None for all.
@@ -129,7 +130,7 @@ class DataArguments:
         default="ref_avs",
         metadata={
             "help": "Name of the benchmark: ref_avs, avsbench_s4, avsbench_ms3, avsbench_avss, omni_avs, hf_dataset or "
-            "questions."
+            "questions; or a loader of your own as 'path/to/mine.py:load'."
         },
     )
     train_split: str = dataclasses.field(default="train", metadata={"help": "Split that is trained on."})

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from aurora_rl.assembly.arguments import DataArguments
+from aurora_rl.assembly.own_loader import is_own_loader, load_by_name, takes_option
 from aurora_rl.data import hf_dataset, ref_avs
 from aurora_rl.data.avsbench import load_avsbench_avss, load_avsbench_ms3, load_avsbench_s4
 from aurora_rl.data.chains import ChainFile, add_reflections
@@ -30,16 +31,35 @@ def load_split(args: DataArguments, split: str) -> list[AVSample]:
         ValueError: if the benchmark is unknown, the `mask_cache` or `media_cache` that it needs is not set, or the
             task has no chains of thought.
     """
-    if args.benchmark not in LOADERS:
-        raise ValueError(f"unknown benchmark {args.benchmark!r}: choose from {', '.join(LOADERS)}")
     task = load_task(args.task)
     chains = None if args.chains is None else task.chain_file(Path(args.data_root) / args.chains)
-    samples = LOADERS[args.benchmark](args, split, chains)
+    samples = _loader(args.benchmark)(args, split, chains)
     if args.reflections is not None:
         samples = add_reflections(samples, task.chain_file(args.reflections))
     if args.use_audio_in_video:
         samples = [dataclasses.replace(sample, use_audio_in_video=True) for sample in samples]
     return samples
+
+
+def _loader(benchmark: str) -> Callable[[DataArguments, str, ChainFile | None], list[AVSample]]:
+    if is_own_loader(benchmark):
+        return _load_own
+    if benchmark not in LOADERS:
+        raise ValueError(
+            f"unknown benchmark {benchmark!r}: choose from {', '.join(LOADERS)}, or write 'path/to/mine.py:load' for a "
+            "loader of your own"
+        )
+    return LOADERS[benchmark]
+
+
+def _load_own(args: DataArguments, split: str, chains: ChainFile | None) -> list[AVSample]:
+    if chains is not None and not takes_option(args.benchmark, "chains"):
+        raise ValueError(
+            f"the loader {args.benchmark} takes no `chains`: drop {chains.path}, or let it fill AVSample.chain by "
+            "data.chains.add_chains"
+        )
+    options = {field.name: getattr(args, field.name) for field in dataclasses.fields(args)}
+    return load_by_name(args.benchmark, args.data_root, split, options | {"chains": chains})
 
 
 def _load_omni_avs(args: DataArguments, split: str, chains: ChainFile | None) -> list[AVSample]:
@@ -143,9 +163,9 @@ def check_same_media(samples: Sequence[AVSample]) -> None:
     Raises:
         DatasetError: naming the first row of the other kind.
     """
-    other = next((sample for sample in samples if bool(sample.frame_paths) != bool(samples[0].frame_paths)), None)
+    other = next((sample for sample in samples if bool(sample.num_frames) != bool(samples[0].num_frames)), None)
     if other is not None:
-        has = "frames" if other.frame_paths else "no frames"
+        has = "frames" if other.num_frames else "no frames"
         raise DatasetError(
             f"{_place(other)} has {has}, unlike the rows before it: train on rows with frames and on rows of sound "
             "alone one after the other, as two data sets"

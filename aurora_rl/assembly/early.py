@@ -231,6 +231,15 @@ def _base_model(folder: Path) -> str | None:
     return base if isinstance(base, str) and base else None
 
 
+def check_benchmark(benchmark: str, *, name: str) -> None:
+    """Check that a benchmark is one from here, or that its file or module defines the loader; errors as above."""
+    if ":" in benchmark:
+        check_object(benchmark, name=name, what="loader")
+    elif benchmark not in SPLIT_READERS:
+        known = f"choose from {', '.join(SPLIT_READERS)}{did_you_mean(benchmark, SPLIT_READERS)}"
+        raise ValueError(f"{name} is {benchmark!r}: {known}, or write 'path/to/mine.py:load' for a loader of your own")
+
+
 def check_splits(benchmark: str, root: str | Path, splits: Sequence[str], *, name: str) -> None:
     """Check that a benchmark's folder has some splits.
 
@@ -253,13 +262,14 @@ def check_splits(benchmark: str, root: str | Path, splits: Sequence[str], *, nam
 def _check_data(asked: Asked) -> None:
     root = str(asked.get("data_root"))
     benchmark = asked.get("benchmark", DataArguments.benchmark)
-    _check_known(benchmark, SPLIT_READERS, name=asked.called("benchmark"))
+    check_benchmark(benchmark, name=asked.called("benchmark"))
     if asked.get("verify") and not asked.get("drop_damaged"):
         return  # of a cache alone
-    check_folder(root, name=asked.called("data_root"))
-    keys = SPLIT_KEYS[asked.script]
-    for name, default in ({"split": None} if asked.get("split") else keys).items():
-        check_splits(benchmark, root, _as_list(asked.get(name, default)), name=asked.called(name))
+    if ":" not in benchmark:  # a loader of one's own is handed whatever it understands, and names its own splits
+        check_folder(root, name=asked.called("data_root"))
+        keys = SPLIT_KEYS[asked.script]
+        for name, default in ({"split": None} if asked.get("split") else keys).items():
+            check_splits(benchmark, root, _as_list(asked.get(name, default)), name=asked.called(name))
     makes_chains = _asks_endpoint(asked)  # a stage's config may name the very files that are made
     if asked.get("chains") is not None and not makes_chains:
         check_file(Path(root) / asked.get("chains"), name=asked.called("chains"))

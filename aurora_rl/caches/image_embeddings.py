@@ -43,7 +43,7 @@ from aurora_rl.caches.embedding_shard import (
 )
 from aurora_rl.data.sample import AVSample
 from aurora_rl.files.atomic import SUFFIX, write_whole
-from aurora_rl.files.fingerprint import fingerprint_names
+from aurora_rl.files.fingerprint import fingerprint_names, fingerprint_values
 from aurora_rl.files.plain import parse_json, read_text_file
 from aurora_rl.models.heads.segmenters.base import FrameEncoder
 
@@ -117,7 +117,7 @@ class EmbeddingCache:
         if media_id not in self._shard_of:
             raise EmbeddingCacheError(f"clip {media_id!r} is not in {self.folder}: {FILL} on its split first")
         if frame_paths:
-            self._check_frames(media_id, frame_paths)
+            self._check_frames(media_id, Entry(len(frame_paths), fingerprint_names(frame_paths)))
         return self._read(media_id)
 
     def ensure(
@@ -154,7 +154,7 @@ class EmbeddingCache:
         share = clips[process_index::num_processes]
         for sample in share:
             if sample.media_id in self._shard_of:
-                self._check_frames(sample.media_id, sample.frame_paths)
+                self._check_frames(sample.media_id, _entry_of(sample))
         self._announce(clips, ignore_free_space=ignore_free_space)
         num_encoded = self._encode(self._missing(share), load_frames, clips_per_shard)
         self._write_index()
@@ -191,7 +191,7 @@ class EmbeddingCache:
         if not missing:
             return
         frame = torch.Size(self.encoder.frame_shape).numel() * self.dtype.itemsize
-        needed = frame * sum(len(sample.frame_paths) for sample in missing)
+        needed = frame * sum(sample.num_frames for sample in missing)
         existing = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.is_dir())
         free = shutil.disk_usage(existing).free
         logger.info("%d clips to encode take %s on disk, %s are free", len(missing), _gb(needed), _gb(free))
@@ -225,15 +225,13 @@ class EmbeddingCache:
         return num_encoded
 
     def _write(self, clips: Sequence[AVSample], load_frames: Callable[[AVSample], np.ndarray]) -> None:
-        entries = {
-            sample.media_id: Entry(len(sample.frame_paths), fingerprint_names(sample.frame_paths)) for sample in clips
-        }
+        entries = {sample.media_id: _entry_of(sample) for sample in clips}
         frame_inputs = (self._frame_inputs(sample, load_frames(sample)) for sample in clips)
         write_shard(self.folder, self._header(entries), frame_inputs)
 
     def _frame_inputs(self, sample: AVSample, frames: np.ndarray) -> Tensor:
         frame_inputs = self.encoder.encode(frames).to("cpu", self.dtype)  # (F, *frame_shape)
-        expected = (len(sample.frame_paths), *self.encoder.frame_shape)
+        expected = (sample.num_frames, *self.encoder.frame_shape)
         if tuple(frame_inputs.shape) != expected:
             raise EmbeddingCacheError(
                 f"sample {sample.key} is encoded as {tuple(frame_inputs.shape)}, expected {expected}: load its frames "
@@ -272,14 +270,14 @@ class EmbeddingCache:
             )
         return frame_inputs
 
-    def _check_frames(self, media_id: str, frame_paths: Sequence[str]) -> None:
+    def _check_frames(self, media_id: str, frames: Entry) -> None:
         name = self._shard_of[media_id]
         shard = self._shards[name]
         entry = shard.clips[media_id]
-        if entry != Entry(len(frame_paths), fingerprint_names(frame_paths)):
+        if entry != frames:
             raise EmbeddingCacheError(
                 f"the frames of clip {media_id!r} are not those that its embeddings were made from ({entry.num_frames} "
-                f"files, now {len(frame_paths)}, or their names or sizes differ): restore them, name another folder, "
+                f"files, now {frames.num_frames}, or their names or sizes differ): restore them, name another folder, "
                 f"or delete {self.folder / name} to encode its {len(shard.clips)} clips again"
             )
 
@@ -319,12 +317,20 @@ def _distinct_clips(samples: Iterable[AVSample]) -> list[AVSample]:
     clips: dict[str, AVSample] = {}
     for sample in samples:
         first = clips.setdefault(sample.media_id, sample)
-        if sample.frame_paths != first.frame_paths:
+        if (sample.media_files, sample.frame_times) != (first.media_files, first.frame_times):
             raise EmbeddingCacheError(
                 f"samples {first.key} and {sample.key} share the media id {sample.media_id!r} but not their frames "
-                f"({first.frame_paths[0]}, {sample.frame_paths[0]}): give each clip an id of its own"
+                f"({first.media_files[0]}, {sample.media_files[0]}): give each clip an id of its own"
             )
     return list(clips.values())
+
+
+def _entry_of(sample: AVSample) -> Entry:
+    """Describe a clip's frames by the names and sizes of their files, or of their video and by their times in it."""
+    names = fingerprint_names(sample.media_files)
+    if sample.video_path is not None:
+        names = fingerprint_values([names, list(sample.frame_times)])
+    return Entry(sample.num_frames, names)
 
 
 def _gb(num_bytes: int) -> str:

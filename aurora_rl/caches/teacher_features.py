@@ -176,10 +176,11 @@ class LiveTeacherCollator:
 
 def _row_digest(sample: AVSample) -> str:
     """Hash a row's content: its texts, and the names and sizes of its media files."""
-    paths = [*sample.frame_paths, *([sample.audio_path] if sample.audio_path else [])]
+    paths = [*sample.media_files, *([sample.audio_path] if sample.audio_path else [])]
     files = [[os.path.basename(path), os.path.getsize(path)] for path in paths]
     parts = [sample.media_id, sample.category, sample.reference, sample.fps, sample.use_audio_in_video, files]
-    return fingerprint_values(parts)[:16]
+    times = [] if sample.video_path is None else [list(sample.frame_times)]
+    return fingerprint_values(parts + times)[:16]
 
 
 def _short(fingerprint: str | None) -> str:

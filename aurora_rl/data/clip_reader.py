@@ -42,8 +42,9 @@ def _files_of(sample: AVSample) -> _Files | None:
     """Identify a clip's files so that other or changed files are noticed; None if one is missing."""
     sound = [] if sample.audio_path is None else [sample.audio_path]
     try:
-        states = [(str(path), os.stat(path)) for path in [*sample.frame_paths, *sound]]
+        states = [(str(path), os.stat(path)) for path in [*sample.media_files, *sound]]
     except (OSError, ValueError):  # the reading of the file raises the error
         return None
-    # The numbers of frames and sounds come first, so that a sound is never mistaken for a frame.
-    return (("", len(sample.frame_paths), len(sound)), *((p, s.st_size, s.st_mtime_ns) for p, s in states))
+    # The times and the numbers of files come first, so that a sound is never mistaken for a frame.
+    numbers = (repr(sample.frame_times), len(sample.media_files), len(sound))
+    return (numbers, *((path, state.st_size, state.st_mtime_ns) for path, state in states))

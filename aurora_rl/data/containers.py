@@ -19,6 +19,7 @@ from aurora_rl.files.plain import check_plain_file
 FilePath = str | os.PathLike[str]
 
 SAMPLING_RATE = 16_000  # Hz, what the audio towers of the supported language models expect
+MAX_CLIP_PIXELS = 512_000_000  # in all frames of a clip, 1.5 GB as RGB
 MAX_IMAGE_PIXELS = 64_000_000  # one frame or mask; 8K video is 33 million
 MAX_SECONDS = 3600  # of audio or video
 MAX_SAMPLING_RATE = 192_000
@@ -50,6 +51,25 @@ TRACK_NAMES = {"video": "video", "audio": "sound"}
 
 class MediaError(ValueError):
     """A clip's file is missing, unreadable, or disagrees with the clip's other files."""
+
+
+def check_clip_pixels(num_pixels: int, path: FilePath) -> None:
+    """Refuse a clip whose frames up to `path` hold more than `MAX_CLIP_PIXELS` pixels together."""
+    if num_pixels > MAX_CLIP_PIXELS:
+        raise MediaError(
+            f"the frames up to {path} have {num_pixels} pixels together: the limit is {MAX_CLIP_PIXELS}, "
+            "use fewer or smaller frames"
+        )
+
+
+def check_is_file(path: FilePath) -> None:
+    """Refuse a path that is no plain file.
+
+    Raises:
+        MediaError: naming the path.
+    """
+    if not os.path.isfile(path):  # also refuses pipes and devices, which would block
+        raise MediaError(f"the file {path} does not exist or is no plain file: restore it")
 
 
 def open_container(path: FilePath, formats: Sequence[str]) -> av.container.InputContainer:

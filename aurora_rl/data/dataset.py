@@ -37,11 +37,14 @@ FEATURES = Features(
     {
         **ROW_FEATURES,
         "frame_paths": List(Value("string")),
+        "video_path": Value("string"),
+        "frame_times": List(Value("float64")),
         "audio_path": Value("string"),
         "mask_paths": List(Value("string")),
         **ANNOTATION_FEATURES,
         "origin": Value("string"),
         "use_audio_in_video": Value("bool"),
+        "extra": Value("string"),
         "prompt": List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}),
     }
 )

@@ -24,7 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from aurora_rl.data.containers import MediaError
+from aurora_rl.data.containers import MediaError, check_clip_pixels
 from aurora_rl.data.files import (
     BenchmarkFiles,
     DatasetError,
@@ -35,7 +35,6 @@ from aurora_rl.data.files import (
 )
 from aurora_rl.data.media import (
     check_audio,
-    check_clip_pixels,
     read_frame_size,
     read_frames,
     read_mask_size,

@@ -28,6 +28,7 @@ from aurora_rl.data.containers import (
     MediaError,
     PixelBudget,
     bounded_packets,
+    check_is_file,
     check_length,
     note_of_tracks,
     open_video,
@@ -35,7 +36,7 @@ from aurora_rl.data.containers import (
     playing_track,
     told_as_media_error,
 )
-from aurora_rl.data.media import MOVING_FORMATS, check_is_file, open_picture, read_picture
+from aurora_rl.data.media import MOVING_FORMATS, open_picture, read_picture
 from aurora_rl.data.sound import ShiftedSound, Sound, mono, open_sound, open_track
 from aurora_rl.data.upright import Display, display_of
 from aurora_rl.data.video import frames_on_screen, timed_frames

@@ -9,9 +9,6 @@ untrusted: sizes are checked from headers before anything is decoded, and only p
 from __future__ import annotations
 
 import contextlib
-import functools
-import logging
-import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -25,13 +22,12 @@ from aurora_rl.data.containers import (
     SAMPLING_RATE,
     FilePath,
     MediaError,
+    check_clip_pixels,
+    check_is_file,
 )
 from aurora_rl.data.sample import AVClip, AVSample
-from aurora_rl.data.sound import Sound, check_sound, mono, open_sound
-
-logger = logging.getLogger(__name__)
-
-MAX_CLIP_PIXELS = 512_000_000  # in all frames of a clip, 1.5 GB as RGB
+from aurora_rl.data.sound import check_sound, log_notes, mono, open_sound
+from aurora_rl.data.video import read_video_frames, read_video_size, read_video_sound
 
 FRAME_FORMATS = ("JPEG", "PNG", "WEBP")
 MOVING_FORMATS = (*FRAME_FORMATS, "GIF")  # formats of pictures that may be animated
@@ -49,8 +45,32 @@ def read_media(sample: AVSample) -> tuple[np.ndarray, np.ndarray | None]:
     Raises:
         MediaError: naming the file, if one cannot be read.
     """
-    frames = read_frames(sample.frame_paths) if sample.frame_paths else np.zeros((0, 0, 0, 3), dtype=np.uint8)
-    return frames, None if sample.audio_path is None else read_waveform(sample.audio_path)
+    return read_clip_frames(sample), read_clip_sound(sample)
+
+
+def read_clip_frames(sample: AVSample) -> np.ndarray:
+    """Read a sample's frames (F, H, W, 3) uint8, RGB; F = 0 where it has none. The errors are those of `read_media`."""
+    if sample.video_path is not None:
+        return read_video_frames(sample.video_path, sample.frame_times)
+    return read_frames(sample.frame_paths) if sample.frame_paths else np.zeros((0, 0, 0, 3), dtype=np.uint8)
+
+
+def read_clip_sound(sample: AVSample) -> np.ndarray | None:
+    """Read a sample's sound (N,), from the first picture on if it is the video's own; None where there is none."""
+    if sample.audio_path is None:
+        return None
+    return (
+        read_video_sound(sample.audio_path)
+        if sample.audio_path == sample.video_path
+        else read_waveform(sample.audio_path)
+    )
+
+
+def read_clip_size(sample: AVSample) -> tuple[int, int]:
+    """Read width and height of a sample's frames in pixels; zeros where it has none."""
+    if sample.video_path is not None:
+        return read_video_size(sample.video_path)
+    return read_frame_size(sample.frame_paths[0]) if sample.frame_paths else (0, 0)
 
 
 def load_clip(
@@ -239,7 +259,7 @@ def _name(sample: AVSample) -> str:
 
 
 def _check_counts(sample: AVSample) -> None:
-    num_masks, num_frames = len(sample.mask_paths), len(sample.frame_paths)
+    num_masks, num_frames = len(sample.mask_paths), sample.num_frames
     if not num_frames and sample.audio_path is None:
         raise MediaError(f"{_name(sample)} has neither frames nor sound: give it media or drop the row")
     if num_masks in (0, num_frames):
@@ -257,7 +277,7 @@ def _check_masks_agree(sample: AVSample, gt_masks: np.ndarray, frames: np.ndarra
     if gt_masks.shape[1:] != frames.shape[1:3]:
         raise MediaError(
             f"{_name(sample)} has masks of {_size_text(gt_masks[0])} pixels ({paths[0]}) for frames of "
-            f"{_size_text(frames[0])} ({sample.frame_paths[0]}): save the masks at the frames' size"
+            f"{_size_text(frames[0])} ({sample.media_files[0]}): save the masks at the frames' size"
         )
     if sample.is_null and gt_masks.any():
         index = int(gt_masks.any(axis=(1, 2)).argmax())
@@ -318,36 +338,6 @@ def _open_image(path: FilePath, *, formats: tuple[str, ...], modes: tuple[str, .
         raise MediaError(
             f"cannot read the image {path}: {error}; expected {' or '.join(formats)}, replace the file"
         ) from error
-
-
-def check_clip_pixels(num_pixels: int, path: FilePath) -> None:
-    """Refuse a clip whose frames up to `path` hold more than `MAX_CLIP_PIXELS` pixels together."""
-    if num_pixels > MAX_CLIP_PIXELS:
-        raise MediaError(
-            f"the frames up to {path} have {num_pixels} pixels together: the limit is {MAX_CLIP_PIXELS}, "
-            "use fewer or smaller frames"
-        )
-
-
-def check_is_file(path: FilePath) -> None:
-    """Refuse a path that is no plain file.
-
-    Raises:
-        MediaError: naming the path.
-    """
-    if not os.path.isfile(path):  # also refuses pipes and devices, which would block
-        raise MediaError(f"the file {path} does not exist or is no plain file: restore it")
-
-
-def log_notes(sound: Sound) -> None:
-    """Log the notes on a sound, once per file."""
-    for note in sound.notes:
-        _log_once(os.path.abspath(sound.path), note)
-
-
-@functools.lru_cache(maxsize=10_000)
-def _log_once(path: str, note: str) -> None:  # a training reads its files again in every epoch
-    logger.warning("%s: %s", path, note)
 
 
 def _size_text(image: np.ndarray) -> str:

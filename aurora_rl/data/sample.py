@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,8 +29,9 @@ class AVSample:
         category: category of the object, `"null"` where the reference points at nothing.
         reference: the referring sentence.
         fps: frames a second.
-        frame_paths: F image files in time order; one for a still picture, none for a clip that is sound alone.
-        audio_path: one audio file; None for a clip without sound.
+        frame_paths: F image files in time order; one for a still picture, none for a clip that is sound alone, and none
+            for a video file.
+        audio_path: one audio file; the video file itself where its own track is heard; None for a clip without sound.
         mask_paths: F mask files, "" for a frame that is not annotated; empty for a row without masks, and for a null
             reference that ships none, whose true masks are empty by definition.
         reference_type: kind of reference, where known ("space", "audio order", ...).
@@ -43,6 +45,9 @@ class AVSample:
             videos with a soundtrack; otherwise it is an audio part of its own after them.
         choices: options of a multiple-choice question, without their letters; None for other rows.
         answer: true answer of a question that is answered in words, where known; one of `choices`, if there are any.
+        video_path: video file whose frames are decoded when the clip is read; None where `frame_paths` hold them.
+        frame_times: F times of the video's frames, in seconds after its first picture; empty for other clips.
+        extra: further columns of the row as a JSON object, for reward functions; None where there are none.
     """
 
     uid: str
@@ -64,6 +69,24 @@ class AVSample:
     use_audio_in_video: bool = False
     choices: tuple[str, ...] | None = None
     answer: str | None = None
+    video_path: str | None = None
+    frame_times: tuple[float, ...] = ()
+    extra: str | None = None
+
+    @property
+    def num_frames(self) -> int:
+        """F, the number of frames; 0 for a clip that is sound alone."""
+        return len(self.frame_paths) if self.video_path is None else len(self.frame_times)
+
+    @property
+    def media_files(self) -> tuple[str, ...]:
+        """The files that hold the pictures: the frames in time order, or the video; empty for a sound alone."""
+        return self.frame_paths if self.video_path is None else (self.video_path,)
+
+    @property
+    def extra_columns(self) -> dict[str, Any]:
+        """Further columns of the row by name, for reward functions."""
+        return {} if self.extra is None else json.loads(self.extra)
 
     @property
     def is_null(self) -> bool:
@@ -73,7 +96,7 @@ class AVSample:
     @property
     def has_gt_masks(self) -> bool:
         """Whether the true masks are known: by mask files, or because the reference points at nothing."""
-        return any(self.mask_paths) or (self.is_null and bool(self.frame_paths))
+        return any(self.mask_paths) or (self.is_null and self.num_frames > 0)
 
     @property
     def annotated_frames(self) -> tuple[int, ...] | None:

@@ -10,6 +10,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import math
 import os
 import re
@@ -36,6 +38,8 @@ from aurora_rl.data.containers import (
     told_as_media_error,
 )
 from aurora_rl.data.damage import check_whole, flac_samples, sound_kind
+
+logger = logging.getLogger(__name__)
 
 AUDIO_BLOCK = 16_384  # samples read from a WAV at a time, so that a file of many channels needs little memory
 MAX_PEAK = 4.0  # 12 dB over full scale: lossy codecs overshoot a little, integers stored as floats overshoot by far
@@ -324,6 +328,17 @@ class Mono:
             ratio = self._power_of_mean / self._power
             fall = f"{-10 * math.log10(ratio):.0f} dB quieter" if ratio > 1e-12 else "silent"
             self.sound.notes.append(f"the channels of the sound cancel out: mixed to one, it is {fall}")
+
+
+def log_notes(sound: Sound) -> None:
+    """Log the notes on a sound, once per file."""
+    for note in sound.notes:
+        _log_once(os.path.abspath(sound.path), note)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _log_once(path: str, note: str) -> None:  # a training reads its files again in every epoch
+    logger.warning("%s: %s", path, note)
 
 
 def mono(sound: Sound, *, sampling_rate: int) -> np.ndarray:

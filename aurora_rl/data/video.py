@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import av
 import numpy as np
@@ -15,15 +15,19 @@ from aurora_rl.data.containers import (
     FilePath,
     MediaError,
     PixelBudget,
+    check_clip_pixels,
+    check_is_file,
     check_length,
     decoded,
     open_video,
     playing_track,
     told_as_media_error,
 )
-from aurora_rl.data.media import check_clip_pixels, check_is_file, log_notes
-from aurora_rl.data.sound import mono, open_track
+from aurora_rl.data.sound import log_notes, mono, open_track
 from aurora_rl.data.upright import display_of
+
+#: Seconds that the last picture stays on screen at least: the times of decoded pictures and of packets may differ.
+LAST_PICTURE = 0.5
 
 
 def read_video(path: FilePath, *, fps: float, require_audio: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
@@ -78,6 +82,109 @@ def _decode_frames(container: av.container.InputContainer, path: FilePath, *, fp
     if start is None:
         raise MediaError(f"the video {path} has no frames: replace the file")
     return start, np.stack(frames)
+
+
+def read_video_frames(path: FilePath, times: Sequence[float]) -> np.ndarray:
+    """Read the pictures of a video that are on screen at some times.
+
+    Args:
+        path: a video file.
+        times: F times in order, in seconds after the first picture.
+
+    Returns:
+        (F, H, W, 3) uint8, RGB, as players show them: upright, in square pixels.
+
+    Raises:
+        MediaError: if the file cannot be read, is too large, or its pictures end long before the last time.
+    """
+    check_is_file(path)
+    with told_as_media_error("video", path), open_video(path) as container:
+        stream = playing_track(container, "video")
+        if stream is None:
+            raise MediaError(f"{path} has no video stream: give a video, or a sound without frames as `audio`")
+        return _stack_shown(_shown_at(container, path, times), stream, path)
+
+
+def _shown_at(
+    container: av.container.InputContainer, path: FilePath, times: Sequence[float]
+) -> Iterator[av.VideoFrame]:
+    """Yield the frame on screen at each of the times; the last frame stays for a moment."""
+    shown: av.VideoFrame | None = None
+    start, waiting = 0.0, list(times)
+    for frame in timed_frames(container, path):
+        if shown is None:
+            start, shown = frame.time, frame
+        while waiting and waiting[0] < frame.time - start - TIME_TOLERANCE:
+            yield shown
+            waiting.pop(0)
+        if not waiting:
+            return
+        shown = frame
+    if shown is None:
+        raise MediaError(f"the video {path} has no frames: replace the file")
+    end = shown.time - start + max(_last_frame_seconds(shown, playing_track(container, "video")), LAST_PICTURE)
+    for time in waiting:
+        if time > end:
+            raise MediaError(
+                f"the video {path} has no picture at {time:.2f} s, since they end after {end:.2f} s: it is cut off, "
+                "replace the file"
+            )
+        yield shown
+
+
+def _stack_shown(shown: Iterable[av.VideoFrame], stream: av.video.stream.VideoStream, path: FilePath) -> np.ndarray:
+    """Convert frames to one array (F, H, W, 3) at their own size; a frame that is shown twice is converted once."""
+    frames: list[np.ndarray] = []
+    last: av.VideoFrame | None = None
+    for frame in shown:
+        if frame is not last:
+            display = display_of(frame, stream, path)
+            if frames and display.size != frames[0].shape[:2]:
+                raise MediaError(f"the video {path} changes its size: re-encode it to one size")
+            pixels = display.pixels(frame, display.size)
+        check_clip_pixels((len(frames) + 1) * pixels.shape[0] * pixels.shape[1], path)
+        frames.append(pixels)
+        last = frame
+    return np.stack(frames)
+
+
+def read_video_sound(path: FilePath) -> np.ndarray | None:
+    """Read a video's own sound (N,) float32 from its first picture on; None where it has no sound track.
+
+    Raises:
+        MediaError: if the file cannot be read, or has no pictures.
+    """
+    check_is_file(path)
+    with told_as_media_error("video", path):
+        with open_video(path) as container:
+            start = _first_frame(container, path).time
+        with open_track(path, start=start) as sound:
+            waveform = None if sound is None else mono(sound, sampling_rate=SAMPLING_RATE)
+    if sound is not None:
+        log_notes(sound)
+    return waveform
+
+
+def read_video_size(path: FilePath) -> tuple[int, int]:
+    """Read width and height of a video's pictures in pixels, as players show them, from its first picture.
+
+    Raises:
+        MediaError: if the file cannot be read, or has no pictures.
+    """
+    check_is_file(path)
+    with told_as_media_error("video", path), open_video(path) as container:
+        frame = _first_frame(container, path)
+        height, width = display_of(frame, playing_track(container, "video"), path).size
+    return width, height
+
+
+def _first_frame(container: av.container.InputContainer, path: FilePath) -> av.VideoFrame:
+    if playing_track(container, "video") is None:
+        raise MediaError(f"{path} has no video stream: give a video, or a sound without frames as `audio`")
+    frame = next(timed_frames(container, path), None)
+    if frame is None:
+        raise MediaError(f"the video {path} has no frames: replace the file")
+    return frame
 
 
 def frames_on_screen(

@@ -301,7 +301,7 @@ def _read_truth(sample: AVSample, masks: PredictedMasks | None) -> np.ndarray:
     if not sample.is_null:
         raise MediaError("it has no true masks to score against: add them, or leave its split out")
     shape = (1, 1, 1) if masks is None else masks.mask_probs.shape
-    return np.zeros((len(sample.frame_paths) or shape[0], *shape[1:]), dtype=bool)
+    return np.zeros((sample.num_frames or shape[0], *shape[1:]), dtype=bool)
 
 
 # ------------------------------------------------------------------------------------------------ all rows

@@ -175,7 +175,7 @@ def _saved_masks(
     own_size = (known.shape[-2], known.shape[-1])
     if mask_probs is not None:
         return mask_probs, own_size
-    num_frames = len(known) if sample.annotated_frames is None else len(sample.frame_paths)
+    num_frames = len(known) if sample.annotated_frames is None else sample.num_frames
     return torch.zeros(num_frames, *own_size, device=torch.as_tensor(known).device), own_size
 
 

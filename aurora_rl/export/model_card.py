@@ -17,6 +17,7 @@ from aurora_rl.files.atomic import write_whole
 from aurora_rl.files.plain import parse_json, read_text_file
 from aurora_rl.models.heads import MaskHead, head_attribute, head_class
 from aurora_rl.models.loading import LoadedModel
+from aurora_rl.models.mllm import FAMILIES
 from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 
 TAGS = ["video", "audio", "chain-of-thought", "aurora-rl"]
@@ -161,7 +162,8 @@ def _loading(loaded: LoadedModel, name: str, *, is_adapter: bool) -> str:
     is_usual = options is None or options.task == ReferenceSegmentation.__name__
     task = "" if options is None or is_usual else f', task="module_or_file:{options.task}"'
     asked = "The object making a sound." if is_usual else "Which sounds first?"
-    how = HOW_TO_LOAD.format(name=name, result=result, task=task, asked=asked)
+    family = "" if type(loaded.family) in FAMILIES else f', family="module_or_file:{type(loaded.family).__name__}"'
+    how = HOW_TO_LOAD.format(name=name, result=result, named=family + task, asked=asked)
     if is_adapter:
         return how + ADAPTER_LOADING
     left_out = "".join(f", reports the weights `{head_attribute(head)}.*` as unused" for head in loaded.heads)
@@ -180,7 +182,7 @@ With Aurora-RL installed; only safetensors are read, and no code of this reposit
 ```python
 from aurora_rl.inference.pipeline import AuroraPipeline
 
-answer = AuroraPipeline("{name}"{task})(video="clip.mp4", text="{asked}")
+answer = AuroraPipeline("{name}"{named})(video="clip.mp4", text="{asked}")
 answer.references[0].{result}
 ```
 

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.data.containers import SAMPLING_RATE
-from aurora_rl.data.media import read_frame_size, read_waveform
+from aurora_rl.data.media import read_clip_size, read_waveform
 from aurora_rl.data.sample import AVSample
 from aurora_rl.models.heads import MaskHead
 from aurora_rl.models.mllm import ClipSize, MLLMFamily, TowerPass
@@ -54,15 +54,15 @@ class Clips:
     @classmethod
     def of(cls, samples: Sequence[AVSample]) -> Self:
         """Read sizes from the table of a benchmark, one frame's header, and the first sound without frames."""
-        longest = max(samples, key=lambda sample: len(sample.frame_paths))
-        width, height = read_frame_size(longest.frame_paths[0]) if longest.frame_paths else (0, 0)
-        seconds = [len(sample.frame_paths) / sample.fps for sample in samples]
-        heard = next((s.audio_path for s in samples if not s.frame_paths and s.audio_path), None)
+        longest = max(samples, key=lambda sample: sample.num_frames)
+        width, height = read_clip_size(longest)
+        seconds = [sample.num_frames / sample.fps for sample in samples]
+        heard = next((s.audio_path for s in samples if not s.num_frames and s.audio_path), None)
         seconds += [] if heard is None else [len(read_waveform(heard)) / SAMPLING_RATE]
         chains = [len(sample.chain) for sample in samples if sample.chain]
         return cls(
             count=len({sample.media_id for sample in samples}),
-            frames=len(longest.frame_paths),
+            frames=longest.num_frames,
             size=(height, width),
             seconds=max(seconds),
             completion_tokens=math.ceil(max(chains) / CHARACTERS_PER_TOKEN) if chains else ASSUMED_COMPLETION_TOKENS,

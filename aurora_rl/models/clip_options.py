@@ -44,7 +44,7 @@ class ClipOptions:
         return cls(
             prompt=prompt,
             fps=rates.most_common(1)[0][0],
-            num_frames=max(len(sample.frame_paths) for sample in samples),
+            num_frames=max(sample.num_frames for sample in samples),
             use_audio_in_video=2 * interleaved > len(samples),
             task=task,
         )

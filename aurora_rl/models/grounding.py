@@ -1,7 +1,7 @@
 """The mixin that gives an MLLM heads: hidden state at a head's token -> head -> masks, boxes or other predictions.
 
 Log-probabilities and predictions come from the same forward pass. TRL replaces an instance's `forward` by one with a
-fused LM head, so the heads' branch wraps the present `forward` (`install_mask_forward`) instead of being a part of it.
+fused LM head, so the heads' branch wraps the present `forward` (`install_head_forward`) instead of being a part of it.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class GroundingMixin(FrozenPartsMixin, PreTrainedModel):
         if callable(reset) and any(module is part for head in heads for part in head.modules()):
             reset()
 
-    def forward_with_masks(
+    def forward_with_heads(
         self,
         inner_forward: Callable[..., Any],
         *args: Any,
@@ -222,13 +222,13 @@ def _projecting_by(lm_head: nn.Module, forward: Callable[[torch.Tensor], torch.T
             lm_head.__dict__["forward"] = patched
 
 
-def install_mask_forward(model: GroundingMixin) -> None:
+def install_head_forward(model: GroundingMixin) -> None:
     """Wrap the instance's present `forward`, such as TRL's fused one, so that a head predicts at `seg_index`."""
     inner_forward = model.forward
 
     @functools.wraps(type(model).forward)
     def forward(self: GroundingMixin, *args: Any, **kwargs: Any) -> Any:
-        return self.forward_with_masks(inner_forward, *args, **kwargs)
+        return self.forward_with_heads(inner_forward, *args, **kwargs)
 
     model.forward = types.MethodType(forward, model)
 

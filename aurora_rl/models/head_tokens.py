@@ -16,7 +16,7 @@ from aurora_rl.tasks.prompts import SEG_TOKEN
 SUPPRESSED_LOGIT = -1e4
 
 
-def ensure_seg_token(tokenizer: PreTrainedTokenizerBase, vocab_size: int, token: str = SEG_TOKEN) -> int:
+def ensure_head_token(tokenizer: PreTrainedTokenizerBase, vocab_size: int, token: str = SEG_TOKEN) -> int:
     """Add a head's token to the tokenizer, unless it is there, and return its id.
 
     It is added as an ordinary token: completions are decoded with `skip_special_tokens=True`, and a special `[SEG]`

@@ -27,7 +27,7 @@ from aurora_rl.models.checkpoint_files import (
 )
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.end_of_turn import declare_ends
-from aurora_rl.models.head_tokens import ensure_seg_token, head_token_id, init_seg_embedding, suppress_tokens
+from aurora_rl.models.head_tokens import ensure_head_token, head_token_id, init_seg_embedding, suppress_tokens
 from aurora_rl.models.heads import MaskHead, head_attribute, head_class, head_configs, head_fields
 from aurora_rl.models.heads.segmenters import FrameEncoder
 from aurora_rl.models.mllm import MLLMFamily, UnreadModelTypeError, get_family
@@ -277,12 +277,6 @@ def saved_clip_options(name_or_path: str) -> ClipOptions | None:
     return None if fields is None else ClipOptions.from_dict(fields)
 
 
-def has_segmenter(name_or_path: str) -> bool:
-    """Tell whether a checkpoint that is no adapter was saved with a mask decoder."""
-    check_checkpoint_files(name_or_path)
-    return bool(PretrainedConfig.get_config_dict(name_or_path)[0].get("segmenter"))
-
-
 def prepare_vocabulary(model: PreTrainedModel, processor: ProcessorMixin, family: MLLMFamily) -> dict[str, int]:
     """Add the tokens of the model's heads to the tokenizer, and make multimodal tokens impossible to sample.
 
@@ -294,7 +288,7 @@ def prepare_vocabulary(model: PreTrainedModel, processor: ProcessorMixin, family
     for name in head_configs(model.config):
         token = head_class(name).token
         is_new = token not in tokenizer.get_vocab()
-        token_id = ensure_seg_token(tokenizer, model.get_input_embeddings().num_embeddings, token)
+        token_id = ensure_head_token(tokenizer, model.get_input_embeddings().num_embeddings, token)
         if is_new:
             init_seg_embedding(model, token_id, num_tokens=num_tokens)
         token_ids[name] = token_id

@@ -55,8 +55,8 @@ def name_of(found: type) -> str:
 
 
 def example_name(what: str) -> str:
-    """Return a name for the example of an error: a reward is a function, other objects are classes."""
-    return "function" if what.startswith("reward") else "Name"
+    """Return a name for the example of an error: a reward and a loader are functions, other objects are classes."""
+    return "load" if what == "loader" else "function" if what.startswith("reward") else "Name"
 
 
 def _load_module(name: str, what: str) -> ModuleType:

@@ -237,7 +237,7 @@ def _overlay_of(row: RowResult, gt_masks: np.ndarray | None, shown: Sequence[int
 
 def silence_of(sample: AVSample) -> np.ndarray:
     """Return the sound of a page's clip without sound: (N,) zeros as long as its frames."""
-    return np.zeros(math.ceil(len(sample.frame_paths) / sample.fps * SAMPLING_RATE), dtype=np.float32)
+    return np.zeros(math.ceil(sample.num_frames / sample.fps * SAMPLING_RATE), dtype=np.float32)
 
 
 def mask_overlay(pred_masks: np.ndarray, gt_masks: np.ndarray) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from aurora_rl.models.grounding import freeze_other_heads, install_mask_forward, segmentation_model
+from aurora_rl.models.grounding import freeze_other_heads, install_head_forward, segmentation_model
 from aurora_rl.models.head_tokens import find_last_token
 from aurora_rl.models.heads import Head
 from aurora_rl.models.sharding import gather_at_once
@@ -30,7 +30,7 @@ def prepare_heads(model: nn.Module, name: str | None, *, is_trained: bool) -> No
     policy = segmentation_model(model)
     if name is not None:
         policy.head(name)
-    install_mask_forward(policy)
+    install_head_forward(policy)
     gather_at_once(model, Head)
     freeze_other_heads(model, name if is_trained else None)
 

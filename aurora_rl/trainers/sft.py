@@ -18,7 +18,7 @@ from trl import SFTTrainer
 
 from aurora_rl.losses import feature_distillation_loss
 from aurora_rl.models.adapters import check_trained_head
-from aurora_rl.models.grounding import freeze_other_heads, install_mask_forward, segmentation_model
+from aurora_rl.models.grounding import freeze_other_heads, install_head_forward, segmentation_model
 from aurora_rl.models.heads import Head, HeadLoss
 from aurora_rl.models.sharding import gather_at_once
 from aurora_rl.models.teacher import Teacher
@@ -46,7 +46,7 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
         freeze_other_heads(self.model, self.data_collator.head)
         self.teacher = None if teacher is None else teacher.to(self.accelerator.device)
         # After super(), which has put its fused LM head in place of `forward`.
-        install_mask_forward(self.model.get_base_model() if is_peft_model(self.model) else self.model)
+        install_head_forward(self.model.get_base_model() if is_peft_model(self.model) else self.model)
         gather_at_once(self.model, Head)
 
     def get_batch_samples(

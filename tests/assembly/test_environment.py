@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from aurora_rl.assembly.environment import set_environment
-from data_prep import generate_cot
+from aurora_rl.scripts import generate_cot
 
 
 @pytest.mark.parametrize(

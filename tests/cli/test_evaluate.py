@@ -24,8 +24,8 @@ from aurora_rl.evaluation.records import read_results
 from aurora_rl.inference.pipeline import AuroraPipeline
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.encoding import PromptOptions
+from aurora_rl.scripts import evaluate as recipe
 from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
-from recipes import evaluate as recipe
 from tests.saved_predictions import levels, rows_of, write_pngs, write_truth
 
 ROOT = Path(__file__).parents[2]

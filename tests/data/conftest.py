@@ -9,8 +9,8 @@ import pytest
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.evaluation.of_model import EvaluationArguments, evaluate_model
 from aurora_rl.evaluation.records import RowResult, read_results
+from aurora_rl.scripts import sft
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
-from recipes import sft
 
 
 @pytest.fixture

@@ -374,7 +374,7 @@ def test_giant_headers_are_refused_before_anything_is_decoded(root: Path) -> Non
 
 
 def test_clip_of_too_many_pixels_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aurora_rl.data.media.MAX_CLIP_PIXELS", 32 * 32 * CONFIG.frames - 1)
+    monkeypatch.setattr("aurora_rl.data.containers.MAX_CLIP_PIXELS", 32 * 32 * CONFIG.frames - 1)
     num_clips = len(list((root / "media").iterdir()))
     assert check(root)["unreadable_frames"] == num_clips
 

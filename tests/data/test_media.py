@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from aurora_rl.data import media, sound
+from aurora_rl.data import containers, sound
 from aurora_rl.data.containers import MediaError
 from aurora_rl.data.media import (
     check_audio,
@@ -135,7 +135,7 @@ def test_an_image_whose_header_is_too_large_is_refused_before_decoding(
 
 def test_a_clip_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "0.jpg")
-    monkeypatch.setattr(media, "MAX_CLIP_PIXELS", 2 * WIDTH * HEIGHT)
+    monkeypatch.setattr(containers, "MAX_CLIP_PIXELS", 2 * WIDTH * HEIGHT)
     assert len(read_frames([tmp_path / "0.jpg"] * 2)) == 2
     with pytest.raises(MediaError, match="576 pixels together: the limit is 384"):
         read_frames([tmp_path / "0.jpg"] * 3)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from aurora_rl.data import containers, media
+from aurora_rl.data import containers, sound
 from aurora_rl.data.containers import MediaError
 from aurora_rl.data.media import check_audio, read_waveform
 from tests.data.odd_files import (
@@ -179,7 +179,7 @@ def test_kinds_that_are_not_read_are_refused_by_name(tmp_path: Path, format: str
 def test_silence_stands_in_a_gap_and_is_told_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str
 ) -> None:
-    media._log_once.cache_clear()
+    sound._log_once.cache_clear()
     path = write_film(tmp_path / f"a.{suffix}", sounds=[[(0.0, tone(1)), (1.5, tone(1))]])
     with caplog.at_level(logging.WARNING):
         waveform = read_waveform(path)
@@ -237,10 +237,10 @@ def test_a_gap_of_a_week_is_refused_before_any_silence_is_made(tmp_path: Path) -
 def test_sound_decoded_in_vain_counts_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_film(tmp_path / "a.mkv", sounds=[[(0.0, tone(1))] * 5])  # five times the same second
     assert len(read_waveform(path)) == RATE
-    with media.open_sound(path) as sound:
-        sound.max_seconds = 3.0
+    with sound.open_sound(path) as opened:
+        opened.max_seconds = 3.0
         with pytest.raises(MediaError, match="is 3 s long: the limit is 3 s"):
-            list(sound.blocks())
+            list(opened.blocks())
 
 
 def test_thousands_of_tiny_packets_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from aurora_rl.caches.image_embeddings import EmbeddingCache
 from aurora_rl.data.media import read_frames
 from aurora_rl.models.heads.segmenters import build_frame_encoder
 from aurora_rl.models.heads.segmenters.sam import SamSegmenter
-from data_prep.cache_features import main
+from aurora_rl.scripts.cache_features import main
 
 ROOT = Path(__file__).resolve().parents[2]
 

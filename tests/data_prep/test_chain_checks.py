@@ -1,8 +1,8 @@
 import pytest
 
+from aurora_rl.chain_writing.chain_checks import PROBLEMS, ChainLimits, find_problems, names_category, repair
+from aurora_rl.scripts.verify_cot import verify_file
 from aurora_rl.tasks.prompts import answer_for
-from data_prep.chain_checks import PROBLEMS, ChainLimits, find_problems, names_category, repair
-from data_prep.verify_cot import verify_file
 
 STEPS = {
     "look": "I see a hair-dryer on the left and a man.",

@@ -7,10 +7,16 @@ import pytest
 import soundfile
 from PIL import Image
 
+from aurora_rl.chain_writing.chain_checks import ChainLimits
+from aurora_rl.chain_writing.chain_prompts import (
+    MediaArguments,
+    chain_messages,
+    chain_record,
+    chain_schema,
+    read_chain_reply,
+)
 from aurora_rl.data.sample import AVSample
 from aurora_rl.endpoint.errors import BadReplyError
-from data_prep.chain_checks import ChainLimits
-from data_prep.chain_prompts import MediaArguments, chain_messages, chain_record, chain_schema, read_chain_reply
 
 
 @pytest.fixture

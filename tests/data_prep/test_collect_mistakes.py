@@ -13,7 +13,7 @@ from aurora_rl.assembly.arguments import DataArguments, ModelArguments
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.sample import AVSample
 from aurora_rl.inference.predictor import Completion, Predictor
-from data_prep.collect_mistakes import MistakeArguments, main
+from aurora_rl.scripts.collect_mistakes import MistakeArguments, main
 
 Answer = Callable[[AVSample], tuple[str, bool]]
 
@@ -90,7 +90,7 @@ def test_a_right_answer_with_a_poor_mask_is_a_mistake_only_below_the_threshold(
 ):
     answering(right)
     monkeypatch.setattr(
-        "data_prep.collect_mistakes.score_rollout",
+        "aurora_rl.scripts.collect_mistakes.score_rollout",
         lambda *args, **options: type("Score", (), {"is_right": True, "iou": 0.4}),
     )
     assert collect(min_iou=0.4) == []
@@ -99,7 +99,7 @@ def test_a_right_answer_with_a_poor_mask_is_a_mistake_only_below_the_threshold(
 def test_an_iou_below_the_threshold_is_a_mistake(answering, collect, monkeypatch, train_samples):
     answering(right)
     monkeypatch.setattr(
-        "data_prep.collect_mistakes.score_rollout",
+        "aurora_rl.scripts.collect_mistakes.score_rollout",
         lambda *args, **options: type("Score", (), {"is_right": True, "iou": 0.4}),
     )
     assert {tuple(record["reasons"]) for record in collect(min_iou=0.5)} == {("iou",)}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.correct_cot import main
+from aurora_rl.scripts.correct_cot import main
 
 WRONG = "Look: I see a bell.\nListen: I hear a bell.\nRead: asked for.\nAnswer: the target is the bell."
 

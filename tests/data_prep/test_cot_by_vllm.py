@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from data_prep.generate_cot import main
+from aurora_rl.scripts.generate_cot import main
 
 if "CI" not in os.environ:  # there, its absence is an error
     pytest.importorskip("vllm")

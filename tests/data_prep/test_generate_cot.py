@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.generate_cot import main
+from aurora_rl.scripts.generate_cot import main
 
 #: What happens to rows n, n + 20, n + 40, ...: one action an attempt, "good" after the last.
 PLAN = {

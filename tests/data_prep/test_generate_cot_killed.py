@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.generate_cot import main
+from aurora_rl.scripts.generate_cot import main
 
 KILLS = 10
 ROWS = 240
 #: The tool, and what its client imports with the first request.
-IMPORTS = ["data_prep.generate_cot", "openai.resources.chat", "anyio._backends._asyncio"]
+IMPORTS = ["aurora_rl.scripts.generate_cot", "openai.resources.chat", "anyio._backends._asyncio"]
 #: Rows that get no chain whatever happens, so that failures are part of what must be equal.
 HOPELESS = (30, 31, 200)
 

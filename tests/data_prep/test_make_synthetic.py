@@ -1,7 +1,7 @@
 import pytest
 
+from aurora_rl.scripts.make_synthetic import main
 from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
-from data_prep.make_synthetic import main
 
 SMALL = ["--train", "1", "--val", "0", "--test_s", "0", "--test_u", "1", "--test_n", "0"]
 

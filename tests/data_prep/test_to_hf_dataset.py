@@ -17,8 +17,8 @@ from aurora_rl.data.files import DatasetError
 from aurora_rl.data.hf_dataset import FEATURES, TEXT_COLUMNS, load_hf_dataset, read_categories
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.sample import AVSample
-from data_prep import to_hf_dataset
-from data_prep.to_hf_dataset import main, write_split
+from aurora_rl.scripts import to_hf_dataset
+from aurora_rl.scripts.to_hf_dataset import main, write_split
 
 SPLITS = ("train", "val", "test_s", "test_u", "test_n")
 #: What a sample loses on its way into tables and back: where its files lay, and how its prompt is built.

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.verify_cot import main
+from aurora_rl.scripts.verify_cot import main
 
 STEPS = {"look": "I see a drum.", "listen": "I hear a drum.", "read": "It asks for what sounds."}
 

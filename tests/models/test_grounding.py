@@ -16,7 +16,7 @@ from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.losses import mask_loss
 from aurora_rl.models.collate import SFTCollator, collate_frames, distinct_media, right_pad
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
-from aurora_rl.models.grounding import install_mask_forward, projecting_only, row_mask_logits, shared_media
+from aurora_rl.models.grounding import install_head_forward, projecting_only, row_mask_logits, shared_media
 from aurora_rl.models.head_tokens import find_last_token
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.mllm.qwen2_5_omni.model import AuroraQwen2_5Omni
@@ -315,7 +315,7 @@ def test_one_decoder_forward_gives_log_probs_and_masks(loaded, encode, train_sam
     batch, _ = rollout_batch(loaded, encode, encoded)
     plain = model(**batch)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-    install_mask_forward(model)
+    install_head_forward(model)
     labels = fused_labels(batch, num_prompt_tokens)
     with calls_of(model.get_decoder().norm) as decoded:
         fused = model(**batch, labels=labels, fused_lm_head=True)
@@ -335,7 +335,7 @@ def test_outputs_of_a_head_are_a_declared_field(loaded, encode, train_samples):
     """DDP rebuilds an output from its dataclass fields; an extra key of the dict would be lost."""
     batch = sft_batch(loaded, encode, train_samples[:1])
     add_fused_lm_head(loaded.model)
-    install_mask_forward(loaded.model)
+    install_head_forward(loaded.model)
     fused = loaded.model(**batch, labels=batch["input_ids"], fused_lm_head=True)
     for outputs, base in ((loaded.model(**batch), object), (fused, FusedCausalLMOutput)):
         assert isinstance(outputs, base)
@@ -351,7 +351,7 @@ def test_log_probs_depend_on_every_earlier_completion_token_and_on_no_later_one(
     batch, _ = rollout_batch(loaded, encode, encoded)
     prompt_length = len(encoded[0].prompt.prompt_ids)
     add_fused_lm_head(model)
-    install_mask_forward(model)
+    install_head_forward(model)
 
     def completion_logps() -> torch.Tensor:
         labels = fused_labels(batch, prompt_length)
@@ -392,7 +392,7 @@ def test_generation_still_works_behind_the_wrapped_forward(loaded, encode, train
     options = {"max_new_tokens": 5, "do_sample": False}
     before = loaded.model.generate(**inputs, **options)
     add_fused_lm_head(loaded.model)
-    install_mask_forward(loaded.model)
+    install_head_forward(loaded.model)
     assert torch.equal(loaded.model.generate(**inputs, **options), before)
 
 

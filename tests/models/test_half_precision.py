@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from trl.trainer.utils import add_fused_lm_head
 
-from aurora_rl.models.grounding import GroundingMixin, install_mask_forward
+from aurora_rl.models.grounding import GroundingMixin, install_head_forward
 from aurora_rl.models.head_tokens import SUPPRESSED_LOGIT, suppress_tokens
 from aurora_rl.models.heads import FrameBatch, MaskHead
 from aurora_rl.models.heads.base import run_head
@@ -148,7 +148,7 @@ def test_a_whole_model_samples_and_scores_after_the_cast(kind, loaded_in, deepsp
     suppress_tokens(model.lm_head, suppressed)  # its bias has the dtype that the weights were loaded in
     deepspeed_cast(model)
     add_fused_lm_head(model)
-    install_mask_forward(model)
+    install_head_forward(model)
     ids = torch.full((2, 6), processor.tokenizer("the").input_ids[0])
     logits = model(input_ids=ids).logits
     assert logits.dtype == torch.bfloat16

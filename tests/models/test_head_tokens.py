@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from transformers import AutoTokenizer
 
-from aurora_rl.models.head_tokens import ensure_seg_token, find_last_token, init_seg_embedding, suppress_tokens
+from aurora_rl.models.head_tokens import ensure_head_token, find_last_token, init_seg_embedding, suppress_tokens
 
 SEG, PAD = 9, 0
 
@@ -25,7 +25,7 @@ def plain_tokenizer(omni_checkpoint):
 
 
 def test_seg_is_one_token_that_survives_decoding(plain_tokenizer):
-    seg_token_id = ensure_seg_token(plain_tokenizer, 448)
+    seg_token_id = ensure_head_token(plain_tokenizer, 448)
     ids = plain_tokenizer("Answer: the target is the drum. It is [SEG].").input_ids
     assert ids.count(seg_token_id) == 1
     text = plain_tokenizer.decode([*ids, plain_tokenizer.eos_token_id], skip_special_tokens=True)
@@ -34,22 +34,22 @@ def test_seg_is_one_token_that_survives_decoding(plain_tokenizer):
 
 def test_seg_is_added_once(plain_tokenizer):
     size = len(plain_tokenizer)
-    first = ensure_seg_token(plain_tokenizer, 448)
+    first = ensure_head_token(plain_tokenizer, 448)
     assert first == size  # the next free id
-    assert ensure_seg_token(plain_tokenizer, 448) == first
+    assert ensure_head_token(plain_tokenizer, 448) == first
     assert len(plain_tokenizer) == size + 1
 
 
 def test_seg_past_the_embedding_matrix_is_an_error(plain_tokenizer):
     size = len(plain_tokenizer)
     with pytest.raises(ValueError, match=f"id {size}, but the embedding matrix has {size} rows"):
-        ensure_seg_token(plain_tokenizer, size)
+        ensure_head_token(plain_tokenizer, size)
 
 
 def test_special_seg_is_an_error(plain_tokenizer):
     plain_tokenizer.add_tokens([AddedToken("[SEG]", special=True)], special_tokens=True)
     with pytest.raises(ValueError, match="skipped when decoding"):
-        ensure_seg_token(plain_tokenizer, 448)
+        ensure_head_token(plain_tokenizer, 448)
 
 
 def test_seg_embedding_starts_at_the_mean_of_the_real_tokens(loaded):

@@ -14,8 +14,8 @@ from safetensors import safe_open
 
 from aurora_rl.data.chains import add_reflections
 from aurora_rl.data.ref_avs import load_ref_avs
+from aurora_rl.scripts.run_stages import main
 from aurora_rl.tasks.reference_segmentation import chain_file
-from recipes.run_stages import main
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Stages that differ from one of these in their numbers alone.

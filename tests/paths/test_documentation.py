@@ -42,7 +42,7 @@ from aurora_rl.models.heads import HEADS, FrameBatch, Head
 from aurora_rl.models.heads.base import run_head
 from aurora_rl.models.heads.segmenters import FRAME_ENCODERS, SEGMENTERS, build_frame_encoder, build_segmenter
 from aurora_rl.models.mllm import MLLMFamily
-from recipes.stage_plan import read_plan
+from aurora_rl.scripts.stage_plan import read_plan
 from tests.documented_blocks import PAGES, ROOT, Block, all_blocks, blocks_of, marked, unmarked
 from tools.script_parser import script_parser
 

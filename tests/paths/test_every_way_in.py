@@ -36,11 +36,11 @@ from aurora_rl.files.journal import ResumeFile, RowJournal, read_rows
 from aurora_rl.footprint.launch import Launch
 from aurora_rl.report.curves import read_log_history
 from aurora_rl.rewards import load_reward_func
+from aurora_rl.scripts.stage_plan import read_plan
+from aurora_rl.scripts.to_hf_dataset import _embed
+from aurora_rl.scripts.verify_cot import ChainLimits, verify_file
 from aurora_rl.serve.request import Limits, check_clip
 from aurora_rl.tasks.reference_segmentation import chain_file
-from data_prep.to_hf_dataset import _embed
-from data_prep.verify_cot import ChainLimits, verify_file
-from recipes.stage_plan import read_plan
 
 #: Way in -> (name of the file in a folder, what reads it).
 WAYS: dict[str, tuple[str, Callable[[Path], Any]]] = {

@@ -25,7 +25,7 @@ from PIL import Image
 
 from aurora_rl.assembly.benchmarks import LOADERS
 from aurora_rl.data.ref_avs import load_ref_avs
-from data_prep.to_hf_dataset import write_split
+from aurora_rl.scripts.to_hf_dataset import write_split
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "abc_0_5"  # of every clean clip
@@ -243,7 +243,7 @@ from pathlib import Path
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.data.media import load_clip
-from data_prep import cache_features, to_hf_dataset
+from aurora_rl.scripts import cache_features, to_hf_dataset
 
 def load(benchmark, folder, recipe):
     args = DataArguments(f"{folder}/root", benchmark, mask_cache=f"{folder}/masks", media_cache=f"{folder}/media",

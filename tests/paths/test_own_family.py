@@ -22,9 +22,9 @@ from aurora_rl.models.mllm import MLLM_FAMILIES, load_family
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 from aurora_rl.named.objects import name_of
 from aurora_rl.rollout.export import export_checkpoint
+from aurora_rl.scripts import grpo, init_tiny, sft
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
-from recipes import grpo, init_tiny, sft
 
 FAMILY = '''
 from transformers import Qwen2_5OmniThinkerConfig
@@ -102,6 +102,7 @@ def test_whoever_opens_its_checkpoint_takes_the_option(own_checkpoint: str, fami
     engine = export_checkpoint(own_checkpoint, tmp_path / "engine", family=family)
     assert type(answering.loaded.family).__name__ == "MyFamily"
     assert json.loads((hub / "config.json").read_text())["model_type"] == "my_omni"
+    assert 'AuroraPipeline("mine", family="module_or_file:MyFamily")' in (hub / "README.md").read_text()
     fields = json.loads((engine / "config.json").read_text())["thinker_config"]
     assert fields["text_config"]["tie_word_embeddings"] is False and "segmenter" not in fields
 

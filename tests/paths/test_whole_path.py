@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.models.loading import load_model
+from aurora_rl.scripts import grpo, sft
 from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
-from recipes import grpo, sft
 
 QUIET = {"report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "logging_steps": 1}
 

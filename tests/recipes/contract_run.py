@@ -29,7 +29,7 @@ from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 from trl import TrlParser
 
-import data_prep.collect_mistakes  # noqa: F401 (here, before anything is forked)
+import aurora_rl.scripts.collect_mistakes  # noqa: F401 (here, before anything is forked)
 from aurora_rl.models.heads.segmenters.sam import SamSegmenter
 from aurora_rl.models.heads.segmenters.sam_shared import decode_prompts
 from aurora_rl.trainers import grpo, sft

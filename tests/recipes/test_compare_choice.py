@@ -5,11 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+from recipes.stage_plan import read_plan
 
 from aurora_rl.evaluation.records import write_results
 from recipes.compare_choice import compare, main
 from tests.row_results import replied
 
+ROOT = Path(__file__).resolve().parents[2]
 CHOICES = {"choices": ["drum", "bell", "dog", "cat"], "answer": "bell", "question": "Which one sounds?"}
 
 
@@ -61,6 +63,19 @@ def test_the_table_is_written(stages: Path, capsys: pytest.CaptureFixture[str]) 
     main(["--stages", str(stages), "--output_dir", str(stages / "table")])
     assert "GRPO - SFT continued: +0.125 [" in capsys.readouterr().out
     assert json.loads((stages / "table" / "table.json").read_text())["questions"] == 4
+
+
+def test_the_last_stage_of_the_recipe_finds_what_its_stages_leave(
+    stages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    plan = read_plan(ROOT / "recipes" / "synthetic" / "choice" / "stages.yaml", output_dir=stages)
+    evaluated = {path.name for path in stages.glob("evaluate_*")}
+    assert evaluated | {"evaluate_grpo-3", "evaluate_sft_longer-3"} == set(plan.stages["table"].needs)
+    _, script, *arguments = plan.stages["table"].command
+    assert script == "recipes/compare_choice.py"
+    main(arguments)
+    assert all((plan.stages["table"].folder / output).is_file() for output in plan.stages["table"].outputs)
 
 
 def test_stages_that_were_not_evaluated_are_told(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from aurora_rl.evaluation.intervals import Interval, bootstrap_over_seeds
 from aurora_rl.evaluation.records import RowResult, write_results
-from recipes.compare_stages import gain, main, markdown, read_runs, scores
+from aurora_rl.scripts.compare_stages import gain, main, markdown, read_runs, scores
 from tests.row_results import answered
 
 RIGHT = "Look: a.\nListen: b.\nRead: c.\nAnswer: the target is the dog. It is [SEG]."

@@ -32,18 +32,18 @@ from safetensors.torch import load_file
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.assembly.model import peft_config
 from aurora_rl.models.loading import load_model
+from aurora_rl.scripts import run_stages, sft
+from aurora_rl.scripts.run_stages import Runner, StageFailedError
+from aurora_rl.scripts.stage_plan import Stage
 from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
-from recipes import run_stages, sft
-from recipes.run_stages import Runner, StageFailedError
-from recipes.stage_plan import Stage
 from tests.data.test_avsbench import write_audio, write_frames, write_masks
 from tests.recipes.correcting_endpoint import correcting_endpoint
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(1500)]
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = {str(path.relative_to(ROOT / "recipes").with_suffix("")): path for path in ROOT.glob("recipes/*/*.yaml")}
+RECIPES = {str(path.relative_to(ROOT / "recipes").with_suffix("")): path for path in ROOT.glob("recipes/**/*.yaml")}
 
 #: What a drive may change of a YAML.
 OVERRIDDEN = {
@@ -56,6 +56,13 @@ OVERRIDDEN = {
     "vllm_engine_kwargs",
     # Of the demo's recipes, which keep one checkpoint at most: the resume starts from the last but one.
     *("save_strategy", "save_only_model", "save_total_limit"),
+}
+#: A 7B recipe with a box head in the place of its mask decoder.
+WITH_BOXES = {
+    "task": "aurora_rl.tasks.reference_boxes:ReferenceBoxes",
+    "segmenter": None,
+    "embedding_cache": None,
+    "heads": {"boxes": {"type": "dot", "image_size": 64, "width": 8}},
 }
 #: Further launches of training recipes, beside the one that their first comment names.
 ALSO_UNDER = {"ref_avs/sft_7b": ("zero3", "fsdp2"), "ref_avs/grpo_7b": ("zero3", "fsdp2")}
@@ -72,6 +79,10 @@ TRAINED = (
     "synthetic/reflection",
     "synthetic/grpo",
     "synthetic/grpo_without_guards",
+    "synthetic/boxes/sft",
+    "synthetic/boxes/grpo",
+    "synthetic/choice/sft",
+    "synthetic/choice/grpo",
 )
 #: The last function of a killed run's process, by script.
 KILLED_AFTER = {
@@ -80,7 +91,12 @@ KILLED_AFTER = {
     "recipes/init_tiny.py": "transformers:PreTrainedModel.save_pretrained",
 }
 #: Recipes that leave a file, and no checkpoint.
-KILLED = ("synthetic/evaluate", "synthetic/mistakes", "ref_avs/evaluate", "ref_avs/mistakes_7b", "avsbench/evaluate")
+KILLED = (
+    *("synthetic/evaluate", "synthetic/choice/evaluate", "synthetic/mistakes"),
+    *("ref_avs/evaluate", "ref_avs/mistakes_7b", "avsbench/evaluate"),
+)
+#: Recipes that make a first model.
+FIRST = ("synthetic/init", "synthetic/boxes/init", "synthetic/choice/init")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +174,7 @@ class Toys:
         omni: a plain model, without a mask decoder.
         sam: SAM.
         adapter: a LoRA adapter that answers in the form of the benchmark; its mask decoder is SAM's.
-        tiny: a model with the demo's mask decoder.
+        tiny: models with the head of each folder's recipes: the demo's mask decoder, a box head, none.
         benchmarks: data, by the YAML's folder.
         reflections: mistakes of half of the rows, by the YAML's folder.
     """
@@ -166,7 +182,7 @@ class Toys:
     omni: str
     sam: str
     adapter: str
-    tiny: str
+    tiny: Mapping[str, str]
     benchmarks: Mapping[str, Path]
     reflections: Mapping[str, Path]
 
@@ -233,6 +249,14 @@ def taught_adapter(omni: str, sam: str, benchmark: Path, folder: Path) -> str:
     return str(folder / "adapter")
 
 
+def with_box_head(checkpoint: str, folder: Path) -> str:
+    """A model with a box head beside its mask decoder, which no step of a box recipe may run."""
+    loaded = load_model(checkpoint, heads={"boxes": {"type": "dot", "image_size": 32, "width": 8}})
+    loaded.model.save_pretrained(folder)
+    loaded.processor.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture(scope="module")
 def toys(
     lane: Callable[[str], Lane],  # so that the first one imports its libraries meanwhile
@@ -248,7 +272,7 @@ def toys(
         omni_checkpoint,
         sam_checkpoint,
         taught_adapter(omni_checkpoint, sam_checkpoint, ref_avs, folder),
-        tiny_checkpoint,
+        {"": tiny_checkpoint, "boxes": with_box_head(tiny_checkpoint, folder / "boxes"), "choice": omni_checkpoint},
         {"ref_avs": ref_avs, "synthetic": tiny_benchmark, "avsbench": write_s4(folder / "avsbench")},
         {
             "ref_avs": write_reflections(ref_avs, folder / "reflections.jsonl"),
@@ -349,21 +373,25 @@ class Drive:
     def __init__(self, toys: Toys, lane: Callable[[str], Lane], folder: Path) -> None:
         self.toys, self.lane, self.folder = toys, lane, folder
 
-    def write(self, recipe: Recipe, config: str, **changes: Any) -> Path:
-        """The YAML with what is overridden."""
-        shipped = recipe.content
+    def write(self, recipe: Recipe, config: str, *, other: Mapping[str, Any] | None = None, **changes: Any) -> Path:
+        """The YAML with what is overridden; `other` makes another recipe of it first."""
+        shipped = {**recipe.content, **(other or {})}
         content = {**shipped, **self._short(recipe), **self._paths(recipe), **self._device(recipe, config), **changes}
+        content |= other or {}
         assert {key for key in content if content[key] != shipped.get(key)} <= OVERRIDDEN
-        if "segmenter" in shipped:
+        if shipped.get("segmenter"):
             assert content["segmenter"]["type"] == shipped["segmenter"]["type"]
         path = self.folder / f"{recipe.name.replace('/', '-')}-{len(list(self.folder.iterdir()))}.yaml"
         path.write_text(yaml.safe_dump(content))
         return path
 
-    def __call__(self, recipe: Recipe, config: str, out: Path, *arguments: str, **options: Any) -> tuple[bool, str]:
+    def __call__(
+        self, recipe: Recipe, config: str, out: Path, *arguments: str,
+        other: Mapping[str, Any] | None = None, **options: Any,
+    ) -> tuple[bool, str]:  # fmt: skip
         """Run it under an accelerate config; whether that went well, and what it said."""
         key = "output" if "output" in recipe.content else "output_dir"
-        path = self.write(recipe, config, **{key: str(out)})
+        path = self.write(recipe, config, other=other, **{key: str(out)})
         return self.lane(config).run(recipe.script, ["--config", str(path), *arguments], **options)
 
     def _paths(self, recipe: Recipe) -> dict[str, Any]:
@@ -376,7 +404,8 @@ class Drive:
         if "segmenter" in shipped and "model" in shipped:
             paths["segmenter"] = {**shipped["segmenter"], "checkpoint": self.toys.sam, "image_size": 64}
         if "model" in shipped:
-            others = self.toys.tiny if bench == "synthetic" else self.toys.adapter
+            tiny = self.toys.tiny["/".join(recipe.name.split("/")[1:-1])]
+            others = tiny if bench == "synthetic" else self.toys.adapter
             paths["model"] = others if shipped["model"].startswith("outputs/") else self.toys.omni
         return paths
 
@@ -543,6 +572,22 @@ def test_the_7b_stages_are_killed_and_resume_to_their_scores(
     assert len(rows_of(tmp_path / "out/evaluation_7b/results.jsonl")) == 6
 
 
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_a_box_head_takes_the_7b_recipes_steps_sharded_in_bf16_beneath_lora(
+    config: str, drive: Drive, tmp_path: Path
+) -> None:
+    recipe, out = Recipe("ref_avs/sft_7b"), tmp_path / "boxes"
+    went_well, said = drive(recipe, config, out, other=WITH_BOXES)
+    assert went_well, said
+    steps = [line for line in logs(out) if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2]
+    assert all(line["box_presence"] > 0 for line in steps)
+    assert_finite(logs(out))
+    first, second = (trained_weights(out / f"checkpoint-{step}") for step in (1, 2))
+    of_head = [name for name in first if "boxes_head" in name]
+    assert of_head and all(not torch.equal(first[name], second[name]) for name in of_head)
+
+
 def as_parameter(name: str, config: str) -> Any:
     return pytest.param(
         name, config, id=f"{name}-{config}", marks=[pytest.mark.vllm] if Recipe(name).samples_by_vllm else []
@@ -578,13 +623,17 @@ def test_two_steps_a_save_and_a_resume(name: str, config: str, drive: Drive, tmp
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-def test_the_first_model_is_made_again_after_a_kill(drive: Drive, tmp_path: Path) -> None:
-    recipe, out = Recipe("synthetic/init"), tmp_path / "model"
+@pytest.mark.parametrize("name", FIRST)
+def test_the_first_model_is_made_again_after_a_kill(name: str, drive: Drive, tmp_path: Path) -> None:
+    recipe, out = Recipe(name), tmp_path / "model"
     went_well, _ = drive(recipe, "cpu", out, killed_after=KILLED_AFTER[recipe.script])
     assert not went_well and not (out / "tokenizer.json").exists()
     went_well, said = drive(recipe, "cpu", out)
     assert went_well, said
-    assert load_model(str(out)).segmenter_config["type"] == recipe.content["segmenter"]["type"]
+    heads = dict(recipe.content.get("heads", {}))
+    heads |= {"masks": recipe.content["segmenter"]} if "segmenter" in recipe.content else {}
+    made = {head: config["type"] for head, config in load_model(str(out)).heads.items()}
+    assert made == {head: config["type"] for head, config in heads.items()}
 
 
 @pytest.mark.parametrize("name", KILLED)
@@ -607,7 +656,7 @@ DRIVEN = {
     *TRAINED,
     *SHARED,
     *KILLED,
-    "synthetic/init",
+    *FIRST,
     "ref_avs/stages_7b",
 }
 #: Driven by other tests, which name them.
@@ -616,6 +665,7 @@ DRIVEN_ELSEWHERE = {
     # Their recipes are driven one by one; tests/paths/test_documentation.py reads their commands.
     "synthetic/demo": "tests/recipes/test_report.py",
     "synthetic/smoke": "tests/recipes/test_report.py",
+    "synthetic/choice/stages": "tests/recipes/test_compare_choice.py",
 }
 
 

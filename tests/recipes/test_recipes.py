@@ -40,7 +40,9 @@ def script_of(config: Path) -> str:
 
 def parse(script: str, *args: str) -> dict[str, Any]:
     """The script's arguments by the names that its `main` has for them."""
-    types = typing.get_type_hints(importlib.import_module(script.replace("/", ".")).main)
+    name = Path(script).name
+    module = "recipes.grpo_by_hand" if name == "grpo_by_hand" else f"aurora_rl.scripts.{name}"
+    types = typing.get_type_hints(importlib.import_module(module).main)
     types.pop("return")
     # bf16 asks for a GPU unless the CPU is asked for.
     cpu = [] if script == "recipes/init_tiny" else ["--use_cpu", "true"]

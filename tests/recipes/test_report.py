@@ -11,8 +11,8 @@ from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.evaluation.records import write_results
 from aurora_rl.report.training_page import Run
-from recipes.report import collect, read_run
-from recipes.stage_plan import Plan, read_plan
+from aurora_rl.scripts.report import collect, read_run
+from aurora_rl.scripts.stage_plan import Plan, read_plan
 from tests.report.test_training_page import result_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recipes.run_stages import main
-from recipes.stage_plan import PlanError, read_plan
+from aurora_rl.scripts.run_stages import main
+from aurora_rl.scripts.stage_plan import PlanError, read_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -18,9 +18,9 @@ from trl import TrlParser
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments, RewardArguments
 from aurora_rl.rollout.base import Turn
 from aurora_rl.rollout.client import AuroraVLLMClient, VLLMServerError
+from aurora_rl.scripts import grpo
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
-from recipes import grpo
 
 
 def kill_in_update(number: int, server: int) -> None:

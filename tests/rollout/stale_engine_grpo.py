@@ -7,8 +7,8 @@ from trl import TrlParser
 
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments, RewardArguments
 from aurora_rl.rollout.engine import AuroraVLLMGeneration
+from aurora_rl.scripts import grpo
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
-from recipes import grpo
 
 
 def sync_only(num_syncs: int) -> None:

@@ -36,7 +36,7 @@ from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.mllm import EncodedPrompt
 from aurora_rl.rollout.export import export_for_vllm
 from aurora_rl.rollout.weights import engine_weights
-from recipes.grpo import main
+from aurora_rl.scripts.grpo import main
 
 if "CI" not in os.environ:  # there, its absence is an error
     pytest.importorskip("vllm")

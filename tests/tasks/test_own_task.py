@@ -12,11 +12,11 @@ from aurora_rl.assembly.teacher import assemble_target
 from aurora_rl.models.loading import saved_clip_options
 from aurora_rl.models.teacher import teacher_target
 from aurora_rl.named.objects import NamedObjectError
+from aurora_rl.scripts import grpo, sft
 from aurora_rl.tasks.base import load_task
 from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
-from recipes import grpo, sft
 from tests.documented_blocks import blocks_of
 
 #: Masks as in reference segmentation, after one word.

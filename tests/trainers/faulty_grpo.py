@@ -12,9 +12,9 @@ from accelerate import PartialState
 from trl import TrlParser
 
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments, RewardArguments
+from aurora_rl.scripts import grpo
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
-from recipes import grpo
 from tests.trainers.conftest import ScriptedTrainer, cut, gold, mixed, no_seg
 
 

@@ -99,7 +99,7 @@ def run(name: str, options: list[str]) -> None:
     """Run one recipe with the trainer that `--fault` asks for."""
     # transformers would refuse bf16 without `use_cpu`, which switches DeepSpeed off in silence.
     transformers.training_args.is_torch_bf16_gpu_available = lambda: True
-    recipe = importlib.import_module(f"recipes.{name}")
+    recipe = importlib.import_module(f"aurora_rl.scripts.{name}")
     types = typing.get_type_hints(recipe.main)
     types.pop("return")
     *arguments, faults = TrlParser((*types.values(), FaultArguments)).parse_args_and_config(options)

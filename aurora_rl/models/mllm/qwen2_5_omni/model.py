@@ -25,7 +25,7 @@ class AuroraQwen2_5Omni(GroundingMixin, Qwen2_5OmniThinkerForConditionalGenerati
     # `generate` checks its keyword arguments against this signature, so it must stay the family's own.
     @functools.wraps(Qwen2_5OmniThinkerForConditionalGeneration.forward)
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward_with_masks(super().forward, *args, **kwargs)
+        return self.forward_with_heads(super().forward, *args, **kwargs)
 
     def get_image_features(
         self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor | None = None, **kwargs: Any

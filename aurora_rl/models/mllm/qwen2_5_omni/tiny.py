@@ -22,7 +22,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from aurora_rl.models.head_tokens import ensure_seg_token, suppress_tokens
+from aurora_rl.models.head_tokens import ensure_head_token, suppress_tokens
 from aurora_rl.models.heads import head_class
 from aurora_rl.models.mllm.qwen2_5_omni.model import AuroraQwen2_5Omni
 from aurora_rl.models.mllm.qwen2_5_omni.processing import multimodal_token_ids
@@ -116,7 +116,7 @@ def build_tiny_omni(
         thinker_config.heads = heads
     model = AuroraQwen2_5Omni(thinker_config)
     for name in model.heads:
-        ensure_seg_token(tokenizer, thinker_config.text_config.vocab_size, head_class(name).token)
+        ensure_head_token(tokenizer, thinker_config.text_config.vocab_size, head_class(name).token)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     suppress_tokens(model.lm_head, multimodal_token_ids(thinker_config))
     return model, processor
@@ -157,7 +157,7 @@ def _train_tokenizer(texts: Iterable[str], max_vocab_size: int, min_vocab_size: 
         model_max_length=32768,
     )
     tokenizer.add_tokens(["<|im_start|>"], special_tokens=True)
-    ensure_seg_token(tokenizer, vocab_size=len(tokenizer) + 1)
+    ensure_head_token(tokenizer, vocab_size=len(tokenizer) + 1)
     return tokenizer
 
 

@@ -17,13 +17,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
+from aurora_rl.chain_writing.chain_checks import ChainLimits, find_problems, repair
 from aurora_rl.data.containers import SAMPLING_RATE
-from aurora_rl.data.media import read_frames, read_waveform
+from aurora_rl.data.media import read_clip_frames, read_clip_sound
 from aurora_rl.data.sample import NULL_CATEGORY, AVSample
 from aurora_rl.endpoint.errors import BadReplyError
 from aurora_rl.tasks.completions import normalise_category
 from aurora_rl.tasks.prompts import REASONING_STEPS, answer_for
-from data_prep.chain_checks import ChainLimits, find_problems, repair
 
 Media = Literal["frames+audio", "frames", "none"]
 MEDIA = get_args(Media)
@@ -158,14 +158,15 @@ def media_parts(sample: AVSample, media: MediaArguments) -> list[dict[str, Any]]
     """
     if media.media == "none":
         return []
-    frames = read_frames(sample.frame_paths)  # (F, H, W, 3)
+    frames = read_clip_frames(sample)  # (F, H, W, 3)
     parts = [{"type": "text", "text": f"The frames of the clip, one every {1 / sample.fps:g} s:"}]
     parts += [_image_part(frame, max_side=media.max_side) for frame in frames]
     if media.media == "frames":
         return parts
-    if sample.audio_path is None:
+    waveform = read_clip_sound(sample)
+    if waveform is None:
         return [*parts, {"type": "text", "text": "The clip has no sound."}]
-    sound = base64.b64encode(_wav(read_waveform(sample.audio_path))).decode("ascii")
+    sound = base64.b64encode(_wav(waveform)).decode("ascii")
     audio = {"type": "input_audio", "input_audio": {"data": sound, "format": "wav"}}
     return [*parts, {"type": "text", "text": "Its sound:"}, audio]
 

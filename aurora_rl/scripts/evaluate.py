@@ -1,0 +1,24 @@
+"""Score a model on a benchmark's splits, and under ablations.
+
+accelerate launch --config_file accelerate_configs/cpu.yaml recipes/evaluate.py --config recipes/synthetic/evaluate.yaml
+
+`aurora-rl evaluate` does the same in one process; `aurora_rl/evaluation/of_model.py` describes the output.
+"""
+
+from accelerate import PartialState
+
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments
+from aurora_rl.assembly.parser import RecipeParser
+from aurora_rl.evaluation.of_model import EvaluationArguments, evaluate_model
+
+
+def main(model_args: ModelArguments, data_args: DataArguments, args: EvaluationArguments) -> None:
+    evaluate_model(model_args, data_args, args)
+
+
+def run() -> None:
+    """Read the command line and run the script."""
+    main(
+        *RecipeParser((ModelArguments, DataArguments, EvaluationArguments), description=__doc__).parse_args_and_config()
+    )
+    PartialState().destroy_process_group()  # one that is left at exit may abort a run that went well

@@ -1,0 +1,68 @@
+"""Stage 3: GRPO with mask rewards.
+
+accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py --config recipes/synthetic/grpo.yaml
+"""
+
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments, RewardArguments
+from aurora_rl.assembly.benchmarks import load_training_splits
+from aurora_rl.assembly.encoder import assemble_encoder
+from aurora_rl.assembly.model import assemble_model, peft_config
+from aurora_rl.assembly.parser import RecipeParser
+from aurora_rl.data.dataset import to_dataset
+from aurora_rl.footprint import check_footprint
+from aurora_rl.logs import log_launch, setup_logging
+from aurora_rl.rewards import load_reward_func
+from aurora_rl.tasks.base import load_task
+from aurora_rl.trainers.grpo import AuroraGRPOTrainer
+from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
+from aurora_rl.trainers.resumable import alone_in_output
+
+
+@record  # the launcher ends with the error of the process that failed first
+def main(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    reward_args: RewardArguments,
+    training_args: AuroraGRPOConfig,
+) -> None:
+    setup_logging(is_main_process=training_args.process_index == 0)
+    with alone_in_output(training_args):
+        train(model_args, data_args, reward_args, training_args)
+
+
+def train(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    reward_args: RewardArguments,
+    training_args: AuroraGRPOConfig,
+) -> None:
+    """Assemble the trainer, train, and save the model."""
+    reward_funcs = [load_reward_func(spec) for spec in reward_args.reward_funcs]  # before any model is loaded
+    train_samples, eval_samples = load_training_splits(data_args)
+    check_footprint(model_args, data_args, training_args, [*train_samples, *eval_samples])
+    loaded = assemble_model(model_args, head=load_task(data_args.task).head)
+    encode = assemble_encoder(data_args, loaded, [*train_samples, *eval_samples], device=training_args.device)
+    trainer = AuroraGRPOTrainer(
+        model=loaded.model,
+        reward_funcs=reward_funcs,
+        args=training_args,
+        encode=encode,
+        train_dataset=to_dataset(train_samples, encode.text_prompt),
+        eval_dataset=to_dataset(eval_samples, encode.text_prompt) if eval_samples else None,
+        processing_class=loaded.processor,
+        peft_config=peft_config(model_args, loaded),
+    )
+    log_launch(trainer.accelerator)
+    trainer.run_to_its_end()
+    trainer.accelerator.end_training()  # a process group that is still there at exit may abort a run that went well
+
+
+def run() -> None:
+    """Read the command line and run the script."""
+    main(
+        *RecipeParser(
+            (ModelArguments, DataArguments, RewardArguments, AuroraGRPOConfig), description=__doc__
+        ).parse_args_and_config()
+    )

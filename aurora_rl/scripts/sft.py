@@ -1,0 +1,108 @@
+"""Supervised fine-tuning: the teacher (stage 0), chains of thought (stage 1), reflective training (stage 2).
+
+accelerate launch --config_file accelerate_configs/cpu.yaml recipes/sft.py --config recipes/synthetic/sft.yaml
+
+The stages are YAML files, which differ in `target`, the text that a row is trained on, and in `teacher`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments, TargetArguments
+from aurora_rl.assembly.benchmarks import load_training_splits
+from aurora_rl.assembly.encoder import assemble_encoder
+from aurora_rl.assembly.model import assemble_model, peft_config
+from aurora_rl.assembly.parser import RecipeParser
+from aurora_rl.assembly.teacher import assemble_target, assemble_teacher, stored_features
+from aurora_rl.caches.teacher_features import FeatureCollator, LiveTeacherCollator
+from aurora_rl.data.dataset import to_dataset
+from aurora_rl.data.sample import AVSample
+from aurora_rl.footprint import check_footprint
+from aurora_rl.logs import log_launch, setup_logging
+from aurora_rl.models.collate import SFTCollator
+from aurora_rl.models.teacher import Teacher
+from aurora_rl.tasks.base import load_task
+from aurora_rl.tasks.targets import mistakes_and_replay
+from aurora_rl.trainers.resumable import alone_in_output
+from aurora_rl.trainers.sft import AuroraSFTTrainer
+from aurora_rl.trainers.sft_config import AuroraSFTConfig
+
+Collator = Callable[..., dict[str, Any]]
+
+
+def with_teacher(
+    collate: SFTCollator,
+    samples: list[AVSample],
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    target_args: TargetArguments,
+    training_args: AuroraSFTConfig,
+) -> tuple[Collator, Teacher | None]:
+    """Return the collator that adds the teacher's part to a batch, and the teacher if it computes in each step."""
+    if target_args.teacher is None or training_args.distill_weight == 0:
+        return collate, None
+    if target_args.teacher_features is not None:
+        features = stored_features(target_args, model_args, data_args, samples, device=training_args.device)
+        return FeatureCollator(collate, features), None
+    teacher = assemble_teacher(target_args, model_args, data_args)
+    return LiveTeacherCollator(collate, teacher), teacher
+
+
+@record  # the launcher ends with the error of the process that failed first
+def main(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    target_args: TargetArguments,
+    training_args: AuroraSFTConfig,
+) -> None:
+    setup_logging(is_main_process=training_args.process_index == 0)
+    with alone_in_output(training_args):
+        train(model_args, data_args, target_args, training_args)
+
+
+def train(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    target_args: TargetArguments,
+    training_args: AuroraSFTConfig,
+) -> None:
+    """Assemble the trainer, train, and save the model."""
+    task = load_task(data_args.task)
+    target = assemble_target(target_args, task)
+    train_samples, eval_samples = load_training_splits(data_args)
+    if target_args.target in task.reflection_targets:
+        replay_share, seed = target_args.replay_share, training_args.seed
+        train_samples = mistakes_and_replay(train_samples, replay_share=replay_share, seed=seed)
+    elif data_args.reflections is not None:
+        raise ValueError(f"target {target_args.target!r} would leave `reflections` unread: set `target: reflection`")
+    samples = [*train_samples, *eval_samples]
+    check_footprint(model_args, data_args, training_args, samples, target_args=target_args)
+    loaded = assemble_model(model_args, head=task.head)
+    encode = assemble_encoder(data_args, loaded, samples, device=training_args.device)
+    chains = SFTCollator(encode, encode.answer_token_id, target)
+    chains.check(samples)
+    collate, teacher = with_teacher(chains, samples, model_args, data_args, target_args, training_args)
+    trainer = AuroraSFTTrainer(
+        model=loaded.model,
+        args=training_args,
+        data_collator=collate,
+        train_dataset=to_dataset(train_samples, encode.text_prompt),
+        eval_dataset=to_dataset(eval_samples, encode.text_prompt) if eval_samples else None,
+        processing_class=loaded.processor,
+        peft_config=peft_config(model_args, loaded),
+        teacher=teacher,
+    )
+    log_launch(trainer.accelerator)
+    trainer.run_to_its_end()
+    trainer.accelerator.end_training()  # a process group that is still there at exit may abort a run that went well
+
+
+def run() -> None:
+    """Read the command line and run the script."""
+    main(
+        *RecipeParser(
+            (ModelArguments, DataArguments, TargetArguments, AuroraSFTConfig), description=__doc__
+        ).parse_args_and_config()
+    )
