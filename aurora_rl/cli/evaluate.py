@@ -14,10 +14,17 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from aurora_rl.assembly.early import check_asked, check_splits
-from aurora_rl.assembly.known_options import read_asked
+from aurora_rl.assembly.known_options import Asked, read_asked
 from aurora_rl.cli.arguments import Commands, positive
 from aurora_rl.cli.checks import check_written_files
 from aurora_rl.cli.console import CLEAN, open_console, printable, refuse
+from aurora_rl.cli.launching import (
+    add_launch_arguments,
+    check_launch,
+    check_not_launched,
+    launch_script,
+    wants_launch,
+)
 from aurora_rl.evaluation.presets import find_preset
 from aurora_rl.files.existing import check_existing, check_file, check_folder, check_writable_folder
 
@@ -26,7 +33,8 @@ DESCRIPTION = """Score a model, or masks that any system saved, on a benchmark.
   aurora-rl evaluate --model DIR --data_root DIR --split test_s test_u --output_dir out
   aurora-rl evaluate --predictions DIR --data_root DIR --split test_s --output_dir out
 
-With a model, options of recipes/evaluate.py may follow, --config FILE among them. Predictions are DIR/<row>.npz (probs
+With a model, options of recipes/evaluate.py may follow, --config FILE (or a packaged recipe's name) among them;
+--launch multi_gpu spreads the rows over several GPUs. Predictions are DIR/<row>.npz (probs
 or logits) or DIR/<row>/<frame>.png; they need no model, and of the benchmark only metadata.csv and gt_mask/. Either way
 scores.json holds the numbers and results.jsonl a line a row; see docs/evaluation.md. Exit code 0: scored, 2: unusable
 arguments, data or predictions."""
@@ -65,6 +73,7 @@ def register(commands: Commands) -> None:
     parser.add_argument(
         "--chains", type=Path, metavar="FILE", help="JSONL file with chains of thought, which may tell reference types"
     )
+    add_launch_arguments(parser, default="this process alone")
     parser.set_defaults(run=run, options=[])
 
 
@@ -82,7 +91,10 @@ def run(args: argparse.Namespace) -> int:
             asked = read_asked("recipes/evaluate.py", _recipe_words(args))
             find_preset(asked.get("preset", DEFAULT_PRESET))
             check_asked(asked)
+            if wants_launch(args):
+                return _launch(args, asked)
         else:
+            check_not_launched(args)
             _check_saved(args)
         check_written_files(args, "report")
         with contextlib.ExitStack() as stack:
@@ -100,6 +112,17 @@ def run(args: argparse.Namespace) -> int:
     if tables:
         print_scores(tables)
     return CLEAN
+
+
+def _launch(args: argparse.Namespace, asked: Asked) -> int:
+    """Score in several processes, and return their exit code."""
+    if args.report:
+        raise ValueError(
+            "--report is written by one process: leave --launch out, or make it of the results afterwards by "
+            "`aurora-rl evaluate --results FILE --report FILE`"
+        )
+    check_launch(args.launch)
+    return launch_script("recipes/evaluate.py", _recipe_words(args), args, asked, several="multi_gpu")
 
 
 def _check_saved(args: argparse.Namespace) -> None:
