@@ -32,6 +32,7 @@ ANNOTATION_FEATURES = {
     "heard": List(Value("string")),
     "choices": List(Value("string")),
     "answer": Value("string"),
+    "extra": Value("string"),
 }
 FEATURES = Features(
     {
@@ -44,7 +45,6 @@ FEATURES = Features(
         **ANNOTATION_FEATURES,
         "origin": Value("string"),
         "use_audio_in_video": Value("bool"),
-        "extra": Value("string"),
         "prompt": List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}),
     }
 )

@@ -136,9 +136,7 @@ def check_script(script: str, arguments: list[str]) -> None:
         [*arguments, *on_cpu], return_remaining_strings=True, separate_remaining_strings=True
     )
     body = ROOT / "aurora_rl" / "scripts" / Path(script).name
-    takes_recipes = (
-        body.is_file() and "separate_remaining_strings" in body.read_text()
-    )  # whose other keys are training's
+    takes_recipes = body.is_file() and "separate_remaining_strings" in body.read_text()  # other keys are training's
     assert (of_command, [] if takes_recipes else of_config) == ([], [])
 
 
