@@ -99,6 +99,8 @@ class DataArguments:
     `max_pixels` or `use_audio_in_video`, the value is that of the checkpoint's training (`assembly.parser`).
 
     Attributes:
+        data: several data sets instead of one, a list of mappings with the options that follow and `name`, `share` and
+            others of `assembly.data_sets.ENTRY_KEYS`; what an entry leaves out has the value given here.
         data_root: folder of the benchmark, for Ref-AVSBench the one with metadata.csv, media/ and gt_mask/.
         benchmark: name of the benchmark, a key of `assembly.benchmarks.LOADERS`, or a loader of one's own as
             `package.module:load` or `path/to/mine.py:load` (`assembly.own_loader`).
@@ -125,7 +127,7 @@ class DataArguments:
         embedding_cache: folder for the frozen image encoder's embeddings; needed to train `sam` and `sam2` decoders.
     """
 
-    data_root: str = dataclasses.field(metadata={"help": "Folder that holds the benchmark."})
+    data_root: str = dataclasses.field(default="", metadata={"help": "Folder that holds the benchmark."})
     benchmark: str = dataclasses.field(
         default="ref_avs",
         metadata={
@@ -179,6 +181,10 @@ class DataArguments:
     embedding_cache: str | None = dataclasses.field(
         default=None, metadata={"help": "Folder for the embeddings of the frozen image encoder."}
     )
+    data: list[dict] | None = dataclasses.field(
+        default=None,
+        metadata={"help": "Several data sets instead of one, a list in a YAML file (docs/mixing_data.md)."},
+    )
 
     def asked_instruction(self) -> str:
         """Return the user's text for a clip: the one that is given, or the task's own."""
@@ -190,7 +196,8 @@ class DataArguments:
         The instruction is written out, and the usual task is left out, so that records of earlier versions are equal.
         """
         fields = {**dataclasses.asdict(self), "instruction": self.asked_instruction()}
-        return {k: v for k, v in fields.items() if k != "task" or v != REFERENCE_SEGMENTATION}
+        usual = {"task": REFERENCE_SEGMENTATION, "data": None}
+        return {k: v for k, v in fields.items() if k not in usual or v != usual[k]}
 
 
 @dataclasses.dataclass

@@ -45,6 +45,7 @@ FEATURES = Features(
         "origin": Value("string"),
         "use_audio_in_video": Value("bool"),
         "extra": Value("string"),
+        "dataset": Value("string"),
         "prompt": List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}),
     }
 )
