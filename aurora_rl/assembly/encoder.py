@@ -15,6 +15,7 @@ from aurora_rl.assembly.data_sets import data_sets, main_set
 from aurora_rl.caches.image_embeddings import EmbeddingCache
 from aurora_rl.data.clip_reader import ClipReader
 from aurora_rl.data.sample import AVClip, AVSample
+from aurora_rl.files.packaged import find_config
 from aurora_rl.files.plain import read_text_file
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.encoding import PromptOptions, SampleEncoder, SetPrompt
@@ -45,7 +46,7 @@ def read_task(config: str | Path) -> str:
 
 
 def _read_data_arguments(config: str | Path) -> DataArguments:
-    fields = yaml.safe_load(read_text_file(config))
+    fields = yaml.safe_load(read_text_file(find_config(str(config))))
     if not isinstance(fields, dict):
         raise ValueError(f"{config} holds no keys: give a recipe's config, such as recipes/synthetic/evaluate.yaml")
     known = {field.name for field in dataclasses.fields(DataArguments)}

@@ -32,6 +32,7 @@ ANNOTATION_FEATURES = {
     "heard": List(Value("string")),
     "choices": List(Value("string")),
     "answer": Value("string"),
+    "extra": Value("string"),
 }
 FEATURES = Features(
     {
@@ -39,12 +40,12 @@ FEATURES = Features(
         "frame_paths": List(Value("string")),
         "video_path": Value("string"),
         "frame_times": List(Value("float64")),
+        "frame_cache": Value("string"),
         "audio_path": Value("string"),
         "mask_paths": List(Value("string")),
         **ANNOTATION_FEATURES,
         "origin": Value("string"),
         "use_audio_in_video": Value("bool"),
-        "extra": Value("string"),
         "dataset": Value("string"),
         "prompt": List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}),
     }

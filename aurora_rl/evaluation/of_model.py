@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from aurora_rl import __version__
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments
-from aurora_rl.assembly.benchmarks import find_train_categories, list_test_splits, load_split
+from aurora_rl.assembly.benchmarks import check_scorable, find_train_categories, list_test_splits, load_split
 from aurora_rl.assembly.data_sets import DataSet, data_sets, main_set
 from aurora_rl.assembly.encoder import assemble_encoder
 from aurora_rl.assembly.model import assemble_model
@@ -153,7 +153,9 @@ def _evaluate_alone(
 def _samples_of(of_set: DataSet, args: EvaluationArguments) -> list[AVSample]:
     """List the rows of the splits that are scored: those of the entry, of the run, or all that begin with "test"."""
     splits = of_set.split or args.split or list_test_splits(of_set.args)
-    return [sample for split in splits for sample in load_split(of_set.args, split)]
+    samples = [sample for split in splits for sample in load_split(of_set.args, split)]
+    check_scorable(of_set.args, samples)
+    return samples
 
 
 def _evaluate_set(

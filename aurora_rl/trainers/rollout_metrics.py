@@ -40,6 +40,7 @@ def rollout_metrics(
         sample: AVSample = row["sample"]
         task = task_of(sample)
         if row.get("head_score") is not None:
+            yield "iou", row["head_score"]
             yield f"iou/{_kind(sample)}", row["head_score"]
             yield from _of_set(sample, "iou", row["head_score"])
         for name, score in task.text_scores(row["answers"], sample).items():

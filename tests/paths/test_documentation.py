@@ -133,7 +133,8 @@ def check_script(script: str, arguments: list[str]) -> None:
     *_, of_config, of_command = fresh.parse_args_and_config(
         [*arguments, *on_cpu], return_remaining_strings=True, separate_remaining_strings=True
     )
-    takes_recipes = "separate_remaining_strings" in (ROOT / script).read_text()  # whose other keys are training's
+    body = ROOT / "aurora_rl" / "scripts" / Path(script).name
+    takes_recipes = body.is_file() and "separate_remaining_strings" in body.read_text()  # other keys are training's
     assert (of_command, [] if takes_recipes else of_config) == ([], [])
 
 
