@@ -30,15 +30,19 @@ def category_reward(
     Args:
         prompts: not read.
         completions: text or chat messages.
-        category: the true category of each row, `"null"` where the reference points at nothing.
+        category: the true category of each row, `"null"` where the reference points at nothing, "" where it is not
+            known.
         answers: the completions as reference segmentation reads them; None to read them here.
         **columns: not read.
 
     Returns:
-        Per completion 1.0 or 0.0, never None: a completion that claims nothing is wrong.
+        Per completion 1.0 or 0.0, also where it claims nothing; None where the true category is not known.
     """
     parsed = read_answers(completions, answers)
-    return [float(answers_category(answer, truth)) for answer, truth in zip(parsed, category, strict=True)]
+    return [
+        float(answers_category(answer, truth)) if truth else None
+        for answer, truth in zip(parsed, category, strict=True)
+    ]
 
 
 def authors_category_reward(
@@ -57,10 +61,11 @@ def authors_category_reward(
     The arguments are those of `category_reward`.
 
     Returns:
-        Per completion 0.0, 1.0 or 2.0, which is not in [0, 1]: give it half the weight of `category_reward`.
+        Per completion 0.0, 1.0 or 2.0, which is not in [0, 1]: give it half the weight of `category_reward`. None
+        where the true category is not known.
     """
     texts = [completion_text(completion) for completion in completions]
-    return [_authors_score(text, truth) for text, truth in zip(texts, category, strict=True)]
+    return [_authors_score(text, truth) if truth else None for text, truth in zip(texts, category, strict=True)]
 
 
 def _authors_score(text: str, truth: str) -> float:

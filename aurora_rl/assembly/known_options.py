@@ -28,8 +28,10 @@ from aurora_rl.files.plain import read_text_file
 FILE = Path(__file__).with_suffix(".json")
 #: Libraries whose classes ours inherit options from.
 LIBRARIES = ("transformers", "trl")
+#: What `aurora-rl evaluate --predictions` reads beside its own options: those of the data.
+SAVED_MASKS = "aurora-rl evaluate --predictions"
 #: Scripts that read a recipe's config, of whose keys only their own count.
-READ_ANY_KEY = ("data_prep/cache_features.py", "data_prep/to_hf_dataset.py")
+READ_ANY_KEY = ("data_prep/cache_features.py", "data_prep/to_hf_dataset.py", SAVED_MASKS)
 NULL = "null"  # as a value on the command line, it unsets a key of the YAML file
 TRUE, FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")  # as transformers reads them
 

@@ -26,7 +26,7 @@ class AVSample:
         row: 0-based index of the row in the benchmark's table, header not counted.
         split: name of the benchmark's split.
         media_id: folder of the clip's media and key of the embedding caches.
-        category: category of the object, `"null"` where the reference points at nothing.
+        category: category of the object, `"null"` where the reference points at nothing, "" where it is not known.
         reference: the referring sentence.
         fps: frames a second.
         frame_paths: F image files in time order; one for a still picture, none for a clip that is sound alone, and none
@@ -47,6 +47,7 @@ class AVSample:
         answer: true answer of a question that is answered in words, where known; one of `choices`, if there are any.
         video_path: video file whose frames are decoded when the clip is read; None where `frame_paths` hold them.
         frame_times: F times of the video's frames, in seconds after its first picture; empty for other clips.
+        frame_cache: folder that keeps the video's decoded frames; None to decode them whenever the clip is read.
         extra: further columns of the row as a JSON object, for reward functions; None where there are none.
     """
 
@@ -71,6 +72,7 @@ class AVSample:
     answer: str | None = None
     video_path: str | None = None
     frame_times: tuple[float, ...] = ()
+    frame_cache: str | None = None
     extra: str | None = None
 
     @property

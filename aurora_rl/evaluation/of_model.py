@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from aurora_rl import __version__
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments
-from aurora_rl.assembly.benchmarks import find_train_categories, list_test_splits, load_split
+from aurora_rl.assembly.benchmarks import check_scorable, find_train_categories, list_test_splits, load_split
 from aurora_rl.assembly.encoder import assemble_encoder
 from aurora_rl.assembly.model import assemble_model
 from aurora_rl.data.sample import AVSample
@@ -119,6 +119,7 @@ def _evaluate_alone(
     """Do the work of `evaluate_model` while no other run writes to the output."""
     splits = args.split or list_test_splits(data_args)
     samples = [sample for split in splits for sample in load_split(data_args, split)]
+    check_scorable(data_args, samples)
     train_categories = find_train_categories(data_args)
     loaded = assemble_model(model_args, head=load_task(data_args.task).head, is_trainable=False)
     loaded.model.to(state.device)

@@ -29,7 +29,9 @@ from trl.extras.profiling import profiling_context
 
 from aurora_rl.models.adapters import check_trained_head
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
+from aurora_rl.models.heads import Head
 from aurora_rl.models.loading import LoadedModel
+from aurora_rl.models.sharding import keep_together
 from aurora_rl.rewards import guard_reward_func, load_reward_func
 from aurora_rl.rollout.base import RolloutSource, Turn
 from aurora_rl.rollout.transformers_source import TransformersSource
@@ -66,6 +68,8 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
     """
 
     _name = "Aurora GRPO"
+    #: Called with each batch of an evaluation and its completions' texts, see `eval_answers.RolloutAnswers`.
+    on_eval_rollouts: Callable[[RolloutBatch, list[str]], None] | None = None
 
     def __init__(
         self,
@@ -111,6 +115,10 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_policy_beside_reference(self.model if model is None else model, resume_from_checkpoint)
+
+    def head(self) -> Head | None:
+        """Return the head of the run's task inside the model; None for a task without one."""
+        return self._passes.head(self.model)
 
     # ---- rollouts -----------------------------------------------------------------------------------------------
 
@@ -159,7 +167,8 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
             first_row=self.accelerator.process_index * len(self._batch.rows),
             profile=functools.partial(profiling_context, self),
         )
-        rollouts = self._source().generate(prompt_ids, images, turn)
+        with keep_together(self.model, is_fsdp=self.is_fsdp_enabled):
+            rollouts = self._source().generate(prompt_ids, images, turn)
         self._learn(states=rollouts.states)
         return rollouts.completion_ids, rollouts.logprobs
 
@@ -213,10 +222,13 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
     ) -> torch.Tensor:
         args, task = self.args, self.encode.task
         batch_size = args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
-        answers = tuple(task.parse(completion_text(completion)) for completion in completions)
+        texts = [completion_text(completion) for completion in completions]
+        answers = tuple(map(task.parse, texts))
         predictions = self._passes.predictions_of(self.model, self._batch, completion_ids_list, batch_size=batch_size)
         self._learn(answers=answers, predictions=predictions)
-        rows = reward_rows(inputs, self._batch, self._passes.head(self.model))
+        if self.on_eval_rollouts is not None and not self.model.training:
+            self.on_eval_rollouts(self._batch, texts)
+        rows = reward_rows(inputs, self._batch, self.head())
         for column, values in completion_columns(rows, self._passes.noun).items():
             self._log_completion_extra(column, values)
         rewards_per_func = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)

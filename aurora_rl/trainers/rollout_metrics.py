@@ -37,6 +37,7 @@ def rollout_metrics(task: Task, rows: Sequence[Mapping[str, Any]]) -> Iterator[t
     for row in rows:
         sample: AVSample = row["sample"]
         if row.get("head_score") is not None:
+            yield "iou", row["head_score"]
             yield f"iou/{_kind(sample)}", row["head_score"]
         for name, score in task.text_scores(row["answers"], sample).items():
             if score is not None and name in task.curves:
