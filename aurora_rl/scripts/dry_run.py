@@ -7,6 +7,7 @@ prints memory, time and GPU hours of the whole run. Weights are not loaded: the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import itertools
 import logging
@@ -39,7 +40,7 @@ from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.head_tokens import ensure_head_token
 from aurora_rl.models.heads import Head, MaskHead, head_class, head_configs
 from aurora_rl.models.heads.segmenters import FRAME_ENCODERS
-from aurora_rl.rewards import guard_reward_func, load_reward_func
+from aurora_rl.rewards import RewardError, guard_reward_func, load_reward_func
 from aurora_rl.tasks.base import Task, load_task
 from aurora_rl.trainers.grounded_rollouts import Predictions, RolloutBatch, reward_rows
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
@@ -53,10 +54,22 @@ ASSUMED_GPU = "A100"
 NUM_ASKED = 8
 #: Problems of files that are shown.
 NUM_SHOWN = 20
+#: Samples of a split that are listed.
+NUM_LISTED = 3
 #: Logit of a pixel inside a true mask; outside it is the negative.
 SURE = 20.0
 
 
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """End the program with code 1 and a line where something is wrong with data, model or rewards."""
+    try:
+        yield
+    except (OSError, RewardError, ValueError) as error:
+        raise SystemExit(f"dry run: {error}") from error
+
+
+@_told()
 def try_sft(
     model_args: ModelArguments, data_args: DataArguments, target_args: TargetArguments, training_args: AuroraSFTConfig
 ) -> None:
@@ -76,6 +89,7 @@ def try_sft(
     _show_training(model_args, data_args, training_args, samples, rows, target_args=target_args)
 
 
+@_told()
 def try_grpo(
     model_args: ModelArguments, data_args: DataArguments, reward_args: RewardArguments, training_args: AuroraGRPOConfig
 ) -> None:
@@ -96,6 +110,7 @@ def try_grpo(
     _show_training(model_args, data_args, training_args, samples, rows)
 
 
+@_told()
 def try_evaluation(model_args: ModelArguments, data_args: DataArguments, args: EvaluationArguments) -> None:
     """Try what an evaluation needs; a SystemExit with code 1 if it would fail."""
     state = PartialState(cpu=args.use_cpu)
@@ -135,6 +150,8 @@ def _check_samples(splits: Mapping[str, Sequence[AVSample]]) -> list[AVSample]:
     """Print how many samples there are, open all files, and return the samples of all splits."""
     for split, samples in splits.items():
         _say(f"split {split}: {_counts(samples)}")
+        for sample in samples[:NUM_LISTED]:
+            _say(f"  {sample.key[:60]!r}, {sample.num_frames} frames: {sample.reference[:60]!r}")
     samples = list(itertools.chain.from_iterable(splits.values()))
     if not samples:
         raise SystemExit("dry run: there is no sample in these splits")
@@ -325,12 +342,16 @@ def _show_cost(footprint: Footprint, number: int, what: str, device: torch.devic
     seconds = number * least_seconds(footprint.flops.total, peak)
     processes = footprint.launch.num_processes
     _say(
-        f"whole run: {number:,} {what}, at least {seconds:,.0f} s, {seconds / 3600 * processes:,.2f} GPU hours on "
+        f"whole run: {number:,} {what}, at least {_short(seconds)} s, {_short(seconds / 3600 * processes)} GPU hours on "
         f"{processes} GPU{'s' * (processes > 1)}\n"
         f"  assumed: {'this GPU' if tflops else ASSUMED_GPU} at {UTILISATION:.0%} of {peak:g} TFLOP/s; evaluations, "
         "reading of files and the start are not counted; sampling takes longer, since memory bounds it\n"
         "dry run: nothing was trained or written"
     )
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.2g}"
 
 
 def _say(text: str) -> None:
