@@ -6,10 +6,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from aurora_rl.rewards import reads
 from aurora_rl.tasks.base import Answer, completion_text
+from aurora_rl.tasks.completions import ParsedCompletion
 from aurora_rl.tasks.reference_segmentation import answers_category, read_answers
 
 
+@reads(ParsedCompletion)
 def category_reward(
     prompts: list[Any],
     completions: list[Any],
@@ -43,6 +46,7 @@ def category_reward(
     return [float(answers_category(answer, truth)) if truth else None for answer, truth in pairs]
 
 
+@reads(ParsedCompletion)
 def authors_category_reward(
     prompts: list[Any], completions: list[Any], *, category: list[str], **columns: Any
 ) -> list[float | None]:

@@ -187,19 +187,23 @@ def read_masks(paths: Sequence[FilePath]) -> np.ndarray:
     return _read_images(paths, formats=MASK_FORMATS, modes=MASK_MODES) > 0
 
 
-def read_grey_levels(paths: Sequence[FilePath]) -> np.ndarray:
-    """Read a clip's predicted masks as PNG files of 8-bit grey.
+def read_mask_levels(paths: Sequence[FilePath]) -> tuple[np.ndarray, str]:
+    """Read a clip's predicted masks as PNG files of 8-bit grey, of a palette, or of 1 bit, all of one kind.
 
     Args:
-        paths: F PNG files of mode L and of one size, in time order.
+        paths: F PNG files of mode L, P or 1 and of one size, in time order.
 
     Returns:
-        (F, H, W) uint8.
+        Grey levels or indices of the palette, (F, H, W) uint8, or bits, (F, H, W) bool; and the mode.
 
     Raises:
         MediaError: if there are none, one cannot be read or has another mode, they differ in size or are too large.
     """
-    return _read_images(paths, formats=MASK_FORMATS, modes=("L",))
+    if not paths:
+        raise MediaError("there are no image files: give at least one")
+    with _open_image(paths[0], formats=MASK_FORMATS, modes=MASK_MODES) as image:
+        mode = image.mode
+    return _read_images(paths, formats=MASK_FORMATS, modes=(mode,)), mode
 
 
 def read_waveform(path: FilePath, *, sampling_rate: int = SAMPLING_RATE) -> np.ndarray:

@@ -265,7 +265,10 @@ def reward_rows(inputs: Sequence[Mapping[str, Any]], batch: RolloutBatch, head: 
     truths = {key: None if truth is None else truth.to(has_token.device) for key, truth in masks.items()}
     columns = zip(batch.rows, predictions, has_token.tolist(), strict=True)
     return [
-        row | _head_columns(head, prediction if has else None, encoded.gt_masks, truths[id(encoded.gt_masks)])
+        row
+        | _head_columns(
+            head, prediction if has and encoded.asks_head else None, encoded.gt_masks, truths[id(encoded.gt_masks)]
+        )
         for row, (encoded, prediction, has) in zip(rows, columns, strict=True)
     ]
 
