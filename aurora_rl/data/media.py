@@ -25,6 +25,7 @@ from aurora_rl.data.containers import (
     check_clip_pixels,
     check_is_file,
 )
+from aurora_rl.data.frame_cache import frame_files, keep_frames
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.data.sound import check_sound, log_notes, mono, open_sound
 from aurora_rl.data.video import read_video_frames, read_video_size, read_video_sound
@@ -51,8 +52,19 @@ def read_media(sample: AVSample) -> tuple[np.ndarray, np.ndarray | None]:
 def read_clip_frames(sample: AVSample) -> np.ndarray:
     """Read a sample's frames (F, H, W, 3) uint8, RGB; F = 0 where it has none. The errors are those of `read_media`."""
     if sample.video_path is not None:
-        return read_video_frames(sample.video_path, sample.frame_times)
+        return _read_sampled(sample.video_path, sample.frame_times, sample.frame_cache)
     return read_frames(sample.frame_paths) if sample.frame_paths else np.zeros((0, 0, 0, 3), dtype=np.uint8)
+
+
+def _read_sampled(video: str, times: Sequence[float], cache: str | None) -> np.ndarray:
+    """Read the frames of a video at some times, from the cache where there is one."""
+    check_is_file(video)
+    if cache is None:
+        return read_video_frames(video, times)
+    files = frame_files(cache, video, times)
+    if all(file.is_file() for file in files):
+        return read_frames(files)
+    return keep_frames(files, lambda: read_video_frames(video, times))
 
 
 def read_clip_sound(sample: AVSample) -> np.ndarray | None:

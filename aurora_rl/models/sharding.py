@@ -1,4 +1,4 @@
-"""Weights that DeepSpeed's ZeRO-3 has sharded over the processes while they were loaded."""
+"""Weights that are sharded over the processes: by DeepSpeed's ZeRO-3 while they were loaded, or by FSDP."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -65,3 +65,27 @@ def gather_at_once(model: nn.Module, part: type[nn.Module]) -> None:
 
         if classes := {type(module) for module in model.modules() if isinstance(module, part)}:
             set_z3_leaf_modules(model, list(classes))  # by the class itself, not by those that it derives from
+
+
+@contextlib.contextmanager
+def keep_together(model: nn.Module, *, is_fsdp: bool) -> Iterator[None]:
+    """Make `generate` run on each process as many steps as the longest completion of all needs, under FSDP.
+
+    Every step gathers weights, for which all processes must meet. transformers recognises ZeRO-3 and FSDP 1, but FSDP 2
+    only where it has sharded the model itself, and not where accelerate has.
+
+    Args:
+        model: the model whose `generate` is called.
+        is_fsdp: whether FSDP has sharded it; otherwise nothing is done.
+    """
+    inner = (
+        model.get_base_model() if hasattr(model, "get_base_model") else model
+    )  # PEFT's calls that of the model in it
+    if not is_fsdp or getattr(inner, "_is_fsdp_managed_module", False):
+        yield
+        return
+    inner._is_fsdp_managed_module = True
+    try:
+        yield
+    finally:
+        del inner._is_fsdp_managed_module

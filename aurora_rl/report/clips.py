@@ -35,6 +35,7 @@ _WAVEFORM_BINS = 240
 _REGION_COLOURS = {"hit": (20, 200, 170), "extra": (255, 128, 0), "missed": (215, 70, 239)}
 _FILL_ALPHA = 90
 _VEIL_ALPHA = 120  # opacity of the black outside masks, so that a mask is visible on an object of its own colour
+_OVERLAY_ALPHA = bytes([0, _VEIL_ALPHA, *(_FILL_ALPHA, 255) * len(_REGION_COLOURS)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,10 +200,7 @@ def render_clip(
     """
     clip = load(sample)
     waveform = silence_of(sample) if clip.waveform is None else clip.waveform
-    masks = clip.gt_masks if any(row.masks for row in results.values()) else None
-    scored = range(len(clip.frames)) if masks is None or sample.annotated_frames is None else sample.annotated_frames
-    shown = _shown_frames(clip.frames, scored)
-    gt_masks = None if masks is None else masks[[list(scored).index(number) for number in shown]]
+    gt_masks, shown = _scored_masks(sample, clip, has_masks=any(row.masks for row in results.values()))
     strip = _frame_strip(clip.frames[shown]) if shown else None
     return GalleryClip(
         sample=sample,
@@ -222,6 +220,14 @@ def render_clip(
     )
 
 
+def _scored_masks(sample: AVSample, clip: AVClip, *, has_masks: bool) -> tuple[np.ndarray | None, list[int]]:
+    """Choose the frames that are shown, by index, and their true masks (F, H, W); None where no masks are scored."""
+    masks = clip.gt_masks if has_masks else None
+    scored = range(len(clip.frames)) if masks is None or sample.annotated_frames is None else sample.annotated_frames
+    shown = _shown_frames(clip.frames, scored)
+    return None if masks is None else masks[[list(scored).index(number) for number in shown]], shown
+
+
 def _overlay_of(row: RowResult, gt_masks: np.ndarray | None, shown: Sequence[int]) -> str | None:
     """Draw a completion's masks on the shown frames over their truth (F, H, W); None where there are none."""
     if gt_masks is None or not row.completion.pred_masks:
@@ -235,7 +241,12 @@ def silence_of(sample: AVSample) -> np.ndarray:
 
 
 def mask_overlay(pred_masks: np.ndarray, gt_masks: np.ndarray) -> str:
-    """Draw where prediction and truth agree, as a transparent picture: PNG data URI, frames side by side.
+    """Draw where prediction and truth agree as a PNG data URI, see `overlay_picture`."""
+    return _image_uri(overlay_picture(pred_masks, gt_masks), "PNG", optimize=True, transparency=_OVERLAY_ALPHA)
+
+
+def overlay_picture(pred_masks: np.ndarray, gt_masks: np.ndarray) -> Image.Image:
+    """Draw where prediction and truth agree, frames side by side, in a palette whose opacities are `_OVERLAY_ALPHA`.
 
     Args:
         pred_masks: predicted masks, (F, H, W) bool.
@@ -251,8 +262,34 @@ def mask_overlay(pred_masks: np.ndarray, gt_masks: np.ndarray) -> str:
         palette_index[region & outline] = 2 * number + 1
     image = Image.fromarray(palette_index)
     image.putpalette([0] * 6 + [part for colour in _REGION_COLOURS.values() for part in colour * 2])
-    alpha = bytes([0, _VEIL_ALPHA, *(_FILL_ALPHA, 255) * len(_REGION_COLOURS)])
-    return _image_uri(image, "PNG", optimize=True, transparency=alpha)
+    return image
+
+
+def contact_sheet(sample: AVSample, clip: AVClip, result: RowResult) -> Image.Image | None:
+    """Place the frames of a clip, their true masks and the predicted ones below one another, as an RGB picture.
+
+    Returns:
+        The picture; frames alone where no masks are scored, None for a clip that is sound alone.
+    """
+    gt_masks, shown = _scored_masks(sample, clip, has_masks=result.masks is not None)
+    if not shown:
+        return None
+    strip = _frame_strip(clip.frames[shown])
+    strips = [strip]
+    if gt_masks is not None:
+        predicted = decode_masks(result.completion.pred_masks)[shown]
+        strips += [_laid_over(strip, overlay_picture(masks, gt_masks)) for masks in (gt_masks, predicted)]
+    gap = _gap(strip.height)
+    sheet = Image.new("RGB", (strip.width, len(strips) * (strip.height + gap) - gap), "white")
+    for number, picture in enumerate(strips):
+        sheet.paste(picture, (0, number * (strip.height + gap)), picture)
+    return sheet
+
+
+def _laid_over(strip: Image.Image, overlay: Image.Image) -> Image.Image:
+    """Lay a picture of `overlay_picture` over the frames (RGBA)."""
+    overlay.info["transparency"] = _OVERLAY_ALPHA
+    return Image.alpha_composite(strip, overlay.convert("RGBA").resize(strip.size))
 
 
 def waveform_path(waveform: np.ndarray) -> str:

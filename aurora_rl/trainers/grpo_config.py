@@ -11,6 +11,7 @@ from trl import GRPOConfig
 from aurora_rl.logs import is_terminal
 from aurora_rl.trainers.cpu_device import CPUDeviceMixin
 from aurora_rl.trainers.interruption import STOP_GRACE_HELP, STOP_GRACE_S
+from aurora_rl.trainers.watched import WatchedMixin
 
 #: Arguments of transformers' `GenerationConfig` and vLLM's `SamplingParams` that would end completions elsewhere.
 ENDS = ("eos_token_id", "forced_eos_token_id", "ignore_eos", "stop", "stop_strings", "stop_token_ids")
@@ -22,7 +23,7 @@ def _option(default: float | str | bool | None, help_text: str) -> Any:
 
 
 @dataclasses.dataclass
-class AuroraGRPOConfig(CPUDeviceMixin, GRPOConfig):
+class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
     """TRL's `GRPOConfig` plus the mask loss, with the method's values for what the paper's stage 3 sets.
 
     Attributes:

@@ -34,6 +34,7 @@ from aurora_rl.models.checkpoint_files import (
     named_weights,
 )
 from aurora_rl.trainers.interruption import InterruptionCallback, TerminationSignal
+from aurora_rl.trainers.progress import show_measures
 from aurora_rl.trainers.safe_loading import deepspeed_loads_weights_alone, refuse_pickled_index
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class ResumableTrainer(Trainer):
         # A single process does not wait for others, so its step always ends and needs no limit.
         self._termination = TerminationSignal(self.args.stop_grace_s if self.args.world_size > 1 else None)
         self.add_callback(InterruptionCallback(self._termination, self._may_resume_after))
+        show_measures(self)
 
     def run_to_its_end(self) -> None:
         """Train from the checkpoint of `resume_from_checkpoint` and save the final model; do nothing if that is done.

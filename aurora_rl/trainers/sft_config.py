@@ -7,10 +7,11 @@ from trl import SFTConfig
 from aurora_rl.logs import is_terminal
 from aurora_rl.trainers.cpu_device import CPUDeviceMixin
 from aurora_rl.trainers.interruption import STOP_GRACE_HELP, STOP_GRACE_S
+from aurora_rl.trainers.watched import WatchedMixin
 
 
 @dataclasses.dataclass
-class AuroraSFTConfig(CPUDeviceMixin, SFTConfig):
+class AuroraSFTConfig(WatchedMixin, CPUDeviceMixin, SFTConfig):
     """TRL's `SFTConfig` plus the weights of the mask loss and of the distillation.
 
     Attributes:
