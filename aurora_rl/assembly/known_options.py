@@ -82,7 +82,10 @@ def read_asked(script: str, words: Sequence[str]) -> Asked:
     content = {} if config is None else read_config(config, known)
     content = {name: value for name, value in content.items() if name in options and name not in unset}
     typed = _read_words(rest, options, given=content)
-    return Asked(script, {**content, **typed}, config, frozenset(content) - frozenset(typed))
+    values = {**content, **typed}
+    if "data_root" in options and values.get("data_root") is values.get("data") is None:
+        raise ValueError("the following arguments are required: --data_root (or data, several data sets in --config)")
+    return Asked(script, values, config, frozenset(content) - frozenset(typed))
 
 
 def options_of(*scripts: str) -> Options:
@@ -125,7 +128,7 @@ def read_config(path: str | Path, options: Options) -> dict[str, Any]:
         check_environment(content["env"], config=str(path))
     for name, value in content.items():
         if name in options:
-            _check_value(value, options[name], name=f"{path}: {name}")
+            check_value(value, options[name], name=f"{path}: {name}")
     return {name: _typed(value, options.get(name)) for name, value in content.items() if name != "env"}
 
 
@@ -264,8 +267,17 @@ KINDS: dict[str, Callable[[str], Any]] = {"int": int, "float": _number, "bool": 
 EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 
 
-def _check_value(value: Any, option: Mapping[str, Any], *, name: str) -> None:
-    """Refuse a YAML value of the wrong type for its option; null leaves the option unset."""
+def check_value(value: Any, option: Mapping[str, Any], *, name: str) -> None:
+    """Refuse a YAML value of the wrong type for its option; null leaves the option unset.
+
+    Args:
+        value: the value.
+        option: the option, as `options_of` describes it.
+        name: name of the key, for the error.
+
+    Raises:
+        ValueError: if it has another type.
+    """
     if value is None:
         return
     if option.get("nargs") != "+" or (option.get("may_be_text") and isinstance(value, str)):

@@ -6,7 +6,9 @@ Neither media nor large libraries are loaded, so that a malformed row is an erro
 from __future__ import annotations
 
 import csv
+import dataclasses
 import itertools
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -86,6 +88,9 @@ def read_manifest(
             malformed[number] = str(error)
     if number < 0:
         raise DatasetError(f"{path} has no rows: expected one for each reference")
+    names = {name: None for row in rows if row.extra is not None for name in json.loads(row.extra)}
+    if names:  # a reward gets the same columns in every split
+        rows = [dataclasses.replace(row, extra=json.dumps(names | json.loads(row.extra or "{}"))) for row in rows]
     for name in sorted(taken):
         logger.warning(
             "%s has the column %r, whose name means something else to reward functions, so that they do not get it: "

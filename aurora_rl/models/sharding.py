@@ -78,7 +78,9 @@ def keep_together(model: nn.Module, *, is_fsdp: bool) -> Iterator[None]:
         model: the model whose `generate` is called.
         is_fsdp: whether FSDP has sharded it; otherwise nothing is done.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's calls that of the model in it
+    inner = (
+        model.get_base_model() if hasattr(model, "get_base_model") else model
+    )  # PEFT's calls that of the model in it
     if not is_fsdp or getattr(inner, "_is_fsdp_managed_module", False):
         yield
         return

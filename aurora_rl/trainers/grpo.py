@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.heads import Head
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.sharding import keep_together
-from aurora_rl.rewards import guard_reward_func, load_reward_func
+from aurora_rl.rewards import call_for_some_rows, guard_reward_func, load_reward_func
 from aurora_rl.rollout.base import RolloutSource, Turn
 from aurora_rl.rollout.transformers_source import TransformersSource
 from aurora_rl.rollout.vllm_source import VLLMSource
@@ -59,9 +59,12 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         model: the model from `models.loading.load_model`, with or without PEFT.
         reward_funcs: names (`"reward_fns.mask_iou:mask_iou_reward"`, `"path/to/mine.py:my_reward"`) or callables.
         args: the configuration.
-        encode: encoder that turns a sample into tensors; it holds the task.
+        encode: encoder that turns a sample into tensors; it holds the task, or those of several data sets.
+        reward_sets: whether each function is for a data set, by the set's name, in a run on several; it is for the
+            others if it reads their answers (`rewards.reads`).
         **kwargs: arguments of TRL's trainer: `train_dataset` (rows of `data.dataset.to_dataset`), `eval_dataset`,
-            `processing_class`, `peft_config`, `callbacks`, `optimizers`. `tools` and `environment_factory` are refused.
+            `processing_class`, `peft_config`, `callbacks`, `optimizers`; and `sets`, how the rows of several data sets
+            are mixed (`data.mixing.MixedSet`). `tools` and `environment_factory` are refused.
 
     Raises:
         ValueError: if tools or an environment are given, or the model lacks the task's head.
@@ -78,6 +81,7 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         args: AuroraGRPOConfig,
         *,
         encode: SampleEncoder,
+        reward_sets: Sequence[Mapping[str, bool]] | None = None,
         **kwargs: Any,
     ) -> None:
         if more_turns := [name for name in ("tools", "environment_factory") if kwargs.get(name)]:
@@ -87,6 +91,9 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         self._batch = RolloutBatch([])
         specs = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
         guarded = [guard_reward_func(load_reward_func(spec), timeout_s=args.reward_timeout_s) for spec in specs]
+        if kwargs.get("sets"):
+            pairs = zip(guarded, reward_sets or [{}] * len(guarded), strict=True)
+            guarded = [call_for_some_rows(func, is_for) for func, is_for in pairs]
         needs_copy = args.beta != 0.0 and not is_peft_model(model) and kwargs.get("peft_config") is None
         reference = frozen_copy(model, encode.family) if needs_copy else None
         # TRL's constructor would build a reference of a class it does not know, and an engine for images only.
@@ -220,10 +227,11 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
     ) -> torch.Tensor:
-        args, task = self.args, self.encode.task
+        args, task_of = self.args, self.encode.task_of
         batch_size = args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
         texts = [completion_text(completion) for completion in completions]
-        answers = tuple(map(task.parse, texts))
+        pairs = zip(self._batch.rows, texts, strict=True)
+        answers = tuple(task_of(row.sample).parse(text) for row, text in pairs)
         predictions = self._passes.predictions_of(self.model, self._batch, completion_ids_list, batch_size=batch_size)
         self._learn(answers=answers, predictions=predictions)
         if self.on_eval_rollouts is not None and not self.model.training:
@@ -235,7 +243,7 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         start = self.accelerator.process_index * len(rows)
         local = rewards_per_func[start : start + len(rows)]
         weights = self.reward_weights.to(local.device)
-        for name, metric in [*rollout_metrics(task, rows), *reward_metrics(rows, local, weights)]:
+        for name, metric in [*rollout_metrics(task_of, rows), *reward_metrics(rows, local, weights)]:
             self._log_metric(name, metric)
         return rewards_per_func
 

@@ -29,7 +29,9 @@ class WatchedMixin:
     )
     sample_rows: int = dataclasses.field(
         default=4,
-        metadata={"help": "Rows whose answers each evaluation shows in output_dir/samples and the tracker; 0 for none."},
+        metadata={
+            "help": "Rows whose answers each evaluation shows in output_dir/samples and the tracker; 0 for none."
+        },
     )
 
     def __post_init__(self) -> None:
