@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -116,6 +117,12 @@ def read_splits(root: AnyPath, columns: Mapping[str, str] | None = None) -> set[
     name = (columns or {}).get("split", "split")
     values = [record.get(name) for _, record in _records(find_manifest(root)) if isinstance(record, Mapping)]
     return {DEFAULT_SPLIT if is_missing(value) else str(value).strip() for value in values}
+
+
+def read_columns(path: Path) -> list[str]:
+    """Return the names of a manifest's columns: those of its first rows, as JSON lines may leave some out."""
+    records = [record for _, record in itertools.islice(_records(path), 100) if isinstance(record, Mapping)]
+    return list(dict.fromkeys(str(name) for record in records for name in record))
 
 
 def read_categories(root: AnyPath, split: str, columns: Mapping[str, str] | None = None) -> set[str]:

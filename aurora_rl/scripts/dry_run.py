@@ -342,8 +342,8 @@ def _show_cost(footprint: Footprint, number: int, what: str, device: torch.devic
     seconds = number * least_seconds(footprint.flops.total, peak)
     processes = footprint.launch.num_processes
     _say(
-        f"whole run: {number:,} {what}, at least {_short(seconds)} s, {_short(seconds / 3600 * processes)} GPU hours on "
-        f"{processes} GPU{'s' * (processes > 1)}\n"
+        f"whole run: {number:,} {what}, at least {_short(seconds)} s, "
+        f"{_short(seconds / 3600 * processes)} GPU hours on {processes} GPU{'s' * (processes > 1)}\n"
         f"  assumed: {'this GPU' if tflops else ASSUMED_GPU} at {UTILISATION:.0%} of {peak:g} TFLOP/s; evaluations, "
         "reading of files and the start are not counted; sampling takes longer, since memory bounds it\n"
         "dry run: nothing was trained or written"
