@@ -17,7 +17,7 @@ from aurora_rl.data.files import DatasetError
 from aurora_rl.data.ref_avs import METADATA_FILE
 from aurora_rl.files.existing import check_folder
 
-DESCRIPTION = """Check a folder in Ref-AVSBench's layout, or a manifest of own clips: the table and every file that it names.
+DESCRIPTION = """Check a folder in Ref-AVSBench's layout, or a manifest of own clips: the table and all files it names.
 
 Exit code 0: clean, 1: problems, 2: unusable arguments or path. Notes (rows of split TODO, duplicate rows, repeated
 uids: the official file has them) count as problems with --strict only."""

@@ -1,8 +1,8 @@
 """Find all problems of a manifest of own clips: each kind with the number of its rows, its first row and an advice.
 
-`load_clips` and `load_clip` stop at the first row that cannot be read, possibly hours into a run. `examine_clips` checks
-all rows beforehand by the same functions: it finds the files, decodes the sampled frames and the sounds, and reads the
-masks. `aurora-rl doctor clips.csv` is its command line.
+`load_clips` and `load_clip` stop at the first row that cannot be read, possibly hours into a run. `examine_clips`
+checks all rows beforehand by the same functions: it finds the files, decodes the sampled frames and the sounds, and
+reads the masks. `aurora-rl doctor clips.csv` is its command line.
 """
 
 from __future__ import annotations
@@ -226,9 +226,8 @@ def _count(findings: Iterable[_Finding]) -> tuple[Problem, ...]:
     for kind, text in findings:
         counts[kind] += 1
         first.setdefault(kind, text)
-    return tuple(
-        Problem(kind, counts[kind], first[kind], about) for kind, about in CLIP_PROBLEMS.items() if counts[kind]
-    )
+    found = [kind for kind in CLIP_PROBLEMS if counts[kind]]
+    return tuple(Problem(kind, counts[kind], first[kind], CLIP_PROBLEMS[kind]) for kind in found)
 
 
 def is_manifest(path: Path) -> bool:

@@ -270,9 +270,8 @@ def _report(rows: Sequence[MetadataRow], malformed: Sequence[str], *, findings: 
         for finding in source:
             counts[finding.kind] += 1
             first.setdefault(finding.kind, finding.text)
-    problems = tuple(
-        Problem(kind, counts[kind], first[kind], about) for kind, about in PROBLEM_KINDS.items() if counts[kind]
-    )
+    found = [kind for kind in PROBLEM_KINDS if counts[kind]]
+    problems = tuple(Problem(kind, counts[kind], first[kind], PROBLEM_KINDS[kind]) for kind in found)
     null_rows = [row for row in rows if row.is_null]
     by_split: dict[str, list[MetadataRow]] = {}
     for row in rows:
