@@ -42,10 +42,8 @@ def category_reward(
         Per completion 1.0 or 0.0, also where it claims nothing; None where the true category is not known.
     """
     parsed = read_answers(completions, answers)
-    return [
-        float(answers_category(answer, truth)) if truth else None
-        for answer, truth in zip(parsed, category, strict=True)
-    ]
+    pairs = zip(parsed, category, strict=True)
+    return [float(answers_category(answer, truth)) if truth else None for answer, truth in pairs]
 
 
 @reads(ParsedCompletion)

@@ -204,9 +204,8 @@ def check_truth(task: Task, samples: Iterable[AVSample]) -> None:
     for sample in samples:
         if not sample.has_gt_masks:
             raise DatasetError(
-                f"{_place(sample)} has no masks, but the task {task.name!r} is trained on "
-                "them: add its masks, drop the row or skip such rows by `skip_unlabelled: true`, or choose a task that is "
-                "answered in words"
+                f"{_place(sample)} has no masks, but the task {task.name!r} is trained on them: add its masks, drop "
+                "the row or all such rows by `skip_unlabelled: true`, or choose a task that is answered in words"
             )
 
 

@@ -278,8 +278,8 @@ def _check_columns(asked: Asked) -> None:
         return
     if not isinstance(columns, dict) or not all(isinstance(text, str) for pair in columns.items() for text in pair):
         raise ValueError(
-            f"{asked.called('columns')} is {columns!r}: expected names of a manifest's columns by their names here, such "
-            "as {reference: caption}"
+            f"{asked.called('columns')} is {columns!r}: expected names of a manifest's columns by their names here, "
+            "such as {reference: caption}"
         )
 
 

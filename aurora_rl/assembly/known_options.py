@@ -22,7 +22,7 @@ import yaml
 from aurora_rl.assembly.environment import check_environment
 from aurora_rl.assembly.options import OptionParser, new_names
 from aurora_rl.files.existing import check_file, did_you_mean
-from aurora_rl.files.packaged import find_config
+from aurora_rl.files.packaged import find_config, recipe_names
 from aurora_rl.files.plain import read_text_file
 
 FILE = Path(__file__).with_suffix(".json")
@@ -113,6 +113,9 @@ def read_config(path: str | Path, options: Options) -> dict[str, Any]:
     Raises:
         ValueError: if the file is missing or not a YAML mapping, or has a key or value that the options do not allow.
     """
+    if not Path(path).exists() and not Path(path).suffix:
+        hint = did_you_mean(str(path), recipe_names())
+        raise ValueError(f"--config {path} is neither a file nor a packaged recipe{hint}: see `aurora-rl recipes list`")
     content = read_yaml(path, name="--config", example="recipes/synthetic/evaluate.yaml")
     unknown = [str(name) for name in content if name != "env" and name not in options]
     for name in unknown:

@@ -18,6 +18,13 @@ from aurora_rl.assembly.known_options import SAVED_MASKS, Asked, options_of, rea
 from aurora_rl.cli.arguments import Commands, positive
 from aurora_rl.cli.checks import check_written_files
 from aurora_rl.cli.console import CLEAN, open_console, printable, refuse
+from aurora_rl.cli.launching import (
+    add_launch_arguments,
+    check_launch,
+    check_not_launched,
+    launch_script,
+    wants_launch,
+)
 from aurora_rl.evaluation.presets import find_preset
 from aurora_rl.files.existing import check_existing, check_file, check_writable_folder
 from aurora_rl.files.plain import parse_json, read_text_file
@@ -27,10 +34,11 @@ DESCRIPTION = """Score a model, or masks that any system saved, on a benchmark.
   aurora-rl evaluate --model DIR --data_root DIR --split test_s test_u --output_dir out
   aurora-rl evaluate --predictions DIR --data_root DIR --split test_s --output_dir out
 
-With a model, options of recipes/evaluate.py may follow, --config FILE among them. Predictions need no model: they are a
-folder of DIR/<row>.npz, DIR/<row>/<frame>.png or DIR/<row>.json (COCO), where <row> is a row's number, its id, or its
-clip; or one COCO file. Options of the data may follow, such as --benchmark; of Ref-AVSBench's layout only metadata.csv
-and gt_mask/ are read. Either way scores.json holds the numbers and results.jsonl a line a row; see docs/evaluation.md.
+With a model, options of recipes/evaluate.py may follow, --config FILE (or a packaged recipe's name) among them;
+--launch multi_gpu spreads the rows over several GPUs. Predictions need no model: they are a folder of DIR/<row>.npz,
+DIR/<row>/<frame>.png or DIR/<row>.json (COCO), where <row> is a row's number, its id, or its clip; or one COCO file.
+Options of the data may follow, such as --benchmark; of Ref-AVSBench's layout only metadata.csv and gt_mask/ are read.
+Either way scores.json holds the numbers and results.jsonl a line a row; see docs/evaluation.md.
 Exit code 0: scored, 2: unusable arguments, data or predictions."""
 
 
@@ -83,6 +91,7 @@ def register(commands: Commands) -> None:
         default="auto",
         help="what saved masks are named by: the row's number or its id; found out where no name can mean both",
     )
+    add_launch_arguments(parser, default="this process alone")
     parser.set_defaults(run=run, options=[])
 
 
@@ -102,7 +111,10 @@ def run(args: argparse.Namespace) -> int:
             asked = read_asked("recipes/evaluate.py", _recipe_words(args))
             find_preset(asked.get("preset", DEFAULT_PRESET))
             check_asked(asked)
+            if wants_launch(args) or asked.get("dry_run"):
+                return _launch(args, asked)
         else:
+            check_not_launched(args)
             _check_saved(args)
         check_written_files(args, "report")
         with contextlib.ExitStack() as stack:
@@ -123,6 +135,17 @@ def run(args: argparse.Namespace) -> int:
     if tables:
         print_scores(tables)
     return CLEAN
+
+
+def _launch(args: argparse.Namespace, asked: Asked) -> int:
+    """Score in several processes, or only try to, and return the exit code."""
+    if args.report:
+        raise ValueError(
+            "--report is written by one process: leave --launch out, or make it of the results afterwards by "
+            "`aurora-rl evaluate --results FILE --report FILE`"
+        )
+    check_launch(args.launch)
+    return launch_script("recipes/evaluate.py", _recipe_words(args), args, asked, several="multi_gpu")
 
 
 def _page_of(report: Path, dataset: str) -> Path:
