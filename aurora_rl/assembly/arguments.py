@@ -223,6 +223,18 @@ class DataArguments:
 
 
 @dataclasses.dataclass
+class DryRunArguments:
+    """Whether a run is only tried."""
+
+    dry_run: bool = dataclasses.field(
+        default=False,
+        metadata={
+            "help": "Try data, model and rewards, print the cost of the whole run, and stop; nothing is written."
+        },
+    )
+
+
+@dataclasses.dataclass
 class TargetArguments:
     """Targets of supervised fine-tuning, and the teacher whose features are distilled.
 

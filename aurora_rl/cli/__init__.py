@@ -26,6 +26,7 @@ from aurora_rl.cli import (
     evaluate,
     export,
     footprint,
+    init,
     recipes,
     run_script,
     segment,
@@ -37,6 +38,7 @@ from aurora_rl.cli.arguments import Commands
 from aurora_rl.cli.console import CLEAN
 
 SUB_COMMANDS = (
+    init,
     train,
     stages,
     run_script,
@@ -52,7 +54,7 @@ SUB_COMMANDS = (
 )
 #: Commands by what one wants to do, for the list that `aurora-rl` prints; others come last.
 GOALS = {
-    "look at data": ("doctor",),
+    "begin with clips of your own": ("doctor", "init"),
     "train": ("recipes", "footprint", "sft", "grpo", "stages", "run"),
     "score": ("evaluate", "compare"),
     "use a model": ("segment", "serve", "export"),

@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
             asked = read_asked("recipes/evaluate.py", _recipe_words(args))
             find_preset(asked.get("preset", DEFAULT_PRESET))
             check_asked(asked)
-            if wants_launch(args):
+            if wants_launch(args) or asked.get("dry_run"):
                 return _launch(args, asked)
         else:
             check_not_launched(args)
@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _launch(args: argparse.Namespace, asked: Asked) -> int:
-    """Score in several processes, and return their exit code."""
+    """Score in several processes, or only try to, and return the exit code."""
     if args.report:
         raise ValueError(
             "--report is written by one process: leave --launch out, or make it of the results afterwards by "

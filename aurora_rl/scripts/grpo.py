@@ -5,7 +5,7 @@ accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py --co
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from aurora_rl.assembly.arguments import DataArguments, ModelArguments, RewardArguments
+from aurora_rl.assembly.arguments import DataArguments, DryRunArguments, ModelArguments, RewardArguments
 from aurora_rl.assembly.benchmarks import load_training_splits
 from aurora_rl.assembly.data_sets import data_sets, main_set, mixed_sets, reward_sets
 from aurora_rl.assembly.encoder import assemble_encoder
@@ -15,6 +15,7 @@ from aurora_rl.data.dataset import to_dataset
 from aurora_rl.footprint import check_footprint
 from aurora_rl.logs import log_launch, setup_logging
 from aurora_rl.rewards import load_reward_func
+from aurora_rl.scripts.dry_run import try_grpo
 from aurora_rl.tasks.base import load_task
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
@@ -67,8 +68,6 @@ def train(
 
 def run() -> None:
     """Read the command line and run the script."""
-    main(
-        *RecipeParser(
-            (ModelArguments, DataArguments, RewardArguments, AuroraGRPOConfig), description=__doc__
-        ).parse_args_and_config()
-    )
+    kinds = (ModelArguments, DataArguments, RewardArguments, AuroraGRPOConfig, DryRunArguments)
+    *arguments, dry = RecipeParser(kinds, description=__doc__).parse_args_and_config()
+    (try_grpo if dry.dry_run else main)(*arguments)

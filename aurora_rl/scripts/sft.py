@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from aurora_rl.assembly.arguments import DataArguments, ModelArguments, TargetArguments
+from aurora_rl.assembly.arguments import DataArguments, DryRunArguments, ModelArguments, TargetArguments
 from aurora_rl.assembly.benchmarks import load_training_splits
 from aurora_rl.assembly.data_sets import data_sets, main_set, mixed_sets
 from aurora_rl.assembly.encoder import assemble_encoder
@@ -24,6 +24,7 @@ from aurora_rl.footprint import check_footprint
 from aurora_rl.logs import log_launch, setup_logging
 from aurora_rl.models.collate import SFTCollator
 from aurora_rl.models.teacher import Teacher
+from aurora_rl.scripts.dry_run import try_sft
 from aurora_rl.tasks.base import load_task
 from aurora_rl.trainers.resumable import alone_in_output
 from aurora_rl.trainers.sft import AuroraSFTTrainer
@@ -98,8 +99,6 @@ def train(
 
 def run() -> None:
     """Read the command line and run the script."""
-    main(
-        *RecipeParser(
-            (ModelArguments, DataArguments, TargetArguments, AuroraSFTConfig), description=__doc__
-        ).parse_args_and_config()
-    )
+    kinds = (ModelArguments, DataArguments, TargetArguments, AuroraSFTConfig, DryRunArguments)
+    *arguments, dry = RecipeParser(kinds, description=__doc__).parse_args_and_config()
+    (try_sft if dry.dry_run else main)(*arguments)
