@@ -101,9 +101,7 @@ class RunSamples(TrainerCallback):
                 if step > state.global_step or state.global_step == 0:
                     path.unlink(missing_ok=True)
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Find the answers, in all processes, and write them, in the main one."""
         found = gather_object([self._result(answer) for answer in self.source.take()])
         if not state.is_world_process_zero:
