@@ -6,10 +6,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from aurora_rl.rewards import reads
 from aurora_rl.tasks.base import Answer, completion_text
+from aurora_rl.tasks.completions import ParsedCompletion
 from aurora_rl.tasks.reference_segmentation import answers_category, read_answers
 
 
+@reads(ParsedCompletion)
 def category_reward(
     prompts: list[Any],
     completions: list[Any],
@@ -30,17 +33,20 @@ def category_reward(
     Args:
         prompts: not read.
         completions: text or chat messages.
-        category: the true category of each row, `"null"` where the reference points at nothing.
+        category: the true category of each row, `"null"` where the reference points at nothing, "" where it is not
+            known.
         answers: the completions as reference segmentation reads them; None to read them here.
         **columns: not read.
 
     Returns:
-        Per completion 1.0 or 0.0, never None: a completion that claims nothing is wrong.
+        Per completion 1.0 or 0.0, also where it claims nothing; None where the true category is not known.
     """
     parsed = read_answers(completions, answers)
-    return [float(answers_category(answer, truth)) for answer, truth in zip(parsed, category, strict=True)]
+    pairs = zip(parsed, category, strict=True)
+    return [float(answers_category(answer, truth)) if truth else None for answer, truth in pairs]
 
 
+@reads(ParsedCompletion)
 def authors_category_reward(
     prompts: list[Any], completions: list[Any], *, category: list[str], **columns: Any
 ) -> list[float | None]:
@@ -57,10 +63,11 @@ def authors_category_reward(
     The arguments are those of `category_reward`.
 
     Returns:
-        Per completion 0.0, 1.0 or 2.0, which is not in [0, 1]: give it half the weight of `category_reward`.
+        Per completion 0.0, 1.0 or 2.0, which is not in [0, 1]: give it half the weight of `category_reward`. None
+        where the true category is not known.
     """
     texts = [completion_text(completion) for completion in completions]
-    return [_authors_score(text, truth) for text, truth in zip(texts, category, strict=True)]
+    return [_authors_score(text, truth) if truth else None for text, truth in zip(texts, category, strict=True)]
 
 
 def _authors_score(text: str, truth: str) -> float:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run as a script, Python looks in this file's folder
     sys.path.append(str(ROOT))
 
-from aurora_rl.assembly.known_options import FILE, LIBRARIES  # noqa: E402
+from aurora_rl.assembly.known_options import FILE, LIBRARIES, SAVED_MASKS  # noqa: E402
 from aurora_rl.evaluation.ablations import ABLATIONS  # noqa: E402
 from aurora_rl.models.heads import HEADS  # noqa: E402
 from aurora_rl.models.heads.segmenters import SEGMENTERS  # noqa: E402
@@ -47,7 +47,8 @@ def known_options() -> dict[str, Any]:
             classes[cls.__name__] = _options([action for action in parser._actions if action.dest in hints], hints)
     return {
         "versions": {library: importlib.metadata.version(library) for library in LIBRARIES},
-        "scripts": {script: [cls.__name__ for cls in parser.dataclass_types] for script, parser in parsers.items()},
+        "scripts": {script: [cls.__name__ for cls in parser.dataclass_types] for script, parser in parsers.items()}
+        | {SAVED_MASKS: ["DataArguments"]},
         "names": {"segmenter": [*SEGMENTERS], "head": [*HEADS], "ablations": [*ABLATIONS]},
         "classes": classes,
     }

@@ -99,7 +99,10 @@ class DataArguments:
     `max_pixels` or `use_audio_in_video`, the value is that of the checkpoint's training (`assembly.parser`).
 
     Attributes:
-        data_root: folder of the benchmark, for Ref-AVSBench the one with metadata.csv, media/ and gt_mask/.
+        data: several data sets instead of one, a list of mappings with the options that follow and `name`, `share` and
+            others of `assembly.data_sets.ENTRY_KEYS`; what an entry leaves out has the value given here.
+        data_root: folder of the benchmark, for Ref-AVSBench the one with metadata.csv, media/ and gt_mask/; for own
+            clips the manifest, or its folder.
         benchmark: name of the benchmark, a key of `assembly.benchmarks.LOADERS`, or a loader of one's own as
             `package.module:load` or `path/to/mine.py:load` (`assembly.own_loader`).
         train_split: split to train on.
@@ -109,10 +112,16 @@ class DataArguments:
             compared on the same rows.
         chains: JSONL with chains of thought, keyed by uid and row; relative to `data_root`.
         reflections: JSONL with chains that went wrong and their corrections, from `data_prep/correct_cot.py`.
-        fps: frames a second of the stored frames; Ref-AVSBench alone needs it, the other benchmarks fix or tell it.
+        fps: frames a second of Ref-AVSBench's stored frames, and those that are sampled of own videos; the other
+            benchmarks fix or tell it.
         num_frames: number of frames that a clip of Ref-AVSBench must have, None for any; largest number of evenly
-            spaced frames that are taken from a clip of OmniAVS, None for all; AVSBench fixes it.
-        mask_cache: folder for OmniAVS's masks as PNG files.
+            spaced frames that are taken from a clip of OmniAVS or an own clip, None for all; AVSBench fixes it.
+        columns: own manifest's names of columns by the names that `data.manifest_rows` knows, for example
+            `{reference: caption}`.
+        skip_unlabelled: whether rows without true masks are left out; otherwise they are an error where masks are
+            trained or own clips are scored.
+        mask_cache: folder for masks as PNG files, of OmniAVS and of own clips; None for the usual folder of own clips.
+        frame_cache: folder for decoded frames of own videos; None to decode a video whenever its clip is read.
         media_cache: folder for the unpacked media of `hf_dataset`.
         task: what is asked about a clip and how it is judged, a class derived from `tasks.base.Task`, as
             `package.module:Name` or `path/to/mine.py:Name`.
@@ -125,12 +134,14 @@ class DataArguments:
         embedding_cache: folder for the frozen image encoder's embeddings; needed to train `sam` and `sam2` decoders.
     """
 
-    data_root: str = dataclasses.field(metadata={"help": "Folder that holds the benchmark."})
+    data_root: str = dataclasses.field(
+        default="", metadata={"help": "Folder that holds the benchmark, or the manifest of clips."}
+    )
     benchmark: str = dataclasses.field(
         default="ref_avs",
         metadata={
-            "help": "Name of the benchmark: ref_avs, avsbench_s4, avsbench_ms3, avsbench_avss, omni_avs, hf_dataset or "
-            "questions; or a loader of your own as 'path/to/mine.py:load'."
+            "help": "Name of the benchmark: ref_avs, avsbench_s4, avsbench_ms3, avsbench_avss, omni_avs, hf_dataset, "
+            "questions or clips; or a loader of your own as 'path/to/mine.py:load'."
         },
     )
     train_split: str = dataclasses.field(default="train", metadata={"help": "Split that is trained on."})
@@ -149,10 +160,21 @@ class DataArguments:
     reflections: str | None = dataclasses.field(
         default=None, metadata={"help": "JSONL file with wrong chains and their corrections."}
     )
-    fps: float = dataclasses.field(default=1.0, metadata={"help": "Stored frames for each second of a clip."})
-    num_frames: int | None = dataclasses.field(default=10, metadata={"help": "Number of frames that a clip must have."})
+    fps: float = dataclasses.field(default=1.0, metadata={"help": "Frames for each second of a clip."})
+    num_frames: int | None = dataclasses.field(
+        default=10, metadata={"help": "Number of frames that a clip must have, or has at most (omni_avs, clips)."}
+    )
+    columns: dict | None = dataclasses.field(
+        default=None, metadata={"help": "Names of a manifest's columns, such as {reference: caption}."}
+    )
+    skip_unlabelled: bool = dataclasses.field(
+        default=False, metadata={"help": "Leave out rows whose true masks are not known."}
+    )
     mask_cache: str | None = dataclasses.field(
-        default=None, metadata={"help": "Folder for OmniAVS's masks as PNG files."}
+        default=None, metadata={"help": "Folder for masks of omni_avs and clips as PNG files."}
+    )
+    frame_cache: str | None = dataclasses.field(
+        default=None, metadata={"help": "Folder to keep the decoded frames of videos in."}
     )
     media_cache: str | None = dataclasses.field(
         default=None, metadata={"help": "Folder to unpack the media of hf_dataset into."}
@@ -179,6 +201,10 @@ class DataArguments:
     embedding_cache: str | None = dataclasses.field(
         default=None, metadata={"help": "Folder for the embeddings of the frozen image encoder."}
     )
+    data: list[dict] | None = dataclasses.field(
+        default=None,
+        metadata={"help": "Several data sets instead of one, a list in a YAML file (docs/mixing_data.md)."},
+    )
 
     def asked_instruction(self) -> str:
         """Return the user's text for a clip: the one that is given, or the task's own."""
@@ -187,10 +213,25 @@ class DataArguments:
     def to_record(self) -> dict[str, Any]:
         """Return the arguments as files record them that a run resumes.
 
-        The instruction is written out, and the usual task is left out, so that records of earlier versions are equal.
+        The instruction is written out, and the usual task and newer options at their defaults are left out, so that
+        records of earlier versions are equal. A cache of frames changes no result.
         """
         fields = {**dataclasses.asdict(self), "instruction": self.asked_instruction()}
-        return {k: v for k, v in fields.items() if k != "task" or v != REFERENCE_SEGMENTATION}
+        del fields["frame_cache"]
+        usual = {"task": REFERENCE_SEGMENTATION, "columns": None, "skip_unlabelled": False, "data": None}
+        return {k: v for k, v in fields.items() if k not in usual or v != usual[k]}
+
+
+@dataclasses.dataclass
+class DryRunArguments:
+    """Whether a run is only tried."""
+
+    dry_run: bool = dataclasses.field(
+        default=False,
+        metadata={
+            "help": "Try data, model and rewards, print the cost of the whole run, and stop; nothing is written."
+        },
+    )
 
 
 @dataclasses.dataclass

@@ -8,13 +8,17 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from aurora_rl.assembly.arguments import DataArguments
+from aurora_rl.assembly.data_sets import data_sets, main_set, only_set
 from aurora_rl.assembly.own_loader import is_own_loader, load_by_name, takes_option
 from aurora_rl.data import hf_dataset, ref_avs
 from aurora_rl.data.avsbench import load_avsbench_avss, load_avsbench_ms3, load_avsbench_s4
 from aurora_rl.data.chains import ChainFile, add_reflections
+from aurora_rl.data.clips import load_clips, without_unlabelled
 from aurora_rl.data.draw import draw_over_clips
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.hf_dataset import load_hf_dataset
+from aurora_rl.data.manifest import read_categories as read_clip_categories
+from aurora_rl.data.manifest import read_splits
 from aurora_rl.data.omni_avs import load_omni_avs
 from aurora_rl.data.questions import load_questions
 from aurora_rl.data.ref_avs import find_test_splits, load_ref_avs
@@ -31,14 +35,23 @@ def load_split(args: DataArguments, split: str) -> list[AVSample]:
         ValueError: if the benchmark is unknown, the `mask_cache` or `media_cache` that it needs is not set, or the
             task has no chains of thought.
     """
+    args = only_set(args)
     task = load_task(args.task)
-    chains = None if args.chains is None else task.chain_file(Path(args.data_root) / args.chains)
+    chains = None if args.chains is None else task.chain_file(folder_of(args.data_root) / args.chains)
     samples = _loader(args.benchmark)(args, split, chains)
     if args.reflections is not None:
         samples = add_reflections(samples, task.chain_file(args.reflections))
+    if args.skip_unlabelled and task.head is not None:
+        samples = without_unlabelled(samples)
     if args.use_audio_in_video:
         samples = [dataclasses.replace(sample, use_audio_in_video=True) for sample in samples]
     return samples
+
+
+def folder_of(data_root: str | Path) -> Path:
+    """Return the folder that paths are relative to: `data_root`, or the folder of the file that it names."""
+    root = Path(data_root)
+    return root.parent if root.is_file() else root
 
 
 def _loader(benchmark: str) -> Callable[[DataArguments, str, ChainFile | None], list[AVSample]]:
@@ -92,6 +105,16 @@ LOADERS: dict[str, Callable[[DataArguments, str, ChainFile | None], list[AVSampl
     "omni_avs": _load_omni_avs,
     "hf_dataset": _load_hf_dataset,
     "questions": _load_questions,
+    "clips": lambda args, split, chains: load_clips(
+        args.data_root,
+        split,
+        fps=args.fps,
+        num_frames=args.num_frames,
+        columns=args.columns,
+        mask_cache=args.mask_cache,
+        frame_cache=args.frame_cache,
+        chains=chains,
+    ),
 }
 
 
@@ -101,8 +124,19 @@ def list_test_splits(args: DataArguments) -> list[str]:
     Raises:
         DatasetError: if there are none.
     """
+    if args.benchmark == "clips":
+        return _test_splits(read_splits(args.data_root, args.columns), args.data_root)
     # The other benchmarks have one; if a data set has other splits, its loader's error names them.
     return find_test_splits(args.data_root) if args.benchmark == "ref_avs" else ["test"]
+
+
+def _test_splits(splits: set[str], root: str) -> list[str]:
+    found = sorted(split for split in splits if split.startswith("test"))
+    if not found:
+        raise DatasetError(
+            f"{root} has no split that begins with test: name one or more of {sorted(splits)} by `split`"
+        )
+    return found
 
 
 def find_train_categories(args: DataArguments) -> set[str]:
@@ -110,9 +144,11 @@ def find_train_categories(args: DataArguments) -> set[str]:
 
     The set is empty if the benchmark has no unseen split, or no training split beside it.
     """
-    if args.benchmark not in CATEGORY_READERS:
+    if args.benchmark not in CATEGORY_READERS and args.benchmark != "clips":
         return set()
     try:
+        if args.benchmark == "clips":
+            return read_clip_categories(args.data_root, args.train_split, args.columns) - {NULL_CATEGORY}
         return CATEGORY_READERS[args.benchmark](args.data_root, args.train_split) - {NULL_CATEGORY}
     except DatasetError as error:
         logger.info("new and seen categories are not told apart: %s", error)
@@ -128,10 +164,26 @@ CATEGORY_READERS: dict[str, Callable[[str, str], set[str]]] = {
 def load_training_splits(args: DataArguments) -> tuple[list[AVSample], list[AVSample]]:
     """Load the samples to train on, and those to evaluate on during training; none if the arguments name no split.
 
+    Of several data sets the rows follow one another, and each knows its set's name.
+
     Raises:
         ValueError: if `load_split` or `draw_over_clips` refuses the arguments, or `check_truth` or `check_same_media` a
             row.
     """
+    sets = data_sets(args)
+    main_set(sets)  # refuses tasks that do not go together
+    train_samples, eval_samples = [], []
+    for each in sets:
+        to_train, to_evaluate = _training_splits_of(each.args)
+        train_samples += [dataclasses.replace(sample, dataset=each.name) for sample in to_train]
+        eval_samples += [dataclasses.replace(sample, dataset=each.name) for sample in to_evaluate]
+    if args.data is not None:
+        check_same_media(eval_samples)  # a batch may hold rows of two sets; those to train on are mixed by kind
+    return train_samples, eval_samples
+
+
+def _training_splits_of(args: DataArguments) -> tuple[list[AVSample], list[AVSample]]:
+    """Load the samples of one data set, as `load_training_splits` does."""
     train_samples = load_split(args, args.train_split)
     eval_samples = load_split(args, args.eval_split) if args.eval_split else []
     # The best checkpoint is chosen on these samples.
@@ -152,8 +204,24 @@ def check_truth(task: Task, samples: Iterable[AVSample]) -> None:
     for sample in samples:
         if not sample.has_gt_masks:
             raise DatasetError(
-                f"{_place(sample)} has no masks, but the task {task.name!r} is trained on "
-                "them: add `mask_paths`, drop the row, or choose a task that is answered in words"
+                f"{_place(sample)} has no masks, but the task {task.name!r} is trained on them: add its masks, drop "
+                "the row or all such rows by `skip_unlabelled: true`, or choose a task that is answered in words"
+            )
+
+
+def check_scorable(args: DataArguments, samples: Iterable[AVSample]) -> None:
+    """Check that own clips have the masks that are scored; the rows of other benchmarks are scored as far as they can.
+
+    Raises:
+        DatasetError: naming the first row without.
+    """
+    if args.benchmark != "clips" or load_task(args.task).head is None:
+        return
+    for sample in samples:
+        if not sample.has_gt_masks:
+            raise DatasetError(
+                f"{_place(sample)} has no masks to score against: add them, leave such rows out by `skip_unlabelled: "
+                "true`, or predict their masks by `aurora-rl segment`"
             )
 
 
@@ -168,7 +236,7 @@ def check_same_media(samples: Sequence[AVSample]) -> None:
         has = "frames" if other.num_frames else "no frames"
         raise DatasetError(
             f"{_place(other)} has {has}, unlike the rows before it: train on rows with frames and on rows of sound "
-            "alone one after the other, as two data sets"
+            "alone as two data sets, which one run may mix by `data`"
         )
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from aurora_rl.assembly.arguments import DataArguments
-from aurora_rl.assembly.known_options import Asked, names_of, options_of, read_asked
+from aurora_rl.assembly.data_sets import entry_options, read_entries
+from aurora_rl.assembly.known_options import SAVED_MASKS, Asked, check_value, names_of, options_of, read_asked
 from aurora_rl.assembly.object_names import check_object
 from aurora_rl.assembly.trackers import check_trackers
 from aurora_rl.data.splits import SPLIT_READERS, list_splits
@@ -22,6 +23,7 @@ from aurora_rl.endpoint.addresses import check_address, check_host
 from aurora_rl.endpoint.arguments import EndpointArguments
 from aurora_rl.files.existing import (
     UnusablePathError,
+    check_existing,
     check_file,
     check_folder,
     check_writable_file,
@@ -53,6 +55,7 @@ SPLIT_KEYS: dict[str, Mapping[str, str | None]] = {
     "data_prep/generate_cot.py": {"split": "train"},
     "data_prep/correct_cot.py": {},  # the mistakes name theirs
     "data_prep/to_hf_dataset.py": {"split": None},
+    SAVED_MASKS: {},
 }
 #: Values that a script needs although its parser does not, with what they name.
 NEEDED = {
@@ -60,8 +63,10 @@ NEEDED = {
     "data_prep/cache_features.py": {"embedding_cache": "the folder to fill"},
     "data_prep/teacher_features.py": {"teacher_features": "the file to fill", "teacher": "the model that fills it"},
 }
+#: Scripts that read several data sets, which `data` names.
+SEVERAL_SETS = ("recipes/sft.py", "recipes/grpo.py", "recipes/evaluate.py", "data_prep/teacher_features.py")
 READ_FILES = ("reflections", "mistakes", "gold")
-WRITTEN_FOLDERS = ("output_dir", "embedding_cache", "mask_cache", "media_cache")
+WRITTEN_FOLDERS = ("output_dir", "embedding_cache", "mask_cache", "media_cache", "frame_cache")
 WRITTEN_FILES = ("teacher_features", "output")
 #: Outputs that one run at a time may write: of most scripts, and of those that only read the usual ones' names.
 HELD = ("output_dir", "output")
@@ -243,7 +248,14 @@ def check_benchmark(benchmark: str, *, name: str) -> None:
         raise ValueError(f"{name} is {benchmark!r}: {known}, or write 'path/to/mine.py:load' for a loader of your own")
 
 
-def check_splits(benchmark: str, root: str | Path, splits: Sequence[str], *, name: str) -> None:
+def check_splits(
+    benchmark: str,
+    root: str | Path,
+    splits: Sequence[str],
+    *,
+    name: str,
+    columns: Mapping[str, str] | None = None,
+) -> None:
     """Check that a benchmark's folder has some splits.
 
     Args:
@@ -251,31 +263,69 @@ def check_splits(benchmark: str, root: str | Path, splits: Sequence[str], *, nam
         root: folder of the benchmark.
         splits: names of the splits.
         name: name of the option or key, for the error.
+        columns: a manifest's own names of columns by the usual ones.
 
     Raises:
         ValueError: if a split is missing; the error names the existing ones.
     """
-    there = list_splits(benchmark, root)
+    there = list_splits(benchmark, root, columns)
     for split in splits:
         if split not in there:
             hint = did_you_mean(split, there)
             raise ValueError(f"{name}: {root} has no split {split!r}: choose from {', '.join(there)}{hint}")
 
 
+def _check_columns(asked: Asked) -> None:
+    columns = asked.get("columns")
+    if columns is None:
+        return
+    if not isinstance(columns, dict) or not all(isinstance(text, str) for pair in columns.items() for text in pair):
+        raise ValueError(
+            f"{asked.called('columns')} is {columns!r}: expected names of a manifest's columns by their names here, "
+            "such as {reference: caption}"
+        )
+
+
 def _check_data(asked: Asked) -> None:
+    """Check the data set of a run, or each of several; errors as in `check_asked`."""
+    if asked.get("data") is None:
+        _check_data_set(asked)
+        return
+    if asked.script not in SEVERAL_SETS:
+        raise ValueError(f"{asked.called('data')}: {asked.script} reads one data set: give its benchmark and data_root")
+    for number, entry in enumerate(read_entries(asked.get("data"), name=asked.called("data"))):
+        place = f"{asked.called('data')}[{number}]"
+        known = {name: option for name, option in options_of(asked.script).items() if name in entry}
+        for name, option in known.items():
+            check_value(entry[name], option, name=f"{place}: {name}")
+        own = {name: value for name, value in entry.items() if name in ("split", "target", "preset")}
+        values = {**asked.values, **entry_options(entry, asked.values), **own}
+        of_entry = dataclasses.replace(asked, values=values, from_config=asked.from_config | set(entry), config=place)
+        check_numbers(of_entry)
+        _check_data_set(of_entry)
+        check_object(str(of_entry.get("task", DataArguments.task)), name=f"{place}: task", what="task")
+        for name in set(WRITTEN_FOLDERS) - {"output_dir"}:
+            if entry.get(name) is not None:
+                check_writable_folder(entry[name], name=f"{place}: {name}")
+
+
+def _check_data_set(asked: Asked) -> None:
     root = str(asked.get("data_root"))
     benchmark = asked.get("benchmark", DataArguments.benchmark)
     check_benchmark(benchmark, name=asked.called("benchmark"))
     if asked.get("verify") and not asked.get("drop_damaged"):
         return  # of a cache alone
     if ":" not in benchmark:  # a loader of one's own is handed whatever it understands, and names its own splits
-        check_folder(root, name=asked.called("data_root"))
+        (check_existing if benchmark == "clips" else check_folder)(root, name=asked.called("data_root"))
+        _check_columns(asked)
         keys = SPLIT_KEYS[asked.script]
         for name, default in ({"split": None} if asked.get("split") else keys).items():
-            check_splits(benchmark, root, _as_list(asked.get(name, default)), name=asked.called(name))
+            splits = _as_list(asked.get(name, default))
+            check_splits(benchmark, root, splits, name=asked.called(name), columns=asked.get("columns"))
     makes_chains = _asks_endpoint(asked)  # a stage's config may name the very files that are made
     if asked.get("chains") is not None and not makes_chains:
-        check_file(Path(root) / asked.get("chains"), name=asked.called("chains"))
+        folder = Path(root).parent if os.path.isfile(root) else Path(root)
+        check_file(folder / asked.get("chains"), name=asked.called("chains"))
     for name in READ_FILES:
         if asked.get(name) is not None and not (makes_chains and name == "reflections"):
             check_file(asked.get(name), name=asked.called(name))

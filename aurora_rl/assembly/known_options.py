@@ -13,7 +13,7 @@ import functools
 import importlib.metadata
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,13 +22,17 @@ import yaml
 from aurora_rl.assembly.environment import check_environment
 from aurora_rl.assembly.options import OptionParser, new_names
 from aurora_rl.files.existing import check_file, did_you_mean
+from aurora_rl.files.packaged import find_config, recipe_names
 from aurora_rl.files.plain import read_text_file
 
 FILE = Path(__file__).with_suffix(".json")
 #: Libraries whose classes ours inherit options from.
 LIBRARIES = ("transformers", "trl")
+#: What `aurora-rl evaluate --predictions` reads beside its own options: those of the data.
+SAVED_MASKS = "aurora-rl evaluate --predictions"
 #: Scripts that read a recipe's config, of whose keys only their own count.
-READ_ANY_KEY = ("data_prep/cache_features.py", "data_prep/to_hf_dataset.py")
+READ_ANY_KEY = ("data_prep/cache_features.py", "data_prep/to_hf_dataset.py", SAVED_MASKS)
+NULL = "null"  # as a value on the command line, it unsets a key of the YAML file
 TRUE, FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")  # as transformers reads them
 
 Options = Mapping[str, Mapping[str, Any]]
@@ -73,11 +77,15 @@ def read_asked(script: str, words: Sequence[str]) -> Asked:
     """
     options = options_of(script)
     config, rest = _split_config(words)
+    rest, unset = split_nulls(rest, options)
     known = {**options_of(), **options} if script in READ_ANY_KEY else options
     content = {} if config is None else read_config(config, known)
-    content = {name: value for name, value in content.items() if name in options}
+    content = {name: value for name, value in content.items() if name in options and name not in unset}
     typed = _read_words(rest, options, given=content)
-    return Asked(script, {**content, **typed}, config, frozenset(content) - frozenset(typed))
+    values = {**content, **typed}
+    if "data_root" in options and values.get("data_root") is values.get("data") is None:
+        raise ValueError("the following arguments are required: --data_root (or data, several data sets in --config)")
+    return Asked(script, values, config, frozenset(content) - frozenset(typed))
 
 
 def options_of(*scripts: str) -> Options:
@@ -105,6 +113,9 @@ def read_config(path: str | Path, options: Options) -> dict[str, Any]:
     Raises:
         ValueError: if the file is missing or not a YAML mapping, or has a key or value that the options do not allow.
     """
+    if not Path(path).exists() and not Path(path).suffix:
+        hint = did_you_mean(str(path), recipe_names())
+        raise ValueError(f"--config {path} is neither a file nor a packaged recipe{hint}: see `aurora-rl recipes list`")
     content = read_yaml(path, name="--config", example="recipes/synthetic/evaluate.yaml")
     unknown = [str(name) for name in content if name != "env" and name not in options]
     for name in unknown:
@@ -117,7 +128,7 @@ def read_config(path: str | Path, options: Options) -> dict[str, Any]:
         check_environment(content["env"], config=str(path))
     for name, value in content.items():
         if name in options:
-            _check_value(value, options[name], name=f"{path}: {name}")
+            check_value(value, options[name], name=f"{path}: {name}")
     return {name: _typed(value, options.get(name)) for name, value in content.items() if name != "env"}
 
 
@@ -159,7 +170,39 @@ def _split_config(words: Sequence[str]) -> tuple[str | None, list[str]]:
     index = rest.index("--config")
     if len(rest) == index + 1:
         raise ValueError("--config names no file: give a YAML file after it")
-    return rest[index + 1], rest[:index] + rest[index + 2 :]
+    return find_config(rest[index + 1]), rest[:index] + rest[index + 2 :]
+
+
+def split_nulls(words: Sequence[str], names: Collection[str]) -> tuple[list[str], set[str]]:
+    """Split `--key null` from a command line: the option has the value that `key: null` gives it in a YAML file.
+
+    Args:
+        words: words of the command line.
+        names: names of the options.
+
+    Returns:
+        The other words, and the names of the options that are null; of an option that is given twice, the last counts.
+    """
+    rest: list[str] = []
+    nulls: set[str] = set()
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        option, equals, value = word.partition("=")
+        name = option.removeprefix("--").replace("-", "_") if option.startswith("--") else ""
+        if name not in names:
+            rest.append(word)
+        elif value == NULL or (not equals and left[:1] == [NULL] and _is_last_value(left)):
+            nulls.add(name)
+            del left[: 0 if equals else 1]
+        else:
+            nulls.discard(name)
+            rest.append(word)
+    return rest, nulls
+
+
+def _is_last_value(words: Sequence[str]) -> bool:
+    return len(words) == 1 or words[1].startswith("--")
 
 
 class _Parser(OptionParser):
@@ -224,8 +267,17 @@ KINDS: dict[str, Callable[[str], Any]] = {"int": int, "float": _number, "bool": 
 EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 
 
-def _check_value(value: Any, option: Mapping[str, Any], *, name: str) -> None:
-    """Refuse a YAML value of the wrong type for its option; null leaves the option unset."""
+def check_value(value: Any, option: Mapping[str, Any], *, name: str) -> None:
+    """Refuse a YAML value of the wrong type for its option; null leaves the option unset.
+
+    Args:
+        value: the value.
+        option: the option, as `options_of` describes it.
+        name: name of the key, for the error.
+
+    Raises:
+        ValueError: if it has another type.
+    """
     if value is None:
         return
     if option.get("nargs") != "+" or (option.get("may_be_text") and isinstance(value, str)):

@@ -103,9 +103,9 @@ def _problem_of(sample: AVSample) -> str | None:
             return f"with {name} {value!r}: expected {_FIELDS[name]}"
     if not 0 < sample.fps < math.inf:
         return f"with fps {sample.fps!r}: expected a positive number of frames a second"
-    if len(sample.mask_paths) not in (0, len(sample.frame_paths)) and sample.frame_paths:
+    if len(sample.mask_paths) not in (0, sample.num_frames) and sample.num_frames:
         return (
-            f"with {len(sample.mask_paths)} masks for {len(sample.frame_paths)} frames: give a mask a frame, '' for a "
+            f"with {len(sample.mask_paths)} masks for {sample.num_frames} frames: give a mask a frame, '' for a "
             "frame that is not annotated, or none at all"
         )
     return None

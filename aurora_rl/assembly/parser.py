@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import logging
 import sys
+import typing
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,7 +15,9 @@ import yaml
 from trl import TrlParser
 
 from aurora_rl.assembly.environment import set_environment
+from aurora_rl.assembly.known_options import split_nulls
 from aurora_rl.assembly.options import OptionParser, new_names
+from aurora_rl.files.packaged import find_config
 from aurora_rl.files.plain import read_text_file
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.loading import saved_clip_options
@@ -38,6 +41,9 @@ class ConfigParser(OptionParser, TrlParser):
     def __init__(self, dataclass_types: Iterable[Any], **options: Any) -> None:
         usage = "%(prog)s [--config FILE] [--OPTION VALUE ...]"
         super().__init__(tuple(dataclass_types), **{"usage": usage, **options})
+        #: Whether an option's value may be None, by the option's name.
+        self._may_be_none = {name: may for cls in self.dataclass_types for name, may in _optional_fields(cls).items()}
+        self._nulls: set[str] = set()
         self.add_argument(
             "--config",
             default=argparse.SUPPRESS,
@@ -63,10 +69,19 @@ class ConfigParser(OptionParser, TrlParser):
             for word in (sys.argv[1:] if args is None else args)
             for part in (word.split("=", 1) if word.startswith("--config=") else [word])
         ]
-        for flag, path in zip(words, words[1:], strict=False):
+        for index, flag in enumerate(words[:-1]):
             if flag == "--config":
-                self._check_config(path)
+                words[index + 1] = find_config(words[index + 1])
+                self._check_config(words[index + 1])
+        words, self._nulls = split_nulls(words, self._may_be_none)
+        super().set_defaults_with_config(**{name: None for name in self._nulls if self._may_be_none[name]})
         return super().parse_args_and_config(words, *options, **more)
+
+    def set_defaults_with_config(self, **content: Any) -> list[str]:
+        """Set defaults as TRL does from a YAML file; null leaves an option unset whose value may not be None."""
+        kept = {name: None if name in self._nulls else value for name, value in content.items()}
+        kept = {name: value for name, value in kept.items() if value is not None or self._may_be_none.get(name, True)}
+        return super().set_defaults_with_config(**kept)
 
     def _check_config(self, path: str) -> None:
         content = yaml.safe_load(read_text_file(path))
@@ -86,6 +101,12 @@ class ConfigParser(OptionParser, TrlParser):
             action.option_strings = [option for option in action.option_strings if "-" not in option.lstrip("-")]
             if action.option_strings == [f"--no_{action.dest}"]:
                 action.help = f"set --{action.dest} to false"
+
+
+def _optional_fields(cls: type) -> dict[str, bool]:
+    """Return whether the value of each field may be None."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: type(None) in typing.get_args(hints[field.name]) for field in dataclasses.fields(cls)}
 
 
 def own_fields(cls: type) -> list[dataclasses.Field]:

@@ -101,6 +101,8 @@ def chain_messages(sample: AVSample, media: MediaArguments, *, wrong: str | None
 
 def chain_schema(categories: Sequence[str], limits: ChainLimits) -> dict[str, Any]:
     """Make the JSON schema of a reply: three steps of limited length, and one of the categories."""
+    if "" in categories:
+        raise ValueError("a row has no category, which its chain of thought must lead to: add the column `category`")
     step = {"type": "string", "minLength": 1, "maxLength": limits.max_step_chars}
     properties = {name: step for name in REASONING_STEPS} | {CATEGORY_KEY: {"type": "string", "enum": [*categories]}}
     return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}

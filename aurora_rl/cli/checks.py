@@ -9,6 +9,7 @@ from pathlib import Path
 from aurora_rl.assembly.early import check_family, check_model
 from aurora_rl.assembly.known_options import options_of, read_config
 from aurora_rl.files.existing import check_writable_file
+from aurora_rl.files.packaged import find_config
 
 #: Devices as torch calls them.
 DEVICE = re.compile(r"(cpu|cuda|hpu|mps|npu|xla|xpu)(:\d+)?")
@@ -25,7 +26,7 @@ def check_pipeline_arguments(args: argparse.Namespace) -> None:
         check_model(args.box_prompts, name="--box_prompts")
     check_family(args.family, name="--family")
     if args.config is not None:
-        read_config(args.config, options_of())
+        read_config(find_config(str(args.config)), options_of())
     if args.device is not None and not DEVICE.fullmatch(args.device):
         raise ValueError(f"--device is {args.device!r}: expected a device such as cpu, cuda or cuda:1")
 

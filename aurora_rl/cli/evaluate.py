@@ -14,27 +14,42 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from aurora_rl.assembly.early import check_asked, check_splits
-from aurora_rl.assembly.known_options import read_asked
+from aurora_rl.assembly.known_options import SAVED_MASKS, Asked, options_of, read_asked
 from aurora_rl.cli.arguments import Commands, positive
 from aurora_rl.cli.checks import check_written_files
 from aurora_rl.cli.console import CLEAN, open_console, printable, refuse
+from aurora_rl.cli.launching import (
+    add_launch_arguments,
+    check_launch,
+    check_not_launched,
+    launch_script,
+    wants_launch,
+)
 from aurora_rl.evaluation.presets import find_preset
-from aurora_rl.files.existing import check_existing, check_file, check_folder, check_writable_folder
+from aurora_rl.files.existing import check_existing, check_file, check_writable_folder
+from aurora_rl.files.plain import parse_json, read_text_file
 
 DESCRIPTION = """Score a model, or masks that any system saved, on a benchmark.
 
   aurora-rl evaluate --model DIR --data_root DIR --split test_s test_u --output_dir out
   aurora-rl evaluate --predictions DIR --data_root DIR --split test_s --output_dir out
 
-With a model, options of recipes/evaluate.py may follow, --config FILE among them. Predictions are DIR/<row>.npz (probs
-or logits) or DIR/<row>/<frame>.png; they need no model, and of the benchmark only metadata.csv and gt_mask/. Either way
-scores.json holds the numbers and results.jsonl a line a row; see docs/evaluation.md. Exit code 0: scored, 2: unusable
-arguments, data or predictions."""
+With a model, options of recipes/evaluate.py may follow, --config FILE (or a packaged recipe's name) among them;
+--launch multi_gpu spreads the rows over several GPUs. Predictions need no model: they are a folder of DIR/<row>.npz,
+DIR/<row>/<frame>.png or DIR/<row>.json (COCO), where <row> is a row's number, its id, or its clip; or one COCO file.
+Options of the data may follow, such as --benchmark; of Ref-AVSBench's layout only metadata.csv and gt_mask/ are read.
+Either way scores.json holds the numbers and results.jsonl a line a row; see docs/evaluation.md.
+Exit code 0: scored, 2: unusable arguments, data or predictions."""
 
 
-DEFAULT_PRESET = "refavs"
+DEFAULT_PRESET, DEFAULT_BENCHMARK = "refavs", "ref_avs"
+KEYED_BY = ("auto", "row", "id")  # as `evaluation.mask_names` has them, which imports torch
 #: The columns of the printed table where masks are scored, as in scores.json; otherwise it has all.
 NAMES = ("n", "missing", "J", "F", "J&F", "n_null", "S", "S_per_frame", "null_accuracy", "false_alarm_rate")
+
+
+#: Columns of data sets that are answered in words, beside others of masks.
+OF_WORDS = ("accuracy", "readable")
 
 
 def register(commands: Commands) -> None:
@@ -46,7 +61,12 @@ def register(commands: Commands) -> None:
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--model", help="folder or hub name of a trained model")
-    source.add_argument("--predictions", type=Path, metavar="DIR", help="folder of saved masks, as npz or PNG files")
+    source.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="PATH",
+        help="folder of saved masks as npz, PNG or COCO files, or a COCO file",
+    )
     source.add_argument(
         "--results",
         type=Path,
@@ -65,6 +85,13 @@ def register(commands: Commands) -> None:
     parser.add_argument(
         "--chains", type=Path, metavar="FILE", help="JSONL file with chains of thought, which may tell reference types"
     )
+    parser.add_argument(
+        "--keyed_by",
+        choices=KEYED_BY,
+        default="auto",
+        help="what saved masks are named by: the row's number or its id; found out where no name can mean both",
+    )
+    add_launch_arguments(parser, default="this process alone")
     parser.set_defaults(run=run, options=[])
 
 
@@ -79,10 +106,15 @@ def run(args: argparse.Namespace) -> int:
     try:
         is_of_model = args.predictions is args.results is None
         if is_of_model:
+            if args.keyed_by != "auto":
+                raise ValueError("--keyed_by is of saved masks: give --predictions, or leave it out")
             asked = read_asked("recipes/evaluate.py", _recipe_words(args))
             find_preset(asked.get("preset", DEFAULT_PRESET))
             check_asked(asked)
+            if wants_launch(args) or asked.get("dry_run"):
+                return _launch(args, asked)
         else:
+            check_not_launched(args)
             _check_saved(args)
         check_written_files(args, "report")
         with contextlib.ExitStack() as stack:
@@ -91,10 +123,13 @@ def run(args: argparse.Namespace) -> int:
                 stack.enter_context(hold_output(args.output_dir, is_folder=True, is_main_process=is_main_process))
             tables = _evaluate_model(args) if is_of_model else _rescore(args)
             if args.report and tables:
-                from aurora_rl.evaluation.records import read_results
+                from aurora_rl.evaluation.records import SCORES_FILE, read_results
                 from aurora_rl.report.score_page import write_score_page
 
-                write_score_page(args.report, tables, read_results(args.output_dir))
+                for name in tables.get("datasets", [""]):
+                    page, folder = _page_of(args.report, name), args.output_dir / name
+                    own = tables if not name else parse_json(read_text_file(folder / SCORES_FILE))
+                    write_score_page(page, own, read_results(folder))
     except (OSError, ValueError) as error:
         return refuse("evaluate", error)
     if tables:
@@ -102,39 +137,65 @@ def run(args: argparse.Namespace) -> int:
     return CLEAN
 
 
+def _launch(args: argparse.Namespace, asked: Asked) -> int:
+    """Score in several processes, or only try to, and return the exit code."""
+    if args.report:
+        raise ValueError(
+            "--report is written by one process: leave --launch out, or make it of the results afterwards by "
+            "`aurora-rl evaluate --results FILE --report FILE`"
+        )
+    check_launch(args.launch)
+    return launch_script("recipes/evaluate.py", _recipe_words(args), args, asked, several="multi_gpu")
+
+
+def _page_of(report: Path, dataset: str) -> Path:
+    """The page of one of several data sets: scores.html becomes scores.<its name>.html."""
+    return report.with_name(f"{report.stem}.{dataset}{report.suffix}") if dataset else report
+
+
 def _check_saved(args: argparse.Namespace) -> None:
-    if args.options:
-        raise ValueError(f"{args.options[0]} is an option for a model: leave it out, or give --model")
+    for word in args.options:
+        name = word.lstrip("-").partition("=")[0]
+        if word.startswith("--") and name not in options_of(SAVED_MASKS) and name in options_of("recipes/evaluate.py"):
+            raise ValueError(f"{word} is an option for a model: leave it out, or give --model")
     if args.data_root is None or args.output_dir is None:
         raise ValueError("saved masks need --data_root DIR and --output_dir DIR")
     find_preset(args.preset or DEFAULT_PRESET)
-    if args.predictions is not None:
-        check_folder(args.predictions, name="--predictions")
-    if args.results is not None:
-        check_existing(args.results, name="--results")
-    check_folder(args.data_root, name="--data_root")
-    check_splits("ref_avs", args.data_root, args.split or [], name="--split")
+    for name in ("predictions", "results"):
+        if getattr(args, name) is not None:
+            check_existing(getattr(args, name), name=f"--{name}")
     if args.chains is not None:
         check_file(args.chains, name="--chains")
+    asked = _asked_data(args)
+    check_asked(asked)
+    benchmark = asked.get("benchmark", DEFAULT_BENCHMARK)
+    if ":" not in benchmark:  # a loader of one's own names its own splits
+        check_splits(benchmark, args.data_root, args.split or [], name="--split")
     check_writable_folder(args.output_dir, name="--output_dir")
+
+
+def _asked_data(args: argparse.Namespace) -> Asked:
+    """The options that say which data saved masks are scored on."""
+    chains = [] if args.chains is None else ["--chains", str(args.chains.resolve())]
+    return read_asked(SAVED_MASKS, [*args.options, "--data_root", str(args.data_root), *chains])
 
 
 def _rescore(args: argparse.Namespace) -> dict[str, Any]:
     # Here, because it imports torch, which takes seconds.
-    from aurora_rl.data.ref_avs import find_test_splits
+    from aurora_rl.assembly.arguments import DataArguments
     from aurora_rl.evaluation.of_saved_masks import rescore, saved_predictions, saved_results
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     preset = args.preset or DEFAULT_PRESET
     predictions = saved_results(args.results, preset=preset) if args.results else saved_predictions(args.predictions)
     return rescore(
-        args.data_root,
+        DataArguments(**{name: value for name, value in _asked_data(args).values.items() if value is not None}),
         predictions,
         args.output_dir,
-        splits=args.split or find_test_splits(args.data_root),
+        splits=args.split or [],
         preset=preset,
         num_workers=args.num_workers,
-        chains=args.chains,
+        keyed_by=args.keyed_by,
     )
 
 
@@ -173,7 +234,7 @@ def print_scores(tables: Mapping[str, Any]) -> None:
     console = open_console()
     known = dict.fromkeys(name for split in tables["splits"].values() for name in split)
     has_masks = "missing" in known
-    names = [name for name in NAMES if name in known] if has_masks else list(known)
+    names = [name for name in (*NAMES, *OF_WORDS) if name in known] if has_masks else list(known)
     head = f"preset {tables['preset']}" if has_masks else "split"
     table = Table(head, *(Column(printable(name), justify="right") for name in names))
     for split, numbers in tables["splits"].items():

@@ -10,7 +10,16 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
+
 from aurora_rl.data.sample import AVSample
+
+
+def evenly_spaced(length: int, count: int | None) -> list[int]:
+    """Choose at most `count` of `length` indices, with the first and the last: 4 of 10 frames -> [0, 3, 6, 9]."""
+    if count is None or count >= length:
+        return list(range(length))
+    return np.linspace(0, length - 1, count).round().astype(int).tolist()
 
 
 def draw_over_clips(samples: Sequence[AVSample], count: int | None, *, seed: int = 0) -> list[AVSample]:

@@ -49,7 +49,7 @@ FEATURES = Features(
 MEDIA_COLUMNS = ("frames", "audio", "masks")
 OPTIONAL_COLUMNS = ("audio", *ANNOTATION_FEATURES)  # null where a row has none
 #: Columns that tables of earlier versions lack; their rows have none of these values.
-NEWER_COLUMNS = ("choices", "answer")
+NEWER_COLUMNS = ("choices", "answer", "extra")
 TEXT_COLUMNS = tuple(name for name in FEATURES if name not in MEDIA_COLUMNS)
 
 #: Largest group of rows that a reader loads at once, in bytes of the file; our own tables stay far below it.

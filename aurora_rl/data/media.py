@@ -25,6 +25,7 @@ from aurora_rl.data.containers import (
     check_clip_pixels,
     check_is_file,
 )
+from aurora_rl.data.frame_cache import frame_files, keep_frames
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.data.sound import check_sound, log_notes, mono, open_sound
 from aurora_rl.data.video import read_video_frames, read_video_size, read_video_sound
@@ -51,8 +52,19 @@ def read_media(sample: AVSample) -> tuple[np.ndarray, np.ndarray | None]:
 def read_clip_frames(sample: AVSample) -> np.ndarray:
     """Read a sample's frames (F, H, W, 3) uint8, RGB; F = 0 where it has none. The errors are those of `read_media`."""
     if sample.video_path is not None:
-        return read_video_frames(sample.video_path, sample.frame_times)
+        return _read_sampled(sample.video_path, sample.frame_times, sample.frame_cache)
     return read_frames(sample.frame_paths) if sample.frame_paths else np.zeros((0, 0, 0, 3), dtype=np.uint8)
+
+
+def _read_sampled(video: str, times: Sequence[float], cache: str | None) -> np.ndarray:
+    """Read the frames of a video at some times, from the cache where there is one."""
+    check_is_file(video)
+    if cache is None:
+        return read_video_frames(video, times)
+    files = frame_files(cache, video, times)
+    if all(file.is_file() for file in files):
+        return read_frames(files)
+    return keep_frames(files, lambda: read_video_frames(video, times))
 
 
 def read_clip_sound(sample: AVSample) -> np.ndarray | None:
@@ -175,19 +187,23 @@ def read_masks(paths: Sequence[FilePath]) -> np.ndarray:
     return _read_images(paths, formats=MASK_FORMATS, modes=MASK_MODES) > 0
 
 
-def read_grey_levels(paths: Sequence[FilePath]) -> np.ndarray:
-    """Read a clip's predicted masks as PNG files of 8-bit grey.
+def read_mask_levels(paths: Sequence[FilePath]) -> tuple[np.ndarray, str]:
+    """Read a clip's predicted masks as PNG files of 8-bit grey, of a palette, or of 1 bit, all of one kind.
 
     Args:
-        paths: F PNG files of mode L and of one size, in time order.
+        paths: F PNG files of mode L, P or 1 and of one size, in time order.
 
     Returns:
-        (F, H, W) uint8.
+        Grey levels or indices of the palette, (F, H, W) uint8, or bits, (F, H, W) bool; and the mode.
 
     Raises:
         MediaError: if there are none, one cannot be read or has another mode, they differ in size or are too large.
     """
-    return _read_images(paths, formats=MASK_FORMATS, modes=("L",))
+    if not paths:
+        raise MediaError("there are no image files: give at least one")
+    with _open_image(paths[0], formats=MASK_FORMATS, modes=MASK_MODES) as image:
+        mode = image.mode
+    return _read_images(paths, formats=MASK_FORMATS, modes=(mode,)), mode
 
 
 def read_waveform(path: FilePath, *, sampling_rate: int = SAMPLING_RATE) -> np.ndarray:

@@ -27,10 +27,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from aurora_rl.data.chains import ChainFile, add_chains
 from aurora_rl.data.containers import MediaError
+from aurora_rl.data.draw import evenly_spaced
 from aurora_rl.data.files import BenchmarkFiles, DatasetError, MissingFilesError, OnMissing, Row, collect_samples
 from aurora_rl.data.masks import write_mask
 from aurora_rl.data.media import read_frame_size
@@ -172,7 +171,7 @@ def _build_sample(
     files: BenchmarkFiles, row: _Row, *, videos: Mapping[str, Any], mask_cache: Path, num_frames: int | None
 ) -> AVSample:
     names, duration = _video_of(row, videos)
-    kept = _evenly_spaced(len(names), num_frames)
+    kept = evenly_spaced(len(names), num_frames)
     paths = [files.path(row, "images", row.video, names[index]) for index in kept]
     for path in paths:
         if not path.is_file():
@@ -200,13 +199,6 @@ def _video_of(row: _Row, videos: Mapping[str, Any]) -> tuple[list[str], float]:
     if isinstance(duration, bool) or not isinstance(duration, (int, float)) or not 0 < duration < float("inf"):
         raise DatasetError(f"{row}: {VIDEO_FILE} has the duration {duration!r} of {row.video!r}: expected seconds")
     return names, float(duration)
-
-
-def _evenly_spaced(length: int, count: int | None) -> list[int]:
-    """Choose at most `count` of `length` indices, with the first and the last: 4 of 10 frames -> [0, 3, 6, 9]."""
-    if count is None or count >= length:
-        return list(range(length))
-    return np.linspace(0, length - 1, count).round().astype(int).tolist()
 
 
 def _frame_rate(kept: Sequence[int], *, num_frames: int, duration: float) -> float:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from aurora_rl.data.avsbench import AVSS_TABLE, MS3_TABLE, S4_TABLE
 from aurora_rl.data.files import DatasetError, read_table
+from aurora_rl.data.manifest import read_splits as read_manifest_splits
 from aurora_rl.data.questions import QUESTIONS_FILE, read_questions
 from aurora_rl.data.ref_avs import METADATA_FILE
 from aurora_rl.files.existing import entries
@@ -22,16 +23,19 @@ TABLE_NAME = re.compile(r"(?P<split>\w+(?:\.\w+)*)-(?P<index>\d{5})-of-(?P<count
 OMNI_AVS_TABLE = re.compile(r"meta_expressions_(?P<split>.+)\.jsonl")
 
 
-def list_splits(benchmark: str, root: str | Path) -> list[str]:
+def list_splits(benchmark: str, root: str | Path, columns: Mapping[str, str] | None = None) -> list[str]:
     """List the names of a benchmark's splits, sorted.
 
     Args:
         benchmark: a key of `SPLIT_READERS`.
-        root: the benchmark's folder.
+        root: the benchmark's folder, or a manifest.
+        columns: a manifest's own names of columns by the usual ones.
 
     Raises:
         DatasetError: if the table that names them is missing or cannot be read.
     """
+    if benchmark == "clips":
+        return sorted(read_manifest_splits(root, columns))
     return sorted(SPLIT_READERS[benchmark](Path(root)))
 
 
@@ -69,5 +73,6 @@ SPLIT_READERS: dict[str, Callable[[Path], set[str]]] = {
     "hf_dataset": lambda root: _read_from_names(
         root / TABLE_FOLDER, pattern=TABLE_NAME, example="train-00000-of-00001.parquet"
     ),
+    "clips": read_manifest_splits,
     "questions": lambda root: {row.split for row in read_questions(root / QUESTIONS_FILE)},
 }

@@ -15,69 +15,67 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from aurora_rl import __version__
+from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.data.containers import MediaError
 from aurora_rl.data.media import read_masks
-from aurora_rl.data.ref_avs import METADATA_FILE, MetadataRow, load_ref_avs_truth, read_metadata
 from aurora_rl.data.run_lengths import MaskRle, decode_masks
 from aurora_rl.data.sample import AVSample
-from aurora_rl.evaluation.mask_files import PredictedMasks, PredictionError, list_predictions
+from aurora_rl.evaluation.coco_masks import CocoClip, CocoFile, Key, read_benchmark
+from aurora_rl.evaluation.mask_files import list_predictions
+from aurora_rl.evaluation.mask_names import KeyedBy, RowNames, read_objects, some
+from aurora_rl.evaluation.predictions import PredictedMasks, Prediction, PredictionError, num_frames_of
 from aurora_rl.evaluation.presets import find_preset
 from aurora_rl.evaluation.records import MaskScore, RowResult, read_results, write_evaluation
 from aurora_rl.evaluation.scoring import annotated_part, score_masks
 from aurora_rl.evaluation.tables import mark_novelty, score_tables
-from aurora_rl.files.fingerprint import fingerprint_content, fingerprint_files, fingerprint_values
+from aurora_rl.evaluation.truth import Truth, load_truth
+from aurora_rl.files.fingerprint import fingerprint_files, fingerprint_values
 from aurora_rl.files.journal import ResumeFile
 from aurora_rl.files.output_lock import hold_output
 from aurora_rl.metrics import MASK_THRESHOLD
-from aurora_rl.tasks.reference_segmentation import chain_file
 
 logger = logging.getLogger(__name__)
 
-NUM_SHOWN = 5  # largest number of rows or files in a message
+NUM_SHOWN = 5  # largest number of bad rows in a message
 
 BINARY_MASKS_NOTE = (
     "scored from masks saved at p > 0.5, which have one threshold only: F of a preset with 255 thresholds is that of "
     "one, and masks of another size are resized as 0 and 1"
 )
-
-
-class Prediction(Protocol):
-    """One row's saved masks: a `PredictionFile`, or run lengths from a model's results."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash that changes if the masks change."""
-
-    def read(self) -> PredictedMasks:
-        """Read the masks; a ValueError that names their file if they cannot be read."""
+COCO_NOTE = (
+    "scored from masks without probabilities, which have one threshold only: F of a preset with 255 thresholds is that "
+    "of one, and masks of another size are resized as 0 and 1"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """The predictions of a folder or a results file.
+    """The predictions of a folder, a COCO file or a results file.
 
     Attributes:
-        rows: predictions by row.
+        named: predictions by name: a row's number, a row's id, or a clip.
         source: name of the source in scores.json.
         uids: uid of each row, if the source has it.
         ignored: files among them that are not predictions.
         note: note for readers of the scores; empty if there is none.
         damaged: problems of predictions whose row is unknown.
+        objects: rows of the object ids of palettes, by clip.
     """
 
-    rows: Mapping[int, Prediction]
+    named: tuple[tuple[Key, Prediction], ...]
     source: str
     uids: Mapping[int, str] = dataclasses.field(default_factory=dict)
     ignored: Sequence[str] = ()
     note: str = ""
     damaged: Sequence[str] = ()
+    objects: Mapping[str, Mapping[int, Sequence[Key]]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,25 +83,36 @@ class SavedMasks:
     """Masks of one row of a results.jsonl."""
 
     rles: tuple[MaskRle, ...]
-    origin: str
+    path: str
 
     @property
     def fingerprint(self) -> str:
         """Hash of the masks."""
         return fingerprint_values(self.rles)[:16]
 
-    def read(self) -> PredictedMasks:
+    def read(self, sample: AVSample) -> PredictedMasks:
         """Return the masks as probabilities 0 and 1."""
         try:
             return PredictedMasks(torch.from_numpy(decode_masks(self.rles)).float())
         except ValueError as error:
-            raise PredictionError(f"{self.origin}: {error}") from error
+            raise PredictionError(f"{self.path}: {error}") from error
 
 
-def saved_predictions(folder: Path) -> Predictions:
-    """List the predictions in a folder of npz or PNG files; raises as `list_predictions`."""
-    found = list_predictions(folder)
-    return Predictions(found.rows, source=str(folder), ignored=found.ignored)
+def saved_predictions(path: Path) -> Predictions:
+    """List the predictions in a folder, or those of a COCO file; raises as `list_predictions` and `read_benchmark`."""
+    if path.is_file():
+        damaged: list[str] = []
+        named = read_benchmark(str(path), damaged)
+        return Predictions(tuple(named), source=str(path), note=COCO_NOTE, damaged=damaged)
+    found = list_predictions(path)
+    has_coco = any(isinstance(prediction, CocoFile | CocoClip) for _, prediction in found.named)
+    return Predictions(
+        found.named,
+        source=str(path),
+        ignored=found.ignored,
+        note=COCO_NOTE if has_coco else "",
+        objects=read_objects(path),
+    )
 
 
 def saved_results(path: Path, *, preset: str) -> Predictions:
@@ -120,7 +129,7 @@ def saved_results(path: Path, *, preset: str) -> Predictions:
         )
     damaged: list[str] = []
     results = [result for result in read_results(path, malformed=damaged) if not result.is_missing]
-    rows = {}
+    named: list[tuple[Key, Prediction]] = []
     for result in results:
         if result.greedy is None or (result.masks is None and not result.greedy.pred_masks):
             damaged.append(
@@ -128,31 +137,31 @@ def saved_results(path: Path, *, preset: str) -> Predictions:
                 "segments"
             )
         else:
-            rows[result.row] = SavedMasks(result.greedy.pred_masks, f"{path}, row {result.row}")
+            named.append((result.row, SavedMasks(result.greedy.pred_masks, f"{path}, row {result.row}")))
     uids = {result.row: result.uid for result in results}
-    return Predictions(rows, source=str(path), uids=uids, note=BINARY_MASKS_NOTE, damaged=damaged)
+    return Predictions(tuple(named), source=str(path), uids=uids, note=BINARY_MASKS_NOTE, damaged=damaged)
 
 
 def rescore(
-    dataset: Path,
+    data: DataArguments,
     predictions: Predictions,
     output_dir: Path,
     *,
-    splits: Sequence[str],
+    splits: Sequence[str] = (),
     preset: str = "refavs",
     num_workers: int = 1,
-    chains: Path | None = None,
+    keyed_by: KeyedBy = "auto",
 ) -> dict[str, Any]:
     """Score predictions and write results.jsonl and scores.json.
 
     Args:
-        dataset: folder with metadata.csv and gt_mask/, in Ref-AVSBench's layout.
+        data: benchmark of the rows; of Ref-AVSBench's layout only metadata.csv and gt_mask/ are read.
         predictions: result of `saved_predictions` or `saved_results`.
         output_dir: folder of the two files.
-        splits: splits to score.
+        splits: splits to score; all whose name begins with "test" if there are none.
         preset: name of a preset, a key of `presets.PRESETS`.
         num_workers: number of processes that share the rows.
-        chains: file of chains of thought that may hold reference types.
+        keyed_by: what the predictions' names are, see `mask_names.RowNames`.
 
     Returns:
         Content of scores.json.
@@ -164,77 +173,82 @@ def rescore(
     """
     find_preset(preset)
     with hold_output(output_dir, is_folder=True):
-        return _rescore_alone(
-            dataset, predictions, output_dir, splits=splits, preset=preset, num_workers=num_workers, chains=chains
-        )
+        truth = load_truth(data, splits)
+        return _rescore_alone(truth, predictions, output_dir, preset=preset, num_workers=num_workers, keyed_by=keyed_by)
 
 
 def _rescore_alone(
-    dataset: Path,
+    truth: Truth,
     predictions: Predictions,
     output_dir: Path,
     *,
-    splits: Sequence[str],
     preset: str,
     num_workers: int,
-    chains: Path | None,
+    keyed_by: KeyedBy,
 ) -> dict[str, Any]:
     """Do the work of `rescore` while no other run writes to the output."""
-    table = read_metadata(dataset / METADATA_FILE)
-    samples = load_ref_avs_truth(
-        dataset, list(dict.fromkeys(splits)), chains=None if chains is None else chain_file(chains)
-    )
-    _check_rows(predictions, table)
-    _log_skipped_rows(predictions, samples)
-    identity = {
-        "preset": preset,
-        "version": __version__,
-        "dataset": fingerprint_content(dataset / METADATA_FILE),
-    }
+    names = RowNames(truth.known, keyed_by=keyed_by, objects=predictions.objects)
+    rows = names.rows_of(predictions.named)
+    _check_rows(rows, predictions, names, truth)
+    _log_skipped_rows(rows, predictions, names, truth)
+    identity = {"preset": preset, "version": __version__, "dataset": truth.fingerprint}
     with ResumeFile(output_dir / "results.partial.jsonl", identity) as resume_file:
-        scores = _score_all(samples, predictions, resume_file, preset=preset, num_workers=num_workers)
-        rows = [RowResult.of_sample(sample, scores[sample.row], preset=preset) for sample in samples]
-        rows = mark_novelty(rows, {row.category for row in table if row.split == "train" and not row.is_null})
-        tables = score_tables(rows) | {"source": predictions.source}
+        scores = _score_all(
+            truth.samples, rows, resume_file, damaged=predictions.damaged, preset=preset, num_workers=num_workers
+        )
+        results = [RowResult.of_sample(sample, scores[sample.key], preset=preset) for sample in truth.samples]
+        results = mark_novelty(results, truth.train_categories)
+        tables = score_tables(results) | {"source": predictions.source}
         if predictions.note:
             tables["note"] = predictions.note
-        write_evaluation(output_dir, rows, tables)
+        write_evaluation(output_dir, results, tables)
         resume_file.remove()
     return tables
 
 
-def _check_rows(predictions: Predictions, table: Sequence[MetadataRow]) -> None:
+def _check_rows(rows: Mapping[int, Prediction], predictions: Predictions, names: RowNames, truth: Truth) -> None:
     """Check that the table has the rows of the predictions, with the same uids."""
-    outside = sorted(row for row in predictions.rows if row >= len(table))
-    if outside:
+    known = {row.row: row.uid for row in truth.known}
+    outside = sorted(row for row in rows if row not in known)
+    if outside and truth.is_whole:
         raise PredictionError(
-            f"{predictions.source} has a prediction of row {outside[0]}, but {METADATA_FILE} has the rows 0 to "
-            f"{len(table) - 1}: rows are counted from 0 over the whole file"
+            f"{predictions.source} has a prediction of row {outside[0]}, but {truth.table} has the rows 0 to "
+            f"{len(known) - 1}: rows are counted from 0 over the whole file"
+        )
+    if predictions.named and not known.keys() & rows.keys():
+        one = truth.known[0]
+        raise PredictionError(
+            f"{predictions.source} has {len(predictions.named)} prediction(s), but none is of a row of {truth.table}: "
+            f"found {some([repr(str(name)) for name, _ in predictions.named])}; expected a row's number, its id or its "
+            f"clip, such as {one.row}, {one.uid!r} or {one.clip!r}"
         )
     for row, uid in predictions.uids.items():
-        if table[row].uid != uid:
+        if row in known and known[row] != uid:
             raise PredictionError(
-                f"{predictions.source} has row {row} as {uid!r}, {METADATA_FILE} as {table[row].uid!r}: give the "
+                f"{predictions.source} has row {row} as {uid!r}, {truth.table} as {known[row]!r}: give the "
                 "dataset that was evaluated"
             )
 
 
-def _log_skipped_rows(predictions: Predictions, samples: Sequence[AVSample]) -> None:
+def _log_skipped_rows(rows: Mapping[int, Prediction], predictions: Predictions, names: RowNames, truth: Truth) -> None:
     """Log predictions of other splits, files that are not predictions, and rows without a prediction."""
-    asked = {sample.row for sample in samples}
-    others = predictions.rows.keys() - asked
+    asked = {sample.row for sample in truth.samples}
+    others = rows.keys() - asked
     if others:
         logger.info("left out: predictions of %d row(s) of other splits", len(others))
+    if names.unknown:
+        logger.warning("left out, as no row or clip has these names: %s", some(names.unknown))
+    if names.counted:
+        logger.warning(
+            "palettes of clips with several objects: object 1 is the first that the table asks about, and so on "
+            "(%s); objects.json can say otherwise",
+            some(sorted(names.counted)),
+        )
     if predictions.ignored:
-        logger.warning("ignored, no predictions: %s", _some(predictions.ignored))
-    missing = sorted(asked - predictions.rows.keys())
+        logger.warning("ignored, no predictions: %s", some(predictions.ignored))
+    missing = sorted(asked - rows.keys())
     if missing:
-        logger.warning("no prediction, scored as empty masks: %s", _some([f"row {row}" for row in missing]))
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else ""
-    return f"{', '.join(names[:NUM_SHOWN])}{more}"
+        logger.warning("no prediction, scored as empty masks: %s", some([f"row {row}" for row in missing]))
 
 
 # ------------------------------------------------------------------------------------------------ one row
@@ -266,11 +280,11 @@ def score_row(job: Job) -> MaskScore:
     """
     sample = job.sample
     try:
-        masks = None if job.prediction is None else job.prediction.read()
+        masks = None if job.prediction is None else job.prediction.read(sample)
         gt_masks = _read_truth(sample, masks)
         if masks is None:
             return score_masks(None, gt_masks, preset=job.preset)
-        num_frames = len(sample.mask_paths) or len(gt_masks)
+        num_frames = num_frames_of(sample) or len(gt_masks)
         if len(masks.mask_probs) != num_frames:
             raise PredictionError(
                 f"the prediction has {len(masks.mask_probs)} frames, the clip {num_frames}: predict each"
@@ -308,39 +322,51 @@ def _read_truth(sample: AVSample, masks: PredictedMasks | None) -> np.ndarray:
 
 
 def _score_all(
-    samples: Sequence[AVSample], predictions: Predictions, resume_file: ResumeFile, *, preset: str, num_workers: int
-) -> dict[int, MaskScore]:
-    """Score the rows and return them, together with those in the resume file."""
+    samples: Sequence[AVSample],
+    predictions: Mapping[int, Prediction],
+    resume_file: ResumeFile,
+    *,
+    damaged: Sequence[str],
+    preset: str,
+    num_workers: int,
+) -> dict[str, MaskScore]:
+    """Score the rows and return their scores by key, together with those in the resume file."""
+    jobs = _jobs_of(samples, predictions, preset=preset)
+    fingerprints = {job.sample.key: job.fingerprint for job in jobs}
+    scores = {
+        record["key"]: MaskScore(**{**record["score"], "f_curve": tuple(record["score"]["f_curve"])})
+        for record in resume_file.records
+        if "key" in record and fingerprints.get(record["key"]) == record["fingerprint"]
+    }
+    if scores:
+        logger.info("%s: resuming after %d finished row(s)", resume_file.path, len(scores))
+    problems = [(-1, problem) for problem in damaged]
+    left = [job for job in jobs if job.sample.key not in scores]
+    for job, outcome in tqdm(_outcomes(left, num_workers), total=len(left), desc=preset, unit="row", disable=None):
+        row, key = job.sample.row, job.sample.key
+        if isinstance(outcome, ValueError):
+            problems.append((row, str(outcome)))
+        else:
+            scores[key] = outcome
+            record = {"key": key, "row": row, "fingerprint": job.fingerprint, "score": dataclasses.asdict(outcome)}
+            resume_file.append(record)
+    if problems:
+        more = [f"... and {len(problems) - NUM_SHOWN} more"] if len(problems) > NUM_SHOWN else []
+        shown = [*(problem for _, problem in sorted(problems)[:NUM_SHOWN]), *more]
+        raise PredictionError(f"{len(problems)} row(s) cannot be scored: {'; '.join(shown)}")
+    return scores
+
+
+def _jobs_of(samples: Sequence[AVSample], predictions: Mapping[int, Prediction], *, preset: str) -> list[Job]:
     truth: dict[tuple[str, ...], str] = {}  # rows of a clip share their masks
     jobs = []
     for sample in samples:
         if sample.mask_paths not in truth:
             truth[sample.mask_paths] = fingerprint_files((path, os.stat(path)) for path in sample.mask_paths if path)
-        prediction = predictions.rows.get(sample.row)
+        prediction = predictions.get(sample.row)
         marks = f"{truth[sample.mask_paths]}-{prediction.fingerprint if prediction else 'missing'}"
         jobs.append(Job(sample, prediction, preset, marks))
-    fingerprints = {job.sample.row: job.fingerprint for job in jobs}
-    scores = {
-        record["row"]: MaskScore(**{**record["score"], "f_curve": tuple(record["score"]["f_curve"])})
-        for record in resume_file.records
-        if fingerprints.get(record["row"]) == record["fingerprint"]
-    }
-    if scores:
-        logger.info("%s: resuming after %d finished row(s)", resume_file.path, len(scores))
-    problems: dict[int, str] = dict(enumerate(predictions.damaged, start=-len(predictions.damaged)))
-    left = [job for job in jobs if job.sample.row not in scores]
-    for job, outcome in tqdm(_outcomes(left, num_workers), total=len(left), desc=preset, unit="row", disable=None):
-        row = job.sample.row
-        if isinstance(outcome, ValueError):
-            problems[row] = str(outcome)
-        else:
-            scores[row] = outcome
-            resume_file.append({"row": row, "fingerprint": job.fingerprint, "score": dataclasses.asdict(outcome)})
-    if problems:
-        shown = [problems[row] for row in sorted(problems)[:NUM_SHOWN]]
-        more = [f"... and {len(problems) - NUM_SHOWN} more"] if len(problems) > NUM_SHOWN else []
-        raise PredictionError("; ".join([f"{len(problems)} row(s) cannot be scored: {shown[0]}", *shown[1:], *more]))
-    return scores
+    return jobs
 
 
 Outcome = MaskScore | ValueError

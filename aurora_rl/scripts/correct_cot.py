@@ -1,7 +1,7 @@
 """Correct a model's wrong reasoning: the reflective set, from mistakes that `collect_mistakes.py` found.
 
     python data_prep/correct_cot.py --data_root data/ref_avs --mistakes mistakes.jsonl --output reflective.jsonl \\
-        --model Qwen/Qwen2.5-Omni-7B --base_url http://localhost:8000/v1
+        --model NAME --base_url http://localhost:8000/v1
     python data_prep/correct_cot.py --data_root data/synthetic --mistakes mistakes.jsonl --output reflective.jsonl \\
         --gold data/synthetic/chains.jsonl
 

@@ -1,7 +1,7 @@
 """Write chains of thought for a benchmark's rows with a stronger model, at any OpenAI-compatible endpoint.
 
     python data_prep/generate_cot.py --data_root data/ref_avs --split train --output chains.jsonl \\
-        --model Qwen/Qwen2.5-Omni-7B --base_url http://localhost:8000/v1
+        --model NAME --base_url http://localhost:8000/v1
 
 The same command resumes a run that was killed or stopped. The exit status is 1 if a run ended early.
 """

@@ -1,4 +1,4 @@
-"""Stage 0 of the demo: a random Qwen2.5-Omni of about 0.47 M weights, with a vocabulary of the benchmark's texts.
+"""Stage 0 of the demo: a random model of a few 100,000 weights, with a vocabulary of the benchmark's texts.
 
 python recipes/init_tiny.py --config recipes/synthetic/init.yaml
 """
@@ -10,7 +10,7 @@ from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.parser import ConfigParser
 from aurora_rl.data.sample import AVSample
 from aurora_rl.logs import setup_logging
-from aurora_rl.models.mllm import load_family
+from aurora_rl.models.mllm import MLLM_FAMILIES, load_family
 from aurora_rl.tasks.base import Task, load_task
 
 
@@ -20,7 +20,7 @@ class InitArguments:
 
     output_dir: str = dataclasses.field(metadata={"help": "Folder that the model is written to."})
     family: str = dataclasses.field(
-        default="qwen2_5_omni",
+        default=next(iter(MLLM_FAMILIES)),
         metadata={"help": "Family of the model: a model_type, 'package.module:Name' or 'path/to/file.py:Name'."},
     )
     segmenter: dict | None = dataclasses.field(default=None, metadata={"help": "Config of the model's mask decoder."})

@@ -10,6 +10,7 @@ or a closed terminal stops the running stages, which write a checkpoint; the sam
 
 from __future__ import annotations
 
+import argparse
 import concurrent.futures
 import contextlib
 import json
@@ -298,6 +299,12 @@ def redo(plan: Plan, names: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = OptionParser(description=__doc__)
+    add_arguments(parser)
+    return run_file(parser.parse_args(argv))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a file of stages."""
     parser.add_argument("--config", required=True, help="YAML file that names the stages")
     parser.add_argument("--output_dir", help="folder of the stages' outputs (default: what the YAML file says)")
     parser.add_argument("--jobs", type=int, default=1, help="number of stages that run at the same time")
@@ -309,20 +316,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="STAGE",
         help="stages whose outputs are deleted, with what follows from them, and made again",
     )
+    parser.add_argument(
+        "--launch", metavar="FILE", help="config of `accelerate launch`, or a packaged one's name (default: the file's)"
+    )
     parser.add_argument("--list", action="store_true", help="print the stages and their commands, and run nothing")
-    args = parser.parse_args(argv)
+
+
+def run_file(args: argparse.Namespace, *, program: str = "run_stages") -> int:
+    """Run a file of stages and return the exit code; errors name the program."""
     try:
-        plan = read_plan(args.config, output_dir=args.output_dir)
+        plan = read_plan(args.config, output_dir=args.output_dir, launch=args.launch)
         if args.list:
             print("\n".join(f"{stage.name}: {shlex.join(stage.command[1:])}" for stage in plan.stages.values()))
             return 0
         redo(plan, args.redo)
         return _run(Runner(plan if args.until is None else plan.until(args.until), jobs=args.jobs))
     except PlanError as error:
-        print(f"run_stages: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return UNUSABLE
     except StageFailedError as error:
-        print(f"run_stages: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return FAILED
 
 

@@ -31,10 +31,12 @@ from typing import Any
 import yaml
 
 from aurora_rl.files.fingerprint import fingerprint_values
+from aurora_rl.files.packaged import find_config, find_launch, find_packaged, short_path
 from aurora_rl.files.plain import read_text_file
 
 #: Keys of a stage in the file.
 STAGE_KEYS = {"run", "launch", "config", "options", "outputs", "each", "needs", "resumable"}
+DEFAULT_LAUNCH = "accelerate_configs/cpu.yaml"
 TOP_KEYS = {"output_dir", "accelerate_config", "stages"}
 
 
@@ -79,7 +81,7 @@ class Plan:
         """
         stage = self.stages[name]
         config = "" if stage.config is None else read_text_file(stage.config)
-        parts = [stage.command[1:], config, [self.digest(needed) for needed in stage.needs]]
+        parts = [tuple(map(short_path, stage.command[1:])), config, [self.digest(needed) for needed in stage.needs]]
         return fingerprint_values(parts)
 
     def until(self, names: Sequence[str]) -> Plan:
@@ -123,21 +125,22 @@ class _Draft:
         return "-".join([self.kind, *map(str, self.values.values())])
 
 
-def read_plan(path: str | Path, *, output_dir: str | Path | None = None) -> Plan:
+def read_plan(path: str | Path, *, output_dir: str | Path | None = None, launch: str | None = None) -> Plan:
     """Read the plan of a file of stages.
 
     Args:
         path: the YAML file.
         output_dir: folder to use instead of the file's.
+        launch: config of `accelerate launch` to use instead of the file's: a path, or a packaged one's name.
 
     Raises:
         PlanError: if a key is unknown, a stage needs one that does not exist, or stages need one another.
     """
-    content = _read_content(path)
+    content = _read_content(find_config(str(path)))
     root = Path(output_dir or content["output_dir"])
     drafts = [draft for kind, fields in content["stages"].items() for draft in _drafts(kind, fields)]
     launcher = ["-m", "accelerate.commands.launch"]
-    launcher += ["--config_file", str(content.get("accelerate_config", "accelerate_configs/cpu.yaml"))]
+    launcher += ["--config_file", find_launch(launch or str(content.get("accelerate_config", DEFAULT_LAUNCH)))]
     stages = [_build(draft, drafts, root, launcher) for draft in drafts]
     plan = Plan(root, {stage.name: stage for stage in stages})
     try:
@@ -154,7 +157,7 @@ def _read_content(path: str | Path) -> dict[str, Any]:
         _check_keys(f"{path}", content, TOP_KEYS, required={"output_dir", "stages"})
         return content
     _check_keys(f"{path}", content, {"base", *TOP_KEYS}, required=set())
-    base = _load(content.pop("base"))
+    base = _load(find_config(str(content.pop("base"))))
     _check_keys(f"base of {path}", base, TOP_KEYS, required={"output_dir", "stages"})
     stages = dict(base["stages"])
     for kind, fields in content.get("stages", {}).items():
@@ -194,11 +197,11 @@ def _check_keys(place: str, content: Any, known: set[str], *, required: set[str]
 def _build(draft: _Draft, drafts: Sequence[_Draft], root: Path, launcher: Sequence[str]) -> Stage:
     fields = draft.fields
     words = _Words(draft, drafts, root)
-    config = words.fill(fields["config"]) if "config" in fields else None
+    config = find_config(words.fill(fields["config"])) if "config" in fields else None
     command = [
         sys.executable,
         *(launcher if "launch" in fields else []),
-        words.fill(fields.get("launch") or fields["run"]),
+        find_packaged(words.fill(fields.get("launch") or fields["run"])),
     ]
     command += [] if config is None else ["--config", config]
     for name, value in fields.get("options", {}).items():

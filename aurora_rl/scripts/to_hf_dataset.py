@@ -61,6 +61,7 @@ FIELDS = {
     "heard": "true categories that sound, in order of onset, where known",
     "choices": "options of a multiple-choice question, null for other rows",
     "answer": "true answer of a question that is answered in words, where known",
+    "extra": "further columns of the row as a JSON object, where there are any",
 }
 
 

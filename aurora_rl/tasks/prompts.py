@@ -14,6 +14,9 @@ BOX_TOKEN = "[BOX]"
 #: The end of every answer.
 FINAL_SENTENCE = f"It is {SEG_TOKEN}."
 
+#: What a target is called whose category is not known.
+UNNAMED_CATEGORY = "described object"
+
 #: The sentence between wrong reasoning and its correction (paper, reflective training).
 REFLECTION_TRIGGER = "Wait, let me reconsider."
 _ASKS_FOR_MASKS = re.compile(
@@ -39,15 +42,19 @@ DEFAULT_INSTRUCTION = (
 
 
 def answer_for(category: str) -> str:
-    """Return the final pair of sentences of a completion; `NULL_CATEGORY` means that nothing is referred to."""
+    """Return the final pair of sentences of a completion.
+
+    Args:
+        category: category of the target; `NULL_CATEGORY` if nothing is referred to, "" if the category is not known.
+    """
     if category == NULL_CATEGORY:
         return f"there is no such target. {FINAL_SENTENCE}"
-    return f"the target is the {category}. {FINAL_SENTENCE}"
+    return f"the target is the {category or UNNAMED_CATEGORY}. {FINAL_SENTENCE}"
 
 
 def teacher_answer(category: str) -> str:
     """Return the forced answer of the distillation's teacher, such as `"It is drum [SEG]."`; it does not reason."""
-    return f"It is {category} {SEG_TOKEN}."
+    return f"It is {category or UNNAMED_CATEGORY} {SEG_TOKEN}."
 
 
 def without_seg(text: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aurora_rl.data.chains import ChainFile
-from aurora_rl.data.sample import AVSample
+from aurora_rl.data.sample import NULL_CATEGORY, AVSample
 from aurora_rl.tasks.base import Answer, Target, Task
 from aurora_rl.tasks.completions import ParsedCompletion, completion_text, normalise_category, parse_completion
 from aurora_rl.tasks.prompts import DEFAULT_INSTRUCTION, FINAL_SENTENCE, SEG_TOKEN, render_chain
@@ -42,13 +42,16 @@ class ReferenceSegmentation(Task):
         return parse_completion(text)
 
     def is_right(self, answer: Answer, sample: AVSample) -> bool:
+        """Tell whether an answer names the row's category; without one, whether it names a target at all."""
+        if not sample.category:
+            return answer.value not in (None, NULL_CATEGORY)
         return answers_category(answer, sample.category)
 
     def text_scores(self, answer: Answer, sample: AVSample) -> dict[str, float | None]:
         parsed = as_parsed(answer)
         return {
             "format": float(has_form(parsed)),
-            "category": float(self.is_right(parsed, sample)),
+            "category": float(self.is_right(parsed, sample)) if sample.category else None,
             "see": see_score(parsed, sample),
             "hear": hear_score(parsed, sample),
         }

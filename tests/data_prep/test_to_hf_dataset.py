@@ -22,7 +22,10 @@ from aurora_rl.scripts.to_hf_dataset import main, write_split
 
 SPLITS = ("train", "val", "test_s", "test_u", "test_n")
 #: What a sample loses on its way into tables and back: where its files lay, and how its prompt is built.
-PATHS = ("frame_paths", "audio_path", "mask_paths", "origin", "use_audio_in_video")
+PATHS = (
+    *("frame_paths", "video_path", "frame_times", "frame_cache", "audio_path", "mask_paths"),
+    *("origin", "use_audio_in_video"),
+)
 
 
 def run(root: Path, out: Path, *options: str) -> None:

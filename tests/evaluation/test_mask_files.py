@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from aurora_rl.evaluation.mask_files import PredictionError, list_predictions
+from aurora_rl.evaluation.mask_files import list_predictions
+from aurora_rl.evaluation.predictions import PredictionError
 from tests.saved_predictions import write_npzs, write_pngs
 
 LEVELS = np.arange(3 * 10 * 9, dtype=np.uint8).reshape(3, 10, 9)
@@ -107,9 +108,8 @@ def test_folder_that_is_not_there_is_refused(tmp_path: Path):
     [
         (Image.fromarray(np.zeros((4, 4), dtype=np.uint16)), r"0\.png has mode I;16"),
         (Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)), r"0\.png has mode RGB"),
-        (Image.fromarray(np.zeros((4, 4), dtype=bool)), r"0\.png has mode 1"),
     ],
-    ids=["16 bits", "colour", "1 bit"],
+    ids=["16 bits", "colour"],
 )
 def test_png_of_another_kind_is_refused(tmp_path: Path, image: Image.Image, words: str):
     with pytest.raises(PredictionError, match=words):
@@ -178,8 +178,8 @@ def test_nan_among_logits_is_refused(tmp_path: Path):
 
 
 def test_npz_without_the_array_or_with_both_is_refused(tmp_path: Path):
-    with pytest.raises(PredictionError, match=r"7\.npz holds masks\.npy: expected one array, probs or logits"):
-        read(write_npzs(tmp_path, {7: PROBS}, name="masks"))
+    with pytest.raises(PredictionError, match=r"7\.npz holds mask\.npy: expected one array, probs, logits or masks"):
+        read(write_npzs(tmp_path, {7: PROBS}, name="mask"))
     np.savez(tmp_path / "7.npz", probs=PROBS, logits=PROBS)
     with pytest.raises(PredictionError, match=r"probs\.npy, logits\.npy: expected one"):
         read(tmp_path)

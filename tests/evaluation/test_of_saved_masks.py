@@ -19,11 +19,13 @@ import pytest
 import torch
 from PIL import Image
 
+from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.ref_avs import find_test_splits, load_ref_avs_truth
 from aurora_rl.evaluation import of_saved_masks as rescoring
-from aurora_rl.evaluation.mask_files import PredictionError
+from aurora_rl.evaluation.mask_files import list_predictions
 from aurora_rl.evaluation.of_saved_masks import rescore, saved_predictions, saved_results
+from aurora_rl.evaluation.predictions import PredictionError
 from aurora_rl.evaluation.presets import PRESETS
 from aurora_rl.evaluation.records import read_results, write_results
 from aurora_rl.evaluation.scoring import score_answer
@@ -46,8 +48,12 @@ def folder(tmp_path: Path, truth) -> Path:
     return write_pngs(tmp_path / "masks", {row: levels(row) for row in rows_of(*TEST_SPLITS)})
 
 
+def data_of(tmp_path: Path) -> DataArguments:
+    return DataArguments(str(tmp_path / "data"))
+
+
 def score(tmp_path: Path, folder: Path, *, name: str = "out", splits=TEST_SPLITS, **options) -> dict:
-    tables = rescore(tmp_path / "data", saved_predictions(folder), tmp_path / name, splits=splits, **options)
+    tables = rescore(data_of(tmp_path), saved_predictions(folder), tmp_path / name, splits=splits, **options)
     assert json.loads((tmp_path / name / "scores.json").read_text()) == tables
     return tables
 
@@ -409,6 +415,7 @@ rescoring.ResumeFile.append = append
 if __name__ == "__main__":
     data, masks, out = map(Path, sys.argv[1:])
     splits = ["test_s", "test_u", "test_n"]
+    data = rescoring.DataArguments(str(data))
     rescoring.rescore(data, rescoring.saved_predictions(masks), out, splits=splits, num_workers=2)
 """
 
@@ -463,7 +470,7 @@ def results(tmp_path, truth) -> Path:
 
 def test_results_are_rescored_under_davis_as_they_were_scored(tmp_path, results, truth):
     rescore(
-        tmp_path / "data",
+        data_of(tmp_path),
         saved_results(results, preset="davis"),
         tmp_path / "out",
         splits=TEST_SPLITS,
@@ -479,7 +486,7 @@ def test_results_are_rescored_under_davis_as_they_were_scored(tmp_path, results,
 
 def test_results_under_a_preset_of_many_thresholds_say_that_they_have_one(tmp_path, results):
     predictions = saved_results(results, preset="aurora")
-    tables = rescore(tmp_path / "data", predictions, tmp_path / "out", splits=["test_s"], preset="aurora")
+    tables = rescore(data_of(tmp_path), predictions, tmp_path / "out", splits=["test_s"], preset="aurora")
     assert "one threshold only" in tables["note"]
 
 
@@ -553,14 +560,14 @@ def test_bad_line_of_results_is_named_and_the_others_are_scored(tmp_path, result
 
 def rescore_results(tmp_path: Path, results: Path) -> None:
     predictions = saved_results(results, preset="davis")
-    rescore(tmp_path / "data", predictions, tmp_path / "out", splits=TEST_SPLITS, preset="davis")
+    rescore(data_of(tmp_path), predictions, tmp_path / "out", splits=TEST_SPLITS, preset="davis")
 
 
 def test_results_of_another_dataset_are_refused(tmp_path, results):
     results.write_text(results.read_text().replace("s0_drum_1", "s9_drum_1"))
     predictions = saved_results(results, preset="davis")
     with pytest.raises(PredictionError, match="has row 1 as 's9_drum_1', metadata.csv as 's0_drum_1'"):
-        rescore(tmp_path / "data", predictions, tmp_path / "out", splits=["test_s"], preset="davis")
+        rescore(data_of(tmp_path), predictions, tmp_path / "out", splits=["test_s"], preset="davis")
 
 
 def test_a_row_that_results_hold_twice_is_named_and_the_others_are_scored(tmp_path, results, monkeypatch):
@@ -581,14 +588,14 @@ def test_a_row_that_results_hold_twice_is_named_and_the_others_are_scored(tmp_pa
 def test_frames_without_annotation_are_predicted_but_not_scored(tmp_path, truth, folder, preset):
     [sample] = [row for row in load_ref_avs_truth(tmp_path / "data", ["test_s"]) if row.row == 1]
     in_part = dataclasses.replace(sample, mask_paths=(sample.mask_paths[0], "", sample.mask_paths[2]))
-    prediction = saved_predictions(folder).rows[1]
+    prediction = list_predictions(folder).rows[1]
     scored = rescoring.score_row(rescoring.Job(in_part, prediction, preset, ""))
     probs = levels(1)[[0, 2]].astype(np.float32) / 255
     expected = direct_scores(probs, truth[1][[0, 2]], preset)
     assert {name: getattr(scored, name) for name in ("J", "F", "S")} == pytest.approx(expected, abs=1e-5)
     two_frames = write_pngs(tmp_path / "two", {1: levels(1)[[0, 2]]})
     with pytest.raises(PredictionError, match="the prediction has 2 frames, the clip 3"):
-        rescoring.score_row(rescoring.Job(in_part, saved_predictions(two_frames).rows[1], preset, ""))
+        rescoring.score_row(rescoring.Job(in_part, list_predictions(two_frames).rows[1], preset, ""))
 
 
 def test_row_without_truth_is_named(tmp_path, truth):
@@ -600,4 +607,4 @@ def test_row_without_truth_is_named(tmp_path, truth):
 def test_answers_without_masks_have_nothing_to_score_again(tmp_path):
     write_results(tmp_path / "results.jsonl", [replied(1)])
     predictions = saved_results(tmp_path / "results.jsonl", preset="davis")
-    assert not predictions.rows and "row 1: its scores are there, but no masks" in predictions.damaged[0]
+    assert not predictions.named and "row 1: its scores are there, but no masks" in predictions.damaged[0]

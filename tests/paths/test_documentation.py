@@ -36,8 +36,10 @@ from trl import TrlParser
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import LOADERS, load_split
 from aurora_rl.cli import parse_arguments
+from aurora_rl.cli.launching import check_launch
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.splits import SPLIT_READERS
+from aurora_rl.files.packaged import find_config
 from aurora_rl.models.heads import HEADS, FrameBatch, Head
 from aurora_rl.models.heads.base import run_head
 from aurora_rl.models.heads.segmenters import FRAME_ENCODERS, SEGMENTERS, build_frame_encoder, build_segmenter
@@ -133,7 +135,8 @@ def check_script(script: str, arguments: list[str]) -> None:
     *_, of_config, of_command = fresh.parse_args_and_config(
         [*arguments, *on_cpu], return_remaining_strings=True, separate_remaining_strings=True
     )
-    takes_recipes = "separate_remaining_strings" in (ROOT / script).read_text()  # whose other keys are training's
+    body = ROOT / "aurora_rl" / "scripts" / Path(script).name
+    takes_recipes = body.is_file() and "separate_remaining_strings" in body.read_text()  # other keys are training's
     assert (of_command, [] if takes_recipes else of_config) == ([], [])
 
 
@@ -158,8 +161,13 @@ def check_aurora(arguments: list[str]) -> None:
     args = parse_arguments(arguments)
     if arguments[0] == "footprint":
         check_script(f"recipes/{args.recipe}.py", ["--config", args.config, *args.options])
+    elif arguments[0] in ("sft", "grpo"):
+        check_launch(args.launch)
+        check_script(f"recipes/{arguments[0]}.py", ["--config", find_config(args.config), *args.options])
     elif arguments[0] == "evaluate" and args.model is not None:
         check_script("recipes/evaluate.py", ["--model", args.model, *args.options])
+    elif arguments[0] == "run":
+        check_script(args.script, args.words)
     else:
         assert args.options == []
 
@@ -225,6 +233,8 @@ def test_a_command_with_a_wrong_option_is_noticed(monkeypatch: pytest.MonkeyPatc
     wrong = [
         "aurora-rl doctor data --workers 8",
         "aurora-rl evaluate --model m --data_root d --output_dir o --batchsize 2",
+        "aurora-rl sft --config synthetic/sft --lerning_rate 1",
+        "aurora-rl grpo --config synthetic/grpo --launch zero7",
         "make everything",
         "python data_prep/make_synthetic.py --output_dir x --clips 3",
         "python data_prep/verify_cot.py chains.jsonl --output x --samples 3",

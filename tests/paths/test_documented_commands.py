@@ -75,7 +75,7 @@ def given(tiny_checkpoint: str, tiny_benchmark: Path, tmp_path_factory: pytest.T
     write_synthetic_benchmark(ref_avs, REF_AVS)
     write_pngs(masks, random_masks(ref_avs))
     scores = folder / "scores"
-    rescore(ref_avs, saved_predictions(masks), scores, splits=["test_s", "test_u", "test_n"])
+    rescore(DataArguments(str(ref_avs)), saved_predictions(masks), scores, splits=["test_s", "test_u", "test_n"])
     model = write_model(folder / "model", tiny_checkpoint)
     names = ("accelerate_configs", "data_prep", "docs", "recipes", "reward_fns", "tools")
     return {

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
-from recipes.stage_plan import read_plan
 
 from aurora_rl.evaluation.records import write_results
+from aurora_rl.scripts.stage_plan import read_plan
 from recipes.compare_choice import compare, main
 from tests.row_results import replied
 
