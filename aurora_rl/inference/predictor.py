@@ -255,7 +255,8 @@ class Predictor:
             .head(head)
             .rows(outputs.head_outputs, counts, [row.frame_size for row in rows])
         )
-        return [row if is_there else None for row, is_there in zip(predicted, has_token.tolist(), strict=True)]
+        is_there = [has and row.asks_head for has, row in zip(has_token.tolist(), rows, strict=True)]
+        return [row if there else None for row, there in zip(predicted, is_there, strict=True)]
 
     def _with_seg(self, completion_ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Append the task's closing sentence to completions without the head's token, if `append_seg` is set."""

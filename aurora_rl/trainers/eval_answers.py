@@ -78,7 +78,7 @@ class RolloutAnswers:
         has_token = [has for together in batch.predictions for has in together.has_token.tolist()]
         for index, (row, text) in enumerate(zip(batch.rows, texts, strict=True)):
             if row.sample.key in self._chosen and row.sample.key not in self._kept:
-                prediction = predictions[index] if predictions and has_token[index] else None
+                prediction = predictions[index] if predictions and has_token[index] and row.asks_head else None
                 self._kept[row.sample.key] = self._answer(row, text, prediction)
 
     def _answer(self, row: EncodedSample, text: str, prediction: object) -> EvalAnswer:

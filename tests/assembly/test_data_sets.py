@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from aurora_rl.assembly.arguments import DataArguments
+from aurora_rl.assembly.arguments import DataArguments, TargetArguments
 from aurora_rl.assembly.benchmarks import load_split, load_training_splits
 from aurora_rl.assembly.data_sets import data_sets, main_set, mixed_sets, reward_sets
 from aurora_rl.assembly.early import check_asked
 from aurora_rl.assembly.known_options import read_asked
-from aurora_rl.assembly.teacher import TargetArguments, assemble_targets
+from aurora_rl.assembly.teacher import assemble_targets
 
 CHOICE = "aurora_rl.tasks.multiple_choice:MultipleChoice"
 BOXES = "aurora_rl.tasks.reference_boxes:ReferenceBoxes"
