@@ -19,7 +19,7 @@ from aurora_rl.data.files import MASK_SUFFIXES, DatasetError, MissingFilesError,
 from aurora_rl.data.manifest_rows import EMPTY_MASKS, ManifestRow
 from aurora_rl.data.mask_sources import Timeline, coco_masks, npz_masks, png_masks
 from aurora_rl.data.masks import remembered
-from aurora_rl.data.media import read_frame_size
+from aurora_rl.data.media import check_upright, read_frame_size
 from aurora_rl.data.sample import AVSample
 from aurora_rl.data.video_facts import VideoFacts, read_video_facts
 from aurora_rl.files.cache_folder import cache_folder
@@ -212,6 +212,7 @@ class ClipBuilder:
         return _Pictures(self.paths.name(path), timeline, rate_of(kept, fps), video=path, facts=facts)
 
     def _files(self, row: ManifestRow, files: Sequence[Path], *, folder: Path | None = None) -> _Pictures:
+        check_upright(files[0])
         fps = row.fps or self.fps
         times = [index / fps for index in range(len(files))]
         kept = evenly_spaced(len(files), self.num_frames)
