@@ -103,6 +103,32 @@ def load_reward_func(spec: str | Callable[..., Any]) -> Callable[..., Any]:
     return func if hasattr(func, "__name__") else _forward(func, name=str(spec).rpartition(":")[2])
 
 
+def load_guarded(
+    reward_funcs: str | Callable[..., Any] | Sequence[str | Callable[..., Any]],
+    *,
+    timeout_s: float,
+    several_sets: bool = False,
+    of_sets: Sequence[Mapping[str, bool]] | None = None,
+) -> list[Callable[..., Any]]:
+    """Load the reward functions of a run, guarded by `guard_reward_func`.
+
+    Args:
+        reward_funcs: names or callables, one or several.
+        timeout_s: see `guard_reward_func`.
+        several_sets: whether the run reads several data sets.
+        of_sets: whether each function is for a data set then, see `call_for_some_rows`; None if no set names rewards.
+
+    Raises:
+        RewardError: if one cannot be loaded.
+    """
+    specs = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
+    guarded = [guard_reward_func(load_reward_func(spec), timeout_s=timeout_s) for spec in specs]
+    if not several_sets:
+        return guarded
+    pairs = zip(guarded, of_sets or [{}] * len(guarded), strict=True)
+    return [call_for_some_rows(func, is_for) for func, is_for in pairs]
+
+
 def reads(answer_type: type) -> Callable[[AnyFunc], AnyFunc]:
     """Mark a reward function as one that reads the answers of one task alone.
 

@@ -75,7 +75,7 @@ def load_table(
         root: folder of `save_to_disk`, folder or name of a repository of the hub, or a Parquet file.
         split: name of the split: a value of the column `split` where there is one, else a split of the data set.
         media_cache: folder of the unpacked media, which data sets may share; None for the usual one.
-        fps, num_frames, columns, mask_cache, frame_cache, chains, on_missing: as in `clips.load_clips`.
+        fps, num_frames, columns, mask_cache, frame_cache, chains, on_missing: the arguments of `clips.load_clips`.
 
     Raises:
         DatasetError: if the data set or the split is missing, or a row is malformed, names a file outside the data

@@ -32,7 +32,7 @@ from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.heads import Head
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.sharding import keep_together
-from aurora_rl.rewards import call_for_some_rows, guard_reward_func, load_reward_func
+from aurora_rl.rewards import load_guarded
 from aurora_rl.rollout.base import RolloutSource, Turn
 from aurora_rl.rollout.transformers_source import TransformersSource
 from aurora_rl.rollout.vllm_source import VLLMSource
@@ -41,18 +41,13 @@ from aurora_rl.trainers.grounded_rollouts import ForwardPasses, RolloutBatch, re
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.head_loss import head_loss, head_loss_weights, prepare_heads
 from aurora_rl.trainers.health import RolloutHealthCallback
-from aurora_rl.trainers.reference_model import (
-    frozen_copy,
-    install_reference,
-    load_policy_beside_reference,
-    only_trained_adapters,
-)
+from aurora_rl.trainers.reference_model import PolicyCheckpoints, frozen_copy, install_reference
 from aurora_rl.trainers.rollout_metrics import completion_columns, reward_metrics, rollout_metrics
 from aurora_rl.trainers.upcoming import ReadAheadTrainer
 from aurora_rl.trainers.vllm_engine import vllm_engine
 
 
-class AuroraGRPOTrainer(ReadAheadTrainer):
+class AuroraGRPOTrainer(PolicyCheckpoints, ReadAheadTrainer):
     """TRL's GRPOTrainer for omni-modal models, with the head of the run's task.
 
     Args:
@@ -60,8 +55,7 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         reward_funcs: names (`"reward_fns.mask_iou:mask_iou_reward"`, `"path/to/mine.py:my_reward"`) or callables.
         args: the configuration.
         encode: encoder that turns a sample into tensors; it holds the task, or those of several data sets.
-        reward_sets: whether each function is for a data set, by the set's name, in a run on several; it is for the
-            others if it reads their answers (`rewards.reads`).
+        reward_sets: whether each function is for a data set in a run on several, see `rewards.call_for_some_rows`.
         **kwargs: arguments of TRL's trainer: `train_dataset` (rows of `data.dataset.to_dataset`), `eval_dataset`,
             `processing_class`, `peft_config`, `callbacks`, `optimizers`; and `sets`, how the rows of several data sets
             are mixed (`data.mixing.MixedSet`). `tools` and `environment_factory` are refused.
@@ -89,11 +83,8 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         self.encode = encode
         self.seg_token_id = encode.answer_token_id
         self._batch = RolloutBatch([])
-        specs = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
-        guarded = [guard_reward_func(load_reward_func(spec), timeout_s=args.reward_timeout_s) for spec in specs]
-        if kwargs.get("sets"):
-            pairs = zip(guarded, reward_sets or [{}] * len(guarded), strict=True)
-            guarded = [call_for_some_rows(func, is_for) for func, is_for in pairs]
+        sets = bool(kwargs.get("sets"))
+        guarded = load_guarded(reward_funcs, timeout_s=args.reward_timeout_s, several_sets=sets, of_sets=reward_sets)
         needs_copy = args.beta != 0.0 and not is_peft_model(model) and kwargs.get("peft_config") is None
         reference = frozen_copy(model, encode.family) if needs_copy else None
         # TRL's constructor would build a reference of a class it does not know, and an engine for images only.
@@ -114,14 +105,6 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
 
     def _may_resume_after(self, step: int) -> bool:
         return self.args.ends_generation_batch(step)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        with only_trained_adapters(self.model):
-            super()._save(output_dir, state_dict)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_policy_beside_reference(self.model if model is None else model, resume_from_checkpoint)
 
     def head(self) -> Head | None:
         """Return the head of the run's task inside the model; None for a task without one."""
@@ -229,9 +212,8 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
     ) -> torch.Tensor:
         args, task_of = self.args, self.encode.task_of
         batch_size = args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
-        texts = [completion_text(completion) for completion in completions]
-        pairs = zip(self._batch.rows, texts, strict=True)
-        answers = tuple(task_of(row.sample).parse(text) for row, text in pairs)
+        texts = list(map(completion_text, completions))
+        answers = tuple(task_of(row.sample).parse(text) for row, text in zip(self._batch.rows, texts, strict=True))
         predictions = self._passes.predictions_of(self.model, self._batch, completion_ids_list, batch_size=batch_size)
         self._learn(answers=answers, predictions=predictions)
         if self.on_eval_rollouts is not None and not self.model.training:
@@ -240,10 +222,9 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         for column, values in completion_columns(rows, self._passes.noun).items():
             self._log_completion_extra(column, values)
         rewards_per_func = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
-        start = self.accelerator.process_index * len(rows)
-        local = rewards_per_func[start : start + len(rows)]
-        weights = self.reward_weights.to(local.device)
-        for name, metric in [*rollout_metrics(task_of, rows), *reward_metrics(rows, local, weights)]:
+        local = rewards_per_func[self.accelerator.process_index * len(rows) :][: len(rows)]
+        metrics = reward_metrics(rows, local, self.reward_weights.to(local.device))
+        for name, metric in [*rollout_metrics(task_of, rows), *metrics]:
             self._log_metric(name, metric)
         return rewards_per_func
 
