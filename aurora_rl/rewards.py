@@ -13,13 +13,15 @@ import inspect
 import math
 import numbers
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from aurora_rl.named.objects import NamedObjectError, load_object
 
 _MAX_NAMED_SAMPLES = 4
+
+AnyFunc = TypeVar("AnyFunc", bound=Callable[..., Any])
 
 
 class RewardError(RuntimeError):
@@ -101,6 +103,104 @@ def load_reward_func(spec: str | Callable[..., Any]) -> Callable[..., Any]:
     return func if hasattr(func, "__name__") else _forward(func, name=str(spec).rpartition(":")[2])
 
 
+def load_guarded(
+    reward_funcs: str | Callable[..., Any] | Sequence[str | Callable[..., Any]],
+    *,
+    timeout_s: float,
+    several_sets: bool = False,
+    of_sets: Sequence[Mapping[str, bool]] | None = None,
+) -> list[Callable[..., Any]]:
+    """Load the reward functions of a run, guarded by `guard_reward_func`.
+
+    Args:
+        reward_funcs: names or callables, one or several.
+        timeout_s: see `guard_reward_func`.
+        several_sets: whether the run reads several data sets.
+        of_sets: whether each function is for a data set then, see `call_for_some_rows`; None if no set names rewards.
+
+    Raises:
+        RewardError: if one cannot be loaded.
+    """
+    specs = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
+    guarded = [guard_reward_func(load_reward_func(spec), timeout_s=timeout_s) for spec in specs]
+    if not several_sets:
+        return guarded
+    pairs = zip(guarded, of_sets or [{}] * len(guarded), strict=True)
+    return [call_for_some_rows(func, is_for) for func, is_for in pairs]
+
+
+def reads(answer_type: type) -> Callable[[AnyFunc], AnyFunc]:
+    """Mark a reward function as one that reads the answers of one task alone.
+
+    In a run on several data sets it answers None for the rows of other tasks, without being called for them. In a run
+    on one task it is called for all rows, and tells that they are not for it.
+
+    Args:
+        answer_type: class of the task's answers.
+    """
+
+    def mark(func: AnyFunc) -> AnyFunc:
+        func.reads = answer_type  # type: ignore[attr-defined]
+        return func
+
+    return mark
+
+
+def call_for_some_rows(func: Callable[..., Any], is_for: Mapping[str, bool]) -> Callable[..., Any]:
+    """Wrap a guarded reward function for a run on several data sets: rows that it is not for have the reward None.
+
+    Args:
+        func: result of `guard_reward_func`.
+        is_for: whether it is for a data set, by the set's name. It is for the rows of a set that is not there if it
+            reads their answers (see `reads`).
+    """
+    answer_type = getattr(func, "reads", None)
+
+    def select(columns: Mapping[str, Any]) -> list[int]:
+        pairs = zip(columns["answers"], columns["dataset"], strict=True)
+        return [
+            index
+            for index, (answer, dataset) in enumerate(pairs)
+            if is_for.get(dataset, answer_type is None or isinstance(answer, answer_type))
+        ]
+
+    def only(kept: Sequence[int], columns: Mapping[str, Any]) -> dict[str, Any]:
+        count = len(columns["completions"])
+        chosen = {name: _rows_of(column, kept, count) for name, column in columns.items()}
+        if log_extra := columns.get("log_extra"):  # the table of completions has a row for every completion
+            chosen["log_extra"] = lambda column, values: log_extra(column, _spread(values, kept, count))
+        return chosen
+
+    if _is_async(func):
+
+        async def some_async(**columns: Any) -> list[float | None]:
+            kept = select(columns)
+            rewards = await func(**only(kept, columns)) if kept else []
+            return _spread(rewards, kept, len(columns["completions"]))
+
+        wrapper: Callable[..., Any] = some_async
+    else:
+
+        def some(**columns: Any) -> list[float | None]:
+            kept = select(columns)
+            rewards = func(**only(kept, columns)) if kept else []
+            return _spread(rewards, kept, len(columns["completions"]))
+
+        wrapper = some
+    return _like(wrapper, func, _name(func))
+
+
+def _rows_of(column: Any, kept: Sequence[int], count: int) -> Any:
+    """Select rows of a column; what has no entry a row, such as TRL's `trainer_state`, is left as it is."""
+    return [column[index] for index in kept] if isinstance(column, list) and len(column) == count else column
+
+
+def _spread(values: Sequence[Any], kept: Sequence[int], count: int) -> list[Any]:
+    """Put the values of some rows at their places among all rows, None at the others."""
+    by_row = dict(zip(kept, values, strict=True))
+    return [by_row.get(index) for index in range(count)]
+
+
 def guard_reward_func(func: Callable[..., Any], *, timeout_s: float = 60.0) -> Callable[..., Any]:
     """Wrap a reward function so that a failure names the function and the sample instead of spoiling the advantages.
 
@@ -139,9 +239,7 @@ def guard_reward_func(func: Callable[..., Any], *, timeout_s: float = 60.0) -> C
         return _checked(name, rewards, columns, len(completions))
 
     wrapper: Callable[..., Any] = guarded_async if _is_async(func) else guarded
-    wrapper.__name__ = wrapper.__qualname__ = name
-    wrapper.__doc__ = func.__doc__
-    return wrapper
+    return _like(wrapper, func, name)
 
 
 def _entry(entry: Any) -> Any:
@@ -171,8 +269,15 @@ def _forward(func: Callable[..., Any], *, name: str) -> Callable[..., Any]:
             return func(*args, **columns)
 
         wrapper = named
+    return _like(wrapper, func, name)
+
+
+def _like(wrapper: Callable[..., Any], func: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Give a wrapper its name, and what the function says of itself."""
     wrapper.__name__ = wrapper.__qualname__ = name
     wrapper.__doc__ = func.__doc__
+    if (answer_type := getattr(func, "reads", None)) is not None:
+        wrapper.reads = answer_type  # type: ignore[attr-defined]
     return wrapper
 
 

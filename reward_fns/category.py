@@ -6,10 +6,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from aurora_rl.rewards import reads
 from aurora_rl.tasks.base import Answer, completion_text
+from aurora_rl.tasks.completions import ParsedCompletion
 from aurora_rl.tasks.reference_segmentation import answers_category, read_answers
 
 
+@reads(ParsedCompletion)
 def category_reward(
     prompts: list[Any],
     completions: list[Any],
@@ -39,12 +42,11 @@ def category_reward(
         Per completion 1.0 or 0.0, also where it claims nothing; None where the true category is not known.
     """
     parsed = read_answers(completions, answers)
-    return [
-        float(answers_category(answer, truth)) if truth else None
-        for answer, truth in zip(parsed, category, strict=True)
-    ]
+    pairs = zip(parsed, category, strict=True)
+    return [float(answers_category(answer, truth)) if truth else None for answer, truth in pairs]
 
 
+@reads(ParsedCompletion)
 def authors_category_reward(
     prompts: list[Any], completions: list[Any], *, category: list[str], **columns: Any
 ) -> list[float | None]:

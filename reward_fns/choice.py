@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from aurora_rl.rewards import reads
 from aurora_rl.tasks.base import Answer
 from aurora_rl.tasks.completions import completion_text
 from aurora_rl.tasks.multiple_choice import ChoiceAnswer, MultipleChoice, as_choice
 
 
+@reads(ChoiceAnswer)
 def choice_accuracy_reward(
     prompts: list[Any],
     completions: list[Any],
@@ -44,6 +46,7 @@ def choice_accuracy_reward(
     return [float(index == truth) for index, truth in zip(chosen, truths, strict=True)]
 
 
+@reads(ChoiceAnswer)
 def choice_format_reward(
     prompts: list[Any], completions: list[Any], *, answers: Sequence[Answer] | None = None, **columns: Any
 ) -> list[float | None]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aurora_rl.tasks.base import Answer
+from aurora_rl.tasks.completions import ParsedCompletion
 from aurora_rl.tasks.reference_segmentation import has_form, read_answers
 
 
@@ -24,6 +25,8 @@ class FormatReward:
     >>> answer_format_reward([None], ["the target is the drum. It is [SEG]."])
     [1.0]
     """
+
+    reads = ParsedCompletion
 
     def __init__(self, *, require_steps: bool = True) -> None:
         self.require_steps = require_steps

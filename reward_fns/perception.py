@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from aurora_rl.rewards import reads
 from aurora_rl.tasks.base import Answer
 from aurora_rl.tasks.completions import ParsedCompletion, normalise_category
 from aurora_rl.tasks.reference_segmentation import read_answers
 
 
+@reads(ParsedCompletion)
 def perception_reward(
     prompts: list[Any],
     completions: list[Any],

@@ -17,6 +17,7 @@ from torch import Tensor
 from aurora_rl.data.media import SILENCE_DBFS
 from aurora_rl.data.sample import NULL_CATEGORY
 from aurora_rl.metrics import mask_place
+from aurora_rl.rewards import reads
 from aurora_rl.tasks.base import Answer
 from aurora_rl.tasks.completions import ParsedCompletion, normalise_category, parse_completion
 from aurora_rl.tasks.prompts import REASONING_STEPS
@@ -73,6 +74,7 @@ _AGREES: dict[str, Callable[[_Place], bool]] = {
 }
 
 
+@reads(ParsedCompletion)
 def reasoning_consistency_reward(
     prompts: list[Any],
     completions: list[Any],

@@ -85,6 +85,14 @@ def few_threads() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Caches that need no option lie in a folder of the session, for the programs that tests start as well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AURORA_RL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """Every test starts from the same random state, whichever tests ran before it."""

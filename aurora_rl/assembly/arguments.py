@@ -99,6 +99,8 @@ class DataArguments:
     `max_pixels` or `use_audio_in_video`, the value is that of the checkpoint's training (`assembly.parser`).
 
     Attributes:
+        data: several data sets instead of one, a list of mappings with the options that follow and `name`, `share` and
+            others of `assembly.data_sets.ENTRY_KEYS`; what an entry leaves out has the value given here.
         data_root: folder of the benchmark, for Ref-AVSBench the one with metadata.csv, media/ and gt_mask/; for own
             clips the manifest, or its folder.
         benchmark: name of the benchmark, a key of `assembly.benchmarks.LOADERS`, or a loader of one's own as
@@ -132,7 +134,9 @@ class DataArguments:
         embedding_cache: folder for the frozen image encoder's embeddings; needed to train `sam` and `sam2` decoders.
     """
 
-    data_root: str = dataclasses.field(metadata={"help": "Folder that holds the benchmark, or the manifest of clips."})
+    data_root: str = dataclasses.field(
+        default="", metadata={"help": "Folder that holds the benchmark, or the manifest of clips."}
+    )
     benchmark: str = dataclasses.field(
         default="ref_avs",
         metadata={
@@ -197,6 +201,10 @@ class DataArguments:
     embedding_cache: str | None = dataclasses.field(
         default=None, metadata={"help": "Folder for the embeddings of the frozen image encoder."}
     )
+    data: list[dict] | None = dataclasses.field(
+        default=None,
+        metadata={"help": "Several data sets instead of one, a list in a YAML file (docs/mixing_data.md)."},
+    )
 
     def asked_instruction(self) -> str:
         """Return the user's text for a clip: the one that is given, or the task's own."""
@@ -210,8 +218,20 @@ class DataArguments:
         """
         fields = {**dataclasses.asdict(self), "instruction": self.asked_instruction()}
         del fields["frame_cache"]
-        usual = {"task": REFERENCE_SEGMENTATION, "columns": None, "skip_unlabelled": False}
+        usual = {"task": REFERENCE_SEGMENTATION, "columns": None, "skip_unlabelled": False, "data": None}
         return {k: v for k, v in fields.items() if k not in usual or v != usual[k]}
+
+
+@dataclasses.dataclass
+class DryRunArguments:
+    """Whether a run is only tried."""
+
+    dry_run: bool = dataclasses.field(
+        default=False,
+        metadata={
+            "help": "Try data, model and rewards, print the cost of the whole run, and stop; nothing is written."
+        },
+    )
 
 
 @dataclasses.dataclass

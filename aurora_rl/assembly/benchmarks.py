@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from aurora_rl.assembly.arguments import DataArguments
+from aurora_rl.assembly.data_sets import data_sets, main_set, only_set
 from aurora_rl.assembly.own_loader import is_own_loader, load_by_name, takes_option
 from aurora_rl.data import hf_dataset, ref_avs
 from aurora_rl.data.avsbench import load_avsbench_avss, load_avsbench_ms3, load_avsbench_s4
@@ -34,6 +35,7 @@ def load_split(args: DataArguments, split: str) -> list[AVSample]:
         ValueError: if the benchmark is unknown, the `mask_cache` or `media_cache` that it needs is not set, or the
             task has no chains of thought.
     """
+    args = only_set(args)
     task = load_task(args.task)
     chains = None if args.chains is None else task.chain_file(folder_of(args.data_root) / args.chains)
     samples = _loader(args.benchmark)(args, split, chains)
@@ -162,10 +164,26 @@ CATEGORY_READERS: dict[str, Callable[[str, str], set[str]]] = {
 def load_training_splits(args: DataArguments) -> tuple[list[AVSample], list[AVSample]]:
     """Load the samples to train on, and those to evaluate on during training; none if the arguments name no split.
 
+    Of several data sets the rows follow one another, and each knows its set's name.
+
     Raises:
         ValueError: if `load_split` or `draw_over_clips` refuses the arguments, or `check_truth` or `check_same_media` a
             row.
     """
+    sets = data_sets(args)
+    main_set(sets)  # refuses tasks that do not go together
+    train_samples, eval_samples = [], []
+    for each in sets:
+        to_train, to_evaluate = _training_splits_of(each.args)
+        train_samples += [dataclasses.replace(sample, dataset=each.name) for sample in to_train]
+        eval_samples += [dataclasses.replace(sample, dataset=each.name) for sample in to_evaluate]
+    if args.data is not None:
+        check_same_media(eval_samples)  # a batch may hold rows of two sets; those to train on are mixed by kind
+    return train_samples, eval_samples
+
+
+def _training_splits_of(args: DataArguments) -> tuple[list[AVSample], list[AVSample]]:
+    """Load the samples of one data set, as `load_training_splits` does."""
     train_samples = load_split(args, args.train_split)
     eval_samples = load_split(args, args.eval_split) if args.eval_split else []
     # The best checkpoint is chosen on these samples.
@@ -186,9 +204,8 @@ def check_truth(task: Task, samples: Iterable[AVSample]) -> None:
     for sample in samples:
         if not sample.has_gt_masks:
             raise DatasetError(
-                f"{_place(sample)} has no masks, but the task {task.name!r} is trained on "
-                "them: add its masks, drop the row or skip such rows by `skip_unlabelled: true`, or choose a task that is "
-                "answered in words"
+                f"{_place(sample)} has no masks, but the task {task.name!r} is trained on them: add its masks, drop "
+                "the row or all such rows by `skip_unlabelled: true`, or choose a task that is answered in words"
             )
 
 
@@ -219,7 +236,7 @@ def check_same_media(samples: Sequence[AVSample]) -> None:
         has = "frames" if other.num_frames else "no frames"
         raise DatasetError(
             f"{_place(other)} has {has}, unlike the rows before it: train on rows with frames and on rows of sound "
-            "alone one after the other, as two data sets"
+            "alone as two data sets, which one run may mix by `data`"
         )
 
 

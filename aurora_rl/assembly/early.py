@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from aurora_rl.assembly.arguments import DataArguments
-from aurora_rl.assembly.known_options import SAVED_MASKS, Asked, names_of, options_of, read_asked
+from aurora_rl.assembly.data_sets import entry_options, read_entries
+from aurora_rl.assembly.known_options import SAVED_MASKS, Asked, check_value, names_of, options_of, read_asked
 from aurora_rl.assembly.object_names import check_object
+from aurora_rl.assembly.trackers import check_trackers
 from aurora_rl.data.splits import SPLIT_READERS, list_splits
 from aurora_rl.endpoint.addresses import check_address, check_host
 from aurora_rl.endpoint.arguments import EndpointArguments
@@ -61,6 +63,8 @@ NEEDED = {
     "data_prep/cache_features.py": {"embedding_cache": "the folder to fill"},
     "data_prep/teacher_features.py": {"teacher_features": "the file to fill", "teacher": "the model that fills it"},
 }
+#: Scripts that read several data sets, which `data` names.
+SEVERAL_SETS = ("recipes/sft.py", "recipes/grpo.py", "recipes/evaluate.py", "data_prep/teacher_features.py")
 READ_FILES = ("reflections", "mistakes", "gold")
 WRITTEN_FOLDERS = ("output_dir", "embedding_cache", "mask_cache", "media_cache", "frame_cache")
 WRITTEN_FILES = ("teacher_features", "output")
@@ -123,6 +127,8 @@ def check_asked(asked: Asked) -> None:
     check_models(asked)
     _check_data(asked)
     _check_names(asked)
+    if asked.get("report_to") is not None:
+        check_trackers(asked.get("report_to"), name=asked.called("report_to"))
     _check_resumed(asked)
     _check_outputs(asked)
 
@@ -275,12 +281,35 @@ def _check_columns(asked: Asked) -> None:
         return
     if not isinstance(columns, dict) or not all(isinstance(text, str) for pair in columns.items() for text in pair):
         raise ValueError(
-            f"{asked.called('columns')} is {columns!r}: expected names of a manifest's columns by their names here, such "
-            "as {reference: caption}"
+            f"{asked.called('columns')} is {columns!r}: expected names of a manifest's columns by their names here, "
+            "such as {reference: caption}"
         )
 
 
 def _check_data(asked: Asked) -> None:
+    """Check the data set of a run, or each of several; errors as in `check_asked`."""
+    if asked.get("data") is None:
+        _check_data_set(asked)
+        return
+    if asked.script not in SEVERAL_SETS:
+        raise ValueError(f"{asked.called('data')}: {asked.script} reads one data set: give its benchmark and data_root")
+    for number, entry in enumerate(read_entries(asked.get("data"), name=asked.called("data"))):
+        place = f"{asked.called('data')}[{number}]"
+        known = {name: option for name, option in options_of(asked.script).items() if name in entry}
+        for name, option in known.items():
+            check_value(entry[name], option, name=f"{place}: {name}")
+        own = {name: value for name, value in entry.items() if name in ("split", "target", "preset")}
+        values = {**asked.values, **entry_options(entry, asked.values), **own}
+        of_entry = dataclasses.replace(asked, values=values, from_config=asked.from_config | set(entry), config=place)
+        check_numbers(of_entry)
+        _check_data_set(of_entry)
+        check_object(str(of_entry.get("task", DataArguments.task)), name=f"{place}: task", what="task")
+        for name in set(WRITTEN_FOLDERS) - {"output_dir"}:
+            if entry.get(name) is not None:
+                check_writable_folder(entry[name], name=f"{place}: {name}")
+
+
+def _check_data_set(asked: Asked) -> None:
     root = str(asked.get("data_root"))
     benchmark = asked.get("benchmark", DataArguments.benchmark)
     check_benchmark(benchmark, name=asked.called("benchmark"))

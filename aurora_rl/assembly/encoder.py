@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -11,13 +11,14 @@ import yaml
 from accelerate import PartialState
 
 from aurora_rl.assembly.arguments import DataArguments
+from aurora_rl.assembly.data_sets import data_sets, main_set
 from aurora_rl.caches.image_embeddings import EmbeddingCache
 from aurora_rl.data.clip_reader import ClipReader
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.files.packaged import find_config
 from aurora_rl.files.plain import read_text_file
 from aurora_rl.models.clip_options import ClipOptions
-from aurora_rl.models.encoding import PromptOptions, SampleEncoder
+from aurora_rl.models.encoding import PromptOptions, SampleEncoder, SetPrompt
 from aurora_rl.models.heads.segmenters import FrameEncoder
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.tasks.base import load_task
@@ -86,24 +87,41 @@ def assemble_encoder(
     Raises:
         ValueError: if training needs an embedding cache and the arguments name none.
     """
-    read = load or ClipReader()
-    task, options = load_task(args.task), prompt_options(args)
-    frame_inputs, uses_gpu = None, False
+    read, sets = load or ClipReader(), data_sets(args)
+    usual = main_set(sets)
+    task, options = load_task(usual.args.task), prompt_options(usual.args)
+    frame_inputs, blank_frame, uses_gpu = None, None, False
     if task.head is not None:
         frame_encoder = loaded.frame_encoder(task.head)
         if frame_encoder.cacheable:  # other encoders stay on the CPU, where the workers of a data loader can run them
             frame_encoder.to(device)
-        if frame_encoder.cacheable and is_trainable and args.embedding_cache is None:
-            raise ValueError("this head is trained on cached embeddings: set `embedding_cache` to a folder")
-        if frame_encoder.cacheable and args.embedding_cache is not None and not frames_are_changed:
-            frame_inputs = _cached_inputs(Path(args.embedding_cache), frame_encoder, samples, read)
-        else:
-            frame_inputs = _computed_inputs(frame_encoder)
-            uses_gpu = frame_encoder.cacheable and torch.device(device).type != "cpu"
+        blank_frame = torch.zeros(1, *frame_encoder.frame_shape)
+        with_head = [each for each in sets if load_task(each.args.task).head is not None]
+        of_sets = {}
+        for each in with_head:
+            rows = [sample for sample in samples if sample.dataset == each.name]
+            cache = None if frames_are_changed else each.args.embedding_cache
+            if frame_encoder.cacheable and is_trainable and each.args.embedding_cache is None:
+                raise ValueError("this head is trained on cached embeddings: set `embedding_cache` to a folder")
+            if frame_encoder.cacheable and cache is not None:
+                of_sets[each.name] = _cached_inputs(Path(cache), frame_encoder, rows, read)
+            else:
+                of_sets[each.name] = _computed_inputs(frame_encoder)
+                uses_gpu = uses_gpu or (frame_encoder.cacheable and torch.device(device).type != "cpu")
+        frame_inputs = _inputs_by_set(of_sets)
     if is_trainable and samples:
-        loaded.remember_clips(ClipOptions.of_samples(samples, options, task=task.name))
+        rows = [sample for sample in samples if sample.dataset == usual.name]
+        loaded.remember_clips(ClipOptions.of_samples(rows, options, task=task.name))
     encode = SampleEncoder(
-        loaded.family, loaded.processor, frame_inputs, task=task, options=options, load=read, uses_gpu=uses_gpu
+        loaded.family,
+        loaded.processor,
+        frame_inputs,
+        task=task,
+        options=options,
+        load=read,
+        sets={each.name: SetPrompt(load_task(each.args.task), prompt_options(each.args)) for each in sets if each.name},
+        blank_frame=blank_frame,
+        uses_gpu=uses_gpu,
     )
     encode.check(samples)
     return encode
@@ -111,6 +129,11 @@ def assemble_encoder(
 
 #: A function from a sample and its clip to the head's inputs (F, ...).
 FrameInputs = Callable[[AVSample, AVClip], torch.Tensor]
+
+
+def _inputs_by_set(of_sets: Mapping[str, FrameInputs]) -> FrameInputs:
+    """Return a function that asks each row's data set for its inputs."""
+    return lambda sample, clip: of_sets[sample.dataset](sample, clip)
 
 
 def _cached_inputs(

@@ -22,7 +22,7 @@ import yaml
 from aurora_rl.assembly.environment import check_environment
 from aurora_rl.assembly.options import OptionParser, new_names
 from aurora_rl.files.existing import check_file, did_you_mean
-from aurora_rl.files.packaged import find_config
+from aurora_rl.files.packaged import find_config, recipe_names
 from aurora_rl.files.plain import read_text_file
 
 FILE = Path(__file__).with_suffix(".json")
@@ -82,7 +82,10 @@ def read_asked(script: str, words: Sequence[str]) -> Asked:
     content = {} if config is None else read_config(config, known)
     content = {name: value for name, value in content.items() if name in options and name not in unset}
     typed = _read_words(rest, options, given=content)
-    return Asked(script, {**content, **typed}, config, frozenset(content) - frozenset(typed))
+    values = {**content, **typed}
+    if "data_root" in options and values.get("data_root") is values.get("data") is None:
+        raise ValueError("the following arguments are required: --data_root (or data, several data sets in --config)")
+    return Asked(script, values, config, frozenset(content) - frozenset(typed))
 
 
 def options_of(*scripts: str) -> Options:
@@ -110,6 +113,9 @@ def read_config(path: str | Path, options: Options) -> dict[str, Any]:
     Raises:
         ValueError: if the file is missing or not a YAML mapping, or has a key or value that the options do not allow.
     """
+    if not Path(path).exists() and not Path(path).suffix:
+        hint = did_you_mean(str(path), recipe_names())
+        raise ValueError(f"--config {path} is neither a file nor a packaged recipe{hint}: see `aurora-rl recipes list`")
     content = read_yaml(path, name="--config", example="recipes/synthetic/evaluate.yaml")
     unknown = [str(name) for name in content if name != "env" and name not in options]
     for name in unknown:
@@ -122,7 +128,7 @@ def read_config(path: str | Path, options: Options) -> dict[str, Any]:
         check_environment(content["env"], config=str(path))
     for name, value in content.items():
         if name in options:
-            _check_value(value, options[name], name=f"{path}: {name}")
+            check_value(value, options[name], name=f"{path}: {name}")
     return {name: _typed(value, options.get(name)) for name, value in content.items() if name != "env"}
 
 
@@ -261,8 +267,17 @@ KINDS: dict[str, Callable[[str], Any]] = {"int": int, "float": _number, "bool": 
 EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 
 
-def _check_value(value: Any, option: Mapping[str, Any], *, name: str) -> None:
-    """Refuse a YAML value of the wrong type for its option; null leaves the option unset."""
+def check_value(value: Any, option: Mapping[str, Any], *, name: str) -> None:
+    """Refuse a YAML value of the wrong type for its option; null leaves the option unset.
+
+    Args:
+        value: the value.
+        option: the option, as `options_of` describes it.
+        name: name of the key, for the error.
+
+    Raises:
+        ValueError: if it has another type.
+    """
     if value is None:
         return
     if option.get("nargs") != "+" or (option.get("may_be_text") and isinstance(value, str)):

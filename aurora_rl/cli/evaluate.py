@@ -18,18 +18,27 @@ from aurora_rl.assembly.known_options import SAVED_MASKS, Asked, options_of, rea
 from aurora_rl.cli.arguments import Commands, positive
 from aurora_rl.cli.checks import check_written_files
 from aurora_rl.cli.console import CLEAN, open_console, printable, refuse
+from aurora_rl.cli.launching import (
+    add_launch_arguments,
+    check_launch,
+    check_not_launched,
+    launch_script,
+    wants_launch,
+)
 from aurora_rl.evaluation.presets import find_preset
 from aurora_rl.files.existing import check_existing, check_file, check_writable_folder
+from aurora_rl.files.plain import parse_json, read_text_file
 
 DESCRIPTION = """Score a model, or masks that any system saved, on a benchmark.
 
   aurora-rl evaluate --model DIR --data_root DIR --split test_s test_u --output_dir out
   aurora-rl evaluate --predictions DIR --data_root DIR --split test_s --output_dir out
 
-With a model, options of recipes/evaluate.py may follow, --config FILE among them. Predictions need no model: they are a
-folder of DIR/<row>.npz, DIR/<row>/<frame>.png or DIR/<row>.json (COCO), where <row> is a row's number, its id, or its
-clip; or one COCO file. Options of the data may follow, such as --benchmark; of Ref-AVSBench's layout only metadata.csv
-and gt_mask/ are read. Either way scores.json holds the numbers and results.jsonl a line a row; see docs/evaluation.md.
+With a model, options of recipes/evaluate.py may follow, --config FILE (or a packaged recipe's name) among them;
+--launch multi_gpu spreads the rows over several GPUs. Predictions need no model: they are a folder of DIR/<row>.npz,
+DIR/<row>/<frame>.png or DIR/<row>.json (COCO), where <row> is a row's number, its id, or its clip; or one COCO file.
+Options of the data may follow, such as --benchmark; of Ref-AVSBench's layout only metadata.csv and gt_mask/ are read.
+Either way scores.json holds the numbers and results.jsonl a line a row; see docs/evaluation.md.
 Exit code 0: scored, 2: unusable arguments, data or predictions."""
 
 
@@ -37,6 +46,10 @@ DEFAULT_PRESET, DEFAULT_BENCHMARK = "refavs", "ref_avs"
 KEYED_BY = ("auto", "row", "id")  # as `evaluation.mask_names` has them, which imports torch
 #: The columns of the printed table where masks are scored, as in scores.json; otherwise it has all.
 NAMES = ("n", "missing", "J", "F", "J&F", "n_null", "S", "S_per_frame", "null_accuracy", "false_alarm_rate")
+
+
+#: Columns of data sets that are answered in words, beside others of masks.
+OF_WORDS = ("accuracy", "readable")
 
 
 def register(commands: Commands) -> None:
@@ -78,6 +91,7 @@ def register(commands: Commands) -> None:
         default="auto",
         help="what saved masks are named by: the row's number or its id; found out where no name can mean both",
     )
+    add_launch_arguments(parser, default="this process alone")
     parser.set_defaults(run=run, options=[])
 
 
@@ -97,7 +111,10 @@ def run(args: argparse.Namespace) -> int:
             asked = read_asked("recipes/evaluate.py", _recipe_words(args))
             find_preset(asked.get("preset", DEFAULT_PRESET))
             check_asked(asked)
+            if wants_launch(args) or asked.get("dry_run"):
+                return _launch(args, asked)
         else:
+            check_not_launched(args)
             _check_saved(args)
         check_written_files(args, "report")
         with contextlib.ExitStack() as stack:
@@ -106,15 +123,34 @@ def run(args: argparse.Namespace) -> int:
                 stack.enter_context(hold_output(args.output_dir, is_folder=True, is_main_process=is_main_process))
             tables = _evaluate_model(args) if is_of_model else _rescore(args)
             if args.report and tables:
-                from aurora_rl.evaluation.records import read_results
+                from aurora_rl.evaluation.records import SCORES_FILE, read_results
                 from aurora_rl.report.score_page import write_score_page
 
-                write_score_page(args.report, tables, read_results(args.output_dir))
+                for name in tables.get("datasets", [""]):
+                    page, folder = _page_of(args.report, name), args.output_dir / name
+                    own = tables if not name else parse_json(read_text_file(folder / SCORES_FILE))
+                    write_score_page(page, own, read_results(folder))
     except (OSError, ValueError) as error:
         return refuse("evaluate", error)
     if tables:
         print_scores(tables)
     return CLEAN
+
+
+def _launch(args: argparse.Namespace, asked: Asked) -> int:
+    """Score in several processes, or only try to, and return the exit code."""
+    if args.report:
+        raise ValueError(
+            "--report is written by one process: leave --launch out, or make it of the results afterwards by "
+            "`aurora-rl evaluate --results FILE --report FILE`"
+        )
+    check_launch(args.launch)
+    return launch_script("recipes/evaluate.py", _recipe_words(args), args, asked, several="multi_gpu")
+
+
+def _page_of(report: Path, dataset: str) -> Path:
+    """The page of one of several data sets: scores.html becomes scores.<its name>.html."""
+    return report.with_name(f"{report.stem}.{dataset}{report.suffix}") if dataset else report
 
 
 def _check_saved(args: argparse.Namespace) -> None:
@@ -198,7 +234,7 @@ def print_scores(tables: Mapping[str, Any]) -> None:
     console = open_console()
     known = dict.fromkeys(name for split in tables["splits"].values() for name in split)
     has_masks = "missing" in known
-    names = [name for name in NAMES if name in known] if has_masks else list(known)
+    names = [name for name in (*NAMES, *OF_WORDS) if name in known] if has_masks else list(known)
     head = f"preset {tables['preset']}" if has_masks else "split"
     table = Table(head, *(Column(printable(name), justify="right") for name in names))
     for split, numbers in tables["splits"].items():

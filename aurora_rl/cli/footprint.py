@@ -5,19 +5,17 @@ from __future__ import annotations
 import argparse
 
 from aurora_rl.assembly.early import check_models, check_numbers
-from aurora_rl.assembly.known_options import read_asked, read_yaml
+from aurora_rl.assembly.known_options import read_asked
 from aurora_rl.cli.arguments import Commands, positive
 from aurora_rl.cli.checks import check_positive
 from aurora_rl.cli.console import CLEAN, PROBLEMS, refuse
+from aurora_rl.cli.launching import check_launch
 from aurora_rl.files.packaged import find_launch
 
 DESCRIPTION = """Estimate memory and operations of a recipe's run from its config: no GPU, no weights and no data.
 
 Options of the recipe may follow, such as --model DIR for a folder with a config.json. Exit code 0: printed, and it
 fits where a memory is given, 1: it does not fit, 2: unusable arguments."""
-
-#: What a config of accelerate says of the processes.
-LAUNCH_KEYS = ("num_processes", "use_cpu")
 
 
 def register(commands: Commands) -> None:
@@ -72,7 +70,4 @@ def _check(args: argparse.Namespace) -> None:
     asked = read_asked(f"recipes/{args.recipe}.py", ["--config", args.config, *args.options])
     check_numbers(asked)
     check_models(asked)
-    if args.launch is not None:
-        launch = read_yaml(args.launch, name="--launch", example="accelerate_configs/zero2.yaml")
-        if missing := [key for key in LAUNCH_KEYS if key not in launch]:
-            raise ValueError(f"{args.launch} is no config of accelerate: it has no {' and no '.join(missing)}")
+    check_launch(args.launch)

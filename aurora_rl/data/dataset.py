@@ -4,7 +4,9 @@ A row holds the sample's fields and `prompt`. Media stay on disk: the collator a
 `media.load_clip(AVSample.from_row(row))`.
 """
 
-from collections.abc import Callable, Iterable
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
@@ -46,9 +48,18 @@ FEATURES = Features(
         **ANNOTATION_FEATURES,
         "origin": Value("string"),
         "use_audio_in_video": Value("bool"),
+        "dataset": Value("string"),
         "prompt": List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}),
     }
 )
+
+
+def with_equal_columns(samples: Sequence[AVSample]) -> list[AVSample]:
+    """Give all samples the further columns of any of them, None where one lacks a column: rewards get them by batch."""
+    names = {name: None for sample in samples if sample.extra is not None for name in sample.extra_columns}
+    if not names:
+        return list(samples)
+    return [dataclasses.replace(sample, extra=json.dumps(names | sample.extra_columns)) for sample in samples]
 
 
 def to_dataset(samples: Iterable[AVSample], prompt: Callable[[AVSample], list[dict[str, Any]]]) -> Dataset:
@@ -62,5 +73,6 @@ def to_dataset(samples: Iterable[AVSample], prompt: Callable[[AVSample], list[di
         One row a sample, in order: the fields of `AVSample` and `prompt`, the text-only chat message that TRL logs
         and hands to rewards.
     """
+    samples = with_equal_columns(list(samples))
     rows = [{**sample.to_row(), "prompt": prompt(sample)} for sample in samples]
     return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)

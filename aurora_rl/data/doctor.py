@@ -113,29 +113,30 @@ class Problem:
     """All problems of one kind.
 
     Attributes:
-        kind: a key of `PROBLEM_KINDS`.
+        kind: name of the kind, a key of `PROBLEM_KINDS` or `clips_doctor.CLIP_PROBLEMS`.
         count: number of problems, in the kind's unit.
-        first: text of the first problem in the order of metadata.csv.
+        first: text of the first problem in the order of the table.
+        about: title, unit and advice of the kind.
     """
 
     kind: str
     count: int
     first: str
+    about: ProblemKind
 
     @property
     def is_error(self) -> bool:
-        return PROBLEM_KINDS[self.kind].is_error
+        return self.about.is_error
 
     def to_dict(self) -> dict[str, Any]:
         """Return the problem as JSON, with severity, unit and advice of its kind."""
-        kind = PROBLEM_KINDS[self.kind]
         return {
             "kind": self.kind,
-            "severity": "error" if kind.is_error else "note",
+            "severity": "error" if self.is_error else "note",
             "count": self.count,
-            "unit": kind.unit,
+            "unit": self.about.unit,
             "first": self.first,
-            "advice": kind.advice,
+            "advice": self.about.advice,
         }
 
 
@@ -269,7 +270,8 @@ def _report(rows: Sequence[MetadataRow], malformed: Sequence[str], *, findings: 
         for finding in source:
             counts[finding.kind] += 1
             first.setdefault(finding.kind, finding.text)
-    problems = tuple(Problem(kind, counts[kind], first[kind]) for kind in PROBLEM_KINDS if counts[kind])
+    found = [kind for kind in PROBLEM_KINDS if counts[kind]]
+    problems = tuple(Problem(kind, counts[kind], first[kind], PROBLEM_KINDS[kind]) for kind in found)
     null_rows = [row for row in rows if row.is_null]
     by_split: dict[str, list[MetadataRow]] = {}
     for row in rows:

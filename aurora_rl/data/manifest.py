@@ -6,6 +6,9 @@ Neither media nor large libraries are loaded, so that a malformed row is an erro
 from __future__ import annotations
 
 import csv
+import dataclasses
+import itertools
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -85,6 +88,9 @@ def read_manifest(
             malformed[number] = str(error)
     if number < 0:
         raise DatasetError(f"{path} has no rows: expected one for each reference")
+    names = {name: None for row in rows if row.extra is not None for name in json.loads(row.extra)}
+    if names:  # a reward gets the same columns in every split
+        rows = [dataclasses.replace(row, extra=json.dumps(names | json.loads(row.extra or "{}"))) for row in rows]
     for name in sorted(taken):
         logger.warning(
             "%s has the column %r, whose name means something else to reward functions, so that they do not get it: "
@@ -111,6 +117,12 @@ def read_splits(root: AnyPath, columns: Mapping[str, str] | None = None) -> set[
     name = (columns or {}).get("split", "split")
     values = [record.get(name) for _, record in _records(find_manifest(root)) if isinstance(record, Mapping)]
     return {DEFAULT_SPLIT if is_missing(value) else str(value).strip() for value in values}
+
+
+def read_columns(path: Path) -> list[str]:
+    """Return the names of a manifest's columns: those of its first rows, as JSON lines may leave some out."""
+    records = [record for _, record in itertools.islice(_records(path), 100) if isinstance(record, Mapping)]
+    return list(dict.fromkeys(str(name) for record in records for name in record))
 
 
 def read_categories(root: AnyPath, split: str, columns: Mapping[str, str] | None = None) -> set[str]:

@@ -47,6 +47,7 @@ class AVSample:
         answer: true answer of a question that is answered in words, where known; one of `choices`, if there are any.
         video_path: video file whose frames are decoded when the clip is read; None where `frame_paths` hold them.
         frame_times: F times of the video's frames, in seconds after its first picture; empty for other clips.
+        dataset: name of the row's data set in a run on several of them; empty in a run on one.
         frame_cache: folder that keeps the video's decoded frames; None to decode them whenever the clip is read.
         extra: further columns of the row as a JSON object, for reward functions; None where there are none.
     """
@@ -74,6 +75,7 @@ class AVSample:
     frame_times: tuple[float, ...] = ()
     frame_cache: str | None = None
     extra: str | None = None
+    dataset: str = dataclasses.field(default="", repr=False)  # resume files of earlier versions hold the repr
 
     @property
     def num_frames(self) -> int:
@@ -109,8 +111,13 @@ class AVSample:
 
     @property
     def key(self) -> str:
-        """The `uid` and `row`, unique across the file."""
-        return f"{self.uid}#{self.row}"
+        """The `uid` and `row`, unique across the file; beneath the data set's name in a run on several of them."""
+        return f"{self.dataset}/{self.uid}#{self.row}" if self.dataset else f"{self.uid}#{self.row}"
+
+    @property
+    def clip_key(self) -> tuple[str, str]:
+        """The data set and the `media_id`: rows with the same ones share a clip."""
+        return self.dataset, self.media_id
 
     def to_row(self) -> dict[str, Any]:
         """Return this sample as a flat row of a `datasets.Dataset`."""

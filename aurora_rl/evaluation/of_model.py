@@ -1,15 +1,17 @@
 """Evaluation of a model on a benchmark's splits and under ablations: `recipes/evaluate.py`, `aurora-rl evaluate`.
 
 It writes results.jsonl (a line a row, masks included) and scores.json into `output_dir`, as `records.py` describes
-them, and for each ablation results.<ablation>.jsonl and scores.<ablation>.json.
+them, and for each ablation results.<ablation>.jsonl and scores.<ablation>.json. Of several data sets (`data`) each has
+a folder of its name there, with these files; scores.json beside the folders holds the numbers of all.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,16 @@ from tqdm import tqdm
 from aurora_rl import __version__
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments
 from aurora_rl.assembly.benchmarks import check_scorable, find_train_categories, list_test_splits, load_split
+from aurora_rl.assembly.data_sets import DataSet, data_sets, main_set
 from aurora_rl.assembly.encoder import assemble_encoder
 from aurora_rl.assembly.model import assemble_model
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation.ablations import ABLATIONS, Ablation
 from aurora_rl.evaluation.presets import find_preset
-from aurora_rl.evaluation.records import RowResult, Scores, record_of, result_from_record, write_evaluation
+from aurora_rl.evaluation.records import SCORES_FILE, RowResult, Scores, record_of, result_from_record, write_evaluation
 from aurora_rl.evaluation.scoring import score_answer, score_rollout
-from aurora_rl.evaluation.tables import mark_novelty, score_tables
+from aurora_rl.evaluation.tables import common_tables, mark_novelty, score_tables
+from aurora_rl.files.atomic import write_whole
 from aurora_rl.files.fingerprint import fingerprint_bytes, fingerprint_files
 from aurora_rl.files.journal import ResumeFile
 from aurora_rl.files.output_lock import hold_output
@@ -104,7 +108,8 @@ def evaluate_model(
         ValueError: if arguments or data are invalid.
         OutputInUseError: if another run writes to the output.
     """
-    find_preset(args.preset)
+    for preset in (args.preset, *(each.preset for each in data_sets(data_args) if each.preset)):
+        find_preset(preset)
     if unknown := sorted(set(args.ablations) - set(ABLATIONS)):
         raise ValueError(f"unknown ablations {unknown}: choose from {sorted(ABLATIONS)}")
     state = PartialState(cpu=args.use_cpu)
@@ -117,32 +122,75 @@ def _evaluate_alone(
     model_args: ModelArguments, data_args: DataArguments, args: EvaluationArguments, state: PartialState
 ) -> dict[str, Any] | None:
     """Do the work of `evaluate_model` while no other run writes to the output."""
-    splits = args.split or list_test_splits(data_args)
-    samples = [sample for split in splits for sample in load_split(data_args, split)]
-    check_scorable(data_args, samples)
-    train_categories = find_train_categories(data_args)
-    loaded = assemble_model(model_args, head=load_task(data_args.task).head, is_trainable=False)
+    sets = data_sets(data_args)
+    rows = {each.name: _samples_of(each, args) for each in sets}  # all are listed before a model is loaded
+    loaded = assemble_model(model_args, head=load_task(main_set(sets).args.task).head, is_trainable=False)
     loaded.model.to(state.device)
-    scores = None
+    scores = {}
     with contextlib.ExitStack() as stack:
-        # Removed when all passes are done: the same command resumes a run that was killed in any of them.
-        resume_files = {
-            name: stack.enter_context(_open_resume_file(name, samples, model_args, data_args, args))
-            for name in ("", *args.ablations)
-        }
-        for name, resume_file in resume_files.items():
-            results = evaluate(samples, loaded, data_args, args, resume_file, ablation=name)
+        resume_files: list[ResumeFile] = []
+        for each in sets:
+            folder = str(args.folder / each.name) if each.name else args.output_dir
+            of_set = dataclasses.replace(args, output_dir=folder, preset=each.preset or args.preset)
+            # Removed when all passes are done: the same command resumes a run that was killed in any of them.
+            of_passes = {
+                name: stack.enter_context(_open_resume_file(name, rows[each.name], model_args, each.args, of_set))
+                for name in ("", *args.ablations)
+            }
+            resume_files += of_passes.values()
+            tables = _evaluate_set(rows[each.name], loaded, model_args.model, each.args, of_set, of_passes)
             if state.is_main_process:
-                rows = mark_novelty(results, train_categories)
-                tables = score_tables(rows) | {"source": model_args.model}
-                if meanings := load_task(data_args.task).meanings:
-                    tables["meanings"] = dict(meanings)
-                write_evaluation(args.folder, rows, tables, ablation=name)
-                logger.info("%s: %s", name or "nothing taken away", tables["overall"])
-                scores = scores or tables
+                scores[each.name] = tables
+        common = common_tables(scores) if state.is_main_process and data_args.data is not None else scores.get("")
+        if common is not None and data_args.data is not None:
+            write_whole(args.folder / SCORES_FILE, f"{json.dumps(common, indent=2, ensure_ascii=False)}\n")
         state.wait_for_everyone()
-        for resume_file in resume_files.values():
+        for resume_file in resume_files:
             resume_file.remove()
+    return common
+
+
+def _samples_of(of_set: DataSet, args: EvaluationArguments) -> list[AVSample]:
+    """List the rows of the splits that are scored: those of the entry, of the run, or all that begin with "test"."""
+    splits = of_set.split or args.split or list_test_splits(of_set.args)
+    samples = [sample for split in splits for sample in load_split(of_set.args, split)]
+    check_scorable(of_set.args, samples)
+    return samples
+
+
+def _evaluate_set(
+    samples: list[AVSample],
+    loaded: LoadedModel,
+    source: str,
+    data_args: DataArguments,
+    args: EvaluationArguments,
+    resume_files: Mapping[str, ResumeFile],
+) -> dict[str, Any]:
+    """Score the model on the rows of one data set, and write its files.
+
+    Args:
+        samples: all rows.
+        loaded: the model.
+        source: its name, for scores.json.
+        data_args: arguments of the data set.
+        args: arguments of the scoring, with the data set's folder and preset.
+        resume_files: resume file of each pass by the ablation's name, "" for none.
+
+    Returns:
+        Content of scores.json; empty in a process that is not the main one.
+    """
+    train_categories, is_main_process = find_train_categories(data_args), PartialState().is_main_process
+    scores: dict[str, Any] = {}
+    for name, resume_file in resume_files.items():
+        results = evaluate(samples, loaded, data_args, args, resume_file, ablation=name)
+        if is_main_process:
+            rows = mark_novelty(results, train_categories)
+            tables = score_tables(rows) | {"source": source}
+            if meanings := load_task(data_args.task).meanings:
+                tables["meanings"] = dict(meanings)
+            write_evaluation(args.folder, rows, tables, ablation=name)
+            logger.info("%s: %s", name or "nothing taken away", tables["overall"])
+            scores = scores or tables
     return scores
 
 

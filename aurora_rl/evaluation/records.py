@@ -111,6 +111,7 @@ class RowResult:
         novelty: "seen" if the training split has the category, or "new"; None for a null reference, and if the
             training split's categories are unknown (`tables.mark_novelty`).
         answer: true answer of a question that is answered in words; None for other rows.
+        dataset: name of the row's data set among several of a run; empty otherwise.
     """
 
     uid: str
@@ -132,6 +133,7 @@ class RowResult:
     sampled: tuple[RolloutScore, ...] = ()
     novelty: str | None = None
     answer: str | None = None
+    dataset: str = ""
 
     @classmethod
     def of_sample(
@@ -159,12 +161,13 @@ class RowResult:
             greedy=greedy,
             sampled=tuple(sampled),
             answer=sample.answer,
+            dataset=sample.dataset,
         )
 
     @property
     def key(self) -> str:
         """Key from `uid` and `row`, as `AVSample.key`."""
-        return f"{self.uid}#{self.row}"
+        return f"{self.dataset}/{self.uid}#{self.row}" if self.dataset else f"{self.uid}#{self.row}"
 
     @property
     def is_null(self) -> bool:
@@ -279,6 +282,8 @@ def record_of(result: RowResult) -> dict[str, Any]:
     ]
     if result.answer is None:
         del record["answer"]
+    if not result.dataset:
+        del record["dataset"]
     return record
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from aurora_rl.evaluation.intervals import bootstrap_mean_of_means
@@ -69,6 +69,28 @@ def score_tables(rows: Sequence[RowResult]) -> dict[str, Any]:
     intervals = {name: {group: _intervals(of) for group, of in groups.items()} for name, groups in groupings.items()}
     mix = {definition: groups and _mix_intervals(groups) for definition, groups in _mix_groups(rows).items()}
     return number_tables(rows) | {"intervals": {"overall": _intervals(rows), "mix": mix, **intervals}}
+
+
+def common_tables(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Collect the numbers of several data sets, which are not averaged: their scores differ in meaning.
+
+    Args:
+        scores: content of scores.json of each data set, by its name.
+
+    Returns:
+        `datasets`: each set's `preset`, `overall` and `clips`; `splits`: the table of each split of each set, by
+        `<data set>/<split>`; `preset`: those of all sets; `mix`: empty; `source`: the model.
+    """
+    kept = ("preset", "overall", "clips")
+    return {
+        "preset": ", ".join(dict.fromkeys(tables["preset"] for tables in scores.values())),
+        "datasets": {name: {key: tables[key] for key in kept} for name, tables in scores.items()},
+        "splits": {
+            f"{name}/{split}": numbers for name, tables in scores.items() for split, numbers in tables["splits"].items()
+        },
+        "mix": {},
+        "source": next(iter(scores.values()))["source"],
+    }
 
 
 def _split(row: RowResult) -> str:

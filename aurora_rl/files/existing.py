@@ -80,6 +80,13 @@ def check_writable_file(path: AnyPath, *, name: str) -> None:
     check_writable_folder(Path(path).parent, name=f"{name} {path}: its folder")
 
 
+def check_new_file(path: AnyPath, *, name: str) -> None:
+    """Check that a file can be written and replaces none; nothing is made, errors as in `check_writable_folder`."""
+    if os.path.lexists(path):
+        raise UnusablePathError(f"{name} {path} is there already: name another one, or delete it")
+    check_writable_file(path, name=name)
+
+
 def what_is_there(path: AnyPath) -> str:
     """Describe the nearest existing parent of a missing path, with the entries most similar to the missing one."""
     path = Path(path)

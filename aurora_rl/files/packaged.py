@@ -6,6 +6,7 @@ directory's own file where there is one.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 FOLDERS = ("recipes", "data_prep", "accelerate_configs")
@@ -30,6 +31,11 @@ def find_packaged(path: str) -> str:
     return str(packaged_root() / relative)
 
 
+def short_path(path: str) -> str:
+    """Return a packaged file's path as it is in a checkout's root; any other text as it is."""
+    return path.removeprefix(f"{packaged_root()}{os.sep}")
+
+
 def find_config(name: str) -> str:
     """Return the path of a recipe's YAML file.
 
@@ -48,6 +54,11 @@ def recipe_names() -> list[str]:
     """List the packaged recipes by name, such as `ref_avs/grpo_7b`."""
     root = packaged_root() / "recipes"
     return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.glob("**/*.yaml"))
+
+
+def script_names() -> list[str]:
+    """List the packaged scripts by their paths, such as `data_prep/generate_cot.py`."""
+    return sorted(f"{folder}/{path.name}" for folder in FOLDERS for path in (packaged_root() / folder).glob("*.py"))
 
 
 def launch_names() -> list[str]:

@@ -59,6 +59,14 @@ def unfinished_batches(
             yield batch
 
 
+def _by_media(batch: Sequence[EncodedSample]) -> list[list[int]]:
+    """Return the indices of a batch's rows by the kinds of their media, since a batch of the model holds one kind."""
+    groups: dict[frozenset[str], list[int]] = {}
+    for index, item in enumerate(batch):
+        groups.setdefault(frozenset(item.prompt.features), []).append(index)
+    return list(groups.values())
+
+
 class SeededSampling(LogitsProcessor):
     """Sampling by greedy decoding of noisy logits: argmax(logits / T + Gumbel noise) draws from softmax(logits / T).
 
@@ -149,15 +157,23 @@ class Predictor:
         copies = num_samples or 1
         per_batch = max(1, self.batch_size // copies)
         for start in range(0, len(encoded), per_batch):
-            rows = [item for item in encoded[start : start + per_batch] for _ in range(copies)]
-            draws = [f"{seed}/{row.sample.key}/{index % copies}" for index, row in enumerate(rows)]
-            noise = None if num_samples is None else SeededSampling(draws, temperature=temperature)
-            completion_ids = self.generate(rows, noise)
-            texts = self.encode.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-            predictions = self.predict_rows(rows, completion_ids)
-            completions = [self._completion(*pair) for pair in zip(texts, predictions, strict=True)]
-            for first in range(0, len(rows), copies):
-                yield completions[first : first + copies]
+            batch = encoded[start : start + per_batch]
+            completed: dict[int, list[Completion]] = {}
+            for indices in _by_media(batch):
+                rows = [batch[index] for index in indices for _ in range(copies)]
+                draws = [f"{seed}/{row.sample.key}/{index % copies}" for index, row in enumerate(rows)]
+                noise = None if num_samples is None else SeededSampling(draws, temperature=temperature)
+                completions = self._complete_rows(rows, noise)
+                for place, index in enumerate(indices):
+                    completed[index] = completions[place * copies : (place + 1) * copies]
+            yield from (completed[index] for index in range(len(batch)))
+
+    def _complete_rows(self, rows: Sequence[EncodedSample], noise: SeededSampling | None) -> list[Completion]:
+        """Generate a completion for each row, and predict from it; all rows have the same kinds of media."""
+        completion_ids = self.generate(rows, noise)
+        texts = self.encode.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        predictions = self.predict_rows(rows, completion_ids)
+        return [self._completion(*pair) for pair in zip(texts, predictions, strict=True)]
 
     @torch.inference_mode()
     def generate(self, rows: Sequence[EncodedSample], noise: SeededSampling | None = None) -> list[torch.Tensor]:
@@ -239,7 +255,8 @@ class Predictor:
             .head(head)
             .rows(outputs.head_outputs, counts, [row.frame_size for row in rows])
         )
-        return [row if is_there else None for row, is_there in zip(predicted, has_token.tolist(), strict=True)]
+        is_there = [has and row.asks_head for has, row in zip(has_token.tolist(), rows, strict=True)]
+        return [row if there else None for row, there in zip(predicted, is_there, strict=True)]
 
     def _with_seg(self, completion_ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Append the task's closing sentence to completions without the head's token, if `append_seg` is set."""

@@ -19,7 +19,8 @@ class SFTCollator:
 
     For a task with a head, the batch also holds `head_name`, `seg_index`, the frames of `collate_frames`, and for each
     row its `seg_weights` (0 without the head's token or without true masks) and `gt_masks` (None without them). It
-    holds `annotated_frames` where a row has frames that are not annotated.
+    holds `annotated_frames` where a row has frames that are not annotated. In a run on several data sets each batch
+    holds the names of its rows' sets, `datasets`.
 
     Args:
         encode: encoder that turns a sample into tensors.
@@ -47,7 +48,9 @@ class SFTCollator:
             num_given=[count for _, count in completions],
         )
         media = self.encode.family.collate_features([item.prompt.features for item in encoded], range(len(encoded)))
-        return {**batch, **media, **self._head_inputs(encoded, batch)}
+        datasets = [item.sample.dataset for item in encoded]
+        of_sets = {"datasets": datasets} if any(datasets) else {}
+        return {**batch, **media, **self._head_inputs(encoded, batch), **of_sets}
 
     def _head_inputs(self, encoded: Sequence[EncodedSample], batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """Return what the head reads and is trained on: nothing, if the task has no head."""
@@ -80,7 +83,8 @@ class SFTCollator:
     def _checked_target(self, sample: AVSample) -> Target:
         target = self.target(sample)
         with naming(sample):
-            check_target(self.encode.tokenizer, target, answer_token=self.encode.task.answer_token)
+            answer_token = self.encode.task_of(sample).answer_token
+            check_target(self.encode.tokenizer, target, answer_token=answer_token)
         return target
 
     def _tokenize(self, sample: AVSample) -> tuple[list[int], int]:
@@ -131,12 +135,12 @@ def collate_frames(encoded: Sequence[EncodedSample]) -> dict[str, torch.Tensor]:
 
     The result is empty where the rows have no such inputs, that is, for a task that is answered in words alone.
     """
-    clips = {item.sample.media_id: item.frame_inputs for item in encoded if item.frame_inputs is not None}
+    clips = {item.sample.clip_key: item.frame_inputs for item in encoded if item.frame_inputs is not None}
     if not clips:
         return {}
-    order = {media_id: index for index, media_id in enumerate(clips)}
+    order = {key: index for index, key in enumerate(clips)}
     return {
         "seg_frames": torch.cat(list(clips.values())),
         "seg_frame_counts": torch.tensor([len(frames) for frames in clips.values()]),
-        "seg_clip_index": torch.tensor([order[item.sample.media_id] for item in encoded]),
+        "seg_clip_index": torch.tensor([order[item.sample.clip_key] for item in encoded]),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,8 @@ class EncodedSample:
         loudness_dbfs: RMS of the clip's loudest 100 ms, in dBFS.
         frame_size: H and W of the frames in pixels; zeros for a clip without frames.
         annotated_frames: A indices in [0, F) of the frames that `gt_masks` holds, in order; None for all F.
+        asks_head: whether the row's task asks the run's head. Others are beside such rows in a run on several data
+            sets; they have one frame input of zeros, so that all processes run the same modules, and no truth.
     """
 
     sample: AVSample
@@ -42,6 +44,7 @@ class EncodedSample:
     loudness_dbfs: float
     frame_size: tuple[int, int]
     annotated_frames: tuple[int, ...] | None = None
+    asks_head: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +64,19 @@ class PromptOptions:
     max_pixels: int | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class SetPrompt:
+    """What one of several data sets asks, and how.
+
+    Attributes:
+        task: its task.
+        options: options of its prompts.
+    """
+
+    task: Task
+    options: PromptOptions
+
+
 class SampleEncoder:
     """Reads a sample's media and runs the family's processor on it.
 
@@ -72,6 +88,8 @@ class SampleEncoder:
         task: the task, which asks about a row; reference segmentation by default.
         options: options of the prompt.
         load: function that reads the media, a `ClipReader` by default; ablations that mute or blank a clip replace it.
+        sets: task and options of each data set by its name, in a run on several; other rows have `task` and `options`.
+        blank_frame: (1, ...) zeros in the form of `frame_inputs`, for rows whose task has no head.
         uses_gpu: whether `frame_inputs` runs an encoder on a GPU. Only the model's thread may do that: another thread
             would take memory that the model needs at that time.
     """
@@ -85,6 +103,8 @@ class SampleEncoder:
         task: Task | None = None,
         options: PromptOptions | None = None,
         load: Callable[[AVSample], AVClip] | None = None,
+        sets: Mapping[str, SetPrompt] | None = None,
+        blank_frame: torch.Tensor | None = None,
         uses_gpu: bool = False,
     ) -> None:
         self.family = family
@@ -93,6 +113,8 @@ class SampleEncoder:
         self.task = task or ReferenceSegmentation()
         self.options = options or PromptOptions()
         self.load = load or ClipReader()
+        self.sets = dict(sets or {})
+        self.blank_frame = blank_frame
         self.uses_gpu = uses_gpu
 
     @property
@@ -105,6 +127,19 @@ class SampleEncoder:
         token = self.task.answer_token
         return None if self.task.head is None or token is None else head_token_id(self.tokenizer, token)
 
+    def task_of(self, sample: AVSample) -> Task:
+        """Return the task that asks a row's question: its data set's, or the run's only one."""
+        of_set = self.sets.get(sample.dataset)
+        return self.task if of_set is None else of_set.task
+
+    def options_of(self, sample: AVSample) -> PromptOptions:
+        """Return the options of a row's prompt, see `task_of`."""
+        of_set = self.sets.get(sample.dataset)
+        return self.options if of_set is None else of_set.options
+
+    def _asks_head(self, sample: AVSample) -> bool:
+        return self.task.head is None or self.task_of(sample).head is not None
+
     def check(self, samples: Sequence[AVSample]) -> None:
         """Check the rows' questions before the first clip is read; raises a `ControlTokenError` that names the row."""
         questions = [self._messages(sample) for sample in samples]
@@ -116,7 +151,7 @@ class SampleEncoder:
 
     def text_prompt(self, sample: AVSample) -> list[dict[str, Any]]:
         """Return a row's message without its media, which TRL logs and hands to rewards."""
-        return self.task.messages(sample, instruction=self.options.instruction)
+        return self.task_of(sample).messages(sample, instruction=self.options_of(sample).instruction)
 
     def __call__(self, sample: AVSample) -> EncodedSample:
         return self.prepare(sample)()
@@ -148,6 +183,8 @@ class SampleEncoder:
     def _frame_inputs(self, sample: AVSample, clip: AVClip) -> torch.Tensor | None:
         if self.frame_inputs is None:
             return None
+        if not self._asks_head(sample):
+            return self.blank_frame
         if not len(clip.frames):
             raise MediaError(
                 f"sample {sample.key} has no frames, but the task predicts something in each frame: drop the row, or "
@@ -162,16 +199,18 @@ class SampleEncoder:
         return frame_inputs
 
     def _messages(self, sample: AVSample, media: PromptMedia | None = None) -> list[dict[str, Any]]:
-        system = self.options.system_prompt
-        return self.task.messages(
+        options = self.options_of(sample)
+        system = options.system_prompt
+        return self.task_of(sample).messages(
             sample,
             media,
-            instruction=self.options.instruction,
+            instruction=options.instruction,
             system_prompt=None if system is None else PromptText(system, own=system),
         )
 
     def _encode(self, sample: AVSample, clip: AVClip, frame_inputs: torch.Tensor | None) -> EncodedSample:
-        limits = {"min_pixels": self.options.min_pixels, "max_pixels": self.options.max_pixels}
+        options, asks_head = self.options_of(sample), self._asks_head(sample)
+        limits = {"min_pixels": options.min_pixels, "max_pixels": options.max_pixels}
         media = PromptMedia(
             frames=[Image.fromarray(frame) for frame in clip.frames],
             has_audio=clip.waveform is not None and not sample.use_audio_in_video,
@@ -190,8 +229,9 @@ class SampleEncoder:
             sample=sample,
             prompt=prompt,
             frame_inputs=frame_inputs,
-            gt_masks=None if clip.gt_masks is None else torch.from_numpy(clip.gt_masks),
+            gt_masks=torch.from_numpy(clip.gt_masks) if clip.gt_masks is not None and asks_head else None,
             loudness_dbfs=loudness_dbfs(clip.waveform),
-            frame_size=(clip.frames.shape[1], clip.frames.shape[2]),
-            annotated_frames=clip.annotated_frames,
+            frame_size=(clip.frames.shape[1], clip.frames.shape[2]) if asks_head else (1, 1),
+            annotated_frames=clip.annotated_frames if asks_head else None,
+            asks_head=asks_head,
         )

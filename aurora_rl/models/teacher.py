@@ -27,6 +27,7 @@ from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 #: Keys of an `SFTCollator` batch that the features do not need: labels, and inputs of the mask decoder.
 UNREAD = (
     *("labels", "gt_masks", "annotated_frames", "seg_weights", "head_name"),
+    "datasets",
     *("seg_frames", "seg_frame_counts", "seg_clip_index"),
 )
 

@@ -41,6 +41,10 @@ PANELS = (
     Panel("Completion length, tokens", r"completions/mean_length"),
     Panel("Mask losses", r"mask_(?P<name>bce|dice|loss)"),
     Panel("With the true text ahead", r"(?P<name>teacher_forced_iou|mean_token_accuracy)", is_share=True),
+    Panel("Reward by data set", r"dataset/(?P<name>.+)/reward"),
+    Panel("IoU by data set", r"dataset/(?P<name>.+)/iou", is_share=True),
+    Panel("Answers by data set, share right", r"dataset/(?P<name>.+/(category|accuracy))", is_share=True),
+    Panel("Mask IoU by data set, with the true text ahead", r"dataset/(?P<name>.+)/teacher_forced_iou", is_share=True),
     Panel("To watch", r"(?P<name>frac_reward_zero_std|completions/clipped_ratio)", is_share=True),
 )
 _KEY_LABELS = {

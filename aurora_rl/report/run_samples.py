@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +57,18 @@ def add_samples(trainer: Trainer, encode: SampleEncoder, samples: Sequence[AVSam
         source: AnswerSource = (
             RolloutAnswers(trainer, chosen) if is_sampled else GeneratedAnswers(trainer, encode, chosen)
         )
-        trainer.add_callback(RunSamples(trainer, source, chosen, encode.task, about=_SOURCES[is_sampled]))
+        trainer.add_callback(RunSamples(trainer, source, chosen, encode.task_of, about=_SOURCES[is_sampled]))
 
 
 def choose_rows(samples: Sequence[AVSample], num_rows: int) -> list[AVSample]:
     """Choose rows of different clips and kinds, always the same ones: the kinds take turns, each with its next clip."""
     kinds: dict[str, list[AVSample]] = {}
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
     for sample in samples:
-        if sample.media_id not in seen:
-            seen.add(sample.media_id)
-            kinds.setdefault("null" if sample.is_null else sample.reference_type or "", []).append(sample)
+        if sample.clip_key not in seen:
+            seen.add(sample.clip_key)
+            kind = f"{sample.dataset} {'null' if sample.is_null else sample.reference_type or ''}"
+            kinds.setdefault(kind, []).append(sample)
     turns = [rows[turn] for turn in range(num_rows) for rows in kinds.values() if turn < len(rows)]
     return turns[:num_rows]
 
@@ -79,17 +80,23 @@ class RunSamples(TrainerCallback):
         trainer: the trainer, whose callbacks hold the trackers.
         source: what knows the answers.
         samples: the rows, in the order of the page.
-        task: the task that they are asked.
+        task_of: function that returns the task that a row is asked.
         about: sentence of the page that says where an answer comes from.
     """
 
     def __init__(
-        self, trainer: Trainer, source: AnswerSource, samples: Sequence[AVSample], task: Task, *, about: str
+        self,
+        trainer: Trainer,
+        source: AnswerSource,
+        samples: Sequence[AVSample],
+        task_of: Callable[[AVSample], Task],
+        *,
+        about: str,
     ) -> None:
         self.trainer = trainer
         self.source = source
         self.samples = list(samples)
-        self.task = task
+        self.task_of = task_of
         self.about = about
 
     def on_train_begin(
@@ -101,9 +108,7 @@ class RunSamples(TrainerCallback):
                 if step > state.global_step or state.global_step == 0:
                     path.unlink(missing_ok=True)
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Find the answers, in all processes, and write them, in the main one."""
         found = gather_object([self._result(answer) for answer in self.source.take()])
         if not state.is_world_process_zero:
@@ -125,7 +130,7 @@ class RunSamples(TrainerCallback):
             answer.text,
             answer.mask_probs,
             answer.encoded.gt_masks,
-            task=self.task,
+            task=self.task_of(sample),
             head_scores=answer.head_scores,
         )
 

@@ -322,8 +322,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="print the stages and their commands, and run nothing")
 
 
-def run_file(args: argparse.Namespace) -> int:
-    """Run a file of stages and return the exit code."""
+def run_file(args: argparse.Namespace, *, program: str = "run_stages") -> int:
+    """Run a file of stages and return the exit code; errors name the program."""
     try:
         plan = read_plan(args.config, output_dir=args.output_dir, launch=args.launch)
         if args.list:
@@ -332,10 +332,10 @@ def run_file(args: argparse.Namespace) -> int:
         redo(plan, args.redo)
         return _run(Runner(plan if args.until is None else plan.until(args.until), jobs=args.jobs))
     except PlanError as error:
-        print(f"run_stages: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return UNUSABLE
     except StageFailedError as error:
-        print(f"run_stages: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return FAILED
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from aurora_rl.assembly.arguments import DataArguments, ModelArguments, TargetArguments
+from aurora_rl.assembly.arguments import DataArguments, DryRunArguments, ModelArguments, TargetArguments
 from aurora_rl.assembly.benchmarks import load_training_splits
+from aurora_rl.assembly.data_sets import data_sets, main_set, mixed_sets
 from aurora_rl.assembly.encoder import assemble_encoder
 from aurora_rl.assembly.model import assemble_model, peft_config
 from aurora_rl.assembly.parser import RecipeParser
-from aurora_rl.assembly.teacher import assemble_target, assemble_teacher, stored_features
+from aurora_rl.assembly.teacher import assemble_targets, assemble_teacher, choose_rows, stored_features
 from aurora_rl.caches.teacher_features import FeatureCollator, LiveTeacherCollator
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.sample import AVSample
@@ -23,8 +24,9 @@ from aurora_rl.footprint import check_footprint
 from aurora_rl.logs import log_launch, setup_logging
 from aurora_rl.models.collate import SFTCollator
 from aurora_rl.models.teacher import Teacher
+from aurora_rl.report.run_samples import add_samples
+from aurora_rl.scripts.dry_run import try_sft
 from aurora_rl.tasks.base import load_task
-from aurora_rl.tasks.targets import mistakes_and_replay
 from aurora_rl.trainers.resumable import alone_in_output
 from aurora_rl.trainers.sft import AuroraSFTTrainer
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
@@ -69,17 +71,13 @@ def train(
     training_args: AuroraSFTConfig,
 ) -> None:
     """Assemble the trainer, train, and save the model."""
-    task = load_task(data_args.task)
-    target = assemble_target(target_args, task)
+    sets = data_sets(data_args)
+    target = assemble_targets(target_args, sets)
     train_samples, eval_samples = load_training_splits(data_args)
-    if target_args.target in task.reflection_targets:
-        replay_share, seed = target_args.replay_share, training_args.seed
-        train_samples = mistakes_and_replay(train_samples, replay_share=replay_share, seed=seed)
-    elif data_args.reflections is not None:
-        raise ValueError(f"target {target_args.target!r} would leave `reflections` unread: set `target: reflection`")
-    samples = [*train_samples, *eval_samples]
-    check_footprint(model_args, data_args, training_args, samples, target_args=target_args)
-    loaded = assemble_model(model_args, head=task.head)
+    train_samples = choose_rows(train_samples, target_args, sets, seed=training_args.seed)
+    samples, usual = [*train_samples, *eval_samples], main_set(sets).args
+    check_footprint(model_args, usual, training_args, samples, target_args=target_args)
+    loaded = assemble_model(model_args, head=load_task(usual.task).head)
     encode = assemble_encoder(data_args, loaded, samples, device=training_args.device)
     chains = SFTCollator(encode, encode.answer_token_id, target)
     chains.check(samples)
@@ -93,7 +91,9 @@ def train(
         processing_class=loaded.processor,
         peft_config=peft_config(model_args, loaded),
         teacher=teacher,
+        sets=mixed_sets(sets, train_samples),
     )
+    add_samples(trainer, encode, eval_samples)
     log_launch(trainer.accelerator)
     trainer.run_to_its_end()
     trainer.accelerator.end_training()  # a process group that is still there at exit may abort a run that went well
@@ -101,8 +101,6 @@ def train(
 
 def run() -> None:
     """Read the command line and run the script."""
-    main(
-        *RecipeParser(
-            (ModelArguments, DataArguments, TargetArguments, AuroraSFTConfig), description=__doc__
-        ).parse_args_and_config()
-    )
+    kinds = (ModelArguments, DataArguments, TargetArguments, AuroraSFTConfig, DryRunArguments)
+    *arguments, dry = RecipeParser(kinds, description=__doc__).parse_args_and_config()
+    (try_sft if dry.dry_run else main)(*arguments)

@@ -31,7 +31,7 @@ from typing import Any
 import yaml
 
 from aurora_rl.files.fingerprint import fingerprint_values
-from aurora_rl.files.packaged import find_config, find_launch, find_packaged
+from aurora_rl.files.packaged import find_config, find_launch, find_packaged, short_path
 from aurora_rl.files.plain import read_text_file
 
 #: Keys of a stage in the file.
@@ -81,7 +81,7 @@ class Plan:
         """
         stage = self.stages[name]
         config = "" if stage.config is None else read_text_file(stage.config)
-        parts = [stage.command[1:], config, [self.digest(needed) for needed in stage.needs]]
+        parts = [tuple(map(short_path, stage.command[1:])), config, [self.digest(needed) for needed in stage.needs]]
         return fingerprint_values(parts)
 
     def until(self, names: Sequence[str]) -> Plan:

@@ -1,9 +1,12 @@
-"""The order of GRPO's prompts, which is the same in an unbroken run and in a resumed one."""
+"""The order of the rows of a run, which is the same in an unbroken run and in a resumed one."""
 
+import itertools
 from collections.abc import Callable, Iterator
 
 from torch.utils.data import Sampler
 from trl.trainer.utils import RepeatSampler
+
+from aurora_rl.data.mixing import Mix
 
 
 class EpochOrder(Sampler):
@@ -33,3 +36,35 @@ class EpochOrder(Sampler):
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+
+class MixedOrder(Sampler):
+    """The order of the rows of several data sets, `data.mixing.Mix`, in the place of a trainer's own sampler.
+
+    Args:
+        mix: the order of an epoch's rows.
+        epoch: function that returns the number of the epoch that begins, as in `EpochOrder`.
+        copies: G, how often a row comes in succession; each unit of the mix then comes `repeats` times, as in TRL's
+            `RepeatSampler`.
+        repeats: number of times that a unit comes.
+    """
+
+    def __init__(self, mix: Mix, epoch: Callable[[], int], *, copies: int = 1, repeats: int = 1) -> None:
+        self.mix = mix
+        self.epoch = epoch
+        self.copies = copies
+        self.repeats = repeats
+
+    def __iter__(self) -> Iterator[int]:
+        return self.of(self.epoch())
+
+    def of(self, epoch: int) -> Iterator[int]:
+        """Return the order of an epoch."""
+        order = self.mix.order(epoch)
+        while unit := list(itertools.islice(order, self.mix.unit)):
+            for _ in range(self.repeats):
+                for index in unit:
+                    yield from itertools.repeat(index, self.copies)
+
+    def __len__(self) -> int:
+        return len(self.mix) * self.copies * self.repeats

@@ -241,12 +241,19 @@ def reward_rows(inputs: Sequence[Mapping[str, Any]], batch: RolloutBatch, head: 
     """Return the rows for the reward functions: the dataset's columns, and what is known of the rollouts.
 
     Args:
-        inputs: the dataset's B rows.
+        inputs: the dataset's B rows; further columns of a manifest stand in them as one JSON text, and are columns of
+            their own here.
         batch: the batch with predictions and answers.
         head: the task's head; without one there are no columns of truth and predictions.
     """
     rows = [
-        {**row, "sample": encoded.sample, "loudness_dbfs": encoded.loudness_dbfs, "answers": answer}
+        {
+            **encoded.sample.extra_columns,
+            **row,
+            "sample": encoded.sample,
+            "loudness_dbfs": encoded.loudness_dbfs,
+            "answers": answer,
+        }
         for row, encoded, answer in zip(inputs, batch.rows, batch.answers, strict=True)
     ]
     if head is None:
@@ -258,7 +265,10 @@ def reward_rows(inputs: Sequence[Mapping[str, Any]], batch: RolloutBatch, head: 
     truths = {key: None if truth is None else truth.to(has_token.device) for key, truth in masks.items()}
     columns = zip(batch.rows, predictions, has_token.tolist(), strict=True)
     return [
-        row | _head_columns(head, prediction if has else None, encoded.gt_masks, truths[id(encoded.gt_masks)])
+        row
+        | _head_columns(
+            head, prediction if has and encoded.asks_head else None, encoded.gt_masks, truths[id(encoded.gt_masks)]
+        )
         for row, (encoded, prediction, has) in zip(rows, columns, strict=True)
     ]
 

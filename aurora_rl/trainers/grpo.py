@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.heads import Head
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.sharding import keep_together
-from aurora_rl.rewards import guard_reward_func, load_reward_func
+from aurora_rl.rewards import load_guarded
 from aurora_rl.rollout.base import RolloutSource, Turn
 from aurora_rl.rollout.transformers_source import TransformersSource
 from aurora_rl.rollout.vllm_source import VLLMSource
@@ -41,27 +41,24 @@ from aurora_rl.trainers.grounded_rollouts import ForwardPasses, RolloutBatch, re
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.head_loss import head_loss, head_loss_weights, prepare_heads
 from aurora_rl.trainers.health import RolloutHealthCallback
-from aurora_rl.trainers.reference_model import (
-    frozen_copy,
-    install_reference,
-    load_policy_beside_reference,
-    only_trained_adapters,
-)
+from aurora_rl.trainers.reference_model import PolicyCheckpoints, frozen_copy, install_reference
 from aurora_rl.trainers.rollout_metrics import completion_columns, reward_metrics, rollout_metrics
 from aurora_rl.trainers.upcoming import ReadAheadTrainer
 from aurora_rl.trainers.vllm_engine import vllm_engine
 
 
-class AuroraGRPOTrainer(ReadAheadTrainer):
+class AuroraGRPOTrainer(PolicyCheckpoints, ReadAheadTrainer):
     """TRL's GRPOTrainer for omni-modal models, with the head of the run's task.
 
     Args:
         model: the model from `models.loading.load_model`, with or without PEFT.
         reward_funcs: names (`"reward_fns.mask_iou:mask_iou_reward"`, `"path/to/mine.py:my_reward"`) or callables.
         args: the configuration.
-        encode: encoder that turns a sample into tensors; it holds the task.
+        encode: encoder that turns a sample into tensors; it holds the task, or those of several data sets.
+        reward_sets: whether each function is for a data set in a run on several, see `rewards.call_for_some_rows`.
         **kwargs: arguments of TRL's trainer: `train_dataset` (rows of `data.dataset.to_dataset`), `eval_dataset`,
-            `processing_class`, `peft_config`, `callbacks`, `optimizers`. `tools` and `environment_factory` are refused.
+            `processing_class`, `peft_config`, `callbacks`, `optimizers`; and `sets`, how the rows of several data sets
+            are mixed (`data.mixing.MixedSet`). `tools` and `environment_factory` are refused.
 
     Raises:
         ValueError: if tools or an environment are given, or the model lacks the task's head.
@@ -78,6 +75,7 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         args: AuroraGRPOConfig,
         *,
         encode: SampleEncoder,
+        reward_sets: Sequence[Mapping[str, bool]] | None = None,
         **kwargs: Any,
     ) -> None:
         if more_turns := [name for name in ("tools", "environment_factory") if kwargs.get(name)]:
@@ -85,8 +83,8 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         self.encode = encode
         self.seg_token_id = encode.answer_token_id
         self._batch = RolloutBatch([])
-        specs = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
-        guarded = [guard_reward_func(load_reward_func(spec), timeout_s=args.reward_timeout_s) for spec in specs]
+        sets = bool(kwargs.get("sets"))
+        guarded = load_guarded(reward_funcs, timeout_s=args.reward_timeout_s, several_sets=sets, of_sets=reward_sets)
         needs_copy = args.beta != 0.0 and not is_peft_model(model) and kwargs.get("peft_config") is None
         reference = frozen_copy(model, encode.family) if needs_copy else None
         # TRL's constructor would build a reference of a class it does not know, and an engine for images only.
@@ -107,14 +105,6 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
 
     def _may_resume_after(self, step: int) -> bool:
         return self.args.ends_generation_batch(step)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        with only_trained_adapters(self.model):
-            super()._save(output_dir, state_dict)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_policy_beside_reference(self.model if model is None else model, resume_from_checkpoint)
 
     def head(self) -> Head | None:
         """Return the head of the run's task inside the model; None for a task without one."""
@@ -220,10 +210,10 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
     ) -> torch.Tensor:
-        args, task = self.args, self.encode.task
+        args, task_of = self.args, self.encode.task_of
         batch_size = args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
-        texts = [completion_text(completion) for completion in completions]
-        answers = tuple(map(task.parse, texts))
+        texts = list(map(completion_text, completions))
+        answers = tuple(task_of(row.sample).parse(text) for row, text in zip(self._batch.rows, texts, strict=True))
         predictions = self._passes.predictions_of(self.model, self._batch, completion_ids_list, batch_size=batch_size)
         self._learn(answers=answers, predictions=predictions)
         if self.on_eval_rollouts is not None and not self.model.training:
@@ -232,10 +222,9 @@ class AuroraGRPOTrainer(ReadAheadTrainer):
         for column, values in completion_columns(rows, self._passes.noun).items():
             self._log_completion_extra(column, values)
         rewards_per_func = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
-        start = self.accelerator.process_index * len(rows)
-        local = rewards_per_func[start : start + len(rows)]
-        weights = self.reward_weights.to(local.device)
-        for name, metric in [*rollout_metrics(task, rows), *reward_metrics(rows, local, weights)]:
+        local = rewards_per_func[self.accelerator.process_index * len(rows) :][: len(rows)]
+        metrics = reward_metrics(rows, local, self.reward_weights.to(local.device))
+        for name, metric in [*rollout_metrics(task_of, rows), *metrics]:
             self._log_metric(name, metric)
         return rewards_per_func
 

@@ -66,7 +66,7 @@ def head_loss_weights(
     weights &= torch.tensor([row.gt_masks is not None for row in batch.rows], device=weights.device)
     if only_right:
         pairs = zip(batch.answers, batch.rows, strict=True)
-        is_right = [passes.encode.task.is_right(answer, row.sample) for answer, row in pairs]
+        is_right = [passes.encode.task_of(row.sample).is_right(answer, row.sample) for answer, row in pairs]
         weights &= torch.tensor(is_right, device=weights.device)
     num_masks = passes.accelerator.gather(weights.sum()).sum().clamp(min=1)
     masks_per_forward = num_masks / (passes.accelerator.num_processes * micro_batches)

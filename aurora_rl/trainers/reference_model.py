@@ -11,8 +11,10 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.distributed.fsdp import is_fsdp_enabled
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -24,6 +26,7 @@ from trl.trainer.utils import add_fused_lm_head
 from aurora_rl.models.heads import head_configs, head_fields
 from aurora_rl.models.loading import load_model
 from aurora_rl.models.mllm import MLLMFamily
+from aurora_rl.trainers.resumable import ResumableTrainer
 
 
 def frozen_copy(model: PreTrainedModel, family: MLLMFamily) -> PreTrainedModel:
@@ -71,6 +74,18 @@ def load_policy_beside_reference(model: PreTrainedModel | PeftModel, checkpoint:
     """Load the trained adapter of an older checkpoint that holds the reference too (see `only_trained_adapters`)."""
     if isinstance(model, PeftModel) and Path(checkpoint, REFERENCE_ADAPTER).is_dir():
         model.load_adapter(checkpoint, model.active_adapter, is_trainable=True)
+
+
+class PolicyCheckpoints(ResumableTrainer):
+    """Seams of saving and loading: a checkpoint holds the policy alone, which is loaded beside its reference."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        with only_trained_adapters(self.model):
+            super()._save(output_dir, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_policy_beside_reference(self.model if model is None else model, resume_from_checkpoint)
 
 
 def install_reference(trainer: GRPOTrainer, reference: PreTrainedModel) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,21 +27,26 @@ def completion_columns(rows: Sequence[Mapping[str, Any]], noun: str | None) -> d
     return columns if noun is None else columns | {f"{noun}_iou": [row["head_score"] for row in rows]}
 
 
-def rollout_metrics(task: Task, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
+def rollout_metrics(
+    task_of: Callable[[AVSample], Task], rows: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[str, float]]:
     """Yield names and values of metrics, one of each kind for each completion that it applies to.
 
     Args:
-        task: the task, whose `curves` name the scores of an answer's words.
+        task_of: function that returns a row's task, whose `curves` name the scores of an answer's words.
         rows: B rows of `grounded_rollouts.reward_rows`.
     """
     for row in rows:
         sample: AVSample = row["sample"]
+        task = task_of(sample)
         if row.get("head_score") is not None:
             yield "iou", row["head_score"]
             yield f"iou/{_kind(sample)}", row["head_score"]
+            yield from _of_set(sample, "iou", row["head_score"])
         for name, score in task.text_scores(row["answers"], sample).items():
             if score is not None and name in task.curves:
                 yield task.curves[name].format(kind=_kind(sample)), score
+                yield from _of_set(sample, name, score)
 
 
 def reward_metrics(
@@ -59,6 +64,13 @@ def reward_metrics(
     for row, total, scored in zip(rows, totals, is_scored, strict=True):
         if scored:
             yield f"reward/{_kind(row['sample'])}", total
+            yield from _of_set(row["sample"], "reward", total)
+
+
+def _of_set(sample: AVSample, name: str, value: float) -> Iterator[tuple[str, float]]:
+    """Yield the metric of a row's data set in a run on several of them: `dataset/<its name>/<name>`."""
+    if sample.dataset:
+        yield f"dataset/{sample.dataset}/{name}", value
 
 
 def _kind(sample: AVSample) -> str:

@@ -8,20 +8,24 @@ same loss on other targets, without the last term.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from datasets import Dataset
 from torch import nn
+from torch.utils.data import Sampler
 from trl import SFTTrainer
 
+from aurora_rl.data.mixing import Mix, MixedSet
 from aurora_rl.losses import feature_distillation_loss
 from aurora_rl.models.adapters import check_trained_head
 from aurora_rl.models.grounding import freeze_other_heads, install_head_forward, segmentation_model
 from aurora_rl.models.heads import Head, HeadLoss
 from aurora_rl.models.sharding import gather_at_once
 from aurora_rl.models.teacher import Teacher
+from aurora_rl.trainers.epoch_order import MixedOrder
 from aurora_rl.trainers.resumable import ResumableTrainer
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 
@@ -33,6 +37,10 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
         *args, **kwargs: arguments of TRL's trainer. The collator is `models.collate.SFTCollator`; for distillation
             one of `caches.teacher_features` wraps it.
         teacher: the live teacher of a `LiveTeacherCollator`.
+        sets: data sets whose rows follow one another in `train_dataset`; none in a run on one.
+
+    Raises:
+        ValueError: if `train_sampling_strategy` orders the rows of several data sets otherwise.
     """
 
     args: AuroraSFTConfig
@@ -40,14 +48,29 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
     #: Rows with `[SEG]` that a micro-batch has on average, over the accumulated batch and all processes.
     _masks_per_forward: torch.Tensor | None = None
 
-    def __init__(self, *args: Any, teacher: Teacher | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, teacher: Teacher | None = None, sets: Sequence[MixedSet] = (), **kwargs: Any
+    ) -> None:
+        self._sets = tuple(sets)
         super().__init__(*args, **kwargs)
+        if sets and (order := self.args.train_sampling_strategy) not in ("random", "sequential"):
+            raise ValueError(
+                f"train_sampling_strategy is {order!r}, but the shares of several data sets give the order: drop it"
+            )
         check_trained_head(self.model)
         freeze_other_heads(self.model, self.data_collator.head)
         self.teacher = None if teacher is None else teacher.to(self.accelerator.device)
         # After super(), which has put its fused LM head in place of `forward`.
         install_head_forward(self.model.get_base_model() if is_peft_model(self.model) else self.model)
         gather_at_once(self.model, Head)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        if not self._sets:
+            return super()._get_train_sampler(train_dataset)
+        unit = self._train_batch_size * self.accelerator.num_processes
+        is_shuffled = self.args.train_sampling_strategy == "random"
+        mix = Mix(self._sets, unit=unit, seed=self.args.seed, shuffle=is_shuffled)
+        return MixedOrder(mix, lambda: int(self.state.epoch or 0))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -66,6 +89,7 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
+        datasets = inputs.pop("datasets", None)
         if "seg_index" not in inputs:  # the task has no head
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         gt_masks, seg_weights = inputs.pop("gt_masks"), inputs.pop("seg_weights")
@@ -84,7 +108,7 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
         normalizer = self._masks_per_forward if self.model.training else None
         options = head.loss_options(self.args)
         losses = head.loss(predictions, gt_masks, row_weights=seg_weights, normalizer=normalizer, **options)
-        self._log_predictions(head, losses, predictions, gt_masks)
+        self._log_predictions(head, losses, predictions, gt_masks, datasets)
         per_mask = losses.total
         if teacher_features is not None:
             distillation = feature_distillation_loss(
@@ -118,7 +142,12 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
 
     @torch.no_grad()
     def _log_predictions(
-        self, head: Head, losses: HeadLoss, predictions: list[Any], gt_masks: list[torch.Tensor | None]
+        self,
+        head: Head,
+        losses: HeadLoss,
+        predictions: list[Any],
+        gt_masks: list[torch.Tensor | None],
+        datasets: list[str] | None,
     ) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name, part in losses.parts.items():
@@ -131,6 +160,13 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
         gathered = gather(torch.tensor(iou, device=self.accelerator.device)).tolist()
         if known := [value for value in gathered if not math.isnan(value)]:
             metrics["teacher_forced_iou"].extend(known)
+        if datasets is None:
+            return
+        names = [each.name for each in self._sets]
+        of_rows = gather(torch.tensor([names.index(name) for name in datasets], device=self.accelerator.device))
+        for value, index in zip(gathered, of_rows.tolist(), strict=True):
+            if not math.isnan(value):
+                metrics[f"dataset/{names[index]}/teacher_forced_iou"].append(value)
 
 
 class _OutputRecorder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,11 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from trl import GRPOTrainer
 
+from aurora_rl.data.mixing import Mix, MixedSet
 from aurora_rl.data.sample import AVSample
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.read_ahead import ReadAhead
-from aurora_rl.trainers.epoch_order import EpochOrder
+from aurora_rl.trainers.epoch_order import EpochOrder, MixedOrder
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.resumable import ResumableTrainer
 
@@ -70,23 +71,34 @@ class ReadAheadTrainer(ResumableTrainer, GRPOTrainer):
 
     Args:
         encode: encoder that turns a sample into tensors.
+        sets: data sets whose rows follow one another in `train_dataset`; none in a run on one.
         *args: arguments of TRL's trainer.
         **kwargs: named arguments of TRL's trainer.
     """
 
     args: AuroraGRPOConfig
 
-    def __init__(self, *args: Any, encode: SampleEncoder, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, encode: SampleEncoder, sets: Sequence[MixedSet] = (), **kwargs: Any) -> None:
         self._ahead = ReadAhead(encode)
-        self._order: EpochOrder | None = None
+        self._sets = tuple(sets)
+        self._order: EpochOrder | MixedOrder | None = None
         # The epoch's batches to come, and TRL's count of micro-batches at the epoch's start.
         self._upcoming: UpcomingBatches | None = None
         self._first_step = 0
         super().__init__(*args, **kwargs)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
-        self._order = EpochOrder(super()._get_train_sampler(dataset), lambda: int(self.state.epoch))
+        sampler = super()._get_train_sampler(dataset)
+        if not self._sets:
+            self._order = EpochOrder(sampler, self._epoch)
+            return self._order
+        # The unit is a generation batch: of TRL's sampler it takes the sizes, in place of its rows.
+        mix = Mix(self._sets, unit=sampler.batch_size, seed=self.args.seed, shuffle=sampler.shuffle)
+        self._order = MixedOrder(mix, self._epoch, copies=sampler.mini_repeat_count, repeats=sampler.repeat_count)
         return self._order
+
+    def _epoch(self) -> int:
+        return int(self.state.epoch or 0)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `ResumableTrainer` does, and read media ahead meanwhile."""

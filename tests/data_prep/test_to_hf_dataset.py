@@ -23,14 +23,8 @@ from aurora_rl.scripts.to_hf_dataset import main, write_split
 SPLITS = ("train", "val", "test_s", "test_u", "test_n")
 #: What a sample loses on its way into tables and back: where its files lay, and how its prompt is built.
 PATHS = (
-    "frame_paths",
-    "video_path",
-    "frame_times",
-    "frame_cache",
-    "audio_path",
-    "mask_paths",
-    "origin",
-    "use_audio_in_video",
+    *("frame_paths", "video_path", "frame_times", "frame_cache", "audio_path", "mask_paths"),
+    *("origin", "use_audio_in_video"),
 )
 
 

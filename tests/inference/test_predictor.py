@@ -56,6 +56,22 @@ def assert_same(found: list[list[Completion]], expected: list[list[Completion]])
 # Greedy
 
 
+def test_clips_of_sound_alone_answer_beside_others_in_words(predictor, train_samples, monkeypatch):
+    """A batch of the model holds one kind of media; a task with a head needs frames, and says so."""
+    monkeypatch.setattr(predictor.encode, "task", NameTheObject())
+    monkeypatch.setattr(predictor.encode, "frame_inputs", None)
+    samples = [
+        dataclasses.replace(s, frame_paths=(), mask_paths=()) if i % 2 else s for i, s in enumerate(train_samples[:5])
+    ]
+    predictor.batch_size = 5
+    together = predict(predictor, samples)
+    sampled = predict(predictor, samples, num_samples=2)
+    predictor.batch_size = 1
+    assert_same(together, predict(predictor, samples))
+    predictor.batch_size = 2
+    assert_same(sampled, predict(predictor, samples, num_samples=2))
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 7])
 def test_greedy_answers_do_not_depend_on_the_batch(predictor, train_samples, batch_size):
     samples = train_samples[:7]

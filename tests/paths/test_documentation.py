@@ -36,8 +36,10 @@ from trl import TrlParser
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import LOADERS, load_split
 from aurora_rl.cli import parse_arguments
+from aurora_rl.cli.launching import check_launch
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.splits import SPLIT_READERS
+from aurora_rl.files.packaged import find_config
 from aurora_rl.models.heads import HEADS, FrameBatch, Head
 from aurora_rl.models.heads.base import run_head
 from aurora_rl.models.heads.segmenters import FRAME_ENCODERS, SEGMENTERS, build_frame_encoder, build_segmenter
@@ -159,8 +161,13 @@ def check_aurora(arguments: list[str]) -> None:
     args = parse_arguments(arguments)
     if arguments[0] == "footprint":
         check_script(f"recipes/{args.recipe}.py", ["--config", args.config, *args.options])
+    elif arguments[0] in ("sft", "grpo"):
+        check_launch(args.launch)
+        check_script(f"recipes/{arguments[0]}.py", ["--config", find_config(args.config), *args.options])
     elif arguments[0] == "evaluate" and args.model is not None:
         check_script("recipes/evaluate.py", ["--model", args.model, *args.options])
+    elif arguments[0] == "run":
+        check_script(args.script, args.words)
     else:
         assert args.options == []
 
@@ -226,6 +233,8 @@ def test_a_command_with_a_wrong_option_is_noticed(monkeypatch: pytest.MonkeyPatc
     wrong = [
         "aurora-rl doctor data --workers 8",
         "aurora-rl evaluate --model m --data_root d --output_dir o --batchsize 2",
+        "aurora-rl sft --config synthetic/sft --lerning_rate 1",
+        "aurora-rl grpo --config synthetic/grpo --launch zero7",
         "make everything",
         "python data_prep/make_synthetic.py --output_dir x --clips 3",
         "python data_prep/verify_cot.py chains.jsonl --output x --samples 3",

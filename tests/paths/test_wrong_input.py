@@ -39,12 +39,40 @@ SPLITS = "test_n, test_s, test_u, train, val"
 
 #: A name, the command line, and what its error says.
 CASES = {
-    "no sub-command": (["aurora-rl"], "the following arguments are required: COMMAND"),
+    "no sub-command": (["aurora-rl", "--"], "the following arguments are required: COMMAND"),
     "unknown sub-command": (["aurora-rl", "segmnt"], "invalid choice: 'segmnt'"),
     "unknown option": ([*SEGMENT, "--outptu", "x"], "unrecognized arguments: --outptu x"),
     "former option": ([*MASKS[:4], "--dataset", "data"], "--dataset has another name now: --data_root"),
     "missing option": (["aurora-rl", "segment", "clip.mp4", "x"], "arguments are required: --model"),
     "an option for a model": ([*MASKS, "--batch_size", "2"], "--batch_size is an option for a model"),
+    # trainings, before a process is launched
+    "launched: unknown recipe": (["aurora-rl", "grpo", "--config", "ref_avs/grpo"], "did you mean 'ref_avs/grpo_"),
+    "launched: unknown option": (
+        ["aurora-rl", "grpo", "--config", "grpo.yaml", "--lerning_rate", "1"],
+        "--lerning_rate 1, did you mean '--learning_rate'?",
+    ),
+    "launched: missing model": (
+        ["aurora-rl", "sft", "--config", "sft.yaml", "--model", "models/gud"],
+        "models/gud does",
+    ),
+    "launched: unset key": (["aurora-rl", "sft", "--config", "sft.yaml", "--model", "null"], "required: --model"),
+    "launched: unknown launch": (
+        ["aurora-rl", "sft", "--config", "sft.yaml", "--chains", "null", "--launch", "zero4"],
+        "--launch is 'zero4': choose from cpu,",
+    ),
+    "launched: config of no launch": (
+        ["aurora-rl", "grpo", "--config", "grpo.yaml", "--launch", "sft.yaml"],
+        "sft.yaml is no config of accelerate",
+    ),
+    "launched: report": ([*MODEL, "--launch", "cpu", "--report", "r.html"], "--report is written by one process"),
+    "launched: masks": ([*MASKS, "--split", "test_s", "--num_processes", "2"], "--num_processes is for a model"),
+    "stages: missing file": (["aurora-rl", "stages", "--config", "stges.yaml"], "stges.yaml is no file of stages"),
+    "recipes: unknown name": (["aurora-rl", "recipes", "show", "grpo7b"], "there is no recipe 'grpo7b'"),
+    "recipes: file that exists": (
+        ["aurora-rl", "recipes", "copy", "synthetic/sft", "sft.yaml"],
+        "sft.yaml is there already",
+    ),
+    "run: unknown script": (["aurora-rl", "run", "data_prep/generate.py"], "did you mean 'data_prep/generate_cot.py'?"),
     # models
     "missing model": ([*SEGMENT[:-1], "models/goood"], "--model models/goood does not exist: models holds good/"),
     "missing model without a slash": ([*SEGMENT[:-1], "gud"], "the form organisation/name"),

@@ -26,3 +26,10 @@ def test_a_chart_has_the_numbers_that_were_logged_and_the_others_are_left_out() 
     assert list(charts) == ["Loss", "Rewards by function"]
     assert "SFT: Loss. loss from 0.5 to 0.4." in charts["Loss"]
     assert "mask IoU from 0.25 to 0.25." in charts["Rewards by function"]
+
+
+def test_several_data_sets_have_curves_of_their_own() -> None:
+    log = [{"step": 1, "dataset/avs/reward": 0.5, "dataset/qa/reward": 1.5, "dataset/qa/accuracy": 0.25}]
+    charts = dict(draw_curves(log, "GRPO"))
+    assert list(charts) == ["Reward by data set", "Answers by data set, share right"]
+    assert "avs from 0.5 to 0.5; qa from 1.5 to 1.5" in charts["Reward by data set"]

@@ -48,7 +48,8 @@ def test_a_resumed_run_goes_on_from_its_checkpoint_and_keeps_to_its_first_adapte
 def test_a_checkpoint_from_when_the_reference_was_saved_resumes_as_well(
     make: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("aurora_rl.trainers.grpo.only_trained_adapters", lambda model: contextlib.nullcontext())
+    name = "aurora_rl.trainers.reference_model.only_trained_adapters"
+    monkeypatch.setattr(name, lambda model: contextlib.nullcontext())
     assert_resumes_exactly(make, **OPTIONS)
     assert list(tmp_path.glob("*_killed/checkpoint-2/ref/adapter_model.safetensors"))
 
