@@ -17,6 +17,7 @@ from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.data_sets import entry_options, read_entries
 from aurora_rl.assembly.known_options import SAVED_MASKS, Asked, check_value, names_of, options_of, read_asked
 from aurora_rl.assembly.object_names import check_object
+from aurora_rl.assembly.trackers import check_trackers
 from aurora_rl.data.splits import SPLIT_READERS, list_splits
 from aurora_rl.endpoint.addresses import check_address, check_host
 from aurora_rl.endpoint.arguments import EndpointArguments
@@ -126,6 +127,8 @@ def check_asked(asked: Asked) -> None:
     check_models(asked)
     _check_data(asked)
     _check_names(asked)
+    if asked.get("report_to") is not None:
+        check_trackers(asked.get("report_to"), name=asked.called("report_to"))
     _check_resumed(asked)
     _check_outputs(asked)
 

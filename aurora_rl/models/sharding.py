@@ -2,8 +2,10 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as hf_deepspeed
@@ -78,9 +80,8 @@ def keep_together(model: nn.Module, *, is_fsdp: bool) -> Iterator[None]:
         model: the model whose `generate` is called.
         is_fsdp: whether FSDP has sharded it; otherwise nothing is done.
     """
-    inner = (
-        model.get_base_model() if hasattr(model, "get_base_model") else model
-    )  # PEFT's calls that of the model in it
+    wrapped: Any = model
+    inner = wrapped.get_base_model() if isinstance(model, PeftModel) else wrapped  # whose `generate` PEFT's own calls
     if not is_fsdp or getattr(inner, "_is_fsdp_managed_module", False):
         yield
         return

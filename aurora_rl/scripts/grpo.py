@@ -14,6 +14,7 @@ from aurora_rl.assembly.parser import RecipeParser
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.footprint import check_footprint
 from aurora_rl.logs import log_launch, setup_logging
+from aurora_rl.report.run_samples import add_samples
 from aurora_rl.rewards import load_reward_func
 from aurora_rl.scripts.dry_run import try_grpo
 from aurora_rl.tasks.base import load_task
@@ -61,6 +62,7 @@ def train(
         processing_class=loaded.processor,
         peft_config=peft_config(model_args, loaded),
     )
+    add_samples(trainer, encode, eval_samples)
     log_launch(trainer.accelerator)
     trainer.run_to_its_end()
     trainer.accelerator.end_training()  # a process group that is still there at exit may abort a run that went well

@@ -24,6 +24,7 @@ from aurora_rl.footprint import check_footprint
 from aurora_rl.logs import log_launch, setup_logging
 from aurora_rl.models.collate import SFTCollator
 from aurora_rl.models.teacher import Teacher
+from aurora_rl.report.run_samples import add_samples
 from aurora_rl.scripts.dry_run import try_sft
 from aurora_rl.tasks.base import load_task
 from aurora_rl.trainers.resumable import alone_in_output
@@ -92,6 +93,7 @@ def train(
         teacher=teacher,
         sets=mixed_sets(sets, train_samples),
     )
+    add_samples(trainer, encode, eval_samples)
     log_launch(trainer.accelerator)
     trainer.run_to_its_end()
     trainer.accelerator.end_training()  # a process group that is still there at exit may abort a run that went well

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ class RolloutAnswers:
                 prediction = predictions[index] if predictions and has_token[index] and row.asks_head else None
                 self._kept[row.sample.key] = self._answer(row, text, prediction)
 
-    def _answer(self, row: EncodedSample, text: str, prediction: object) -> EvalAnswer:
+    def _answer(self, row: EncodedSample, text: str, prediction: Any) -> EvalAnswer:
         head = self.trainer.head()
         if head is None or head.name == MaskHead.name:
             return EvalAnswer(row, text, None if prediction is None else _on_all_frames(prediction, row), {})
@@ -90,7 +90,7 @@ class RolloutAnswers:
 
 
 def _on_all_frames(mask_logits: Tensor, row: EncodedSample) -> Tensor:
-    """Return probabilities (F, H, W) of mask logits (A, H, W); frames without annotation, which have none, are empty."""
+    """Return probabilities (F, H, W) of mask logits (A, H, W), zeros for frames without annotation."""
     probs = mask_logits.detach().float().sigmoid().cpu()
     if row.annotated_frames is None or row.frame_inputs is None:
         return probs

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from typing import Any
+
+from aurora_rl.assembly.trackers import check_trackers, default_tracker
 
 
 @dataclasses.dataclass
@@ -17,7 +18,7 @@ class WatchedMixin:
         sample_rows: number of rows whose answers are shown after each evaluation, see `report.run_samples`; 0 for none.
 
     Raises:
-        ValueError: if `sample_rows` is negative.
+        ValueError: if `sample_rows` is negative, or a tracker is not installed.
     """
 
     report_to: None | str | list[str] = dataclasses.field(
@@ -40,15 +41,11 @@ class WatchedMixin:
         if self.report_to is None:
             self.report_to = default_tracker()
             self._stay_local()
+        check_trackers(self.report_to)
         super().__post_init__()  # type: ignore[misc]
 
     def _stay_local(self) -> None:
-        """Keep a tracker that nobody has named on this machine: with `push_to_hub` transformers would upload its page."""
+        """Keep a tracker that nobody has named here: with `push_to_hub` transformers would upload its page."""
         options: Any = self
         if self.report_to == "trackio" and options.trackio_static_space_id is None:
             options.trackio_static_space_id = False
-
-
-def default_tracker() -> str:
-    """Return the tracker of a run that names none."""
-    return "none" if importlib.util.find_spec("trackio") is None else "trackio"

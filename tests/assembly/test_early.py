@@ -39,6 +39,19 @@ def test_a_model_on_the_hub_and_one_beneath_an_adapter_pass(tiny_checkpoint, tmp
     check_model(str(tmp_path), name="--model")  # loading it says what is wrong
 
 
+@pytest.mark.parametrize("tracker", ["wandb", "tensorboard", "[trackio, wandb]"])
+def test_a_tracker_that_is_not_installed_is_told_with_what_to_install(
+    tiny_checkpoint, tiny_benchmark, tmp_path, monkeypatch, tracker
+):
+    monkeypatch.setattr("aurora_rl.assembly.trackers._is_installed", lambda library: library == "trackio")
+    config = tmp_path / "grpo.yaml"
+    words = ["--config", str(config), "--model", tiny_checkpoint, "--data_root", str(tiny_benchmark)]
+    config.write_text(f"output_dir: {tmp_path / 'out'}\nreport_to: {tracker}\n")
+    with pytest.raises(ValueError, match=r"report_to.* is (wandb|tensorboard), which is not installed: pip install"):
+        check_asked(read_asked("recipes/grpo.py", words))
+    check_asked(read_asked("recipes/grpo.py", [*words, "--report_to", "trackio"]))
+
+
 @pytest.mark.parametrize("recipe", ["sft", "grpo", "evaluate"])
 def test_what_is_right_passes_and_nothing_is_made(tiny_checkpoint, tiny_benchmark, tmp_path, recipe):
     words = ["--config", f"recipes/synthetic/{recipe}.yaml", "--model", tiny_checkpoint]

@@ -188,9 +188,11 @@ def test_a_run_that_names_no_tracker_has_a_page_on_this_machine_and_asks_no_othe
 
 
 def test_a_run_without_trackio_has_no_tracker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("aurora_rl.assembly.trackers._is_installed", lambda library: False)
     args = AuroraSFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
     assert args.report_to == [] and args.trackio_static_space_id is None
+    with pytest.raises(ValueError, match="report_to is wandb, which is not installed: pip install 'aurora-rl"):
+        AuroraSFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="wandb")
     with pytest.raises(ValueError, match="sample_rows=-1: give the number of rows"):
         AuroraSFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, sample_rows=-1)
 

@@ -25,6 +25,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from aurora_rl.evaluation.records import read_results
 from aurora_rl.models.heads.segmenters.sam import SamSegmenter
 from aurora_rl.models.loading import load_model
 
@@ -70,6 +71,8 @@ WAITING = shlex.split("--ddp_find_unused_parameters false --freeze towers")
 HALF_PRECISION = shlex.split("--bf16 true --dtype bfloat16")
 SAVE = shlex.split("--save_strategy steps --save_steps 2 --save_only_model false")
 FAULT = shlex.split("--fault local_masks")
+#: Three rows for two processes, so that one of them has a row twice; completions of different lengths.
+SHOWN = shlex.split("--max_steps 1 --eval_split val --eval_strategy steps --eval_steps 1 --sample_rows 3")
 #: Recipes and their options under each config. `x_resumed` does step 3 of `x` once more, from its checkpoint.
 JOBS: Mapping[str, Mapping[str, list[str]]] = {
     "cpu": {
@@ -100,14 +103,23 @@ JOBS: Mapping[str, Mapping[str, list[str]]] = {
         "grpo_lora": HALVES + LORA + SAVE,
         "sft_lora_resumed": HALVES + LORA,
         "grpo_lora_resumed": HALVES + LORA,
+        "sft_shown": HALVES + LORA + HALF_PRECISION + SHOWN,
+        "grpo_shown": HALVES + SHOWN,
         "grpo_words": HALVES + LORA + HALF_PRECISION + WORDS,
     },
     "zero3_offload": {"sft": HALVES, "grpo": HALVES},
-    "fsdp2": {"sft": HALVES, "grpo": HALVES + SAVE, "grpo_lora": HALVES + LORA, "grpo_resumed": HALVES},
+    "fsdp2": {
+        "sft": HALVES,
+        "grpo": HALVES + SAVE,
+        "grpo_lora": HALVES + LORA,
+        "grpo_resumed": HALVES,
+        "sft_shown": HALVES + SHOWN,
+    },
     "multi_node": {"sft": HALVES, "grpo": HALVES},
 }
 PARITY = [(config, job) for config in JOBS if config != "cpu" for job in JOBS[config] if job in JOBS["cpu"]]
 WITHOUT_HEAD = [(config, job) for config in ("zero2", "zero3") for job in JOBS[config] if job.endswith("_words")]
+SHOWING = [(config, job) for config in JOBS for job in JOBS[config] if job.endswith("_shown")]
 RESUMED = [(config, job) for config in JOBS for job in JOBS[config] if job.endswith("_resumed")]
 
 #: Weights move by 2e-3 in three steps; sums of the same numbers in another order differed by 5e-6 at most.
@@ -118,10 +130,11 @@ COMPARED_LOGS = ("loss", "grad_norm", "mask_loss", "mask_bce", "mask_dice", "dis
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run left: weights, and a line of logs for each step."""
+    """What a run left: weights, a line of logs for each step, and its folder."""
 
     weights: dict[str, torch.Tensor]
     logs: list[dict[str, Any]]
+    folder: Path
 
 
 Runs = Callable[[str], Mapping[str, Run]]
@@ -172,7 +185,7 @@ def device_options(config: str) -> list[str]:
 def read_run(folder: Path) -> Run:
     (weights,) = folder.glob("*model.safetensors")
     logs = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return Run(load_file(weights), [line for line in logs if "loss" in line])
+    return Run(load_file(weights), [line for line in logs if "loss" in line], folder)
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +291,16 @@ def test_a_resumed_run_ends_where_the_unbroken_one_does(config: str, job: str, r
     assert [line["loss"] for line in resumed.logs] == [line["loss"] for line in unbroken.logs]
     assert resumed.logs[2]["grad_norm"] == unbroken.logs[2]["grad_norm"]
     assert largest_difference(resumed, unbroken) == 0.0
+
+
+@pytest.mark.parametrize(("config", "job"), SHOWING)
+def test_the_processes_show_samples_of_their_evaluation_together(config: str, job: str, runs: Runs) -> None:
+    folder = runs(config)[job].folder
+    results = read_results(folder / "samples" / "step-000001.jsonl")
+    assert len({result.key for result in results}) == len(results) == 3
+    assert {result.split for result in results} == {"val"}
+    assert all(result.completion.pred_masks and result.completion.text for result in results)
+    assert (folder / "samples" / "index.html").read_text().count('class="clip"') == 3
 
 
 @pytest.mark.parametrize(("config", "job"), WITHOUT_HEAD)
