@@ -14,7 +14,6 @@ every start, so a module imports what takes seconds (torch, transformers) where 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from aurora_rl import __version__
@@ -67,11 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: with code 2, from argparse, if the arguments make no sense.
     """
-    words = sys.argv[1:] if argv is None else argv
-    if not words:
-        print(overview())
-        return CLEAN
-    args = parse_arguments(words)
+    args = parse_arguments(argv)
     return args.run(args)
 
 
@@ -100,10 +95,16 @@ def overview() -> str:
     return "\n".join([*lines, "`aurora-rl COMMAND --help` says more; `aurora-rl --version` which version this is."])
 
 
+def _print_overview(_args: argparse.Namespace) -> int:
+    print(overview())
+    return CLEAN
+
+
 def _build_parser() -> tuple[OptionParser, Commands]:
     parser = OptionParser(prog="aurora-rl", description="The commands of Aurora-RL.")
     parser.add_argument("--version", action="version", version=f"aurora-rl {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(run=_print_overview)
+    commands = parser.add_subparsers(metavar="COMMAND")
     for sub_command in SUB_COMMANDS:
         sub_command.register(commands)
     return parser, commands

@@ -35,6 +35,7 @@ from trl import TrlParser
 
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import LOADERS, load_split
+from aurora_rl.assembly.known_options import SAVED_MASKS, read_asked
 from aurora_rl.cli import parse_arguments
 from aurora_rl.cli.launching import check_launch
 from aurora_rl.data.media import load_clip
@@ -158,14 +159,21 @@ def check_accelerate(arguments: list[str]) -> None:
 
 
 def check_aurora(arguments: list[str]) -> None:
+    if not arguments:  # the list of commands
+        return
     args = parse_arguments(arguments)
     if arguments[0] == "footprint":
         check_script(f"recipes/{args.recipe}.py", ["--config", args.config, *args.options])
     elif arguments[0] in ("sft", "grpo"):
         check_launch(args.launch)
-        check_script(f"recipes/{arguments[0]}.py", ["--config", find_config(args.config), *args.options])
+        config = ["--config", find_config(args.config)]
+        if "/" not in args.config:  # one that the page before has written
+            config = ["--model", "m", "--data_root", "d", "--output_dir", "o"]
+        check_script(f"recipes/{arguments[0]}.py", [*config, *args.options])
     elif arguments[0] == "evaluate" and args.model is not None:
         check_script("recipes/evaluate.py", ["--model", args.model, *args.options])
+    elif arguments[0] == "evaluate":  # saved masks, with options of the data
+        read_asked(SAVED_MASKS, [*args.options, "--data_root", "d"])
     elif arguments[0] == "run":
         check_script(args.script, args.words)
     else:
