@@ -22,6 +22,7 @@ from aurora_rl.assembly.options import OptionParser
 from aurora_rl.cli import (
     compare,
     completion,
+    demo,
     doctor,
     evaluate,
     export,
@@ -38,6 +39,7 @@ from aurora_rl.cli.arguments import Commands
 from aurora_rl.cli.console import CLEAN
 
 SUB_COMMANDS = (
+    demo,
     init,
     train,
     stages,
@@ -54,6 +56,7 @@ SUB_COMMANDS = (
 )
 #: Commands by what one wants to do, for the list that `aurora-rl` prints; others come last.
 GOALS = {
+    "take a first look": ("demo",),
     "begin with clips of your own": ("doctor", "init"),
     "train": ("recipes", "footprint", "sft", "grpo", "stages", "run"),
     "score": ("evaluate", "compare"),
