@@ -169,12 +169,12 @@ def _counts(samples: Sequence[AVSample]) -> str:
     numbers = {
         "rows": len(samples),
         "clips": len({sample.media_id for sample in samples}),
-        "null references": sum(sample.is_null for sample in samples),
+        "references to nothing": sum(sample.is_null for sample in samples),
         "without sound": sum(sample.audio_path is None for sample in samples),
         "with masks": sum(sample.has_gt_masks for sample in samples),
         "with a chain": sum(sample.chain is not None for sample in samples),
     }
-    counted = ", ".join(f"{number} {name}" for name, number in numbers.items())
+    counted = ", ".join(f"{name}: {number}" for name, number in numbers.items())
     return f"{counted}, {min(frames)} to {max(frames)} frames"
 
 

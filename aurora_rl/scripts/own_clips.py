@@ -64,7 +64,7 @@ class OwnClips:
         frames = [sample.num_frames for sample in samples]
         sizes = [read_clip_size(sample) for sample in samples]
         counts = {
-            "null references": sum(sample.is_null for sample in samples),
+            "references to nothing": sum(sample.is_null for sample in samples),
             "without sound": sum(sample.audio_path is None for sample in samples),
             "without masks": sum(not sample.has_gt_masks for sample in samples),
             "with a category": sum(bool(sample.category) and not sample.is_null for sample in samples),
@@ -75,7 +75,7 @@ class OwnClips:
         return [
             f"{len(samples)} rows on {len({sample.media_id for sample in samples})} clips ({of_splits}): "
             f"{min(frames)} to {max(frames)} frames, the largest {width} x {height}",
-            ", ".join(f"{number} {what}" for what, number in counts.items()),
+            ", ".join(f"{what}: {number}" for what, number in counts.items()),
         ]
 
 

@@ -11,7 +11,7 @@ import math
 import re
 import shlex
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ LORA_ABOVE, TOY_BELOW = 1e9, 5e7
 #: Rows of an optimiser step of SFT, and prompts of one of GRPO, where the data has so many.
 SFT_ROWS, GRPO_PROMPTS = 32, 8
 EPOCHS = {"sft": 3, "grpo": 1}
-MAX_PIXELS = 200704  # 448 x 448 a frame
+MAX_PIXELS = 196608  # the most that the processor takes of a frame, about 443 x 443
 
 #: A key of the YAML file, its value, and a comment.
 Line = tuple[str, Any, str]
@@ -178,7 +178,12 @@ def _fit(
 ) -> tuple[float, str | None]:
     """Estimate a recipe; the peak of a device in GB, and why it does not fit, if it does not."""
     content: dict[str, Any] = {key: value for key, value, _ in lines if key}
-    content |= {"model": model.name}  # the stage before it, whose model this one starts from, has not run
+    content = {
+        **clips.keys,
+        "max_pixels": MAX_PIXELS,
+        **content,
+        "model": model.name,
+    }  # the stage before it, whose model this one starts from, has not run
     if model.segmenter is None:
         content["segmenter"] = SAM
     if model.uses_lora and kind == "grpo":
@@ -244,20 +249,21 @@ def _model_lines(choices: _Choices, name: str) -> Iterator[Line]:
         yield "dtype", "bfloat16", ""
 
 
-def _data_lines(choices: _Choices, *, is_training: bool) -> Iterator[Line]:
-    clips = choices.clips
-    yield "", None, ""
+def _data_lines(choices: _Choices, *, is_training: bool, is_first: bool = False) -> Iterator[Line]:
+    clips, says_clips = choices.clips, is_first and not choices.model.knows_clips
+    yield "", None, "" if says_clips else "fps, num_frames and max_pixels are those that the model was trained with"
     yield "data_root", choices.data, "the manifest; paths in it are relative to its folder"
     for key, value in clips.keys.items():
         if key == "columns":
             yield key, value, "the manifest's names of columns, by the names here"
         elif key == "skip_unlabelled":
             yield key, value, "rows without masks can be predicted, but neither trained nor scored"
-        elif key not in ("fps", "num_frames") or not choices.model.knows_clips:
-            notes = {"fps": "frames a second that are sampled", "num_frames": "at most, evenly spaced"}
-            yield key, value, notes.get(key, "")
-    if not choices.model.knows_clips:
-        yield "max_pixels", MAX_PIXELS, "448 x 448 a frame: 256 tokens for each pair of frames"
+        elif key == "benchmark":
+            yield key, value, ""
+        elif says_clips:
+            yield key, value, "frames a second that are sampled" if key == "fps" else "at most, evenly spaced"
+    if says_clips:
+        yield "max_pixels", MAX_PIXELS, "of a frame; larger ones are scaled down"
     if is_training:
         yield "train_split", clips.train_split, ""
         yield "eval_split", clips.eval_split, "" if clips.eval_split else "the manifest has no other split"
@@ -298,7 +304,7 @@ def _sft_lines(choices: _Choices) -> list[Line]:
         ("freeze", ["towers"], "what sees and hears stays as it is"),
         *([("use_peft", True, "LoRA; the mask decoder is trained whole")] if model.uses_lora else []),
         *([("load_in_4bit", True, "needs bitsandbytes")] if choices.plan.load_in_4bit and model.uses_lora else []),
-        *_data_lines(choices, is_training=True),
+        *_data_lines(choices, is_training=True, is_first=True),
         ("target", *target),
         ("", None, ""),
         ("output_dir", f"{choices.output}/sft", ""),
@@ -366,12 +372,17 @@ def _evaluate_lines(choices: _Choices) -> list[Line]:
 _LINES = {"sft": _sft_lines, "grpo": _grpo_lines, "evaluate": _evaluate_lines}
 
 
+_PLAIN: Mapping[str, Any] = {"width": 10_000, "allow_unicode": True, "sort_keys": False}
+
+
 def _line(line: Line) -> str:
     key, value, note = line
     if not key:
-        return ""
+        return f"\n# {note}" if note else ""
     if isinstance(value, float) and 0 < value < 1e-2:  # YAML reads 1e-05 as a text
         text = f"{key}: {value:.1e}"
     else:
-        text = yaml.safe_dump({key: value}, default_flow_style=None, width=10_000, allow_unicode=True).rstrip("\n")
+        is_flow = isinstance(value, list | dict)
+        text = yaml.safe_dump(value if is_flow else {key: value}, default_flow_style=is_flow, **_PLAIN).strip()
+        text = f"{key}: {text}" if is_flow else text
     return text + (f"  # {note}" if note else "")
