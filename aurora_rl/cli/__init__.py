@@ -21,6 +21,7 @@ from aurora_rl.assembly.options import OptionParser
 from aurora_rl.cli import (
     compare,
     completion,
+    demo,
     doctor,
     evaluate,
     export,
@@ -37,6 +38,7 @@ from aurora_rl.cli.arguments import Commands
 from aurora_rl.cli.console import CLEAN
 
 SUB_COMMANDS = (
+    demo,
     init,
     train,
     stages,
@@ -53,6 +55,7 @@ SUB_COMMANDS = (
 )
 #: Commands by what one wants to do, for the list that `aurora-rl` prints; others come last.
 GOALS = {
+    "take a first look": ("demo",),
     "begin with clips of your own": ("doctor", "init"),
     "train": ("recipes", "footprint", "sft", "grpo", "stages", "run"),
     "score": ("evaluate", "compare"),
