@@ -159,16 +159,21 @@ def check_accelerate(arguments: list[str]) -> None:
 
 
 def check_aurora(arguments: list[str]) -> None:
+    if not arguments:  # the list of commands
+        return
     args = parse_arguments(arguments)
     if arguments[0] == "footprint":
         check_script(f"recipes/{args.recipe}.py", ["--config", args.config, *args.options])
     elif arguments[0] in ("sft", "grpo"):
         check_launch(args.launch)
-        check_script(f"recipes/{arguments[0]}.py", ["--config", find_config(args.config), *args.options])
+        config = ["--config", find_config(args.config)]
+        if "/" not in args.config:  # one that the page before has written
+            config = ["--model", "m", "--data_root", "d", "--output_dir", "o"]
+        check_script(f"recipes/{arguments[0]}.py", [*config, *args.options])
     elif arguments[0] == "evaluate" and args.model is not None:
         check_script("recipes/evaluate.py", ["--model", args.model, *with_config(args.options)])
-    elif arguments[0] == "evaluate" and args.predictions is not None:
-        read_asked(SAVED_MASKS, [*args.options, "--data_root", str(args.data_root)])
+    elif arguments[0] == "evaluate":  # saved masks, with options of the data
+        read_asked(SAVED_MASKS, [*args.options, "--data_root", "d"])
     elif arguments[0] == "run":
         check_script(args.script, with_config(args.words))
     else:
