@@ -22,6 +22,7 @@ from aurora_rl.assembly.options import OptionParser
 from aurora_rl.cli import (
     compare,
     completion,
+    convert,
     doctor,
     evaluate,
     export,
@@ -48,13 +49,14 @@ SUB_COMMANDS = (
     compare,
     footprint,
     export,
+    convert,
     segment,
     serve,
     completion,
 )
 #: Commands by what one wants to do, for the list that `aurora-rl` prints; others come last.
 GOALS = {
-    "begin with clips of your own": ("doctor", "init"),
+    "begin with clips of your own": ("doctor", "init", "convert"),
     "train": ("recipes", "footprint", "sft", "grpo", "stages", "run"),
     "score": ("evaluate", "compare"),
     "use a model": ("segment", "serve", "export"),

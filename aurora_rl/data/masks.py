@@ -18,7 +18,7 @@ from PIL import Image
 from aurora_rl.data import run_lengths
 from aurora_rl.data.files import DatasetError
 from aurora_rl.files.atomic import whole_file
-from aurora_rl.files.fingerprint import fingerprint_values
+from aurora_rl.files.fingerprint import fingerprint_bytes, fingerprint_values
 
 
 def write_mask(rles: Sequence[Mapping[str, Any]], size: tuple[int, int], folder: Path) -> str:
@@ -48,6 +48,15 @@ def write_mask(rles: Sequence[Mapping[str, Any]], size: tuple[int, int], folder:
         for runs in counts:
             union |= run_lengths.to_mask(runs, size)
         _save(union, path)
+    return str(path)
+
+
+def write_mask_array(mask: np.ndarray, folder: Path) -> str:
+    """Write a mask (H, W) bool, unless it is there already; returns the file, a PNG of mode 1."""
+    digest = fingerprint_bytes(repr(mask.shape).encode() + np.packbits(mask).tobytes())[:32]
+    path = folder / digest[:2] / f"{digest}.png"
+    if not path.exists():
+        _save(mask, path)
     return str(path)
 
 
