@@ -211,9 +211,10 @@ class SampleEncoder:
     def _encode(self, sample: AVSample, clip: AVClip, frame_inputs: torch.Tensor | None) -> EncodedSample:
         options, asks_head = self.options_of(sample), self._asks_head(sample)
         limits = {"min_pixels": options.min_pixels, "max_pixels": options.max_pixels}
+        is_interleaved = sample.use_audio_in_video and clip.waveform is not None  # a silent clip is frames alone
         media = PromptMedia(
             frames=[Image.fromarray(frame) for frame in clip.frames],
-            has_audio=clip.waveform is not None and not sample.use_audio_in_video,
+            has_audio=clip.waveform is not None and not is_interleaved,
             video_options={"sample_fps": sample.fps} | {k: v for k, v in limits.items() if v is not None},
         )
         messages = self._messages(sample, media)
@@ -223,7 +224,7 @@ class SampleEncoder:
                 messages,
                 waveform=clip.waveform,
                 fps=sample.fps,
-                use_audio_in_video=sample.use_audio_in_video,
+                use_audio_in_video=is_interleaved,
             )
         return EncodedSample(
             sample=sample,

@@ -292,7 +292,7 @@ def prepare_vocabulary(model: PreTrainedModel, processor: ProcessorMixin, family
         if is_new:
             init_seg_embedding(model, token_id, num_tokens=num_tokens)
         token_ids[name] = token_id
-    suppress_tokens(model.get_output_embeddings(), family.multimodal_token_ids(model.config))
+    suppress_tokens(model.get_output_embeddings(), family.suppressed_token_ids(processor, model.config))
     return token_ids
 
 

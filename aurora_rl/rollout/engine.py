@@ -65,7 +65,8 @@ class AuroraVLLMGeneration(VLLMGeneration):
     def logit_bias(self) -> dict[int, float]:
         """The bias that keeps multimodal tokens from being sampled, as the policy's own head does."""
         policy = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        return {token_id: SUPPRESSED_BIAS for token_id in self.family.multimodal_token_ids(policy.config)}
+        token_ids = self.family.suppressed_token_ids(self.loaded.processor, policy.config)
+        return dict.fromkeys(token_ids, SUPPRESSED_BIAS)
 
     @property
     def end_ids(self) -> list[int]:

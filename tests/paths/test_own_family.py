@@ -132,7 +132,7 @@ def test_what_is_no_family_is_refused(family: str) -> None:
     file = family.removesuffix(":MyFamily")
     for name, message in (
         ("NUMBER", "is no family"),
-        ("Sketch", "lacks collate_features, encode, model_class, multimodal_token_ids"),
+        ("Sketch", "lacks model_class"),
         ("Mine", "has no 'Mine'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -7,10 +7,11 @@ starts vLLM or checks a command line asks a family too.
 from __future__ import annotations
 
 import abc
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from aurora_rl.models.mllm.prompts import EncodedPrompt, EnginePrompt
+from aurora_rl.models.mllm.senses import Senses
 from aurora_rl.models.mllm.sizes import ClipPass, ClipSize, usual_pass
 
 if TYPE_CHECKING:
@@ -24,53 +25,7 @@ TOWERS = "towers"
 OWN_FIELDS = ("segmenter", "heads", "clip_options", "quantization_config")
 
 
-@dataclasses.dataclass(frozen=True)
-class EnginePrompt:
-    """One prompt for vLLM, which runs the processor itself.
-
-    Attributes:
-        prompt_ids: token ids with each medium's placeholder once, since vLLM expands them.
-        messages: the conversation, whose media parts are empty: the media are in `media`, in the same order.
-        media: vLLM's `multi_modal_data`: `{"video": [(frames (F, H, W, 3) uint8, metadata)], "audio": [(waveform (N,)
-            float32, Hz)]}`; a modality that the prompt lacks is left out. Frames have the size that the model sees.
-        processor_options: vLLM's `mm_processor_kwargs`.
-        said: last of `prompt_ids`, which came after the conversation: completions and what answered them.
-    """
-
-    prompt_ids: list[int]
-    messages: list[dict[str, Any]]
-    media: dict[str, list[Any]]
-    processor_options: dict[str, Any]
-    said: tuple[int, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class EncodedPrompt:
-    """One prompt as the model reads it.
-
-    Attributes:
-        prompt_ids: token ids with media placeholders expanded, up to the beginning of the assistant's turn.
-        features: the family's media tensors for this row (batch dimension of 1, or flattened patches).
-        engine: the same prompt for vLLM, which must expand it to `prompt_ids`.
-    """
-
-    prompt_ids: list[int]
-    features: dict[str, torch.Tensor]
-    engine: EnginePrompt
-
-    def extended(self, ids: Sequence[int]) -> EncodedPrompt:
-        """Return the prompt of a further turn, with the same media.
-
-        Args:
-            ids: tokens of all that was said since, such as a completion and the answer to it. They are text alone, so
-                the policy's ids and the engine's, whose placeholders are not expanded, go on in the same way.
-        """
-        engine = self.engine
-        engine = dataclasses.replace(engine, prompt_ids=[*engine.prompt_ids, *ids], said=(*engine.said, *ids))
-        return dataclasses.replace(self, prompt_ids=[*self.prompt_ids, *ids], engine=engine)
-
-
-class MLLMFamily(abc.ABC):
+class MLLMFamily(Senses, abc.ABC):
     """One family of models: its classes, its inputs, its adapters and its sizes."""
 
     #: `model_type` of the configs that the family reads.
@@ -78,7 +33,7 @@ class MLLMFamily(abc.ABC):
     #: Dotted names of the sub-modules that stay frozen in fine-tuning (method: vision and audio towers).
     tower_names: ClassVar[tuple[str, ...]]
     #: Regular expression of the decoder's projections that LoRA adapts.
-    lora_target_modules: ClassVar[str]
+    lora_target_modules: ClassVar[str] = r"model\.language_model\.layers\.\d+\.self_attn\.(q_proj|v_proj)"
     #: Field of a hub checkpoint's config that `model_class` is built from; None if it is the whole config.
     config_part: ClassVar[str | None] = None
     #: Number of a token's positions in the decoder: 3 where time, height and width have one each.
@@ -96,7 +51,7 @@ class MLLMFamily(abc.ABC):
     @property
     @abc.abstractmethod
     def model_class(self) -> type[PreTrainedModel]:
-        """The family's generation class with `GroundingMixin`; a class attribute will do."""
+        """The family's generation class with `MLLMMixin`; a class attribute will do."""
 
     def config_from(self, config: PretrainedConfig) -> PretrainedConfig:
         """Return the part of a hub checkpoint's config that `model_class` is built from."""
@@ -108,11 +63,6 @@ class MLLMFamily(abc.ABC):
         full.architectures = [self.engine_architecture]
         return full
 
-    @abc.abstractmethod
-    def multimodal_token_ids(self, config: PretrainedConfig) -> list[int]:
-        """Return the ids of placeholder and delimiter tokens that a completion must never hold."""
-
-    @abc.abstractmethod
     def encode(
         self,
         processor: ProcessorMixin,
@@ -137,23 +87,29 @@ class MLLMFamily(abc.ABC):
 
         Raises:
             ControlTokenError: if an untrusted text would become a control token, see `models.control_tokens`.
-            ValueError: if placeholders and media do not match, or the sound is too short to be heard.
+            ValueError: if placeholders and media do not match, the sound is too short to be heard, or the family has no
+                ears for it.
         """
+        from aurora_rl.models.mllm.processing import encode
 
-    @abc.abstractmethod
+        return encode(self, processor, messages, waveform=waveform, fps=fps, use_audio_in_video=use_audio_in_video)
+
     def collate_features(
-        self, features: Sequence[Mapping[str, torch.Tensor]], media_index: Sequence[int]
+        self, features: Sequence[Mapping[str, torch.Tensor]], media_index: Sequence[int] | None = None
     ) -> dict[str, torch.Tensor]:
-        """Join media tensors into one batch.
+        """Join media tensors into one batch, one entry a clip, padded where clips differ.
 
         Args:
             features: media tensors of the batch's U distinct clips.
-            media_index: (B,) index of each row's clip among them. Inputs of the towers are joined once a clip, their
-                descriptions (grids, lengths) once a row; run the model under `grounding.shared_media`.
+            media_index: (B,) index of each row's clip among them. It is not read here: under `grounding.shared_media`
+                `MLLMMixin` gives clips to rows. A family whose model does that by itself may need it.
 
         Raises:
             ValueError: if some clips lack a medium that others have.
         """
+        from aurora_rl.models.mllm.processing import collate_features
+
+        return collate_features(features)
 
     def clip_pass(self, config: PretrainedConfig, clip: ClipSize) -> ClipPass:
         """Return what one clip takes of the prompt and of the towers, for the estimate of memory and operations.
@@ -202,3 +158,6 @@ def engine_fields(config: PretrainedConfig) -> dict[str, Any]:
     if "text_config" in fields:
         fields["text_config"] = {**fields["text_config"], "tie_word_embeddings": False}
     return fields
+
+
+__all__ = ["OWN_FIELDS", "TOWERS", "EncodedPrompt", "EnginePrompt", "MLLMFamily", "engine_fields"]

@@ -1,7 +1,6 @@
 """Qwen2.5-Omni: the thinker (vision tower, audio tower, language model), which reads frames, sound and text.
 
-model       the thinker with a segmentation head
-processing  from a conversation to the thinker's inputs
+model       the thinker with heads
 engine      the thinker inside vLLM
 tiny        a thinker of random weights
 """
@@ -9,15 +8,19 @@ tiny        a thinker of random weights
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from aurora_rl.models.mllm.base import EncodedPrompt, MLLMFamily, engine_fields
+from aurora_rl.models.mllm.base import MLLMFamily, engine_fields
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
+
+#: Columns of the shortest spectrogram, for which the audio tower's strides leave one feature.
+SHORTEST_SPECTROGRAM = 3
 
 
 class Qwen2_5OmniFamily(MLLMFamily):
@@ -45,30 +48,48 @@ class Qwen2_5OmniFamily(MLLMFamily):
         full.architectures = ["Qwen2_5OmniForConditionalGeneration"]
         return full
 
-    def multimodal_token_ids(self, config: PretrainedConfig) -> list[int]:
-        from aurora_rl.models.mllm.qwen2_5_omni.processing import multimodal_token_ids
-
-        return multimodal_token_ids(config)
-
-    def encode(
+    def processor_options(
         self,
         processor: ProcessorMixin,
-        messages: Sequence[Mapping[str, Any]],
         *,
-        waveform: np.ndarray | None,
+        num_frames: int,
         fps: float,
-        use_audio_in_video: bool = False,
-    ) -> EncodedPrompt:
-        from aurora_rl.models.mllm.qwen2_5_omni.processing import encode
+        waveform: np.ndarray | None,
+        use_audio_in_video: bool,
+    ) -> dict[str, Any]:
+        # The frames are resized already, and sampling them again would drop some. The cap concerns resizing, and is
+        # given only because transformers warns without it.
+        videos = {"do_resize": False, "do_sample_frames": False, "fps": fps, "cap_pixels_per_frame": False}
+        return {
+            "videos_kwargs": {**videos, "use_audio_in_video": use_audio_in_video},
+            "audio_kwargs": {"max_length": padded_length(waveform, processor.feature_extractor)},
+        }
 
-        return encode(processor, messages, waveform=waveform, fps=fps, use_audio_in_video=use_audio_in_video)
+    def engine_options(self, processor: ProcessorMixin, *, fps: float, use_audio_in_video: bool) -> dict[str, Any]:
+        options: dict[str, Any] = {"do_resize": False, "do_sample_frames": False, "fps": fps}
+        if use_audio_in_video:
+            # vLLM places frames and sound by an option of its own, whose default is one second a grid.
+            seconds_per_grid = processor.video_processor.temporal_patch_size / fps
+            options |= {"use_audio_in_video": True, "second_per_grid_ts": [seconds_per_grid]}
+        return options
 
-    def collate_features(
-        self, features: Sequence[Mapping[str, torch.Tensor]], media_index: Sequence[int]
-    ) -> dict[str, torch.Tensor]:
-        from aurora_rl.models.mllm.qwen2_5_omni.processing import collate_features
+    def trim_features(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Trim the padding of a spectrogram: (1, mels, padded) -> (1, mels, T)."""
+        if (mask := features.get("feature_attention_mask")) is None:
+            return features
+        names = ("input_features", "feature_attention_mask")
+        return {**features, **{name: features[name][..., : int(mask.sum())] for name in names}}
 
-        return collate_features(features, media_index)
+    def silence(self, processor: ProcessorMixin) -> dict[str, torch.Tensor]:
+        import torch
+
+        return {
+            "input_features": torch.zeros(1, processor.feature_extractor.feature_size, SHORTEST_SPECTROGRAM),
+            "feature_attention_mask": torch.zeros(1, SHORTEST_SPECTROGRAM, dtype=torch.int32),
+        }
+
+    def shortest_sound(self, processor: ProcessorMixin) -> int:
+        return (SHORTEST_SPECTROGRAM - 1) * processor.feature_extractor.hop_length + 1
 
     def build_tiny(
         self,
@@ -84,3 +105,11 @@ class Qwen2_5OmniFamily(MLLMFamily):
         if unknown := sorted(set(sizes or {}) - set(names)):
             raise ValueError(f"a tiny model has no size {unknown[0]!r}: choose from {', '.join(names)}")
         return build_tiny_omni(texts, segmenter, TinyOmniConfig(**(sizes or {})), heads=heads)
+
+
+def padded_length(waveform: np.ndarray | None, feature_extractor: Any) -> int | None:
+    """Return the padded length in samples: one analysis window past the end gives the same frames as 300 s."""
+    if waveform is None:
+        return None
+    hop = feature_extractor.hop_length
+    return math.ceil((len(waveform) + feature_extractor.n_fft) / hop) * hop

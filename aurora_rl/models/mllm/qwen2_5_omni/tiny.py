@@ -6,12 +6,10 @@ Tests use it, and so does the demo, which trains it from scratch on a CPU.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
     Qwen2_5OmniProcessor,
@@ -24,8 +22,9 @@ from transformers import (
 
 from aurora_rl.models.head_tokens import ensure_head_token, suppress_tokens
 from aurora_rl.models.heads import head_class
+from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 from aurora_rl.models.mllm.qwen2_5_omni.model import AuroraQwen2_5Omni
-from aurora_rl.models.mllm.qwen2_5_omni.processing import multimodal_token_ids
+from aurora_rl.models.mllm.tiny_tokenizer import chat_template, train_tokenizer
 
 # Attribute of the tokenizer -> token; both are those of Qwen2.5-Omni's tokenizer.
 MULTIMODAL_TOKENS = {
@@ -37,17 +36,6 @@ MULTIMODAL_TOKENS = {
     "audio_bos_token": "<|audio_bos|>",
     "audio_eos_token": "<|audio_eos|>",
 }
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'video' %}<|vision_bos|><|VIDEO|><|vision_eos|>"
-    "{% elif part['type'] == 'image' %}<|vision_bos|><|IMAGE|><|vision_eos|>"
-    "{% elif part['type'] == 'audio' %}<|audio_bos|><|AUDIO|><|audio_eos|>"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +106,7 @@ def build_tiny_omni(
     for name in model.heads:
         ensure_head_token(tokenizer, thinker_config.text_config.vocab_size, head_class(name).token)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    suppress_tokens(model.lm_head, multimodal_token_ids(thinker_config))
+    suppress_tokens(model.lm_head, Qwen2_5OmniFamily().suppressed_token_ids(processor, thinker_config))
     return model, processor
 
 
@@ -133,32 +121,11 @@ def build_tiny_processor(texts: Iterable[str], config: TinyOmniConfig) -> Qwen2_
         feature_extractor=WhisperFeatureExtractor(
             feature_size=config.num_mel_bins, hop_length=config.hop_length, chunk_length=30, return_attention_mask=True
         ),
-        tokenizer=_train_tokenizer(texts, config.max_vocab_size, config.min_vocab_size),
-        chat_template=CHAT_TEMPLATE,
+        tokenizer=train_tokenizer(
+            texts, MULTIMODAL_TOKENS, max_vocab_size=config.max_vocab_size, min_vocab_size=config.min_vocab_size
+        ),
+        chat_template=chat_template(MULTIMODAL_TOKENS),
     )
-
-
-def _train_tokenizer(texts: Iterable[str], max_vocab_size: int, min_vocab_size: int) -> Qwen2Tokenizer:
-    blank = Qwen2Tokenizer(vocab={}, merges=[])
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = blank.backend_tokenizer.pre_tokenizer
-    trainer = trainers.BpeTrainer(
-        vocab_size=max_vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    bpe.train_from_iterator([*texts, "user assistant system"], trainer)
-    state = json.loads(bpe.to_str())["model"]
-    fillers = {f"unused{token_id}": token_id for token_id in range(len(state["vocab"]), min_vocab_size)}
-    tokenizer = Qwen2Tokenizer(
-        vocab=state["vocab"] | fillers,
-        merges=[tuple(merge) for merge in state["merges"]],
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        extra_special_tokens=MULTIMODAL_TOKENS,
-        model_max_length=32768,
-    )
-    tokenizer.add_tokens(["<|im_start|>"], special_tokens=True)
-    ensure_head_token(tokenizer, vocab_size=len(tokenizer) + 1)
-    return tokenizer
 
 
 def multimodal_token_fields(tokenizer: Qwen2Tokenizer) -> dict[str, int]:

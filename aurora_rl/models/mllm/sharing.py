@@ -1,0 +1,161 @@
+"""Towers that run once for each distinct clip of a batch, whose outputs go to every row that asks about the clip.
+
+The G completions of a prompt are rows of one clip. A batch therefore holds the inputs of the towers, and what describes
+them (grids, lengths), once a clip, while token ids come once a row. Here the two meet: the methods
+`get_{image,video,audio}_features` of the model's backbone are wrapped, so a family's class needs none of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from aurora_rl.models.grounding import GroundingMixin
+
+#: What transformers' processors call the media in `mm_token_type_ids`; 0 is text.
+TOKEN_TYPES = {"image": 1, "video": 2, "audio": 3}
+#: Arguments of `get_rope_index` that describe media; the others belong to rows already.
+DESCRIPTIONS = ("image_grid_thw", "video_grid_thw", "audio_seqlens", "second_per_grids", "second_per_grid_ts")
+
+
+class TowerSharingMixin(GroundingMixin):
+    """A mixin for a Hugging Face MLLM class, which gives the outputs of its towers to the rows of a batch."""
+
+    #: Field of the audio tower's output that the placeholders take.
+    audio_output = "pooler_output"
+    #: (B, L) token ids of the forward pass that runs, where it reads ids.
+    _ids: torch.Tensor | None = None
+
+    def init_heads(self) -> None:
+        """Build the heads, see `GroundingMixin.init_heads`, and wrap the towers."""
+        super().init_heads()
+        backbone: Any = self.backbone
+        if backbone is not self:  # TRL's fused LM head calls it directly
+            backbone.forward = functools.wraps(backbone.forward)(functools.partial(self.read, backbone.forward))
+        for modality in TOKEN_TYPES:
+            name = f"get_{modality}_features"
+            if (stock := getattr(backbone, name, None)) is not None:
+                setattr(backbone, name, functools.partial(self._features_of_rows, modality, stock))
+        if (stock := getattr(backbone, "get_rope_index", None)) is not None:
+            backbone.get_rope_index = functools.partial(self._rope_index_of_rows, stock)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The part that owns the towers: towers and language model without `lm_head`, or else the whole model."""
+        part: Any = getattr(self, self.base_model_prefix, self)
+        return part
+
+    def token_types(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return the medium of each token, a value of `TOKEN_TYPES`, or 0 for text; of the shape of `input_ids`."""
+        types = torch.zeros_like(input_ids)
+        for modality, value in TOKEN_TYPES.items():
+            token_id = getattr(self.config, f"{modality}_token_id", None)
+            if token_id is not None:
+                types[input_ids == token_id] = value
+        return types
+
+    def read(self, inner_forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a forward pass that computes the towers, which see then what rows ask for them."""
+        before, self._ids = self._ids, kwargs.get("input_ids", args[0] if args else None)
+        try:
+            return inner_forward(*args, **kwargs)
+        finally:
+            self._ids = before
+
+    def _features_of_rows(self, modality: str, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a tower on the distinct clips and return its output for all rows."""
+        if self._ids is None:  # called on its own
+            return stock(*args, **kwargs)
+        counts = self._placeholders_of_clips(self._ids, modality)
+        index = list(range(len(counts))) if self.media_index is None else self.media_index
+        given = inspect.signature(stock).bind_partial(*args, **kwargs).arguments
+        inputs, options = {k: v for k, v in given.items() if k != "kwargs"}, given.get("kwargs", {})
+        heard = [clip for clip, count in enumerate(counts) if count]
+        if modality == "audio" and len(heard) < len(counts):
+            inputs = _of_clips(inputs, heard) if heard else _noise(inputs)
+        ids, self._ids = self._ids, None  # a family may compute videos by its method for images
+        try:
+            outputs = stock(**inputs, **options)
+        finally:
+            self._ids = ids
+        if not heard:
+            return _each_part(outputs, self._field(modality), lambda features: features[:0])
+        if index == list(range(len(counts))) and len(heard) == len(counts):
+            return outputs
+        return self._shared(outputs, modality, counts, index)
+
+    def _shared(self, outputs: Any, modality: str, counts: Sequence[int], index: Sequence[int]) -> Any:
+        """Give each row its clip's part of a tower's output."""
+        sizes = [count for count in counts if count]
+        place = {clip: number for number, clip in enumerate(clip for clip, count in enumerate(counts) if count)}
+        parts_of_rows = [place[clip] for clip in index if clip in place]
+        if getattr(outputs, "attention_mask", None) is not None:  # (clips, T, D), padded; the model takes what counts
+            outputs.attention_mask = outputs.attention_mask[parts_of_rows]
+            setattr(outputs, self._field(modality), getattr(outputs, self._field(modality))[parts_of_rows])
+            return outputs
+
+        def regroup(features: torch.Tensor) -> torch.Tensor:
+            if len(features) != sum(sizes):
+                raise ValueError(
+                    f"the batch's clips have {sizes} {modality} placeholders, but the tower computed {len(features)} "
+                    "features: check what the family's `encode` and `collate_features` give"
+                )
+            parts = features.split(sizes)
+            return torch.cat([parts[number] for number in parts_of_rows])
+
+        return _each_part(outputs, self._field(modality), regroup)
+
+    def _field(self, modality: str) -> str:
+        return self.audio_output if modality == "audio" else "pooler_output"
+
+    def _placeholders_of_clips(self, input_ids: torch.Tensor, modality: str) -> list[int]:
+        counts = (self.token_types(input_ids) == TOKEN_TYPES[modality]).sum(1)  # (B,)
+        return (counts if self.media_index is None else self.select_distinct(counts)).tolist()
+
+    def _rope_index_of_rows(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Compute positions from media's descriptions, which come once a clip and are needed once a row."""
+        given = inspect.signature(stock).bind_partial(*args, **kwargs).arguments
+        inputs = {k: v for k, v in given.items() if k != "kwargs"}
+        if self.media_index is not None:
+            num_clips = max(self.media_index) + 1
+            for name in DESCRIPTIONS:
+                if isinstance(values := inputs.get(name), torch.Tensor):
+                    by_clip = values.unflatten(0, (num_clips, -1))  # (U, media of a clip, ...)
+                    inputs[name] = by_clip[self.media_index].flatten(0, 1)
+        return stock(**inputs, **given.get("kwargs", {}))
+
+
+def _each_part(outputs: Any, field: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Change the features of a tower's output, and those that go to deeper layers, all (features, D)."""
+    features = getattr(outputs, field)
+    if isinstance(features, (list, tuple)):
+        setattr(outputs, field, [change(torch.cat(list(features)))])
+    elif features.dim() == 3:
+        setattr(outputs, field, change(features.flatten(0, 1))[None])
+    else:
+        setattr(outputs, field, change(features))
+    if getattr(outputs, "deepstack_features", None) is not None:
+        outputs.deepstack_features = [change(level) for level in outputs.deepstack_features]
+    return outputs
+
+
+def _of_clips(inputs: Mapping[str, Any], clips: Sequence[int]) -> dict[str, Any]:
+    """Return some clips' inputs of a tower."""
+    return {name: value[clips] if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+
+
+def _noise(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one clip's inputs, unmasked, for a batch without sound.
+
+    The tower still runs, forward and backward, because under ZeRO-3 the other processes wait for its weights. No
+    placeholder takes its output, so its gradient is zero.
+    """
+    return {
+        name: torch.ones_like(value) if "mask" in name and value is not None else value
+        for name, value in _of_clips(inputs, [0]).items()
+    }
