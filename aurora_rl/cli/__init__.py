@@ -21,6 +21,8 @@ from aurora_rl.assembly.options import OptionParser
 from aurora_rl.cli import (
     compare,
     completion,
+    convert,
+    demo,
     doctor,
     evaluate,
     export,
@@ -37,6 +39,7 @@ from aurora_rl.cli.arguments import Commands
 from aurora_rl.cli.console import CLEAN
 
 SUB_COMMANDS = (
+    demo,
     init,
     train,
     stages,
@@ -47,13 +50,15 @@ SUB_COMMANDS = (
     compare,
     footprint,
     export,
+    convert,
     segment,
     serve,
     completion,
 )
 #: Commands by what one wants to do, for the list that `aurora-rl` prints; others come last.
 GOALS = {
-    "begin with clips of your own": ("doctor", "init"),
+    "take a first look": ("demo",),
+    "begin with clips of your own": ("doctor", "init", "convert"),
     "train": ("recipes", "footprint", "sft", "grpo", "stages", "run"),
     "score": ("evaluate", "compare"),
     "use a model": ("segment", "serve", "export"),
