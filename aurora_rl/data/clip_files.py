@@ -7,17 +7,19 @@ video's first picture, whose size and times are then known (`video_facts`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from aurora_rl.data.containers import TIME_TOLERANCE, FilePath, MediaError
 from aurora_rl.data.draw import evenly_spaced
-from aurora_rl.data.files import MASK_SUFFIXES, DatasetError, MissingFilesError, UnsafePathError
+from aurora_rl.data.files import MASK_SUFFIXES, DatasetError, MissingFilesError, Row, UnsafePathError
 from aurora_rl.data.manifest_rows import EMPTY_MASKS, ManifestRow
 from aurora_rl.data.mask_sources import Timeline, coco_masks, npz_masks, png_masks
-from aurora_rl.data.media import read_frame_size
+from aurora_rl.data.masks import remembered
+from aurora_rl.data.media import check_upright, read_frame_size
 from aurora_rl.data.sample import AVSample
 from aurora_rl.data.video_facts import VideoFacts, read_video_facts
 from aurora_rl.files.cache_folder import cache_folder
@@ -38,7 +40,7 @@ class ClipPaths:
         self._real_root = root.resolve()
         self._inside: set[Path] = set()  # folders known to lie under the root
 
-    def find(self, row: ManifestRow, column: str, text: str) -> Path:
+    def find(self, row: Row, column: str, text: str) -> Path:
         """Return the existing file or folder that a row names in a column.
 
         Raises:
@@ -54,7 +56,7 @@ class ClipPaths:
             )
         return path
 
-    def list_pictures(self, row: ManifestRow, folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    def list_pictures(self, row: Row, folder: Path, suffixes: Sequence[str]) -> list[Path]:
         """List a folder's pictures in the natural order of their names: 2.jpg comes before 10.jpg."""
         paths = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")]
         if not paths:
@@ -62,13 +64,13 @@ class ClipPaths:
         for path in paths:
             if path.is_symlink():
                 self._check_inside(row, "picture", path)
-        return sorted(paths, key=_natural)
+        return sorted(paths, key=natural_key)
 
     def name(self, path: Path) -> str:
         """Return a path relative to the root, with / between folders."""
         return path.relative_to(self.root).as_posix()
 
-    def _checked(self, row: ManifestRow, column: str, text: str) -> str:
+    def _checked(self, row: Row, column: str, text: str) -> str:
         if "\0" in text:
             raise UnsafePathError(f"{row} has the {column} {text!r}, which is no path: fix it")
         if PurePosixPath(text).is_absolute() or PureWindowsPath(text).drive or PureWindowsPath(text).root:
@@ -83,7 +85,7 @@ class ClipPaths:
             )
         return text
 
-    def _check_inside(self, row: ManifestRow, column: str, path: Path) -> None:
+    def _check_inside(self, row: Row, column: str, path: Path) -> None:
         if path.parent in self._inside and not path.is_symlink():
             return
         real_path = path.resolve()
@@ -210,6 +212,7 @@ class ClipBuilder:
         return _Pictures(self.paths.name(path), timeline, rate_of(kept, fps), video=path, facts=facts)
 
     def _files(self, row: ManifestRow, files: Sequence[Path], *, folder: Path | None = None) -> _Pictures:
+        check_upright(files[0])
         fps = row.fps or self.fps
         times = [index / fps for index in range(len(files))]
         kept = evenly_spaced(len(files), self.num_frames)
@@ -258,12 +261,22 @@ class ClipBuilder:
             return png_masks([str(path)], pictures.timeline)
         if suffix == ".json":
             names = (row.reference, row.category or None, row.masks_category)
-            return coco_masks(path, pictures.timeline, size=pictures.size(), names=names, folder=self.mask_cache)
+            read = functools.partial(coco_masks, names=names)
+            return self._remembered(path, pictures, names, read)
         if suffix == ".npz":
-            return npz_masks(path, pictures.timeline, size=pictures.size(), folder=self.mask_cache)
+            return self._remembered(path, pictures, (), npz_masks)
         raise ValueError(
             f'masks is {row.masks!r}: expected COCO JSON (.json), PNG files, their folder, .npz, or "{EMPTY_MASKS}"'
         )
+
+    def _remembered(
+        self, path: Path, pictures: _Pictures, names: Sequence[str | None], read: Callable[..., tuple[str, ...]]
+    ) -> tuple[str, ...]:
+        """Return the mask files of a COCO or npz file, which is read where it, or what is asked of it, is new."""
+        size, timeline = pictures.size(), pictures.timeline
+        asked = [list(names), list(size), dataclasses.astuple(timeline)]
+        make = functools.partial(read, path, timeline, size=size, folder=self.mask_cache)
+        return remembered(path, asked, self.mask_cache, make)
 
     def _png(self, row: ManifestRow, text: str) -> str:
         path = self.paths.find(row, "masks", text)
@@ -283,7 +296,7 @@ def rate_of(times: Sequence[float], fps: float) -> float:
     return fps if abs(rate - fps) < TIME_TOLERANCE * fps else rate
 
 
-def _natural(path: Path) -> tuple[tuple[bool, int, str], ...]:
+def natural_key(path: Path) -> tuple[tuple[bool, int, str], ...]:
     """Key of a name that compares the numbers in it as numbers."""
     parts = re.split(r"(\d+)", path.name)
     return tuple((part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts)
