@@ -176,7 +176,8 @@ def _identifier(values: Mapping[str, Any], row: int) -> str:
     value = values.get("id", row)
     if isinstance(value, str | bool):
         return _required({"id": value}, "id")
-    return str(int(value)) if isinstance(value, numbers.Integral) else _required({"id": value}, "id")
+    is_whole = isinstance(value, numbers.Real) and float(value).is_integer()  # a column with gaps is one of floats
+    return str(int(value)) if is_whole else _required({"id": value}, "id")
 
 
 def _required(values: Mapping[str, Any], name: str) -> str:

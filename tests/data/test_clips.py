@@ -130,6 +130,14 @@ def test_two_rows_of_one_id_are_an_error(root: Path) -> None:
         load_clips(root, "train")
 
 
+def test_an_id_may_be_a_number_as_tables_write_it(root: Path) -> None:
+    assert [one(root, id=value).uid for value in (7, 7.0, "07", None)] == ["7", "7", "07", "0"]
+    with pytest.raises(DatasetError, match="id is 1.5: expected text"):
+        one(root, id=1.5)
+    with pytest.raises(DatasetError, match="id is True: expected text"):
+        one(root, id=True)
+
+
 def test_columns_are_renamed(root: Path) -> None:
     rows = [{"video": "clips/a.mp4", "caption": "the thing", "reference": "a title", "part": "val"}]
     write_manifest(root / "a.csv", rows)
@@ -261,6 +269,14 @@ def test_frames_come_from_lists_and_folders_in_natural_order(root: Path) -> None
     assert levels(one(root, video=None, frames=["3.png", "1.png"])) == [3, 1]
     assert levels(one(root, video="7.png")) == [7]  # a picture is a video of one frame
     assert one(root, video=None, frames="7.png", audio="clips/a.mp4").audio_path is not None
+
+
+def test_a_photograph_that_is_stored_turned_is_told(root: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PICTURES[0]).save(root / "turned.jpg", exif=exif)
+    with pytest.raises(DatasetError, match=r"turned.jpg is stored turned \(EXIF orientation 6\): save it upright"):
+        one(root, video=None, frames="turned.jpg")
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "silent.mp4", "rotated.mp4", "still.mp4", "varying.mkv", "late.mkv"])

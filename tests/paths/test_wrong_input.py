@@ -40,7 +40,7 @@ SPLITS = "test_n, test_s, test_u, train, val"
 
 #: A name, the command line, and what its error says.
 CASES = {
-    "no sub-command": (["aurora-rl", "--"], "the following arguments are required: COMMAND"),
+    "no sub-command": (["aurora-rl", "--json", "x"], "invalid choice: 'x'"),
     "unknown sub-command": (["aurora-rl", "segmnt"], "invalid choice: 'segmnt'"),
     "unknown option": ([*SEGMENT, "--outptu", "x"], "unrecognized arguments: --outptu x"),
     "former option": ([*MASKS[:4], "--dataset", "data"], "--dataset has another name now: --data_root"),
