@@ -2,7 +2,7 @@
 # NOT BUILT by the project, which has no GPU; a test lints it.
 #
 #   docker build --tag aurora-rl .
-#   docker run --rm --gpus all --ipc host --volume "$PWD/data:/workspace/data:ro" \
+#   docker run --rm --init --gpus all --ipc host --volume "$PWD/data:/workspace/data:ro" \
 #       --volume "$PWD/outputs:/workspace/outputs" --volume aurora-cache:/home/aurora/.cache \
 #       aurora-rl grpo --config ref_avs/grpo_3b --data_root data/ref_avs --launch zero2
 #

@@ -25,7 +25,7 @@ ROUNDING_TESTS := $(addprefix tests/, models/test_grounding.py models/heads mode
   paths/test_earlier_files.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm demo demo-full smoke bench docs test test-rounding check lint format clean
+.PHONY: help setup vllm demo demo-full smoke first-clip bench docs test test-rounding check lint format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -75,6 +75,9 @@ demo-full: $(STAMP)  ## all stages of the method on synthetic clips, three seeds
 
 smoke: $(STAMP)  ## the demo's whole path in a few steps, for a quick look that all parts fit
 	$(PY) recipes/run_stages.py --config recipes/synthetic/smoke.yaml --until report --redo data $(DEMO_ARGS)
+
+first-clip: $(STAMP)  ## the model and the clips that come with the package, from the files of `make demo`
+	$(PY) tools/first_clip.py
 
 bench: $(STAMP)  ## what a GRPO step costs against TRL's own trainer, one repeat (docs/benchmarks.md)
 	$(PY) benchmarks/step_cost.py --quick $(BENCH_ARGS)

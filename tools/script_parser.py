@@ -28,11 +28,12 @@ class ParserReached(BaseException):
 
 
 @functools.cache
-def script_parser(script: str) -> argparse.ArgumentParser:
+def script_parser(script: str, *words: str) -> argparse.ArgumentParser:
     """Run a script up to its command line; the parser is a `TrlParser` if its arguments are dataclasses.
 
     Args:
         script: path of the script relative to the repository's root, such as `recipes/sft.py`.
+        words: words of its command line, where it reads none without any.
 
     Raises:
         ValueError: if it reads no command line.
@@ -45,7 +46,7 @@ def script_parser(script: str) -> argparse.ArgumentParser:
     # Scripts import their neighbours from the root, as `python -m` and pytest do.
     path = mock.patch.object(sys, "path", [str(ROOT), *sys.path])
     unchecked = mock.patch("aurora_rl.assembly.early.check_command_line")  # it would find no model and no data
-    with stopping, unchecked, _levels_kept(), mock.patch.object(sys, "argv", [script]), path:
+    with stopping, unchecked, _levels_kept(), mock.patch.object(sys, "argv", [script, *words]), path:
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")
         except ParserReached as reached:

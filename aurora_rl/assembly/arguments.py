@@ -103,7 +103,7 @@ class DataArguments:
         data: several data sets instead of one, a list of mappings with the options that follow and `name`, `share` and
             others of `assembly.data_sets.ENTRY_KEYS`; what an entry leaves out has the value given here.
         data_root: folder of the benchmark, for Ref-AVSBench the one with metadata.csv, media/ and gt_mask/; for own
-            clips the manifest, or its folder.
+            clips the manifest or its folder, or a data set of `datasets`: a folder or Parquet file, or a hub name.
         benchmark: name of the benchmark, a key of `assembly.benchmarks.LOADERS`, or a loader of one's own as
             `package.module:load` or `path/to/mine.py:load` (`assembly.own_loader`).
         train_split: split to train on.
@@ -123,7 +123,8 @@ class DataArguments:
             trained or own clips are scored.
         mask_cache: folder for masks as PNG files, of OmniAVS and of own clips; None for the usual folder of own clips.
         frame_cache: folder for decoded frames of own videos; None to decode a video whenever its clip is read.
-        media_cache: folder for the unpacked media of `hf_dataset`.
+        media_cache: folder for the unpacked media of `hf_dataset`, which needs it, and of own clips in tables, which
+            otherwise go to the usual cache.
         task: what is asked about a clip and how it is judged, a class derived from `tasks.base.Task`, as
             `package.module:Name` or `path/to/mine.py:Name`.
         instruction: user text with a `{reference}` field; None for the task's own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,16 +14,18 @@ from aurora_rl.assembly.own_loader import is_own_loader, load_by_name, takes_opt
 from aurora_rl.data import hf_dataset, ref_avs
 from aurora_rl.data.avsbench import load_avsbench_avss, load_avsbench_ms3, load_avsbench_s4
 from aurora_rl.data.chains import ChainFile, add_reflections
+from aurora_rl.data.clip_sources import is_table
+from aurora_rl.data.clip_tables import load_table, read_table_categories
 from aurora_rl.data.clips import load_clips, without_unlabelled
 from aurora_rl.data.draw import draw_over_clips
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.hf_dataset import load_hf_dataset
 from aurora_rl.data.manifest import read_categories as read_clip_categories
-from aurora_rl.data.manifest import read_splits
 from aurora_rl.data.omni_avs import load_omni_avs
 from aurora_rl.data.questions import load_questions
 from aurora_rl.data.ref_avs import find_test_splits, load_ref_avs
 from aurora_rl.data.sample import NULL_CATEGORY, AVSample
+from aurora_rl.data.splits import list_splits
 from aurora_rl.tasks.base import Task, load_task
 
 logger = logging.getLogger(__name__)
@@ -95,6 +98,20 @@ def _load_hf_dataset(args: DataArguments, split: str, chains: ChainFile | None) 
     return load_hf_dataset(args.data_root, split, media_cache=args.media_cache)
 
 
+def _load_clips(args: DataArguments, split: str, chains: ChainFile | None) -> list[AVSample]:
+    load = functools.partial(load_table, media_cache=args.media_cache) if is_table(args.data_root) else load_clips
+    return load(
+        args.data_root,
+        split,
+        fps=args.fps,
+        num_frames=args.num_frames,
+        columns=args.columns,
+        mask_cache=args.mask_cache,
+        frame_cache=args.frame_cache,
+        chains=chains,
+    )
+
+
 LOADERS: dict[str, Callable[[DataArguments, str, ChainFile | None], list[AVSample]]] = {
     "ref_avs": lambda args, split, chains: load_ref_avs(
         args.data_root, split, fps=args.fps, num_frames=args.num_frames, chains=chains
@@ -105,16 +122,7 @@ LOADERS: dict[str, Callable[[DataArguments, str, ChainFile | None], list[AVSampl
     "omni_avs": _load_omni_avs,
     "hf_dataset": _load_hf_dataset,
     "questions": _load_questions,
-    "clips": lambda args, split, chains: load_clips(
-        args.data_root,
-        split,
-        fps=args.fps,
-        num_frames=args.num_frames,
-        columns=args.columns,
-        mask_cache=args.mask_cache,
-        frame_cache=args.frame_cache,
-        chains=chains,
-    ),
+    "clips": _load_clips,
 }
 
 
@@ -125,7 +133,7 @@ def list_test_splits(args: DataArguments) -> list[str]:
         DatasetError: if there are none.
     """
     if args.benchmark == "clips":
-        return _test_splits(read_splits(args.data_root, args.columns), args.data_root)
+        return _test_splits(set(list_splits("clips", args.data_root, args.columns)), args.data_root)
     # The other benchmarks have one; if a data set has other splits, its loader's error names them.
     return find_test_splits(args.data_root) if args.benchmark == "ref_avs" else ["test"]
 
@@ -148,7 +156,8 @@ def find_train_categories(args: DataArguments) -> set[str]:
         return set()
     try:
         if args.benchmark == "clips":
-            return read_clip_categories(args.data_root, args.train_split, args.columns) - {NULL_CATEGORY}
+            read = read_table_categories if is_table(args.data_root) else read_clip_categories
+            return read(args.data_root, args.train_split, args.columns) - {NULL_CATEGORY}
         return CATEGORY_READERS[args.benchmark](args.data_root, args.train_split) - {NULL_CATEGORY}
     except DatasetError as error:
         logger.info("new and seen categories are not told apart: %s", error)

@@ -18,6 +18,7 @@ from aurora_rl.assembly.data_sets import entry_options, read_entries
 from aurora_rl.assembly.known_options import SAVED_MASKS, Asked, check_value, names_of, options_of, read_asked
 from aurora_rl.assembly.object_names import check_object
 from aurora_rl.assembly.trackers import check_trackers
+from aurora_rl.data.clip_sources import is_hub_name, is_table
 from aurora_rl.data.splits import SPLIT_READERS, list_splits
 from aurora_rl.endpoint.addresses import check_address, check_host
 from aurora_rl.endpoint.arguments import EndpointArguments
@@ -316,8 +317,12 @@ def _check_data_set(asked: Asked) -> None:
     if asked.get("verify") and not asked.get("drop_damaged"):
         return  # of a cache alone
     if ":" not in benchmark:  # a loader of one's own is handed whatever it understands, and names its own splits
-        (check_existing if benchmark == "clips" else check_folder)(root, name=asked.called("data_root"))
+        is_of_hub = benchmark == "clips" and is_hub_name(root)
+        if not is_of_hub:
+            (check_existing if benchmark == "clips" else check_folder)(root, name=asked.called("data_root"))
         _check_columns(asked)
+    # The splits of a data set of `datasets` are told when it is opened, which takes seconds, or the network.
+    if ":" not in benchmark and not (benchmark == "clips" and is_table(root)):
         keys = SPLIT_KEYS[asked.script]
         for name, default in ({"split": None} if asked.get("split") else keys).items():
             splits = _as_list(asked.get(name, default))

@@ -14,7 +14,6 @@ every start, so a module imports what takes seconds (torch, transformers) where 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from aurora_rl import __version__
@@ -22,6 +21,7 @@ from aurora_rl.assembly.options import OptionParser
 from aurora_rl.cli import (
     compare,
     completion,
+    demo,
     doctor,
     evaluate,
     export,
@@ -38,6 +38,7 @@ from aurora_rl.cli.arguments import Commands
 from aurora_rl.cli.console import CLEAN
 
 SUB_COMMANDS = (
+    demo,
     init,
     train,
     stages,
@@ -54,6 +55,7 @@ SUB_COMMANDS = (
 )
 #: Commands by what one wants to do, for the list that `aurora-rl` prints; others come last.
 GOALS = {
+    "take a first look": ("demo",),
     "begin with clips of your own": ("doctor", "init"),
     "train": ("recipes", "footprint", "sft", "grpo", "stages", "run"),
     "score": ("evaluate", "compare"),
@@ -67,11 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: with code 2, from argparse, if the arguments make no sense.
     """
-    words = sys.argv[1:] if argv is None else argv
-    if not words:
-        print(overview())
-        return CLEAN
-    args = parse_arguments(words)
+    args = parse_arguments(argv)
     return args.run(args)
 
 
@@ -100,10 +98,16 @@ def overview() -> str:
     return "\n".join([*lines, "`aurora-rl COMMAND --help` says more; `aurora-rl --version` which version this is."])
 
 
+def _print_overview(_args: argparse.Namespace) -> int:
+    print(overview())
+    return CLEAN
+
+
 def _build_parser() -> tuple[OptionParser, Commands]:
     parser = OptionParser(prog="aurora-rl", description="The commands of Aurora-RL.")
     parser.add_argument("--version", action="version", version=f"aurora-rl {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(run=_print_overview)
+    commands = parser.add_subparsers(metavar="COMMAND")
     for sub_command in SUB_COMMANDS:
         sub_command.register(commands)
     return parser, commands

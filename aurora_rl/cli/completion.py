@@ -53,7 +53,7 @@ def run(commands: Commands, args: argparse.Namespace) -> int:
     """Print the script and return the exit code."""
     parsers: Mapping[str, argparse.ArgumentParser] = commands.choices
     options = {name: _options(name, parser) for name, parser in parsers.items()}
-    values = {name: _values(parser) for name, parser in parsers.items()}
+    values = {name: _values(name, parser) for name, parser in parsers.items()}
     script = _fish(options, values) if args.shell == "fish" else _bash(options, values)
     print(f"{ZSH if args.shell == 'zsh' else ''}{script}", end="")
     return CLEAN
@@ -65,16 +65,18 @@ def _options(name: str, parser: argparse.ArgumentParser) -> list[str]:
     return sorted(option for option in own | keys if option.startswith("--") and "-" not in option[2:])
 
 
-def _values(parser: argparse.ArgumentParser) -> dict[str, list[str]]:
+def _values(name: str, parser: argparse.ArgumentParser) -> dict[str, list[str]]:
     """Return the words that may follow an option, or, under the command's own name, the command."""
     known = {"--config": recipe_names(), "--launch": launch_names(), "run": script_names()}
-    words: dict[str, list[str]] = {}
+    keys = options_of(RECIPES[name]) if name in RECIPES else {}
+    words = {f"--{key}": list(option["choices"]) for key, option in keys.items() if option.get("choices")}
+    words |= {"--config": recipe_names()} if keys else {}
     for action in parser._actions:
         for option in action.option_strings or [parser.prog.split()[-1]]:
             if found := known.get(option) or [str(choice) for choice in action.choices or ()]:
                 words[option] = found
             if isinstance(action, argparse._SubParsersAction):  # such as `recipes show NAME`
-                words |= {name: recipe_names() for name in ("show", "copy") if name in action.choices}
+                words |= {verb: recipe_names() for verb in ("show", "copy") if verb in action.choices}
     return words
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import runpy
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -15,6 +16,8 @@ from aurora_rl.files.packaged import find_launch, launch_names, packaged_root
 
 #: What a config of accelerate says of the processes.
 LAUNCH_KEYS = ("num_processes", "use_cpu")
+#: Packaged configs of a single process.
+ALONE = ("cpu", "single_gpu")
 #: Options that are handed on to `accelerate launch`.
 HANDED_ON = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
 
@@ -88,6 +91,10 @@ def launch_script(script: str, words: Sequence[str], args: argparse.Namespace, a
 
     num_gpus = 0 if asked.get("use_cpu") else torch.cuda.device_count()
     name = args.launch or default_launch(num_gpus, several=several)
+    if asked.get("dry_run") and name in ALONE:
+        sys.argv = [path, *words]
+        runpy.run_path(path, run_name="__main__")  # torch is here already
+        return 0
     command = ["--config_file", find_launch(name)]
     for option in HANDED_ON:
         value = getattr(args, option)

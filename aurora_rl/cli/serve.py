@@ -13,6 +13,7 @@ from aurora_rl.cli.checks import check_pipeline_arguments
 from aurora_rl.cli.console import CLEAN, refuse
 from aurora_rl.cli.pipeline_arguments import add_pipeline_arguments, load_pipeline
 from aurora_rl.endpoint.addresses import check_host, check_port
+from aurora_rl.first_clip import MODEL, knowledge_of
 from aurora_rl.serve.folder import own_folder
 from aurora_rl.serve.listening import is_loopback, listening
 
@@ -80,7 +81,17 @@ def _serve(args: argparse.Namespace, folder: Path) -> None:
         port=args.port,
         limits=Limits(max_seconds=args.max_seconds, max_mb=args.max_mb),
         ready=lambda address: print(f"{args.model} answers at {address} until Ctrl-C", flush=True),
+        about=about_model(args.model),
     )
+
+
+def about_model(model: str) -> str:
+    """Say which model a page runs and, if its card says that, what it can know; the folders above it stay unsaid."""
+    if Path(model).resolve() == MODEL:
+        name = "the small model that comes with Aurora-RL"
+    else:
+        name = Path(model).resolve().name if Path(model).is_dir() else model
+    return " ".join(filter(None, [f"Model: {name}.", knowledge_of(model)]))
 
 
 def _positive_seconds(text: str) -> float:

@@ -7,9 +7,10 @@ video's first picture, whose size and times are then known (`video_facts`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from aurora_rl.data.containers import TIME_TOLERANCE, FilePath, MediaError
@@ -17,7 +18,8 @@ from aurora_rl.data.draw import evenly_spaced
 from aurora_rl.data.files import MASK_SUFFIXES, DatasetError, MissingFilesError, UnsafePathError
 from aurora_rl.data.manifest_rows import EMPTY_MASKS, ManifestRow
 from aurora_rl.data.mask_sources import Timeline, coco_masks, npz_masks, png_masks
-from aurora_rl.data.media import read_frame_size
+from aurora_rl.data.masks import remembered
+from aurora_rl.data.media import check_upright, read_frame_size
 from aurora_rl.data.sample import AVSample
 from aurora_rl.data.video_facts import VideoFacts, read_video_facts
 from aurora_rl.files.cache_folder import cache_folder
@@ -210,6 +212,7 @@ class ClipBuilder:
         return _Pictures(self.paths.name(path), timeline, rate_of(kept, fps), video=path, facts=facts)
 
     def _files(self, row: ManifestRow, files: Sequence[Path], *, folder: Path | None = None) -> _Pictures:
+        check_upright(files[0])
         fps = row.fps or self.fps
         times = [index / fps for index in range(len(files))]
         kept = evenly_spaced(len(files), self.num_frames)
@@ -258,12 +261,22 @@ class ClipBuilder:
             return png_masks([str(path)], pictures.timeline)
         if suffix == ".json":
             names = (row.reference, row.category or None, row.masks_category)
-            return coco_masks(path, pictures.timeline, size=pictures.size(), names=names, folder=self.mask_cache)
+            read = functools.partial(coco_masks, names=names)
+            return self._remembered(path, pictures, names, read)
         if suffix == ".npz":
-            return npz_masks(path, pictures.timeline, size=pictures.size(), folder=self.mask_cache)
+            return self._remembered(path, pictures, (), npz_masks)
         raise ValueError(
             f'masks is {row.masks!r}: expected COCO JSON (.json), PNG files, their folder, .npz, or "{EMPTY_MASKS}"'
         )
+
+    def _remembered(
+        self, path: Path, pictures: _Pictures, names: Sequence[str | None], read: Callable[..., tuple[str, ...]]
+    ) -> tuple[str, ...]:
+        """Return the mask files of a COCO or npz file, which is read where it, or what is asked of it, is new."""
+        size, timeline = pictures.size(), pictures.timeline
+        asked = [list(names), list(size), dataclasses.astuple(timeline)]
+        make = functools.partial(read, path, timeline, size=size, folder=self.mask_cache)
+        return remembered(path, asked, self.mask_cache, make)
 
     def _png(self, row: ManifestRow, text: str) -> str:
         path = self.paths.find(row, "masks", text)

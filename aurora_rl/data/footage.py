@@ -37,14 +37,12 @@ from aurora_rl.data.containers import (
     told_as_media_error,
 )
 from aurora_rl.data.media import MOVING_FORMATS, open_picture, read_picture
-from aurora_rl.data.sound import ShiftedSound, Sound, mono, open_sound, open_track
+from aurora_rl.data.sound import SHORTEST_SOUND, ShiftedSound, Sound, mono, open_sound, open_track
 from aurora_rl.data.upright import Display, display_of
 from aurora_rl.data.video import frames_on_screen, timed_frames
 
 #: Longest side of pictures in pixels, to which larger ones are scaled; that of Ref-AVSBench.
 MAX_SIDE = 1280
-#: Seconds below which a sound is too short to be heard.
-SHORTEST_SOUND = 0.1
 #: Seconds that a video may end before its header says, and its sound before its pictures.
 MISSING_END = 0.5
 #: Shortest time in seconds that browsers accept for a picture of an animation, and the time of a shorter one.

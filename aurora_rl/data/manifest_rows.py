@@ -39,7 +39,7 @@ LIST_COLUMNS = ("choices", "seen", "heard")
 TAKEN_NAMES = frozenset(
     {
         *("prompt", "prompts", "completion", "completions", "completion_ids"),
-        *("uid", "row", "media_id", "origin", "wrong", "use_audio_in_video", "extra"),
+        *("uid", "row", "media_id", "origin", "wrong", "use_audio_in_video", "extra", "dataset"),
         *("frame_paths", "audio_path", "mask_paths", "video_path", "frame_times", "frame_cache"),
         *("pred_masks", "mask_probs", "gt_masks", "mask_counts", "head_score", "loudness_dbfs", "sample", "answers"),
         *("pred_boxes", "trainer_state", "log_metric", "log_extra", "environments", "images", "tools"),
@@ -176,7 +176,8 @@ def _identifier(values: Mapping[str, Any], row: int) -> str:
     value = values.get("id", row)
     if isinstance(value, str | bool):
         return _required({"id": value}, "id")
-    return str(int(value)) if isinstance(value, numbers.Integral) else _required({"id": value}, "id")
+    is_whole = isinstance(value, numbers.Real) and float(value).is_integer()  # a column with gaps is one of floats
+    return str(int(value)) if is_whole else _required({"id": value}, "id")
 
 
 def _required(values: Mapping[str, Any], name: str) -> str:

@@ -8,7 +8,11 @@ another file, equal masks share one, and no name in the JSON can lead out of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +21,12 @@ from PIL import Image
 
 from aurora_rl.data import run_lengths
 from aurora_rl.data.files import DatasetError
-from aurora_rl.files.atomic import whole_file
+from aurora_rl.files.atomic import whole_file, write_whole
 from aurora_rl.files.fingerprint import fingerprint_values
+from aurora_rl.files.plain import parse_json, read_text_file
+
+#: Name of a mask file without its suffix.
+_DIGEST = re.compile("[0-9a-f]{32}")
 
 
 def write_mask(rles: Sequence[Mapping[str, Any]], size: tuple[int, int], folder: Path) -> str:
@@ -42,13 +50,39 @@ def write_mask(rles: Sequence[Mapping[str, Any]], size: tuple[int, int], folder:
         raise DatasetError(f"{error}: annotate it again") from error
     # Sorted, so that the order in which a reference names its objects does not matter.
     digest = fingerprint_values([list(size), sorted(counts)])[:32]
-    path = folder / digest[:2] / f"{digest}.png"
+    path = _file_of(digest, folder)
     if not path.exists():
         union = np.zeros(size, dtype=bool)
         for runs in counts:
             union |= run_lengths.to_mask(runs, size)
         _save(union, path)
     return str(path)
+
+
+def remembered(source: Path, asked: object, folder: Path, write: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
+    """Return a clip's mask files as they were found when its source was read, which takes long for many clips.
+
+    Args:
+        source: file that holds the masks.
+        asked: plain values that the choice of masks depends on beside the file.
+        folder: folder of the mask files; a list of names lies beside them for each source and choice.
+        write: function that reads the source and returns its files from `write_mask`, "" for a frame without a mask.
+    """
+    status = source.stat()
+    identity = [os.path.realpath(source), status.st_size, status.st_mtime_ns, asked]
+    listing = _file_of(fingerprint_values(identity)[:32], folder).with_suffix(".json")
+    with contextlib.suppress(OSError, ValueError, TypeError):  # a damaged list is made again
+        names = parse_json(read_text_file(listing))
+        files = ["" if name == "" else _file_of(_DIGEST.fullmatch(name)[0], folder) for name in names]  # type: ignore[index]
+        if all(file == "" or file.is_file() for file in files):  # type: ignore[union-attr]
+            return tuple(map(str, files))
+    masks = write()
+    write_whole(listing, json.dumps([Path(mask).stem if mask else "" for mask in masks]), is_synced=False)
+    return masks
+
+
+def _file_of(digest: str, folder: Path) -> Path:
+    return folder / digest[:2] / f"{digest}.png"
 
 
 def _save(mask: np.ndarray, path: Path) -> None:

@@ -36,6 +36,8 @@ FRAME_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")  # 16-bit mo
 MASK_FORMATS = ("PNG",)
 MASK_MODES = ("L", "1", "P")
 
+ORIENTATION_TAG = 0x0112  # of EXIF
+
 LOUDNESS_WINDOW = 0.1  # seconds
 SILENCE_DBFS = -60.0  # a clip whose loudest window is below this level counts as silent
 
@@ -160,6 +162,18 @@ def read_frame_size(path: FilePath) -> tuple[int, int]:
     """
     with _open_image(path, formats=FRAME_FORMATS, modes=FRAME_MODES) as image:
         return image.size
+
+
+def check_upright(path: FilePath) -> None:
+    """Refuse a frame whose EXIF orientation says that it is to be turned: frames are read as they are stored.
+
+    Raises:
+        MediaError: if it is, or if its header cannot be read.
+    """
+    with _open_image(path, formats=FRAME_FORMATS, modes=FRAME_MODES) as image:
+        orientation = image.getexif().get(ORIENTATION_TAG, 1)
+    if orientation != 1:
+        raise MediaError(f"the picture {path} is stored turned (EXIF orientation {orientation}): save it upright")
 
 
 def read_mask_size(path: FilePath) -> tuple[int, int]:

@@ -41,8 +41,8 @@ class AVSample:
         seen: true categories in view, where known.
         heard: true categories that sound, in order of onset, where known.
         origin: file and line of the row ("metadata.csv:17"), for errors; empty where it comes from no file.
-        use_audio_in_video: whether the sound is interleaved with the frames, chunk by chunk, as in pretraining on
-            videos with a soundtrack; otherwise it is an audio part of its own after them.
+        use_audio_in_video: whether the sound, if there is one, is interleaved with the frames, chunk by chunk, as in
+            pretraining on videos with a soundtrack; otherwise it is an audio part of its own after them.
         choices: options of a multiple-choice question, without their letters; None for other rows.
         answer: true answer of a question that is answered in words, where known; one of `choices`, if there are any.
         video_path: video file whose frames are decoded when the clip is read; None where `frame_paths` hold them.

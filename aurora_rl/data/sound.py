@@ -56,12 +56,18 @@ SEAM = 0.002  # seconds
 
 #: Seconds that a time stamp may differ from the end of the sound before it: containers round, and recorders vary.
 JITTER = 0.03
+#: Seconds below which a sound is too short to be heard.
+SHORTEST_SOUND = 0.1
 #: Seconds of late start from which there is a note.
 LATE_START = 0.1
 #: Seconds that a file may end before its header says.
 SHORT_END = 0.1
 #: Channels cancel out if the power of their mean is below this share of its power for uncorrelated channels.
 CANCELLED = 0.1
+
+
+class EmptySoundError(MediaError):
+    """A sound track without a single sample."""
 
 
 class Sound(Protocol):
@@ -172,7 +178,7 @@ class PlacedSound:
         self._frames = decoded(container, stream, path, is_strict=is_strict)
         self._first = next(self._frames, None)
         if self._first is None:
-            raise MediaError(f"the audio of {path} is empty: replace the file")
+            raise EmptySoundError(f"the audio of {path} is empty: replace the file")
         self.rate: int = self._first.sample_rate
         self.layout: str | None = self._first.layout.name
         check_sampling_rate(self.rate, path)

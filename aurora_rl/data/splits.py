@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from aurora_rl.data.avsbench import AVSS_TABLE, MS3_TABLE, S4_TABLE
+from aurora_rl.data.clip_sources import is_table
 from aurora_rl.data.files import DatasetError, read_table
 from aurora_rl.data.manifest import read_splits as read_manifest_splits
 from aurora_rl.data.questions import QUESTIONS_FILE, read_questions
@@ -34,6 +35,10 @@ def list_splits(benchmark: str, root: str | Path, columns: Mapping[str, str] | N
     Raises:
         DatasetError: if the table that names them is missing or cannot be read.
     """
+    if benchmark == "clips" and is_table(root):
+        from aurora_rl.data.clip_tables import read_table_splits  # takes seconds, and no other benchmark needs it
+
+        return sorted(read_table_splits(root, columns))
     if benchmark == "clips":
         return sorted(read_manifest_splits(root, columns))
     return sorted(SPLIT_READERS[benchmark](Path(root)))

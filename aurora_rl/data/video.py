@@ -23,11 +23,15 @@ from aurora_rl.data.containers import (
     playing_track,
     told_as_media_error,
 )
-from aurora_rl.data.sound import log_notes, mono, open_track
+from aurora_rl.data.sound import SHORTEST_SOUND, EmptySoundError, log_notes, mono, open_track
 from aurora_rl.data.upright import display_of
 
 #: Seconds that the last picture stays on screen at least: the times of decoded pictures and of packets may differ.
 LAST_PICTURE = 0.5
+#: Seconds from one wanted picture to the next from which the pictures between are skipped instead of decoded.
+SEEK_GAP = 5.0
+#: Beginnings of the names of containers with an index of their key frames.
+SEEKABLE = ("mov", "matroska")
 
 
 def read_video(path: FilePath, *, fps: float, require_audio: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
@@ -98,30 +102,45 @@ def read_video_frames(path: FilePath, times: Sequence[float]) -> np.ndarray:
         MediaError: if the file cannot be read, is too large, or its pictures end long before the last time.
     """
     check_is_file(path)
+    try:
+        return _decode_at(path, times, may_seek=True)
+    except _InaccurateSeekError:
+        return _decode_at(path, times, may_seek=False)
+
+
+def _decode_at(path: FilePath, times: Sequence[float], *, may_seek: bool) -> np.ndarray:
     with told_as_media_error("video", path), open_video(path) as container:
         stream = playing_track(container, "video")
         if stream is None:
             raise MediaError(f"{path} has no video stream: give a video, or a sound without frames as `audio`")
-        return _stack_shown(_shown_at(container, path, times), stream, path)
+        return _stack_shown(_shown_at(container, path, times, may_seek=may_seek), stream, path)
+
+
+class _InaccurateSeekError(Exception):
+    """A container's index leads behind the picture that was asked for."""
 
 
 def _shown_at(
-    container: av.container.InputContainer, path: FilePath, times: Sequence[float]
+    container: av.container.InputContainer, path: FilePath, times: Sequence[float], *, may_seek: bool
 ) -> Iterator[av.VideoFrame]:
     """Yield the frame on screen at each of the times; the last frame stays for a moment."""
-    shown: av.VideoFrame | None = None
-    start, waiting = 0.0, list(times)
-    for frame in timed_frames(container, path):
-        if shown is None:
-            start, shown = frame.time, frame
-        while waiting and waiting[0] < frame.time - start - TIME_TOLERANCE:
-            yield shown
-            waiting.pop(0)
-        if not waiting:
-            return
-        shown = frame
+    may_seek = may_seek and container.format.name.startswith(SEEKABLE)
+    frames = timed_frames(container, path)
+    shown = next(frames, None)
     if shown is None:
         raise MediaError(f"the video {path} has no frames: replace the file")
+    start, waiting, sought = shown.time, list(times), None
+    while waiting:
+        if may_seek and waiting[0] != sought and waiting[0] - (shown.time - start) > SEEK_GAP:
+            sought = waiting[0]
+            shown, frames = _seek(container, path, start + sought)
+        following = next(frames, None)
+        if following is None:
+            break
+        while waiting and waiting[0] < following.time - start - TIME_TOLERANCE:
+            yield shown
+            waiting.pop(0)
+        shown = following
     end = shown.time - start + max(_last_frame_seconds(shown, playing_track(container, "video")), LAST_PICTURE)
     for time in waiting:
         if time > end:
@@ -130,6 +149,23 @@ def _shown_at(
                 "replace the file"
             )
         yield shown
+
+
+def _seek(
+    container: av.container.InputContainer, path: FilePath, seconds: float
+) -> tuple[av.VideoFrame, Iterator[av.VideoFrame]]:
+    """Go to the last key frame before a time of the file, and return it and the frames after it.
+
+    Raises:
+        _InaccurateSeekError: if the first frame found is a later one.
+    """
+    stream = playing_track(container, "video")
+    container.seek(int((seconds + TIME_TOLERANCE) / stream.time_base), stream=stream)
+    frames = timed_frames(container, path)
+    first = next(frames, None)
+    if first is None or first.time > seconds + TIME_TOLERANCE:
+        raise _InaccurateSeekError
+    return first, frames
 
 
 def _stack_shown(shown: Iterable[av.VideoFrame], stream: av.video.stream.VideoStream, path: FilePath) -> np.ndarray:
@@ -149,7 +185,7 @@ def _stack_shown(shown: Iterable[av.VideoFrame], stream: av.video.stream.VideoSt
 
 
 def read_video_sound(path: FilePath) -> np.ndarray | None:
-    """Read a video's own sound (N,) float32 from its first picture on; None where it has no sound track.
+    """Read a video's own sound (N,) float32 from its first picture on; None where it has none that can be heard.
 
     Raises:
         MediaError: if the file cannot be read, or has no pictures.
@@ -158,11 +194,17 @@ def read_video_sound(path: FilePath) -> np.ndarray | None:
     with told_as_media_error("video", path):
         with open_video(path) as container:
             start = _first_frame(container, path).time
-        with open_track(path, start=start) as sound:
-            waveform = None if sound is None else mono(sound, sampling_rate=SAMPLING_RATE)
-    if sound is not None:
-        log_notes(sound)
-    return waveform
+        try:
+            with open_track(path, start=start) as sound:
+                waveform = None if sound is None else mono(sound, sampling_rate=SAMPLING_RATE)
+        except EmptySoundError:
+            return None
+    if sound is None or waveform is None:
+        return None
+    if is_short := len(waveform) < SHORTEST_SOUND * SAMPLING_RATE:
+        sound.notes.append(f"{len(waveform) / SAMPLING_RATE:.3f} s of sound are too short: the clip is silent")
+    log_notes(sound)
+    return None if is_short else waveform
 
 
 def read_video_size(path: FilePath) -> tuple[int, int]:

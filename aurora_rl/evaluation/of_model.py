@@ -123,7 +123,7 @@ def _evaluate_alone(
 ) -> dict[str, Any] | None:
     """Do the work of `evaluate_model` while no other run writes to the output."""
     sets = data_sets(data_args)
-    rows = {each.name: _samples_of(each, args) for each in sets}  # all are listed before a model is loaded
+    rows = {each.name: samples_of(each, args) for each in sets}  # all are listed before a model is loaded
     loaded = assemble_model(model_args, head=load_task(main_set(sets).args.task).head, is_trainable=False)
     loaded.model.to(state.device)
     scores = {}
@@ -150,7 +150,7 @@ def _evaluate_alone(
     return common
 
 
-def _samples_of(of_set: DataSet, args: EvaluationArguments) -> list[AVSample]:
+def samples_of(of_set: DataSet, args: EvaluationArguments) -> list[AVSample]:
     """List the rows of the splits that are scored: those of the entry, of the run, or all that begin with "test"."""
     splits = of_set.split or args.split or list_test_splits(of_set.args)
     samples = [sample for split in splits for sample in load_split(of_set.args, split)]

@@ -228,11 +228,11 @@ class SampleEncoder:
         options, asks_head = self.options_of(sample), self._asks_head(sample)
         self._check_hearing(sample, has_sound=clip.waveform is not None)
         waveform = None if options.drop_sound else clip.waveform
-        interleaved = sample.use_audio_in_video and not options.drop_sound
         limits = {"min_pixels": options.min_pixels, "max_pixels": options.max_pixels}
+        is_interleaved = sample.use_audio_in_video and waveform is not None  # a silent clip is frames alone
         media = PromptMedia(
             frames=[Image.fromarray(frame) for frame in clip.frames],
-            has_audio=waveform is not None and not interleaved,
+            has_audio=waveform is not None and not is_interleaved,
             video_options={"sample_fps": sample.fps} | {k: v for k, v in limits.items() if v is not None},
         )
         messages = self._messages(sample, media)
@@ -242,7 +242,7 @@ class SampleEncoder:
                 messages,
                 waveform=waveform,
                 fps=sample.fps,
-                use_audio_in_video=interleaved,
+                use_audio_in_video=is_interleaved,
             )
         return EncodedSample(
             sample=sample,

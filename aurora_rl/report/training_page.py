@@ -79,6 +79,7 @@ def write_training_page(
     trainings: Sequence[Run] = (),
     gallery: Sequence[AVSample] = (),
     num_clips: int = 24,
+    note: str | None = None,
 ) -> Path:
     """Write the page.
 
@@ -91,6 +92,7 @@ def write_training_page(
         trainings: trainings whose learning curves are drawn.
         gallery: samples that may be shown, with their media on disk.
         num_clips: largest number of clips that are shown.
+        note: sentence under the heading; None for none.
 
     Returns:
         `out_html`.
@@ -115,6 +117,7 @@ def write_training_page(
         out_html,
         "training.html.j2",
         title=title,
+        note=note,
         first=first,
         second=second,
         num_rows=len(rows[second]),

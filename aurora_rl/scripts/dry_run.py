@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import itertools
 import logging
 import math
 from collections import Counter
@@ -21,14 +20,15 @@ from accelerate import PartialState
 from transformers import AutoProcessor
 
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments, RewardArguments, TargetArguments
-from aurora_rl.assembly.benchmarks import list_test_splits, load_split, load_training_splits
-from aurora_rl.assembly.encoder import prompt_options
-from aurora_rl.assembly.teacher import assemble_target
+from aurora_rl.assembly.benchmarks import load_training_splits
+from aurora_rl.assembly.data_sets import data_sets, main_set, reward_sets
+from aurora_rl.assembly.encoder import assemble_encoder, prompt_options
+from aurora_rl.assembly.teacher import assemble_targets, choose_rows
 from aurora_rl.data.containers import MediaError
 from aurora_rl.data.media import read_clip_size, read_frame_size, read_mask_size
 from aurora_rl.data.sample import AVSample
 from aurora_rl.data.sound import open_sound
-from aurora_rl.evaluation.of_model import EvaluationArguments
+from aurora_rl.evaluation.of_model import EvaluationArguments, samples_of
 from aurora_rl.footprint import Clips, Footprint, Launch, Limits, check_footprint, complaint, estimate_answering, render
 from aurora_rl.footprint.flops import PEAK_TFLOPS, UTILISATION, least_seconds
 from aurora_rl.footprint.limits import device_memory, host_memory
@@ -36,11 +36,12 @@ from aurora_rl.footprint.parameters import MetaModel, build_meta_model
 from aurora_rl.footprint.report import DoesNotFitError, known_tflops
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.collate import SFTCollator
-from aurora_rl.models.encoding import EncodedSample, SampleEncoder
+from aurora_rl.models.encoding import EncodedSample, SampleEncoder, SetPrompt
 from aurora_rl.models.head_tokens import ensure_head_token
 from aurora_rl.models.heads import Head, MaskHead, head_class, head_configs
 from aurora_rl.models.heads.segmenters import FRAME_ENCODERS
-from aurora_rl.rewards import RewardError, guard_reward_func, load_reward_func
+from aurora_rl.models.loading import LoadedModel
+from aurora_rl.rewards import RewardError, load_guarded
 from aurora_rl.tasks.base import Task, load_task
 from aurora_rl.trainers.grounded_rollouts import Predictions, RolloutBatch, reward_rows
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
@@ -77,16 +78,16 @@ def try_sft(
     if training_args.process_index:
         return
     setup_logging()
-    task = load_task(data_args.task)
-    target = assemble_target(target_args, task)
-    splits = _training_splits(data_args)
-    samples = _check_samples(splits)
-    loaded, encode = _encoder(model_args, data_args, task)
-    collate = SFTCollator(encode, encode.answer_token_id, target)
-    collate.check(samples)
-    _show_batch(splits[data_args.train_split], encode, training_args.per_device_train_batch_size)
-    rows = len(splits[data_args.train_split])
-    _show_training(model_args, data_args, training_args, samples, rows, target_args=target_args)
+    sets = data_sets(data_args)
+    target = assemble_targets(target_args, sets)
+    train, evaluated = load_training_splits(data_args)
+    train = choose_rows(train, target_args, sets, seed=training_args.seed)
+    samples = _check_samples([*train, *evaluated])
+    _, encode = _encoder(model_args, data_args, samples)
+    SFTCollator(encode, encode.answer_token_id, target).check(samples)
+    _show_batch(train, encode, training_args.per_device_train_batch_size)
+    usual = main_set(sets).args
+    _show_training(model_args, usual, training_args, samples, len(train), target_args=target_args)
 
 
 @_told()
@@ -97,17 +98,21 @@ def try_grpo(
     if training_args.process_index:
         return
     setup_logging()
-    task = load_task(data_args.task)
-    reward_funcs = [load_reward_func(spec) for spec in reward_args.reward_funcs]
-    splits = _training_splits(data_args)
-    samples = _check_samples(splits)
-    meta, encode = _encoder(model_args, data_args, task)
-    prompts = max(1, training_args.per_device_train_batch_size // (training_args.num_generations or 1))
-    train = splits[data_args.train_split]
-    batch = _show_batch(train, encode, max(prompts, NUM_ASKED))
-    _show_rewards(reward_funcs, batch, encode, meta, timeout_s=training_args.reward_timeout_s)
-    rows = len(train) * (training_args.num_generations or 1) * training_args.num_iterations
-    _show_training(model_args, data_args, training_args, samples, rows)
+    sets = data_sets(data_args)
+    reward_funcs = load_guarded(
+        reward_args.reward_funcs,
+        timeout_s=training_args.reward_timeout_s,
+        several_sets=data_args.data is not None,
+        of_sets=reward_sets(sets, reward_args.reward_funcs),
+    )
+    train, evaluated = load_training_splits(data_args)
+    samples = _check_samples([*train, *evaluated])
+    meta, encode = _encoder(model_args, data_args, samples)
+    group = training_args.num_generations or 1
+    batch = _show_batch(train, encode, max(training_args.per_device_train_batch_size // group, NUM_ASKED))
+    _show_rewards(reward_funcs, batch, encode, meta)
+    rows = len(train) * group * training_args.num_iterations
+    _show_training(model_args, main_set(sets).args, training_args, samples, rows)
 
 
 @_told()
@@ -117,14 +122,14 @@ def try_evaluation(model_args: ModelArguments, data_args: DataArguments, args: E
     if not state.is_main_process:
         return
     setup_logging()
-    splits = {split: load_split(data_args, split) for split in args.split or list_test_splits(data_args)}
-    samples = _check_samples(splits)
-    _, encode = _encoder(model_args, data_args, load_task(data_args.task))
+    sets = data_sets(data_args)
+    samples = _check_samples([sample for each in sets for sample in samples_of(each, args)])
+    _, encode = _encoder(model_args, data_args, samples)
     _show_batch(samples, encode, args.batch_size)
     launch = Launch(num_processes=state.num_processes, is_gpu=state.device.type == "cuda")
     footprint = estimate_answering(
         model_args,
-        data_args,
+        main_set(sets).args,
         batch_size=args.batch_size,
         max_completion_length=args.max_completion_length,
         launch=launch,
@@ -138,26 +143,23 @@ def try_evaluation(model_args: ModelArguments, data_args: DataArguments, args: E
         raise SystemExit(f"dry run: {problem}")
 
 
-def _training_splits(data_args: DataArguments) -> dict[str, list[AVSample]]:
-    train, evaluated = load_training_splits(data_args)
-    return {data_args.train_split: train} | ({str(data_args.eval_split): evaluated} if evaluated else {})
-
-
 # Samples and their files
 
 
-def _check_samples(splits: Mapping[str, Sequence[AVSample]]) -> list[AVSample]:
-    """Print how many samples there are, open all files, and return the samples of all splits."""
-    for split, samples in splits.items():
-        _say(f"split {split}: {_counts(samples)}")
-        for sample in samples[:NUM_LISTED]:
-            _say(f"  {sample.key[:60]!r}, {sample.num_frames} frames: {sample.reference[:60]!r}")
-    samples = list(itertools.chain.from_iterable(splits.values()))
+def _check_samples(samples: list[AVSample]) -> list[AVSample]:
+    """Print how many samples there are, open all their files, and return them; a SystemExit names unreadable files."""
     if not samples:
         raise SystemExit("dry run: there is no sample in these splits")
-    problems = [*_unreadable(samples)]
-    num_files = len(_headers(samples))
-    _say(f"files: {num_files} opened, {len(problems)} unreadable")
+    groups: dict[str, list[AVSample]] = {}
+    for sample in samples:
+        groups.setdefault(f"{sample.dataset}, {sample.split}".removeprefix(", "), []).append(sample)
+    for name, rows in groups.items():
+        _say(f"{name}: {_counts(rows)}")
+        for sample in rows[:NUM_LISTED]:
+            _say(f"  {sample.key[:60]!r}, {sample.num_frames} frames: {sample.reference[:60]!r}")
+    headers = _headers(samples)
+    problems = list(_unreadable(headers))
+    _say(f"files: {len(headers)} opened, {len(problems)} unreadable")
     if problems:
         more = f"\n  and {len(problems) - NUM_SHOWN} more" if len(problems) > NUM_SHOWN else ""
         raise SystemExit("dry run: these files cannot be read:\n  " + "\n  ".join(problems[:NUM_SHOWN]) + more)
@@ -198,8 +200,8 @@ def _open_sound(path: str) -> None:
         pass
 
 
-def _unreadable(samples: Sequence[AVSample]) -> Iterator[str]:
-    for path, open_file in _headers(samples).items():
+def _unreadable(headers: Mapping[str, Callable[[], Any]]) -> Iterator[str]:
+    for path, open_file in headers.items():
         try:
             open_file()
         except (MediaError, OSError) as error:
@@ -210,19 +212,25 @@ def _unreadable(samples: Sequence[AVSample]) -> Iterator[str]:
 # A batch
 
 
-def _encoder(model_args: ModelArguments, data_args: DataArguments, task: Task) -> tuple[MetaModel, SampleEncoder]:
-    """Build the encoder of samples without weights; frames go through no image encoder that has some."""
+def _encoder(
+    model_args: ModelArguments, data_args: DataArguments, samples: list[AVSample]
+) -> tuple[MetaModel, SampleEncoder]:
+    """Build the model and the encoder of samples without weights; a slow image encoder is left out."""
+    sets = data_sets(data_args)
+    usual = main_set(sets).args
+    task = load_task(usual.task)
     meta = build_meta_model(model_args, Launch(), needs=task.head)
     processor = AutoProcessor.from_pretrained(model_args.model, trust_remote_code=False)
     configs = head_configs(meta.base.config)
     for name in configs:
         num_embeddings = meta.base.get_input_embeddings().num_embeddings
         ensure_head_token(processor.tokenizer, num_embeddings, head_class(name).token)
-    frame_inputs = None
-    if task.head is not None and not FRAME_ENCODERS[configs[task.head]["type"]].cacheable:
-        frame_encoder = head_class(task.head).frame_encoder(configs[task.head])
-        frame_inputs = lambda sample, clip: frame_encoder.encode(clip.frames).cpu()  # noqa: E731
-    return meta, SampleEncoder(meta.family, processor, frame_inputs, task=task, options=prompt_options(data_args))
+    if task.head is None or not FRAME_ENCODERS[configs[task.head]["type"]].cacheable:
+        return meta, assemble_encoder(data_args, LoadedModel(meta.base, processor, meta.family), samples)
+    prompts = {each.name: SetPrompt(load_task(each.args.task), prompt_options(each.args)) for each in sets if each.name}
+    encode = SampleEncoder(meta.family, processor, None, task=task, options=prompt_options(usual), sets=prompts)
+    encode.check(samples)
+    return meta, encode
 
 
 def _show_batch(samples: Sequence[AVSample], encode: SampleEncoder, size: int) -> list[EncodedSample]:
@@ -243,11 +251,10 @@ def _show_rewards(
     rows: Sequence[EncodedSample],
     encode: SampleEncoder,
     meta: MetaModel,
-    *,
-    timeout_s: float,
 ) -> None:
     """Ask each reward about right answers with the true masks, and print what it gives."""
-    asked = [(row, text) for row in rows if (text := gold_answer(encode.task, row.sample)) is not None][:NUM_ASKED]
+    answers = ((row, gold_answer(encode.task_of(row.sample), row.sample)) for row in rows)
+    asked = [(row, text) for row, text in answers if text is not None][:NUM_ASKED]
     if not asked:
         _say("rewards: not asked, for no row has a known answer")
         return
@@ -257,7 +264,7 @@ def _show_rewards(
         if isinstance(func, torch.nn.Module):
             _say(f"  {type(func).__name__:<34} not asked: a model")
             continue
-        result = guard_reward_func(func, timeout_s=timeout_s)(**columns)
+        result = func(**columns)
         values = asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
         numbers = [value for value in values if value is not None]
         mean = f"{sum(numbers) / len(numbers):.3f}" if numbers else "-"
@@ -285,18 +292,16 @@ def gold_columns(
     rows: Sequence[EncodedSample], texts: Sequence[str], encode: SampleEncoder, meta: MetaModel
 ) -> dict[str, Any]:
     """Return the arguments that a reward gets for right completions whose predictions are the truth."""
-    task = encode.task
-    head = None if task.head is None else meta.base.heads[task.head]
-    batch = RolloutBatch(rows, answers=tuple(map(task.parse, texts)), predictions=_gold_predictions(head, rows))
+    head = None if encode.task.head is None else meta.base.heads[encode.task.head]
+    answers = tuple(encode.task_of(row.sample).parse(text) for row, text in zip(rows, texts, strict=True))
+    batch = RolloutBatch(rows, answers=answers, predictions=_gold_predictions(head, rows))
     prompts = [encode.text_prompt(row.sample) for row in rows]
-    table = [
-        row.sample.to_row() | row.sample.extra_columns | {"prompt": prompt}
-        for row, prompt in zip(rows, prompts, strict=True)
-    ]
+    table = [row.sample.to_row() for row in rows]
     inputs = reward_rows(table, batch, head)
     completions = [[{"role": "assistant", "content": text}] for text in texts]
     ids = [encode.tokenizer(text).input_ids for text in texts]
-    columns = {name: [row[name] for row in inputs] for name in inputs[0] if name != "prompt"}
+    names = dict.fromkeys(name for row in inputs for name in row)
+    columns = {name: [row.get(name) for row in inputs] for name in names}
     ignore = {"trainer_state": None, "log_metric": lambda *_: None, "log_extra": lambda *_: None}
     return {"prompts": prompts, "completions": completions, "completion_ids": ids, **columns, **ignore}
 

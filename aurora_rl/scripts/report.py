@@ -52,6 +52,7 @@ class ReportArguments:
         trainings: output folders of trainings, whose learning curves are drawn.
         split: splits that results.json counts; None for all.
         title: heading of the page.
+        note: sentence under the heading, such as a warning; None for none.
     """
 
     evaluations: list[str] = dataclasses.field(metadata={"help": "Evaluations to compare, each as NAME=FOLDER."})
@@ -66,6 +67,9 @@ class ReportArguments:
         default=None, metadata={"help": "Splits that results.json counts, by default all."}
     )
     title: str = dataclasses.field(default="Training report", metadata={"help": "Heading of the page."})
+    note: str | None = dataclasses.field(
+        default=None, metadata={"help": "Sentence under the heading, such as a warning."}
+    )
 
     def __post_init__(self) -> None:
         if len(self.evaluations) < 2:
@@ -128,6 +132,7 @@ def main(data_args: DataArguments, args: ReportArguments) -> None:
     write_training_page(
         Path(args.output_dir, "report.html"),
         title=args.title,
+        note=args.note,
         evaluations=evaluations,
         ablated=ablated,
         trainings=[read_run(text) for text in args.trainings],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import logging
 from importlib.resources import files
 from pathlib import Path
@@ -63,10 +64,17 @@ def tell_every_error(page: gr.Blocks) -> None:
     page.process_api = process_and_tell
 
 
-def build_page(answerer: RequestAnswerer, examples: SyntheticExamples) -> gr.Blocks:
-    """Lay out the page and connect its buttons with their functions."""
+def build_page(answerer: RequestAnswerer, examples: SyntheticExamples, *, about: str) -> gr.Blocks:
+    """Lay out the page and connect its buttons with their functions.
+
+    Args:
+        answerer: what answers requests.
+        examples: what makes the examples.
+        about: which model answers and what it can know, in plain text.
+    """
     with gr.Blocks(title="Aurora-RL", analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS)) as page:
         gr.Markdown(INTRODUCTION, elem_id="intro")
+        gr.HTML(f"<p>{html.escape(about)}</p>", elem_id="about")
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 clip = gr.Video(label="Clip", sources=["upload", "webcam"], include_audio=True, elem_id="clip")

@@ -152,7 +152,7 @@ def _closing(text: str, status: int) -> PlainTextResponse:
 
 
 def build_app(
-    pipeline: AuroraPipeline, folder: Path, *, limits: Limits, hosts: frozenset[str] | None
+    pipeline: AuroraPipeline, folder: Path, *, limits: Limits, hosts: frozenset[str] | None, about: str = ""
 ) -> fastapi.FastAPI:
     """Build the whole application.
 
@@ -161,9 +161,11 @@ def build_app(
         folder: folder from `own_folder`; only its files are served.
         limits: upper limits of clips.
         hosts: allowed host names, see `Doorkeeper`.
+        about: which model answers and what it can know, in plain text.
     """
     tell_begun_files()
-    page = build_page(RequestAnswerer(pipeline, limits, folder), SyntheticExamples(folder, pipeline.options))
+    examples = SyntheticExamples(folder, pipeline.options)
+    page = build_page(RequestAnswerer(pipeline, limits, folder), examples, about=about)
     door = Middleware(
         Doorkeeper,
         max_upload=limits.max_bytes,
@@ -189,7 +191,14 @@ def build_app(
 
 
 def serve(
-    pipeline: AuroraPipeline, folder: Path, *, host: str, port: int, limits: Limits, ready: Callable[[str], None]
+    pipeline: AuroraPipeline,
+    folder: Path,
+    *,
+    host: str,
+    port: int,
+    limits: Limits,
+    ready: Callable[[str], None],
+    about: str = "",
 ) -> None:
     """Serve the page until SIGINT or SIGTERM.
 
@@ -200,13 +209,14 @@ def serve(
         port: port to listen on.
         limits: upper limits of clips.
         ready: function that is called with the page's address as soon as it can be visited.
+        about: which model answers and what it can know, in plain text.
 
     Raises:
         OSError: if it is not possible to listen there.
     """
     with listening(host, port) as connection, contextlib.suppress(KeyboardInterrupt):
         hosts = frozenset({"127.0.0.1", "localhost", "::1", host}) if is_loopback(host) else None
-        app = build_app(pipeline, folder, limits=limits, hosts=hosts)
+        app = build_app(pipeline, folder, limits=limits, hosts=hosts, about=about)
         config = server_config(app)
         ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         uvicorn.Server(config).run(sockets=[connection])

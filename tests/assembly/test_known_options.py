@@ -111,3 +111,29 @@ def test_any_recipes_config_is_known_where_all_are_asked(config):
     assert set(read_config(path, options_of())) == {"train_split", "beta", "target", "num_samples"}
     with pytest.raises(ValueError, match="unknown key 'num_samples'"):
         read_config(path, options_of("recipes/grpo.py", "recipes/sft.py"))
+
+
+@pytest.mark.parametrize(
+    ("words", "rest", "names"),
+    [
+        ("--fps null", "", {"fps"}),
+        ("--fps=null --beta 1", "--beta 1", {"fps"}),
+        ("--num-frames null", "", {"num_frames"}),
+        ("--fps null --fps 2", "--fps 2", set()),
+        ("--fps 2 --fps null", "--fps 2", {"fps"}),
+        ("--freeze null towers", "--freeze null towers", set()),
+        ("--other null", "--other null", set()),
+        ("null", "null", set()),
+    ],
+)
+def test_null_on_the_command_line_unsets_an_option(words, rest, names):
+    known = {"fps", "beta", "num_frames", "freeze"}
+    assert known_options.split_nulls(words.split(), known) == (rest.split(), names)
+
+
+def test_a_key_that_is_unset_counts_as_not_given(config):
+    words = config("model: m\ndata_root: d\nfps: 2\nchains: c.jsonl\n")
+    asked = read_asked(GRPO, [*words, "--fps", "null", "--chains", "null"])
+    assert asked.get("fps") is None and asked.get("chains") is None and asked.get("model") == "m"
+    with pytest.raises(ValueError, match="required: --model"):
+        read_asked(GRPO, [*words, "--model", "null"])

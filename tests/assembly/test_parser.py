@@ -88,3 +88,19 @@ def test_an_adapter_is_heard_before_what_lies_beneath(taught, tmp_path):
     for folder, fps in (("as_beneath", 4.0), ("further", 8.0)):
         assert parse(str(tmp_path / folder)).fps == fps
         assert saved_clip_options(str(tmp_path / folder)) == load_model(str(tmp_path / folder)).clip_options
+
+
+def test_null_unsets_a_key_of_the_file(taught, tmp_path):
+    (tmp_path / "c.yaml").write_text("fps: 2.0\nnum_frames: 7\neval_split: val\ntrain_split: mine\nmax_pixels: null\n")
+    names = ("fps", "num_frames", "eval_split", "train_split")
+    nulls = [word for name in names for word in (f"--{name}", "null")]
+    args = parse(taught, "--config", str(tmp_path / "c.yaml"), *nulls)
+    assert (args.fps, args.train_split) == (4.0, "train")  # may not be None: the checkpoint's value, the default
+    assert (args.num_frames, args.eval_split, args.max_pixels) == (None, None, None)
+    assert parse(taught, "--num_frames=null").num_frames is None
+
+
+def test_null_in_a_file_leaves_an_option_at_its_default_that_may_not_be_none(taught, tmp_path):
+    (tmp_path / "c.yaml").write_text("train_split: null\nfps: null\n")
+    args = parse(taught, "--config", str(tmp_path / "c.yaml"))
+    assert (args.train_split, args.fps) == ("train", 4.0)

@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -129,6 +130,14 @@ def test_two_rows_of_one_id_are_an_error(root: Path) -> None:
         load_clips(root, "train")
 
 
+def test_an_id_may_be_a_number_as_tables_write_it(root: Path) -> None:
+    assert [one(root, id=value).uid for value in (7, 7.0, "07", None)] == ["7", "7", "07", "0"]
+    with pytest.raises(DatasetError, match="id is 1.5: expected text"):
+        one(root, id=1.5)
+    with pytest.raises(DatasetError, match="id is True: expected text"):
+        one(root, id=True)
+
+
 def test_columns_are_renamed(root: Path) -> None:
     rows = [{"video": "clips/a.mp4", "caption": "the thing", "reference": "a title", "part": "val"}]
     write_manifest(root / "a.csv", rows)
@@ -216,6 +225,18 @@ def test_a_clip_without_sound_is_silent_and_one_of_its_own_sound_hears_that(root
     assert heard.num_frames == 0 and load_clip(heard).frames.shape[0] == 0
 
 
+def test_a_sound_that_nobody_could_hear_is_silence(root: Path) -> None:
+    write_film(root / "short.mp4", frames=PICTURES[:1], sounds=[[(0.0, tone(0.03))]])
+    with av.open(str(root / "empty.mkv"), "w") as out:  # a track without a sample
+        stream = out.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        out.add_stream("aac", rate=16_000, layout="mono")
+        out.mux(stream.encode(av.VideoFrame.from_ndarray(PICTURES[3], format="rgb24")))
+        out.mux(stream.encode(None))
+    for name in ("short.mp4", "empty.mkv"):
+        assert load_clip(one(root, video=name)).waveform is None, name
+
+
 def test_a_rotated_video_stands_upright(root: Path) -> None:
     sample = one(root, video="clips/rotated.mp4")
     assert load_clip(sample).frames.shape == (2, WIDTH, HEIGHT, 3)
@@ -248,6 +269,14 @@ def test_frames_come_from_lists_and_folders_in_natural_order(root: Path) -> None
     assert levels(one(root, video=None, frames=["3.png", "1.png"])) == [3, 1]
     assert levels(one(root, video="7.png")) == [7]  # a picture is a video of one frame
     assert one(root, video=None, frames="7.png", audio="clips/a.mp4").audio_path is not None
+
+
+def test_a_photograph_that_is_stored_turned_is_told(root: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PICTURES[0]).save(root / "turned.jpg", exif=exif)
+    with pytest.raises(DatasetError, match=r"turned.jpg is stored turned \(EXIF orientation 6\): save it upright"):
+        one(root, video=None, frames="turned.jpg")
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "silent.mp4", "rotated.mp4", "still.mp4", "varying.mkv", "late.mkv"])
@@ -283,6 +312,45 @@ def test_a_video_that_was_cut_after_it_was_listed_is_told(root: Path) -> None:
     write_film(root / "clips" / "b.mp4", frames=PICTURES[:3])
     with pytest.raises(ValueError, match=r"clip '0' .*no picture at 1.00 s.*it is cut off"):
         load_clip(dataclasses.replace(sample, video_path=str(root / "clips" / "b.mp4"), audio_path=None))
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+def test_pictures_far_apart_are_found_without_decoding_all(
+    root: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    path = root / f"long.{suffix}"
+    with av.open(str(path), "w") as out:  # a key frame a second, and pictures that lean on later ones
+        stream = out.add_stream(
+            "libx264", rate=10, options={"g": "10", "bf": "0" if suffix == "avi" else "2", "crf": "1"}
+        )
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv444p"
+        for number in range(100):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(grey(2 * number, HEIGHT, WIDTH), format="rgb24")))
+        out.mux(stream.encode(None))
+    times = [0.0, 0.35, 3.15, 3.2, 7.0, 9.9]
+    monkeypatch.setattr(video, "SEEK_GAP", 1.5)
+    decoded: list[float] = []
+    check = video.check_video_frame
+    monkeypatch.setattr(
+        video, "check_video_frame", lambda frame, path: decoded.append(frame.time) or check(frame, path)
+    )
+    found = video.read_video_frames(path, times)
+    assert [round(level / 2) for level in found[:, 0, 0, 0].tolist()] == [0, 3, 31, 32, 70, 99]
+    assert len(decoded) < 50 or suffix == "avi"
+    monkeypatch.setattr(video, "SEEK_GAP", 1e9)
+    assert np.array_equal(video.read_video_frames(path, times), found)
+
+
+def test_an_index_that_leads_too_far_is_not_trusted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "SEEK_GAP", 0.5)
+    seek = video._seek
+    monkeypatch.setattr(video, "_seek", lambda container, path, seconds: seek(container, path, 0.0) and too_far())
+
+    def too_far() -> None:
+        raise video._InaccurateSeekError
+
+    found = video.read_video_frames(root / "clips" / "a.mp4", [0.0, 1.0, 1.9])
+    assert [round(level / 10) for level in found[:, 0, 0, 0].tolist()] == [0, 10, 19]
 
 
 def test_rows_of_one_video_decode_it_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

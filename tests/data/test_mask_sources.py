@@ -300,6 +300,22 @@ def test_equal_masks_share_a_file(root: Path) -> None:
     assert len(set(sample_of(root).mask_paths)) == 1
 
 
+def test_a_file_is_read_again_only_if_it_or_the_question_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_coco(root, {0.0: column(1), 1.0: None}, categories=("person", "dog"), used=1)
+    first = sample_of(root, category="dog")
+    with monkeypatch.context() as patch:
+        patch.setattr("aurora_rl.data.mask_sources._read_coco", lambda *args: pytest.fail("it is known"))
+        assert sample_of(root, category="dog").mask_paths == first.mask_paths
+    assert (
+        marked(sample_of(root, category="person"))[0] == []
+        and marked(sample_of(root, category="dog", fps=2))[1] is None
+    )
+    for file in (root / "cache").rglob("*.json"):
+        file.write_text('["../../x"]')
+    Path(first.mask_paths[0]).unlink()
+    assert marked(sample_of(root, category="dog")) == [[1], []]
+
+
 def test_masks_survive_a_changed_file(root: Path) -> None:
     write_coco(root, {0.0: column(1)})
     first = sample_of(root)

@@ -74,7 +74,22 @@ def hf_dataset(root: Path) -> tuple[DataArguments, str]:
     return DataArguments(str(root / "hf"), benchmark="hf_dataset", media_cache=str(root / "cache")), split
 
 
-BENCHMARKS = (ref_avs, avsbench_s4, avsbench_ms3, avsbench_avss, omni_avs, hf_dataset)
+def clips(root: Path) -> tuple[DataArguments, str]:
+    """A manifest of own clips with ids of any alphabet, a row to nothing, and a frame without annotation."""
+    for name in ("a", "b"):
+        write_frames(root / name, [f"{i}.png" for i in range(3)])
+    write_masks(root / "masks", ["0.png", "2.png"], mode="1", value=1, width=11)
+    partly = ["masks/0.png", None, "masks/2.png"]
+    rows = [
+        {"id": "küche 1", "frames": "a", "reference": "the kettle", "masks": partly, "split": "test"},
+        {"id": "17", "frames": "a", "reference": "the cat", "masks": "empty", "split": "test"},
+        {"id": "b.2", "frames": "b", "reference": "the kettle", "masks": partly, "split": "test"},
+    ]
+    (root / "clips.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return DataArguments(str(root), benchmark="clips", mask_cache=str(root / "cache")), "test"
+
+
+BENCHMARKS = (ref_avs, avsbench_s4, avsbench_ms3, avsbench_avss, omni_avs, hf_dataset, clips)
 
 
 # ---- forms --------------------------------------------------------------------------------------------------------
@@ -186,10 +201,17 @@ def score(data: DataArguments, split: str, path: Path, out: Path, **options: Any
 def truth_of(data: DataArguments, split: str) -> tuple[list[AVSample], Masks]:
     """The rows with their true masks; a null row's are empty."""
     samples = list(load_truth(data, [split]).samples)
-    return samples, {
-        sample.row: read_masks(sample.mask_paths) if sample.mask_paths else np.zeros((sample.num_frames, 4, 6), bool)
-        for sample in samples
-    }
+    return samples, {sample.row: masks_of(sample) for sample in samples}
+
+
+def masks_of(sample: AVSample) -> np.ndarray:
+    """(F, H, W) bool; a frame without annotation has a mask that must not count."""
+    known = [path for path in sample.mask_paths if path]
+    if not known:
+        return np.zeros((sample.num_frames, 4, 6), bool)
+    true = iter(read_masks(known))
+    shape = read_masks(known).shape[1:]
+    return np.stack([next(true) if path else np.ones(shape, bool) for path in sample.mask_paths])
 
 
 # ---- every form, every benchmark, every name ----------------------------------------------------------------------

@@ -34,6 +34,7 @@ from trl import TrlParser
 
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import LOADERS, load_split
+from aurora_rl.assembly.known_options import SAVED_MASKS, read_asked
 from aurora_rl.cli import parse_arguments
 from aurora_rl.cli.launching import check_launch
 from aurora_rl.data.media import load_clip
@@ -162,18 +163,49 @@ def check_accelerate(arguments: list[str]) -> None:
 
 
 def check_aurora(arguments: list[str]) -> None:
+    if not arguments:  # the list of commands
+        return
     args = parse_arguments(arguments)
     if arguments[0] == "footprint":
         check_script(f"recipes/{args.recipe}.py", ["--config", args.config, *args.options])
     elif arguments[0] in ("sft", "grpo"):
         check_launch(args.launch)
-        check_script(f"recipes/{arguments[0]}.py", ["--config", find_config(args.config), *args.options])
+        config = ["--config", find_config(args.config)]
+        if "/" not in args.config:  # one that the page before has written
+            config = ["--model", "m", "--data_root", "d", "--output_dir", "o"]
+        check_script(f"recipes/{arguments[0]}.py", [*config, *args.options])
     elif arguments[0] == "evaluate" and args.model is not None:
-        check_script("recipes/evaluate.py", ["--model", args.model, *args.options])
+        check_script("recipes/evaluate.py", ["--model", args.model, *with_config(args.options)])
+    elif arguments[0] == "evaluate":  # saved masks, with options of the data
+        read_asked(SAVED_MASKS, [*args.options, "--data_root", "d"])
     elif arguments[0] == "run":
-        check_script(args.script, args.words)
+        check_script(args.script, with_config(args.words))
     else:
         assert args.options == []
+
+
+def with_config(words: list[str]) -> list[str]:
+    """The words with the file of a packaged recipe in the place of its name."""
+    return [
+        find_config(word) if before == "--config" else word for before, word in zip(["", *words], words, strict=False)
+    ]
+
+
+def check_sbatch(arguments: list[str]) -> None:
+    """Options of Slurm, the script of two nodes, and what its launchers are told."""
+    script = next(number for number, word in enumerate(arguments) if not word.startswith("--"))
+    assert arguments[script] == "accelerate_configs/slurm_two_nodes.sh"
+    check_python(arguments[script + 1 :])
+
+
+def check_docker(arguments: list[str]) -> None:
+    """The image's name comes before what its entry point, `aurora-rl`, is told."""
+    if arguments[0] == "build":
+        assert arguments[-1] == "."
+        return
+    image = arguments.index("aurora-rl")
+    assert arguments[0] == "run" and "--rm" in arguments[:image]
+    check_aurora(arguments[image + 1 :])
 
 
 def check_make(arguments: list[str]) -> None:
@@ -202,10 +234,12 @@ def check_vllm(arguments: list[str]) -> None:
 CHECKS: dict[str, Callable[[list[str]], None]] = {
     "accelerate": check_accelerate,
     "aurora-rl": check_aurora,
+    "docker": check_docker,
     "export": check_export,
     "make": check_make,
     "pip": check_pip,
     "python": check_python,
+    "sbatch": check_sbatch,
     "vllm": check_vllm,
 }
 
@@ -245,6 +279,9 @@ def test_a_command_with_a_wrong_option_is_noticed(monkeypatch: pytest.MonkeyPatc
         "accelerate launch --config_file none.yaml recipes/sft.py --config recipes/synthetic/sft.yaml",
         "accelerate launch recipes/sft.py --config recipes/synthetic/sft.yaml --lerning_rate 1",
         "pip install -e '.[everything]'",
+        "aurora-rl evaluate --predictions masks --data_root d --output_dir o --benchmarks clips",
+        "sbatch accelerate_configs/slurm_two_nodes.sh recipes/sft.py --config recipes/synthetic/sft.yaml --nodes 4",
+        "docker run --rm aurora-rl sft --config synthetic/sft --launch zero7",
     ]
     for command in wrong:
         program, *arguments = shlex.split(command)

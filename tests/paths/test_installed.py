@@ -152,13 +152,6 @@ def test_init_reads_the_manifest_and_never_replaces_a_recipe(
     assert "the recipe sft.yaml is there already" in said
 
 
-def test_a_dry_run_asks_the_rewards_and_writes_nothing(run: Run, folder: Path, tuned: Path) -> None:
-    said = run("grpo", "--config", "grpo.yaml", "--dry_run", "--output_dir", "new")
-    assert "rows: 5, clips: 5, references to nothing: 1" in said and "files: " in said
-    assert "mask_iou_reward                    1.000" in said and "category_reward" in said
-    assert "GPU hours" in said and not (folder / "new").exists()
-
-
 def test_a_training_leaves_a_model_and_one_that_fails_its_exit_code(run: Run, trained: Path) -> None:
     assert (trained / "model.safetensors").is_file()
     said = run("sft", "--config", "sft.yaml", "--lerning_rate", "1", code=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,18 @@ import numpy as np
 import pytest
 
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments, RewardArguments, TargetArguments
+from aurora_rl.assembly.benchmarks import load_split
+from aurora_rl.caches.embedding_shard import EmbeddingCacheError
+from aurora_rl.caches.image_embeddings import EmbeddingCache
+from aurora_rl.caches.teacher_features import _row_digest
 from aurora_rl.data.files import DatasetError
+from aurora_rl.data.media import read_clip_frames
 from aurora_rl.evaluation.of_model import EvaluationArguments, evaluate_model
 from aurora_rl.evaluation.records import read_results
 from aurora_rl.scripts import grpo, sft
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
+from tests.caches.test_image_embeddings import PatchMeans
 from tests.data.own_clips import HEIGHT, WIDTH, coco, column, write_clips, write_manifest
 
 #: What all trainings of this file have in common.
@@ -81,6 +88,28 @@ def test_own_clips_are_trained_and_scored(own: Path, tiny_checkpoint: str, tmp_p
     assert scores[0] in (0.0, 1.0) and scores[1:3] == [None, None]
     assert rows[1].novelty is None
     assert list((tmp_path / "frames").rglob("*.png"))
+
+
+def test_embeddings_and_teacher_features_are_those_of_a_video_at_its_times(own: Path, tmp_path: Path) -> None:
+    encoder = PatchMeans()
+    [sound, silent, *_] = load_split(data_of(own), "train")
+    more = load_split(data_of(own, fps=5.0), "train")[0]
+    cache = EmbeddingCache(tmp_path / "cache", encoder)
+    assert cache.ensure([sound, silent], read_clip_frames) == 2
+    assert np.allclose(cache.get("clips/a.mp4"), encoder.encode(read_clip_frames(sound)), atol=0.1)
+    assert cache.ensure([sound, silent], read_clip_frames) == 0
+    with pytest.raises(EmbeddingCacheError, match=r"frames of clip 'clips/a.mp4' are not those"):
+        cache.ensure([more], read_clip_frames)
+    with pytest.raises(EmbeddingCacheError, match=r"share the media id 'clips/a.mp4' but not their frames"):
+        cache.ensure([sound, more], read_clip_frames)
+    assert _row_digest(sound) != _row_digest(more) != _row_digest(silent)
+    assert _row_digest(sound) != _row_digest(dataclasses.replace(sound, frame_times=(0.0, 0.5)))
+
+
+def test_sound_between_frames_and_silence_share_a_batch(own: Path, tiny_checkpoint: str, tmp_path: Path) -> None:
+    args = AuroraSFTConfig(str(tmp_path / "sft"), max_steps=2, **COMMON)
+    data = data_of(own, use_audio_in_video=True)
+    sft.main(ModelArguments(model=tiny_checkpoint), data, TargetArguments(target="answer"), args)
 
 
 def test_rows_without_masks_are_refused_by_training_and_scoring(

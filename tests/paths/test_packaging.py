@@ -63,6 +63,9 @@ def test_built_wheel_holds_exactly_the_two_packages(tmp_path: Path) -> None:
     assert wheel.name == f"aurora_rl-{aurora_rl.__version__}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
         top_level = {name.split("/")[0] for name in archive.namelist()}
+        first_clip = {name for name in archive.namelist() if name.startswith("aurora_rl/first_clip/")}
+    shipped = [path for path in (ROOT / "aurora_rl" / "first_clip").rglob("*") if "__pycache__" not in path.parts]
+    assert first_clip == {str(path.relative_to(ROOT)) for path in shipped if path.is_file()}
     assert {name for name in top_level if not name.endswith(".dist-info")} == TOP_LEVEL_NAMES
 
 

@@ -35,11 +35,12 @@ CACHE = ["data_prep/cache_features.py", "--config", "cache.yaml"]
 FEATURES = ["data_prep/teacher_features.py", *SFT[1:], "--teacher", "models/good", "--teacher_features", "new.st"]
 SYNTHETIC = ["data_prep/make_synthetic.py", "--output_dir"]
 TO_HF = ["data_prep/to_hf_dataset.py", "--config", "grpo.yaml", "--split", "val"]
+CLIPS = ["--benchmark", "clips", "--data_root", "clips.csv"]
 SPLITS = "test_n, test_s, test_u, train, val"
 
 #: A name, the command line, and what its error says.
 CASES = {
-    "no sub-command": (["aurora-rl", "--"], "the following arguments are required: COMMAND"),
+    "no sub-command": (["aurora-rl", "--json", "x"], "invalid choice: 'x'"),
     "unknown sub-command": (["aurora-rl", "segmnt"], "invalid choice: 'segmnt'"),
     "unknown option": ([*SEGMENT, "--outptu", "x"], "unrecognized arguments: --outptu x"),
     "former option": ([*MASKS[:4], "--dataset", "data"], "--dataset has another name now: --data_root"),
@@ -180,6 +181,14 @@ CASES = {
     ),
     "recipe: missing reflections": ([*SFT, "--reflections", "r.jsonl"], "--reflections r.jsonl does not exist"),
     "recipe: unknown split": ([*GRPO, "--train_split", "trian"], "--train_split: data has no split 'trian'"),
+    "recipe: no manifest": ([*SFT, *CLIPS, "--data_root", "models"], "models holds no manifest: expected a manifest"),
+    "recipe: unknown split of clips": ([*SFT, *CLIPS, "--train_split", "trian"], "clips.csv has no split 'trian'"),
+    "recipe: manifest of another separator": ([*SFT, *CLIPS, "--data_root", "semi.csv"], "its columns by semicolons"),
+    "recipe: missing manifest": ([*SFT, *CLIPS, "--data_root", "clip.csv"], "clip.csv does not exist"),
+    "recipe: columns that are no names": (
+        ["recipes/sft.py", "--config", "columns.yaml", *CLIPS],
+        "expected names of a manifest's",
+    ),
     "recipe: unknown split to compare on": ([*SFT, "--eval_split", "vall"], "did you mean 'val'?"),
     "recipe: unknown split to score": ([*EVALUATE, "--split", "x"], f"choose from {SPLITS}"),
     "recipe: unknown split to begin with": ([*INIT, "--train_split", "x"], f"choose from {SPLITS}"),
@@ -280,6 +289,9 @@ def said(tiny_checkpoint, tiny_benchmark, tmp_path_factory) -> dict[str, dict]:
         "cache.yaml": f"{common}embedding_cache: new\nnum_generations: 4\n",
         "typo.yaml": f"{common}num_frmes: 4\n",
         "broken.yaml": "a: [\n",
+        "columns.yaml": f"{common}output_dir: new\ncolumns: [reference]\n",
+        "clips.csv": "video,reference,split\nclip.mp4,the drum,train\n",
+        "semi.csv": "video;reference\nclip.mp4;the drum\n",
     }
     for name, text in texts.items():
         (folder / name).write_text(text)

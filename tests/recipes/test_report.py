@@ -64,6 +64,7 @@ def test_last_stages_leave_the_page_and_the_numbers(file: str, earlier_stages: P
     assert more["gain_grpo_without_guards"]["sampled_reward"]["mean"] == 0.0
     page = (earlier_stages / "report.html").read_text()
     assert "early SFT" in page and "full SFT" in page and "without guards" not in page
+    assert ("These numbers mean nothing." in page) == (file == "smoke.yaml")
     assert "GRPO without guards" in (earlier_stages / "without_guards" / "report.html").read_text()
 
 

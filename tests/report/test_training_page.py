@@ -128,7 +128,8 @@ def test_all_text_is_escaped(samples, results, training, tmp_path):
     log = [{"step": 1, f"rewards/{EVIL}/mean": 0.5}]
     (training.folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
     ablated = take_away(runs[0], "audio_muted", file_of(runs[0]))
-    page = build_page(tmp_path, runs, title=EVIL, ablated=ablated, trainings=[Run(EVIL, training.folder)], gallery=evil)
+    trainings = [Run(EVIL, training.folder)]
+    page = build_page(tmp_path, runs, title=EVIL, note=EVIL, ablated=ablated, trainings=trainings, gallery=evil)
     assert page.html.count("<script") == page.tags.count("script") == 1
     assert '“<script>alert("&")</script>”' in page.text  # there, as text
 

@@ -151,7 +151,7 @@ options. Names are shown with underscores, and hyphens in them are read alike; a
 
 def commands_page() -> str:
     """Return the page: each sub-command of `aurora-rl`, then each script."""
-    parser = script_parser(COMMAND)
+    parser = script_parser(COMMAND, "--help")  # without any word it only lists the sub-commands
     commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     sections = [_command_section(f"aurora-rl {name}", sub) for name, sub in commands.choices.items()]
     scripts = [(script, script_parser(script)) for script in SCRIPTS]
