@@ -96,7 +96,8 @@ class DataArguments:
     """The benchmark to read, and how a clip is given to the model.
 
     If neither YAML nor the command line sets `fps`, `num_frames`, `instruction`, `system_prompt`, `min_pixels`,
-    `max_pixels` or `use_audio_in_video`, the value is that of the checkpoint's training (`assembly.parser`).
+    `max_pixels`, `use_audio_in_video` or `drop_sound`, the value is that of the checkpoint's training
+    (`assembly.parser`).
 
     Attributes:
         data: several data sets instead of one, a list of mappings with the options that follow and `name`, `share` and
@@ -132,6 +133,8 @@ class DataArguments:
         max_pixels: upper limit of a frame's area for the vision tower.
         use_audio_in_video: whether the sound is interleaved with the frames, in chunks, instead of after them; in your
             own data set each row may choose, by `AVSample.use_audio_in_video`.
+        drop_sound: whether the model is given no sound. A model without ears needs it where clips have sound, which is
+            an error otherwise; its exported card says so.
         embedding_cache: folder for the frozen image encoder's embeddings; needed to train `sam` and `sam2` decoders.
     """
 
@@ -198,6 +201,9 @@ class DataArguments:
     )
     use_audio_in_video: bool = dataclasses.field(
         default=False, metadata={"help": "Put the sound between the frames instead of after them."}
+    )
+    drop_sound: bool = dataclasses.field(
+        default=False, metadata={"help": "Give the model no sound, as one without ears needs it."}
     )
     embedding_cache: str | None = dataclasses.field(
         default=None, metadata={"help": "Folder for the embeddings of the frozen image encoder."}

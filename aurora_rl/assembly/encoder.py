@@ -55,7 +55,9 @@ def _read_data_arguments(config: str | Path) -> DataArguments:
 
 def prompt_options(args: DataArguments) -> PromptOptions:
     """Return the options of a prompt, from the arguments; the instruction is the task's where they give none."""
-    return PromptOptions(args.asked_instruction(), args.system_prompt, args.min_pixels, args.max_pixels)
+    return PromptOptions(
+        args.asked_instruction(), args.system_prompt, args.min_pixels, args.max_pixels, drop_sound=args.drop_sound
+    )
 
 
 def assemble_encoder(

@@ -35,7 +35,7 @@ class _CocoRow(Row):
 
     Attributes:
         files: paths of the pictures as the file names them.
-        masks: for each picture its annotations, none for an empty mask.
+        masks: annotations of each picture, none for an empty mask.
         clip: id of the picture or video.
     """
 

@@ -115,6 +115,12 @@ def _cell(value: float | int | None) -> str:
     return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
+def _hears(loaded: LoadedModel) -> bool:
+    """Tell whether the model answers about sound: it has ears, and was given sound in training."""
+    options = loaded.clip_options
+    return loaded.family.hears and not (options is not None and options.prompt.drop_sound)
+
+
 def _front_matter(loaded: LoadedModel, details: CardDetails, base_model: str | None, *, is_adapter: bool) -> str:
     has_masks = MaskHead.name in loaded.heads
     data = ModelCardData(
@@ -123,7 +129,7 @@ def _front_matter(loaded: LoadedModel, details: CardDetails, base_model: str | N
         base_model_relation=None if base_model is None else "adapter" if is_adapter else "finetune",
         datasets=[name for name in details.datasets if "/" in name] or None,
         pipeline_tag=MASK_PIPELINE_TAG if has_masks else PIPELINE_TAG,
-        tags=[*(MASK_TAGS if has_masks else []), *TAGS],
+        tags=[*(MASK_TAGS if has_masks else []), *(tag for tag in TAGS if tag != "audio" or _hears(loaded))],
     )
     return str(data)
 
@@ -135,16 +141,18 @@ def _description(loaded: LoadedModel, base_model: str | None, *, is_adapter: boo
     kind = "A LoRA adapter" if is_adapter else "A language model"
     parts = "" if not with_head else f" and {with_head}" if is_adapter else f" with a {with_head}"
     of = "" if base_model is None else f", trained from [{base_model}](https://huggingface.co/{base_model})"
-    does = "It answers questions about a video and its sound in words."
+    clip = "a video and its sound" if _hears(loaded) else "a video without its sound"
+    does = f"It answers questions about {clip} in words."
     if has_masks:
+        given = "a video, its sound" if _hears(loaded) else "a video without its sound"
         does = (
-            "Given a video, its sound and a sentence that refers to an object, it reasons step by step, names the "
+            f"Given {given} and a sentence that refers to an object, it reasons step by step, names the "
             "object, and emits one `[SEG]` token, whose hidden state the mask decoder "
             f"(`{loaded.segmenter_config['type']}`) turns into a mask on every frame."
         )
     elif heads:
         tokens = ", ".join(f"`{head_class(name).token}`" for name in heads)
-        does = f"It answers about a video and its sound, and predicts {' and '.join(heads)} on every frame at {tokens}."
+        does = f"It answers about {clip}, and predicts {' and '.join(heads)} on every frame at {tokens}."
     return (
         f"{kind}{parts}{of}. {does} Trained and exported with Aurora-RL "
         f"{__version__}, by the method of AURORA ([arXiv 2508.02149](https://arxiv.org/abs/2508.02149)).\n"
@@ -208,8 +216,11 @@ none for them to go to.
 """
 
 
+DEAF = "It hears nothing: the sound of a clip is dropped, and references to sounds are guessed from what is seen."
+
+
 def _limits(loaded: LoadedModel) -> str:
-    lines = []
+    lines = [] if _hears(loaded) else [DEAF]
     if (options := loaded.clip_options) is not None:
         lines.append(
             f"Trained on clips of at most {options.num_frames} frames, {options.fps:g} a second; longer ones are "

@@ -147,8 +147,15 @@ def _run_layer(meta: MetaModel, work: Workload, half: torch.dtype | None) -> tup
     return forward_and_backward(run)
 
 
+def _usual_layer(meta: MetaModel) -> nn.Module:
+    """Return a layer that attends to all tokens; where others have linear attention, it stands for them too."""
+    kinds = getattr(meta.base.config.get_text_config(), "layer_types", None) or ["full_attention"]
+    index = kinds.index("full_attention") if "full_attention" in kinds else 0
+    return _layers(meta)[index]
+
+
 def _layer_and_inputs(meta: MetaModel, work: Workload, half: torch.dtype | None) -> tuple[nn.Module, dict[str, Any]]:
-    layer = copy.deepcopy(_layers(meta)[0]).train()
+    layer = copy.deepcopy(_usual_layer(meta)).train()
     if half is not None:
         layer.to(half)
     dtype = next(layer.parameters()).dtype

@@ -50,9 +50,14 @@ class LiveMemory(TorchDispatchMode):
 
 
 class FusedAttention(TorchFunctionMode):
-    """Gives attention the memory of a fused kernel; on `meta` PyTorch would choose the kernel that keeps L x L."""
+    """Gives attention the memory of a fused kernel; on `meta` PyTorch would choose the kernel that keeps L x L.
+
+    Experts' products of any dtype have the memory of products with one matrix: tokens are many, experts one tensor.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._grouped_mm:  # (tokens, D) x (experts, D, N); on `meta` it takes bf16 alone
+            return args[0] @ args[1][0]
         if func is not functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         query, key, value = args[:3]

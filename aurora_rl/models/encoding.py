@@ -56,12 +56,14 @@ class PromptOptions:
         system_prompt: optional system message.
         min_pixels: lower limit of a frame's area for the vision tower, in pixels.
         max_pixels: upper limit of a frame's area for the vision tower, in pixels.
+        drop_sound: whether the model is given no sound, which one without ears needs where clips have some.
     """
 
     instruction: str | None = None
     system_prompt: str | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
+    drop_sound: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +143,14 @@ class SampleEncoder:
         return self.task.head is None or self.task_of(sample).head is not None
 
     def check(self, samples: Sequence[AVSample]) -> None:
-        """Check the rows' questions before the first clip is read; raises a `ControlTokenError` that names the row."""
+        """Check the rows' questions before the first clip is read, and whether the model can hear their sound.
+
+        Raises:
+            ControlTokenError: naming the row.
+            MediaError: naming the first row with sound that the model has no ears for.
+        """
+        for sample in samples:
+            self._check_hearing(sample, has_sound=sample.audio_path is not None)
         questions = [self._messages(sample) for sample in samples]
         # Thousands of rows share a question.
         first = {tuple(texts_of(question)): index for index, question in reversed(list(enumerate(questions)))}
@@ -198,6 +207,13 @@ class SampleEncoder:
             )
         return frame_inputs
 
+    def _check_hearing(self, sample: AVSample, *, has_sound: bool) -> None:
+        if has_sound and not self.family.hears and not self.options_of(sample).drop_sound:
+            raise MediaError(
+                f"sample {sample.key} has sound, but {type(self.family).__name__} has no ears: set `drop_sound: true` "
+                "to train and answer without it, or choose a model that hears"
+            )
+
     def _messages(self, sample: AVSample, media: PromptMedia | None = None) -> list[dict[str, Any]]:
         options = self.options_of(sample)
         system = options.system_prompt
@@ -210,11 +226,13 @@ class SampleEncoder:
 
     def _encode(self, sample: AVSample, clip: AVClip, frame_inputs: torch.Tensor | None) -> EncodedSample:
         options, asks_head = self.options_of(sample), self._asks_head(sample)
+        self._check_hearing(sample, has_sound=clip.waveform is not None)
+        waveform = None if options.drop_sound else clip.waveform
         limits = {"min_pixels": options.min_pixels, "max_pixels": options.max_pixels}
-        is_interleaved = sample.use_audio_in_video and clip.waveform is not None  # a silent clip is frames alone
+        is_interleaved = sample.use_audio_in_video and waveform is not None  # a silent clip is frames alone
         media = PromptMedia(
             frames=[Image.fromarray(frame) for frame in clip.frames],
-            has_audio=clip.waveform is not None and not is_interleaved,
+            has_audio=waveform is not None and not is_interleaved,
             video_options={"sample_fps": sample.fps} | {k: v for k, v in limits.items() if v is not None},
         )
         messages = self._messages(sample, media)
@@ -222,7 +240,7 @@ class SampleEncoder:
             prompt = self.family.encode(
                 self.processor,
                 messages,
-                waveform=clip.waveform,
+                waveform=waveform,
                 fps=sample.fps,
                 use_audio_in_video=is_interleaved,
             )

@@ -30,7 +30,6 @@ import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
 from PIL import Image
-from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 from trl import TrlParser
 
 from aurora_rl.assembly.arguments import DataArguments
@@ -44,7 +43,8 @@ from aurora_rl.files.packaged import find_config
 from aurora_rl.models.heads import HEADS, FrameBatch, Head
 from aurora_rl.models.heads.base import run_head
 from aurora_rl.models.heads.segmenters import FRAME_ENCODERS, SEGMENTERS, build_frame_encoder, build_segmenter
-from aurora_rl.models.mllm import MLLMFamily
+from aurora_rl.models.mllm.contract import CHECKS as CONTRACT
+from aurora_rl.models.mllm.contract import Subject
 from aurora_rl.scripts.stage_plan import read_plan
 from tests.documented_blocks import PAGES, ROOT, Block, all_blocks, blocks_of, marked, unmarked
 from tools.script_parser import script_parser
@@ -143,7 +143,11 @@ def check_script(script: str, arguments: list[str]) -> None:
 
 def check_python(arguments: list[str]) -> None:
     script, *rest = arguments
-    check_script(script, rest)
+    if script == "-m":
+        module, family = rest
+        assert module == "aurora_rl.models.mllm.contract" and ":" in family
+    else:
+        check_script(script, rest)
 
 
 def check_accelerate(arguments: list[str]) -> None:
@@ -332,12 +336,14 @@ def test_python_runs(page: str) -> None:
     assert run_page(page)
 
 
-def test_the_family_that_its_page_sketches_is_a_whole_one(loaded: Any) -> None:
-    names = run_page("docs/new_mllm.md")
-    assert isinstance(names["MyOmniFamily"](), MLLMFamily)
-    assert issubclass(names["AuroraMyOmni"], Qwen2_5OmniThinkerForConditionalGeneration)
-    with torch.device("meta"):
-        assert names["AuroraMyOmni"](loaded.model.config).seg_head is not None
+@pytest.mark.parametrize("name", CONTRACT)
+def test_the_family_of_its_page_passes_the_contract(family_of_page: Subject, name: str) -> None:
+    assert CONTRACT[name](family_of_page) is not None or name == "silence"
+
+
+@pytest.fixture(scope="module")
+def family_of_page() -> Subject:
+    return Subject.of(run_page("docs/new_mllm.md")["Qwen2VLFamily"]())
 
 
 def test_the_mask_head_of_its_page_decodes_and_learns() -> None:

@@ -53,8 +53,14 @@ class Senses:
         return sorted({known[token] for token in map(str, filter(None, named)) if token in known})
 
     def suppressed_token_ids(self, processor: ProcessorMixin, config: PretrainedConfig) -> list[int]:
-        """Return the ids of tokens that a completion must never hold: a sampled placeholder would ask for media."""
-        return sorted({*self.media_token_ids(processor), *self.multimodal_token_ids(config)})
+        """Return the ids of tokens that a completion must never hold: a sampled placeholder would ask for media.
+
+        Of the config's ids those count that the tokenizer has as added tokens: a field that a config leaves out has the
+        class's default, which may be a word.
+        """
+        added = processor.tokenizer.added_tokens_decoder
+        of_config = {token_id for token_id in self.multimodal_token_ids(config) if token_id in added}
+        return sorted({*self.media_token_ids(processor), *of_config})
 
     def read_vision(self, processor: ProcessorMixin, messages: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
         """Return images and videos of a conversation, at the size that the model sees; None where there are none.
