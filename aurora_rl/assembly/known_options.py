@@ -82,10 +82,7 @@ def read_asked(script: str, words: Sequence[str]) -> Asked:
     content = {} if config is None else read_config(config, known)
     content = {name: value for name, value in content.items() if name in options and name not in unset}
     typed = _read_words(rest, options, given=content)
-    values = {**content, **typed}
-    if "data_root" in options and values.get("data_root") is values.get("data") is None:
-        raise ValueError("the following arguments are required: --data_root (or data, several data sets in --config)")
-    return Asked(script, values, config, frozenset(content) - frozenset(typed))
+    return Asked(script, {**content, **typed}, config, frozenset(content) - frozenset(typed))
 
 
 def options_of(*scripts: str) -> Options:
@@ -215,7 +212,9 @@ class _Parser(OptionParser):
 def _read_words(words: Sequence[str], options: Options, *, given: Iterable[str]) -> dict[str, Any]:
     parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
     for name, option in options.items():
-        _add(parser, name, option, is_required=bool(option.get("required")) and name not in given)
+        # One data set or several must be named.
+        is_required = option.get("required") or (name == "data_root" and "data" in options and "data" not in given)
+        _add(parser, name, option, is_required=bool(is_required) and name not in given)
     found, unknown = parser.parse_known_args(words)
     if unknown and _versions_are_known():
         name = unknown[0].partition("=")[0]

@@ -21,6 +21,7 @@ from aurora_rl.assembly.options import OptionParser
 from aurora_rl.cli import (
     compare,
     completion,
+    convert,
     demo,
     doctor,
     evaluate,
@@ -49,6 +50,7 @@ SUB_COMMANDS = (
     compare,
     footprint,
     export,
+    convert,
     segment,
     serve,
     completion,
@@ -56,7 +58,7 @@ SUB_COMMANDS = (
 #: Commands by what one wants to do, for the list that `aurora-rl` prints; others come last.
 GOALS = {
     "take a first look": ("demo",),
-    "begin with clips of your own": ("doctor", "init"),
+    "begin with clips of your own": ("doctor", "init", "convert"),
     "train": ("recipes", "footprint", "sft", "grpo", "stages", "run"),
     "score": ("evaluate", "compare"),
     "use a model": ("segment", "serve", "export"),

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from aurora_rl.data.containers import TIME_TOLERANCE, FilePath, MediaError
 from aurora_rl.data.draw import evenly_spaced
-from aurora_rl.data.files import MASK_SUFFIXES, DatasetError, MissingFilesError, UnsafePathError
+from aurora_rl.data.files import MASK_SUFFIXES, DatasetError, MissingFilesError, Row, UnsafePathError
 from aurora_rl.data.manifest_rows import EMPTY_MASKS, ManifestRow
 from aurora_rl.data.mask_sources import Timeline, coco_masks, npz_masks, png_masks
 from aurora_rl.data.masks import remembered
@@ -40,7 +40,7 @@ class ClipPaths:
         self._real_root = root.resolve()
         self._inside: set[Path] = set()  # folders known to lie under the root
 
-    def find(self, row: ManifestRow, column: str, text: str) -> Path:
+    def find(self, row: Row, column: str, text: str) -> Path:
         """Return the existing file or folder that a row names in a column.
 
         Raises:
@@ -56,7 +56,7 @@ class ClipPaths:
             )
         return path
 
-    def list_pictures(self, row: ManifestRow, folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    def list_pictures(self, row: Row, folder: Path, suffixes: Sequence[str]) -> list[Path]:
         """List a folder's pictures in the natural order of their names: 2.jpg comes before 10.jpg."""
         paths = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")]
         if not paths:
@@ -64,13 +64,13 @@ class ClipPaths:
         for path in paths:
             if path.is_symlink():
                 self._check_inside(row, "picture", path)
-        return sorted(paths, key=_natural)
+        return sorted(paths, key=natural_key)
 
     def name(self, path: Path) -> str:
         """Return a path relative to the root, with / between folders."""
         return path.relative_to(self.root).as_posix()
 
-    def _checked(self, row: ManifestRow, column: str, text: str) -> str:
+    def _checked(self, row: Row, column: str, text: str) -> str:
         if "\0" in text:
             raise UnsafePathError(f"{row} has the {column} {text!r}, which is no path: fix it")
         if PurePosixPath(text).is_absolute() or PureWindowsPath(text).drive or PureWindowsPath(text).root:
@@ -85,7 +85,7 @@ class ClipPaths:
             )
         return text
 
-    def _check_inside(self, row: ManifestRow, column: str, path: Path) -> None:
+    def _check_inside(self, row: Row, column: str, path: Path) -> None:
         if path.parent in self._inside and not path.is_symlink():
             return
         real_path = path.resolve()
@@ -296,7 +296,7 @@ def rate_of(times: Sequence[float], fps: float) -> float:
     return fps if abs(rate - fps) < TIME_TOLERANCE * fps else rate
 
 
-def _natural(path: Path) -> tuple[tuple[bool, int, str], ...]:
+def natural_key(path: Path) -> tuple[tuple[bool, int, str], ...]:
     """Key of a name that compares the numbers in it as numbers."""
     parts = re.split(r"(\d+)", path.name)
     return tuple((part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from aurora_rl.data.chains import ChainFile, add_chains
 from aurora_rl.data.clip_files import ClipBuilder, ClipPaths
 from aurora_rl.data.clip_sources import DISK_FILES, is_hub_name
-from aurora_rl.data.files import DatasetError, OnMissing, UnsafePathError, collect_samples, rows_of_split
+from aurora_rl.data.files import DatasetError, OnMissing, Row, UnsafePathError, collect_samples, rows_of_split
 from aurora_rl.data.manifest_rows import DEFAULT_SPLIT, ManifestRow, is_missing, read_row, rename
 from aurora_rl.data.sample import AVSample
 from aurora_rl.files.atomic import write_whole
@@ -198,7 +198,7 @@ class _TablePaths(ClipPaths):
         super().__init__(root)
         self.cache = cache
 
-    def find(self, row: ManifestRow, column: str, text: str) -> Path:
+    def find(self, row: Row, column: str, text: str) -> Path:
         stored = STORED.fullmatch(text)
         return super().find(row, column, text) if stored is None else self.cache / stored["name"]
 

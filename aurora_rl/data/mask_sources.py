@@ -162,7 +162,7 @@ class _Coco:
     def rles_of(self, image: Any, categories: Sequence[Any], size: tuple[int, int]) -> list[Mapping[str, Any]]:
         """Return the run lengths of an image's annotations of some categories."""
         found = [each for category in categories for each in self.annotations.get((image, category), ())]
-        return [_run_lengths(each, size) for each in found]
+        return [run_lengths_of(each, size) for each in found]
 
 
 @functools.lru_cache(maxsize=2)  # a file may serve several rows that follow each other
@@ -189,7 +189,7 @@ def _read_coco(path: str, _changed: int, num_bytes: int) -> _Coco:
     by_name: dict[str, list[Mapping[str, Any]]] = {}
     for image in images:
         by_name.setdefault(os.path.basename(str(image.get("file_name", ""))), []).append(image)
-    return _Coco(images, by_image, _category_names(record.get("categories"), by_image), by_name)
+    return _Coco(images, by_image, category_names(record.get("categories"), by_image), by_name)
 
 
 def _objects(values: Any, name: str) -> list[Mapping[str, Any]]:
@@ -205,10 +205,18 @@ def _hashable(value: Any, what: str) -> Any:
     return value
 
 
-def _category_names(categories: Any, annotations: Mapping[tuple[Any, Any], Any]) -> dict[Any, str]:
-    """Return the names by id; without a list of categories each id is its own name."""
+def category_names(categories: Any, annotations: Mapping[tuple[Any, Any], Any] | None = None) -> dict[Any, str]:
+    """Return the names of a COCO file's categories by id; without a list of them each id is its own name.
+
+    Args:
+        categories: the file's list, None without one.
+        annotations: annotations by image and category, whose ids are known then.
+
+    Raises:
+        ValueError: if it is no list of categories.
+    """
     if categories is None:
-        return {category: str(category) for _, category in annotations}
+        return {category: str(category) for _, category in annotations or ()}
     if not isinstance(categories, list):
         raise ValueError("categories is no list: expected objects with id and name, as COCO has them")
     return {
@@ -250,8 +258,12 @@ def _image_time(image: Mapping[str, Any], timeline: Timeline) -> float:
     raise ValueError(f"image {image['id']!r} does not say when it is on screen: {COCO_REMEDY}")
 
 
-def _run_lengths(annotation: Mapping[str, Any], size: tuple[int, int]) -> Mapping[str, Any]:
-    """Return an annotation's run lengths; polygons are filled as pycocotools fills them."""
+def run_lengths_of(annotation: Mapping[str, Any], size: tuple[int, int]) -> Mapping[str, Any]:
+    """Return the run lengths of an annotation of a picture of this (height, width); polygons are filled.
+
+    Raises:
+        ValueError: if it has neither run lengths nor polygons.
+    """
     found = annotation.get("segmentation")
     if isinstance(found, dict):
         return found

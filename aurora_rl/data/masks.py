@@ -22,7 +22,7 @@ from PIL import Image
 from aurora_rl.data import run_lengths
 from aurora_rl.data.files import DatasetError
 from aurora_rl.files.atomic import whole_file, write_whole
-from aurora_rl.files.fingerprint import fingerprint_values
+from aurora_rl.files.fingerprint import fingerprint_bytes, fingerprint_values
 from aurora_rl.files.plain import parse_json, read_text_file
 
 #: Name of a mask file without its suffix.
@@ -83,6 +83,15 @@ def remembered(source: Path, asked: object, folder: Path, write: Callable[[], tu
 
 def _file_of(digest: str, folder: Path) -> Path:
     return folder / digest[:2] / f"{digest}.png"
+
+
+def write_mask_array(mask: np.ndarray, folder: Path) -> str:
+    """Write a mask (H, W) bool, unless it is there already; returns the file, a PNG of mode 1."""
+    digest = fingerprint_bytes(repr(mask.shape).encode() + np.packbits(mask).tobytes())[:32]
+    path = _file_of(digest, folder)
+    if not path.exists():
+        _save(mask, path)
+    return str(path)
 
 
 def _save(mask: np.ndarray, path: Path) -> None:

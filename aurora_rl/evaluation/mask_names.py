@@ -36,6 +36,8 @@ class KnownRow:
         reference: reference, or question.
         category: category of the object.
         target: what tells its true object from others of the clip.
+        alias: another name of the clip, such as its video's without folder and suffix; counts where it is one clip's.
+        object_id: number of the object in a palette, as far as the row's id tells it.
     """
 
     row: int
@@ -44,6 +46,8 @@ class KnownRow:
     reference: str
     category: str
     target: Hashable
+    alias: str = ""
+    object_id: int | None = None
 
     @property
     def question(self) -> Hashable:
@@ -75,9 +79,17 @@ class RowNames:
             self._rows[row.row] = row
             self._ids.setdefault(row.uid, []).append(row)
             self._clips.setdefault(row.clip, []).append(row)
+        self._clips = self._by_alias() | self._clips
         self.unknown: list[str] = []
         self.counted: set[str] = set()  # clips whose objects are counted in the table's order
         self._check_objects()
+
+    def _by_alias(self) -> dict[str, list[KnownRow]]:
+        """Return the rows of each alias that is the name of one clip alone."""
+        clips: dict[str, set[str]] = {}
+        for row in self._rows.values():
+            clips.setdefault(row.alias, set()).add(row.clip)
+        return {alias: self._clips[next(iter(named))] for alias, named in clips.items() if alias and len(named) == 1}
 
     def rows_of(self, named: Iterable[tuple[Key, Prediction]]) -> dict[int, Prediction]:
         """Return the predictions by row; names that mean no row are added to `unknown`.
@@ -127,10 +139,12 @@ class RowNames:
             ]
         targets = list(dict.fromkeys(row.target for row in rows))
         if palette and isinstance(prediction, PredictionFile) and len(targets) > 1:
-            self.counted.add(clip)
-            return [
-                (row.row, dataclasses.replace(prediction, objects=(targets.index(row.target) + 1,))) for row in rows
-            ]
+            is_told = all(row.object_id for row in rows)
+            if not is_told:
+                self.counted.add(clip)
+            numbers = [row.object_id if is_told else targets.index(row.target) + 1 for row in rows]
+            parts = [dataclasses.replace(prediction, objects=(number or 0,)) for number in numbers]
+            return list(zip([row.row for row in rows], parts, strict=True))
         return _shared(clip, rows, prediction)
 
     def _check_objects(self) -> None:

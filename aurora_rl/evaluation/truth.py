@@ -6,6 +6,7 @@ Of Ref-AVSBench's layout the table and the true masks are enough; the other load
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -91,4 +92,21 @@ def _of_benchmark(data: DataArguments, splits: Sequence[str]) -> Truth:
 
 def _known_sample(sample: AVSample) -> KnownRow:
     target = ("null", sample.reference) if sample.is_null else ("object", sample.mask_paths)
-    return KnownRow(sample.row, sample.uid, sample.media_id, sample.reference, sample.category, target)
+    alias = _clip_name(sample)
+    return KnownRow(
+        sample.row, sample.uid, sample.media_id, sample.reference, sample.category, target, alias, _object_of(sample)
+    )
+
+
+def _clip_name(sample: AVSample) -> str:
+    """Return what people call the clip: its video without folder and suffix, or the folder of its frames."""
+    if sample.video_path is not None:
+        return Path(sample.video_path).stem
+    folders = {Path(path).parent.name for path in sample.frame_paths}
+    return next(iter(folders)) if len(folders) == 1 else ""
+
+
+def _object_of(sample: AVSample) -> int | None:
+    """Return the object's number in the id of a row that `aurora-rl convert --from davis` has written, `<clip>_<n>`."""
+    number = re.fullmatch(rf"{re.escape(_clip_name(sample))}_([1-9]\d{{0,2}})(#\d+)?", sample.uid)
+    return int(number[1]) if number and sample.media_id != _clip_name(sample) else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import inspect
 import logging
 import math
@@ -123,7 +124,8 @@ def try_evaluation(model_args: ModelArguments, data_args: DataArguments, args: E
         return
     setup_logging()
     sets = data_sets(data_args)
-    samples = _check_samples([sample for each in sets for sample in samples_of(each, args)])
+    listed = [dataclasses.replace(sample, dataset=each.name) for each in sets for sample in samples_of(each, args)]
+    samples = _check_samples(listed)
     _, encode = _encoder(model_args, data_args, samples)
     _show_batch(samples, encode, args.batch_size)
     launch = Launch(num_processes=state.num_processes, is_gpu=state.device.type == "cuda")

@@ -143,7 +143,7 @@ def write_recipe(kind: str, data: str, clips: OwnClips, model: Model, machine: M
         config: path of the file that will hold it, for its first comment.
     """
     problem, memory = None, "not estimated: the model's config cannot be read here"
-    for plan in _plans(kind, machine):
+    for plan in _plans(kind, machine, model):
         lines = _LINES[kind](_Choices(data, clips, model, machine, plan))
         if model.num_weights is None:
             break
@@ -152,14 +152,15 @@ def write_recipe(kind: str, data: str, clips: OwnClips, model: Model, machine: M
         if problem is None:
             break
     words = ["aurora-rl", kind, "--config", config, "--launch", plan.launch]
-    words += ["--num_processes", str(machine.num_gpus)] if machine.num_gpus > 1 else []
+    if plan.launch not in ("cpu", "single_gpu"):
+        words += ["--num_processes", str(machine.num_gpus)]
     command = shlex.join(words)
     head = [f"# {command}", f"# For {machine}. Memory: {memory}. Time and score: not measured."]
     head += [f"# Data: {line}" for line in clips.describe()]
     return Written("\n".join([*head, *map(_line, lines)]) + "\n", command, problem)
 
 
-def _plans(kind: str, machine: Machine) -> Iterator[Plan]:
+def _plans(kind: str, machine: Machine, model: Model) -> Iterator[Plan]:
     """Yield plans, from the fastest to the one that takes least memory."""
     sizes = {"sft": (4, 2, 1), "grpo": (8, 4, 2, 1), "evaluate": (8, 4, 2, 1)}[kind]
     if kind == "evaluate":
@@ -167,9 +168,11 @@ def _plans(kind: str, machine: Machine) -> Iterator[Plan]:
     elif not machine.num_gpus:
         launches = ["cpu"]
     else:
-        launches = ["single_gpu"] if machine.num_gpus == 1 else ["zero2", "zero3"]
+        launches = ["zero2", "zero3" if machine.num_gpus > 1 else "single_gpu"]
+        if machine.num_gpus == 1 and not model.uses_lora:  # LoRA's whole modules need DeepSpeed's float32 copies
+            launches = ["single_gpu"]
     yield from (Plan(launch, size) for launch in launches for size in sizes)
-    if launches == ["single_gpu"] and kind != "evaluate":
+    if machine.num_gpus == 1 and model.uses_lora and kind != "evaluate":
         yield Plan("single_gpu", 1, load_in_4bit=True)
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +90,20 @@ class SplitSize:
     num_bytes: int
 
 
-def export(data_args: DataArguments, args: ExportArguments) -> None:
+def export(
+    data_args: DataArguments,
+    args: ExportArguments,
+    *,
+    load: Callable[[DataArguments, str], list[AVSample]] = load_split,
+    source_form: str | None = None,
+) -> None:
     """Write all splits and the card into a folder, which gets its name when it is complete.
+
+    Args:
+        data_args: arguments of the data set.
+        args: what is written.
+        load: function that lists the samples of a split.
+        source_form: what the card calls the form that was read; None for the benchmark's name.
 
     Raises:
         DatasetError: if the folder exists already, a split's name is invalid on the hub, or the disk is too small.
@@ -102,11 +114,11 @@ def export(data_args: DataArguments, args: ExportArguments) -> None:
     with whole_folder(out) as folder:
         if out.exists():
             raise DatasetError(f"{out} is there already: name another folder, or delete it")
-        splits = {split: load_split(data_args, split) for split in args.split}
+        splits = {split: load(data_args, split) for split in args.split}
         (folder / TABLE_FOLDER).mkdir()
         _check_space(folder, splits)
         sizes = [write_split(samples, folder / TABLE_FOLDER, split) for split, samples in splits.items()]
-        (folder / "README.md").write_text(make_card(sizes, data_args, args), encoding="utf-8")
+        (folder / "README.md").write_text(make_card(sizes, source_form or data_args.benchmark, args), encoding="utf-8")
     logger.info("%s is complete", out)
 
 
@@ -142,6 +154,11 @@ def _row_groups(samples: Iterable[AVSample]) -> Iterator[pa.Table]:
     rows: list[dict[str, Any]] = []
     num_bytes = 0
     for sample in samples:
+        if sample.video_path is not None:
+            raise DatasetError(
+                f"clip {sample.uid!r} ({sample.origin}) is a video file, whose frames would be lost: put the manifest "
+                "on the hub as it is, or as a data set of `datasets` with a Video column"
+            )
         load_clip(sample)  # finds unreadable files now
         texts = sample.to_row()
         row = {
@@ -185,9 +202,9 @@ def _check_space(folder: Path, splits: dict[str, list[AVSample]]) -> None:
         )
 
 
-def make_card(sizes: Sequence[SplitSize], data_args: DataArguments, args: ExportArguments) -> str:
+def make_card(sizes: Sequence[SplitSize], source_form: str, args: ExportArguments) -> str:
     """Make the dataset card: metadata by which `load_dataset` finds the tables, then text for readers."""
-    title = args.title or f"{data_args.benchmark} as a Hugging Face dataset"
+    title = args.title or f"{source_form} as a Hugging Face dataset"
     table = [f"| {size.name} | {size.rows:,} | {size.clips:,} | {size.num_bytes / 1e9:.3g} |" for size in sizes]
     fields = [f"| `{name}` | {FIELDS[name]} |" for name in FEATURES]
     return "\n".join(
@@ -205,7 +222,7 @@ def make_card(sizes: Sequence[SplitSize], data_args: DataArguments, args: Export
             f"- Licence: {args.license or TO_FILL_IN} Check that it allows passing on the media, not the annotations "
             "alone.",
             "\n## How it was made\n",
-            f"By `data_prep/to_hf_dataset.py` of Aurora-RL {__version__} from the benchmark `{data_args.benchmark}`. "
+            f"By `aurora-rl convert --to hf` of Aurora-RL {__version__} from the benchmark `{source_form}`. "
             "Frames, sound and masks are the benchmark's own files, byte for byte; each was read once before it was "
             "written. Rows keep the order of the benchmark's table.",
             f"\n## How to load it\n\n{HOW_TO_LOAD.format(split=sizes[0].name)}",

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from aurora_rl.data.files import DatasetError
 from aurora_rl.data.mask_sources import Timeline
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.sample import AVSample
+from aurora_rl.inference.answer_files import _MaskFiles
 from tests.data.own_clips import HEIGHT, PICTURES, ROW, WIDTH, coco, column, write_clips, write_manifest
 
 
@@ -97,13 +99,15 @@ def test_masks_at_other_times_alone_are_an_error(root: Path) -> None:
 
 
 def test_masks_of_segment_are_read_as_they_are_written(root: Path) -> None:
-    record = coco({0.0: column(3), 1.0: None}, categories=("the dog", "The  Thing"), used=1)
-    record["info"] = {"description": "masks of aurora-rl segment"}
-    for image in record["images"]:
-        image |= {"file_name": f"{image['id']:06d}.png", "height": HEIGHT, "width": WIDTH}
-    (root / "m.json").write_text(json.dumps(record, indent=2))
-    assert marked(sample_of(root)) == [[3], []]  # the category is named as the reference
-    assert marked(sample_of(root, reference="the dog")) == [[], []]
+    references = [SimpleNamespace(reference=name) for name in ("the dog", "The  Thing")]
+    answer: Any = SimpleNamespace(footage=SimpleNamespace(own_size=(HEIGHT, WIDTH)), references=references)
+    written = _MaskFiles(root, answer)
+    written.write(0, 0.0, np.stack([column(1), column(3)]))
+    written.write(1, 1.0, np.stack([column(2), np.zeros((HEIGHT, WIDTH), dtype=bool)]))
+    written.finish()
+    assert marked(sample_of(root, "masks.json")) == [[3], []]  # the category is named as the reference
+    assert marked(sample_of(root, "masks.json", reference="the dog")) == [[1], [2]]
+    assert marked(sample_of(root, "masks/1")) == [[3], []]
 
 
 def test_the_category_is_chosen_by_the_rules(root: Path) -> None:

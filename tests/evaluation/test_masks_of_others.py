@@ -511,3 +511,23 @@ def test_npz_of_other_masks_is_refused(tmp_path, values, words):
     write_npz(tmp_path / "masks", DOG, values, sample)
     with pytest.raises(PredictionError, match=words):
         score(data, "val", tmp_path / "masks", tmp_path / "out")
+
+
+def test_davis_folder_scores_its_own_annotations_right_once_it_is_a_manifest(tmp_path):
+    """Object ids need not be 1, 2 ...; a row's id tells its object, and a clip goes by the name of its folder."""
+    for video, numbers in (("bear", (1, 3)), ("cat", (2,))):
+        write_frames(tmp_path / "DAVIS" / "JPEGImages" / "480p" / video, [f"{i:05d}.jpg" for i in range(3)])
+        (tmp_path / "DAVIS" / "Annotations" / "480p" / video).mkdir(parents=True)
+        for index in range(3):
+            ids = np.zeros((32, 64), dtype=np.uint8)
+            for number in numbers:
+                ids[number * 8 : number * 8 + 6, index : index + 20] = number
+            save_palette(ids, tmp_path / "DAVIS" / "Annotations" / "480p" / video / f"{index:05d}.png")
+    command = ["convert", "--from", "davis", "--data_root", str(tmp_path / "DAVIS"), "--to", "manifest"]
+    assert main([*command, "--output_dir", str(tmp_path / "clips"), "--mask_cache", str(tmp_path / "cache")]) == 0
+    data = DataArguments(
+        str(tmp_path / "clips"), benchmark="clips", num_frames=None, mask_cache=str(tmp_path / "cache")
+    )
+    predictions = tmp_path / "DAVIS" / "Annotations" / "480p"
+    assert score(data, "train", predictions, tmp_path / "out")["overall"]["missing"] == 0
+    assert {result.uid: result.J for result in read_results(tmp_path / "out")} == {"bear_1": 1, "bear_3": 1, "cat_2": 1}

@@ -119,6 +119,15 @@ def questions(root: Path, name: str) -> Benchmark:
     return Benchmark(root, clip / "frames" / "1.jpg", None, clip / "audio.wav")
 
 
+def clips(root: Path, name: str) -> Benchmark:
+    clip = root / NAME
+    write_media([clip / "frames" / f"{i}.jpg" for i in (0, 1)], [clip / "masks" / f"{i}.png" for i in (0, 1)],
+                clip / "audio.wav")  # fmt: skip
+    row = {"frames": f"{name}/frames", "masks": f"{name}/masks", "audio": f"{name}/audio.wav", "reference": "The cat."}
+    (root / "manifest.jsonl").write_text(json.dumps(row | {"category": "cat"}) + "\n")
+    return Benchmark(root, clip / "frames" / "1.jpg", clip / "masks" / "1.png", clip / "audio.wav")
+
+
 FOLDERS: dict[str, Callable[[Path, str], Benchmark]] = {
     "ref_avs": ref_avs,
     "avsbench_s4": avsbench_s4,
@@ -126,6 +135,7 @@ FOLDERS: dict[str, Callable[[Path, str], Benchmark]] = {
     "avsbench_avss": avsbench_avss,
     "omni_avs": omni_avs,
     "questions": questions,
+    "clips": clips,
 }
 
 
@@ -173,7 +183,7 @@ def make_long(path: Path) -> None:
     os.truncate(path, len(SOUND) + 10 * 3600 * 16_000 * 2)
 
 
-NO_NAME, OUTSIDE = "which is no plain name", "outside"
+NO_NAME, OUTSIDE = "which is no plain name|leads out of its folder|has the absolute path", "outside"
 TOO_LARGE, TOO_LONG = "50000x50000 pixels: the limit is|is too large: ", "s long: the limit is|is cut off: "
 #: What is done to a clean benchmark, and what the refusal says.
 ATTACKS: dict[str, tuple[Callable[[Benchmark], Any] | str, str]] = {
