@@ -48,8 +48,12 @@ class ClipPaths:
             MissingFilesError: if there is none.
         """
         path = self.root / self._checked(row, column, text)
-        self._check_inside(row, column, path)
-        if not path.exists():
+        try:
+            self._check_inside(row, column, path)
+            is_there = path.exists()
+        except (OSError, RuntimeError) as error:  # a name that is too long, no permission, links in a circle
+            raise DatasetError(f"{row} has the {column} {text[:80]!r}, which cannot be opened: {error}") from error
+        if not is_there:
             hint = "; write / between folders" if "\\" in text else ""
             raise MissingFilesError(
                 f"the {column} {path} is missing: add it or drop the row ({what_is_there(path)}{hint})"

@@ -185,7 +185,10 @@ def _build(build: ClipBuilder, row: ManifestRow) -> tuple[AVSample | None, _Find
         kind = "unreadable_pictures" if isinstance(error.__cause__, MediaError) else "missing_files"
         return None, (kind, f"{row}: {error}")
     except DatasetError as error:
-        return build(dataclasses.replace(row, masks=None)), ("unusable_masks", str(error))
+        if row.masks is None:
+            return None, ("missing_files", str(error))
+        sample, problem = _build(build, dataclasses.replace(row, masks=None))
+        return sample, problem or ("unusable_masks", str(error))
 
 
 def _check_media(sample: AVSample) -> tuple[np.ndarray | None, list[_Finding]]:

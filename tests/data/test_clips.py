@@ -195,6 +195,18 @@ def test_no_path_leads_out_of_the_root(root: Path, clips: Path, path: str, messa
         one(root, video=path)
 
 
+def test_a_path_that_no_system_opens_is_told_by_its_row(root: Path) -> None:
+    (root / "circle.mp4").symlink_to(root / "circle.mp4")
+    for path in ("x" * 300 + ".mp4", "circle.mp4"):
+        with pytest.raises(
+            DatasetError, match=r"^clip '0' \(row 0, manifest.jsonl:1\) has the video .* cannot be opened"
+        ):
+            one(root, video=path)
+    (root / "manifest.jsonl").write_text(json.dumps({**ROW, "masks": ["\ud800.png", None]}))
+    with pytest.raises(DatasetError, match="manifest.jsonl:1"):
+        load_clips(root, "train")
+
+
 def test_a_link_inside_the_root_is_followed(root: Path) -> None:
     (root / "link.mp4").symlink_to(root / "clips" / "a.mp4")
     assert one(root, video="link.mp4").num_frames == 2

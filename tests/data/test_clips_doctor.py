@@ -49,6 +49,7 @@ BREAKS: list[tuple[str, dict[str, Any], Callable[[Path], object] | None]] = [
     ("unsafe_paths", {"video": "../a.mp4"}, None),
     ("missing_files", {"video": "gone.mp4"}, None),
     ("missing_files", {"audio": "gone.wav"}, None),
+    ("missing_files", {"video": "x" * 300}, None),
     ("missing_files", {"masks": "gone.json"}, None),
     ("unreadable_pictures", {}, lambda root: cut(root / "clips" / "a.mp4")),
     ("unreadable_pictures", {"video": None, "masks": None, "frames": "m.json"}, None),
