@@ -109,7 +109,7 @@ def read_own_clips(data: str, columns: Mapping[str, str] | None = None) -> OwnCl
     clips = OwnClips(keys, splits, train, eval_split, tests)
     if not clips.train:
         raise DatasetError(
-            f"no row of the split {train!r} has masks, so that there is nothing to train on: add the column `masks`, or "
+            f"no row of the split {train!r} has masks, so there is nothing to train on: add the column `masks`, or "
             "predict masks by `aurora-rl segment`"
         )
     return clips
