@@ -237,7 +237,7 @@ def _log_skipped_rows(rows: Mapping[int, Prediction], predictions: Predictions, 
     if others:
         logger.info("left out: predictions of %d row(s) of other splits", len(others))
     if names.unknown:
-        logger.warning("left out, as no row or clip has these names: %s", some(names.unknown))
+        logger.warning("left out, as no row or clip of %s has these names: %s", truth.table, some(names.unknown))
     if names.counted:
         logger.warning(
             "palettes of clips with several objects: object 1 is the first that the table asks about, and so on "
@@ -287,7 +287,8 @@ def score_row(job: Job) -> MaskScore:
         num_frames = num_frames_of(sample) or len(gt_masks)
         if len(masks.mask_probs) != num_frames:
             raise PredictionError(
-                f"the prediction has {len(masks.mask_probs)} frames, the clip {num_frames}: predict each"
+                f"the prediction has {len(masks.mask_probs)} frames, the clip {num_frames}: predict each; of videos, --fps "
+                "and --num_frames say which frames those are"
             )
         probs, logits = (annotated_part(part, sample) for part in (masks.mask_probs, masks.mask_logits))
         return score_masks(probs, gt_masks, preset=job.preset, mask_logits=logits)

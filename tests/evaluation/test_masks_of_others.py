@@ -377,7 +377,7 @@ def test_names_that_mean_no_row_are_told_and_a_folder_of_them_is_refused(tmp_pat
     write_npz(tmp_path / "masks", "s0_drum_1", true_masks(1), sample)
     tables = rescore(data, saved_predictions(tmp_path / "masks"), tmp_path / "out", splits=["test_s"])
     assert tables["overall"]["missing"] == 2
-    assert "no row or clip has these names: s0_drumm_1" in caplog.text
+    assert "no row or clip of metadata.csv has these names: s0_drumm_1" in caplog.text
 
 
 def numbered_ids(root: Path) -> DataArguments:
