@@ -283,7 +283,7 @@ def _check_columns(asked: Asked) -> None:
     if not isinstance(columns, dict) or not all(isinstance(text, str) for pair in columns.items() for text in pair):
         raise ValueError(
             f"{asked.called('columns')} is {columns!r}: expected names of a manifest's columns by their names here, "
-            "such as {reference: caption}"
+            "in YAML as columns: {reference: caption}"
         )
 
 
