@@ -225,7 +225,13 @@ class DataArguments:
         """
         fields = {**dataclasses.asdict(self), "instruction": self.asked_instruction()}
         del fields["frame_cache"]
-        usual = {"task": REFERENCE_SEGMENTATION, "columns": None, "skip_unlabelled": False, "data": None}
+        usual = {
+            "task": REFERENCE_SEGMENTATION,
+            "columns": None,
+            "skip_unlabelled": False,
+            "drop_sound": False,
+            "data": None,
+        }
         return {k: v for k, v in fields.items() if k not in usual or v != usual[k]}
 
 

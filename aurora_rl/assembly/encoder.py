@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ import yaml
 from accelerate import PartialState
 
 from aurora_rl.assembly.arguments import DataArguments
-from aurora_rl.assembly.data_sets import data_sets, main_set
+from aurora_rl.assembly.data_sets import DataSet, data_sets, main_set
 from aurora_rl.caches.image_embeddings import EmbeddingCache
 from aurora_rl.data.clip_reader import ClipReader
 from aurora_rl.data.sample import AVClip, AVSample
@@ -98,19 +98,16 @@ def assemble_encoder(
         if frame_encoder.cacheable:  # other encoders stay on the CPU, where the workers of a data loader can run them
             frame_encoder.to(device)
         blank_frame = torch.zeros(1, *frame_encoder.frame_shape)
-        with_head = [each for each in sets if load_task(each.args.task).head is not None]
-        of_sets = {}
-        for each in with_head:
-            rows = [sample for sample in samples if sample.dataset == each.name]
-            cache = None if frames_are_changed else each.args.embedding_cache
-            if frame_encoder.cacheable and is_trainable and each.args.embedding_cache is None:
-                raise ValueError("this head is trained on cached embeddings: set `embedding_cache` to a folder")
-            if frame_encoder.cacheable and cache is not None:
-                of_sets[each.name] = _cached_inputs(Path(cache), frame_encoder, rows, read)
-            else:
-                of_sets[each.name] = _computed_inputs(frame_encoder)
-                uses_gpu = uses_gpu or (frame_encoder.cacheable and torch.device(device).type != "cpu")
-        frame_inputs = _inputs_by_set(of_sets)
+        of_sets = {
+            each.name: _inputs_of_set(
+                each, frame_encoder, samples, read, is_trainable=is_trainable, frames_are_changed=frames_are_changed
+            )
+            for each in sets
+            if load_task(each.args.task).head is not None
+        }
+        frame_inputs = _inputs_by_set({name: inputs for name, (inputs, _) in of_sets.items()})
+        is_computed = any(is_computed for _, is_computed in of_sets.values())
+        uses_gpu = is_computed and frame_encoder.cacheable and torch.device(device).type != "cpu"
     if is_trainable and samples:
         rows = [sample for sample in samples if sample.dataset == usual.name]
         loaded.remember_clips(ClipOptions.of_samples(rows, options, task=task.name))
@@ -131,6 +128,25 @@ def assemble_encoder(
 
 #: A function from a sample and its clip to the head's inputs (F, ...).
 FrameInputs = Callable[[AVSample, AVClip], torch.Tensor]
+
+
+def _inputs_of_set(
+    of_set: DataSet,
+    frame_encoder: FrameEncoder,
+    samples: Sequence[AVSample],
+    read: Callable[[AVSample], AVClip],
+    *,
+    is_trainable: bool,
+    frames_are_changed: bool,
+) -> tuple[FrameInputs, bool]:
+    """Return the head's inputs of a data set's rows, and whether they are computed anew instead of read."""
+    folder = of_set.args.embedding_cache
+    if frame_encoder.cacheable and is_trainable and folder is None:
+        raise ValueError("this head is trained on cached embeddings: set `embedding_cache` to a folder")
+    if not frame_encoder.cacheable or folder is None or frames_are_changed:
+        return _computed_inputs(frame_encoder), True
+    rows = [sample for sample in samples if sample.dataset == of_set.name]
+    return _cached_inputs(Path(folder), frame_encoder, rows, read), False
 
 
 def _inputs_by_set(of_sets: Mapping[str, FrameInputs]) -> FrameInputs:

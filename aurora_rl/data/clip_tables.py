@@ -81,11 +81,7 @@ def load_table(
         DatasetError: if the data set or the split is missing, or a row is malformed, names a file outside the data
             set's folder, or holds media that are not there.
     """
-    tables = _open(root)
-    cache = Path(media_cache) if media_cache is not None else cache_folder("media")
-    paths = _TablePaths(_folder_of(root), cache)
-    rows = _rows(tables, columns or {}, paths)
-    _check_ids(rows)
+    rows, paths = read_table_rows(root, columns=columns, media_cache=media_cache)
     source = Path(os.fspath(root))
     build = ClipBuilder(paths, fps=fps, num_frames=num_frames, mask_cache=mask_cache, frame_cache=frame_cache)
     chosen = rows_of_split(rows, split, path=source)
@@ -95,6 +91,35 @@ def load_table(
 
     samples = collect_samples(chosen, make, split=split, on_missing=on_missing)
     return add_chains(samples, chains, rows)
+
+
+def read_table_rows(
+    root: AnyPath,
+    *,
+    columns: Mapping[str, str] | None = None,
+    media_cache: AnyPath | None = None,
+    malformed: dict[int, str] | None = None,
+) -> tuple[list[ManifestRow], ClipPaths]:
+    """Check the rows of all splits, and unpack media that are not unpacked yet.
+
+    Args:
+        root: the data set, see `load_table`.
+        columns: the data set's own name of a column by the name here.
+        media_cache: folder of the unpacked media; None for the usual one.
+        malformed: dict that receives the problem of each malformed row by the row's number; with None the first such
+            row is an error.
+
+    Returns:
+        The rows, and what finds their files.
+
+    Raises:
+        DatasetError: if the data set cannot be opened, or has a malformed row or two rows of one id.
+    """
+    cache = Path(media_cache) if media_cache is not None else cache_folder("media")
+    paths = _TablePaths(_folder_of(root), cache)
+    rows = _rows(_open(root), columns or {}, paths, malformed)
+    _check_ids(rows, malformed)
+    return rows, paths
 
 
 def _with_clip_of_content(sample: AVSample, row: ManifestRow) -> AVSample:
@@ -252,19 +277,33 @@ class _TablePaths(ClipPaths):
         return name
 
 
-def _rows(tables: Mapping[str, Dataset], columns: Mapping[str, str], paths: _TablePaths) -> list[ManifestRow]:
+def _rows(
+    tables: Mapping[str, Dataset],
+    columns: Mapping[str, str],
+    paths: _TablePaths,
+    malformed: dict[int, str] | None,
+) -> list[ManifestRow]:
     """Check the rows of all splits, and unpack their media, unless an earlier run has listed them."""
     rows: list[ManifestRow] = []
+    start = 0
     for split, table in tables.items():
         identity = [table._fingerprint, sorted(columns.items()), split]
         listing = paths.cache / f"{fingerprint_values(identity)[:32]}.jsonl"
         records = _listed(listing, len(table), paths.cache)
         if records is None:
             logger.info("unpacking the media of %d rows (%s) into %s", len(table), split, paths.cache)
-            records = [_unpacked(record, split, row, columns, paths) for row, record in enumerate(_records(table))]
-            write_whole(listing, "".join(f"{json.dumps(record)}\n" for record in records))
-        start = len(rows)
+            records = []
+            for row, record in enumerate(_records(table)):
+                try:
+                    records.append(_unpacked(record, split, row, columns, paths))
+                except DatasetError as error:
+                    if malformed is None:
+                        raise
+                    malformed[start + row] = str(error)
+            if len(records) == len(table):
+                write_whole(listing, "".join(f"{json.dumps(record)}\n" for record in records))
         rows += [read_row(record, row=start + row, place=_place(split, row)) for row, record in enumerate(records)]
+        start += len(table)
     return rows
 
 
@@ -282,7 +321,7 @@ def _unpacked(
         for column in MEDIA:
             value = named.get(column)
             if isinstance(value, list):
-                named[column] = [paths.text_of(each, column) for each in value]
+                named[column] = [paths.text_of(each, column) for each in value] or None
             elif column in named:
                 named[column] = paths.text_of(value, column)
     except UnsafePathError as error:
@@ -313,9 +352,12 @@ def _texts_of(value: Any) -> list[str]:
     return [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
 
 
-def _check_ids(rows: Iterable[ManifestRow]) -> None:
+def _check_ids(rows: Iterable[ManifestRow], malformed: dict[int, str] | None) -> None:
     first: dict[str, ManifestRow] = {}
     for row in rows:
         other = first.setdefault(row.uid, row)
         if other is not row:
-            raise DatasetError(f"{row.origin}: the id {row.uid!r} is that of {other.origin}, too: give each its own")
+            problem = f"{row.origin}: the id {row.uid!r} is that of {other.origin}, too: give each its own"
+            if malformed is None:
+                raise DatasetError(problem)
+            malformed[row.row] = problem

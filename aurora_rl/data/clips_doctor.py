@@ -19,6 +19,8 @@ import numpy as np
 from tqdm import tqdm
 
 from aurora_rl.data.clip_files import ClipBuilder, ClipPaths
+from aurora_rl.data.clip_sources import is_table
+from aurora_rl.data.clip_tables import read_table_rows
 from aurora_rl.data.containers import FilePath, MediaError
 from aurora_rl.data.doctor import Problem, ProblemKind, SplitFacts
 from aurora_rl.data.files import DatasetError, MissingFilesError, UnsafePathError
@@ -92,7 +94,7 @@ def examine_clips(
     """Check a manifest, and every file that its rows need.
 
     Args:
-        root: the manifest, or a folder that holds one.
+        root: the manifest or a folder that holds one, or a data set of `datasets` (`clip_tables`).
         splits: splits whose files are checked; None for all. All rows of the manifest are checked.
         columns: the manifest's own name of a column by the name here.
         fps: frames a second that are sampled of a video, unless a row says otherwise.
@@ -103,15 +105,14 @@ def examine_clips(
         DatasetError: if the manifest cannot be read or lacks a split.
         ValueError: if a number is not positive.
     """
-    path = find_manifest(root)
     malformed: dict[int, str] = {}
-    rows = read_manifest(path, columns=columns, malformed=malformed)
+    path, rows, paths = _read(root, columns, malformed)
     unknown = [split for split in splits or () if split not in {row.split for row in rows}]
     if unknown:
         raise DatasetError(f"{path} has no split(s) {unknown}: expected some of {sorted({row.split for row in rows})}")
     chosen = [row for row in rows if splits is None or row.split in splits]
     clips = _group_by_media(chosen)
-    check = functools.partial(_check_clip, ClipBuilder(ClipPaths(path.parent), fps=fps, num_frames=num_frames))
+    check = functools.partial(_check_clip, ClipBuilder(paths, fps=fps, num_frames=num_frames))
     findings = [("malformed_rows", malformed[number]) for number in sorted(malformed)]
     findings += _check_all(clips, check, num_workers=num_workers)
     return ClipsReport(
@@ -122,6 +123,17 @@ def examine_clips(
         problems=_count(findings),
         clips_checked=len(clips),
     )
+
+
+def _read(
+    root: FilePath, columns: Mapping[str, str] | None, malformed: dict[int, str]
+) -> tuple[Path, list[ManifestRow], ClipPaths]:
+    """Return the manifest or data set, its rows, and what finds their files."""
+    if is_table(root):
+        rows, paths = read_table_rows(root, columns=columns, malformed=malformed)
+        return Path(root), [row for row in rows if row.row not in malformed], paths
+    path = find_manifest(root)
+    return path, read_manifest(path, columns=columns, malformed=malformed), ClipPaths(path.parent)
 
 
 def _group_by_media(rows: Iterable[ManifestRow]) -> list[list[ManifestRow]]:
@@ -231,7 +243,9 @@ def _count(findings: Iterable[_Finding]) -> tuple[Problem, ...]:
 
 
 def is_manifest(path: Path) -> bool:
-    """Tell whether a path is a manifest of own clips or a folder that holds one, not a table of Ref-AVSBench."""
+    """Tell whether a path is of own clips (a manifest or a folder with one, tables), not a table of Ref-AVSBench."""
+    if is_table(path):
+        return True
     try:
         found = find_manifest(path)
     except DatasetError:

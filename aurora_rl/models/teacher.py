@@ -88,5 +88,8 @@ def fingerprint_teacher(
     """Hash all that determines the features except the clips: weights, dtype, the prompt's options, and the task."""
     is_usual = task == ReferenceSegmentation.__name__
     answer = teacher_answer("{category}") if is_usual else task
-    parts = [fingerprint_checkpoint(name_or_path), dtype, dataclasses.astuple(options), answer]
+    prompt = dataclasses.astuple(options)
+    if not options.drop_sound:  # files of versions without this option, the last one, keep their names
+        prompt = prompt[:-1]
+    parts = [fingerprint_checkpoint(name_or_path), dtype, prompt, answer]
     return fingerprint_values(parts)

@@ -21,7 +21,7 @@ from trl.trainer.utils import ensure_master_addr_port
 
 from aurora_rl.models.end_of_turn import end_token_ids
 from aurora_rl.models.loading import LoadedModel
-from aurora_rl.models.mllm import EncodedPrompt, EnginePrompt
+from aurora_rl.models.mllm import EncodedPrompt, EnginePrompt, MLLMFamily
 from aurora_rl.rollout.base import Rollouts
 from aurora_rl.rollout.export import export_for_vllm
 from aurora_rl.rollout.plugin import register_with
@@ -41,7 +41,7 @@ class AuroraVLLMGeneration(VLLMGeneration):
         **kwargs: arguments of TRL's `VLLMGeneration`.
 
     Raises:
-        ValueError: if an adapter cannot be merged for vLLM.
+        ValueError: if an adapter cannot be merged for vLLM, or vLLM does not compute what the family's model computes.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class AuroraVLLMGeneration(VLLMGeneration):
         self._towers_are_stale = True
         self._metadata: dict[bool, list[tuple[str, str, list[int]]]] = {}
         check_adapters(loaded.model)
+        check_family(loaded.family)
         super().__init__(model=loaded.model, **kwargs)
 
     @property
@@ -331,6 +332,16 @@ class AuroraVLLMGeneration(VLLMGeneration):
 def _exhaust(iterator: Iterator[Any]) -> None:
     for _ in iterator:
         pass
+
+
+def check_family(family: MLLMFamily) -> None:
+    """Refuse a family for which vLLM computes other log-probabilities, before an engine is started.
+
+    Raises:
+        ValueError: telling what is known.
+    """
+    if family.engine_refusal is not None:
+        raise ValueError(f"{family.engine_refusal}: set use_vllm to false, the policy then samples by itself")
 
 
 def check_prompt_ids(expected: Sequence[int], seen: Sequence[int], tokenizer: Any) -> None:

@@ -16,7 +16,6 @@ from aurora_rl.footprint import check_footprint
 from aurora_rl.logs import log_launch, setup_logging
 from aurora_rl.report.run_samples import add_samples
 from aurora_rl.rewards import load_reward_func
-from aurora_rl.scripts.dry_run import try_grpo
 from aurora_rl.tasks.base import load_task
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
@@ -72,4 +71,9 @@ def run() -> None:
     """Read the command line and run the script."""
     kinds = (ModelArguments, DataArguments, RewardArguments, AuroraGRPOConfig, DryRunArguments)
     *arguments, dry = RecipeParser(kinds, description=__doc__).parse_args_and_config()
-    (try_grpo if dry.dry_run else main)(*arguments)
+    if dry.dry_run:
+        from aurora_rl.scripts.dry_run import try_grpo  # here, because a run does not need it
+
+        try_grpo(*arguments)
+    else:
+        main(*arguments)

@@ -25,7 +25,6 @@ from aurora_rl.logs import log_launch, setup_logging
 from aurora_rl.models.collate import SFTCollator
 from aurora_rl.models.teacher import Teacher
 from aurora_rl.report.run_samples import add_samples
-from aurora_rl.scripts.dry_run import try_sft
 from aurora_rl.tasks.base import load_task
 from aurora_rl.trainers.resumable import alone_in_output
 from aurora_rl.trainers.sft import AuroraSFTTrainer
@@ -103,4 +102,9 @@ def run() -> None:
     """Read the command line and run the script."""
     kinds = (ModelArguments, DataArguments, TargetArguments, AuroraSFTConfig, DryRunArguments)
     *arguments, dry = RecipeParser(kinds, description=__doc__).parse_args_and_config()
-    (try_sft if dry.dry_run else main)(*arguments)
+    if dry.dry_run:
+        from aurora_rl.scripts.dry_run import try_sft  # here, because a run does not need it
+
+        try_sft(*arguments)
+    else:
+        main(*arguments)

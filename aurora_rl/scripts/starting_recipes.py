@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from aurora_rl.assembly.arguments import ModelArguments
+from aurora_rl.assembly.trackers import default_tracker
 from aurora_rl.data.media import read_clip_size
 from aurora_rl.files.packaged import find_launch
 from aurora_rl.footprint import Launch, complaint
@@ -293,7 +294,7 @@ def _training_lines(choices: _Choices, kind: str, *, steps: int) -> Iterator[Lin
     yield "save_steps", interval, ""
     yield "save_total_limit", 2, ""
     yield "logging_steps", 1 if kind == "grpo" or steps < 100 else 10, ""
-    yield "report_to", "none", "or tensorboard, wandb, trackio"
+    yield "report_to", default_tracker(), "trackio (a page of this machine), tensorboard, wandb or none"
 
 
 def _sft_lines(choices: _Choices) -> list[Line]:

@@ -74,6 +74,7 @@ def test_tables_and_questions_come_back_too(tiny_benchmark: Path, tmp_path: Path
     tables = convert(tmp_path, "ref_avs", tiny_benchmark, "--fps", "2", "--split", "val", "--license", "mit", to="hf")
     read = DataArguments(data_root=str(tables), benchmark="hf_dataset", media_cache=str(tmp_path / "media"))
     assert_same_clips(load_split(dataclasses.replace(args, benchmark="ref_avs"), "val"), load_split(read, "val"))
+    assert_same_clips(load_split(read, "val"), clips(tables, "val"))  # they are own clips as well
     card = (tables / "README.md").read_text()
     assert "license: mit" in card and "benchmark `ref_avs`" in card
 

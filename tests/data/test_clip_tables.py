@@ -14,6 +14,7 @@ from PIL import Image
 
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import find_train_categories, list_test_splits, load_split
+from aurora_rl.cli import main
 from aurora_rl.data import clip_tables
 from aurora_rl.data.clip_sources import is_hub_name, is_table
 from aurora_rl.data.files import DatasetError
@@ -187,3 +188,23 @@ def test_a_manifest_stays_one_and_a_misspelt_folder_is_no_name_of_the_hub(
     assert not is_table(tmp_path)
     datasets.Dataset.from_dict({"video": ["a.mp4"], "reference": ["it"]}).to_parquet(tmp_path / "data" / "rows.parquet")
     assert not is_table(tmp_path / "data") and not is_table(tmp_path / "data" / "rows.parquet")
+
+
+def test_doctor_reads_tables_and_names_each_kind_of_damage(columns: dict, tmp_path: Path, capsys: Any) -> None:
+    root = save("repository of the hub", columns, tmp_path / "saved")
+    assert main(["doctor", str(root), "--num_frames", "any", "--fps", "4"]) == 0
+    content = Path(columns["frames"][0][0]).read_bytes()
+    broken = {
+        "frames": [content, content[:40], None, content],
+        "reference": ["it", "it", "it", None],
+        "masks": ["empty"] * 4,
+        "id": ["a", "b", "c", "a"],
+    }
+    datasets.Dataset.from_dict(broken).to_parquet(tmp_path / "broken.parquet")
+    capsys.readouterr()
+    assert main(["doctor", str(tmp_path / "broken.parquet"), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert {problem["kind"]: problem["count"] for problem in report["problems"]} == {
+        "malformed_rows": 2,
+        "unreadable_pictures": 1,
+    }

@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / f"{name}.json").write_text(json.dumps(coco(masks, categories=("box",))))
         truth = {"masks": "empty", "category": ""} if name == "null" else {"masks": f"{name}.json", "category": "box"}
         split = "val" if name == "held out" else "train"
-        rows.append({"id": name, "video": f"{name}.mp4", "caption": f"the box of {name}", **truth, "split": split})
+        rows.append({"id": name, "video": f"{name}.mp4", "reference": f"the box of {name}", **truth, "split": split})
     with (folder / "clips.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -141,11 +141,15 @@ def test_commands_are_those_of_the_install(run: Run, site: Path) -> None:
     assert run("recipes", "show", "synthetic/grpo") == (ROOT / "recipes" / "synthetic" / "grpo.yaml").read_text()
 
 
+def test_doctor_finds_the_clips_whole(run: Run) -> None:
+    assert "6" in run("doctor", "clips.csv")
+
+
 def test_init_reads_the_manifest_and_never_replaces_a_recipe(
     run: Run, recipes: dict[str, dict], tiny_checkpoint: str
 ) -> None:
     sft = recipes["sft"]
-    assert (sft["benchmark"], sft["data_root"], sft["columns"]) == ("clips", "clips.csv", {"reference": "caption"})
+    assert (sft["benchmark"], sft["data_root"]) == ("clips", "clips.csv") and "columns" not in sft
     assert (sft["train_split"], sft["eval_split"], sft["target"], sft["use_cpu"]) == ("train", "val", "answer", True)
     assert recipes["grpo"]["model"] == sft["output_dir"] and recipes["evaluate"]["split"] == ["val"]
     said = run("init", "--data", "clips.csv", "--model", tiny_checkpoint, code=2)

@@ -168,7 +168,7 @@ CASES = {
     ),
     "recipe: unknown option": ([*GRPO, "--betta", "1"], "unrecognized arguments: --betta 1, did you mean '--beta'?"),
     "recipe: missing config": (["recipes/sft.py", "--config", "sfd.yaml"], "did you mean 'sft.yaml'?"),
-    "recipe: missing option": (["recipes/init_tiny.py"], "arguments are required: --data_root"),
+    "recipe: missing option": (["recipes/init_tiny.py", "--output_dir", "new"], "are required: --data_root"),
     "recipe: missing model": ([*SFT, "--model", "models/gud"], "--model models/gud does not exist: models holds"),
     "recipe: missing data": ([*SFT, "--data_root", "dta"], "--data_root dta does not exist: this folder holds data/"),
     "recipe: missing data in the config": (

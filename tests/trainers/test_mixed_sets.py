@@ -19,7 +19,8 @@ from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.mixing import MixedSet
 from aurora_rl.data.sample import AVSample
 from aurora_rl.models.collate import SFTCollator
-from aurora_rl.models.loading import LoadedModel
+from aurora_rl.models.heads.segmenters.sam import SamSegmenter
+from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.sft import AuroraSFTTrainer
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
@@ -170,3 +171,26 @@ def test_sets_by_kind_of_media_are_told(two: DataArguments, train_samples: list[
         MixedSet("avs", 2, 0.75),
         MixedSet("qa", 3, 0.25, has_frames=False),
     ]
+
+
+def test_a_sam_decoder_reads_cached_frames_beside_rows_without_masks(
+    two: DataArguments, omni_checkpoint: str, sam_checkpoint: str, tmp_path: Path
+) -> None:
+    loaded = load_model(omni_checkpoint, segmenter=SamSegmenter.from_checkpoint(sam_checkpoint).config)
+    two.embedding_cache = str(tmp_path / "cache")
+    rows, _ = load_training_splits(two)
+    chosen = [next(row for row in rows if row.dataset == "avs" and row.chain), rows[-1]]
+    encode = assemble_encoder(two, loaded, chosen)
+    collate = SFTCollator(encode, encode.answer_token_id, assemble_targets(TargetArguments(), data_sets(two)))
+    trainer = AuroraSFTTrainer(
+        model=loaded.model,
+        args=AuroraSFTConfig(output_dir=str(tmp_path), ce_weight=0.0, **COMMON),
+        data_collator=collate,
+        train_dataset=to_dataset(chosen, encode.text_prompt),
+        processing_class=loaded.processor,
+        sets=mixed_sets(data_sets(two), chosen),
+    )
+    trainer.model.eval()
+    row = list(trainer.train_dataset)
+    losses = [trainer.compute_loss(trainer.model, collate(of)).item() for of in (row[:1], row, row[1:])]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5) and losses[0] > 0 == losses[2]

@@ -4,6 +4,7 @@ from aurora_rl.models.mllm.base import EncodedPrompt, EnginePrompt, MLLMFamily
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 from aurora_rl.models.mllm.qwen2_5_vl import Qwen2_5VLFamily
 from aurora_rl.models.mllm.qwen3_5 import Qwen3_5Family
+from aurora_rl.models.mllm.qwen3_omni import Qwen3OmniFamily
 from aurora_rl.models.mllm.qwen3_vl import Qwen3VLFamily
 from aurora_rl.models.mllm.qwen3_vl_moe import Qwen3VLMoeFamily
 from aurora_rl.models.mllm.sizes import ClipPass, ClipSize, TowerPass
@@ -15,6 +16,7 @@ FAMILIES: tuple[type[MLLMFamily], ...] = (
     Qwen3VLFamily,
     Qwen3VLMoeFamily,
     Qwen3_5Family,
+    Qwen3OmniFamily,
 )
 MLLM_FAMILIES = {model_type: family for family in FAMILIES for model_type in family.model_types}
 

@@ -45,6 +45,8 @@ class MLLMFamily(Senses, abc.ABC):
     #: Where that class is, as 'package.module:Name' or 'path/to/file.py:Name'; None for a class of vLLM itself.
     engine_class: ClassVar[str | None] = None
 
+    #: Why rollouts by vLLM are refused for the family; None where they equal those of transformers.
+    engine_refusal: ClassVar[str | None] = None
     #: Largest number of a prompt's pictures, videos and sounds inside vLLM; a family without ears has no audio.
     media_limits: ClassVar[Mapping[str, int]] = {"image": 0, "video": 1, "audio": 1}
 

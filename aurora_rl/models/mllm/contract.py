@@ -243,7 +243,7 @@ def check_media_reach(subject: Subject) -> str:
     _require(bool(changes), "no feature of a clip is large enough to hold media: check `encode`")
     for name, change in changes.items():
         _require(change > TOLERANCE, f"other {name} change the answer by {change:.1e} only")
-    return ", ".join(f"{name} by {change:.2f}" for name, change in changes.items())
+    return ", ".join(f"{name} by {change:.1e}" for name, change in changes.items())
 
 
 def check_padded(subject: Subject) -> str:

@@ -20,6 +20,8 @@ from aurora_rl.models.loading import load_model
 from aurora_rl.models.mllm import FAMILIES, MLLMFamily
 from aurora_rl.models.mllm.base import OWN_FIELDS
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
+from aurora_rl.models.mllm.qwen3_omni import Qwen3OmniFamily
+from aurora_rl.rollout.engine import check_family
 from aurora_rl.rollout.export import export_checkpoint
 from aurora_rl.scripts import grpo, sft
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
@@ -66,7 +68,8 @@ def test_it_trains_by_both_recipes_loads_and_is_exported(
     assert hears_nothing is not family.hears
     engine = export_checkpoint(grpo_dir, tmp_path / "engine")
     fields = json.loads((engine / "config.json").read_text())
-    assert fields["architectures"] == [family.engine_architecture] and not set(fields) & set(OWN_FIELDS)
+    assert fields["architectures"] == [family.engine_architecture]
+    assert not set(fields.get(family.config_part, fields)) & set(OWN_FIELDS)
 
 
 def test_what_is_saved_loads_with_the_same_weights(family: MLLMFamily, checkpoint: str) -> None:
@@ -82,10 +85,19 @@ def test_it_has_less_code_than_a_regular_family_may(family: MLLMFamily) -> None:
     assert len([line for line in code if line.strip() and not line.strip().startswith("#")]) <= 60
 
 
+def test_vllm_is_refused_where_it_computes_something_else() -> None:
+    check_family(Qwen2_5OmniFamily())
+    with pytest.raises(ValueError, match=r"other log-probabilities .* set use_vllm to false"):
+        check_family(Qwen3OmniFamily())
+
+
 def test_sound_is_an_error_for_a_family_without_ears(
     family: MLLMFamily, checkpoint: str, data_args: DataArguments, train_samples: list[AVSample]
 ) -> None:
     loaded = load_model(checkpoint)
+    if family.hears:
+        assert "audio" in assemble_encoder(data_args, loaded, train_samples)(train_samples[0]).prompt.engine.media
+        return
     with pytest.raises(MediaError, match=r"has sound, but \w+Family has no ears: set `drop_sound: true`"):
         assemble_encoder(data_args, loaded, train_samples)
     deaf = dataclasses.replace(data_args, drop_sound=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from aurora_rl.models.mllm.base import MLLMFamily, engine_fields
 
@@ -33,7 +33,7 @@ class Qwen2_5OmniFamily(MLLMFamily):
     position_axes = 3
     engine_prefix = "thinker."
     engine_architecture = "AuroraQwen2_5OmniForConditionalGeneration"
-    engine_class = f"{__name__}.engine:AuroraQwen2_5OmniForConditionalGeneration"
+    engine_class: ClassVar[str | None] = f"{__name__}.engine:AuroraQwen2_5OmniForConditionalGeneration"
 
     @property
     def model_class(self) -> type[PreTrainedModel]:

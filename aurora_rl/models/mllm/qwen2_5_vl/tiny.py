@@ -98,6 +98,14 @@ QWEN2_5_VL = TinyParts(
 )
 
 
+def vl_sizes(sizes: Mapping[str, Any] | None) -> TinyVLConfig:
+    """Return the sizes of a tiny model; a ValueError names one that there is not."""
+    names = [field.name for field in dataclasses.fields(TinyVLConfig)]
+    if unknown := sorted(set(sizes or {}) - set(names)):
+        raise ValueError(f"a tiny model has no size {unknown[0]!r}: choose from {', '.join(names)}")
+    return TinyVLConfig(**(sizes or {}))
+
+
 def build_tiny(
     family: Qwen2_5VLFamily,
     texts: Iterable[str],
@@ -107,10 +115,7 @@ def build_tiny(
     sizes: Mapping[str, Any] | None,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Make a random model and its processor; see `MLLMFamily.build_tiny`."""
-    names = [field.name for field in dataclasses.fields(TinyVLConfig)]
-    if unknown := sorted(set(sizes or {}) - set(names)):
-        raise ValueError(f"a tiny model has no size {unknown[0]!r}: choose from {', '.join(names)}")
-    size, parts = TinyVLConfig(**(sizes or {})), family.tiny_parts()
+    size, parts = vl_sizes(sizes), family.tiny_parts()
     processor = _processor(parts, texts, size)
     tokenizer = processor.tokenizer
     config = _config(parts, tokenizer, size)
@@ -158,7 +163,7 @@ def _config(parts: TinyParts, tokenizer: Any, size: TinyVLConfig) -> PretrainedC
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": size.rope_theta,
-            "mrope_section": _mrope_section(size.hidden_size // size.num_heads),
+            "mrope_section": mrope_section(size.hidden_size // size.num_heads),
             **parts.rope,
         },
         "tie_word_embeddings": False,
@@ -184,7 +189,7 @@ def _config(parts: TinyParts, tokenizer: Any, size: TinyVLConfig) -> PretrainedC
     return parts.config_class(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
 
 
-def _mrope_section(head_dim: int) -> list[int]:
+def mrope_section(head_dim: int) -> list[int]:
     """Return how many of a head's frequencies turn by time, height and width."""
     spatial = head_dim // 8
     return [head_dim // 2 - 2 * spatial, spatial, spatial]

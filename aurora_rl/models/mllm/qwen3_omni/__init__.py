@@ -1,0 +1,68 @@
+"""Qwen3-Omni: the thinker, whose layers choose among experts; it reads frames, sound and text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from aurora_rl.models.mllm.base import EncodedPrompt, engine_fields
+from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
+
+
+class Qwen3OmniFamily(Qwen2_5OmniFamily):
+    """Qwen3-Omni reads frames and sound as Qwen2.5-Omni does; its sounds are whole numbers of spectrogram columns."""
+
+    model_types = ("qwen3_omni_moe", "qwen3_omni_moe_thinker")
+    engine_architecture = "Qwen3OmniMoeForConditionalGeneration"
+    engine_class = None
+    engine_refusal = (
+        "vLLM 0.31 on a CPU computes other log-probabilities than transformers for Qwen3-Omni's frames, by 0.13 to "
+        "0.34, and after weights are sent"
+    )
+
+    @property
+    def model_class(self) -> type[PreTrainedModel]:
+        from aurora_rl.models.mllm.qwen3_omni.model import AuroraQwen3Omni
+
+        return AuroraQwen3Omni
+
+    def engine_config(self, config: PretrainedConfig) -> PretrainedConfig:
+        from transformers import Qwen3OmniMoeConfig
+
+        full = Qwen3OmniMoeConfig(thinker_config=engine_fields(config), enable_audio_output=False)
+        full.architectures = [self.engine_architecture]
+        return full
+
+    def processor_options(self, processor: ProcessorMixin, **given: Any) -> dict[str, Any]:
+        # The only sound of a call needs no padding, and none is cut to 300 s.
+        return {**super().processor_options(processor, **given), "audio_kwargs": {"padding": True, "truncation": False}}
+
+    def encode(
+        self,
+        processor: ProcessorMixin,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        waveform: np.ndarray | None,
+        **options: Any,
+    ) -> EncodedPrompt:
+        if waveform is not None and len(waveform) >= self.shortest_sound(processor):
+            # vLLM counts a column that has begun, transformers does not.
+            missing = -len(waveform) % processor.feature_extractor.hop_length
+            waveform = pad_end(waveform, missing)
+        return super().encode(processor, messages, waveform=waveform, **options)
+
+    def build_tiny(self, texts: Iterable[str], **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
+        from aurora_rl.models.mllm.qwen3_omni.tiny import build_tiny
+
+        return build_tiny(self, texts, **options)
+
+
+def pad_end(waveform: np.ndarray, missing: int) -> np.ndarray:
+    """Append zeros to a sound (N,)."""
+    import numpy as np
+
+    return np.pad(waveform, (0, missing))

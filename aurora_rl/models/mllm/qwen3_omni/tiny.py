@@ -1,0 +1,137 @@
+"""A Qwen3-Omni of a few hundred thousand random weights, with the real processor classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3OmniMoeProcessor,
+    WhisperFeatureExtractor,
+)
+from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeThinkerConfig
+
+from aurora_rl.models.head_tokens import ensure_head_token, suppress_tokens
+from aurora_rl.models.heads import head_class
+from aurora_rl.models.mllm.qwen2_5_vl.tiny import MEDIA_TOKEN_FIELDS, MEDIA_TOKENS, mrope_section, vl_sizes
+from aurora_rl.models.mllm.qwen3_vl_moe.tiny import EXPERTS
+from aurora_rl.models.mllm.tiny_tokenizer import chat_template, train_tokenizer
+
+if TYPE_CHECKING:
+    from aurora_rl.models.mllm.qwen2_5_vl.tiny import TinyVLConfig
+    from aurora_rl.models.mllm.qwen3_omni import Qwen3OmniFamily
+
+SOUND_TOKENS = {
+    "audio_token": "<|audio_pad|>",
+    "audio_bos_token": "<|audio_start|>",
+    "audio_eos_token": "<|audio_end|>",
+}
+SOUND_TOKEN_FIELDS = {
+    "audio_token_id": "<|audio_pad|>",
+    "audio_start_token_id": "<|audio_start|>",
+    "audio_end_token_id": "<|audio_end|>",
+}
+NUM_MEL_BINS = 32
+
+
+def build_tiny(
+    family: Qwen3OmniFamily,
+    texts: Iterable[str],
+    *,
+    segmenter: dict[str, Any] | None = None,
+    heads: dict[str, dict[str, Any]] | None = None,
+    sizes: Mapping[str, Any] | None = None,
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Make a random model and its processor; see `MLLMFamily.build_tiny`."""
+    size = vl_sizes(sizes)
+    processor = _processor(texts, size)
+    tokenizer = processor.tokenizer
+    config: Any = _config(tokenizer, size)
+    if segmenter is not None:
+        config.segmenter = segmenter
+    if heads is not None:
+        config.heads = heads
+    torch.manual_seed(size.seed)
+    model: Any = family.model_class(config)
+    for name in model.heads:
+        ensure_head_token(tokenizer, config.text_config.vocab_size, head_class(name).token)
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    suppress_tokens(model.lm_head, family.suppressed_token_ids(processor, config))
+    return model, processor
+
+
+def _processor(texts: Iterable[str], size: TinyVLConfig) -> ProcessorMixin:
+    area = (2 * size.patch_size) ** 2
+    vision = {"patch_size": size.patch_size, "size": {"shortest_edge": area, "longest_edge": 768 * area}}
+    tokens = MEDIA_TOKENS | SOUND_TOKENS
+    return Qwen3OmniMoeProcessor(
+        Qwen2VLImageProcessor(**vision),
+        Qwen2VLVideoProcessor(**vision),
+        WhisperFeatureExtractor(feature_size=NUM_MEL_BINS, hop_length=160, chunk_length=30, return_attention_mask=True),
+        train_tokenizer(texts, tokens, max_vocab_size=size.max_vocab_size),
+        chat_template=chat_template(tokens),
+    )
+
+
+def _config(tokenizer: Any, size: TinyVLConfig) -> PretrainedConfig:
+    init = {"initializer_range": size.initializer_range}
+    head_dim = size.hidden_size // size.num_heads
+    text = {
+        "vocab_size": (len(tokenizer) + 63) // 64 * 64,
+        "hidden_size": size.hidden_size,
+        "intermediate_size": 3 * size.hidden_size // 2,
+        "num_hidden_layers": size.num_layers,
+        "num_attention_heads": size.num_heads,
+        "num_key_value_heads": max(1, size.num_heads // 2),
+        "head_dim": head_dim,
+        "max_position_embeddings": 32768,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": size.rope_theta,
+            "mrope_section": mrope_section(head_dim),
+            "mrope_interleaved": True,
+        },
+        "tie_word_embeddings": False,  # the hub's config has it, the class of transformers does not declare it
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        **EXPERTS,
+        **init,
+    }
+    vision = {
+        "depth": size.tower_layers,
+        "hidden_size": size.tower_size,
+        "intermediate_size": 2 * size.tower_size,
+        "num_heads": 2,
+        "patch_size": size.patch_size,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": size.hidden_size,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1],
+        **init,
+    }
+    audio = {
+        "num_mel_bins": NUM_MEL_BINS,
+        "encoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 48,
+        "d_model": 32,
+        "output_dim": size.hidden_size,
+        "n_window": 50,
+        "n_window_infer": 400,
+        "conv_chunksize": 500,
+        "downsample_hidden_size": 8,
+        **init,
+    }
+    fields = MEDIA_TOKEN_FIELDS | SOUND_TOKEN_FIELDS | {"user_token_id": "user"}
+    ids = {field: tokenizer.convert_tokens_to_ids(token) for field, token in fields.items()}
+    return Qwen3OmniMoeThinkerConfig(
+        text_config=text, vision_config=vision, audio_config=audio, position_id_per_seconds=13, **ids
+    )
