@@ -287,7 +287,7 @@ def score_row(job: Job) -> MaskScore:
         num_frames = num_frames_of(sample) or len(gt_masks)
         if len(masks.mask_probs) != num_frames:
             raise PredictionError(
-                f"the prediction has {len(masks.mask_probs)} frames, the clip {num_frames}: predict each; of videos, "
+                f"the prediction has {len(masks.mask_probs)} frames, the clip {num_frames}: predict each; for videos, "
                 "--fps and --num_frames say which frames those are"
             )
         probs, logits = (annotated_part(part, sample) for part in (masks.mask_probs, masks.mask_logits))
