@@ -287,8 +287,8 @@ def score_row(job: Job) -> MaskScore:
         num_frames = num_frames_of(sample) or len(gt_masks)
         if len(masks.mask_probs) != num_frames:
             raise PredictionError(
-                f"the prediction has {len(masks.mask_probs)} frames, the clip {num_frames}: predict each; of videos, --fps "
-                "and --num_frames say which frames those are"
+                f"the prediction has {len(masks.mask_probs)} frames, the clip {num_frames}: predict each; for videos, "
+                "--fps and --num_frames say which frames those are"
             )
         probs, logits = (annotated_part(part, sample) for part in (masks.mask_probs, masks.mask_logits))
         return score_masks(probs, gt_masks, preset=job.preset, mask_logits=logits)

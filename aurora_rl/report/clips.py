@@ -275,6 +275,8 @@ def contact_sheet(sample: AVSample, clip: AVClip, result: RowResult) -> Image.Im
     if not shown:
         return None
     strip = _frame_strip(clip.frames[shown])
+    factor = min(_MAX_MASK_SCALE, max(1, _FRAME_HEIGHT // strip.height))
+    strip = strip.resize((strip.width * factor, strip.height * factor), Image.Resampling.NEAREST)
     strips = [strip]
     if gt_masks is not None:
         predicted = decode_masks(result.completion.pred_masks)[shown]

@@ -17,7 +17,7 @@ from aurora_rl.data.ref_avs import load_ref_avs
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.evaluation.records import RowResult
 from aurora_rl.evaluation.scoring import score_answer
-from aurora_rl.report.clips import chain_lines, choose_rows, mask_overlay, render_clip, waveform_path
+from aurora_rl.report.clips import chain_lines, choose_rows, contact_sheet, mask_overlay, render_clip, waveform_path
 from aurora_rl.tasks.reference_segmentation import chain_file
 
 HIT, EXTRA, MISSED = (20, 200, 170), (255, 128, 0), (215, 70, 239)
@@ -142,3 +142,16 @@ def test_unreadable_media_are_an_error_not_a_blank_picture(sample: AVSample):
     broken = dataclasses.replace(sample, audio_path="/nowhere/audio.wav")
     with pytest.raises(MediaError, match="/nowhere/audio.wav"):
         render_clip(broken, {"GRPO": answered(sample)}, reason="best")
+
+
+def test_a_contact_sheet_has_frames_truth_and_prediction_below_one_another(sample: AVSample):
+    clip = load_clip(sample)
+    sheet = contact_sheet(sample, clip, answered(sample, quality=0.0))
+    height, width = 128, 4 * 128 + 3 * 2 * round(64 / 40)  # frames of 64 pixels, twice as large
+    assert sheet.mode == "RGB" and sheet.size[0] == width and sheet.size[1] == pytest.approx(3 * height, abs=10)
+    pixels, truth = np.asarray(sheet), clip.gt_masks[0].repeat(2, 0).repeat(2, 1)
+    frame, marked, missed = (pixels[top : top + height, :height] for top in (0, height + 3, 2 * (height + 3)))
+    np.testing.assert_array_equal(frame, clip.frames[0].repeat(2, 0).repeat(2, 1))
+    assert (marked[truth] == HIT).all(axis=-1).any() and (missed[truth] == MISSED).all(axis=-1).any()
+    silent = dataclasses.replace(clip, frames=np.zeros((0, 0, 0, 3), dtype=np.uint8), gt_masks=None)
+    assert contact_sheet(sample, silent, dataclasses.replace(answered(sample), J=None)) is None

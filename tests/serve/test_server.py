@@ -135,6 +135,11 @@ def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # What comes out
 
 
+def test_the_page_says_which_model_it_runs(server):
+    components = server.http.get("/config").json()["components"]
+    assert any("<p>Model: shown" in str(component["props"].get("value")) for component in components)
+
+
 def test_uploads_and_answers_are_served_and_lie_in_the_folder(server, clip):
     [path] = server.upload(clip.read_bytes()).json()
     assert Path(path).is_relative_to(server.folder)
