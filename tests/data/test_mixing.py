@@ -4,12 +4,13 @@ from collections import Counter
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aurora_rl.data.mixing import Mix, MixedSet, apportion, interleave
 
 
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6))
 def test_at_any_point_each_index_has_its_share_but_for_less_than_one(counts: list[int]) -> None:
     given_so_far = [0] * len(counts)
