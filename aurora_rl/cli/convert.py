@@ -49,9 +49,11 @@ def register(commands: Commands) -> None:
     parser.add_argument(
         "--mask_cache", type=Path, metavar="DIR", help="folder for masks that are no files of their own"
     )
-    parser.add_argument("--frames", type=Path, metavar="DIR", help="with coco: folder of the pictures or videos")
-    parser.add_argument("--sentences", type=Path, metavar="FILE", help="with davis: sentences about the objects")
-    parser.add_argument("--links", action="store_true", help="with manifest: hard links instead of copies")
+    parser.add_argument("--frames", type=Path, metavar="DIR", help="folder of the pictures or videos, with coco")
+    parser.add_argument(
+        "--sentences", type=Path, metavar="FILE", help="file of sentences on the objects, with davis"
+    )
+    parser.add_argument("--links", action="store_true", help="make hard links instead of copies, with manifest")
     hub = parser.add_argument_group("with --to hf, for the card")
     hub.add_argument("--title", help="title of the data set")
     hub.add_argument("--source", help="address that the data set comes from")

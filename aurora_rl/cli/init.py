@@ -10,17 +10,18 @@ from aurora_rl.cli.arguments import Commands
 from aurora_rl.cli.checks import check_positive
 from aurora_rl.cli.console import CLEAN, PROBLEMS, refuse
 from aurora_rl.files.existing import check_existing, check_new_file
+from aurora_rl.models.mllm import FAMILIES
 
-DESCRIPTION = """Write commented recipes for a manifest of your own clips: sft.yaml, grpo.yaml and evaluate.yaml.
+MODEL = FAMILIES[0].hub_model
+DESCRIPTION = f"""Write commented recipes for a manifest of your own clips: sft.yaml, grpo.yaml and evaluate.yaml.
 
   aurora-rl init --data clips.csv
-  aurora-rl init --data clips/ --model Qwen/Qwen2.5-Omni-3B --gpus 4 --gpu_memory_gb 40 --output_dir recipes
+  aurora-rl init --data clips/ --model {MODEL} --gpus 4 --gpu_memory_gb 40 --output_dir recipes
 
 The manifest is read with all files that it names. Batch sizes, LoRA and the launch config are those that fit by the
 estimate of `aurora-rl footprint` into the GPUs that are here, or into those that are named. A file that exists is not
 replaced. Exit code 0: written, 1: written, but the smallest choice does not fit into memory, 2: unusable manifest."""
 
-MODEL = "Qwen/Qwen2.5-Omni-7B"
 KINDS = ("sft", "grpo", "evaluate")
 
 

@@ -41,7 +41,9 @@ def add_launch_arguments(parser: argparse.ArgumentParser, *, default: str) -> No
         metavar="N",
         help="number of processes on all machines together (default: one for each visible GPU; with a file, its own)",
     )
-    group.add_argument("--num_machines", type=positive, metavar="N", help="number of machines")
+    group.add_argument(
+        "--num_machines", type=positive, metavar="N", help="number of machines that the processes run on"
+    )
     group.add_argument("--machine_rank", type=int, metavar="N", help="number of this machine, from 0")
     group.add_argument("--main_process_ip", metavar="IP", help="address of the machine with number 0")
     group.add_argument("--main_process_port", type=int, metavar="N", help="port at which the processes meet")

@@ -25,7 +25,9 @@ commands takes the same names. Exit code 0: done, 2: there is no such recipe, or
 def register(commands: Commands) -> None:
     """Add the sub-command."""
     parser = commands.add_parser("recipes", help="list, show or copy packaged recipes", description=DESCRIPTION)
-    actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
+    actions = parser.add_subparsers(
+        required=True, metavar="ACTION", dest="action", help="what is done with the recipes"
+    )
     actions.add_parser("list", help="list the names, each with what it is started by")
     show = actions.add_parser("show", help="print a recipe")
     copy = actions.add_parser("copy", help="copy a recipe to a file of your own")

@@ -183,6 +183,7 @@ class ClipBuilder:
                 answer=row.answer,
                 video_path=None if pictures.video is None else str(pictures.video),
                 frame_times=() if pictures.video is None else pictures.timeline.kept,
+                sampled_fps=None if pictures.rate == (row.fps or self.fps) else row.fps or self.fps,
                 frame_cache=None if pictures.video is None else self.frame_cache,
                 extra=row.extra,
             )

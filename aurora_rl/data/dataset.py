@@ -42,6 +42,7 @@ FEATURES = Features(
         "frame_paths": List(Value("string")),
         "video_path": Value("string"),
         "frame_times": List(Value("float64")),
+        "sampled_fps": Value("float64"),
         "frame_cache": Value("string"),
         "audio_path": Value("string"),
         "mask_paths": List(Value("string")),

@@ -48,6 +48,8 @@ class AVSample:
         video_path: video file whose frames are decoded when the clip is read; None where `frame_paths` hold them.
         frame_times: F times of the video's frames, in seconds after its first picture; empty for other clips.
         dataset: name of the row's data set in a run on several of them; empty in a run on one.
+        sampled_fps: rate in frames a second at which a clip's frames were taken, before evenly spaced ones of them were
+            kept, whose rate is `fps`; None where all were kept.
         frame_cache: folder that keeps the video's decoded frames; None to decode them whenever the clip is read.
         extra: further columns of the row as a JSON object, for reward functions; None where there are none.
     """
@@ -71,11 +73,13 @@ class AVSample:
     use_audio_in_video: bool = False
     choices: tuple[str, ...] | None = None
     answer: str | None = None
-    video_path: str | None = None
-    frame_times: tuple[float, ...] = ()
-    frame_cache: str | None = None
-    extra: str | None = None
-    dataset: str = dataclasses.field(default="", repr=False)  # resume files of earlier versions hold the repr
+    # Resume files of earlier versions hold the repr, and `media_id` and `fps` tell videos apart in it.
+    video_path: str | None = dataclasses.field(default=None, repr=False)
+    frame_times: tuple[float, ...] = dataclasses.field(default=(), repr=False)
+    sampled_fps: float | None = dataclasses.field(default=None, repr=False)
+    frame_cache: str | None = dataclasses.field(default=None, repr=False)
+    extra: str | None = dataclasses.field(default=None, repr=False)
+    dataset: str = dataclasses.field(default="", repr=False)
 
     @property
     def num_frames(self) -> int:

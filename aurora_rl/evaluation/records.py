@@ -313,7 +313,11 @@ def read_results(path: str | Path, *, malformed: list[str] | None = None) -> lis
     """
     file = results_file(path)
     if not file.exists():
-        raise ValueError(f"there is no {file}: give a folder that `aurora-rl evaluate` wrote, with its {RESULTS_FILE}")
+        of_sets = [each.parent.name for each in sorted(file.parent.glob(f"*/{RESULTS_FILE}"))]
+        one = f"; it holds the folders of several data sets, give one: {', '.join(of_sets)}" if of_sets else ""
+        raise ValueError(
+            f"there is no {file}: give a folder that `aurora-rl evaluate` wrote, with its {RESULTS_FILE}{one}"
+        )
     results: dict[str, RowResult] = {}
     for place, line in _lines(file):
         try:

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments, RewardArguments, TargetArguments
+from aurora_rl.assembly.data_sets import data_sets, main_set
 from aurora_rl.assembly.parser import RecipeParser
 from aurora_rl.evaluation.of_model import EvaluationArguments
 from aurora_rl.footprint.answering import estimate_answering
@@ -45,6 +46,8 @@ def estimate(args: argparse.Namespace) -> tuple[Footprint, Limits]:
     command = ["--config", args.config, *args.options, "--use_cpu", "true"]
     parser = RecipeParser(RECIPES[args.recipe], prog="aurora-rl footprint")
     model_args, data_args, *others = parser.parse_args_and_config(command)
+    if data_args.data is not None:
+        data_args = main_set(data_sets(data_args)).args
     launch = _launch(args)
     known = {"size": args.frame_size and tuple(args.frame_size), "count": args.clips}
     known = {name: value for name, value in known.items() if value is not None}

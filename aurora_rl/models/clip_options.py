@@ -39,7 +39,7 @@ class ClipOptions:
         cls, samples: Sequence[AVSample], prompt: PromptOptions, *, task: str = ReferenceSegmentation.__name__
     ) -> ClipOptions:
         """Derive the options of a training set; where clips differ in rate, the most common one counts."""
-        rates = collections.Counter(sample.fps for sample in samples)
+        rates = collections.Counter(sample.sampled_fps or sample.fps for sample in samples)
         interleaved = sum(sample.use_audio_in_video for sample in samples)
         return cls(
             prompt=prompt,

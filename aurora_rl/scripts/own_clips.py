@@ -9,6 +9,7 @@ from typing import Any
 
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import load_split
+from aurora_rl.data.files import DatasetError
 from aurora_rl.data.manifest import find_manifest, read_columns, read_splits
 from aurora_rl.data.media import read_clip_size
 from aurora_rl.data.sample import AVSample
@@ -87,7 +88,7 @@ def read_own_clips(data: str, columns: Mapping[str, str] | None = None) -> OwnCl
         columns: the manifest's own name of a column by the name here; those left out are guessed.
 
     Raises:
-        DatasetError: naming the row, if the manifest or a file cannot be used.
+        DatasetError: naming the row, if the manifest or a file cannot be used; or if no row can be trained on.
     """
     columns = {**guess_columns(read_columns(find_manifest(data)), columns or {}), **(columns or {})}
     names = sorted(read_splits(data, columns))
@@ -105,7 +106,13 @@ def read_own_clips(data: str, columns: Mapping[str, str] | None = None) -> OwnCl
     others = [name for name in names if name != train]
     eval_split = next((name for name in EVAL_SPLITS if name in others), None)
     tests = [name for name in others if name.startswith("test")] or [eval_split or train]
-    return OwnClips(keys, splits, train, eval_split, tests)
+    clips = OwnClips(keys, splits, train, eval_split, tests)
+    if not clips.train:
+        raise DatasetError(
+            f"no row of the split {train!r} has masks, so there is nothing to train on: add the column `masks`, or "
+            "predict masks by `aurora-rl segment`"
+        )
+    return clips
 
 
 def guess_columns(there: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:

@@ -152,8 +152,10 @@ def write_recipe(kind: str, data: str, clips: OwnClips, model: Model, machine: M
         memory = f"estimated at {peak:.1f} GB {'a GPU' if machine.num_gpus else 'for the process'}"
         if problem is None:
             break
-    words = ["aurora-rl", kind, "--config", config, "--launch", plan.launch]
-    if plan.launch not in ("cpu", "single_gpu"):
+    is_alone = plan.launch in ("cpu", "single_gpu")
+    words = ["aurora-rl", kind, "--config", config]
+    words += [] if kind == "evaluate" and is_alone else ["--launch", plan.launch]
+    if not is_alone:
         words += ["--num_processes", str(machine.num_gpus)]
     command = shlex.join(words)
     head = [f"# {command}", f"# For {machine}. Memory: {memory}. Time and score: not measured."]

@@ -22,6 +22,8 @@ from aurora_rl.data.media import load_clip, read_clip_size
 from aurora_rl.data.sample import AVSample
 from aurora_rl.data.video import frames_on_screen, open_video
 from aurora_rl.data.video_facts import read_video_facts
+from aurora_rl.models.clip_options import ClipOptions
+from aurora_rl.models.encoding import PromptOptions
 from tests.data.odd_files import grey, tone, write_film
 from tests.data.own_clips import HEIGHT, PICTURES, ROW, WIDTH, write_clips, write_manifest
 
@@ -156,6 +158,12 @@ def test_a_taken_name_is_told_and_reaches_no_reward(root: Path, caplog: pytest.L
     assert one(root, sample="x", options={"columns": {"my_sample": "sample"}}).extra_columns == {"my_sample": "x"}
 
 
+def test_what_earlier_versions_did_not_know_is_not_in_the_repr_that_resume_files_hold(root: Path) -> None:
+    write_manifest(root / "a.jsonl", [{**ROW, "weather": "rain"}])
+    assert "clips/a.mp4" in repr(load_clips(root, "train"))  # by its id
+    assert all(name not in repr(load_clips(root, "train")) for name in ("video_path", "frame_times", "extra"))
+
+
 def test_samples_survive_a_dataset_row(root: Path) -> None:
     rows = [{**ROW, "a": [1, 2]}, {**ROW, "b": {"c": None}}]
     write_manifest(root / "a.jsonl", rows)
@@ -256,6 +264,8 @@ def test_at_most_num_frames_are_evenly_spaced(root: Path) -> None:
     sample = one(root, fps=10, options={"num_frames": 4})
     assert sample.num_frames == 4 and levels(sample) == [0, 6, 13, 19]
     assert sample.fps == pytest.approx(3 / 1.9)
+    options = ClipOptions.of_samples([sample], PromptOptions())  # what new clips are sampled by
+    assert (options.fps, options.num_frames) == (10.0, 4)
     assert levels(one(root, fps=10, options={"num_frames": None})) == list(range(20))
     with pytest.raises(ValueError, match="num_frames is 0"):
         one(root, options={"num_frames": 0})

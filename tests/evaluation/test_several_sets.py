@@ -43,3 +43,5 @@ def test_each_set_is_scored_by_its_task_and_preset_in_a_folder_of_its_own(
     assert {row.preset for row in read_results(out / "avs")} == {"avsbench"}
     assert all(row.masks is None and row.answer for row in read_results(out / "questions"))
     assert not list(out.rglob("*.partial.*"))
+    with pytest.raises(ValueError, match="folders of several data sets, give one: avs, questions"):
+        read_results(out)

@@ -19,6 +19,7 @@ from aurora_rl.data.files import DatasetError
 from aurora_rl.data.media import read_clip_frames
 from aurora_rl.evaluation.of_model import EvaluationArguments, evaluate_model
 from aurora_rl.evaluation.records import read_results
+from aurora_rl.footprint.workload import Clips
 from aurora_rl.scripts import grpo, sft
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
@@ -104,6 +105,11 @@ def test_embeddings_and_teacher_features_are_those_of_a_video_at_its_times(own: 
         cache.ensure([sound, more], read_clip_frames)
     assert _row_digest(sound) != _row_digest(more) != _row_digest(silent)
     assert _row_digest(sound) != _row_digest(dataclasses.replace(sound, frame_times=(0.0, 0.5)))
+
+
+def test_the_footprint_knows_the_sizes_of_videos(own: Path) -> None:
+    clips = Clips.of(load_split(data_of(own, fps=5.0), "train"))
+    assert (clips.count, clips.frames, clips.size, clips.seconds) == (4, 10, (HEIGHT, WIDTH), 2.0)
 
 
 def test_sound_between_frames_and_silence_share_a_batch(own: Path, tiny_checkpoint: str, tmp_path: Path) -> None:

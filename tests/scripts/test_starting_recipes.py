@@ -51,7 +51,8 @@ def test_a_column_that_nobody_can_guess_is_told(folder) -> None:
     with pytest.raises(DatasetError, match="reference"):
         read(folder, {"video": "clips/a.mp4", "words": "the thing"})
     path = str(folder / "rows.jsonl")
-    assert read_own_clips(path, {"reference": "words"}).keys["columns"] == {"reference": "words"}
+    with pytest.raises(DatasetError, match="no row of the split 'train' has masks"):
+        read_own_clips(path, {"reference": "words"})
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,11 @@ def test_short_clips_are_sampled_more_densely_and_rows_without_masks_are_skipped
     unlabelled = {"video": "clips/silent.mp4", "reference": "it"}
     clips = read(folder, LABELLED, unlabelled)
     assert clips.keys["skip_unlabelled"] is True and len(clips.train) == 1 and len(clips.samples) == 2
+
+
+def test_a_manifest_without_masks_is_none_to_train_on(folder) -> None:
+    with pytest.raises(DatasetError, match="no row of the split 'train' has masks"):
+        read(folder, ROW, {**LABELLED, "split": "val"})
 
 
 @pytest.mark.parametrize(
@@ -117,4 +123,5 @@ def test_every_recipe_is_read_by_its_script(folder, tiny_checkpoint, tmp_path, k
     (tmp_path / "c.yaml").write_text(written.text)
     asked = read_asked(f"recipes/{kind}.py", ["--config", str(tmp_path / "c.yaml")])
     assert asked.get("data_root") == "a: #1/clips.csv" and asked.get("use_cpu") is True
-    assert written.text.splitlines()[0] == f"# aurora-rl {kind} --config {kind} --launch cpu"
+    launch = "" if kind == "evaluate" else " --launch cpu"
+    assert written.text.splitlines()[0] == f"# aurora-rl {kind} --config {kind}{launch}"

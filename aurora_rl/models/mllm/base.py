@@ -30,6 +30,8 @@ class MLLMFamily(Senses, abc.ABC):
 
     #: `model_type` of the configs that the family reads.
     model_types: ClassVar[tuple[str, ...]]
+    #: Name on the hub of a checkpoint to start from, where recipes name none.
+    hub_model: ClassVar[str | None] = None
     #: Dotted names of the sub-modules that stay frozen in fine-tuning (method: vision and audio towers).
     tower_names: ClassVar[tuple[str, ...]]
     #: Regular expression of the decoder's projections that LoRA adapts.

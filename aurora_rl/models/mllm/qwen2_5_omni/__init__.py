@@ -27,6 +27,7 @@ class Qwen2_5OmniFamily(MLLMFamily):
     """Qwen2.5-Omni reads the frames as a video and the sound as a separate audio part."""
 
     model_types = ("qwen2_5_omni", "qwen2_5_omni_thinker")
+    hub_model: ClassVar[str | None] = "Qwen/Qwen2.5-Omni-7B"
     tower_names = ("visual", "audio_tower")
     lora_target_modules = r"model\.layers\.\d+\.self_attn\.(q_proj|v_proj)"
     config_part = "thinker_config"

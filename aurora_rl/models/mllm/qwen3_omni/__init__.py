@@ -17,6 +17,7 @@ class Qwen3OmniFamily(Qwen2_5OmniFamily):
     """Qwen3-Omni reads frames and sound as Qwen2.5-Omni does; its sounds are whole numbers of spectrogram columns."""
 
     model_types = ("qwen3_omni_moe", "qwen3_omni_moe_thinker")
+    hub_model = None
     engine_architecture = "Qwen3OmniMoeForConditionalGeneration"
     engine_class = None
     engine_refusal = (
