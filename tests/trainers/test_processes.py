@@ -104,7 +104,6 @@ JOBS: Mapping[str, Mapping[str, list[str]]] = {
         "sft_lora_resumed": HALVES + LORA,
         "grpo_lora_resumed": HALVES + LORA,
         "sft_shown": HALVES + LORA + HALF_PRECISION + SHOWN,
-        "grpo_shown": HALVES + SHOWN,
         "grpo_words": HALVES + LORA + HALF_PRECISION + WORDS,
     },
     "zero3_offload": {"sft": HALVES, "grpo": HALVES},
