@@ -125,12 +125,6 @@ def test_unusable_arguments_exit_with_2(clean: Path, options: list[str]) -> None
     assert exit_info.value.code == 2
 
 
-def test_no_command_exits_with_2() -> None:
-    with pytest.raises(SystemExit) as exit_info:
-        main([])
-    assert exit_info.value.code == 2
-
-
 def test_any_number_of_frames_may_be_asked_for(clean: Path) -> None:
     assert doctor(clean) == 1  # 2 frames, 10 expected
     assert doctor(clean, "--num_frames", "any") == 0

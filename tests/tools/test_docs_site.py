@@ -127,7 +127,7 @@ def test_a_key_has_its_type_default_help_and_docstring() -> None:
 
 def test_of_a_subclass_of_trls_config_only_what_is_added_or_set_is_explained() -> None:
     names = [field.name for field in own_fields(AuroraGRPOConfig)]
-    assert names[0] == "mask_loss_on" and {"loss_type", "beta"} <= set(names)
+    assert {"mask_loss_on", "report_to", "loss_type", "beta"} <= set(names)
     assert not {"learning_rate", "epsilon"} & set(names)
 
 
