@@ -186,8 +186,7 @@ def load_training_splits(args: DataArguments) -> tuple[list[AVSample], list[AVSa
         to_train, to_evaluate = _training_splits_of(each.args)
         train_samples += [dataclasses.replace(sample, dataset=each.name) for sample in to_train]
         eval_samples += [dataclasses.replace(sample, dataset=each.name) for sample in to_evaluate]
-    if args.data is not None:
-        check_same_media(eval_samples)  # a batch may hold rows of two sets; those to train on are mixed by kind
+    check_same_media(eval_samples)  # a batch may hold rows of two sets; those to train on are mixed by kind
     return train_samples, eval_samples
 
 

@@ -112,7 +112,7 @@ def read_config(path: str | Path, options: Options) -> dict[str, Any]:
     """
     if not Path(path).exists() and not Path(path).suffix:
         hint = did_you_mean(str(path), recipe_names())
-        raise ValueError(f"--config {path} is neither a file nor a packaged recipe{hint}: see `aurora-rl recipes list`")
+        raise ValueError(f"--config {path} is neither a file nor a packaged recipe: see `aurora-rl recipes list`{hint}")
     content = read_yaml(path, name="--config", example="recipes/synthetic/evaluate.yaml")
     unknown = [str(name) for name in content if name != "env" and name not in options]
     for name in unknown:
@@ -206,7 +206,8 @@ class _Parser(OptionParser):
     """A parser that raises a ValueError where argparse would print the usage and exit."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+        are_missing = message.startswith("the following arguments are required")
+        raise ValueError(f"{message}, as options or as keys of --config FILE" if are_missing else message)
 
 
 def _read_words(words: Sequence[str], options: Options, *, given: Iterable[str]) -> dict[str, Any]:

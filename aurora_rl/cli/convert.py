@@ -50,9 +50,7 @@ def register(commands: Commands) -> None:
         "--mask_cache", type=Path, metavar="DIR", help="folder for masks that are no files of their own"
     )
     parser.add_argument("--frames", type=Path, metavar="DIR", help="folder of the pictures or videos, with coco")
-    parser.add_argument(
-        "--sentences", type=Path, metavar="FILE", help="file of sentences on the objects, with davis"
-    )
+    parser.add_argument("--sentences", type=Path, metavar="FILE", help="file of sentences on the objects, with davis")
     parser.add_argument("--links", action="store_true", help="make hard links instead of copies, with manifest")
     hub = parser.add_argument_group("with --to hf, for the card")
     hub.add_argument("--title", help="title of the data set")

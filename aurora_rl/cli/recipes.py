@@ -55,7 +55,7 @@ def _read(name: str) -> str:
     short = name.removeprefix("recipes/").removesuffix(".yaml")
     if short not in recipe_names():
         hint = did_you_mean(short, recipe_names())
-        raise ValueError(f"there is no recipe {name!r}{hint}: `aurora-rl recipes list` names all")
+        raise ValueError(f"there is no recipe {name!r}: `aurora-rl recipes list` names all{hint}")
     return read_text_file(find_config(f"recipes/{short}.yaml"))
 
 

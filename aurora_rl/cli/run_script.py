@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
     """Become the script, or start it in several processes and return the exit code."""
     try:
         if args.script not in script_names():
-            hint = did_you_mean(args.script, script_names())
-            raise ValueError(f"there is no script {args.script!r}{hint}: choose from {', '.join(script_names())}")
+            hint = did_you_mean(args.script, script_names()) or f": choose from {', '.join(script_names())}"
+            raise ValueError(f"there is no script {args.script!r}{hint}")
         check_launch(args.launch)
         if wants_launch(args):
             return launch_script(args.script, args.words, args, Asked(args.script, {}), several="multi_gpu")

@@ -24,7 +24,7 @@ from aurora_rl.data.clip_tables import read_table_rows
 from aurora_rl.data.containers import FilePath, MediaError
 from aurora_rl.data.doctor import Problem, ProblemKind, SplitFacts
 from aurora_rl.data.files import DatasetError, MissingFilesError, UnsafePathError
-from aurora_rl.data.manifest import find_manifest, read_manifest
+from aurora_rl.data.manifest import SUFFIXES, find_manifest, read_manifest
 from aurora_rl.data.manifest_rows import ManifestRow
 from aurora_rl.data.media import check_audio, load_clip, read_clip_frames, read_clip_sound
 from aurora_rl.data.sample import AVSample
@@ -251,8 +251,8 @@ def is_manifest(path: Path) -> bool:
         return True
     try:
         found = find_manifest(path)
-    except DatasetError:
-        return False
+    except DatasetError:  # which names what is wrong with a file, or which of several may be meant
+        return path.is_file() or (path.is_dir() and any(each.suffix.lower() in SUFFIXES for each in path.iterdir()))
     if found.suffix.lower() != ".csv":
         return True
     with found.open("rb") as file:

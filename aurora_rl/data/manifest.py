@@ -165,7 +165,7 @@ def _csv_records(path: Path) -> Iterator[_Record]:
     try:
         # utf-8-sig: a spreadsheet program may have put a byte-order mark before the header.
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)  # an unclosed quote would swallow the rows after it
             _check_header(reader.fieldnames, path)
             line = reader.line_num + 1
             for record in reader:

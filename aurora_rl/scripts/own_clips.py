@@ -24,8 +24,8 @@ OTHER_NAMES: Mapping[str, Sequence[str]] = {
     "category": ("class", "label", "object"),
     "split": ("subset", "partition"),
 }
-#: Splits that are evaluated on, by preference.
-EVAL_SPLITS = ("val", "valid", "validation", "dev", "eval", "test")
+#: Splits that are evaluated on while training, by preference; the best checkpoint is chosen there, so never on a test.
+EVAL_SPLITS = ("val", "valid", "validation", "dev", "eval")
 #: Frames that a clip of usual length should have; a shorter clip is sampled more densely.
 FEWEST_FRAMES, MOST_FRAMES = 4, 10
 RATES = (1.0, 2.0, 4.0)  # frames a second
@@ -102,7 +102,11 @@ def read_own_clips(data: str, columns: Mapping[str, str] | None = None) -> OwnCl
     keys |= {"fps": rate, "num_frames": MOST_FRAMES}
     if not all(sample.has_gt_masks for samples in splits.values() for sample in samples):
         keys["skip_unlabelled"] = True
-    train = "train" if "train" in names else next((name for name in names if name not in EVAL_SPLITS), names[0])
+    train = (
+        "train"
+        if "train" in names
+        else next((n for n in names if n not in EVAL_SPLITS and not n.startswith("test")), names[0])
+    )
     others = [name for name in names if name != train]
     eval_split = next((name for name in EVAL_SPLITS if name in others), None)
     tests = [name for name in others if name.startswith("test")] or [eval_split or train]

@@ -272,7 +272,11 @@ def _data_lines(choices: _Choices, *, is_training: bool, is_first: bool = False)
         yield "max_pixels", MAX_PIXELS, "of a frame; larger ones are scaled down"
     if is_training:
         yield "train_split", clips.train_split, ""
-        yield "eval_split", clips.eval_split, "" if clips.eval_split else "the manifest has no other split"
+        yield (
+            "eval_split",
+            clips.eval_split,
+            "" if clips.eval_split else "the manifest has no split for it, such as val",
+        )
     if choices.model.caches_embeddings:
         yield "embedding_cache", f"{choices.output}/sam_embeddings", "21 MB a clip of 10 frames"
 

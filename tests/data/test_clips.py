@@ -15,6 +15,7 @@ from PIL import Image
 from aurora_rl.data import video
 from aurora_rl.data.clip_reader import ClipReader
 from aurora_rl.data.clips import load_clips, without_unlabelled
+from aurora_rl.data.clips_doctor import is_manifest
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.files import DatasetError, UnsafePathError
 from aurora_rl.data.manifest import read_splits
@@ -98,6 +99,7 @@ def test_a_csv_of_a_spreadsheet_is_read(root: Path) -> None:
         ("a.jsonl", "[1]\n", "a.jsonl:1: expected a JSON object"),
         ("a.jsonl", '{"video": "clips/a.mp4", "reference": "x"}\n{"video"\n', "a.jsonl:2: .*fix or drop the line"),
         ("a.parquet", "PAR1", "expected a Parquet file"),
+        ("a.csv", 'video,reference\nclips/a.mp4,"x\nclips/a.mp4,y\n', "cannot read .*a.csv: unexpected end of data"),
         ("a.json", "[]", "is no manifest: expected .jsonl.*one JSON object a line"),
         ("a.jsonl", '{"video": "a", "frames": "b", "reference": "x"}', "both video and frames"),
         ("a.jsonl", '{"reference": "x"}', "neither video nor frames nor audio"),
@@ -121,6 +123,7 @@ def test_a_folder_with_two_tables_needs_a_name(root: Path) -> None:
         write_manifest(root / name, [ROW])
     with pytest.raises(DatasetError, match=r"several files that may be the manifest \(a.csv, b.csv\): name one"):
         load_clips(root, "train")
+    assert is_manifest(root)  # so that the doctor says the same
     assert len(load_clips(root / "b.csv", "train")) == 1
     write_manifest(root / "manifest.csv", [ROW, ROW])
     assert len(load_clips(root, "train")) == 2
