@@ -9,6 +9,7 @@ from aurora_rl.assembly.early import check_model
 from aurora_rl.cli.arguments import Commands
 from aurora_rl.cli.checks import check_positive
 from aurora_rl.cli.console import CLEAN, PROBLEMS, refuse
+from aurora_rl.data.clip_sources import is_table
 from aurora_rl.files.existing import check_existing, check_new_file
 from aurora_rl.models.mllm import FAMILIES
 
@@ -28,7 +29,9 @@ KINDS = ("sft", "grpo", "evaluate")
 def register(commands: Commands) -> None:
     """Add the sub-command."""
     parser = commands.add_parser("init", help="write recipes for clips of your own", description=DESCRIPTION)
-    parser.add_argument("--data", required=True, metavar="MANIFEST", help="JSONL, CSV or Parquet file, or its folder")
+    parser.add_argument(
+        "--data", required=True, metavar="MANIFEST", help="a manifest or its folder, or a data set of datasets"
+    )
     parser.add_argument("--model", default=MODEL, help="folder or hub name of the model to start from")
     parser.add_argument("--output_dir", "-o", type=Path, default=Path(), help="folder for the recipes")
     parser.add_argument("--gpus", type=int, metavar="N", help="number of GPUs, 0 for the CPU (default: those here)")
@@ -50,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace, files: dict[str, Path]) -> None:
-    check_existing(args.data, name="--data")
+    if not is_table(args.data):
+        check_existing(args.data, name="--data")
     check_model(args.model, name="--model")
     check_positive(args, "gpu_memory_gb")
     if args.gpus is not None and args.gpus < 0:
@@ -75,7 +79,7 @@ def _write(args: argparse.Namespace, files: dict[str, Path]) -> int:
     here = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.device_count() else 80.0
     machine = Machine(num_gpus, args.gpu_memory_gb or here, host_memory() / 1e9)
     clips = read_own_clips(args.data, dict(pair.split("=", 1) for pair in args.columns))
-    model = Model.read(args.model)
+    model = Model.read(args.model).for_clips(args.data, clips)
     recipes = {kind: write_recipe(kind, args.data, clips, model, machine, str(files[kind])) for kind in KINDS}
     for kind, file in files.items():
         write_whole(file, recipes[kind].text)

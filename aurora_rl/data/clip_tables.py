@@ -140,6 +140,15 @@ def read_table_splits(root: AnyPath, columns: Mapping[str, str] | None = None) -
     }
 
 
+def read_table_columns(root: AnyPath) -> list[str]:
+    """Read the names of a data set's columns.
+
+    Raises:
+        DatasetError: if it cannot be opened.
+    """
+    return next(iter(_open(root).values())).column_names
+
+
 def read_table_categories(root: AnyPath, split: str, columns: Mapping[str, str] | None = None) -> set[str]:
     """Return the categories of a split, without reading media; raises the errors of `load_table`."""
     category, of_split = ((columns or {}).get(name, name) for name in ("category", "split"))

@@ -1,7 +1,8 @@
-"""What a manifest of own clips holds, as far as it decides how one trains on it."""
+"""What a manifest or a data set of own clips holds, as far as it decides how one trains on it."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
@@ -9,10 +10,12 @@ from typing import Any
 
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import load_split
+from aurora_rl.data.clip_sources import is_table
 from aurora_rl.data.files import DatasetError
-from aurora_rl.data.manifest import find_manifest, read_columns, read_splits
+from aurora_rl.data.manifest import find_manifest, read_columns
 from aurora_rl.data.media import read_clip_size
 from aurora_rl.data.sample import AVSample
+from aurora_rl.data.splits import list_splits
 
 #: Names that others give to a manifest's columns, by the name here.
 OTHER_NAMES: Mapping[str, Sequence[str]] = {
@@ -81,24 +84,25 @@ class OwnClips:
 
 
 def read_own_clips(data: str, columns: Mapping[str, str] | None = None) -> OwnClips:
-    """Read a manifest with all files that its rows name.
+    """Read own clips with all files that their rows name.
 
     Args:
-        data: path of the manifest, or of its folder.
+        data: path of the manifest or of its folder, or a data set of `datasets` as `data_root` names it.
         columns: the manifest's own name of a column by the name here; those left out are guessed.
 
     Raises:
         DatasetError: naming the row, if the manifest or a file cannot be used; or if no row can be trained on.
     """
-    columns = {**guess_columns(read_columns(find_manifest(data)), columns or {}), **(columns or {})}
-    names = sorted(read_splits(data, columns))
+    columns = {**guess_columns(_columns_of(data), columns or {}), **(columns or {})}
+    names = list_splits("clips", data, columns)
     keys: dict[str, Any] = {"benchmark": "clips", **({"columns": columns} if columns else {})}
     rate = RATES[0]
     splits = _load(data, keys, names, fps=rate)
     frames = statistics.median(sample.num_frames for samples in splits.values() for sample in samples)
     if frames < FEWEST_FRAMES:
-        rate = next((rate for rate in RATES if frames * rate >= FEWEST_FRAMES), RATES[-1])
-        splits = _load(data, keys, names, fps=rate)
+        denser = next((rate for rate in RATES if frames * rate >= FEWEST_FRAMES), RATES[-1])
+        with contextlib.suppress(DatasetError):  # a list of masks may be of the frames of the first rate
+            rate, splits = denser, _load(data, keys, names, fps=denser)
     keys |= {"fps": rate, "num_frames": MOST_FRAMES}
     if not all(sample.has_gt_masks for samples in splits.values() for sample in samples):
         keys["skip_unlabelled"] = True
@@ -119,6 +123,16 @@ def read_own_clips(data: str, columns: Mapping[str, str] | None = None) -> OwnCl
     return clips
 
 
+def can_be_read(data: str, clips: OwnClips, *, fps: float, num_frames: int) -> bool:
+    """Tell whether the clips can be read with another sampling; a list of masks may be of the frames of one alone."""
+    keys = {name: value for name, value in clips.keys.items() if name not in ("fps", "num_frames")}
+    args = DataArguments(data, fps=fps, num_frames=num_frames, **keys)
+    try:
+        return all(load_split(args, name) for name in clips.splits)
+    except DatasetError:
+        return False
+
+
 def guess_columns(there: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
     """Guess which of a manifest's columns are meant by the names here that it lacks.
 
@@ -131,6 +145,14 @@ def guess_columns(there: Sequence[str], given: Mapping[str, str]) -> dict[str, s
     if "frames" in there or found.get("frames"):
         found.pop("video", None)
     return {name: other for name, other in found.items() if other is not None}
+
+
+def _columns_of(data: str) -> list[str]:
+    if not is_table(data):
+        return read_columns(find_manifest(data))
+    from aurora_rl.data.clip_tables import read_table_columns  # takes seconds, and manifests do not need it
+
+    return read_table_columns(data)
 
 
 def _load(data: str, keys: Mapping[str, Any], names: Sequence[str], *, fps: float) -> dict[str, list[AVSample]]:

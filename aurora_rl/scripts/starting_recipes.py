@@ -27,7 +27,7 @@ from aurora_rl.footprint.parameters import build_meta_model
 from aurora_rl.models.heads import MaskHead, head_configs
 from aurora_rl.models.heads.segmenters import FRAME_ENCODERS
 from aurora_rl.models.loading import saved_clip_options
-from aurora_rl.scripts.own_clips import OwnClips
+from aurora_rl.scripts.own_clips import OwnClips, can_be_read
 
 #: Mask decoder that a plain MLLM starts with, as in the paper.
 SAM = {"type": "sam", "checkpoint": "facebook/sam-vit-huge", "image_size": 1024}
@@ -102,6 +102,13 @@ class Model:
             return cls(name, None, None, False)
         found = head_configs(config.config).get(MaskHead.name)
         return cls(name, config.num_parameters(), found, saved_clip_options(name) is not None)
+
+    def for_clips(self, data: str, clips: OwnClips) -> Model:
+        """Return the model; where the clips cannot be read with its sampling, it is as one that knows none."""
+        options = saved_clip_options(self.name) if self.knows_clips else None
+        if options is None or can_be_read(data, clips, fps=options.fps, num_frames=options.num_frames):
+            return self
+        return dataclasses.replace(self, knows_clips=False)
 
     @property
     def uses_lora(self) -> bool:

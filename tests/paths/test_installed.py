@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib
+import io
 import json
 import os
 import subprocess
@@ -17,9 +19,11 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from tests.data.odd_files import tone, write_film
 from tests.data.own_clips import coco
@@ -171,3 +175,56 @@ def test_segment_writes_masks_of_a_clip(run: Run, folder: Path, trained: Path) -
     words = ["the box", "--model", str(trained), "--max_completion_length", "8", "-o", "out"]
     run("segment", "rotated.mp4", *words)
     assert (folder / "out" / "masks.json").is_file()
+
+
+@pytest.fixture(scope="module")
+def tables(folder: Path) -> Path:
+    """The clips with sound, without and turned as a data set of `datasets`, saved in its four usual ways."""
+    pictures = datasets.List(datasets.Image(decode=False))
+    features = {"id": datasets.Value("string"), "video": datasets.Video(decode=False), "masks": pictures}
+    rows = [
+        {
+            "id": name,
+            "video": {"bytes": (folder / f"{name}.mp4").read_bytes(), "path": f"{name}.mp4"},
+            "masks": [{"bytes": png(box(number)), "path": None} for number in range(20)],
+            "caption": f"the box of {name}",
+        }
+        for name in ("sound", "silent")
+    ]
+    features["caption"] = datasets.Value("string")
+    table = datasets.Dataset.from_list(rows, features=datasets.Features(features))
+    table.save_to_disk(folder / "disk")
+    datasets.DatasetDict({"train": table}).save_to_disk(folder / "splits_on_disk")
+    table.to_parquet(folder / "any name.parquet")
+    (folder / "repository" / "data").mkdir(parents=True)
+    table.to_parquet(folder / "repository" / "data" / "train-00000-of-00001.parquet")
+    (folder / "repository" / "README.md").write_text("---\nlicense: cc0-1.0\n---\n")
+    return folder
+
+
+def png(mask: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(mask).save(file, format="PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("form", ["disk", "splits_on_disk", "any name.parquet", "repository"])
+def test_a_data_set_of_the_library_is_examined_and_trained_on(
+    form: str, run: Run, tables: Path, tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "0 kind(s) of errors" in run("doctor", form, "--columns", "reference=caption", "--num_frames", "any")
+    run("init", "--data", form, "--model", tiny_checkpoint, "--gpus", "0", "--output_dir", f"of {form}")
+    monkeypatch.chdir(tables)
+    train("sft", f"of {form}/sft.yaml", monkeypatch)
+    if form == "repository":
+        train("grpo", f"of {form}/grpo.yaml", monkeypatch, "--max_completion_length", "8")
+        assert "train" in run("evaluate", "--config", f"of {form}/evaluate.yaml", "--max_completion_length", "8")
+
+
+def train(script: str, config: str, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """Take two steps as the script does, in this process."""
+    usual = ["--config", config, "--max_steps", "2", "--eval_strategy", "no", "--report_to", "none", *words]
+    monkeypatch.setattr(sys, "argv", [f"recipes/{script}.py", *usual])
+    importlib.import_module(f"aurora_rl.scripts.{script}").run()
+    output = Path(yaml.safe_load(Path(config).read_text())["output_dir"])
+    assert json.loads((output / "trainer_state.json").read_text())["global_step"] == 2
