@@ -139,8 +139,10 @@ def collate_frames(encoded: Sequence[EncodedSample]) -> dict[str, torch.Tensor]:
     if not clips:
         return {}
     order = {key: index for index, key in enumerate(clips)}
+    with torch.autocast("cpu", enabled=False):  # which refuses float16, the dtype of cached embeddings
+        frames = torch.cat(list(clips.values()))
     return {
-        "seg_frames": torch.cat(list(clips.values())),
+        "seg_frames": frames,
         "seg_frame_counts": torch.tensor([len(frames) for frames in clips.values()]),
         "seg_clip_index": torch.tensor([order[item.sample.clip_key] for item in encoded]),
     }

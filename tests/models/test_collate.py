@@ -156,6 +156,13 @@ def test_distinct_media_are_numbered_by_first_appearance(encode, train_samples):
     assert features[1] is a.prompt.features
 
 
+def test_cached_embeddings_are_joined_under_autocast(encode, train_samples):
+    rows = [encode(sample) for sample in train_samples[::2][:2]]
+    rows = [dataclasses.replace(row, frame_inputs=row.frame_inputs.half()) for row in rows]
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as where an SFT writes its samples
+        assert collate_frames(rows)["seg_frames"].dtype == torch.float16
+
+
 def test_frames_are_shared_by_clip_even_between_references(encode, train_samples):
     first, second, other = (encode(sample) for sample in train_samples[:3])
     batch = collate_frames([other, first, second])
