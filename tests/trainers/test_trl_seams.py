@@ -16,6 +16,7 @@ from trl.trainer import callbacks
 from trl.trainer import utils as trainer_utils
 
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
+from aurora_rl.trainers.reference_model import PolicyCheckpoints
 from aurora_rl.trainers.resumable import ResumableTrainer
 from aurora_rl.trainers.sft import AuroraSFTTrainer
 from aurora_rl.trainers.upcoming import ReadAheadTrainer
@@ -33,9 +34,11 @@ GRPO_OVERRIDES = {
     ],
     "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
     "_compute_loss": ["model", "inputs"],
+}  # fmt: skip
+POLICY_CHECKPOINT_OVERRIDES = {
     "_save": ["output_dir", "state_dict"],
     "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
-}  # fmt: skip
+}
 READ_AHEAD_OVERRIDES = {
     "_get_train_sampler": ["dataset"],
     "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
@@ -57,6 +60,7 @@ RESUMABLE_OVERRIDES = {
     "_issue_warnings_after_load": ["load_result"],
 }  # fmt: skip
 SFT_OVERRIDES = {
+    "_get_train_sampler": ["train_dataset"],
     "get_batch_samples": ["epoch_iterator", "num_batches", "device"],
     "compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"],
 }
@@ -101,11 +105,12 @@ def test_the_seams_are_those_of_the_pinned_release() -> None:
     "ours, theirs, table",
     [
         (AuroraGRPOTrainer, GRPOTrainer, GRPO_OVERRIDES),
+        (PolicyCheckpoints, Trainer, POLICY_CHECKPOINT_OVERRIDES),
         (ReadAheadTrainer, GRPOTrainer, READ_AHEAD_OVERRIDES),
         (AuroraSFTTrainer, SFTTrainer, SFT_OVERRIDES),
         (ResumableTrainer, Trainer, RESUMABLE_OVERRIDES),
     ],
-    ids=["grpo", "read ahead", "sft", "resumable"],
+    ids=["grpo", "policy checkpoints", "read ahead", "sft", "resumable"],
 )
 def test_every_override_is_listed_here_and_takes_what_trl_gives(ours: type, theirs: type, table: dict) -> None:
     assert overridden(ours, theirs) == set(table), f"{ours.__name__} overrides other methods than this file lists"
