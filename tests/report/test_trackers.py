@@ -1,7 +1,7 @@
 """What reaches a tracker, at the border of transformers' callbacks.
 
-trackio and TensorBoard are run in tests/trainers/test_eval_answers.py. Weights & Biases is not installed there: a stub
-with the calls that are made of its library stands for it.
+The trackers themselves are run in tests/trainers/test_eval_answers.py. Here a stub with the calls that are made of
+Weights & Biases' library stands for it, which starts a process of its own.
 """
 
 import inspect

@@ -188,6 +188,28 @@ def test_a_run_that_names_no_tracker_has_a_page_on_this_machine_and_asks_no_othe
     assert len(list((trackio_folder / "media").rglob("*.png"))) == 2 == len(list(trackio_folder.rglob("*.wav")))
 
 
+def test_weights_and_biases_keeps_samples_and_numbers_of_an_offline_run(
+    make_grpo: MakeGRPO,
+    encode: SampleEncoder,
+    train_samples: list[AVSample],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    wandb = pytest.importorskip("wandb")
+    for name, value in {"MODE": "offline", "DIR": str(tmp_path), "PROJECT": "watched", "SILENT": "true"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    trainer = make_grpo(script="gold", report_to="wandb", **EACH_STEP)
+    add_samples(trainer, encode, train_samples[:2])
+    trainer.train()
+    summary = dict(wandb.run.summary)
+    wandb.finish()
+    assert summary["train/global_step"] == 2 and "train/reward" in summary
+    picture, sound = summary["samples/1"], summary["samples/1/sound"]
+    assert train_samples[0].reference in picture["caption"]
+    [run] = tmp_path.glob("wandb/offline-run-*")
+    assert {(run / "files" / each["path"]).is_file() for each in (picture, sound)} == {True}
+
+
 def test_a_run_without_trackio_has_no_tracker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr("aurora_rl.assembly.trackers._is_installed", lambda library: False)
     args = AuroraSFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
