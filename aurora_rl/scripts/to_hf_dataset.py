@@ -7,6 +7,7 @@ Only the recipe's keys about the data are used. `benchmark: hf_dataset` reads th
 """
 
 import dataclasses
+import io
 import logging
 import os
 import shutil
@@ -16,21 +17,23 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import soundfile
 from datasets import DatasetInfo
 from datasets.info import DatasetInfosDict
 from datasets.splits import SplitDict, SplitInfo
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
+from PIL import Image
 
 from aurora_rl import __version__
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.parser import ConfigParser
-from aurora_rl.data.containers import MediaError, check_is_file
+from aurora_rl.data.containers import SAMPLING_RATE, MediaError, check_is_file
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.hf_dataset import FEATURES, TEXT_COLUMNS, table_name
 from aurora_rl.data.media import load_clip
-from aurora_rl.data.sample import AVSample
+from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.data.splits import TABLE_FOLDER, TABLE_NAME
 from aurora_rl.files.atomic import whole_folder
 from aurora_rl.files.output_lock import OutputInUseError
@@ -154,17 +157,12 @@ def _row_groups(samples: Iterable[AVSample]) -> Iterator[pa.Table]:
     rows: list[dict[str, Any]] = []
     num_bytes = 0
     for sample in samples:
-        if sample.video_path is not None:
-            raise DatasetError(
-                f"clip {sample.uid!r} ({sample.origin}) is a video file, whose frames would be lost: put the manifest "
-                "on the hub as it is, or as a data set of `datasets` with a Video column"
-            )
-        load_clip(sample)  # finds unreadable files now
+        clip = load_clip(sample)  # finds unreadable files now
         texts = sample.to_row()
         row = {
             **{name: texts[name] for name in TEXT_COLUMNS},
-            "frames": [_embed(path) for path in sample.frame_paths],
-            "audio": None if sample.audio_path is None else _embed(sample.audio_path),
+            "frames": _frames_of(sample, clip),
+            "audio": _sound_of(sample, clip),
             "masks": [_embed(path) if path else None for path in sample.mask_paths],
         }
         size = sum(len(media["bytes"]) for media in (*row["frames"], *row["masks"], row["audio"]) if media)
@@ -175,6 +173,29 @@ def _row_groups(samples: Iterable[AVSample]) -> Iterator[pa.Table]:
         num_bytes += size
     if rows:
         yield pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
+
+
+def _frames_of(sample: AVSample, clip: AVClip) -> list[dict[str, Any]]:
+    """Embed the files of the frames; of a video file its sampled frames as PNG, which loses nothing."""
+    if sample.video_path is None:
+        return [_embed(path) for path in sample.frame_paths]
+    frames = []
+    for number, pixels in enumerate(clip.frames):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, format="PNG")
+        frames.append({"bytes": file.getvalue(), "path": f"{number}.png"})
+    return frames
+
+
+def _sound_of(sample: AVSample, clip: AVClip) -> dict[str, Any] | None:
+    """Embed the sound's file; of a video's own track the sound that the model hears, as WAV of 32-bit floats."""
+    if sample.audio_path is None or clip.waveform is None:
+        return None
+    if sample.audio_path != sample.video_path:
+        return _embed(sample.audio_path)
+    file = io.BytesIO()
+    soundfile.write(file, clip.waveform, SAMPLING_RATE, format="WAV", subtype="FLOAT")
+    return {"bytes": file.getvalue(), "path": "sound.wav"}
 
 
 def _embed(path: str) -> dict[str, Any]:
@@ -191,7 +212,7 @@ def _check_space(folder: Path, splits: dict[str, list[AVSample]]) -> None:
     sizes: dict[str, int] = {}
     needed = 0
     for sample in samples:
-        for path in filter(None, (*sample.frame_paths, *sample.mask_paths, sample.audio_path)):
+        for path in filter(None, (*sample.media_files, *sample.mask_paths, sample.audio_path)):
             needed += sizes.setdefault(path, os.path.getsize(path))
     free = shutil.disk_usage(folder).free
     logger.info("%d rows take %.3g GB, %.3g GB are free in %s", len(samples), needed / 1e9, free / 1e9, folder.parent)
@@ -223,8 +244,9 @@ def make_card(sizes: Sequence[SplitSize], source_form: str, args: ExportArgument
             "alone.",
             "\n## How it was made\n",
             f"By `aurora-rl convert --to hf` of Aurora-RL {__version__} from the benchmark `{source_form}`. "
-            "Frames, sound and masks are the benchmark's own files, byte for byte; each was read once before it was "
-            "written. Rows keep the order of the benchmark's table.",
+            "Frames, sound and masks are the benchmark's own files, byte for byte, each read once before it was "
+            "written; of a video file, its sampled frames and what is heard. Rows keep the order of the benchmark's "
+            "table.",
             f"\n## How to load it\n\n{HOW_TO_LOAD.format(split=sizes[0].name)}",
         ]
     )

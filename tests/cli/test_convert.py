@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from aurora_rl.cli import main
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.run_lengths import encode_masks
 from aurora_rl.data.sample import AVSample
+from tests.data.odd_files import tone, write_film
 
 
 @pytest.fixture(autouse=True)
@@ -176,8 +176,9 @@ def test_videos_of_coco_are_rows_of_an_object(tmp_path: Path, capsys: Any) -> No
     assert "leads out of its folder" in capsys.readouterr().err and not (tmp_path / "other").exists()
 
 
-def test_masks_of_segment_are_rows_on_their_video(tmp_path: Path, film: Callable[..., Path]) -> None:
-    film([np.full((8, 12, 3), 30 * i, dtype=np.uint8) for i in range(8)], name="clip.mp4")
+def test_masks_of_segment_are_rows_on_their_video(tmp_path: Path) -> None:
+    frames = [np.full((8, 12, 3), 30 * i, dtype=np.uint8) for i in range(8)]
+    write_film(tmp_path / "clip.mp4", frames=frames, times=[i / 4 for i in range(8)], sounds=[[(0.0, tone(2))]])
     answer = tmp_path / "answer"
     answer.mkdir()
     images = [{"id": i, "file_name": f"{i:06d}.png", "time": i * 0.5, "height": 8, "width": 12} for i in range(4)]
@@ -190,6 +191,10 @@ def test_masks_of_segment_are_rows_on_their_video(tmp_path: Path, film: Callable
     rows = clips(convert(tmp_path, "coco", answer / "masks.json", *options))
     assert [row.reference for row in rows] == ["the cup", "what sounds"]
     assert [load_clip(row).gt_masks.sum(axis=(1, 2)).tolist() for row in rows] == [[0, 0, 48, 0], [0, 0, 0, 0]]
+    tables = convert(tmp_path, "coco", answer / "masks.json", *options, to="hf")
+    read = DataArguments(data_root=str(tables), benchmark="hf_dataset", media_cache=str(tmp_path / "media"))
+    assert load_clip(rows[0]).waveform is not None
+    assert_same_clips(load_split(read, "train"), rows)  # sampled frames and what is heard, without loss
 
 
 # ---- what is refused --------------------------------------------------------------------------------------------
