@@ -10,19 +10,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from aurora_rl.data.clip_files import ClipBuilder, ClipPaths
 from aurora_rl.data.clip_sources import is_table
 from aurora_rl.data.clip_tables import read_table_rows
 from aurora_rl.data.containers import FilePath, MediaError
-from aurora_rl.data.doctor import Problem, ProblemKind, SplitFacts
+from aurora_rl.data.doctor import Problem, ProblemKind, SplitFacts, check_clips
 from aurora_rl.data.files import DatasetError, MissingFilesError, UnsafePathError
 from aurora_rl.data.manifest import SUFFIXES, find_manifest, read_manifest
 from aurora_rl.data.manifest_rows import ManifestRow
@@ -114,7 +112,7 @@ def examine_clips(
     clips = _group_by_media(chosen)
     check = functools.partial(_check_clip, ClipBuilder(paths, fps=fps, num_frames=num_frames))
     findings = [("malformed_rows", malformed[number]) for number in sorted(malformed)]
-    findings += _check_all(clips, check, num_workers=num_workers)
+    findings += check_clips(clips, check, num_workers=num_workers)
     return ClipsReport(
         rows=len(rows) + len(malformed),
         null_rows=sum(row.is_null for row in rows),
@@ -142,19 +140,6 @@ def _group_by_media(rows: Iterable[ManifestRow]) -> list[list[ManifestRow]]:
     for row in rows:
         clips.setdefault((row.video, row.frames, row.audio, row.fps), []).append(row)
     return list(clips.values())
-
-
-def _check_all(
-    clips: Sequence[Sequence[ManifestRow]],
-    check: Callable[[Sequence[ManifestRow]], list[_Finding]],
-    *,
-    num_workers: int,
-) -> Iterator[_Finding]:
-    """Yield the findings in the order of the clips. Threads are enough: decoding does not hold Python's lock."""
-    with ThreadPoolExecutor(num_workers) as executor:
-        progress = tqdm(executor.map(check, clips), total=len(clips), unit="clip", disable=None)  # on a terminal only
-        for findings in progress:
-            yield from findings
 
 
 def _check_clip(build: ClipBuilder, rows: Sequence[ManifestRow]) -> list[_Finding]:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -197,6 +197,10 @@ class Report:
         return {**dataclasses.asdict(self.facts), "problems": problems, "clips_checked": self.clips_checked}
 
 
+AnyRow = TypeVar("AnyRow")
+AnyFinding = TypeVar("AnyFinding")
+
+
 @dataclasses.dataclass(frozen=True)
 class _Finding:
     """One problem at one place."""
@@ -248,7 +252,7 @@ def examine(
         raise DatasetError(f"{METADATA_FILE} has no split(s) {unknown} to check: expected some of {sorted(known)}")
     chosen = known if splits is None else set(splits)
     clips = _group_by_clip([row for row in rows if row.split in chosen])
-    findings = _check_clips(clips, partial(_check_clip, root, num_frames=num_frames), num_workers=num_workers)
+    findings = check_clips(clips, partial(_check_clip, root, num_frames=num_frames), num_workers=num_workers)
     return dataclasses.replace(_report(rows, malformed, findings=findings), clips_checked=len(clips))
 
 
@@ -347,12 +351,9 @@ def _group_by_clip(rows: Iterable[MetadataRow]) -> list[list[MetadataRow]]:
     return list(clips.values())
 
 
-def _check_clips(
-    clips: Sequence[Sequence[MetadataRow]],
-    check: Callable[[Sequence[MetadataRow]], list[_Finding]],
-    *,
-    num_workers: int,
-) -> Iterator[_Finding]:
+def check_clips(
+    clips: Sequence[Sequence[AnyRow]], check: Callable[[Sequence[AnyRow]], list[AnyFinding]], *, num_workers: int
+) -> Iterator[AnyFinding]:
     """Yield the findings in the order of the clips. Threads are enough: decoding does not hold Python's lock."""
     with ThreadPoolExecutor(num_workers) as executor:
         progress = tqdm(executor.map(check, clips), total=len(clips), unit="clip", disable=None)  # on a terminal only

@@ -32,7 +32,7 @@ from aurora_rl.assembly.parser import ConfigParser
 from aurora_rl.data.containers import SAMPLING_RATE, MediaError, check_is_file
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.hf_dataset import FEATURES, TEXT_COLUMNS, table_name
-from aurora_rl.data.media import load_clip
+from aurora_rl.data.media import load_clip, read_clip_size
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.data.splits import TABLE_FOLDER, TABLE_NAME
 from aurora_rl.files.atomic import whole_folder
@@ -212,8 +212,11 @@ def _check_space(folder: Path, splits: dict[str, list[AVSample]]) -> None:
     sizes: dict[str, int] = {}
     needed = 0
     for sample in samples:
-        for path in filter(None, (*sample.media_files, *sample.mask_paths, sample.audio_path)):
+        for path in filter(None, (*sample.frame_paths, *sample.mask_paths, sample.audio_path)):
             needed += sizes.setdefault(path, os.path.getsize(path))
+        if sample.video_path is not None:  # its frames are written as PNG, of at most their pixels' bytes
+            width, height = read_clip_size(sample)
+            needed += 3 * sample.num_frames * width * height
     free = shutil.disk_usage(folder).free
     logger.info("%d rows take %.3g GB, %.3g GB are free in %s", len(samples), needed / 1e9, free / 1e9, folder.parent)
     if needed > free:

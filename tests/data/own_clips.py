@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,14 @@ def write_clips(root: Path) -> Path:
     write_film(clips / "rotated.mp4", frames=PICTURES, matrix=(0, 1, -1, 0))
     write_film(clips / "still.mp4", frames=PICTURES[:1])
     write_film(clips / "varying.mkv", frames=PICTURES[:5], times=[0, 0.1, 0.9, 2.5, 2.6])
+    return root
+
+
+def link_clips(clips: Path, root: Path) -> Path:
+    """Link the films into a folder of a test's own."""
+    (root / "clips").mkdir(parents=True)
+    for path in (clips / "clips").iterdir():
+        os.link(path, root / "clips" / path.name)
     return root
 
 

@@ -26,7 +26,7 @@ from aurora_rl.data.video_facts import read_video_facts
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.encoding import PromptOptions
 from tests.data.odd_files import grey, tone, write_film
-from tests.data.own_clips import HEIGHT, PICTURES, ROW, WIDTH, write_clips, write_manifest
+from tests.data.own_clips import HEIGHT, PICTURES, ROW, WIDTH, link_clips, write_clips, write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +37,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def root(clips: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "root"
-    (folder / "clips").mkdir(parents=True)
-    for path in (clips / "clips").iterdir():
-        os.link(path, folder / "clips" / path.name)
-    return folder
+    return link_clips(clips, tmp_path / "root")
 
 
 def one(root: Path, *, split: str = "train", options: dict | None = None, **row: object) -> AVSample:

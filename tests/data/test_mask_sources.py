@@ -21,7 +21,7 @@ from aurora_rl.data.mask_sources import Timeline
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.sample import AVSample
 from aurora_rl.inference.answer_files import _MaskFiles
-from tests.data.own_clips import HEIGHT, PICTURES, ROW, WIDTH, coco, column, write_clips, write_manifest
+from tests.data.own_clips import HEIGHT, PICTURES, ROW, WIDTH, coco, column, link_clips, write_clips, write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +31,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def root(clips: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "root"
-    (folder / "clips").mkdir(parents=True)
-    for path in (clips / "clips").iterdir():
-        os.link(path, folder / "clips" / path.name)
-    return folder
+    return link_clips(clips, tmp_path / "root")
 
 
 def sample_of(root: Path, masks: Any = "m.json", *, num_frames: int | None = 10, **row: Any) -> AVSample:

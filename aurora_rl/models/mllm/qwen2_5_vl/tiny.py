@@ -23,6 +23,7 @@ from aurora_rl.models.heads import head_class
 from aurora_rl.models.mllm.tiny_tokenizer import chat_template, train_tokenizer
 
 if TYPE_CHECKING:
+    from aurora_rl.models.mllm.base import MLLMFamily
     from aurora_rl.models.mllm.qwen2_5_vl import Qwen2_5VLFamily
 
 # Attribute of the tokenizer -> token; both are those of Qwen's tokenizers.
@@ -117,19 +118,32 @@ def build_tiny(
     """Make a random model and its processor; see `MLLMFamily.build_tiny`."""
     size, parts = vl_sizes(sizes), family.tiny_parts()
     processor = _processor(parts, texts, size)
+    config = _config(parts, processor.tokenizer, size)
+    return random_model(family, config, processor, segmenter=segmenter, heads=heads, seed=size.seed), processor
+
+
+def random_model(
+    family: MLLMFamily,
+    config: Any,
+    processor: Any,
+    *,
+    segmenter: dict[str, Any] | None,
+    heads: dict[str, dict[str, Any]] | None,
+    seed: int,
+) -> PreTrainedModel:
+    """Make a model of random weights with its heads, whose tokens the processor's tokenizer gets."""
     tokenizer = processor.tokenizer
-    config = _config(parts, tokenizer, size)
     if segmenter is not None:
         config.segmenter = segmenter
     if heads is not None:
         config.heads = heads
-    torch.manual_seed(size.seed)
+    torch.manual_seed(seed)
     model: Any = family.model_class(config)
     for name in model.heads:
         ensure_head_token(tokenizer, config.get_text_config().vocab_size, head_class(name).token)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     suppress_tokens(model.lm_head, family.suppressed_token_ids(processor, config))
-    return model, processor
+    return model
 
 
 def _processor(parts: TinyParts, texts: Iterable[str], size: TinyVLConfig) -> ProcessorMixin:
@@ -150,8 +164,15 @@ def _processor(parts: TinyParts, texts: Iterable[str], size: TinyVLConfig) -> Pr
 
 
 def _config(parts: TinyParts, tokenizer: Any, size: TinyVLConfig) -> PretrainedConfig:
-    init = {"initializer_range": size.initializer_range}
-    text = {
+    text = {**text_fields(tokenizer, size, rope=parts.rope), **parts.text}
+    vision = {**vision_fields(size), **parts.vision}
+    ids = {field: tokenizer.convert_tokens_to_ids(token) for field, token in MEDIA_TOKEN_FIELDS.items()}
+    return parts.config_class(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
+
+
+def text_fields(tokenizer: Any, size: TinyVLConfig, *, rope: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a tiny language model's config."""
+    return {
         "vocab_size": (len(tokenizer) + 63) // 64 * 64,
         "hidden_size": size.hidden_size,
         "intermediate_size": 3 * size.hidden_size // 2,
@@ -164,16 +185,19 @@ def _config(parts: TinyParts, tokenizer: Any, size: TinyVLConfig) -> PretrainedC
             "rope_type": "default",
             "rope_theta": size.rope_theta,
             "mrope_section": mrope_section(size.hidden_size // size.num_heads),
-            **parts.rope,
+            **rope,
         },
         "tie_word_embeddings": False,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        **init,
-        **parts.text,
+        "initializer_range": size.initializer_range,
     }
-    vision = {
+
+
+def vision_fields(size: TinyVLConfig) -> dict[str, Any]:
+    """Return the fields of a tiny vision tower's config."""
+    return {
         "depth": size.tower_layers,
         "hidden_size": size.tower_size,
         "intermediate_size": 2 * size.tower_size,
@@ -182,11 +206,8 @@ def _config(parts: TinyParts, tokenizer: Any, size: TinyVLConfig) -> PretrainedC
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
         "out_hidden_size": size.hidden_size,
-        **init,
-        **parts.vision,
+        "initializer_range": size.initializer_range,
     }
-    ids = {field: tokenizer.convert_tokens_to_ids(token) for field, token in MEDIA_TOKEN_FIELDS.items()}
-    return parts.config_class(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
 
 
 def mrope_section(head_dim: int) -> list[int]:

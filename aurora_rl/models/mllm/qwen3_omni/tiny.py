@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import (
-    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
@@ -18,9 +16,14 @@ from transformers import (
 )
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeThinkerConfig
 
-from aurora_rl.models.head_tokens import ensure_head_token, suppress_tokens
-from aurora_rl.models.heads import head_class
-from aurora_rl.models.mllm.qwen2_5_vl.tiny import MEDIA_TOKEN_FIELDS, MEDIA_TOKENS, mrope_section, vl_sizes
+from aurora_rl.models.mllm.qwen2_5_vl.tiny import (
+    MEDIA_TOKEN_FIELDS,
+    MEDIA_TOKENS,
+    random_model,
+    text_fields,
+    vision_fields,
+    vl_sizes,
+)
 from aurora_rl.models.mllm.qwen3_vl_moe.tiny import EXPERTS
 from aurora_rl.models.mllm.tiny_tokenizer import chat_template, train_tokenizer
 
@@ -51,20 +54,9 @@ def build_tiny(
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Make a random model and its processor; see `MLLMFamily.build_tiny`."""
     size = vl_sizes(sizes)
-    processor = _processor(texts, size)
-    tokenizer = processor.tokenizer
-    config: Any = _config(tokenizer, size)
-    if segmenter is not None:
-        config.segmenter = segmenter
-    if heads is not None:
-        config.heads = heads
-    torch.manual_seed(size.seed)
-    model: Any = family.model_class(config)
-    for name in model.heads:
-        ensure_head_token(tokenizer, config.text_config.vocab_size, head_class(name).token)
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    suppress_tokens(model.lm_head, family.suppressed_token_ids(processor, config))
-    return model, processor
+    processor: Any = _processor(texts, size)
+    config = _config(processor.tokenizer, size)
+    return random_model(family, config, processor, segmenter=segmenter, heads=heads, seed=size.seed), processor
 
 
 def _processor(texts: Iterable[str], size: TinyVLConfig) -> ProcessorMixin:
@@ -81,42 +73,9 @@ def _processor(texts: Iterable[str], size: TinyVLConfig) -> ProcessorMixin:
 
 
 def _config(tokenizer: Any, size: TinyVLConfig) -> PretrainedConfig:
-    init = {"initializer_range": size.initializer_range}
-    head_dim = size.hidden_size // size.num_heads
-    text = {
-        "vocab_size": (len(tokenizer) + 63) // 64 * 64,
-        "hidden_size": size.hidden_size,
-        "intermediate_size": 3 * size.hidden_size // 2,
-        "num_hidden_layers": size.num_layers,
-        "num_attention_heads": size.num_heads,
-        "num_key_value_heads": max(1, size.num_heads // 2),
-        "head_dim": head_dim,
-        "max_position_embeddings": 32768,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": size.rope_theta,
-            "mrope_section": mrope_section(head_dim),
-            "mrope_interleaved": True,
-        },
-        "tie_word_embeddings": False,  # the hub's config has it, the class of transformers does not declare it
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        **EXPERTS,
-        **init,
-    }
-    vision = {
-        "depth": size.tower_layers,
-        "hidden_size": size.tower_size,
-        "intermediate_size": 2 * size.tower_size,
-        "num_heads": 2,
-        "patch_size": size.patch_size,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "out_hidden_size": size.hidden_size,
-        "num_position_embeddings": 64,
-        "deepstack_visual_indexes": [0, 1],
-        **init,
-    }
+    # The hub's config has `tie_word_embeddings`, which the class of transformers does not declare.
+    text = text_fields(tokenizer, size, rope={"mrope_interleaved": True}) | EXPERTS
+    vision = vision_fields(size) | {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
     audio = {
         "num_mel_bins": NUM_MEL_BINS,
         "encoder_layers": 1,
@@ -128,7 +87,7 @@ def _config(tokenizer: Any, size: TinyVLConfig) -> PretrainedConfig:
         "n_window_infer": 400,
         "conv_chunksize": 500,
         "downsample_hidden_size": 8,
-        **init,
+        "initializer_range": size.initializer_range,
     }
     fields = MEDIA_TOKEN_FIELDS | SOUND_TOKEN_FIELDS | {"user_token_id": "user"}
     ids = {field: tokenizer.convert_tokens_to_ids(token) for field, token in fields.items()}
