@@ -91,9 +91,14 @@ def test_a_row_without_masks_trains_words_but_no_masks(data_args, train_samples,
     assert load_training_splits(data_args)[0] == rows
 
 
-def test_rows_with_frames_and_rows_of_sound_alone_are_not_trained_together(data_args, train_samples, monkeypatch):
+@pytest.mark.parametrize("mixed", ["train", "val"])
+def test_rows_with_frames_and_rows_of_sound_alone_are_in_no_batch_together(
+    mixed, data_args, train_samples, monkeypatch
+):
     heard = dataclasses.replace(train_samples[1], frame_paths=(), mask_paths=())
-    monkeypatch.setitem(LOADERS, "ref_avs", lambda args, split, chains: [train_samples[0], heard])
+    rows = {mixed: [train_samples[0], heard]}
+    monkeypatch.setitem(LOADERS, "ref_avs", lambda args, split, chains: rows.get(split, train_samples[:1]))
+    data_args.eval_split = "val"
     data_args.task = "tests/words_task.py:NameTheObject"
     with pytest.raises(DatasetError, match=rf"clip '.*' \(row {heard.row}, .*\) has no frames, unlike the rows before"):
         load_training_splits(data_args)

@@ -60,6 +60,7 @@ def test_a_column_that_nobody_can_guess_is_told(folder) -> None:
     [
         (["train", "val", "test"], ("train", "val", ["test"])),
         (["train", "test_a", "test_b"], ("train", None, ["test_a", "test_b"])),
+        (["train", "test"], ("train", None, ["test"])),  # the best checkpoint is never chosen on a test split
         (["mine", "dev"], ("mine", "dev", ["dev"])),
         (["test"], ("test", None, ["test"])),
     ],
