@@ -198,6 +198,7 @@ def _check_segmenter(config: Any, *, name: str) -> None:
     if not isinstance(config, dict):
         raise ValueError(f"{name} is {config!r}: expected keys of a YAML file, such as {{type: dot, width: 32}}")
     _check_known(config.get("type"), names_of("segmenter"), name=f"{name}: type")
+    check_state_layer(state_layer_of(config), name=name)
     if isinstance(config.get("checkpoint"), str):
         check_model(config["checkpoint"], name=f"{name}: checkpoint")
 
@@ -207,8 +208,9 @@ def _check_heads(configs: Any, *, name: str) -> None:
         raise ValueError(
             f"{name} is {configs!r}: expected the config of each head by its name, such as {{boxes: {{type: dot}}}}"
         )
-    for head in configs:
+    for head, config in configs.items():
         _check_known(head, names_of("head"), name=name)
+        check_state_layer(state_layer_of(config), name=f"{name}: {head}")
 
 
 def check_dtype(dtype: str, *, name: str) -> None:
