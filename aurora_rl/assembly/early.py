@@ -35,6 +35,7 @@ from aurora_rl.files.existing import (
 from aurora_rl.files.output_lock import check_free
 from aurora_rl.files.plain import parse_json, read_text_file
 from aurora_rl.models.mllm import MLLM_FAMILIES
+from aurora_rl.models.state_layer import check_state_layer, state_layer_of
 from aurora_rl.tasks.targets import TARGETS
 
 UNUSABLE = 2  # exit code, the same as argparse's
