@@ -2,7 +2,7 @@
 
 Layers are counted as in transformers' `hidden_states`: 1 is the state after the first layer, N that after the last one;
 negative numbers count from the end, so that -1 is the last. What a head reads is always after the decoder's final norm:
-the states of layers differ in scale by orders of magnitude, and a head would learn that scale before anything else.
+each layer adds to the states of the one before, so that their scale differs, and a head would have to learn that first.
 For layer N this is the decoder's own output, `last_hidden_state`.
 
 No torch is imported: a command line is checked here too.

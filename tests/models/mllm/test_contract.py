@@ -1,5 +1,6 @@
 """The contract of a family, for all families; and for each check a family that breaks it."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,8 @@ from aurora_rl.models.mllm.qwen2_5_vl import Qwen2_5VLFamily
 from aurora_rl.models.mllm.qwen3_vl import Qwen3VLFamily
 from aurora_rl.models.state_layer import StateLayer
 
+RecordProperty = Callable[[str, object], None]
+
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.model_types[0])
 def subject(request: pytest.FixtureRequest) -> Subject:
@@ -25,9 +28,10 @@ def subject(request: pytest.FixtureRequest) -> Subject:
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_the_family_passes(subject: Subject, name: str) -> None:
+def test_the_family_passes(subject: Subject, name: str, record_property: RecordProperty) -> None:
     measured = CHECKS[name](subject)
     assert measured is not None or (name == "silence" and not subject.family.hears)
+    record_property("cell", f"{subject.family.model_types[0]}|contract|1 of {len(CHECKS)} checks")
 
 
 # ---- what each check catches
@@ -204,4 +208,5 @@ def test_the_command_tells_of_each_check_and_fails_with_one(capsys: pytest.Captu
     assert main([f"{__file__}:OfTowers"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:-1]] == list(CHECKS)
-    assert "FAILED: lora_target_modules matches" in lines[0] and f"{len(CHECKS) - 1} of {len(CHECKS)} checks pass" in lines[-1]
+    assert "FAILED: lora_target_modules matches" in lines[0]
+    assert f"{len(CHECKS) - 1} of {len(CHECKS)} checks pass" in lines[-1]
