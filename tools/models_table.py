@@ -2,9 +2,10 @@
 
 python tools/models_table.py
 
-It runs every test that fills a cell, then `benchmarks/vllm_parity.py` where no test measures a family inside vLLM. A test
-fills a cell by `record_property("cell", "model_type|column|text")` after its asserts; texts such as `1 of 14 checks` add
-up over tests. A test that fails or is skipped fills nothing, and its cell says so. The exit code is 1 if one fails.
+It runs every test that fills a cell, then `benchmarks/vllm_parity.py` where no test measures a family inside vLLM. A
+test fills a cell by `record_property("cell", "model_type|column|text")` after its asserts; texts such as `1 of 14
+checks` add up over tests. A test that fails or is skipped fills nothing, and its cell says so. The exit code is 1 if one
+fails.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ NAMES = {name: family.model_types[0] for family in FAMILIES for name in family.m
 MOST_LINES = 60
 #: A call that fills a cell, in the source of a test: its column is known before the test has run.
 RECORDED = re.compile(r'record_property\(\s*"cell"')
+#: Tokens of Python that are no code.
+WITHOUT_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 COUNTED = re.compile(r"(\d+) of (\d+) (.+)")
 
 
@@ -102,8 +105,8 @@ def run_tests(nodes: Iterable[str], xml: Path) -> None:
 def read_results(xml: Path, tests: Mapping[str, Sequence[str]]) -> Results:
     """Read what came of the tests.
 
-    A test that did not pass has recorded nothing. Its cells are those of the columns that its source names, in the row of
-    the family in its name, or in all rows if it names none.
+    The cells of a test that did not pass are those of the columns that its source names, in the row of the family in its
+    name, or in all rows if it names none; what it has recorded does not count.
 
     Args:
         xml: pytest's report, with `file` for each test (`junit_family=xunit1`).
@@ -205,31 +208,27 @@ def measure_parity(families: Iterable[str]) -> Results:
 
 
 def code_lines(*files: Path) -> int:
-    """Count lines with code: no blank lines, no comments, no docstrings.
+    """Count the lines of files on which code stands: no blank lines, no comments, no docstrings."""
+    return sum(
+        len(_lines_of_tokens(text) - _lines_of_docstrings(text)) for text in (file.read_text() for file in files)
+    )
 
-    A line counts if a token other than a comment stands on it; a docstring is a string that is a statement of its own.
-    """
-    lines: set[int] = set()
-    for number, path in enumerate(files):
-        text = path.read_text()
-        strings = {
-            line
-            for node in ast.walk(ast.parse(text))
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-            for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
-        }
-        skipped = {
-            tokenize.COMMENT,
-            tokenize.NL,
-            tokenize.NEWLINE,
-            tokenize.INDENT,
-            tokenize.DEDENT,
-            tokenize.ENDMARKER,
-        }
-        for token in tokenize.generate_tokens(io.StringIO(text).readline):
-            if token.type not in skipped:
-                lines |= {number * 100_000 + n for n in range(token.start[0], token.end[0] + 1) if n not in strings}
-    return len(lines)
+
+def _lines_of_tokens(text: str) -> set[int]:
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return {
+        line for token in tokens if token.type not in WITHOUT_CODE for line in range(token.start[0], token.end[0] + 1)
+    }
+
+
+def _lines_of_docstrings(text: str) -> set[int]:
+    """Return the lines of strings that are statements of their own."""
+    strings = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+    return {line for node in strings for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
 
 
 def family_folder(model_type: str) -> Path:
@@ -273,6 +272,7 @@ def write_table(page: str, lines: Iterable[str], failed: Sequence[str]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run what fills the table, write the page, and return 1 if something failed."""
     parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, help="report of a pytest run that is read instead of running the tests")
     parser.add_argument("--without_vllm", action="store_true", help="leave out what no test measures inside vLLM")
