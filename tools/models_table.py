@@ -4,8 +4,8 @@ python tools/models_table.py
 
 It runs every test that fills a cell, then `benchmarks/vllm_parity.py` where no test measures a family inside vLLM. A
 test fills a cell by `record_property("cell", "model_type|column|text")` after its asserts; texts such as `1 of 14
-checks` add up over tests. A test that fails or is skipped fills nothing, and its cell says so. The exit code is 1 if one
-fails.
+checks` add up over tests. A test that fails or is skipped fills nothing, and its cell says so. The exit code is 1 if
+one fails.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def run_tests(nodes: Iterable[str], xml: Path) -> None:
 def read_results(xml: Path, tests: Mapping[str, Sequence[str]]) -> Results:
     """Read what came of the tests.
 
-    The cells of a test that did not pass are those of the columns that its source names, in the row of the family in its
-    name, or in all rows if it names none; what it has recorded does not count.
+    The cells of a test that did not pass are those of the columns that its source names, in the row of the family in
+    its name, or in all rows if it names none; what it has recorded does not count.
 
     Args:
         xml: pytest's report, with `file` for each test (`junit_family=xunit1`).
