@@ -75,6 +75,10 @@ class MLLMFamily(Senses, abc.ABC):
         full.architectures = [self.engine_architecture]
         return full
 
+    def engine_weight(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """Return a weight of the model, by its dotted name, as vLLM reads it: laid out as in the hub's checkpoints."""
+        return weight
+
     def encode(
         self,
         processor: ProcessorMixin,
