@@ -17,6 +17,7 @@ class Qwen3VLMoeFamily(Qwen2_5VLFamily):
 
     model_types = ("qwen3_vl_moe",)
     engine_architecture = "Qwen3VLMoeForConditionalGeneration"
+    tokens_of_time = 9  # <, 4, ., 5, seconds, >, a digit more, and two delimiters
 
     @property
     def model_class(self) -> type[PreTrainedModel]:
