@@ -87,8 +87,9 @@ def estimate_flops(
 ) -> StepFlops:
     """Count two operations a weight and token forward, two for the input's gradient, two for the weight's gradient.
 
-    Of a layer with experts a token passes those alone that it is sent to. This is 6 N a token if all N weights are trained (Kaplan et al. 2020, section 2.1), 4 N if the weights are frozen
-    and gradients only pass through, as under LoRA, and 2 N more if the forward pass runs again. Attention's quadratic
+    Of a layer with experts a token passes those alone that it is sent to. This is 6 N a token if all N weights are
+    trained (Kaplan et al. 2020, section 2.1), 4 N if the weights are frozen and gradients only pass through, as under
+    LoRA, and 2 N more if the forward pass runs again. Attention's quadratic
     term and the mask decoder are not counted.
 
     Args:
@@ -167,5 +168,5 @@ def _tower_flops(meta: MetaModel, work: Workload) -> tuple[float, float]:
 
 
 def _tokens_of(name: str, tower: TowerPass) -> float:
-    """Return how many tokens a tower's weight is multiplied with: mergers, also those of deepstack, read merged ones."""
+    """Return how many tokens a tower's weight is multiplied with: mergers, those of deepstack too, read merged ones."""
     return tower.tokens / (tower.merged if "merger" in name.split(".")[0] else 1)
