@@ -22,6 +22,7 @@ from aurora_rl.data.files import DatasetError
 from aurora_rl.data.hf_dataset import load_hf_dataset
 from aurora_rl.data.manifest import read_categories as read_clip_categories
 from aurora_rl.data.omni_avs import load_omni_avs
+from aurora_rl.data.question_tables import QUESTION_TABLES, load_question_table
 from aurora_rl.data.questions import load_questions
 from aurora_rl.data.ref_avs import find_test_splits, load_ref_avs
 from aurora_rl.data.sample import NULL_CATEGORY, AVSample
@@ -90,6 +91,12 @@ def _load_questions(args: DataArguments, split: str, chains: ChainFile | None) -
     return load_questions(args.data_root, split, fps=args.fps, num_frames=args.num_frames)
 
 
+def _load_question_table(args: DataArguments, split: str, chains: ChainFile | None) -> list[AVSample]:
+    if chains is not None:
+        raise ValueError(f"no chains of thought can be put beside the rows of {args.benchmark}: drop {chains.path}")
+    return load_question_table(args.benchmark, args.data_root, split)
+
+
 def _load_hf_dataset(args: DataArguments, split: str, chains: ChainFile | None) -> list[AVSample]:
     if args.media_cache is None:
         raise ValueError("hf_dataset keeps its media inside tables: set `media_cache` to a folder to unpack them into")
@@ -123,6 +130,7 @@ LOADERS: dict[str, Callable[[DataArguments, str, ChainFile | None], list[AVSampl
     "hf_dataset": _load_hf_dataset,
     "questions": _load_questions,
     "clips": _load_clips,
+    **dict.fromkeys(QUESTION_TABLES, _load_question_table),
 }
 
 
@@ -134,6 +142,8 @@ def list_test_splits(args: DataArguments) -> list[str]:
     """
     if args.benchmark == "clips":
         return _test_splits(set(list_splits("clips", args.data_root, args.columns)), args.data_root)
+    if args.benchmark in QUESTION_TABLES:
+        return _test_splits(set(list_splits(args.benchmark, args.data_root)), args.data_root)
     # The other benchmarks have one; if a data set has other splits, its loader's error names them.
     return find_test_splits(args.data_root) if args.benchmark == "ref_avs" else ["test"]
 
