@@ -212,15 +212,15 @@ def _training_splits_of(args: DataArguments) -> tuple[list[AVSample], list[AVSam
 
 
 def check_truth(task: Task, samples: Iterable[AVSample]) -> None:
-    """Check that each row has the true masks that a task with a head is trained on; others need none.
+    """Check that each row has the truth that the task is trained on: masks for one with a head, words for others.
 
     Raises:
         DatasetError: naming the first row without masks.
+        ValueError: naming the first row without the words.
     """
-    if task.head is None:
-        return
     for sample in samples:
-        if not sample.has_gt_masks:
+        task.check_truth(sample)
+        if task.head is not None and not sample.has_gt_masks:
             raise DatasetError(
                 f"{_place(sample)} has no masks, but the task {task.name!r} is trained on them: add its masks, drop "
                 "the row or all such rows by `skip_unlabelled: true`, or choose a task that is answered in words"
@@ -228,15 +228,17 @@ def check_truth(task: Task, samples: Iterable[AVSample]) -> None:
 
 
 def check_scorable(args: DataArguments, samples: Iterable[AVSample]) -> None:
-    """Check that own clips have the masks that are scored; the rows of other benchmarks are scored as far as they can.
+    """Check that rows have the words, and own clips the masks, that are scored; other benchmarks' masks as far as any.
 
     Raises:
-        DatasetError: naming the first row without.
+        DatasetError: naming the first row without masks.
+        ValueError: naming the first row without the words.
     """
-    if args.benchmark != "clips" or load_task(args.task).head is None:
-        return
+    task = load_task(args.task)
+    scores_masks = args.benchmark == "clips" and task.head is not None
     for sample in samples:
-        if not sample.has_gt_masks:
+        task.check_truth(sample)
+        if scores_masks and not sample.has_gt_masks:
             raise DatasetError(
                 f"{_place(sample)} has no masks to score against: add them, leave such rows out by `skip_unlabelled: "
                 "true`, or predict their masks by `aurora-rl segment`"

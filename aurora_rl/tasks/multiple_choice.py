@@ -94,10 +94,10 @@ class MultipleChoice(Task):
             text: the completion.
             reasoning: its labelled parts.
         """
-        labels = list(_ANSWER.finditer(text))
-        marked = text[labels[0].end() :].strip() if len(labels) == 1 else None
-        has_parts = reasoning.step_order == PARTS and all(reasoning.steps[part] for part in PARTS)
-        return marked, bool(marked) and has_parts and text.lstrip().startswith("Look:")
+        return read_marked(text, reasoning)
+
+    def check_truth(self, sample: AVSample) -> None:
+        true_answer(sample)
 
     def is_right(self, answer: Answer, sample: AVSample) -> bool:
         return as_choice(answer).choose(choices_of(sample)) == choices_of(sample).index(true_answer(sample))
@@ -124,6 +124,23 @@ class ChoiceInWords(MultipleChoice):
 
     def answer_text(self, index: int, choices: Sequence[str]) -> str:
         return choices[index]
+
+
+def read_marked(text: str, reasoning: ParsedCompletion) -> tuple[str | None, bool]:
+    """Read a completion of a look, a listen and an answer.
+
+    Args:
+        text: the completion.
+        reasoning: its labelled parts.
+
+    Returns:
+        The text after "Answer:", None if that is there more than once or not at all; and whether all parts are there
+        once each, in order, with nothing around them.
+    """
+    labels = list(_ANSWER.finditer(text))
+    marked = text[labels[0].end() :].strip() if len(labels) == 1 else None
+    has_parts = reasoning.step_order == PARTS and all(reasoning.steps[part] for part in PARTS)
+    return marked, bool(marked) and has_parts and text.lstrip().startswith("Look:")
 
 
 def question_text(sample: AVSample) -> str:

@@ -30,7 +30,7 @@ SCRIPTS = [
     "recipes/init_tiny.py",
     "recipes/report.py",
     "recipes/run_stages.py",
-    "recipes/compare_choice.py",
+    "recipes/compare_answers.py",
     "recipes/compare_stages.py",
     "data_prep/make_synthetic.py",
     "data_prep/generate_cot.py",
