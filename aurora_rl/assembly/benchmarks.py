@@ -17,6 +17,7 @@ from aurora_rl.data.chains import ChainFile, add_reflections
 from aurora_rl.data.clip_sources import is_table
 from aurora_rl.data.clip_tables import load_table, read_table_categories
 from aurora_rl.data.clips import load_clips, without_unlabelled
+from aurora_rl.data.curriculum import by_pass_rates, read_pass_rates
 from aurora_rl.data.draw import draw_over_clips
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.hf_dataset import load_hf_dataset
@@ -202,13 +203,52 @@ def load_training_splits(args: DataArguments) -> tuple[list[AVSample], list[AVSa
 
 def _training_splits_of(args: DataArguments) -> tuple[list[AVSample], list[AVSample]]:
     """Load the samples of one data set, as `load_training_splits` does."""
-    train_samples = load_split(args, args.train_split)
+    train_samples = in_curriculum(args, load_split(args, args.train_split))
     eval_samples = load_split(args, args.eval_split) if args.eval_split else []
     # The best checkpoint is chosen on these samples.
     eval_samples = draw_over_clips(eval_samples, args.max_eval_samples, seed=args.eval_samples_seed)
     check_truth(load_task(args.task), [*train_samples, *eval_samples])
     check_same_media(train_samples)
     return train_samples, eval_samples
+
+
+def in_curriculum(args: DataArguments, samples: list[AVSample]) -> list[AVSample]:
+    """Return the rows that the pass rates leave, in the order of the curriculum; all of them without pass rates.
+
+    Raises:
+        ValueError: if there is a curriculum without pass rates, or as `by_pass_rates` does.
+    """
+    if args.pass_rates is None:
+        if args.curriculum is not None:
+            raise ValueError(
+                f"curriculum {args.curriculum!r} needs `pass_rates`: count them by data_prep/pass_rates.py"
+            )
+        return samples
+    kept = by_pass_rates(
+        samples,
+        read_pass_rates(args.pass_rates),
+        order=args.curriculum,
+        bands=args.curriculum_bands,
+        above=args.pass_rate_above,
+        below=args.pass_rate_below,
+        seed=args.curriculum_seed,
+    )
+    logger.info("%d of %d rows are left by their pass rates", len(kept), len(samples))
+    return kept
+
+
+def check_order_is_kept(args: DataArguments, *, is_shuffled: bool) -> None:
+    """Check that a run which shuffles its rows is not given a curriculum.
+
+    Raises:
+        ValueError: if the order would be lost.
+    """
+    for each in data_sets(args):
+        if is_shuffled and each.args.curriculum is not None:
+            raise ValueError(
+                f"curriculum {each.args.curriculum!r} orders the rows, and this run shuffles them: train by GRPO with "
+                "`shuffle_dataset: false`, or leave `curriculum` out"
+            )
 
 
 def check_truth(task: Task, samples: Iterable[AVSample]) -> None:
