@@ -225,7 +225,7 @@ class AuroraGRPOTrainer(PolicyCheckpoints, ReadAheadTrainer):
         rewards_per_func = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
         local = rewards_per_func[self.accelerator.process_index * len(rows) :][: len(rows)]
         metrics = reward_metrics(rows, local, self.reward_weights.to(local.device))
-        for name, metric in [*rollout_metrics(task_of, rows), *metrics]:
+        for name, metric in [*rollout_metrics(task_of, rows, args.num_generations), *metrics]:
             self._log_metric(name, metric)
         return rewards_per_func
 
