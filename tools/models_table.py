@@ -67,6 +67,19 @@ class Outcome:
 
 
 @dataclasses.dataclass(frozen=True)
+class Cells:
+    """The cells that a test fills.
+
+    Attributes:
+        columns: their columns.
+        rows: their rows, where the source names them; else the test's parameters do.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Results:
     """What came of a run of tests.
 
@@ -79,19 +92,31 @@ class Results:
     failed: tuple[str, ...]
 
 
-def recording_tests(tests: Path) -> dict[str, tuple[str, ...]]:
-    """Find the tests that fill cells: the columns that a test's source names, by `path::function`."""
+def recording_tests(tests: Path) -> dict[str, Cells]:
+    """Find the tests that fill cells, by `path::function`, with the cells that each names in its source."""
     found = {}
     for path in sorted(tests.rglob("test_*.py")):
         text = path.read_text()
-        if not RECORDED.search(text):
-            continue
-        for node in ast.parse(text).body:
+        for node in ast.parse(text).body if RECORDED.search(text) else ():
             source = ast.get_source_segment(text, node) or ""
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test") and RECORDED.search(source):
-                columns = tuple(column for column in COLUMNS if f"|{column}|" in source)
-                found[f"{path.relative_to(tests.parent)}::{node.name}"] = columns
+                found[f"{path.relative_to(tests.parent)}::{node.name}"] = _named_cells(source, text)
     return found
+
+
+def _named_cells(source: str, module: str) -> Cells:
+    """Return what the source of a test names; the columns may also be constants, or be named by its module alone."""
+    columns = _columns_in(source) or _columns_in(module)
+    return Cells(columns, tuple(dict.fromkeys(NAMES[name] for name in NAMES if f'"{name}|' in source)))
+
+
+def _columns_in(source: str) -> tuple[str, ...]:
+    constants = {BEFORE: "BEFORE", AFTER: "AFTER"}
+    return tuple(
+        column
+        for column in COLUMNS
+        if f"|{column}|" in source or (column in constants and re.search(rf"\b{constants[column]}\b", source))
+    )
 
 
 def run_tests(nodes: Iterable[str], xml: Path) -> None:
@@ -102,11 +127,11 @@ def run_tests(nodes: Iterable[str], xml: Path) -> None:
         raise RuntimeError(f"pytest wrote no {xml}: see above")
 
 
-def read_results(xml: Path, tests: Mapping[str, Sequence[str]]) -> Results:
+def read_results(xml: Path, tests: Mapping[str, Cells]) -> Results:
     """Read what came of the tests.
 
-    The cells of a test that did not pass are those of the columns that its source names, in the row of the family in
-    its name, or in all rows if it names none; what it has recorded does not count.
+    The cells of a test that did not pass are those that its source names, in the row of the family in its name, or in
+    all rows if nothing names one; what it has recorded does not count.
 
     Args:
         xml: pytest's report, with `file` for each test (`junit_family=xunit1`).
@@ -122,9 +147,9 @@ def read_results(xml: Path, tests: Mapping[str, Sequence[str]]) -> Results:
         if status == "passed":
             outcomes += map(read_cell, _recorded(case))
             continue
-        words = re.split(r"[\[\]-]", name)
-        rows = [NAMES[word] for word in words if word in NAMES] or list(ROWS)
-        outcomes += [Outcome(row, column, status, reason) for row in rows for column in tests.get(node, ())]
+        cells = tests.get(node, Cells(()))
+        rows = [NAMES[word] for word in re.split(r"[\[\]-]", name) if word in NAMES] or cells.rows or ROWS
+        outcomes += [Outcome(row, column, status, reason) for row in rows for column in cells.columns]
     return Results(tuple(outcomes), tuple(failed))
 
 

@@ -8,9 +8,25 @@ import pytest
 
 from aurora_rl.models.mllm import MLLM_FAMILIES
 from tools import models_table
-from tools.models_table import BEGIN, COLUMNS, END, NAMES, PAGE, ROWS, cell_text, code_lines, read_cell, read_results
+from tools.models_table import (
+    BEGIN,
+    COLUMNS,
+    END,
+    NAMES,
+    PAGE,
+    ROWS,
+    Cells,
+    cell_text,
+    code_lines,
+    read_cell,
+    read_results,
+)
 
-TESTS = {"tests/test_a.py::test_checks": ("contract",), "tests/test_a.py::test_runs": ("SFT", "GRPO")}
+TESTS = {
+    "tests/test_a.py::test_checks": Cells(("contract",)),
+    "tests/test_a.py::test_runs": Cells(("SFT", "GRPO")),
+    "tests/test_a.py::test_one": Cells(("SFT",), ("qwen3_5",)),
+}
 FAILED = "<failure message='no'>trace</failure>"
 
 
@@ -44,6 +60,11 @@ def test_a_failure_that_names_no_family_spoils_its_columns_in_all_rows(tmp_path:
     found = results(tmp_path, good, case("test_runs", inside="<error message='fixture'/>"))
     cells = row(found, "qwen3_5")
     assert (cells["SFT"], cells["GRPO"], cells["ZeRO-3"]) == ("**fails**", "**fails**", "2e-6")
+
+
+def test_a_failure_of_a_test_of_one_family_spoils_that_row_alone(tmp_path: Path) -> None:
+    found = results(tmp_path, case("test_one[True]", inside=FAILED))
+    assert (row(found, "qwen3_5")["SFT"], row(found, "qwen3_vl")["SFT"]) == ("**fails**", "not run")
 
 
 def test_a_failed_test_s_own_words_are_not_believed(tmp_path: Path) -> None:
@@ -124,10 +145,30 @@ def test_lines_of_code_are_counted_without_docstrings_comments_and_blanks(tmp_pa
     assert code_lines(file, file) == 10
 
 
-def test_tests_that_fill_cells_are_found_with_their_columns() -> None:
+def test_tests_that_fill_cells_are_found_with_what_they_name(tmp_path: Path) -> None:
+    file = tmp_path / "tests" / "test_a.py"
+    file.parent.mkdir()
+    record = 'record_property("cell", f"{}|{}|{{text}}")'
+    bodies = {
+        "test_plain": record.format("{name}", "contract"),
+        "test_one": record.format("qwen2_5_omni_thinker", "{BEFORE}"),
+        "test_both": record.format("{name}", "{column}"),
+        "test_none": "pass",
+    }
+    imports = "from x import AFTER, BEFORE\n"
+    file.write_text(imports + "".join(f"def {name}(record_property):\n    {body}\n" for name, body in bodies.items()))
+    assert models_table.recording_tests(file.parent) == {
+        "tests/test_a.py::test_plain": Cells(("contract",)),
+        "tests/test_a.py::test_one": Cells(("vLLM before a sync",), ("qwen2_5_omni",)),
+        "tests/test_a.py::test_both": Cells(("contract", "vLLM before a sync", "vLLM after a sync")),
+    }
+
+
+def test_each_test_here_that_fills_a_cell_names_its_column() -> None:
     found = models_table.recording_tests(models_table.ROOT / "tests")
-    assert found["tests/models/mllm/test_contract.py::test_the_family_passes"] == ("contract",)
-    assert all(found.values()), f"a test fills a cell of no column that its source names: {found}"
+    assert found["tests/models/mllm/test_contract.py::test_the_family_passes"] == Cells(("contract",))
+    unnamed = [test for test, cells in found.items() if not cells.columns]
+    assert not unnamed, f"{unnamed} fill cells of columns that their sources do not name: see tools/models_table.py"
 
 
 def test_each_family_is_a_row_of_the_page() -> None:
