@@ -14,8 +14,29 @@ SIZE, WIDTH, GRID = 128, 32, 8
 
 
 @pytest.fixture(scope="module")
-def sam(sam_hq_checkpoint) -> SamHQModel:
+def stock(sam_hq_checkpoint) -> SamHQModel:
+    """transformers' model as it is."""
     return SamHQModel.from_pretrained(sam_hq_checkpoint).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def sam(stock) -> SamHQModel:
+    """transformers' model with SAM-HQ's own upscaling.
+
+    SAM-HQ upscales the image as its transformer has left it. transformers 5.17 drops that, and upscales the image that
+    went into the transformer, with rows and columns exchanged.
+    """
+    mended = copy.deepcopy(stock)
+    images: list[torch.Tensor] = []
+    decoder = mended.mask_decoder
+    decoder.transformer.register_forward_hook(lambda module, args, output: images.append(output[1]))
+
+    def as_the_transformer_left_it(module, args):
+        left = images.pop()  # (N, G, h w, C)
+        return left.flatten(0, 1).transpose(1, 2).unflatten(2, (GRID, GRID))
+
+    decoder.upscale_conv1.register_forward_pre_hook(as_the_transformer_left_it)
+    return mended
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +96,18 @@ def test_gradients_are_those_of_transformers(sam, segmenter, frames, num_prompts
     named = dict(stock.mask_decoder.named_parameters())
     for name, parameter in own.mask_decoder.named_parameters():
         torch.testing.assert_close(parameter.grad, named[name].grad, rtol=1e-4, atol=1e-8)
+
+
+def test_transformers_upscales_the_image_that_went_into_the_transformer(stock, sam, frames):
+    """If this fails, transformers has been mended, and the hooks of `sam` can go."""
+    prompts = torch.randn(3, 1, WIDTH, generator=torch.Generator().manual_seed(0))
+    upscaled: list[torch.Tensor] = []
+    hook = stock.mask_decoder.upscale_conv1.register_forward_pre_hook(lambda module, args: upscaled.append(args[0]))
+    found = stock_masks(stock, frames, prompts)
+    hook.remove()
+    processor = SamImageProcessor(size={"longest_edge": SIZE}, pad_size={"height": SIZE, "width": SIZE})
+    pixel_values = processor(images=list(frames), return_tensors="pt")["pixel_values"]
+    image_embeddings, _ = stock.get_image_embeddings(pixel_values)
+    went_in = image_embeddings + stock.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+    torch.testing.assert_close(upscaled[0], went_in.transpose(2, 3))
+    assert (found - stock_masks(sam, frames, prompts)).abs().max() > 0.1
