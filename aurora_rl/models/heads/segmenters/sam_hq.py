@@ -4,6 +4,9 @@ SAM-HQ adds two maps of the frame to what its decoder has upscaled: its own upsc
 the first layer with global attention in the image encoder. Neither depends on the prompt, so both convolutions stay in
 the frozen half, and their sum is cached with the image embedding: three times SAM's memory, 6.3 MB a frame in float16
 at S = 1024, for image encoders of any width. With the layer itself it would be 8.4 MB with ViT-B, 12.6 MB with ViT-H.
+
+What is upscaled is the image as the decoder's transformer leaves it, as in the authors' code. transformers 5.17
+upscales the image that went in, rows and columns exchanged: the masks of its `SamHQModel` are others.
 """
 
 from __future__ import annotations
@@ -70,7 +73,7 @@ class SamHQFrameEncoder(SamFrameEncoder):
 
 
 class SamHQSegmenter(SamSegmenter):
-    """SAM-HQ's mask decoder; as by default in transformers, its mask is the sum of SAM's own and of the new token's.
+    """SAM-HQ's mask decoder; as by default in the authors' code, its mask is the sum of SAM's and of the new token's.
 
     Args:
         config: `{"type": "sam_hq", "image_size": 1024, "checkpoint": "syscv-community/sam-hq-vit-huge"}`, and the
