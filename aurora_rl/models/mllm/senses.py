@@ -115,3 +115,7 @@ class Senses:
     def shortest_sound(self, processor: ProcessorMixin) -> int:
         """Return the number of samples below which the audio tower computes nothing."""
         return 1
+
+    def longest_sound(self, processor: ProcessorMixin) -> int | None:
+        """Return the number of samples above which the processor cuts a sound, which is refused; None for no limit."""
+        return None

@@ -11,6 +11,8 @@ from typing import Any
 DEFAULT_MAX_PATCHES = 768
 #: Spectrogram columns a second (16 kHz, hop 160), and how many of them become one token.
 MEL_RATE, MELS_PER_TOKEN = 100, 4
+#: Length of a window of Whisper's kind, to which shorter sounds are padded.
+WINDOW_SECONDS = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +84,21 @@ def usual_pass(config: Any, clip: ClipSize, tower_names: tuple[str, ...]) -> Cli
         # a convolution of stride 2 comes first
         towers[tower_names[1]] = TowerPass(columns / 2, audio.d_model, audio.encoder_layers)
     return ClipPass(tokens, towers)
+
+
+def windowed_pass(config: Any, clip: ClipSize, tower_name: str) -> ClipPass:
+    """Return what a clip takes of a model that sees nothing and hears a sound in windows of 30 s, the last one padded.
+
+    Args:
+        config: config of the model; its `audio_config` is like Whisper's.
+        clip: sizes of the clip.
+        tower_name: dotted name of the audio tower.
+    """
+    audio = config.audio_config
+    windows = max(1, math.ceil(clip.seconds / WINDOW_SECONDS))
+    columns = windows * WINDOW_SECONDS * MEL_RATE
+    tower = TowerPass(columns / 2, audio.hidden_size, audio.num_hidden_layers)
+    return ClipPass(math.ceil(clip.seconds * MEL_RATE / MELS_PER_TOKEN), {tower_name: tower})
 
 
 def _video_tokens(vision: Any, clip: ClipSize) -> tuple[int, int]:
