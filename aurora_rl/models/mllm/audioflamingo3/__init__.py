@@ -25,7 +25,8 @@ class AudioFlamingo3Family(MLLMFamily):
     sees = None
     token_inputs = (*MLLMFamily.token_inputs, "num_audio_tokens")
     media_limits = {"audio": 1}
-    engine_architecture = "AudioFlamingo3ForConditionalGeneration"
+    engine_architecture = "AuroraAudioFlamingo3ForConditionalGeneration"
+    engine_class = f"{__name__}.engine:{engine_architecture}"
 
     @property
     def model_class(self) -> type[PreTrainedModel]:
