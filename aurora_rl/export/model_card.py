@@ -144,7 +144,9 @@ def _clip(loaded: LoadedModel) -> str:
 def _front_matter(loaded: LoadedModel, details: CardDetails, base_model: str | None, *, is_adapter: bool) -> str:
     has_masks = MaskHead.name in loaded.heads
     in_words = PIPELINE_TAG if _sees(loaded) else BLIND_PIPELINE_TAG
-    left_out = {name for name, is_given in (("audio", _hears(loaded)), ("video", _is_given_frames(loaded))) if not is_given}
+    left_out = {
+        name for name, is_given in (("audio", _hears(loaded)), ("video", _is_given_frames(loaded))) if not is_given
+    }
     data = ModelCardData(
         license=details.license or "other",
         base_model=base_model,

@@ -169,8 +169,8 @@ def _check_sound(family: Senses, processor: Any, waveform: np.ndarray | None, *,
     longest = family.longest_sound(processor)
     if longest is not None and len(waveform) > longest:
         raise ValueError(
-            f"the sound has {len(waveform)} samples, but the processor drops all after {longest}: cut the clip, or choose "
-            "a model that hears longer sounds"
+            f"the sound has {len(waveform)} samples, but the processor drops all after {longest}: cut the clip, or "
+            "choose a model that hears longer sounds"
         )
 
 
