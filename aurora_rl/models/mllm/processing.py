@@ -168,9 +168,10 @@ def _check_sound(family: Senses, processor: Any, waveform: np.ndarray | None, *,
         raise ValueError(f"the sound has {len(waveform)} samples, but the audio tower hears nothing below {shortest}")
     longest = family.longest_sound(processor)
     if longest is not None and len(waveform) > longest:
+        rate = processor.feature_extractor.sampling_rate
         raise ValueError(
-            f"the sound has {len(waveform)} samples, but the processor drops all after {longest}: cut the clip, or "
-            "choose a model that hears longer sounds"
+            f"the sound lasts {len(waveform) / rate:.1f} s, but {type(family).__name__} hears no more than "
+            f"{longest / rate:.1f} s of it: cut the clip, or choose a model without such a limit"
         )
 
 

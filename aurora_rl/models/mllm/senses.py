@@ -117,5 +117,5 @@ class Senses:
         return 1
 
     def longest_sound(self, processor: ProcessorMixin) -> int | None:
-        """Return the number of samples above which the processor cuts a sound, which is refused; None for no limit."""
+        """Return the number of samples above which the processor would cut a sound; None for no limit."""
         return None
