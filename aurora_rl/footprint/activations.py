@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from inspect import signature
 from typing import Any
 
 import torch
@@ -166,12 +167,19 @@ def _layer_and_inputs(meta: MetaModel, work: Workload, half: torch.dtype | None)
         # Rows of several lengths are padded, and padding is masked; a single row needs no mask.
         mask = None if work.rows == 1 else torch.empty(work.rows, 1, work.length, work.length, dtype=torch.bool)
     _give_gradients(layer)
-    position_embeddings = meta.base.get_decoder().rotary_emb(hidden_states.detach(), positions)
-    return layer, {
+    rotary = meta.base.get_decoder().rotary_emb
+    # Layers of Gemma turn by their kind, may hand keys and values on, and read embeddings of their own.
+    by_kind = {"layer_type": "full_attention"} if "layer_type" in signature(rotary.forward).parameters else {}
+    inputs: dict[str, Any] = {
         "hidden_states": hidden_states,
-        "position_embeddings": position_embeddings,
+        "position_embeddings": rotary(hidden_states.detach(), positions, **by_kind),
         "attention_mask": mask,
     }
+    if by_kind:
+        inputs["shared_kv_states"] = {}
+    if width := getattr(meta.base.config.get_text_config(), "hidden_size_per_layer_input", None):
+        inputs["per_layer_input"] = torch.empty(work.rows, work.length, width, dtype=dtype, device="meta")
+    return layer, inputs
 
 
 def _give_gradients(module: nn.Module) -> None:

@@ -53,7 +53,7 @@ def engine_weights(
     heads = map(head_attribute, HEADS)  # never part of vLLM's model
     skipped = {*heads} if towers else {*heads, *family.tower_names}  # dotted names, from the model on
     for name, weight in _layers(policy, "", skipped, gather):
-        yield family.engine_prefix + name, weight
+        yield family.engine_prefix + name, family.engine_weight(name, weight)
 
 
 def changes_towers(model: nn.Module, family: MLLMFamily) -> bool:

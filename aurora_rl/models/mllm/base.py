@@ -61,11 +61,23 @@ class MLLMFamily(Senses, abc.ABC):
         """Return the part of a hub checkpoint's config that `model_class` is built from."""
         return getattr(config, self.config_part, config) if self.config_part else config
 
+    def for_config(self, config: PretrainedConfig) -> MLLMFamily:
+        """Return the family as a checkpoint has it, where sizes of one `model_type` differ in their senses.
+
+        Args:
+            config: config of `model_class`.
+        """
+        return self
+
     def engine_config(self, config: PretrainedConfig) -> PretrainedConfig:
         """Build the config of the full checkpoint that vLLM loads from the config of `model_class`."""
         full = type(config)(**engine_fields(config))
         full.architectures = [self.engine_architecture]
         return full
+
+    def engine_weight(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """Return a weight of the model, by its dotted name, as vLLM reads it: laid out as in the hub's checkpoints."""
+        return weight
 
     def encode(
         self,

@@ -43,7 +43,8 @@ def encode(
         processor, num_frames=num_frames, fps=fps, waveform=waveform, use_audio_in_video=use_audio_in_video
     )
     given = {name: values for name, values in media.items() if values}
-    inputs = processor(text=[text], **given, **options, return_tensors="pt")
+    # The template has written the tokens that a tokenizer would add, such as the one that begins a sequence.
+    inputs = processor(text=[text], add_special_tokens=False, **given, **options, return_tensors="pt")
     expanded_ids = inputs["input_ids"][0].tolist()
     _check_expansion(processor, prompt_ids, expanded_ids, family.media_token_ids(processor))
     features = {
@@ -83,6 +84,15 @@ def _has_media(messages: Sequence[Mapping[str, Any]]) -> bool:
     """Tell a conversation about a clip from one in words alone."""
     contents = (message["content"] for message in messages if not isinstance(message["content"], str))
     return any(part["type"] != "text" for content in contents for part in content)
+
+
+def vision_as_given(messages: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
+    """Return images and videos (F, H, W, 3) of a conversation at their own size; None where there are none."""
+    contents = (message["content"] for message in messages)
+    parts = [part for content in contents if not isinstance(content, str) for part in content]
+    images = [part["image"] for part in parts if part["type"] == "image"]
+    videos = [_whole_numbers(part["video"]) for part in parts if part["type"] == "video"]
+    return images or None, videos or None
 
 
 def collate_features(features: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ class Qwen3VLFamily(Qwen2_5VLFamily):
 
     model_types = ("qwen3_vl",)
     engine_architecture = "Qwen3VLForConditionalGeneration"
+    engine_class = None
 
     @property
     def model_class(self) -> type[PreTrainedModel]:
