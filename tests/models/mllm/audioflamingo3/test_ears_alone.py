@@ -246,6 +246,16 @@ def test_text_that_names_the_sound_is_refused(subject: Subject) -> None:
         subject.family.encode(subject.processor, messages, waveform=None, fps=1.0)
 
 
+@pytest.mark.parametrize(("instruction", "is_told"), [(None, True), ("Listen: what you hear? {reference}", False)])
+def test_an_instruction_to_look_is_told_of(
+    loaded: LoadedModel, data_args: DataArguments, caplog: pytest.LogCaptureFixture, instruction: str, is_told: bool
+) -> None:
+    asked = dataclasses.replace(data_args, instruction=instruction)
+    assemble_encoder(asked, loaded, [], is_trainable=False)
+    assert ("asks for a step 'Look:', but the model is given no frames" in caplog.text) is is_told
+    assert "'Listen:'" not in caplog.text
+
+
 # ---- on the way of a run
 
 
