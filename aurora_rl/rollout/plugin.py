@@ -33,8 +33,10 @@ def register() -> None:
         if name not in WeightTransferEngineFactory._registry:
             WeightTransferEngineFactory.register_engine(name, module, class_name)
     if current_platform.is_cpu():
+        from aurora_rl.rollout.cpu.linear_layers import let_linear_layers_read_any_layout
         from aurora_rl.rollout.cpu.seeds import let_seeded_prompts_be_read_in_parts
 
+        let_linear_layers_read_any_layout()
         let_seeded_prompts_be_read_in_parts()
 
 
