@@ -177,6 +177,9 @@ def read_model_config(
     """
     family = read_family(name_or_path, family)
     config = family.config_from(family.model_class.config_class.from_pretrained(name_or_path))
+    if getattr(config.get_text_config(), "output_router_logits", False):
+        # `generate` would compute the router loss, and fail on it with a cache. Training asks for it by itself.
+        config.get_text_config().output_router_logits = False
     family = family.for_config(config)
     own = head_configs(config)
     agreed = _agreed_heads(name_or_path, own, segmenter, heads)
