@@ -21,7 +21,7 @@ from aurora_rl.models.mllm.gemma4 import DeafGemma4Family, Gemma4Family
 from aurora_rl.models.mllm.gemma4.sizes import tokens_of_frame
 from aurora_rl.models.mllm.gemma4.tiny import MEDIA_TOKENS
 from aurora_rl.models.mllm.gemma4_unified import Gemma4UnifiedFamily
-from aurora_rl.models.mllm.processing import collate_features
+from aurora_rl.models.mllm.processing import _warn_of_limits, collate_features
 from aurora_rl.models.mllm.sizes import ClipSize
 from aurora_rl.rollout.export import export_for_vllm
 from aurora_rl.rollout.weights import check_adapters, engine_weights
@@ -96,6 +96,14 @@ def test_the_shortest_sound_is_heard_and_a_shorter_one_refused(subject: Subject)
             subject.encode(sound=shortest - 1)
 
 
+def test_sound_between_the_frames_is_refused_and_not_left_out(subject: Subject) -> None:
+    video = {"type": "video", "video": [np.zeros((64, 64, 3), np.uint8)] * 2}
+    messages = [{"role": "user", "content": [video, {"type": "text", "text": "the drum"}]}]
+    options: dict[str, Any] = {"waveform": np.zeros(SECOND, np.float32), "fps": 1.0}
+    with pytest.raises(ValueError, match=r"Gemma4\w*Family has no place for sound between .* use_audio_in_video"):
+        subject.family.encode(subject.processor, messages, use_audio_in_video=True, **options)
+
+
 # ---- frames
 
 
@@ -106,6 +114,13 @@ def test_frames_are_videos_of_their_own(subject: Subject) -> None:
     assert len(collate_features([{"pixel_values_videos": f} for f in frames])["pixel_values_videos"]) == 6
     as_given = [{"pixel_values_videos": f.transpose(0, 1)} for f in frames]  # control: as the processor gives them
     assert collate_features(as_given)["pixel_values_videos"].shape[:2] == (2, 4)
+
+
+def test_limits_of_pixels_are_told_to_change_nothing(subject: Subject, caplog: pytest.LogCaptureFixture) -> None:
+    _warn_of_limits.cache_clear()
+    with caplog.at_level("WARNING"):
+        subject.encode(), subject.encode()
+    assert caplog.text.count("min_pixels and max_pixels change nothing") == 1
 
 
 def test_rows_of_a_clip_share_one_pass_over_its_frames(subject: Subject) -> None:
