@@ -22,6 +22,7 @@ from aurora_rl.export.model_card import CardDetails
 from aurora_rl.models.loading import load_model
 from aurora_rl.models.mllm import FAMILIES, MLLMFamily
 from aurora_rl.models.mllm.base import OWN_FIELDS
+from aurora_rl.models.mllm.gemma4 import Gemma4Family
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 from aurora_rl.models.mllm.qwen3_omni import Qwen3OmniFamily
 from aurora_rl.rollout.engine import check_family
@@ -35,6 +36,8 @@ SEGMENTER = {"type": "dot", "image_size": 32, "width": 8}
 QUIET = {"report_to": "none", "use_cpu": True, "bf16": False, "logging_steps": 1, "max_steps": 2}
 #: Qwen2.5-Omni walks this way in `tests/paths`.
 OTHERS = [family for family in FAMILIES if family is not Qwen2_5OmniFamily]
+#: Families with more code than a regular one, as docs/models.md says: Gemma 4's frames have sizes of their own.
+IRREGULAR = (Gemma4Family,)
 
 
 @pytest.fixture(scope="module", params=OTHERS, ids=lambda family: family.model_types[0])
@@ -98,7 +101,7 @@ def test_what_is_saved_loads_with_the_same_weights(family: MLLMFamily, checkpoin
 
 def test_it_has_less_code_than_a_regular_family_may(family: MLLMFamily) -> None:
     own, _ = family_lines(family.model_types[0])
-    assert 0 < own <= MOST_LINES
+    assert 0 < own <= MOST_LINES or type(family) in IRREGULAR
 
 
 def test_vllm_is_refused_where_it_computes_something_else() -> None:
