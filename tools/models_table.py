@@ -137,7 +137,8 @@ def read_results(xml: Path, tests: Mapping[str, Cells]) -> Results:
         xml: pytest's report, with `file` for each test (`junit_family=xunit1`).
         tests: result of `recording_tests`.
     """
-    outcomes, failed = [], []
+    outcomes: list[Outcome] = []
+    failed = []
     for case in ElementTree.parse(xml).iter("testcase"):
         status, reason = _status(case)
         name = case.get("name", "")

@@ -78,7 +78,8 @@ class StateLayer:
 
     def normed(self, states: torch.Tensor) -> torch.Tensor:
         """Return states (..., D) of this layer as a head reads them: after the final norm."""
-        return states if self.is_last else self.decoder.norm(states)
+        norm: Any = None if self.is_last else self.decoder.norm
+        return states if norm is None else norm(states)
 
     @property
     def _layers(self) -> Any:
