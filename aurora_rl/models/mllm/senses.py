@@ -75,8 +75,8 @@ class Senses:
         patch_size = getattr(processor.video_processor, "patch_size", None)
         if patch_size is None:
             raise NotImplementedError(
-                f"{type(self).__name__}: {type(processor.video_processor).__name__} has no patch_size, by which frames are "
-                "resized as for Qwen: give the family a method read_vision, such as processing.vision_as_given"
+                f"{type(self).__name__}: {type(processor.video_processor).__name__} has no patch_size, by which frames "
+                "are resized as for Qwen: give the family a method read_vision, such as processing.vision_as_given"
             )
         return process_vision_info(list(messages), image_patch_size=patch_size)
 
