@@ -96,7 +96,7 @@ KILLED = (
     *("ref_avs/evaluate", "ref_avs/mistakes_7b", "avsbench/evaluate"),
 )
 #: Recipes that make a first model.
-FIRST = ("synthetic/init", "synthetic/boxes/init", "synthetic/choice/init", "synthetic/state_layers/init_2")
+FIRST = ("synthetic/init", "synthetic/boxes/init", "synthetic/choice/init")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -668,6 +668,7 @@ DRIVEN_ELSEWHERE = {
     "synthetic/smoke": "tests/recipes/test_report.py",
     "synthetic/choice/stages": "tests/recipes/test_compare_answers.py",
     "synthetic/state_layers/stages": "tests/recipes/test_compare_stages.py",
+    "synthetic/state_layers/init_2": "tests/recipes/test_compare_stages.py",
     "synthetic/state_layers/init_3": "tests/recipes/test_compare_stages.py",
     "synthetic/state_layers/init_4": "tests/recipes/test_compare_stages.py",
 }
