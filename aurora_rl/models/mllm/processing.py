@@ -32,6 +32,7 @@ def encode(
     use_audio_in_video: bool,
 ) -> EncodedPrompt:
     """Run a family's processor on one conversation; see `MLLMFamily.encode`."""
+    is_of_clip = _has_media(messages)  # of a silent one, too, of whose frames the family may see nothing
     messages = sensed_messages(family, messages)
     _check_sound(family, processor, waveform, needed=use_audio_in_video)
     if waveform is not None:
@@ -60,7 +61,7 @@ def encode(
         if name not in family.token_inputs and _is_numeric(value)
     }
     features = family.trim_features(features)
-    if waveform is None and features and family.hears:  # a text-only prompt runs no tower
+    if waveform is None and is_of_clip and family.hears:  # a text-only prompt runs no tower
         features |= family.silence(processor)
     engine = EnginePrompt(
         prompt_ids=prompt_ids,
@@ -85,6 +86,12 @@ def sensed_messages(family: Senses, messages: Sequence[Mapping[str, Any]]) -> li
         else {**message, "content": [kept for part in content for kept in sensed(part)]}
         for message in messages
     ]
+
+
+def _has_media(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell a conversation about a clip from one in words alone."""
+    contents = (message["content"] for message in messages if not isinstance(message["content"], str))
+    return any(part["type"] != "text" for content in contents for part in content)
 
 
 def vision_as_given(messages: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
