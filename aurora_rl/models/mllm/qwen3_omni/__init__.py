@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from aurora_rl.models.mllm.base import EncodedPrompt, engine_fields
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
+from aurora_rl.models.mllm.sizes import SoundRate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +21,7 @@ class Qwen3OmniFamily(Qwen2_5OmniFamily):
     hub_model = None
     engine_architecture = "AuroraQwen3OmniMoeForConditionalGeneration"
     engine_class = f"{__name__}.engine:AuroraQwen3OmniMoeForConditionalGeneration"
+    sound_rate = SoundRate(100 / 13, 100 / 13)  # three convolutions of stride 2 over windows of 100 columns
 
     @property
     def model_class(self) -> type[PreTrainedModel]:

@@ -19,6 +19,7 @@ class Qwen3VLMoeFamily(Qwen2_5VLFamily):
     model_types = ("qwen3_vl_moe",)
     engine_architecture = "Qwen3VLMoeForConditionalGeneration"
     engine_class = None
+    tokens_of_time = 9  # <, 4, ., 5, seconds, >, a digit more, and two delimiters
 
     @property
     def model_class(self) -> type[PreTrainedModel]:
