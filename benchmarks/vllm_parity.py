@@ -48,6 +48,8 @@ SYNCS = 5
 DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "VLLM_CPU_OMP_THREADS_BIND")
 #: Sizes of a tiny model, whose heads are then of a size that vLLM's CPU kernels have.
 SIZES = {"hidden_size": 128}
+#: Families that vLLM's CPU build cannot run, and why.
+NOT_ON_CPU = {"qwen3_5": "vLLM's CPU kernels of linear attention take bfloat16 alone"}
 #: Columns of docs/models.md.
 BEFORE, AFTER = "vLLM before a sync", "vLLM after a sync"
 
@@ -281,6 +283,8 @@ def cells_of_family(name: str) -> dict[str, str]:
     family = load_family(name)
     if family.engine_refusal is not None:
         return dict.fromkeys((BEFORE, AFTER), f"refused: {family.engine_refusal}")
+    if not torch.cuda.is_available() and (reason := NOT_ON_CPU.get(family.model_types[0])):
+        return dict.fromkeys((BEFORE, AFTER), f"not on a CPU: {reason}")
     return measure_family(family).cells
 
 
