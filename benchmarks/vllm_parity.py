@@ -48,8 +48,8 @@ SYNCS = 5
 DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "VLLM_CPU_OMP_THREADS_BIND")
 #: Sizes of a tiny model, whose heads are then of a size that vLLM's CPU kernels have.
 SIZES = {"hidden_size": 128}
-#: Families that vLLM's CPU build cannot run, and why.
-NOT_ON_CPU = {"qwen3_5": "vLLM's CPU kernels of linear attention take bfloat16 alone"}
+#: Families whose linear attention vLLM's CPU kernels compute in bfloat16 alone.
+ROUNDED = ("qwen3_5",)
 #: Columns of docs/models.md.
 BEFORE, AFTER = "vLLM before a sync", "vLLM after a sync"
 
@@ -178,16 +178,19 @@ class FamilyAgreement:
         before: with the weights that vLLM was started with.
         stale: of a policy that LoRA has changed, before its weights are sent; a control.
         after: when LoRA is merged and sent.
+        dtype: precision of both.
     """
 
     before: float
     stale: float
     after: float
+    dtype: torch.dtype
 
     @property
     def cells(self) -> dict[str, str]:
         """What docs/models.md says of it, by column."""
-        return {BEFORE: f"{self.before:.0e}", AFTER: f"{self.after:.0e}"}
+        rounded = "" if self.dtype == torch.float32 else f" in {str(self.dtype).removeprefix('torch.')}"
+        return {BEFORE: f"{self.before:.0e}{rounded}", AFTER: f"{self.after:.0e}{rounded}"}
 
 
 @contextlib.contextmanager
@@ -242,6 +245,8 @@ def prompts_of_all_kinds(subject: Subject) -> list[EncodedPrompt]:
 def measure_family(family: MLLMFamily) -> FamilyAgreement:
     """Measure a family's tiny model inside vLLM, before and after LoRA is merged and sent."""
     subject = Subject.of(family, SIZES)
+    dtype = torch.bfloat16 if family.model_types[0] in ROUNDED else torch.float32
+    subject.model.to(dtype)
     loaded = LoadedModel(subject.model, subject.processor, family)
     prompts = prompts_of_all_kinds(subject)
     with started(loaded) as generation:
@@ -250,7 +255,7 @@ def measure_family(family: MLLMFamily) -> FamilyAgreement:
         generation.model = policy = with_random_lora(subject.model, family)
         stale = _difference(loaded, policy, prompts, generation)
         generation.sync_weights()
-        return FamilyAgreement(before, stale, _difference(loaded, policy, prompts, generation))
+        return FamilyAgreement(before, stale, _difference(loaded, policy, prompts, generation), dtype)
 
 
 def with_random_lora(model: PreTrainedModel, family: MLLMFamily) -> PeftModel:
@@ -283,8 +288,6 @@ def cells_of_family(name: str) -> dict[str, str]:
     family = load_family(name)
     if family.engine_refusal is not None:
         return dict.fromkeys((BEFORE, AFTER), f"refused: {family.engine_refusal}")
-    if not torch.cuda.is_available() and (reason := NOT_ON_CPU.get(family.model_types[0])):
-        return dict.fromkeys((BEFORE, AFTER), f"not on a CPU: {reason}")
     return measure_family(family).cells
 
 

@@ -44,5 +44,5 @@ class AuroraQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneratio
             video_grid_thw=torch.stack([feature.data["video_grid_thw"].data for feature in videos]),
             second_per_grid_ts=torch.tensor([number(feature, "second_per_grid_ts", 1.0) for feature in videos]),
         )
-        # A completion goes on where the prompt's text ends, while the other result of transformers counts from the video.
+        # A completion goes on where the prompt's text ends; the other result of transformers counts from the video.
         return position_ids[:, 0], int(position_ids[0, 0, -1]) + 1 - len(input_tokens)

@@ -76,7 +76,7 @@ def whole(position_ids: torch.Tensor) -> torch.Tensor:
     """Return positions (3, L) as whole numbers, which vLLM holds; others are a ValueError."""
     if parted := int(position_ids[0].frac().count_nonzero()):
         raise ValueError(
-            f"at this rate of frames {parted} tokens of a video have positions in time that are no whole numbers, which "
-            "vLLM cannot hold: choose another fps, such as 1 or 2, or set use_vllm to false"
+            f"at this rate of frames {parted} tokens of a video have positions in time that are no whole numbers, "
+            "which vLLM cannot hold: choose another fps, such as 1 or 2, or set use_vllm to false"
         )
     return position_ids.long()
