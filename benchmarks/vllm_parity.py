@@ -46,6 +46,8 @@ from aurora_rl.rollout.engine import AuroraVLLMGeneration
 SYNCS = 5
 #: What a process has of vLLM and torch.distributed in its environment.
 DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "VLLM_CPU_OMP_THREADS_BIND")
+#: Tokens that a tiny model says.
+NUM_TOKENS = 24
 #: Sizes of a tiny model, whose heads are then of a size that vLLM's CPU kernels have.
 SIZES = {"hidden_size": 128}
 #: Families whose linear attention vLLM's CPU kernels compute in bfloat16 alone.
@@ -202,7 +204,7 @@ def started(loaded: LoadedModel, **options: Any) -> Iterator[AuroraVLLMGeneratio
         **options: arguments of `AuroraVLLMGeneration` that differ.
     """
     environment = {name: os.environ.get(name) for name in DISTRIBUTED}
-    tiny = {"max_model_length": 1024, "max_num_seqs": 64, "temperature": 0.0, "max_completion_length": 24}
+    tiny = {"max_model_length": 1024, "max_num_seqs": 64, "temperature": 0.0, "max_completion_length": NUM_TOKENS}
     generation = AuroraVLLMGeneration(
         loaded,
         engine_kwargs={"kv_cache_memory_bytes": 64_000_000},
@@ -249,7 +251,8 @@ def measure_family(family: MLLMFamily) -> FamilyAgreement:
     subject.model.to(dtype)
     loaded = LoadedModel(subject.model, subject.processor, family)
     prompts = prompts_of_all_kinds(subject)
-    with started(loaded) as generation:
+    longest = max(len(prompt.prompt_ids) for prompt in prompts)
+    with started(loaded, max_model_length=longest + NUM_TOKENS) as generation:
         generation.sync_weights()
         before = _difference(loaded, subject.model, prompts, generation)
         generation.model = policy = with_random_lora(subject.model, family)
