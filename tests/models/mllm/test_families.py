@@ -24,7 +24,6 @@ from aurora_rl.models.loading import load_model
 from aurora_rl.models.mllm import FAMILIES, MLLMFamily
 from aurora_rl.models.mllm.base import OWN_FIELDS
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
-from aurora_rl.models.mllm.qwen3_omni import Qwen3OmniFamily
 from aurora_rl.rollout.engine import check_family
 from aurora_rl.rollout.export import export_checkpoint
 from aurora_rl.scripts import grpo, sft
@@ -112,10 +111,16 @@ def test_it_has_less_code_than_a_regular_family_may(family: MLLMFamily) -> None:
     assert len([line for line in code if line.strip() and not line.strip().startswith("#")]) <= 60
 
 
-def test_vllm_is_refused_where_it_computes_something_else() -> None:
+def test_vllm_is_refused_where_it_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
     check_family(Qwen2_5OmniFamily())
-    with pytest.raises(ValueError, match=r"other log-probabilities .* set use_vllm to false"):
-        check_family(Qwen3OmniFamily())
+    monkeypatch.setattr(Qwen2_5OmniFamily, "engine_refusal", "it computes other log-probabilities")
+    with pytest.raises(ValueError, match=r"other log-probabilities: set use_vllm to false"):
+        check_family(Qwen2_5OmniFamily())
+
+
+def test_vllm_is_given_a_limit_for_what_the_family_senses(family: MLLMFamily) -> None:
+    assert family.media_limits.get("video", 0) == int(family.sees == "video")
+    assert family.media_limits.get("audio", 0) == int(family.hears)
 
 
 def test_sound_is_an_error_for_a_family_without_ears(
