@@ -1,4 +1,4 @@
-"""The router loss of models with experts is in the loss where the recipe says so, by its coefficient, and nowhere else."""
+"""The router loss of models with experts is in the loss exactly where the recipe says so, by its coefficient."""
 
 import dataclasses
 import json
@@ -136,7 +136,5 @@ def test_a_checkpoint_does_not_switch_it_on_for_generation(checkpoint: Path) -> 
 def test_a_coefficient_for_a_model_without_experts_is_an_error(
     tiny_checkpoint: str, data_args: DataArguments, train_samples: list[AVSample], tmp_path: Path
 ) -> None:
-    with pytest.raises(
-        ValueError, match="router_aux_loss_coef` is set to 0.5 but .* is not a Mixture-of-Experts model"
-    ):
+    with pytest.raises(ValueError, match="router_aux_loss_coef` is set to 0.5 but .* not a Mixture-of-Experts"):
         sft_loss(Path(tiny_checkpoint), data_args, train_samples[:2], tmp_path, router_aux_loss_coef=COEFFICIENT)
