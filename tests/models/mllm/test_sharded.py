@@ -44,6 +44,8 @@ OPTIONS = {
         "reward_weights": [1.0, 1.0],
     },
 }
+#: Keys and values that Gemma's layers share have no gradient in checkpoints as adapters have them under ZeRO-3.
+PLAIN = {"gemma4": ["--gradient_checkpointing", "false"]}
 #: Rows of a process, by launch: two clips a step, or two groups.
 ROWS = {"cpu": {"sft": 2, "grpo": 8}, "zero3": {"sft": 1, "grpo": 4}}
 COMPARED_LOGS = ("loss", "grad_norm", "mask_loss", "mask_bce", "reward")
@@ -94,7 +96,8 @@ def runs(
                 path.write_text(json.dumps({**fields, **OPTIONS[recipe]}))  # which is YAML
                 rows = ["--per_device_train_batch_size", str(ROWS[config][recipe])]
                 out = ["--output_dir", str(folder / f"{name} {recipe}")]
-                jobs[f"{name} {recipe}"] = [*out, *STEPS, *rows, *device_options(config), "--config", str(path)]
+                options = [*STEPS, *rows, *PLAIN.get(name, ()), *device_options(config)]
+                jobs[f"{name} {recipe}"] = [*out, *options, "--config", str(path)]
         listed = [(job.split()[1], options, free_port()) for job, options in jobs.items()]
         (folder / "jobs.json").write_text(json.dumps(listed))
         said = launch(config, ["tests/trainers/parity_run.py", str(folder / "jobs.json")])
