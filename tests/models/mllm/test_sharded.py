@@ -46,8 +46,10 @@ OPTIONS = {
 }
 #: Keys and values that Gemma's layers share have no gradient in checkpoints as adapters have them under ZeRO-3.
 PLAIN = {"gemma4": ["--gradient_checkpointing", "false"]}
-#: Rows of a process, by launch: two clips a step, or two groups.
-ROWS = {"cpu": {"sft": 2, "grpo": 8}, "zero3": {"sft": 1, "grpo": 4}}
+#: Rows of a forward pass: two clips a step, or two groups.
+ROWS = {"sft": 1, "grpo": 4}
+#: One process takes both after one another, so that no row is padded as it is not in two.
+ACCUMULATED = {"cpu": ["--gradient_accumulation_steps", "2"], "zero3": []}
 COMPARED_LOGS = ("loss", "grad_norm", "mask_loss", "mask_bce", "reward")
 
 
@@ -94,7 +96,7 @@ def runs(
                 fields = {"model": checkpoints[name], "num_frames": 4, "fps": 2.0, "report_to": "none", **data}
                 path = folder / f"{name}_{recipe}.yaml"
                 path.write_text(json.dumps({**fields, **OPTIONS[recipe]}))  # which is YAML
-                rows = ["--per_device_train_batch_size", str(ROWS[config][recipe])]
+                rows = ["--per_device_train_batch_size", str(ROWS[recipe]), *ACCUMULATED[config]]
                 out = ["--output_dir", str(folder / f"{name} {recipe}")]
                 options = [*STEPS, *rows, *PLAIN.get(name, ()), *device_options(config)]
                 jobs[f"{name} {recipe}"] = [*out, *options, "--config", str(path)]
