@@ -54,6 +54,7 @@ SPLIT_KEYS: dict[str, Mapping[str, str | None]] = {
     "data_prep/cache_features.py": TRAINING_SPLITS,
     "data_prep/teacher_features.py": TRAINING_SPLITS,
     "data_prep/collect_mistakes.py": TRAIN_SPLIT,
+    "data_prep/pass_rates.py": TRAIN_SPLIT,
     "data_prep/generate_cot.py": {"split": "train"},
     "data_prep/correct_cot.py": {},  # the mistakes name theirs
     "data_prep/to_hf_dataset.py": {"split": None},
