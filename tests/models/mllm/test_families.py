@@ -9,6 +9,8 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from transformers import AutoProcessor
 
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.assembly.benchmarks import load_split
@@ -85,6 +87,20 @@ def test_lora_adapts_the_decoder_alone(family: MLLMFamily, checkpoint: str) -> N
 def test_what_is_saved_loads_with_the_same_weights(family: MLLMFamily, checkpoint: str) -> None:
     first, second = load_model(checkpoint).model.state_dict(), load_model(checkpoint).model.state_dict()
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_checkpoint_in_the_layout_of_the_hub_loads_too(family: MLLMFamily, checkpoint: str, tmp_path: Path) -> None:
+    """What transformers' own class writes: names of earlier versions, and a matrix for each expert."""
+    ours = load_model(checkpoint).model.state_dict()
+    stock = family.model_class.stock.from_pretrained(checkpoint)
+    del stock.config.segmenter
+    stock.save_pretrained(tmp_path)
+    AutoProcessor.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    written = load_file(tmp_path / "model.safetensors")
+    assert any(name.startswith("visual.") for name in written) or family.model_types != ("qwen2_5_vl",)  # control
+    found = load_model(str(tmp_path), segmenter=SEGMENTER).model.state_dict()
+    of_heads = ("seg_head.", "lm_head.suppressed")
+    assert all(torch.equal(found[name], ours[name]) for name in ours if not name.startswith(of_heads))
 
 
 def test_it_has_less_code_than_a_regular_family_may(family: MLLMFamily) -> None:
