@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -129,6 +130,8 @@ class AuroraVLLMGeneration(VLLMGeneration):
         os.environ["RANK"] = str(self.accelerator.process_index)
         os.environ["LOCAL_RANK"] = str(self.accelerator.local_process_index)
         os.environ["WORLD_SIZE"] = str(self.accelerator.num_processes)
+        if "MASTER_PORT" not in os.environ:  # not launched: runs that start together would take the same of TRL's four
+            os.environ["MASTER_PORT"] = str(_free_port())
         ensure_master_addr_port()
         if self.accelerator.device.type == "cpu":
             # By default vLLM pins all threads of the process to cores, also those that train.
@@ -331,6 +334,12 @@ class AuroraVLLMGeneration(VLLMGeneration):
         if isinstance(options.get("structured_outputs"), dict):
             options["structured_outputs"] = StructuredOutputsParams(**options["structured_outputs"])
         return SamplingParams(**options)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return int(free.getsockname()[1])
 
 
 def _as_parameters(loaded: Iterable[str]) -> set[str]:
