@@ -79,6 +79,10 @@ class MLLMFamily(Senses, abc.ABC):
         full.architectures = [self.engine_architecture]
         return full
 
+    def engine_name(self, name: str) -> str:
+        """Return the name that vLLM, and the hub's checkpoints, give to a weight of the model."""
+        return self.engine_prefix + name
+
     def engine_weight(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """Return a weight of the model, by its dotted name, as vLLM reads it: laid out as in the hub's checkpoints."""
         return weight
@@ -136,8 +140,9 @@ class MLLMFamily(Senses, abc.ABC):
 
         By default `tower_names` are those of a vision tower of patches and an audio tower like Whisper's.
         """
-        rates = {"sound_rate": self.sound_rate, "tokens_of_time": self.tokens_of_time}
-        return usual_pass(config, clip, self.tower_names, **rates)
+        return usual_pass(
+            config, clip, self.tower_names, sound_rate=self.sound_rate, tokens_of_time=self.tokens_of_time
+        )
 
     def build_tiny(
         self,

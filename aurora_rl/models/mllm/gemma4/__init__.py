@@ -8,7 +8,7 @@ tiny        a model of random weights, whose vocabulary has no free row
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from aurora_rl.models.mllm.base import MLLMFamily
 from aurora_rl.models.mllm.sizes import ClipPass, ClipSize
@@ -21,11 +21,18 @@ if TYPE_CHECKING:
 class Gemma4Family(MLLMFamily):
     """Gemma 4 reads each frame as a picture of its own, of at most 70 tokens, after its time in whole seconds.
 
-    Its processor scales frames by itself: `min_pixels` and `max_pixels` change nothing.
+    Its processor scales frames by itself: `min_pixels` and `max_pixels` change nothing. Small sizes have a second table
+    of the vocabulary, `embed_tokens_per_layer`, larger than the first: the row of `[SEG]` starts at the mean there too,
+    but beside LoRA the table is trained only if `lora_modules_to_save` names it.
     """
 
     model_types = ("gemma4",)
-    tower_names = ("model.vision_tower", "model.embed_vision", "model.audio_tower", "model.embed_audio")
+    tower_names: ClassVar[tuple[str, ...]] = (
+        "model.vision_tower",
+        "model.embed_vision",
+        "model.audio_tower",
+        "model.embed_audio",
+    )
     token_inputs = (*MLLMFamily.token_inputs, "num_soft_tokens_per_video")
     engine_architecture = "Gemma4ForConditionalGeneration"
 
