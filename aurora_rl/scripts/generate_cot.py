@@ -17,12 +17,12 @@ from aurora_rl.assembly.parser import ConfigParser
 from aurora_rl.chain_writing.asking import Question
 from aurora_rl.chain_writing.chain_checks import ChainLimits, check_task
 from aurora_rl.chain_writing.chain_prompts import (
-    MediaArguments,
     chain_messages,
     chain_record,
     chain_schema,
     read_chain_reply,
 )
+from aurora_rl.data.message_parts import MediaArguments
 from aurora_rl.data.sample import AVSample
 from aurora_rl.endpoint.arguments import EndpointArguments
 from aurora_rl.endpoint.rows import RunArguments, run_rows
