@@ -163,8 +163,8 @@ def test_a_row_without_readable_replies_fails_and_is_not_nothing(command, agents
     ("options", "said"),
     [
         ({"text_segmenter": "sam4"}, "choose from sam3"),
-        ({"text_segmenter": "aurora"}, "needs `text_segmenter_model`"),
-        ({"text_segmenter": "sam3"}, "needs `text_segmenter_model`"),
+        ({"text_segmenter": "aurora", "text_segmenter_model": "null"}, "needs `text_segmenter_model`"),
+        ({"text_segmenter": "sam3", "text_segmenter_model": "null"}, "needs `text_segmenter_model`"),
         ({"text_segmenter": "grounded_sam2", "text_segmenter_model": "a"}, "needs two"),
         ({"agents": 9}, "expected 1 to 5"),
         ({"split": "tset"}, "tset"),
