@@ -52,6 +52,7 @@ SPLIT_KEYS: dict[str, Mapping[str, str | None]] = {
     "recipes/grpo.py": TRAINING_SPLITS,
     "recipes/init_tiny.py": TRAIN_SPLIT,
     "recipes/evaluate.py": {"split": None},
+    "recipes/agents.py": {"split": "test"},
     "data_prep/cache_features.py": TRAINING_SPLITS,
     "data_prep/teacher_features.py": TRAINING_SPLITS,
     "data_prep/collect_mistakes.py": TRAIN_SPLIT,
