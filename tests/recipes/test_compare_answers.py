@@ -65,11 +65,13 @@ def test_the_table_is_written(stages: Path, capsys: pytest.CaptureFixture[str]) 
     assert json.loads((stages / "table" / "table.json").read_text())["questions"] == 4
 
 
+@pytest.mark.parametrize("name", ["choice", "moments"])
 def test_the_last_stage_of_the_recipe_finds_what_its_stages_leave(
-    stages: Path, monkeypatch: pytest.MonkeyPatch
+    stages: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(ROOT)
-    plan = read_plan(ROOT / "recipes" / "synthetic" / "choice" / "stages.yaml", output_dir=stages)
+    write_moments(stages)
+    plan = read_plan(ROOT / "recipes" / "synthetic" / name / "stages.yaml", output_dir=stages)
     evaluated = {path.name for path in stages.glob("evaluate_*")}
     assert evaluated | {"evaluate_grpo-3", "evaluate_sft_longer-3"} == set(plan.stages["table"].needs)
     _, script, *arguments = plan.stages["table"].command
@@ -90,8 +92,11 @@ def moment(number: int, split: str, times: list[list[float]], *, seen: list[str]
     return json.dumps({**row, "times": times, "seen": seen}) + "\n"
 
 
-def test_times_are_compared_by_their_overlap_beside_the_best_single_answer_of_sight(stages: Path) -> None:
-    """In view the best single answer is 0-1 (of times up to 2 s), out of view it is never."""
+def write_moments(stages: Path) -> None:
+    """Write eight questions about times and each stage's answers to four of them.
+
+    In view the best single answer is 0-1 (of times up to 2 s), out of view it is never.
+    """
     rows = [
         moment(10, "train", [[0.0, 1.0]], seen=["bell"]),
         moment(11, "train", [[0.0, 1.0]], seen=["bell"]),
@@ -108,6 +113,10 @@ def test_times_are_compared_by_their_overlap_beside_the_best_single_answer_of_si
         answers = [replied(n, scores={"iou": iou}) for n in range(4)]
         for file in ("results.jsonl", "results.audio_muted.jsonl"):
             write_results(stages / f"evaluate_{name}" / file, answers)
+
+
+def test_times_are_compared_by_their_overlap_beside_the_best_single_answer_of_sight(stages: Path) -> None:
+    write_moments(stages)
     table = compare(stages, "iou")
     assert table["best_by_sight"] == pytest.approx((0.5 + 0 + 1 + 1) / 4)
     assert table["gain"].mean == pytest.approx(0.1)

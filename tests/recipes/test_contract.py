@@ -173,10 +173,25 @@ class Recipe:
         )
 
 
+#: Driven by other tests, which name them.
+DRIVEN_ELSEWHERE = {
+    "synthetic/stages": "tests/paths/test_all_stages.py",
+    # Their recipes are driven one by one; tests/paths/test_documentation.py reads their commands.
+    "synthetic/demo": "tests/recipes/test_report.py",
+    "synthetic/smoke": "tests/recipes/test_report.py",
+    "agents/ref_avs": "tests/agents/test_agents_command.py",
+    "synthetic/choice/stages": "tests/recipes/test_compare_answers.py",
+    "synthetic/moments/stages": "tests/recipes/test_compare_answers.py",
+    **{f"synthetic/moments/{name}": "tests/recipes/test_moments.py" for name in ("init", "sft", "grpo", "evaluate")},
+    "synthetic/state_layers/stages": "tests/recipes/test_compare_stages.py",
+    "synthetic/state_layers/init_2": "tests/recipes/test_compare_stages.py",
+    "synthetic/state_layers/init_3": "tests/recipes/test_compare_stages.py",
+    "synthetic/state_layers/init_4": "tests/recipes/test_compare_stages.py",
+}
 SHARED = sorted(
     name
     for name in RECIPES
-    if name not in TRAINED and Recipe(name).script in ("recipes/sft.py", "recipes/grpo.py")
+    if name not in (*TRAINED, *DRIVEN_ELSEWHERE) and Recipe(name).script in ("recipes/sft.py", "recipes/grpo.py")
     if Recipe(name).kind in {Recipe(other).kind for other in TRAINED}
 )
 
@@ -696,18 +711,6 @@ DRIVEN = {
     *KILLED,
     *FIRST,
     "ref_avs/stages_7b",
-}
-#: Driven by other tests, which name them.
-DRIVEN_ELSEWHERE = {
-    "synthetic/stages": "tests/paths/test_all_stages.py",
-    # Their recipes are driven one by one; tests/paths/test_documentation.py reads their commands.
-    "synthetic/demo": "tests/recipes/test_report.py",
-    "synthetic/smoke": "tests/recipes/test_report.py",
-    "synthetic/choice/stages": "tests/recipes/test_compare_answers.py",
-    "synthetic/state_layers/stages": "tests/recipes/test_compare_stages.py",
-    "synthetic/state_layers/init_2": "tests/recipes/test_compare_stages.py",
-    "synthetic/state_layers/init_3": "tests/recipes/test_compare_stages.py",
-    "synthetic/state_layers/init_4": "tests/recipes/test_compare_stages.py",
 }
 
 
