@@ -389,7 +389,7 @@ def _engine_input(prompt: EnginePrompt) -> dict[str, Any]:
 def parts_beside_towers(model: nn.Module, family: MLLMFamily) -> list[nn.Module]:
     """Return the children of vLLM's model that hold what is sent while towers are frozen, projectors among them."""
     mapper = getattr(model, "hf_to_vllm_mapper", None)
-    names = [f"{family.engine_prefix}{name}." for name in family.tower_names]
+    names = [family.engine_name(f"{name}.") for name in family.tower_names]
     inside = [name if mapper is None else mapper.map_name(name) for name in names]
     towers = {name.split(".")[0] for name in inside if name}
     return [child for name, child in model.named_children() if name not in towers]
