@@ -239,6 +239,8 @@ def prompts_of_all_kinds(subject: Subject) -> list[EncodedPrompt]:
     ]
     if family.hears:
         prompts += [subject.encode(), subject.encode(frames=2, sound=2 * SECOND + 77, seed=3)]  # no whole columns
+    if family.sees is None:
+        prompts += [subject.encode(sound=31 * SECOND, seed=5)]  # two windows
     if issubclass(family.model_class, InterleavingMixin):
         prompts += [subject.encode(frames=6, sound=3 * SECOND, seed=4, between=True)]
     return prompts

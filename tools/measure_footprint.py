@@ -2,10 +2,10 @@
 
 python tools/measure_footprint.py
 
-A model of 7 M weights, large enough to outweigh all else that a step allocates, is trained for two steps in each
-setting. Weights, gradients and optimiser state are counted from the tensors themselves; the peak is that of PyTorch's
-CPU allocator during the second step, from its profiler; PyTorch counts the operations of the first step. This takes
-about two minutes.
+A Qwen2.5-Omni of 7 M weights, or a model of another family, large enough to outweigh all else that a step allocates,
+is trained for two steps in each setting. Weights, gradients and optimiser state are counted from the tensors
+themselves; the peak is that of PyTorch's CPU allocator during the second step, from its profiler; PyTorch counts the
+operations of the first step. This takes about three minutes.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from aurora_rl.data.sample import AVSample
 from aurora_rl.footprint import Clips, Footprint, Launch, estimate_footprint
 from aurora_rl.footprint.workload import Workload, build_workload
 from aurora_rl.models.collate import SFTCollator
+from aurora_rl.models.mllm import MLLM_FAMILIES
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 from aurora_rl.models.mllm.qwen2_5_omni.tiny import TinyOmniConfig, build_tiny_omni
 from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
@@ -45,6 +46,9 @@ SIZE = TinyOmniConfig(hidden_size=256, num_layers=8, num_heads=8, tower_size=64)
 BATCH_SIZE = 8
 SEGMENTER = {"type": "dot", "image_size": 64, "width": 32}
 FROZEN_TOWERS = {"freeze": ["towers"]}
+#: Other families by the settings' first words, and the size of their models.
+FAMILIES = {"Qwen3-VL": "qwen3_vl", "Qwen3-Omni": "qwen3_omni_moe", "Gemma 4 unified": "gemma4_unified"}
+FAMILY_SIZE = {"hidden_size": 128, "num_layers": 6, "num_heads": 8, "tower_size": 64}
 
 #: Name -> values of (ModelArguments, AuroraSFTConfig) that differ from full fine-tuning by AdamW.
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -55,6 +59,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "LoRA, batch 8": ({**FROZEN_TOWERS, "use_peft": True}, {}),
     "LoRA, batch 8, checkpointing": ({**FROZEN_TOWERS, "use_peft": True}, {"gradient_checkpointing": True}),
     "full and towers, batch 8": ({}, {}),
+    **{f"{name}, LoRA, batch 8": ({**FROZEN_TOWERS, "use_peft": True}, {}) for name in FAMILIES},
 }
 
 
@@ -84,18 +89,26 @@ UNITS = dict.fromkeys(("weights", "gradients", "optimiser", "step"), ("MB", 1e6)
 def measure(setting: str, model: Path, data_args: DataArguments) -> tuple[Measured, Measured]:
     """Estimate and measure one setting."""
     model_options, options = SETTINGS[setting]
+    model_type = FAMILIES.get(setting.split(",")[0])
+    if model_type is not None:
+        model, data_args = model.with_name(model_type), of_family(model_type, data_args)
     model_args = ModelArguments(model=str(model), lora_dropout=0.0, **model_options)
     samples = load_split(data_args, data_args.train_split)[:BATCH_SIZE]
     trainer = build_trainer(model_args, data_args, samples, model, **options)
     watch = StepWatch(trainer)
     trainer.add_callback(watch)
     trainer.train()
-    work = work_of(trainer, data_args, samples)
+    work = work_of(trainer, model_type or Qwen2_5OmniFamily.model_types[0], data_args, samples)
     launch = dataclasses.replace(Launch.of(trainer.args), is_gpu=False)
     footprint = estimate_footprint(
         model_args, data_args, trainer.args, launch=launch, clips=Clips.of(samples), work=work
     )
     return summary(footprint), watch.measured
+
+
+def of_family(model_type: str, data_args: DataArguments) -> DataArguments:
+    """Return the arguments of the data for a family, which may hear nothing."""
+    return dataclasses.replace(data_args, drop_sound=not MLLM_FAMILIES[model_type]().hears)
 
 
 def build_trainer(
@@ -117,17 +130,12 @@ def build_trainer(
     )
 
 
-def work_of(trainer: AuroraSFTTrainer, data_args: DataArguments, samples: list[AVSample]) -> Workload:
-    """Return the sizes of the trainer's batches, with their real lengths."""
+def work_of(trainer: AuroraSFTTrainer, model_type: str, data_args: DataArguments, samples: list[AVSample]) -> Workload:
+    """Return the sizes of the trainer's batches, with the real length of their rows."""
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(trainer.args.per_device_train_batch_size)])
     config = trainer.accelerator.unwrap_model(trainer.model).config
-    work = build_workload(Qwen2_5OmniFamily(), config, data_args, trainer.args, Clips.of(samples))
-    tokens = {
-        "visual": len(batch["pixel_values_videos"]),
-        "audio_tower": int(batch["feature_attention_mask"].sum()) / 2,
-    }
-    towers = {name: dataclasses.replace(tower, tokens=tokens[name]) for name, tower in work.towers.items()}
-    return dataclasses.replace(work, prompt_tokens=batch["input_ids"].size(1), completion_tokens=0, towers=towers)
+    work = build_workload(MLLM_FAMILIES[model_type](), config, data_args, trainer.args, Clips.of(samples))
+    return dataclasses.replace(work, prompt_tokens=batch["input_ids"].size(1), completion_tokens=0)
 
 
 def summary(footprint: Footprint) -> Measured:
@@ -147,7 +155,7 @@ class StepWatch(TrainerCallback):
     def __init__(self, trainer: AuroraSFTTrainer) -> None:
         self.model = trainer.model
         self.profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-        self.operations = FlopCounterMode(display=False)
+        self.operations = FlopCounterMode(display=False, custom_mapping={torch.ops.aten._grouped_mm: grouped_flops})
         self.gradients = self.optimiser = 0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -174,6 +182,13 @@ class StepWatch(TrainerCallback):
         return Measured(weights, self.gradients, self.optimiser, step, self.operations.get_total_flops())
 
 
+def grouped_flops(
+    left: torch.Size, right: torch.Size, *args: Any, out_shape: Any = None, out_val: Any = None, **options: Any
+) -> int:
+    """Count the operations of the experts' product: each row of (tokens, D) is multiplied with one expert."""
+    return 2 * left.numel() * right[-1]
+
+
 def allocated_peak(profiler: profile) -> int:
     """Return the most bytes allocated at once, beside those allocated before the profiler started."""
     results: Any = profiler.profiler
@@ -187,7 +202,7 @@ def allocated_peak(profiler: profile) -> int:
 
 @contextlib.contextmanager
 def prepared(folder: Path | None = None) -> Iterator[tuple[Path, DataArguments]]:
-    """Write a benchmark and a model to disk, and remove them after the block."""
+    """Write a benchmark and models to disk, and remove them after the block."""
     with tempfile.TemporaryDirectory() as temporary:
         root = folder or Path(temporary)
         write_synthetic_benchmark(root / "data", BENCHMARK)
@@ -198,6 +213,10 @@ def prepared(folder: Path | None = None) -> Iterator[tuple[Path, DataArguments]]
         model, processor = build_tiny_omni(texts, SEGMENTER, SIZE)
         model.save_pretrained(root / "model")
         processor.save_pretrained(root / "model")
+        for model_type in FAMILIES.values():
+            model, processor = MLLM_FAMILIES[model_type]().build_tiny(texts, segmenter=SEGMENTER, sizes=FAMILY_SIZE)
+            model.save_pretrained(root / model_type)
+            processor.save_pretrained(root / model_type)
         yield root / "model", data_args
 
 

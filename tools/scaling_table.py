@@ -22,6 +22,8 @@ from aurora_rl.footprint.parts import fullest
 SFT = "sft --config recipes/ref_avs/sft_7b.yaml --model docs/configs/qwen2_5_omni_7b --launch accelerate_configs/"
 GRPO = "grpo --config recipes/ref_avs/grpo_7b.yaml --model docs/configs/sft_7b --launch accelerate_configs/"
 FULL = "--model docs/configs/qwen2_5_omni_7b --use_peft false"
+#: Of the families whose sizes are in docs/configs.
+FAMILIES = {"qwen3_omni_30b": "Qwen3-Omni-30B", "gemma4_12b": "Gemma 4 12B", "qwen3_vl_8b": "Qwen3-VL-8B"}
 CLIPS = "--clips 4002"  # all clips of Ref-AVSBench
 VLLM = "--use_vllm true --vllm_mode colocate --vllm_gpu_memory_utilization 0.35 --gpu_memory_gb 80"
 
@@ -45,6 +47,17 @@ ROWS = {
     "GRPO, full, 16 GPUs, ZeRO-3": f"{GRPO}zero3.yaml --processes 16 {FULL}",
 }
 
+#: The recipes of each other family, and Qwen3-Omni's under the other ZeRO stage.
+FAMILY_ROWS = {
+    f"{name}, {kind}, 8 GPUs, ZeRO-{stage}": f"{kind.lower()} --config recipes/ref_avs/{stem}_{kind.lower()}.yaml "
+    f"--model docs/configs/{'sft_' * (kind == 'GRPO')}{stem} --launch accelerate_configs/zero{stage}.yaml"
+    for stem, name in FAMILIES.items()
+    for kind in ("SFT", "GRPO")
+    for stage in ((2, 3) if stem == "qwen3_omni_30b" else (2,))
+}
+BY_LAYER = "Qwen3-Omni-30B, GRPO, 8 GPUs, ZeRO-3"
+FAMILY_ROWS[f"{BY_LAYER}, gathered by layer"] = f"{FAMILY_ROWS[BY_LAYER]} --ds3_gather_for_generation false"
+
 #: Column -> starts of the names of its parts.
 COLUMNS = {
     "weights": ("weights: ", "weights gathered for one layer", "half-precision"),
@@ -64,17 +77,20 @@ TFLOPS = PEAK_TFLOPS["H100"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print both tables, for each process: GB of 10^9 bytes, and seconds."""
+    """Print the tables, for each process: GB of 10^9 bytes, and seconds."""
     OptionParser(description=__doc__).parse_args(argv)
     footprints = {name: footprint_of(name) for name in ROWS}
     print("\n".join([*table((*COLUMNS, *PLACES), footprints, memory_cells), ""]))
-    print("\n".join(table(TIMES, footprints, time_cells)))
+    print("\n".join([*table(TIMES, footprints, time_cells), ""]))
+    families = {name: footprint_of(name) for name in FAMILY_ROWS}
+    print("\n".join(table((*COLUMNS, *PLACES, TIMES[-1]), families, all_cells)))
 
 
 def footprint_of(name: str) -> Footprint:
-    """Estimate one of the `ROWS`."""
+    """Estimate one of the `ROWS` or `FAMILY_ROWS`."""
     with _without_warnings():
-        footprint, _ = estimate(parse_arguments(shlex.split(f"footprint {ROWS[name]} {CLIPS}")))
+        command = (ROWS | FAMILY_ROWS)[name]
+        footprint, _ = estimate(parse_arguments(shlex.split(f"footprint {command} {CLIPS}")))
     return footprint
 
 
@@ -106,6 +122,12 @@ def time_cells(footprint: Footprint) -> Iterator[str]:
         yield _number(least_seconds(share, TFLOPS))
     yield f"**{least_seconds(flops.total, TFLOPS):.1f}**"
     yield f"{flops.total / 1e12:,.0f}"
+
+
+def all_cells(footprint: Footprint) -> Iterator[str]:
+    """Yield the cells of a family's row: memory, and the step's operations."""
+    yield from memory_cells(footprint)
+    yield f"{footprint.flops.total / 1e12:,.0f}"
 
 
 def _number(value: float) -> str:

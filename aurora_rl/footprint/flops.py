@@ -100,7 +100,7 @@ def estimate_flops(
         rollouts: passes over rollouts; None in supervised training.
         teacher: the live teacher of supervised training.
     """
-    layers, head = _layer_flops(meta), _head_flops(meta)
+    layers, head = layer_flops(meta), _head_flops(meta)
     completions = work.rows * work.completion_tokens
     scored = completions if is_gpu else work.tokens
     media, media_backward = _tower_flops(meta, work)
@@ -109,7 +109,7 @@ def estimate_flops(
     again = checkpointing * layers.passed * work.tokens + head.passed * scored
     sampling, scoring, times = 0.0, 0.0, float(work.num_steps)
     if teacher is not None:  # it reads the prompts and a few words more, without the LM head
-        scoring = _layer_flops(teacher).passed * work.rows * work.prompt_tokens + _tower_flops(teacher, work)[0]
+        scoring = layer_flops(teacher).passed * work.rows * work.prompt_tokens + _tower_flops(teacher, work)[0]
     if rollouts is not None:
         times /= rollouts.num_iterations
         scoring = rollouts.num_scored * forward
@@ -124,21 +124,27 @@ def estimate_flops(
 
 
 @dataclasses.dataclass(frozen=True)
-class _TokenFlops:
-    """Operations of one token in some matrices."""
+class TokenFlops:
+    """Operations of one token in some matrices.
+
+    Attributes:
+        passed: operations of the forward pass.
+        backward: operations of the backward pass.
+    """
 
     passed: float
     backward: float
 
 
-def _layer_flops(meta: MetaModel) -> _TokenFlops:
+def layer_flops(meta: MetaModel) -> TokenFlops:
+    """Count the operations of a token in the language model's layers."""
     config = meta.base.config.get_text_config()
     passed = trained = 0.0
     for name, parameter in meta.base.get_decoder().layers.named_parameters():
         active = parameter.numel() * (_share_of_experts(config) if "experts" in name.split(".") else 1)
         passed += active
         trained += active * parameter.requires_grad
-    return _TokenFlops(2 * passed, 2 * (passed + trained))
+    return TokenFlops(2 * passed, 2 * (passed + trained))
 
 
 def _share_of_experts(config: Any) -> float:
@@ -147,11 +153,11 @@ def _share_of_experts(config: Any) -> float:
     return chosen / config.num_experts
 
 
-def _head_flops(meta: MetaModel) -> _TokenFlops:
+def _head_flops(meta: MetaModel) -> TokenFlops:
     """Count one LM head: PEFT keeps the original beside the trained copy, and a token passes one of the two."""
     head = meta.base.get_output_embeddings()
     is_trained = any(p.requires_grad for p in head.parameters())
-    return _TokenFlops(2 * head.weight.numel(), 2 * (1 + is_trained) * head.weight.numel())
+    return TokenFlops(2 * head.weight.numel(), 2 * (1 + is_trained) * head.weight.numel())
 
 
 def _tower_flops(meta: MetaModel, work: Workload) -> tuple[float, float]:

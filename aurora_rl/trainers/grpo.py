@@ -41,6 +41,7 @@ from aurora_rl.trainers.grounded_rollouts import ForwardPasses, RolloutBatch, re
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.head_loss import head_loss, head_loss_weights, prepare_heads
 from aurora_rl.trainers.health import RolloutHealthCallback
+from aurora_rl.trainers.reentrant_checkpoints import check_checkpoints
 from aurora_rl.trainers.reference_model import PolicyCheckpoints, frozen_copy, install_reference
 from aurora_rl.trainers.rollout_metrics import completion_columns, reward_metrics, rollout_metrics
 from aurora_rl.trainers.router_loss import router_loss_of_recipe
@@ -93,6 +94,7 @@ class AuroraGRPOTrainer(PolicyCheckpoints, ReadAheadTrainer):
         of_recipe = args.changed(use_vllm=False, **without_reference)
         with of_recipe, router_loss_of_recipe(model), _naming_an_image_token(model, encode):
             super().__init__(encode=encode, model=model, reward_funcs=guarded, args=args, **kwargs)
+        check_checkpoints(self)
         check_trained_head(self.model)
         self._passes = ForwardPasses(encode, self.seg_token_id, self.accelerator)
         self.beta, self.use_vllm = args.beta, args.use_vllm
@@ -173,6 +175,7 @@ class AuroraGRPOTrainer(PolicyCheckpoints, ReadAheadTrainer):
             self.encode.family,
             lambda prompt_ids, media, num_generations: sample(prompt_ids, None, media, num_generations)[0],
             kept_token_id=self.seg_token_id if states_are_kept(self.args, is_fsdp=self.is_fsdp_enabled) else None,
+            head=self.encode.task.head,
         )
 
     def _get_per_token_logps_and_entropies(

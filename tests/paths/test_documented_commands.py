@@ -168,8 +168,9 @@ def printed_on(page: str) -> list[str]:
     """What a page shows as printed by its commands."""
     if page != "docs/scaling.md":
         return []
-    _, table, _ = (ROOT / page).read_text().split("<!-- scaling-table -->")
-    return [table.strip(), *(block.code for block in blocks_of(page) if block.language == "text")]
+    marks = ("<!-- scaling-table -->", "<!-- families-table -->")
+    tables = [(ROOT / page).read_text().split(mark)[1].strip() for mark in marks]
+    return [*tables, *(block.code for block in blocks_of(page) if block.language == "text")]
 
 
 def test_a_command_that_fails_ends_its_page(checkout: Path, programs: Path) -> None:

@@ -31,7 +31,8 @@ from safetensors.torch import load_file
 
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.assembly.model import peft_config
-from aurora_rl.models.loading import load_model
+from aurora_rl.models.loading import LoadedModel, load_model
+from aurora_rl.models.mllm import MLLM_FAMILIES
 from aurora_rl.scripts import run_stages, sft
 from aurora_rl.scripts.run_stages import Runner, StageFailedError
 from aurora_rl.scripts.stage_plan import Stage
@@ -73,6 +74,12 @@ TRAINED = (
     "ref_avs/reflection_7b",
     "ref_avs/grpo_7b",
     "ref_avs/grpo_7b_vllm",
+    "ref_avs/qwen3_vl_8b_sft",
+    "ref_avs/qwen3_vl_8b_grpo",
+    "ref_avs/gemma4_12b_sft",
+    "ref_avs/gemma4_12b_grpo",
+    "ref_avs/qwen3_omni_30b_sft",
+    "ref_avs/qwen3_omni_30b_grpo",
     "avsbench/sft_7b",
     "synthetic/sft",
     "synthetic/teacher",
@@ -84,6 +91,14 @@ TRAINED = (
     "synthetic/choice/sft",
     "synthetic/choice/grpo",
 )
+#: Recipes of other families than Qwen2.5-Omni, by what their names begin with.
+FAMILIES = {"qwen3_vl_8b": "qwen3_vl", "gemma4_12b": "gemma4_unified", "qwen3_omni_30b": "qwen3_omni_moe"}
+#: Gemma multiplies embeddings and layers by buffers, which are of its weights' dtype as they were in its training.
+SCALES_OF_GEMMA = {"language_model buffers": ["bfloat16", "float32"], "embed_tokens buffers": ["bfloat16"]}
+#: Recipes that take their steps once: the trainers resume any family alike, which their neighbours show.
+ONCE = {
+    *("ref_avs/qwen3_vl_8b_sft", "ref_avs/qwen3_vl_8b_grpo", "ref_avs/gemma4_12b_grpo", "ref_avs/qwen3_omni_30b_sft"),
+}
 #: The last function of a killed run's process, by script.
 KILLED_AFTER = {
     "recipes/evaluate.py": "aurora_rl.files.journal:Journal.append",
@@ -174,6 +189,7 @@ class Toys:
         omni: a plain model, without a mask decoder.
         sam: SAM.
         adapter: a LoRA adapter that answers in the form of the benchmark; its mask decoder is SAM's.
+        families: a plain model of each other family, and an adapter of it, by what the recipes' names begin with.
         tiny: models with the head of each folder's recipes: the demo's mask decoder, a box head, none.
         benchmarks: data, by the YAML's folder.
         reflections: mistakes of half of the rows, by the YAML's folder.
@@ -182,6 +198,7 @@ class Toys:
     omni: str
     sam: str
     adapter: str
+    families: Mapping[str, tuple[str, str]]
     tiny: Mapping[str, str]
     benchmarks: Mapping[str, Path]
     reflections: Mapping[str, Path]
@@ -242,11 +259,25 @@ def taught_adapter(omni: str, sam: str, benchmark: Path, folder: Path) -> str:
         TargetArguments(target="answer"),
         AuroraSFTConfig(str(folder / "taught"), **training, **quiet),
     )
-    loaded = load_model(str(folder / "taught"), dtype="bfloat16")
+    return save_adapter(load_model(str(folder / "taught"), dtype="bfloat16"), folder / "adapter")
+
+
+def save_adapter(loaded: LoadedModel, folder: Path) -> str:
     adapter = get_peft_model(loaded.model, peft_config(ModelArguments(model="", use_peft=True), loaded))
-    adapter.save_pretrained(folder / "adapter")
-    loaded.processor.save_pretrained(folder / "adapter")
-    return str(folder / "adapter")
+    adapter.save_pretrained(folder)
+    loaded.processor.save_pretrained(folder)
+    return str(folder)
+
+
+def of_family(model_type: str, sam: str, benchmark: Path, folder: Path) -> tuple[str, str]:
+    """A plain model of a family, and an untrained adapter of it with SAM's mask decoder."""
+    texts = [json.loads(line)["answer"] for line in (benchmark / "chains.jsonl").read_text().splitlines()]
+    model, processor = MLLM_FAMILIES[model_type]().build_tiny(texts)
+    model.save_pretrained(folder / "plain")
+    processor.save_pretrained(folder / "plain")
+    segmenter = {"type": "sam", "checkpoint": sam, "image_size": 64}
+    loaded = load_model(str(folder / "plain"), segmenter=segmenter, dtype="bfloat16")
+    return str(folder / "plain"), save_adapter(loaded, folder / "adapter")
 
 
 def with_box_head(checkpoint: str, folder: Path) -> str:
@@ -272,6 +303,7 @@ def toys(
         omni_checkpoint,
         sam_checkpoint,
         taught_adapter(omni_checkpoint, sam_checkpoint, ref_avs, folder),
+        {name: of_family(kind, sam_checkpoint, ref_avs, folder / name) for name, kind in FAMILIES.items()},
         {"": tiny_checkpoint, "boxes": with_box_head(tiny_checkpoint, folder / "boxes"), "choice": omni_checkpoint},
         {"ref_avs": ref_avs, "synthetic": tiny_benchmark, "avsbench": write_s4(folder / "avsbench")},
         {
@@ -405,8 +437,10 @@ class Drive:
             paths["segmenter"] = {**shipped["segmenter"], "checkpoint": self.toys.sam, "image_size": 64}
         if "model" in shipped:
             tiny = self.toys.tiny["/".join(recipe.name.split("/")[1:-1])]
-            others = tiny if bench == "synthetic" else self.toys.adapter
-            paths["model"] = others if shipped["model"].startswith("outputs/") else self.toys.omni
+            family = recipe.name.split("/")[1].rpartition("_")[0]
+            plain, adapter = self.toys.families.get(family, (self.toys.omni, self.toys.adapter))
+            others = tiny if bench == "synthetic" else adapter
+            paths["model"] = others if shipped["model"].startswith("outputs/") else plain
         return paths
 
     def _short(self, recipe: Recipe) -> dict[str, Any]:
@@ -608,13 +642,16 @@ def test_two_steps_a_save_and_a_resume(name: str, config: str, drive: Drive, tmp
         assert sum(any(key.startswith("eval_") for key in line) for line in logs(out)) == 2
     left = json.loads((out / "contract.json").read_text())
     found = left["dtypes"]
-    assert found == {group: [expected_dtype(config, group)] for group in found}
+    expected = {group: [expected_dtype(config, group)] for group in found}
+    assert found == expected | (SCALES_OF_GEMMA if "gemma4" in name else {})
     assert left["rotary"] == rotary_frequencies(str(out))  # ZeRO-3 would make them in bf16
     assert {"language_model frozen" if config != "cpu" else "language_model trained", "masters"} <= found.keys()
     if recipe.base.get("use_peft"):
         trained = {group for group in found if group.endswith("trained")}
         assert trained == {f"{part} trained" for part in ("lora", "seg_head", "lm_head", "embed_tokens")}
 
+    if name in ONCE:
+        return
     went_well, said = drive(recipe, config, again, "--resume_from_checkpoint", str(out / "checkpoint-1"))
     assert went_well, said
     (step,) = [line for line in logs(again) if "loss" in line and line["step"] == 2]
@@ -667,6 +704,10 @@ DRIVEN_ELSEWHERE = {
     "synthetic/demo": "tests/recipes/test_report.py",
     "synthetic/smoke": "tests/recipes/test_report.py",
     "synthetic/choice/stages": "tests/recipes/test_compare_answers.py",
+    "synthetic/state_layers/stages": "tests/recipes/test_compare_stages.py",
+    "synthetic/state_layers/init_2": "tests/recipes/test_compare_stages.py",
+    "synthetic/state_layers/init_3": "tests/recipes/test_compare_stages.py",
+    "synthetic/state_layers/init_4": "tests/recipes/test_compare_stages.py",
 }
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from aurora_rl.models.mllm import MLLMFamily
+from aurora_rl.models.mllm.audioflamingo3 import AudioFlamingo3Family
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 from aurora_rl.models.mllm.qwen2_5_vl import Qwen2_5VLFamily
 from aurora_rl.models.mllm.qwen3_5 import Qwen3_5Family
@@ -19,7 +20,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 #: Largest difference of log-probabilities; in bfloat16, rounding alone moves a tiny random model's by 0.1.
 SAME = {torch.float32: 1e-4, torch.bfloat16: 0.5}
 #: Qwen2.5-Omni is measured in `test_engine.py`.
-MEASURED = [Qwen3VLFamily, Qwen2_5VLFamily, Qwen3VLMoeFamily, Qwen3_5Family, Qwen3OmniFamily]
+MEASURED = [Qwen3VLFamily, Qwen2_5VLFamily, Qwen3VLMoeFamily, Qwen3_5Family, Qwen3OmniFamily, AudioFlamingo3Family]
 
 
 @pytest.mark.parametrize("family", MEASURED, ids=lambda family: family.model_types[0])

@@ -13,6 +13,7 @@ from aurora_rl.assembly.arguments import DataArguments, ModelArguments
 from aurora_rl.data.sample import AVSample
 from aurora_rl.models.loading import load_model
 from aurora_rl.models.mllm import MLLMFamily
+from aurora_rl.models.mllm.gemma4 import Gemma4Family
 from aurora_rl.models.mllm.qwen3_omni import Qwen3OmniFamily
 from aurora_rl.models.mllm.qwen3_vl_moe import Qwen3VLMoeFamily
 from aurora_rl.scripts import grpo
@@ -106,6 +107,15 @@ def test_it_reaches_the_routers_through_checkpointed_layers(
     assert not torch.allclose(gradient(), plain, rtol=1e-2, atol=1e-3)  # control
 
 
+def test_it_is_refused_where_it_would_have_no_gradient(
+    checkpoint: Path, heard: DataArguments, train_samples: list[AVSample], tmp_path: Path
+) -> None:
+    reentrant = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    with pytest.raises(ValueError, match="router_aux_loss_coef is 0.5, but the router loss would have no gradient"):
+        sft_loss(checkpoint, heard, train_samples[:2], tmp_path, router_aux_loss_coef=COEFFICIENT, **reentrant)
+    sft_loss(checkpoint, heard, train_samples[:2], tmp_path, **reentrant)
+
+
 def test_grpo_samples_and_trains_without_it_unless_the_recipe_weighs_it(
     checkpoint: Path, heard: DataArguments, tmp_path: Path
 ) -> None:
@@ -133,10 +143,19 @@ def test_a_checkpoint_does_not_switch_it_on_for_generation(checkpoint: Path) -> 
     assert model.generate(input_ids=ids, **options).shape[1] > 3
 
 
+def test_keys_and_values_that_layers_share_are_refused_in_reentrant_checkpoints(
+    data_args: DataArguments, train_samples: list[AVSample], tmp_path: Path
+) -> None:
+    model, processor = Gemma4Family().build_tiny(["It is [SEG]."], segmenter=SEGMENTER)
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    reentrant = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    with pytest.raises(ValueError, match=r"no gradient would reach the keys and values that layers share; launch with"):
+        sft_loss(tmp_path / "model", data_args, train_samples[:2], tmp_path, **reentrant)
+
+
 def test_a_coefficient_for_a_model_without_experts_is_an_error(
     tiny_checkpoint: str, data_args: DataArguments, train_samples: list[AVSample], tmp_path: Path
 ) -> None:
-    with pytest.raises(
-        ValueError, match="router_aux_loss_coef` is set to 0.5 but .* is not a Mixture-of-Experts model"
-    ):
+    with pytest.raises(ValueError, match="router_aux_loss_coef` is set to 0.5 but .* not a Mixture-of-Experts"):
         sft_loss(Path(tiny_checkpoint), data_args, train_samples[:2], tmp_path, router_aux_loss_coef=COEFFICIENT)

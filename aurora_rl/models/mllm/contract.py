@@ -24,6 +24,7 @@ from aurora_rl.models.control_tokens import control_token_ids
 from aurora_rl.models.grounding import install_head_forward, shared_media
 from aurora_rl.models.heads import MaskHead
 from aurora_rl.models.mllm import EncodedPrompt, MLLMFamily, load_family
+from aurora_rl.models.state_layer import STATE_LAYER
 from aurora_rl.tasks.base import PromptMedia, PromptText, chat_messages
 from aurora_rl.tasks.prompts import SEG_TOKEN
 
@@ -224,14 +225,8 @@ def check_forgery(subject: Subject) -> str:
 @torch.no_grad()
 def check_as_transformers(subject: Subject) -> str:
     """Check that the model computes what transformers' own class computes of the processor's own outputs."""
-    recorder = _Recorder(subject.processor)
-    prompt = subject.encode(processor=recorder)
-    given = {k: torch.as_tensor(v) for k, v in recorder.outputs.items() if not _is_of_objects(v)}
-    stock_class = subject.model.stock
-    stock = stock_class(subject.model.config).eval()
-    stock.load_state_dict(subject.model.state_dict(), strict=False)
-    expected = stock(**given).logits[0]
-    found = subject.logits([prompt])[0]
+    prompt, outputs, _ = _as_stock(subject)
+    expected, found = outputs.logits[0], subject.logits([prompt])[0]
     kept = torch.ones(found.size(-1), dtype=torch.bool)
     kept[subject.family.suppressed_token_ids(subject.processor, subject.model.config)] = False
     return _same([found[:, kept]], [expected[:, kept]], "the model differs from transformers' own class")
@@ -326,6 +321,32 @@ def check_state(subject: Subject) -> str:
     )
 
 
+@torch.no_grad()
+def check_state_layers(subject: Subject) -> str:
+    """Check that a head which reads another layer gets transformers' hidden state of it, after the final norm."""
+    prompt, outputs, norm = _as_stock(subject, output_hidden_states=True)
+    inputs, at = subject.batch([prompt], [prompt], [0]), torch.tensor([len(prompt.prompt_ids) - 1])
+    layers = range(1, len(outputs.hidden_states))
+    last = len(layers)
+    expected = [outputs.hidden_states[i][0, -1] if i == last else norm(outputs.hidden_states[i][0, -1]) for i in layers]
+    head, found = subject.model.head(MaskHead.name), []
+    hook = head.register_forward_pre_hook(lambda _module, args: found.append(args[0][0]))
+    whole = head.config
+    try:
+        for layer in layers:
+            head.config = {**whole, STATE_LAYER: layer}
+            subject.model(**inputs, seg_index=at)
+            head.config = {**whole, STATE_LAYER: layer - last - 1}  # the same, counted from the end
+            subject.model(**inputs, seg_index=at)
+    finally:
+        hook.remove()
+        head.config = whole
+    wrong = "a head's state is not transformers' hidden state of that layer, after the final norm"
+    forwards = _same(found[::2], expected, wrong)
+    _same(found[1::2], expected, f"counted from the end, {wrong}")
+    return f"{forwards} over {last} layers"
+
+
 def check_fused(subject: Subject) -> str:
     """Check TRL's fused log-probabilities against the logits, and the gradients of a pass with everything in it.
 
@@ -404,9 +425,20 @@ CHECKS: dict[str, Check] = {
     "silence": check_silence,
     "generate": check_generate,
     "state": check_state,
+    "state_layers": check_state_layers,
     "fused": check_fused,
     "towers_learn": check_towers_learn,
 }
+
+
+def _as_stock(subject: Subject, **options: Any) -> tuple[EncodedPrompt, Any, nn.Module]:
+    """Run transformers' own class on the processor's own outputs; return the prompt, its outputs and its final norm."""
+    recorder = _Recorder(subject.processor)
+    prompt = subject.encode(processor=recorder)
+    given = {k: torch.as_tensor(v) for k, v in recorder.outputs.items() if not _is_of_objects(v)}
+    stock = subject.model.stock(subject.model.config).eval()
+    stock.load_state_dict(subject.model.state_dict(), strict=False)
+    return prompt, stock(**given, **options), stock.get_decoder().norm
 
 
 class _Recorder:
