@@ -51,7 +51,7 @@ NUM_TOKENS = 24
 #: Sizes of a tiny model, whose heads are then of a size that vLLM's CPU kernels have.
 SIZES = {"hidden_size": 128}
 #: Families whose linear attention vLLM's CPU kernels compute in bfloat16 alone.
-ROUNDED = ("qwen3_5",)
+ROUNDED = ("qwen3_5", "qwen3_5_moe")
 #: Columns of docs/models.md.
 BEFORE, AFTER = "vLLM before a sync", "vLLM after a sync"
 
