@@ -19,9 +19,9 @@ from aurora_rl.data.questions import QUESTIONS_FILE, QuestionRow, read_questions
 from aurora_rl.evaluation.intervals import Interval, bootstrap_difference, bootstrap_interval
 from aurora_rl.evaluation.records import RowResult, read_results
 from aurora_rl.files.atomic import write_whole
-from aurora_rl.interval_metrics import Span, temporal_iou
 from aurora_rl.synthetic.questions import accuracy_of_sight
 from aurora_rl.synthetic.writer import MOMENTS_FILE
+from aurora_rl.tasks.spans import Span, temporal_iou
 
 #: The stages that are compared, the one to be better last.
 BEFORE, AFTER = "sft_longer", "grpo"

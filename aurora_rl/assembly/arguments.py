@@ -22,7 +22,8 @@ class ModelArguments:
         segmenter: config of the mask decoder that a plain MLLM starts with, such as
             `{type: sam, checkpoint: facebook/sam-vit-huge, image_size: 1024}`.
         heads: configs of other heads that the model starts with, by name, for example
-            `{boxes: {type: dot, image_size: 64, width: 32}}`; see `models.heads`.
+            `{boxes: {type: dot, image_size: 64, width: 32}}`; see `models.heads`. `state_layer` in a head's config is
+            the decoder's layer whose states it reads (`models.state_layer`).
         dtype: dtype of the weights.
         attn_implementation: attention kernel, by its name in transformers.
         freeze: names of sub-modules that are not trained; `towers` stands for all that see and hear.

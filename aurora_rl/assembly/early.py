@@ -36,6 +36,7 @@ from aurora_rl.files.output_lock import check_free
 from aurora_rl.files.plain import parse_json, read_text_file
 from aurora_rl.models.expert_targets import expert_targets, refusal
 from aurora_rl.models.mllm import MLLM_FAMILIES
+from aurora_rl.models.state_layer import check_state_layer, state_layer_of
 from aurora_rl.tasks.targets import TARGETS
 
 UNUSABLE = 2  # exit code, the same as argparse's
@@ -51,6 +52,7 @@ SPLIT_KEYS: dict[str, Mapping[str, str | None]] = {
     "recipes/grpo.py": TRAINING_SPLITS,
     "recipes/init_tiny.py": TRAIN_SPLIT,
     "recipes/evaluate.py": {"split": None},
+    "recipes/agents.py": {"split": "test"},
     "data_prep/cache_features.py": TRAINING_SPLITS,
     "data_prep/teacher_features.py": TRAINING_SPLITS,
     "data_prep/collect_mistakes.py": TRAIN_SPLIT,
@@ -215,6 +217,7 @@ def _check_segmenter(config: Any, *, name: str) -> None:
     if not isinstance(config, dict):
         raise ValueError(f"{name} is {config!r}: expected keys of a YAML file, such as {{type: dot, width: 32}}")
     _check_known(config.get("type"), names_of("segmenter"), name=f"{name}: type")
+    check_state_layer(state_layer_of(config), name=name)
     if isinstance(config.get("checkpoint"), str):
         check_model(config["checkpoint"], name=f"{name}: checkpoint")
 
@@ -224,8 +227,9 @@ def _check_heads(configs: Any, *, name: str) -> None:
         raise ValueError(
             f"{name} is {configs!r}: expected the config of each head by its name, such as {{boxes: {{type: dot}}}}"
         )
-    for head in configs:
+    for head, config in configs.items():
         _check_known(head, names_of("head"), name=name)
+        check_state_layer(state_layer_of(config), name=f"{name}: {head}")
 
 
 def check_dtype(dtype: str, *, name: str) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from aurora_rl import __version__
 from aurora_rl.assembly.options import OptionParser
 from aurora_rl.cli import (
+    agents,
     compare,
     completion,
     convert,
@@ -52,6 +53,7 @@ SUB_COMMANDS = (
     export,
     convert,
     segment,
+    agents,
     serve,
     completion,
 )
@@ -62,6 +64,7 @@ GOALS = {
     "train": ("recipes", "footprint", "sft", "grpo", "stages", "run"),
     "score": ("evaluate", "compare"),
     "use a model": ("segment", "serve", "export"),
+    "segment without training": ("agents",),
 }
 
 

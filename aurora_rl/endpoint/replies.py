@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from typing import Any
 
 from aurora_rl.endpoint.errors import BadReplyError
 from aurora_rl.endpoint.refusals import Refusal, refusal_of
@@ -74,6 +76,23 @@ def read_text(completion: object) -> str:
         said = f": {completion}" if isinstance(completion, str) else ""  # a web page instead of JSON
         raise BadReplyError("broken_body", f"the response holds no text of a model{said}")
     return text
+
+
+def read_json_object(text: str) -> dict[str, Any]:
+    """Parse the first JSON object of a reply; without a schema a model may write text or a fence before it.
+
+    Raises:
+        BadReplyError: if there is none.
+    """
+    text = text.rpartition("</think>")[2]
+    start = text.find("{")
+    try:
+        fields, _ = json.JSONDecoder().raw_decode(text, max(start, 0))
+    except (ValueError, RecursionError) as error:
+        raise BadReplyError("invalid_json", f"no JSON object in the reply ({error}): {text[:80]!r}") from None
+    if not isinstance(fields, dict):
+        raise BadReplyError("invalid_json", f"the reply is no JSON object: {text[:80]!r}")
+    return fields
 
 
 def _join_parts(content: object) -> tuple[object, str]:

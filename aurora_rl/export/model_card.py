@@ -18,6 +18,7 @@ from aurora_rl.files.plain import parse_json, read_text_file
 from aurora_rl.models.heads import MaskHead, head_attribute, head_class
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.mllm import FAMILIES
+from aurora_rl.models.state_layer import LAST, state_layer_of
 from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 
 TAGS = ["video", "audio", "chain-of-thought", "aurora-rl"]
@@ -141,6 +142,11 @@ def _clip(loaded: LoadedModel) -> str:
     return "a video and its sound" if _hears(loaded) else "a video without its sound"
 
 
+def _of_layer(loaded: LoadedModel) -> str:
+    layer = state_layer_of(loaded.segmenter_config)
+    return "" if layer == LAST else f" after the decoder's layer {layer}"
+
+
 def _front_matter(loaded: LoadedModel, details: CardDetails, base_model: str | None, *, is_adapter: bool) -> str:
     has_masks = MaskHead.name in loaded.heads
     in_words = PIPELINE_TAG if _sees(loaded) else BLIND_PIPELINE_TAG
@@ -171,7 +177,7 @@ def _description(loaded: LoadedModel, base_model: str | None, *, is_adapter: boo
         given = clip.replace(" and its sound", ", its sound")
         does = (
             f"Given {given} and a sentence that refers to an object, it reasons step by step, names the "
-            "object, and emits one `[SEG]` token, whose hidden state the mask decoder "
+            f"object, and emits one `[SEG]` token, whose hidden state{_of_layer(loaded)} the mask decoder "
             f"(`{loaded.segmenter_config['type']}`) turns into a mask on every frame."
         )
     elif heads:

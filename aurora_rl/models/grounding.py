@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from aurora_rl.models.frozen_parts import FrozenPartsMixin
 from aurora_rl.models.heads import FrameBatch, Head, MaskHead, build_head, head_attribute, head_configs
 from aurora_rl.models.heads.base import run_head
+from aurora_rl.models.state_layer import StateLayer, check_state_layer, state_layer_of
 
 
 class GroundingMixin(FrozenPartsMixin, PreTrainedModel):
@@ -50,11 +51,12 @@ class GroundingMixin(FrozenPartsMixin, PreTrainedModel):
         """Build the heads that the config describes, see `heads.head_configs`.
 
         Raises:
-            ValueError: if there is no head of a name.
+            ValueError: if there is no head of a name, or the decoder lacks the layer whose states it reads.
         """
-        configs = head_configs(self.config)
+        configs, sizes = head_configs(self.config), self.config.get_text_config()
         for name, config in configs.items():
-            setattr(self, head_attribute(name), build_head(name, self.config.get_text_config().hidden_size, config))
+            check_state_layer(state_layer_of(config), name=f"head {name!r}", num_layers=sizes.num_hidden_layers)
+            setattr(self, head_attribute(name), build_head(name, sizes.hidden_size, config))
         self._keep_in_fp32_modules_strict = tuple(map(head_attribute, configs))
         self.post_init()
 
@@ -82,6 +84,10 @@ class GroundingMixin(FrozenPartsMixin, PreTrainedModel):
         if name is not None and name not in names:
             raise ValueError(f"the model has no head {name!r}, only {names}: load it with the config of that head")
         return getattr(self, head_attribute(name or names[0]))
+
+    def state_layer(self, name: str | None = None) -> StateLayer:
+        """Return the decoder's layer whose states a head reads; `name` as for `head`."""
+        return StateLayer(self.get_decoder(), state_layer_of(self.head(name).config))
 
     def _supports_logits_to_keep(self) -> bool:
         """Tell `generate` to ask for the last position only, which the family's own signature does not offer.
@@ -131,15 +137,15 @@ class GroundingMixin(FrozenPartsMixin, PreTrainedModel):
         with projecting_only(self.lm_head, logits_to_keep):
             if seg_index is None:
                 return inner_forward(*args, **kwargs)
-            head = self.head(head_name)
-            with _decoder_output(self) as captured:
+            head, layer = self.head(head_name), self.state_layer(head_name)
+            with _watched(layer) as captured:
                 outputs = inner_forward(*args, **kwargs)
-        hidden_states = captured["last_hidden_state"]  # (B, L, D), after the final norm
+        hidden_states = captured[-1]  # (B, L, D)
         rows = torch.arange(len(seg_index), device=hidden_states.device)
         frames = None
         if seg_frames is not None and seg_frame_counts is not None and seg_clip_index is not None:
             frames = FrameBatch(seg_frames, seg_frame_counts, seg_clip_index)
-        raw = run_head(head, hidden_states[rows, seg_index], frames)
+        raw = run_head(head, layer.normed(hidden_states[rows, seg_index]), frames)
         return _output_class(outputs.__class__)(**outputs, head_outputs=raw)
 
 
@@ -162,9 +168,9 @@ class BackboneView:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         model = self.__dict__["_model"]
-        with _decoder_output(model, whole=True) as captured, without_projection(model.lm_head):
+        with _decoder_output(model) as captured, without_projection(model.lm_head):
             self.__dict__["_forward"](model, *args, **kwargs)
-        return captured["outputs"]
+        return captured[-1]
 
 
 def segmentation_model(model: nn.Module) -> GroundingMixin:
@@ -287,14 +293,21 @@ def _output_class(base: type) -> type:
 
 
 @contextlib.contextmanager
-def _decoder_output(model: GroundingMixin, *, whole: bool = False) -> Iterator[dict[str, Any]]:
-    """Capture the text decoder's output, without the states of all layers."""
-    captured: dict[str, Any] = {}
+def _watched(layer: StateLayer) -> Iterator[list[torch.Tensor]]:
+    """Capture the states of one layer, without those of the others."""
+    captured: list[torch.Tensor] = []
+    handle = layer.watch(captured.append)
+    try:
+        yield captured
+    finally:
+        handle.remove()
 
-    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-        captured["outputs" if whole else "last_hidden_state"] = output if whole else output.last_hidden_state
 
-    handle = model.get_decoder().register_forward_hook(keep)
+@contextlib.contextmanager
+def _decoder_output(model: GroundingMixin) -> Iterator[list[Any]]:
+    """Capture the text decoder's output."""
+    captured: list[Any] = []
+    handle = model.get_decoder().register_forward_hook(lambda _module, _args, output: captured.append(output))
     try:
         yield captured
     finally:

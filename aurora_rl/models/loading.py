@@ -38,6 +38,7 @@ from aurora_rl.models.heads import MaskHead, head_attribute, head_class, head_co
 from aurora_rl.models.heads.segmenters import FrameEncoder
 from aurora_rl.models.mllm import MLLMFamily, UnreadModelTypeError, get_family
 from aurora_rl.models.sharding import restore_rotary_frequencies
+from aurora_rl.models.state_layer import LAST, STATE_LAYER
 
 logger = logging.getLogger(__name__)
 
@@ -400,7 +401,8 @@ def _agreed_heads(
     asked = head_configs({"segmenter": segmenter, "heads": heads})
     for name, config in asked.items():
         theirs = own.get(name)
-        if theirs is not None and any(theirs.get(key) != value for key, value in config.items()):
+        written = {STATE_LAYER: LAST} | (theirs or {})
+        if theirs is not None and any(written.get(key) != value for key, value in config.items()):
             what = "the mask decoder" if name == MaskHead.name else f"the head {name!r} of config"
             raise ValueError(f"{name_or_path} was trained with {what} {theirs}, but {config} is asked for: drop it")
     return asked | own

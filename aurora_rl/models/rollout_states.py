@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
 from aurora_rl.models.grounding import segmentation_model
+from aurora_rl.models.state_layer import StateLayer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,19 +37,25 @@ class SegStates:
 
 
 class StateRecorder:
-    """A forward hook of the text decoder that keeps the last token's state of every call."""
+    """Keeps the last token's state of every call of the text decoder.
 
-    def __init__(self) -> None:
+    Args:
+        layer: the decoder's layer whose states they are.
+    """
+
+    def __init__(self, layer: StateLayer) -> None:
+        self._layer = layer
         self._states: list[torch.Tensor] = []  # (B, D) of each call
         self._num_tokens: list[int] = []  # tokens of each call's input
 
-    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> None:
+    def keep(self, states: torch.Tensor) -> None:
+        """Keep the last of a call's states (B, L, D)."""
         if torch.compiler.is_compiling():  # a CUDA graph overwrites its outputs at the next call
             return
-        states = output.last_hidden_state  # (B, L, D)
         self._states.append(states[:, -1].clone())  # a view would keep the states of the whole prompt
         self._num_tokens.append(states.size(1))
 
+    @torch.no_grad()
     def at_last(self, token_id: int, completion_ids: Sequence[Sequence[int]]) -> SegStates | None:
         """Return the states at each completion's last `token_id`.
 
@@ -69,20 +75,23 @@ class StateRecorder:
         one_a_token = len(self._states) == length and all(count == 1 for count in self._num_tokens[1:])
         if not one_a_token or len(self._states[0]) != len(completion_ids) or max(positions) == length - 1:
             return None
-        hidden_states = torch.stack([self._states[position + 1][row] for row, position in enumerate(positions)])
+        states = torch.stack([self._states[position + 1][row] for row, position in enumerate(positions)])
+        hidden_states = self._layer.normed(states)
         has_seg = torch.tensor(positions, device=hidden_states.device) >= 0
         return SegStates(_frozen(completion_ids), hidden_states, has_seg)
 
 
 @contextlib.contextmanager
-def recorded_states(model: nn.Module) -> Iterator[StateRecorder]:
-    """Record the decoder's states while a batch is sampled.
+def recorded_states(model: nn.Module, head: str | None = None) -> Iterator[StateRecorder]:
+    """Record the states that a head reads while a batch is sampled.
 
     Args:
         model: the model, wrapped or not.
+        head: the head's name; None for the only one.
     """
-    recorder = StateRecorder()
-    handle = segmentation_model(model).get_decoder().register_forward_hook(recorder)
+    layer = segmentation_model(model).state_layer(head)
+    recorder = StateRecorder(layer)
+    handle = layer.watch(recorder.keep)
     try:
         yield recorder
     finally:

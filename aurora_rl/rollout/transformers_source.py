@@ -26,6 +26,7 @@ class TransformersSource:
         sample: function from prompt ids, media tensors and number of generations to completion ids; TRL's, which pads,
             and gathers weights that are spread over the processes.
         kept_token_id: token whose states are kept while sampling; None to keep none.
+        head: name of the head that reads these states; None for the model's only one.
     """
 
     def __init__(
@@ -35,18 +36,21 @@ class TransformersSource:
         sample: Callable[[list[list[int]], dict[str, torch.Tensor], int], list[list[int]]],
         *,
         kept_token_id: int | None = None,
+        head: str | None = None,
     ) -> None:
         self.model = model
         self.family = family
         self.sample = sample
         self.kept_token_id = kept_token_id
+        self.head = head
 
     def generate(self, prompt_ids: Sequence[Sequence[int]], rows: Sequence[EncodedSample], turn: Turn) -> Rollouts:
         """Sample one completion for each prompt, see `RolloutSource.generate`; the policy scores them later."""
         prompts = [continued_prompt(row, ids) for row, ids in zip(rows, prompt_ids, strict=True)]
         features, media_index = distinct_media(rows)
         media = self.family.collate_features(features, media_index)
-        recording = contextlib.nullcontext() if self.kept_token_id is None else recorded_states(self.model)
+        keeps = self.kept_token_id is not None
+        recording = recorded_states(self.model, self.head) if keeps else contextlib.nullcontext()
         # TRL samples in train mode, with LoRA's dropout on.
         with eval_mode(self.model), shared_media(self.model, media_index), recording as recorder:
             completion_ids = self.sample([prompt.prompt_ids for prompt in prompts], media, turn.num_generations)

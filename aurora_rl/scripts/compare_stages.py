@@ -2,7 +2,8 @@
 
 python recipes/compare_stages.py --stages outputs/demo_full --output_dir outputs/demo_full/table
 
-It reads <stages>/evaluate_<stage>[-<seed>]/results.jsonl and writes table.json and table.md.
+It reads <stages>/evaluate_<stage>[-<seed>]/results.jsonl and writes table.json and table.md. The stages are those of
+recipes/synthetic/stages.yaml or of recipes/synthetic/state_layers/stages.yaml.
 """
 
 import dataclasses
@@ -33,6 +34,9 @@ TITLES = {
     "grpo_after_sft": "GRPO after SFT with distillation",
     "grpo_after_sft_longer": "GRPO after longer training",
     "grpo_after_reflection": "GRPO after reflective training",
+    "layer-4": "mask head after layer 4, the last",
+    "layer-3": "mask head after layer 3",
+    "layer-2": "mask head after layer 2",
 }
 #: Gains in the table: a stage, the stage that it is compared with, and the name of the gain.
 COMPARISONS = (
@@ -45,6 +49,8 @@ COMPARISONS = (
     ("grpo_after_reflection", "reflection", "GRPO after reflective training"),
     ("grpo_after_sft", "grpo_after_sft_plain", "distillation, after GRPO"),
     ("grpo_after_reflection", "grpo_after_sft_longer", "reflective training, after GRPO"),
+    ("layer-3", "layer-4", "layer 3 instead of the last"),
+    ("layer-2", "layer-4", "layer 2 instead of the last"),
 )
 COLUMNS = (
     "greedy_iou",
@@ -83,7 +89,7 @@ def read_runs(folder: Path) -> dict[str, Runs]:
     """
     runs: dict[str, Runs] = {}
     for file in sorted(folder.glob("evaluate_*/results.jsonl")):
-        if match := re.fullmatch(r"evaluate_(\w+?)(?:-(\d+))?", file.parent.name):
+        if match := re.fullmatch(r"evaluate_([\w-]+?)(?:-(\d+))?", file.parent.name):
             runs.setdefault(match[1], {})[int(match[2] or 0)] = read_results(file)
     if not runs:
         raise FileNotFoundError(f"{folder} holds no evaluate_*/results.jsonl: run the stages first")

@@ -20,26 +20,26 @@ from typing import Any
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.parser import ConfigParser
-from aurora_rl.chain_writing.asking import (
-    Question,
-    RowFailedError,
-    RunArguments,
-    RunReport,
-    failure_record,
-    run_questions,
-    write_report,
-)
+from aurora_rl.chain_writing.asking import Question
 from aurora_rl.chain_writing.chain_checks import ChainLimits, check_task
 from aurora_rl.chain_writing.chain_prompts import (
-    MediaArguments,
     chain_messages,
     chain_record,
     chain_schema,
     read_chain_reply,
 )
+from aurora_rl.data.message_parts import MediaArguments
 from aurora_rl.data.sample import AVSample
 from aurora_rl.endpoint.arguments import EndpointArguments
 from aurora_rl.endpoint.errors import BadReplyError
+from aurora_rl.endpoint.rows import (
+    RowFailedError,
+    RunArguments,
+    RunReport,
+    failure_record,
+    run_rows,
+    write_report,
+)
 from aurora_rl.files.atomic import write_whole
 from aurora_rl.files.journal import (
     Journal,
@@ -215,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             check_kept(Path(run_args.output), all_mistakes)
             questions = correction_questions(mistakes, media, limits, generator=str(endpoint_args.model))
-            report = run_questions(questions, endpoint_args, run_args)
+            report = run_rows(questions, endpoint_args, run_args)
     except ValueError as error:
         parser.error(str(error))
     return report.exit_status

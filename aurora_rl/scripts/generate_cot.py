@@ -14,17 +14,18 @@ from collections.abc import Sequence
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.parser import ConfigParser
-from aurora_rl.chain_writing.asking import Question, RunArguments, run_questions
+from aurora_rl.chain_writing.asking import Question
 from aurora_rl.chain_writing.chain_checks import ChainLimits, check_task
 from aurora_rl.chain_writing.chain_prompts import (
-    MediaArguments,
     chain_messages,
     chain_record,
     chain_schema,
     read_chain_reply,
 )
+from aurora_rl.data.message_parts import MediaArguments
 from aurora_rl.data.sample import AVSample
 from aurora_rl.endpoint.arguments import EndpointArguments
+from aurora_rl.endpoint.rows import RunArguments, run_rows
 from aurora_rl.files.journal import Record
 from aurora_rl.logs import setup_logging
 
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         data_args = dataclasses.replace(data_args, chains=None, reflections=None)
         samples = load_split(data_args, args.split)[: run_args.max_rows]
         questions = chain_questions(samples, media, limits, generator=str(endpoint_args.model))
-        report = run_questions(questions, endpoint_args, run_args)
+        report = run_rows(questions, endpoint_args, run_args)
     except ValueError as error:
         parser.error(str(error))
     return report.exit_status

@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from aurora_rl.data.sample import AVSample
-from aurora_rl.interval_metrics import Span, join_spans, temporal_iou
 from aurora_rl.tasks.base import Answer, Target, Task
 from aurora_rl.tasks.completions import ParsedCompletion, parse_completion
 from aurora_rl.tasks.multiple_choice import ANSWER_LABEL, read_marked
 from aurora_rl.tasks.reference_segmentation import hear_score, see_score
+from aurora_rl.tasks.spans import Span, join_spans, temporal_iou
 
 NEVER = "never"
 #: Overlaps from which an answer counts as found, "R@1, IoU = 0.5" of the field; `is_right` takes `HIT_IOU`.

@@ -175,6 +175,7 @@ class AuroraGRPOTrainer(PolicyCheckpoints, ReadAheadTrainer):
             self.encode.family,
             lambda prompt_ids, media, num_generations: sample(prompt_ids, None, media, num_generations)[0],
             kept_token_id=self.seg_token_id if states_are_kept(self.args, is_fsdp=self.is_fsdp_enabled) else None,
+            head=self.encode.task.head,
         )
 
     def _get_per_token_logps_and_entropies(

@@ -1,11 +1,10 @@
 """Which call of the decoder left which token's state, and when the calls tell nothing."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from aurora_rl.models.rollout_states import StateRecorder, recorded_states
+from aurora_rl.models.state_layer import StateLayer
 
 SEG = 7
 
@@ -16,11 +15,11 @@ def state(call: int, row: int) -> list[float]:
 
 def recorder_of(num_tokens: list[int], num_rows: int) -> StateRecorder:
     """After a call on each of these numbers of tokens; tokens that are not the last of their call have states of -1."""
-    recorder = StateRecorder()
+    recorder = StateRecorder(StateLayer(torch.nn.Identity()))
     for call, count in enumerate(num_tokens):
         states = torch.full((num_rows, count, 2), -1.0)
         states[:, -1] = torch.tensor([state(call, row) for row in range(num_rows)])
-        recorder(None, None, SimpleNamespace(last_hidden_state=states))
+        recorder.keep(states)
     return recorder
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,9 @@ def weights(folder: Path, name: str) -> torch.Tensor:
     return load_model(str(folder)).model.state_dict()[name]
 
 
-def test_ten_frames_and_ten_seconds_train_through_both_stages(tiny_checkpoint: str, tmp_path: Path) -> None:
+def test_ten_frames_and_ten_seconds_train_through_both_stages(
+    tiny_checkpoint: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     root = tmp_path / "data"
     config = SyntheticConfig(train=3, val=0, test_s=0, test_u=0, test_n=0, rows_per_clip=1, frames=10, seconds=10.0)
     write_synthetic_benchmark(root, config)
@@ -62,6 +65,8 @@ def test_ten_frames_and_ten_seconds_train_through_both_stages(tiny_checkpoint: s
     sft_log, grpo_log = train_both(ModelArguments(model=tiny_checkpoint), data_args, tmp_path)
     assert sft_log["mask_bce"] > 0 and sft_log["loss"] > 0
     assert "rewards/mask_iou_reward/mean" in grpo_log
+    record_property("cell", "qwen2_5_omni|SFT|passes: 1 step, all weights")
+    record_property("cell", "qwen2_5_omni|GRPO|passes: 1 step, language model and head")
 
 
 def test_a_sam_mask_decoder_trains_through_both_stages_from_cached_embeddings(

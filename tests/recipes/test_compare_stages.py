@@ -4,11 +4,15 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
 from aurora_rl.evaluation.intervals import Interval, bootstrap_over_seeds
 from aurora_rl.evaluation.records import RowResult, write_results
 from aurora_rl.scripts.compare_stages import gain, main, markdown, read_runs, scores
+from aurora_rl.scripts.stage_plan import read_plan
 from tests.row_results import answered
+
+ROOT = Path(__file__).resolve().parents[2]
 
 RIGHT = "Look: a.\nListen: b.\nRead: c.\nAnswer: the target is the dog. It is [SEG]."
 TAKEN_BACK = f"Look: x.\nAnswer: the target is the cat.\nWait, let me reconsider.\n{RIGHT}"
@@ -84,3 +88,30 @@ def test_the_table_marks_what_is_beyond_chance(tmp_path: Path, capsys: pytest.Ca
 def test_a_measure_that_no_row_has_is_a_dash() -> None:
     table = {"sft": scores({0: [result(0, 0.5)]})}
     assert "| SFT with distillation | 0.500 | 0.500 | 1.000 | 1.000 | – |" in markdown(table, [])
+
+
+LAYERS = ROOT / "recipes/synthetic/state_layers"
+
+
+def test_the_layers_are_compared_with_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    plan = read_plan(LAYERS / "stages.yaml", output_dir=tmp_path)
+    evaluated = [name for name in plan.stages if name.startswith("evaluate_")]
+    assert len(evaluated) == 9 and set(plan.stages["table"].needs) == set(evaluated)
+    for name in evaluated:
+        layer = int(name.split("-")[1])
+        write_results(tmp_path / name / "results.jsonl", [result(i, layer / 10) for i in range(20)])
+    _, script, *arguments = plan.stages["table"].command
+    assert script == "recipes/compare_stages.py"
+    main(arguments)
+    text = (tmp_path / "table" / "table.md").read_text()
+    assert "| layer 3 instead of the last | 3 | **−0.100 [−0.100, −0.100]**" in text
+    assert "| layer 2 instead of the last | 3 | **−0.200 [−0.200, −0.200]**" in text
+
+
+def test_the_three_models_differ_by_the_layer_alone() -> None:
+    models = {layer: yaml.safe_load((LAYERS / f"init_{layer}.yaml").read_text()) for layer in (2, 3, 4)}
+    for layer, model in models.items():
+        assert model["segmenter"].pop("state_layer") == layer
+        assert model.pop("output_dir").endswith(f"init-{layer}")
+    assert models[2] == models[3] == models[4], "init_2.yaml, init_3.yaml and init_4.yaml differ by more"

@@ -704,6 +704,10 @@ DRIVEN_ELSEWHERE = {
     "synthetic/demo": "tests/recipes/test_report.py",
     "synthetic/smoke": "tests/recipes/test_report.py",
     "synthetic/choice/stages": "tests/recipes/test_compare_answers.py",
+    "synthetic/state_layers/stages": "tests/recipes/test_compare_stages.py",
+    "synthetic/state_layers/init_2": "tests/recipes/test_compare_stages.py",
+    "synthetic/state_layers/init_3": "tests/recipes/test_compare_stages.py",
+    "synthetic/state_layers/init_4": "tests/recipes/test_compare_stages.py",
 }
 
 

@@ -6,8 +6,8 @@ import pytest
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import check_scorable, check_truth, load_split
 from aurora_rl.data.sample import AVSample
-from aurora_rl.interval_metrics import join_spans, temporal_iou
 from aurora_rl.tasks.base import Answer
+from aurora_rl.tasks.spans import join_spans, temporal_iou
 from aurora_rl.tasks.temporal_grounding import TemporalGrounding, as_times, read_times, times_text, true_times
 from reward_fns.temporal_iou import temporal_iou_reward, times_format_reward
 

@@ -14,6 +14,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from aurora_rl.data.sample import AVSample
 from aurora_rl.models.encoding import SampleEncoder
+from aurora_rl.models.grounding import segmentation_model
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.rollout_states import StateRecorder
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
@@ -157,6 +158,20 @@ def test_masks_from_sampling_equal_those_of_a_forward_pass(
         expected = masks_by_forward(trainer, rollout)
     assert len(more_calls) == len(calls) + 6 // trainer.args.per_device_train_batch_size
     assert_same(masks, expected)
+
+
+def test_masks_from_another_layer_of_sampling_equal_those_of_a_forward_pass(
+    trainer_on: MakeGRPO, rollout: Rollout
+) -> None:
+    trainer, found = trainer_on(), []
+    force(trainer, COMPLETIONS)
+    head = segmentation_model(trainer.model).head()
+    for layer in (-1, 1):
+        head.config = {**head.config, "state_layer": layer}
+        found.append(masks_of(trainer, rollout))
+        assert_same(found[-1], masks_by_forward(trainer, rollout))
+    differences = [(a - b).abs().max().item() for a, b in zip(*found, strict=True) if a is not None]
+    assert min(differences) > 10 * FLOAT32_ATOL, differences
 
 
 @pytest.mark.parametrize("is_bf16_model", [False, True], ids=["autocast", "bf16 model"])

@@ -27,6 +27,7 @@ SCRIPTS = [
     "recipes/grpo.py",
     "recipes/grpo_by_hand.py",
     "recipes/evaluate.py",
+    "recipes/agents.py",
     "recipes/init_tiny.py",
     "recipes/report.py",
     "recipes/run_stages.py",

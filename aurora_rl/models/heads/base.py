@@ -102,7 +102,8 @@ class Head(nn.Module, abc.ABC):
 
     Args:
         hidden_size: D, the width of the language model's states.
-        config: all that is needed to build the head.
+        config: all that is needed to build the head; `state_layer` names the decoder's layer whose states it is given
+            (`models.state_layer`).
 
     Attributes:
         name: key of `models.heads.HEADS`, which tasks give as `head`.

@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from aurora_rl.models.control_tokens import control_token_ids
 from aurora_rl.models.grounding import install_head_forward, shared_media
 from aurora_rl.models.heads import MaskHead
 from aurora_rl.models.mllm import EncodedPrompt, MLLMFamily, load_family
+from aurora_rl.models.state_layer import STATE_LAYER
 from aurora_rl.tasks.base import PromptMedia, PromptText, chat_messages
 from aurora_rl.tasks.prompts import SEG_TOKEN
 
@@ -59,9 +60,9 @@ class Subject:
     processor: Any
 
     @classmethod
-    def of(cls, family: MLLMFamily) -> Subject:
-        """Build the tiny model; every call gives the same weights."""
-        model, processor = family.build_tiny(TEXTS, segmenter=SEGMENTER)
+    def of(cls, family: MLLMFamily, sizes: Mapping[str, Any] | None = None) -> Subject:
+        """Build the tiny model, of some sizes where they differ from its own; every call gives the same weights."""
+        model, processor = family.build_tiny(TEXTS, segmenter=SEGMENTER, sizes=sizes)
         torch.manual_seed(0)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -88,6 +89,8 @@ class Subject:
         size: tuple[int, int] = (64, 64),
         sound: int = SECOND,
         seed: int = 0,
+        fps: float = FPS,
+        between: bool = False,
         processor: Any = None,
     ) -> EncodedPrompt:
         """Encode a question about random frames and noise.
@@ -98,15 +101,19 @@ class Subject:
             size: H and W of the frames.
             sound: number of samples; 0 for none. A family without ears gets none.
             seed: seed of frames and noise.
+            fps: frames a second.
+            between: whether the sound lies between the frames.
             processor: the processor, where it is not the subject's own.
         """
         random = np.random.default_rng(seed)
         pixels = random.integers(0, 256, (frames, *size, 3), dtype=np.uint8)
         waveform = random.normal(0, 0.1, sound).astype(np.float32) if sound and frames and self.family.hears else None
-        options = {"sample_fps": FPS, "min_pixels": 256, "max_pixels": 65536}
-        media = PromptMedia([Image.fromarray(frame) for frame in pixels], waveform is not None, options)
+        options = {"sample_fps": fps, "min_pixels": 256, "max_pixels": 65536}
+        is_apart = waveform is not None and not between
+        media = PromptMedia([Image.fromarray(frame) for frame in pixels], is_apart, options)
         messages = chat_messages(PromptText.fill("{reference}", reference=text), media if frames else None)
-        return self.family.encode(processor or self.processor, messages, waveform=waveform, fps=FPS)
+        processor = processor or self.processor
+        return self.family.encode(processor, messages, waveform=waveform, fps=fps, use_audio_in_video=between)
 
     def two(self) -> list[EncodedPrompt]:
         """Encode two prompts of different lengths in every respect."""
@@ -218,14 +225,8 @@ def check_forgery(subject: Subject) -> str:
 @torch.no_grad()
 def check_as_transformers(subject: Subject) -> str:
     """Check that the model computes what transformers' own class computes of the processor's own outputs."""
-    recorder = _Recorder(subject.processor)
-    prompt = subject.encode(processor=recorder)
-    given = {k: torch.as_tensor(v) for k, v in recorder.outputs.items() if not _is_of_objects(v)}
-    stock_class = subject.model.stock
-    stock = stock_class(subject.model.config).eval()
-    stock.load_state_dict(subject.model.state_dict(), strict=False)
-    expected = stock(**given).logits[0]
-    found = subject.logits([prompt])[0]
+    prompt, outputs, _ = _as_stock(subject)
+    expected, found = outputs.logits[0], subject.logits([prompt])[0]
     kept = torch.ones(found.size(-1), dtype=torch.bool)
     kept[subject.family.suppressed_token_ids(subject.processor, subject.model.config)] = False
     return _same([found[:, kept]], [expected[:, kept]], "the model differs from transformers' own class")
@@ -320,6 +321,32 @@ def check_state(subject: Subject) -> str:
     )
 
 
+@torch.no_grad()
+def check_state_layers(subject: Subject) -> str:
+    """Check that a head which reads another layer gets transformers' hidden state of it, after the final norm."""
+    prompt, outputs, norm = _as_stock(subject, output_hidden_states=True)
+    inputs, at = subject.batch([prompt], [prompt], [0]), torch.tensor([len(prompt.prompt_ids) - 1])
+    layers = range(1, len(outputs.hidden_states))
+    last = len(layers)
+    expected = [outputs.hidden_states[i][0, -1] if i == last else norm(outputs.hidden_states[i][0, -1]) for i in layers]
+    head, found = subject.model.head(MaskHead.name), []
+    hook = head.register_forward_pre_hook(lambda _module, args: found.append(args[0][0]))
+    whole = head.config
+    try:
+        for layer in layers:
+            head.config = {**whole, STATE_LAYER: layer}
+            subject.model(**inputs, seg_index=at)
+            head.config = {**whole, STATE_LAYER: layer - last - 1}  # the same, counted from the end
+            subject.model(**inputs, seg_index=at)
+    finally:
+        hook.remove()
+        head.config = whole
+    wrong = "a head's state is not transformers' hidden state of that layer, after the final norm"
+    forwards = _same(found[::2], expected, wrong)
+    _same(found[1::2], expected, f"counted from the end, {wrong}")
+    return f"{forwards} over {last} layers"
+
+
 def check_fused(subject: Subject) -> str:
     """Check TRL's fused log-probabilities against the logits, and the gradients of a pass with everything in it.
 
@@ -398,9 +425,20 @@ CHECKS: dict[str, Check] = {
     "silence": check_silence,
     "generate": check_generate,
     "state": check_state,
+    "state_layers": check_state_layers,
     "fused": check_fused,
     "towers_learn": check_towers_learn,
 }
+
+
+def _as_stock(subject: Subject, **options: Any) -> tuple[EncodedPrompt, Any, nn.Module]:
+    """Run transformers' own class on the processor's own outputs; return the prompt, its outputs and its final norm."""
+    recorder = _Recorder(subject.processor)
+    prompt = subject.encode(processor=recorder)
+    given = {k: torch.as_tensor(v) for k, v in recorder.outputs.items() if not _is_of_objects(v)}
+    stock = subject.model.stock(subject.model.config).eval()
+    stock.load_state_dict(subject.model.state_dict(), strict=False)
+    return prompt, stock(**given, **options), stock.get_decoder().norm
 
 
 class _Recorder:

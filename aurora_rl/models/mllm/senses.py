@@ -72,7 +72,13 @@ class Senses:
             return None, None
         from qwen_vl_utils import process_vision_info
 
-        return process_vision_info(list(messages), image_patch_size=processor.video_processor.patch_size)
+        patch_size = getattr(processor.video_processor, "patch_size", None)
+        if patch_size is None:
+            raise NotImplementedError(
+                f"{type(self).__name__}: {type(processor.video_processor).__name__} has no patch_size, by which frames "
+                "are resized as for Qwen: give the family a method read_vision, such as processing.vision_as_given"
+            )
+        return process_vision_info(list(messages), image_patch_size=patch_size)
 
     def processor_options(
         self,
@@ -120,3 +126,7 @@ class Senses:
     def longest_sound(self, processor: ProcessorMixin) -> int | None:
         """Return the number of samples above which the processor would cut a sound; None for no limit."""
         return None
+
+    def samples_per_unit(self, processor: ProcessorMixin) -> int:
+        """Return the number of samples of which a sound has a whole number; zeros are appended to make it so."""
+        return 1

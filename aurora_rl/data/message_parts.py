@@ -1,0 +1,92 @@
+"""Frames and sound of a clip as parts of a chat message, in the form of OpenAI's protocol."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import wave
+from typing import Any, Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from aurora_rl.data.containers import SAMPLING_RATE
+from aurora_rl.data.media import read_clip_frames, read_clip_sound
+from aurora_rl.data.sample import AVSample
+
+Media = Literal["frames+audio", "frames", "none"]
+MEDIA = get_args(Media)
+JPEG_QUALITY = 90
+
+
+@dataclasses.dataclass
+class MediaArguments:
+    """The media of a clip that are sent.
+
+    Attributes:
+        media: "frames+audio", "frames" for models without audio, or "none" for models of text only.
+        max_side: longest side of a frame, in pixels; larger frames are scaled down.
+    """
+
+    media: Media = dataclasses.field(
+        default="frames+audio", metadata={"help": f"What of a clip is sent: {', '.join(MEDIA)}."}
+    )
+    max_side: int = dataclasses.field(default=512, metadata={"help": "Longest side of a sent frame, in pixels."})
+
+    def __post_init__(self) -> None:
+        if self.media not in MEDIA:
+            raise ValueError(f"media is {self.media!r}: choose from {', '.join(MEDIA)}")
+        if self.max_side < 1:
+            raise ValueError(f"max_side is {self.max_side}: it must be above 0")
+
+
+def media_parts(sample: AVSample, media: MediaArguments, *, sound_first: bool = False) -> list[dict[str, Any]]:
+    """Encode frames and sound of a clip as parts of a message; a clip without sound has no part for it.
+
+    Args:
+        sample: row, whose files are read.
+        media: media that are sent.
+        sound_first: whether the sound comes before the frames.
+
+    Raises:
+        MediaError: if a file cannot be read; the error names it.
+    """
+    if media.media == "none":
+        return []
+    frames = frame_parts(read_clip_frames(sample), sample.fps, media)
+    if media.media == "frames":
+        return frames
+    waveform = read_clip_sound(sample)
+    sound: list[dict[str, Any]] = [{"type": "text", "text": "The clip has no sound."}]
+    if waveform is not None:
+        data = base64.b64encode(_wav(waveform)).decode("ascii")
+        audio = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+        sound = [{"type": "text", "text": "Its sound:"}, audio]
+    return [*sound, *frames] if sound_first else [*frames, *sound]
+
+
+def frame_parts(frames: np.ndarray, fps: float, media: MediaArguments) -> list[dict[str, Any]]:
+    """Encode frames (F, H, W, 3) uint8 as parts of a message, after one that says when they are."""
+    said = {"type": "text", "text": f"The frames of the clip, one every {1 / fps:g} s:"}
+    return [said, *(_image_part(frame, max_side=media.max_side) for frame in frames)]
+
+
+def _image_part(frame: np.ndarray, *, max_side: int) -> dict[str, Any]:
+    image = Image.fromarray(frame)
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)  # does not enlarge smaller ones
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=JPEG_QUALITY)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
+
+
+def _wav(waveform: np.ndarray) -> bytes:
+    """Encode a waveform (N,) in [-1, 1] as a file of 16 bits, which every endpoint reads."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLING_RATE)
+        file.writeframes(np.round(waveform.clip(-1, 1) * 32767).astype("<i2").tobytes())
+    return buffer.getvalue()

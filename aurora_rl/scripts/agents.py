@@ -1,0 +1,213 @@
+"""Segment a benchmark's references by agents that a chat endpoint plays, and a segmenter that reads noun phrases.
+
+    aurora-rl agents --config recipes/agents/ref_avs.yaml
+    aurora-rl agents --data_root data/ref_avs --split test_s --output outputs/agents/test_s.jsonl \\
+        --model NAME --base_url http://localhost:8000/v1 --text_segmenter sam3 --text_segmenter_model facebook/sam3
+
+A line of <output> is all that was said about a row: votes, reasonings, phrases, scores and verdicts. Masks are beside
+it, in test_s.masks/<row>.npz and, of the first phrase of each row, in test_s.first/, which `aurora-rl evaluate
+--predictions` and `aurora-rl compare` read. The same command resumes a run that was killed; a row that has no
+answer fails, and is never taken for a reference that points at nothing. The exit status is 1 if a run ended early.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aurora_rl.agents.investigation import AgentArguments, Findings, investigate
+from aurora_rl.agents.roles import Role
+from aurora_rl.agents.text_segmenters import SEGMENTERS, TextSegmenter, read_clip
+from aurora_rl.assembly.arguments import DataArguments
+from aurora_rl.assembly.benchmarks import load_split
+from aurora_rl.assembly.parser import ConfigParser
+from aurora_rl.data.containers import MediaError
+from aurora_rl.data.message_parts import MediaArguments, frame_parts, media_parts
+from aurora_rl.data.sample import AVClip, AVSample
+from aurora_rl.endpoint.arguments import EndpointArguments
+from aurora_rl.endpoint.client import ChatEndpoint
+from aurora_rl.endpoint.replies import Usage
+from aurora_rl.endpoint.rows import RowFailedError, RunArguments, run_rows
+from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.journal import Record, read_rows
+from aurora_rl.inference.overlay import draw_masks
+from aurora_rl.logs import setup_logging
+
+
+@dataclasses.dataclass
+class SegmenterArguments:
+    """The rows that are segmented, and by what.
+
+    Attributes:
+        split: split of the rows.
+        text_segmenter: key of `agents.text_segmenters.SEGMENTERS`.
+        text_segmenter_model: folder or hub name of its checkpoint.
+        text_segmenter_device: device that it runs on.
+    """
+
+    split: str = dataclasses.field(default="test", metadata={"help": "Split whose rows are segmented."})
+    text_segmenter: str = dataclasses.field(
+        default="sam3", metadata={"help": f"Segmenter of noun phrases: {', '.join(SEGMENTERS)}."}
+    )
+    text_segmenter_model: str | None = dataclasses.field(
+        default=None, metadata={"help": "Folder or hub name of the segmenter's checkpoint."}
+    )
+    text_segmenter_device: str = dataclasses.field(
+        default="cpu", metadata={"help": "Device that the segmenter runs on."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.text_segmenter not in SEGMENTERS:
+            raise ValueError(f"text_segmenter is {self.text_segmenter!r}: choose from {', '.join(SEGMENTERS)}")
+
+
+@dataclasses.dataclass
+class EndpointVoices:
+    """The roles as one endpoint plays them for a row.
+
+    Attributes:
+        endpoint: endpoint that is asked.
+        sample: the row.
+        clip: its media.
+        media: media that are sent.
+        on_usage: function that is told the tokens of each reply.
+        calls: number of questions so far.
+    """
+
+    endpoint: ChatEndpoint
+    sample: AVSample
+    clip: AVClip
+    media: MediaArguments
+    on_usage: Callable[[Usage], None]
+    calls: int = 0
+    _clip_parts: dict[bool, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+
+    async def say(
+        self, role: Role, text: str, *, persona: str = "", modality: str = "both", masks: np.ndarray | None = None
+    ) -> dict[str, str]:
+        """Ask for the reply of an agent, see `agents.investigation.Voices`."""
+        self.calls += 1
+        parts = await asyncio.to_thread(self._parts, modality == "sound", masks)
+        content: Any = [*parts, {"type": "text", "text": text}] if parts else text
+        messages = [{"role": "system", "content": role.system_prompt(persona)}, {"role": "user", "content": content}]
+        return await self.endpoint.ask(
+            messages, read=role.read, schema=role.schema, schema_name=role.name, on_usage=self.on_usage
+        )
+
+    def _parts(self, sound_first: bool, masks: np.ndarray | None) -> list[dict[str, Any]]:
+        if sound_first not in self._clip_parts:  # encoded once for all agents
+            self._clip_parts[sound_first] = media_parts(self.sample, self.media, sound_first=sound_first)
+        parts = self._clip_parts[sound_first]
+        if masks is None or self.media.media == "none":
+            return parts
+        drawn = np.stack([draw_masks(frame, [mask]) for frame, mask in zip(self.clip.frames, masks, strict=True)])
+        marked = frame_parts(drawn, self.sample.fps, self.media)
+        return [*parts, {"type": "text", "text": "What the segmenter took for it is coloured here."}, *marked]
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentRow:
+    """One row for the agents, see `endpoint.rows.RowWork`.
+
+    Attributes:
+        sample: the row.
+        segmenter: segmenter of phrases.
+        agents: numbers of agents, rounds and checks.
+        media: media that are sent.
+        masks: function that writes a row's masks of the end and of the first phrase.
+    """
+
+    sample: AVSample
+    segmenter: TextSegmenter
+    agents: AgentArguments
+    media: MediaArguments
+    masks: Callable[[AVSample, Findings, AVClip], None]
+
+    @property
+    def uid(self) -> str:
+        """The row's uid."""
+        return self.sample.uid
+
+    @property
+    def row(self) -> int:
+        """Number of the row."""
+        return self.sample.row
+
+    @property
+    def split(self) -> str:
+        """Split of the row."""
+        return self.sample.split
+
+    async def answer(self, endpoint: ChatEndpoint, on_usage: Callable[[Usage], None]) -> tuple[Record, Sequence[str]]:
+        """Let the agents work, and write the masks before the record, so that no record is without them."""
+        try:
+            clip = await asyncio.to_thread(read_clip, self.sample, self.segmenter)
+            voices = EndpointVoices(endpoint, self.sample, clip, self.media, on_usage)
+            segment = functools.partial(self.segmenter, self.sample, clip)
+            found = await investigate(self.sample.reference, voices, segment, self.agents)
+        except MediaError as error:
+            raise RowFailedError("media", str(error)) from error
+        await asyncio.to_thread(self.masks, self.sample, found, clip)
+        told = {"uid": self.uid, "row": self.row, "split": self.split, "reference": self.sample.reference}
+        return {**told, **found.to_record(), "calls": voices.calls, "model": str(endpoint.args.model)}, ()
+
+
+def write_masks(args: RunArguments, sample: AVSample, found: Findings, clip: AVClip) -> None:
+    """Write a row's masks of the end, and of its first phrase; a reference to nothing has empty ones."""
+    empty = np.zeros(clip.frames.shape[:3], dtype=bool)  # (F, H, W)
+    for kind, masks in (("masks", found.masks), ("first", found.first_masks)):
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, masks=empty if masks is None else masks)
+        write_whole(args.path(kind) / f"{sample.row}.npz", buffer.getvalue())
+
+
+def summarise(args: RunArguments) -> dict[str, Any]:
+    """Count how the rows of an output ended, write it beside the output, and return it."""
+    rows = read_rows(Path(args.output))
+    counts = Counter(row["outcome"] for row in rows)
+
+    def mean(values: Sequence[float]) -> float | None:
+        return round(sum(values) / len(values), 4) if values else None
+
+    summary = {
+        "rows": len(rows),
+        "outcomes": dict(sorted(counts.items())),
+        "agreement": mean([row["agreement"] for row in rows]),
+        "rounds_a_row": mean([len(row["votes"]) for row in rows]),
+        "phrases_a_row": mean([len(row["attempts"]) for row in rows]),
+        "calls_a_row": mean([row["calls"] for row in rows]),
+    }
+    write_whole(args.path("agents.json"), json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, let the agents work, and report."""
+    setup_logging()
+    kinds = (DataArguments, SegmenterArguments, AgentArguments, RunArguments, MediaArguments, EndpointArguments)
+    parser = ConfigParser(kinds, description=__doc__)
+    try:
+        data_args, of_segmenter, agents, run_args, media, endpoint_args = parser.parse_args_and_config(argv)
+        samples = load_split(data_args, of_segmenter.split)[: run_args.max_rows]
+        if silent := next((sample for sample in samples if not sample.num_frames), None):
+            raise ValueError(f"sample {silent.key} has no frames, in which a segmenter could find anything")
+        segmenter = SEGMENTERS[of_segmenter.text_segmenter](
+            of_segmenter.text_segmenter_model, device=of_segmenter.text_segmenter_device
+        )
+        writer = functools.partial(write_masks, run_args)
+        rows = [AgentRow(sample, segmenter, agents, media, writer) for sample in samples]
+        report = run_rows(rows, endpoint_args, run_args)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    summary = summarise(run_args)
+    print(", ".join(f"{count} {outcome}" for outcome, count in summary["outcomes"].items()))
+    return report.exit_status
