@@ -48,7 +48,7 @@ SEGMENTER = {"type": "dot", "image_size": 64, "width": 32}
 FROZEN_TOWERS = {"freeze": ["towers"]}
 #: Other families by the settings' first words, and the size of their models.
 FAMILIES = {"Qwen3-VL": "qwen3_vl", "Qwen3-Omni": "qwen3_omni_moe", "Gemma 4 unified": "gemma4_unified"}
-FAMILY_SIZE = {"hidden_size": 128, "num_layers": 6, "num_heads": 8, "tower_size": 64}
+FAMILY_SIZE = {"hidden_size": 256, "num_layers": 8, "num_heads": 8, "tower_size": 64}
 
 #: Name -> values of (ModelArguments, AuroraSFTConfig) that differ from full fine-tuning by AdamW.
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
