@@ -54,11 +54,13 @@ class Rollouts:
         samples_here: whether this process's device samples; with a vLLM server it does not.
         num_scored: number of forward passes without gradient over each rollout.
         num_iterations: number of times that each rollout is trained on.
+        by_engine: whether vLLM samples, whose towers compute nothing for the policy's own passes.
     """
 
     samples_here: bool
     num_scored: int
     num_iterations: int
+    by_engine: bool = False
 
     @classmethod
     def of(cls, args: AuroraGRPOConfig, launch: Launch, *, head: str | None) -> Self:
@@ -73,6 +75,7 @@ class Rollouts:
             samples_here=not args.use_vllm or args.vllm_mode == "colocate",
             num_scored=args.old_logps_are_computed + bool(args.beta) + needs_mask_pass,
             num_iterations=args.num_iterations,
+            by_engine=args.use_vllm,
         )
 
 
@@ -89,8 +92,8 @@ def estimate_flops(
 
     Of a layer with experts a token passes those alone that it is sent to. This is 6 N a token if all N weights are
     trained (Kaplan et al. 2020, section 2.1), 4 N if the weights are frozen and gradients only pass through, as under
-    LoRA, and 2 N more if the forward pass runs again. Attention's quadratic
-    term and the mask decoder are not counted.
+    LoRA, and 2 N more if the forward pass runs again. Attention's quadratic term and the mask decoder are not counted.
+    Frozen towers run in the first pass over rollouts alone.
 
     Args:
         meta: the model.
@@ -104,21 +107,30 @@ def estimate_flops(
     completions = work.rows * work.completion_tokens
     scored = completions if is_gpu else work.tokens
     media, media_backward = _tower_flops(meta, work)
-    forward = layers.passed * work.tokens + head.passed * scored + media
+    forward = layers.passed * work.tokens + head.passed * scored
     backward = layers.backward * work.tokens + head.backward * scored + media_backward
     again = checkpointing * layers.passed * work.tokens + head.passed * scored
     sampling, scoring, times = 0.0, 0.0, float(work.num_steps)
+    training = work.num_steps * (forward + backward)
+    if rollouts is None or media_backward:
+        training += work.num_steps * media
     if teacher is not None:  # it reads the prompts and a few words more, without the LM head
         scoring = layer_flops(teacher).passed * work.rows * work.prompt_tokens + _tower_flops(teacher, work)[0]
     if rollouts is not None:
         times /= rollouts.num_iterations
         scoring = rollouts.num_scored * forward
+        if media_backward:
+            scoring += rollouts.num_scored * media
+        elif rollouts.by_engine and rollouts.num_scored:
+            scoring += media
+        elif rollouts.by_engine:
+            training += times * media
         if rollouts.samples_here:  # with a cache each token passes once
             sampling = layers.passed * work.tokens + head.passed * completions + media
     return StepFlops(
         sampling=times * sampling,
         scoring=times * scoring,
-        training=work.num_steps * (forward + backward),
+        training=training,
         recomputing=work.num_steps * again,
     )
 

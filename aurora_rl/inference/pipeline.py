@@ -28,9 +28,11 @@ from aurora_rl.inference.propagation import VIDEO_CLASSES, FrameMasks, MemoryMas
 from aurora_rl.metrics import MASK_THRESHOLD
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.encoding import EncodedSample, PromptOptions, SampleEncoder
+from aurora_rl.models.grounding import sharing_tower_outputs
 from aurora_rl.models.heads import BoxHead, MaskHead
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.mllm import MLLMFamily
+from aurora_rl.models.tower_outputs import TowerOutputs
 from aurora_rl.tasks.base import Task, load_task
 from aurora_rl.tasks.completions import ParsedCompletion
 from aurora_rl.tasks.reference_boxes import ReferenceBoxes
@@ -380,12 +382,13 @@ class AuroraPipeline:
         with watch("encode"):
             rows = [row for window in windows for row in self._encode(window, samples, footage)]
         asked = [(number, window) for window in windows for number in range(len(samples))]
-        size = self.predictor.batch_size
+        size, outputs = self.predictor.batch_size, TowerOutputs()
         for start in range(0, len(rows), size):
             batch = rows[start : start + size]
-            with watch("reason"):
+            outputs.keep_only(row.prompt.features for row in batch)
+            with watch("reason"), sharing_tower_outputs([self.predictor.model], outputs):
                 said = self.predictor.generate(batch)
-            with watch("masks"):
+            with watch("masks"), sharing_tower_outputs([self.predictor.model], outputs):
                 masks = self._masks(batch, said, [window for _, window in asked[start : start + size]])
             texts = self.loaded.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
             for (number, window), text, mask_probs in zip(asked[start : start + size], texts, masks, strict=True):

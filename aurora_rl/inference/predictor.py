@@ -19,10 +19,11 @@ from aurora_rl.data.sample import AVSample
 from aurora_rl.models.collate import collate_frames, distinct_media
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.end_of_turn import end_token_ids, until_end
-from aurora_rl.models.grounding import segmentation_model, shared_media, without_projection
+from aurora_rl.models.grounding import segmentation_model, shared_media, sharing_tower_outputs, without_projection
 from aurora_rl.models.head_tokens import find_last_token
 from aurora_rl.models.heads import MaskHead
 from aurora_rl.models.read_ahead import encoded_batches
+from aurora_rl.models.tower_outputs import TowerOutputs
 
 Row = TypeVar("Row")
 
@@ -156,14 +157,17 @@ class Predictor:
         """
         copies = num_samples or 1
         per_batch = max(1, self.batch_size // copies)
+        outputs = TowerOutputs()
         for start in range(0, len(encoded), per_batch):
             batch = encoded[start : start + per_batch]
+            outputs.keep_only(row.prompt.features for row in batch)
             completed: dict[int, list[Completion]] = {}
             for indices in _by_media(batch):
                 rows = [batch[index] for index in indices for _ in range(copies)]
                 draws = [f"{seed}/{row.sample.key}/{index % copies}" for index, row in enumerate(rows)]
                 noise = None if num_samples is None else SeededSampling(draws, temperature=temperature)
-                completions = self._complete_rows(rows, noise)
+                with sharing_tower_outputs([self.model], outputs):
+                    completions = self._complete_rows(rows, noise)
                 for place, index in enumerate(indices):
                     completed[index] = completions[place * copies : (place + 1) * copies]
             yield from (completed[index] for index in range(len(batch)))
@@ -191,8 +195,8 @@ class Predictor:
             do_sample=False,
         )
         processors = LogitsProcessorList([] if noise is None else [noise])
-        inputs, media_index = self._inputs(rows)
-        with shared_media(self.model, media_index):
+        inputs, sharing = self._inputs(rows)
+        with sharing:
             sequences = self.model.generate(**inputs, generation_config=config, logits_processor=processors)
         return until_end(sequences[:, inputs["input_ids"].size(1) :], self.end_ids)
 
@@ -236,7 +240,7 @@ class Predictor:
         if head is None or self.seg_token_id is None:
             return [None] * len(rows)
         completion_ids = self._with_seg(completion_ids)
-        inputs, media_index = self._inputs(rows)
+        inputs, sharing = self._inputs(rows)
         prompt_ids, prompt_mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
         ids = pad(completion_ids, padding_value=self.encode.tokenizer.pad_token_id, padding_side="right")
         said = pad([torch.ones_like(x) for x in completion_ids], padding_value=0, padding_side="right")
@@ -245,7 +249,7 @@ class Predictor:
             input_ids, attention_mask, self.seg_token_id, num_completion_tokens=ids.size(1)
         )
         frames = {name: tensor.to(input_ids.device) for name, tensor in collate_frames(rows).items()}
-        with shared_media(self.model, media_index), without_projection(self.model.get_output_embeddings()):
+        with sharing, without_projection(self.model.get_output_embeddings()):
             outputs = self.model(
                 input_ids=input_ids, attention_mask=attention_mask, **inputs, seg_index=index, head_name=head, **frames
             )
@@ -272,13 +276,16 @@ class Predictor:
             for ids in completion_ids
         ]
 
-    def _inputs(self, rows: Sequence[EncodedSample]) -> tuple[dict[str, torch.Tensor], list[int]]:
-        """Return the model's inputs of the prompts, and the index of each row's clip among the distinct ones."""
+    def _inputs(
+        self, rows: Sequence[EncodedSample]
+    ) -> tuple[dict[str, torch.Tensor], contextlib.AbstractContextManager[None]]:
+        """Return the model's inputs of the prompts, and the context in which rows share their clips."""
         features, media_index = distinct_media(rows)
+        sharing = shared_media(self.model, media_index, features)
         ids = [torch.tensor(row.prompt.prompt_ids) for row in rows]
         batch = {
             "input_ids": pad(ids, padding_value=self.encode.tokenizer.pad_token_id, padding_side="left"),
             "attention_mask": pad([torch.ones_like(x) for x in ids], padding_value=0, padding_side="left"),
             **self.encode.family.collate_features(features, media_index),
         }
-        return {name: tensor.to(self.model.device) for name, tensor in batch.items()}, media_index
+        return {name: tensor.to(self.model.device) for name, tensor in batch.items()}, sharing

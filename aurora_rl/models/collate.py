@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -128,6 +129,28 @@ def distinct_media(encoded: Sequence[EncodedSample]) -> tuple[list[Mapping[str, 
     first = {id(item.prompt.features): item.prompt.features for item in encoded}
     order = {key: index for index, key in enumerate(first)}
     return list(first.values()), [order[id(item.prompt.features)] for item in encoded]
+
+
+def with_shared_media(rows: Sequence[EncodedSample]) -> list[EncodedSample]:
+    """Give rows on one clip one set of media tensors, so that `distinct_media` finds one clip, and the towers run once.
+
+    Rows that have the clip in a form of their own, such as with other limits of a frame's area, keep it.
+    """
+    known: dict[tuple[str, str], list[dict[str, torch.Tensor]]] = {}
+    shared = []
+    for row in rows:
+        of_clip = known.setdefault(row.sample.clip_key, [])
+        features = next((other for other in of_clip if _are_equal(other, row.prompt.features)), None)
+        if features is None:
+            of_clip.append(row.prompt.features)
+            shared.append(row)
+        else:
+            shared.append(dataclasses.replace(row, prompt=dataclasses.replace(row.prompt, features=features)))
+    return shared
+
+
+def _are_equal(some: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> bool:
+    return some.keys() == others.keys() and all(torch.equal(tensor, others[name]) for name, tensor in some.items())
 
 
 def collate_frames(encoded: Sequence[EncodedSample]) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from aurora_rl.models.frozen_parts import FrozenPartsMixin
 from aurora_rl.models.heads import FrameBatch, Head, MaskHead, build_head, head_attribute, head_configs
 from aurora_rl.models.heads.base import run_head
 from aurora_rl.models.state_layer import StateLayer, check_state_layer, state_layer_of
+from aurora_rl.models.tower_outputs import TowerOutputs
 
 
 class GroundingMixin(FrozenPartsMixin, PreTrainedModel):
@@ -40,6 +41,10 @@ class GroundingMixin(FrozenPartsMixin, PreTrainedModel):
     _keep_in_fp32_modules_strict: tuple[str, ...] = ("seg_head",)
     #: Index of each row's distinct clip while `shared_media` is on; None where every row has its own clip.
     media_index: list[int] | None = None
+    #: Features of each distinct clip, beside `media_index`.
+    media_clips: Sequence[Mapping[str, torch.Tensor]] | None = None
+    #: Where passes leave the outputs of the towers for later ones, while `sharing_tower_outputs` is on.
+    tower_outputs: TowerOutputs | None = None
 
     def select_distinct(self, per_row: torch.Tensor) -> torch.Tensor:
         """Select from (B, ...) row values the (U, ...) values of distinct clips; only while `shared_media` is on."""
@@ -179,20 +184,42 @@ def segmentation_model(model: nn.Module) -> GroundingMixin:
 
 
 @contextlib.contextmanager
-def shared_media(model: nn.Module, media_index: Sequence[int]) -> Iterator[None]:
+def shared_media(
+    model: nn.Module, media_index: Sequence[int], clips: Sequence[Mapping[str, torch.Tensor]] | None = None
+) -> Iterator[None]:
     """Run the towers once for each distinct clip of a batch; the G rows of a group share one.
 
     Args:
         model: the model, wrapped or not.
         media_index: (B,) index of each row's distinct clip, in order of first appearance, as in
             `MLLMFamily.collate_features`.
+        clips: features of each distinct clip, by whose identity tower outputs are kept; None to keep none.
     """
     inner = segmentation_model(model)
-    inner.media_index = list(media_index)
+    inner.media_index, inner.media_clips = list(media_index), clips
     try:
         yield
     finally:
-        inner.media_index = None
+        inner.media_index = inner.media_clips = None
+
+
+@contextlib.contextmanager
+def sharing_tower_outputs(models: Iterable[nn.Module], outputs: TowerOutputs | None) -> Iterator[None]:
+    """Give the outputs of the towers in one pass over a clip to later passes, until the block ends.
+
+    Args:
+        models: models with the same towers, wrapped or not.
+        outputs: where they are kept; None to run the towers in every pass.
+    """
+    inner = list(map(segmentation_model, models))
+    before = [model.tower_outputs for model in inner]
+    for model in inner:
+        model.tower_outputs = outputs
+    try:
+        yield
+    finally:
+        for model, outer in zip(inner, before, strict=True):
+            model.tower_outputs = outer
 
 
 def without_projection(lm_head: nn.Module) -> contextlib.AbstractContextManager[None]:

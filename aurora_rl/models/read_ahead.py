@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from aurora_rl.data.sample import AVSample
+from aurora_rl.models.collate import with_shared_media
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 
 
@@ -33,7 +34,7 @@ class ReadAhead(contextlib.AbstractContextManager["ReadAhead", None]):
         self.close()
 
     def take(self, samples: Sequence[AVSample]) -> list[EncodedSample]:
-        """Return the samples encoded, in order; copies of one sample share their tensors.
+        """Return the samples encoded, in order; copies of a sample share their tensors, and rows on a clip its media.
 
         Raises:
             MediaError: or another error of the first sample that cannot be encoded.
@@ -43,7 +44,8 @@ class ReadAhead(contextlib.AbstractContextManager["ReadAhead", None]):
             if sample.key not in encoded:
                 begun = self._begun.pop(sample, None)
                 encoded[sample.key] = self.encode(sample) if begun is None else begun.result()()
-        return [encoded[sample.key] for sample in samples]
+        shared = dict(zip(encoded, with_shared_media(list(encoded.values())), strict=True))
+        return [shared[sample.key] for sample in samples]
 
     def begin(self, samples: Iterable[AVSample]) -> None:
         """Begin to encode these samples, each distinct one once; earlier samples that were not taken are dropped."""

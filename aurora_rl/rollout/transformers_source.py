@@ -52,7 +52,7 @@ class TransformersSource:
         keeps = self.kept_token_id is not None
         recording = recorded_states(self.model, self.head) if keeps else contextlib.nullcontext()
         # TRL samples in train mode, with LoRA's dropout on.
-        with eval_mode(self.model), shared_media(self.model, media_index), recording as recorder:
+        with eval_mode(self.model), shared_media(self.model, media_index, features), recording as recorder:
             completion_ids = self.sample([prompt.prompt_ids for prompt in prompts], media, turn.num_generations)
         if recorder is None or self.kept_token_id is None:
             return Rollouts(completion_ids)

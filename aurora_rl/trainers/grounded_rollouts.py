@@ -24,7 +24,9 @@ from aurora_rl.models.grounding import segmentation_model, shared_media
 from aurora_rl.models.head_tokens import find_last_token
 from aurora_rl.models.heads import FrameBatch, Head, head_class
 from aurora_rl.models.heads.base import run_head
+from aurora_rl.models.mllm.sharing import TowerSharingMixin
 from aurora_rl.models.rollout_states import SegStates
+from aurora_rl.models.tower_outputs import TowerOutputs
 from aurora_rl.tasks.base import Answer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 
@@ -52,6 +54,7 @@ class RolloutBatch:
         states: states at the head's token that sampling has left.
         predictions: those of all rows in order, as they were computed together; empty until then, or without a head.
         answers: each completion as the task reads it; empty until then.
+        tower_outputs: what frozen towers have computed for the rows' clips; None where every pass runs the towers.
     """
 
     rows: Sequence[EncodedSample]
@@ -59,11 +62,17 @@ class RolloutBatch:
     states: SegStates | None = None
     predictions: tuple[Predictions, ...] = ()
     answers: tuple[Answer, ...] = ()
+    tower_outputs: TowerOutputs | None = None
 
     @property
     def next_pass_predicts(self) -> bool:
         """True if the next scoring pass runs the head: the pass after it is of the reference model."""
         return self.scoring_predicts and not self.predictions
+
+    def all_towers_have_run(self) -> None:
+        """Say that a pass over all rows of a generation batch has ended, as it does on all processes alike."""
+        if self.tower_outputs is not None:
+            self.tower_outputs.complete()
 
 
 class ForwardPasses:
@@ -152,7 +161,7 @@ class ForwardPasses:
             )
             frames = _frames_on(input_ids.device, rows)
             inputs |= {"seg_index": token_index, "head_name": self.encode.task.head, **frames}
-        with self.accelerator.autocast(), shared_media(model, media_index):
+        with self.accelerator.autocast(), shared_media(model, media_index, features):
             outputs = model(**inputs, labels=labels, fused_lm_head=True)
         if "seg_index" not in inputs:
             return outputs, None
@@ -235,6 +244,22 @@ def states_are_kept(args: AuroraGRPOConfig, *, is_fsdp: bool) -> bool:
     """
     is_sharded = is_fsdp or is_deepspeed_zero3_enabled()
     return not (args.masks_share_forward or args.use_vllm or is_sharded)
+
+
+def new_tower_outputs(model: nn.Module, accelerator: Accelerator, *, is_fsdp: bool) -> TowerOutputs | None:
+    """Return a place for the outputs of the towers in one generation batch; None if every pass has to run them.
+
+    They run where the precision is that of training, also in sampling, which has another one with LoRA and `bf16`.
+
+    Args:
+        model: the policy, wrapped or not.
+        accelerator: the trainer's, which knows the precision.
+        is_fsdp: whether FSDP has sharded the model.
+    """
+    inner = segmentation_model(model)
+    if not isinstance(inner, TowerSharingMixin) or not inner.towers_compute_the_same_always():
+        return None
+    return TowerOutputs(in_step=is_fsdp or is_deepspeed_zero3_enabled(), autocast=accelerator.autocast)
 
 
 def reward_rows(inputs: Sequence[Mapping[str, Any]], batch: RolloutBatch, head: Head | None) -> list[dict[str, Any]]:

@@ -29,15 +29,23 @@ from trl.extras.profiling import profiling_context
 
 from aurora_rl.models.adapters import check_trained_head
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
+from aurora_rl.models.grounding import sharing_tower_outputs
 from aurora_rl.models.heads import Head
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.sharding import keep_together
+from aurora_rl.models.tower_outputs import TowerOutputs
 from aurora_rl.rewards import load_guarded
 from aurora_rl.rollout.base import RolloutSource, Turn
 from aurora_rl.rollout.transformers_source import TransformersSource
 from aurora_rl.rollout.vllm_source import VLLMSource
 from aurora_rl.tasks.base import completion_text
-from aurora_rl.trainers.grounded_rollouts import ForwardPasses, RolloutBatch, reward_rows, states_are_kept
+from aurora_rl.trainers.grounded_rollouts import (
+    ForwardPasses,
+    RolloutBatch,
+    new_tower_outputs,
+    reward_rows,
+    states_are_kept,
+)
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.head_loss import head_loss, head_loss_weights, prepare_heads
 from aurora_rl.trainers.health import RolloutHealthCallback
@@ -85,6 +93,7 @@ class AuroraGRPOTrainer(PolicyCheckpoints, ReadAheadTrainer):
         self.encode = encode
         self.seg_token_id = encode.answer_token_id
         self._batch = RolloutBatch([])
+        self._tower_outputs: dict[str, TowerOutputs | None] = {}  # by mode: evaluation may come amid a generation batch
         sets = bool(kwargs.get("sets"))
         guarded = load_guarded(reward_funcs, timeout_s=args.reward_timeout_s, several_sets=sets, of_sets=reward_sets)
         needs_copy = args.beta != 0.0 and not is_peft_model(model) and kwargs.get("peft_config") is None
@@ -107,6 +116,10 @@ class AuroraGRPOTrainer(PolicyCheckpoints, ReadAheadTrainer):
         prepare_heads(self.model, encode.task.head, is_trained=args.mask_loss_on != "off")
         self.add_callback(RolloutHealthCallback())
 
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
     def _may_resume_after(self, step: int) -> bool:
         return self.args.ends_generation_batch(step)
 
@@ -118,6 +131,7 @@ class AuroraGRPOTrainer(PolicyCheckpoints, ReadAheadTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         rows = self._encode_rows(inputs)
+        self._tower_outputs[self._mode] = new_tower_outputs(self.model, self.accelerator, is_fsdp=self.is_fsdp_enabled)
         with self._working_on(rows, scoring_predicts=self.args.masks_share_forward):
             output = super()._generate_and_score_completions(inputs)
             only_right = self.args.mask_loss_on == "correct_only"
@@ -128,11 +142,19 @@ class AuroraGRPOTrainer(PolicyCheckpoints, ReadAheadTrainer):
     @contextlib.contextmanager
     def _working_on(self, rows: Sequence[EncodedSample], *, scoring_predicts: bool) -> Iterator[None]:
         """Begin a batch, and drop what was found out of it at the end: masks of the frames' own size take gigabytes."""
-        self._batch = RolloutBatch(rows, scoring_predicts and self.seg_token_id is not None)
+        outputs = self._tower_outputs.get(self._mode)
+        predicts = scoring_predicts and self.seg_token_id is not None
+        self._batch = RolloutBatch(rows, predicts, tower_outputs=outputs)
         try:
-            yield
+            with sharing_tower_outputs(self._models_with_these_towers(), outputs):
+                yield
         finally:
             self._batch = RolloutBatch(rows)
+
+    def _models_with_these_towers(self) -> list[nn.Module]:
+        """Return the policy, and its copy for the reference, whose frozen towers are the same unless TRL mixes them."""
+        is_same = self.ref_model is not None and not self.args.sync_ref_model
+        return [self.model, self.ref_model] if is_same else [self.model]
 
     def _learn(self, **found: Any) -> None:
         """Put what a seam has found out into the batch."""
@@ -163,6 +185,8 @@ class AuroraGRPOTrainer(PolicyCheckpoints, ReadAheadTrainer):
         )
         with keep_together(self.model, is_fsdp=self.is_fsdp_enabled):
             rollouts = self._source().generate(prompt_ids, images, turn)
+        if len(images) == len(self._batch.rows):
+            self._batch.all_towers_have_run()
         self._learn(states=rollouts.states)
         return rollouts.completion_ids, rollouts.logprobs
 
@@ -202,6 +226,8 @@ class AuroraGRPOTrainer(PolicyCheckpoints, ReadAheadTrainer):
                 all_entropies.append(outputs.entropy[:, -logits_to_keep:])
             if compute_aux_loss:
                 all_aux_losses.append(outputs.aux_loss)
+        if not torch.is_grad_enabled():  # all rows of the generation batch, not a micro-batch
+            self._batch.all_towers_have_run()
         if predicts:
             self._learn(predictions=tuple(predictions))
         return (
@@ -236,7 +262,7 @@ class AuroraGRPOTrainer(PolicyCheckpoints, ReadAheadTrainer):
     # ---- loss ---------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        mode = "train" if self.model.training else "eval"
+        mode = self._mode
         with self._working_on(inputs["encoded_rows"], scoring_predicts=self.args.mask_loss_on != "off"):
             loss = super()._compute_loss(model, inputs)
             if self._batch.predictions:
@@ -246,6 +272,8 @@ class AuroraGRPOTrainer(PolicyCheckpoints, ReadAheadTrainer):
                 # Scaled like TRL's policy loss.
                 steps = self.current_gradient_accumulation_steps if mode == "train" else 1
                 loss = loss + self.args.mask_loss_weight * on_head / steps
+        if mode == "eval" or (self._step + 1) % (self.args.steps_per_generation * self.num_iterations) == 0:
+            self._tower_outputs.pop(mode, None)  # no pass over these clips is left
         return loss
 
 

@@ -234,11 +234,20 @@ def test_a_live_teacher_reads_the_prompts(estimate, meta, tiny_checkpoint: str) 
         ({"use_vllm": True, "mask_truncated_completions": True}, 0, 2),  # old log-probabilities and masks
     ],
 )
-def test_forward_passes_over_the_rollouts(estimate, options: dict, zero_stage: int, passes: int) -> None:
+def test_forward_passes_over_the_rollouts(estimate, meta, options: dict, zero_stage: int, passes: int) -> None:
+    """Frozen towers run in the first of them, which is sampling if the policy samples."""
     options = {"num_generations": 2, "beta": 0.0, "vllm_mode": "colocate", "gradient_checkpointing": True, **options}
     launch = Launch(num_processes=2, zero_stage=zero_stage, is_deepspeed=True)
-    flops = estimate(AuroraGRPOConfig, launch=launch, **options).flops
-    assert flops.scoring == passes * flops.sampling  # with a cache, sampling passes each token once
+    footprint = estimate(AuroraGRPOConfig, launch=launch, **options)
+    work, flops = footprint.work, footprint.flops
+    layers = 2 * sum(p.numel() for p in meta.base.get_decoder().layers.parameters()) * work.tokens
+    head = 2 * meta.base.lm_head.weight.numel() * work.rows * work.completion_tokens
+    language_model = (layers + head) / options.get("num_iterations", 1)  # with a cache, sampling passes each token once
+    towers = flops.sampling - language_model
+    assert towers > 0
+    assert flops.scoring == pytest.approx(passes * language_model + towers * options.get("use_vllm", False))
+    trained = estimate(AuroraGRPOConfig, launch=launch, model={"freeze": []}, **options).flops
+    assert trained.scoring == pytest.approx(passes * trained.sampling)
 
 
 def test_rollouts_that_are_trained_on_twice_are_sampled_half_as_often(estimate) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from aurora_rl.data.media import load_clip
 from aurora_rl.data.sample import AVSample
-from aurora_rl.models.collate import SFTCollator, collate_frames, distinct_media, right_pad
+from aurora_rl.models.collate import SFTCollator, collate_frames, distinct_media, right_pad, with_shared_media
 from aurora_rl.models.control_tokens import ControlTokenError
 from aurora_rl.models.encoding import PromptOptions, SampleEncoder
 from aurora_rl.tasks.targets import Target, reflection
@@ -154,6 +154,17 @@ def test_distinct_media_are_numbered_by_first_appearance(encode, train_samples):
     assert media_index == [0, 1, 1, 0]
     assert features[0] is b.prompt.features
     assert features[1] is a.prompt.features
+
+
+def test_rows_on_a_clip_share_its_media_unless_they_read_it_in_ways_of_their_own(encode, train_samples):
+    first, second, other = (encode(sample) for sample in train_samples[:3])
+    assert first.sample.media_id == second.sample.media_id != other.sample.media_id
+    features, media_index = distinct_media(with_shared_media([other, first, second]))
+    assert media_index == [0, 1, 1] and features[1] is first.prompt.features
+    encode.options = dataclasses.replace(encode.options, max_pixels=32 * 32)
+    small = encode(train_samples[1])
+    assert distinct_media(with_shared_media([first, small, first]))[1] == [0, 1, 0]
+    assert small.prompt.prompt_ids == with_shared_media([first, small])[1].prompt.prompt_ids
 
 
 def test_cached_embeddings_are_joined_under_autocast(encode, train_samples):

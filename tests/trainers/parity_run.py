@@ -18,13 +18,16 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers.training_args
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from torch import nn
 from trl import TrlParser
 
 from aurora_rl.data.sample import AVSample
 from aurora_rl.models.encoding import EncodedSample
+from aurora_rl.models.grounding import segmentation_model
 from aurora_rl.trainers import eval_answers
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.sft import AuroraSFTTrainer
@@ -47,9 +50,24 @@ def replayed_completion(sample: AVSample, index: int) -> str:
 
 
 class ReplayedGRPOTrainer(AuroraGRPOTrainer):
-    """Rolls out `replayed_completion`, whichever process a row has come to, and insists on media read ahead."""
+    """Rolls out `replayed_completion`, whichever process a row has come to, and insists on media read ahead.
+
+    It also insists on frozen towers that rest while gradients are recorded, sharded or not.
+    """
 
     is_first_batch = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        inner = segmentation_model(self.model)
+        for name in self.encode.family.tower_names:
+            inner.get_submodule(name).register_forward_pre_hook(self._insist_on_rest)
+
+    def _insist_on_rest(self, tower: nn.Module, _args: Any) -> None:
+        is_trained = any(parameter.requires_grad for parameter in tower.parameters())
+        assert is_trained or not torch.is_grad_enabled(), (
+            f"{type(tower).__name__} runs in training, though it is frozen"
+        )
 
     def _encode_rows(self, inputs: list[dict[str, Any]]) -> list[EncodedSample]:
         missed = {AVSample.from_row(row) for row in inputs} - set(self._ahead._begun)

@@ -58,6 +58,9 @@ GRPO = shlex.split(
 WHOLE = shlex.split("--per_device_train_batch_size 8")
 HALVES = shlex.split("--per_device_train_batch_size 4")
 QUARTERS = shlex.split("--per_device_train_batch_size 2 --gradient_accumulation_steps 2")
+#: Groups of four over processes of six rows and passes of three: one process reads a new clip in its second pass, and
+#: the other does not.
+THIRDS = shlex.split("--per_device_train_batch_size 3 --gradient_accumulation_steps 2")
 #: Each step takes all 28 prompts, so that every batch is the first one of an epoch.
 EPOCHS = shlex.split("--per_device_train_batch_size 14 --gradient_accumulation_steps 4")
 LORA = shlex.split("--use_peft --lora_r 4 --lora_dropout 0 --gradient_checkpointing true")
@@ -104,7 +107,7 @@ JOBS: Mapping[str, Mapping[str, list[str]]] = {
         "sft_lora_resumed": HALVES + LORA,
         "grpo_lora_resumed": HALVES + LORA,
         "sft_shown": HALVES + LORA + HALF_PRECISION + SHOWN,
-        "grpo_words": HALVES + LORA + HALF_PRECISION + WORDS,
+        "grpo_words": THIRDS + LORA + HALF_PRECISION + WORDS,
     },
     "zero3_offload": {"sft": HALVES, "grpo": HALVES},
     "fsdp2": {

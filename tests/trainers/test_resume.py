@@ -122,7 +122,14 @@ def test_sft(make_sft: Callable[..., Trainer], train_samples: list[AVSample], op
         {"max_steps": 4, "save_steps": 2, "killed_after": 3},
         {"max_steps": 6, "save_steps": 5, "killed_after": 6, "peft": True, "dropout": 0.3},
         {"max_steps": 5, "save_steps": 4, "killed_after": 5, "peft": True, "eval_steps": 2},
-        {"max_steps": 8, "save_steps": 4, "killed_after": 7, "num_iterations": 2, "steps_per_generation": 2},
+        {
+            "max_steps": 8,
+            "save_steps": 4,
+            "killed_after": 7,
+            "num_iterations": 2,
+            "steps_per_generation": 2,
+            "peft": True,
+        },
     ],
     ids=["first epoch", "second epoch, dropout", "end of an epoch, evaluated", "batches used several times"],
 )

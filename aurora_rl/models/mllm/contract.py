@@ -8,10 +8,11 @@ derived from. It raises a `ContractError` that says what to look at, or returns 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,12 @@ from torch import nn
 from trl.trainer.utils import add_fused_lm_head
 
 from aurora_rl.models.control_tokens import control_token_ids
-from aurora_rl.models.grounding import install_head_forward, shared_media
+from aurora_rl.models.grounding import install_head_forward, shared_media, sharing_tower_outputs
 from aurora_rl.models.heads import MaskHead
 from aurora_rl.models.mllm import EncodedPrompt, MLLMFamily, load_family
+from aurora_rl.models.mllm.sharing import TowerSharingMixin
 from aurora_rl.models.state_layer import STATE_LAYER
+from aurora_rl.models.tower_outputs import TowerOutputs
 from aurora_rl.tasks.base import PromptMedia, PromptText, chat_messages
 from aurora_rl.tasks.prompts import SEG_TOKEN
 
@@ -145,8 +148,9 @@ class Subject:
     ) -> list[torch.Tensor]:
         """Return the logits (L, V) of each row's own tokens; `clips` and `index` where rows share clips."""
         where = list(range(len(rows))) if index is None else list(index)
-        inputs = self.batch(rows, clips or rows, where, left=left)
-        with shared_media(self.model, where):
+        clips = clips or rows
+        inputs = self.batch(rows, clips, where, left=left)
+        with shared_media(self.model, where, [clip.features for clip in clips]):
             logits = self.model(**inputs).logits.clamp(min=FLOOR)
         return [row[mask] for row, mask in zip(logits, inputs["attention_mask"].bool(), strict=True)]
 
@@ -282,6 +286,43 @@ def check_silence(subject: Subject) -> str | None:
         "no tower ran on a clip without sound: under ZeRO-3 the other processes would wait. Check `silence`",
     )
     return f"{together}; zero gradient in {len(silent)} weights of the silent tower"
+
+
+def check_kept(subject: Subject) -> str | None:
+    """Check that passes over clips whose tower outputs are kept run no tower and differ in nothing."""
+    if not isinstance(subject.model, TowerSharingMixin):
+        return None
+    sounds = (0, SECOND, 3 * SECOND)
+    prompts = [subject.encode(frames=2 * i + 2, sound=sound, seed=i) for i, sound in enumerate(sounds)]
+    alone, found, counts = subject.alone(prompts), [], []
+    orders = [[0, 1, 2], [2, 0], [0, 0], [1, 2, 1]]
+    with sharing_tower_outputs([subject.model], TowerOutputs()), _tower_calls(subject) as calls:
+        for order in orders:
+            clips = list(dict.fromkeys(order))
+            index = [clips.index(clip) for clip in order]
+            found += subject.logits([prompts[i] for i in order], [prompts[i] for i in clips], index)
+            counts.append(len(calls))
+    _require(counts[0] > 0, "no tower ran: check `tower_names`")
+    _require(
+        counts[0] == counts[-1], "the towers ran on clips whose outputs are kept: check what the model's class replaces"
+    )
+    expected = [alone[i] for order in orders for i in order]
+    return _same(found, expected, "rows that are given kept outputs of the towers differ from the rows alone")
+
+
+@contextlib.contextmanager
+def _tower_calls(subject: Subject) -> Iterator[list[str]]:
+    """Yield the names of the towers that run, one a call."""
+    calls: list[str] = []
+    handles = [
+        subject.model.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
+        for name in subject.family.tower_names
+    ]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @torch.no_grad()
@@ -423,6 +464,7 @@ CHECKS: dict[str, Check] = {
     "padded": check_padded,
     "shared": check_shared,
     "silence": check_silence,
+    "kept": check_kept,
     "generate": check_generate,
     "state": check_state,
     "state_layers": check_state_layers,

@@ -7,6 +7,7 @@ them (grids, lengths), once a clip, while token ids come once a row. Here the tw
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,8 @@ import torch
 from torch import nn
 
 from aurora_rl.models.grounding import GroundingMixin
+from aurora_rl.models.mllm.clip_outputs import join, of_no_clip, split
+from aurora_rl.models.tower_outputs import ClipOutput, compute_the_same_always
 
 #: What transformers' processors call the media in `mm_token_type_ids`; 0 is text.
 TOKEN_TYPES = {"image": 1, "video": 2, "audio": 3}
@@ -72,49 +75,52 @@ class TowerSharingMixin(GroundingMixin):
         return inputs
 
     def _features_of_rows(self, modality: str, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run a tower on the distinct clips and return its output for all rows."""
+        """Return a tower's output for all rows; it runs on the distinct clips, unless their outputs are kept."""
         if self._ids is None:  # called on its own
             return stock(*args, **kwargs)
         counts = self._placeholders_of_clips(self._ids, modality)
         index = list(range(len(counts))) if self.media_index is None else self.media_index
+        perceived = [clip for clip, count in enumerate(counts) if count]
+        store = None if self.media_clips is None else self.tower_outputs
+        clips = [] if self.media_clips is None else [self.media_clips[clip] for clip in perceived]
+        if store is not None and (kept := store.read(modality, clips)) is not None:
+            form, parts = kept
+            outputs = of_no_clip(form, self._field(modality))
+            return self._of_rows(outputs, modality, dict(zip(perceived, parts, strict=True)), index)
         given = inspect.signature(stock).bind_partial(*args, **kwargs).arguments
+        outputs = self._run_tower(modality, stock, given, counts)
+        if index == perceived and store is None:  # each row has a clip of its own
+            return outputs
+        sizes = [counts[clip] for clip in perceived]
+        parts = split(outputs, self._field(modality), sizes, modality=modality) if perceived else []
+        if store is not None:
+            store.keep(modality, clips, of_no_clip(outputs, self._field(modality)), parts)
+        return self._of_rows(outputs, modality, dict(zip(perceived, parts, strict=True)), index)
+
+    def _of_rows(self, outputs: Any, modality: str, parts: Mapping[int, ClipOutput], index: Sequence[int]) -> Any:
+        """Give each row its clip's part of a tower's output, whose form is that of `outputs`."""
+        return join(outputs, self._field(modality), [parts[clip] for clip in index if clip in parts])
+
+    def _run_tower(
+        self, modality: str, stock: Callable[..., Any], given: Mapping[str, Any], counts: Sequence[int]
+    ) -> Any:
+        """Run a tower on the clips that have placeholders; on noise if none has."""
         inputs, options = {k: v for k, v in given.items() if k != "kwargs"}, given.get("kwargs", {})
         heard = [clip for clip, count in enumerate(counts) if count]
         if modality == "audio" and len(heard) < len(counts):
             inputs = _of_clips(inputs, heard) if heard else _noise(inputs)
         ids, self._ids = self._ids, None  # a family may compute videos by its method for images
-        try:
-            outputs = stock(**self.tower_inputs(modality, inputs), **options)
-        finally:
-            self._ids = ids
-        if not heard:
-            if getattr(outputs, "attention_mask", None) is not None:
-                return self._shared(outputs, modality, counts, [])
-            return _each_part(outputs, self._field(modality), lambda features: features[:0])
-        if index == list(range(len(counts))) and len(heard) == len(counts):
-            return outputs
-        return self._shared(outputs, modality, counts, index)
+        with contextlib.nullcontext() if self.tower_outputs is None else self.tower_outputs.autocast():
+            try:
+                return stock(**self.tower_inputs(modality, inputs), **options)
+            finally:
+                self._ids = ids
 
-    def _shared(self, outputs: Any, modality: str, counts: Sequence[int], index: Sequence[int]) -> Any:
-        """Give each row its clip's part of a tower's output."""
-        sizes = [count for count in counts if count]
-        place = {clip: number for number, clip in enumerate(clip for clip, count in enumerate(counts) if count)}
-        parts_of_rows = [place[clip] for clip in index if clip in place]
-        if getattr(outputs, "attention_mask", None) is not None:  # (clips, T, D), padded; the model takes what counts
-            outputs.attention_mask = outputs.attention_mask[parts_of_rows]
-            setattr(outputs, self._field(modality), getattr(outputs, self._field(modality))[parts_of_rows])
-            return outputs
-
-        def regroup(features: torch.Tensor) -> torch.Tensor:
-            if len(features) != sum(sizes):
-                raise ValueError(
-                    f"the batch's clips have {sizes} {modality} placeholders, but the tower computed {len(features)} "
-                    "features: check what the family's `encode` and `collate_features` give"
-                )
-            parts = features.split(sizes)
-            return torch.cat([parts[number] for number in parts_of_rows])
-
-        return _each_part(outputs, self._field(modality), regroup)
+    def towers_compute_the_same_always(self) -> bool:
+        """Tell whether the outputs of the towers may be kept, see `models.tower_outputs.compute_the_same_always`."""
+        others = (self.get_decoder(), self.get_input_embeddings(), self.get_output_embeddings(), *self.heads.values())
+        known = {id(module) for part in others for module in part.modules()}
+        return compute_the_same_always(module for module in self.modules() if id(module) not in known)
 
     def _field(self, modality: str) -> str:
         return self.audio_output if modality == "audio" else "pooler_output"
@@ -134,20 +140,6 @@ class TowerSharingMixin(GroundingMixin):
                     by_clip = values.unflatten(0, (num_clips, -1))  # (U, media of a clip, ...)
                     inputs[name] = by_clip[self.media_index].flatten(0, 1)
         return stock(**inputs, **given.get("kwargs", {}))
-
-
-def _each_part(outputs: Any, field: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Change the features of a tower's output, and those that go to deeper layers, all (features, D)."""
-    features = getattr(outputs, field)
-    if isinstance(features, (list, tuple)):
-        setattr(outputs, field, [change(torch.cat(list(features)))])
-    elif features.dim() == 3:
-        setattr(outputs, field, change(features.flatten(0, 1))[None])
-    else:
-        setattr(outputs, field, change(features))
-    if getattr(outputs, "deepstack_features", None) is not None:
-        outputs.deepstack_features = [change(level) for level in outputs.deepstack_features]
-    return outputs
 
 
 def _of_clips(inputs: Mapping[str, Any], clips: Sequence[int]) -> dict[str, Any]:

@@ -101,8 +101,8 @@ class Padding(Qwen3VLFamily):
 
 
 class InOtherOrder(MLLMMixin, StockQwen3VL):
-    def _shared(self, outputs: Any, modality: str, counts: Any, index: Any) -> Any:
-        return super()._shared(outputs, modality, counts, sorted(index, reverse=True))
+    def _of_rows(self, outputs: Any, modality: str, parts: Any, index: Any) -> Any:
+        return super()._of_rows(outputs, modality, parts, sorted(index, reverse=True))
 
 
 class Mixed(Qwen3VLFamily):
@@ -128,6 +128,20 @@ class Silent(Qwen2_5OmniFamily):
         again = SkipsTheTower(model.config)
         again.lm_head = model.lm_head
         return again, processor
+
+
+class ForgetsDepth(MLLMMixin, StockQwen3VL):
+    def _of_rows(self, outputs: Any, *args: Any) -> Any:
+        outputs = super()._of_rows(outputs, *args)
+        if self.tower_outputs is not None:
+            outputs.deepstack_features = [torch.zeros_like(level) for level in outputs.deepstack_features]
+        return outputs
+
+
+class Shallow(Qwen3VLFamily):
+    """Keeps only some of what its tower has computed."""
+
+    model_class = ForgetsDepth
 
 
 class GeneratesWithoutTypes(MLLMMixin, StockQwen3VL):
@@ -188,6 +202,7 @@ BREAKS: dict[str, tuple[type[MLLMFamily], str]] = {
     "padded": (Padding, "rows differ from the rows alone"),
     "shared": (Mixed, "rows that share clips differ"),
     "silence": (Silent, "no tower ran"),
+    "kept": (Shallow, "kept outputs of the towers differ"),
     "generate": (MisplacedLater, "one forward pass a token"),
     "state": (Scaled, "is not the logits"),
     "state_layers": (LastLayerAlone, "is not transformers' hidden state of that layer"),
