@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from aurora_rl.models.frozen_parts import FrozenPartsMixin
 from aurora_rl.models.heads import FrameBatch, Head, MaskHead, build_head, head_attribute, head_configs
 from aurora_rl.models.heads.base import run_head
+from aurora_rl.models.packed_layout import PackedLayout
 
 
 class GroundingMixin(FrozenPartsMixin, PreTrainedModel):
@@ -39,6 +40,8 @@ class GroundingMixin(FrozenPartsMixin, PreTrainedModel):
     _keep_in_fp32_modules_strict: tuple[str, ...] = ("seg_head",)
     #: Index of each row's distinct clip while `shared_media` is on; None where every row has its own clip.
     media_index: list[int] | None = None
+    #: Layout of the row of groups while `shared_prefix.packed_row` is on; None where each row is one sequence.
+    packed: PackedLayout | None = None
 
     def select_distinct(self, per_row: torch.Tensor) -> torch.Tensor:
         """Select from (B, ...) row values the (U, ...) values of distinct clips; only while `shared_media` is on."""
@@ -119,7 +122,7 @@ class GroundingMixin(FrozenPartsMixin, PreTrainedModel):
 
         Args:
             inner_forward: the forward pass without heads.
-            seg_index: (B,) position of the head's token in each row.
+            seg_index: (B,) position of the head's token in each row; in the one row, where it holds all of them.
             seg_frames, seg_frame_counts, seg_clip_index: fields of a `FrameBatch`; without them the head is given none.
             head_name: name of the head; None for the only one.
             logits_to_keep: number of last positions that are projected onto the vocabulary, or the positions
@@ -135,7 +138,7 @@ class GroundingMixin(FrozenPartsMixin, PreTrainedModel):
             with _decoder_output(self) as captured:
                 outputs = inner_forward(*args, **kwargs)
         hidden_states = captured["last_hidden_state"]  # (B, L, D), after the final norm
-        rows = torch.arange(len(seg_index), device=hidden_states.device)
+        rows = 0 if self.packed is not None else torch.arange(len(seg_index), device=hidden_states.device)
         frames = None
         if seg_frames is not None and seg_frame_counts is not None and seg_clip_index is not None:
             frames = FrameBatch(seg_frames, seg_frame_counts, seg_clip_index)
