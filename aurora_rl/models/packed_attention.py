@@ -66,6 +66,7 @@ def shared_prefix_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     if kwargs.get("sliding_window") is not None:
         raise ValueError("a layer with a sliding window cannot read a packed row: set share_prompts to false")
+    query, key = query.to(value.dtype), key.to(value.dtype)  # as autocast does for sdpa; rotation has made them float32
     options = {"dropout_p": dropout, "scale": scaling, "enable_gqa": query.size(1) != key.size(1)}
     groups = [_attend(query, key, value, group, options) for group in packed.groups]
     return torch.cat(groups, dim=1).transpose(0, 1)[None].contiguous(), None

@@ -133,7 +133,7 @@ class ForwardPasses:
         """
         size = batch_size or len(input_ids)
         if not self.sharing.is_tried:
-            self._try_sharing(model, input_ids, attention_mask, rows, logits_to_keep)
+            self._try_sharing(model, input_ids[:size], attention_mask[:size], rows[:size], logits_to_keep)
         with contextlib.nullcontext() if torch.is_grad_enabled() else eval_mode(model):
             for start in range(0, len(input_ids), size):
                 chunk = slice(start, start + size)

@@ -51,7 +51,7 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
     mask_bce_weight: float = _option(2.0, "Weight of the binary cross-entropy within the mask loss.")
     mask_dice_weight: float = _option(0.5, "Weight of the Dice loss within the mask loss.")
     dice_variant: str = _option("aurora", "Formula of the Dice loss: aurora or lisa.")
-    share_prompts: bool = _option(False, "Put a group's prompt through the model once, where that computes the same.")
+    share_prompts: bool = _option(True, "Put a group's prompt through the model once, where that computes the same.")
     reward_timeout_s: float = _option(60.0, "Seconds that an async reward function may take for a batch.")
     vllm_engine_kwargs: dict[str, Any] | str | None = _option(None, "Further arguments of vllm.LLM, as JSON.")
     vllm_request_timeout_s: float = _option(600.0, "Seconds that the vLLM server may take for one request.")
