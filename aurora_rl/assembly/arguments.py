@@ -113,6 +113,14 @@ class DataArguments:
             compared on the same rows.
         chains: JSONL with chains of thought, keyed by uid and row; relative to `data_root`.
         reflections: JSONL with chains that went wrong and their corrections, from `data_prep/correct_cot.py`.
+        pass_rates: JSONL with how often a model was right about each row of the training split, from
+            `data_prep/pass_rates.py`; rows at or beyond the two limits are left out.
+        pass_rate_above: share of right tries that a row must exceed; negative to keep rows without any.
+        pass_rate_below: share of right tries that a row must stay under; above 1 to keep rows without a wrong one.
+        curriculum: order of the rows by their pass rates, a key of `data.curriculum.ORDERS`; GRPO alone keeps it, with
+            `shuffle_dataset: false`. None for no order.
+        curriculum_bands: number of equal parts of that order within which rows are shuffled; None for a strict order.
+        curriculum_seed: seed of that shuffling, and of the order of rows with equal rates.
         fps: frames a second of Ref-AVSBench's stored frames, and those that are sampled of own videos; the other
             benchmarks fix or tell it.
         num_frames: number of frames that a clip of Ref-AVSBench must have, None for any; largest number of evenly
@@ -145,7 +153,7 @@ class DataArguments:
         default="ref_avs",
         metadata={
             "help": "Name of the benchmark: ref_avs, avsbench_s4, avsbench_ms3, avsbench_avss, omni_avs, hf_dataset, "
-            "questions or clips; or a loader of your own as 'path/to/mine.py:load'."
+            "questions, avqa_r1, avqa, mmau, mmar, mmsu or clips; or a loader of your own as 'path/to/mine.py:load'."
         },
     )
     train_split: str = dataclasses.field(default="train", metadata={"help": "Split that is trained on."})
@@ -164,6 +172,23 @@ class DataArguments:
     reflections: str | None = dataclasses.field(
         default=None, metadata={"help": "JSONL file with wrong chains and their corrections."}
     )
+    pass_rates: str | None = dataclasses.field(
+        default=None, metadata={"help": "JSONL file with the pass rates of the rows to train on."}
+    )
+    pass_rate_above: float = dataclasses.field(
+        default=0.0, metadata={"help": "Share of right tries that a row must exceed; with pass_rates."}
+    )
+    pass_rate_below: float = dataclasses.field(
+        default=1.0, metadata={"help": "Share of right tries that a row must stay under; with pass_rates."}
+    )
+    curriculum: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "Order by pass rates: easy_to_hard, hard_to_easy, middle_out or shuffled; with GRPO."},
+    )
+    curriculum_bands: int | None = dataclasses.field(
+        default=None, metadata={"help": "Number of parts of the curriculum within which rows are shuffled."}
+    )
+    curriculum_seed: int = dataclasses.field(default=0, metadata={"help": "Seed of the curriculum's shuffling."})
     fps: float = dataclasses.field(default=1.0, metadata={"help": "Frames for each second of a clip."})
     num_frames: int | None = dataclasses.field(
         default=10, metadata={"help": "Number of frames that a clip must have, or has at most (omni_avs, clips)."}

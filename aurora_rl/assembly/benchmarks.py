@@ -17,11 +17,13 @@ from aurora_rl.data.chains import ChainFile, add_reflections
 from aurora_rl.data.clip_sources import is_table
 from aurora_rl.data.clip_tables import load_table, read_table_categories
 from aurora_rl.data.clips import load_clips, without_unlabelled
+from aurora_rl.data.curriculum import by_pass_rates, read_pass_rates
 from aurora_rl.data.draw import draw_over_clips
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.hf_dataset import load_hf_dataset
 from aurora_rl.data.manifest import read_categories as read_clip_categories
 from aurora_rl.data.omni_avs import load_omni_avs
+from aurora_rl.data.question_tables import QUESTION_TABLES, load_question_table
 from aurora_rl.data.questions import load_questions
 from aurora_rl.data.ref_avs import find_test_splits, load_ref_avs
 from aurora_rl.data.sample import NULL_CATEGORY, AVSample
@@ -90,6 +92,12 @@ def _load_questions(args: DataArguments, split: str, chains: ChainFile | None) -
     return load_questions(args.data_root, split, fps=args.fps, num_frames=args.num_frames)
 
 
+def _load_question_table(args: DataArguments, split: str, chains: ChainFile | None) -> list[AVSample]:
+    if chains is not None:
+        raise ValueError(f"no chains of thought can be put beside the rows of {args.benchmark}: drop {chains.path}")
+    return load_question_table(args.benchmark, args.data_root, split)
+
+
 def _load_hf_dataset(args: DataArguments, split: str, chains: ChainFile | None) -> list[AVSample]:
     if args.media_cache is None:
         raise ValueError("hf_dataset keeps its media inside tables: set `media_cache` to a folder to unpack them into")
@@ -123,6 +131,7 @@ LOADERS: dict[str, Callable[[DataArguments, str, ChainFile | None], list[AVSampl
     "hf_dataset": _load_hf_dataset,
     "questions": _load_questions,
     "clips": _load_clips,
+    **dict.fromkeys(QUESTION_TABLES, _load_question_table),
 }
 
 
@@ -134,6 +143,8 @@ def list_test_splits(args: DataArguments) -> list[str]:
     """
     if args.benchmark == "clips":
         return _test_splits(set(list_splits("clips", args.data_root, args.columns)), args.data_root)
+    if args.benchmark in QUESTION_TABLES:
+        return _test_splits(set(list_splits(args.benchmark, args.data_root)), args.data_root)
     # The other benchmarks have one; if a data set has other splits, its loader's error names them.
     return find_test_splits(args.data_root) if args.benchmark == "ref_avs" else ["test"]
 
@@ -192,7 +203,7 @@ def load_training_splits(args: DataArguments) -> tuple[list[AVSample], list[AVSa
 
 def _training_splits_of(args: DataArguments) -> tuple[list[AVSample], list[AVSample]]:
     """Load the samples of one data set, as `load_training_splits` does."""
-    train_samples = load_split(args, args.train_split)
+    train_samples = in_curriculum(args, load_split(args, args.train_split))
     eval_samples = load_split(args, args.eval_split) if args.eval_split else []
     # The best checkpoint is chosen on these samples.
     eval_samples = draw_over_clips(eval_samples, args.max_eval_samples, seed=args.eval_samples_seed)
@@ -201,16 +212,55 @@ def _training_splits_of(args: DataArguments) -> tuple[list[AVSample], list[AVSam
     return train_samples, eval_samples
 
 
+def in_curriculum(args: DataArguments, samples: list[AVSample]) -> list[AVSample]:
+    """Return the rows that the pass rates leave, in the order of the curriculum; all of them without pass rates.
+
+    Raises:
+        ValueError: if there is a curriculum without pass rates, or as `by_pass_rates` does.
+    """
+    if args.pass_rates is None:
+        if args.curriculum is not None:
+            raise ValueError(
+                f"curriculum {args.curriculum!r} needs `pass_rates`: count them by data_prep/pass_rates.py"
+            )
+        return samples
+    kept = by_pass_rates(
+        samples,
+        read_pass_rates(args.pass_rates),
+        order=args.curriculum,
+        bands=args.curriculum_bands,
+        above=args.pass_rate_above,
+        below=args.pass_rate_below,
+        seed=args.curriculum_seed,
+    )
+    logger.info("%d of %d rows are left by their pass rates", len(kept), len(samples))
+    return kept
+
+
+def check_order_is_kept(args: DataArguments, *, is_shuffled: bool) -> None:
+    """Check that a run which shuffles its rows is not given a curriculum.
+
+    Raises:
+        ValueError: if the order would be lost.
+    """
+    for each in data_sets(args):
+        if is_shuffled and each.args.curriculum is not None:
+            raise ValueError(
+                f"curriculum {each.args.curriculum!r} orders the rows, and this run shuffles them: train by GRPO with "
+                "`shuffle_dataset: false`, or leave `curriculum` out"
+            )
+
+
 def check_truth(task: Task, samples: Iterable[AVSample]) -> None:
-    """Check that each row has the true masks that a task with a head is trained on; others need none.
+    """Check that each row has the truth that the task is trained on: masks for one with a head, words for others.
 
     Raises:
         DatasetError: naming the first row without masks.
+        ValueError: naming the first row without the words.
     """
-    if task.head is None:
-        return
     for sample in samples:
-        if not sample.has_gt_masks:
+        task.check_truth(sample)
+        if task.head is not None and not sample.has_gt_masks:
             raise DatasetError(
                 f"{_place(sample)} has no masks, but the task {task.name!r} is trained on them: add its masks, drop "
                 "the row or all such rows by `skip_unlabelled: true`, or choose a task that is answered in words"
@@ -218,15 +268,17 @@ def check_truth(task: Task, samples: Iterable[AVSample]) -> None:
 
 
 def check_scorable(args: DataArguments, samples: Iterable[AVSample]) -> None:
-    """Check that own clips have the masks that are scored; the rows of other benchmarks are scored as far as they can.
+    """Check that rows have the words, and own clips the masks, that are scored; other benchmarks' masks as far as any.
 
     Raises:
-        DatasetError: naming the first row without.
+        DatasetError: naming the first row without masks.
+        ValueError: naming the first row without the words.
     """
-    if args.benchmark != "clips" or load_task(args.task).head is None:
-        return
+    task = load_task(args.task)
+    scores_masks = args.benchmark == "clips" and task.head is not None
     for sample in samples:
-        if not sample.has_gt_masks:
+        task.check_truth(sample)
+        if scores_masks and not sample.has_gt_masks:
             raise DatasetError(
                 f"{_place(sample)} has no masks to score against: add them, leave such rows out by `skip_unlabelled: "
                 "true`, or predict their masks by `aurora-rl segment`"

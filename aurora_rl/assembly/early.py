@@ -34,6 +34,7 @@ from aurora_rl.files.existing import (
 )
 from aurora_rl.files.output_lock import check_free
 from aurora_rl.files.plain import parse_json, read_text_file
+from aurora_rl.models.expert_targets import expert_targets, refusal
 from aurora_rl.models.mllm import MLLM_FAMILIES
 from aurora_rl.tasks.targets import TARGETS
 
@@ -53,6 +54,7 @@ SPLIT_KEYS: dict[str, Mapping[str, str | None]] = {
     "data_prep/cache_features.py": TRAINING_SPLITS,
     "data_prep/teacher_features.py": TRAINING_SPLITS,
     "data_prep/collect_mistakes.py": TRAIN_SPLIT,
+    "data_prep/pass_rates.py": TRAIN_SPLIT,
     "data_prep/generate_cot.py": {"split": "train"},
     "data_prep/correct_cot.py": {},  # the mistakes name theirs
     "data_prep/to_hf_dataset.py": {"split": None},
@@ -155,6 +157,21 @@ def check_models(asked: Asked) -> None:
         _check_segmenter(asked.get("segmenter"), name=asked.called("segmenter"))
     if asked.get("heads") is not None:
         _check_heads(asked.get("heads"), name=asked.called("heads"))
+    if asked.get("use_vllm") and os.path.isdir(str(asked.get("model"))):
+        _check_lora_for_vllm(asked, Path(asked.get("model")))
+
+
+def _check_lora_for_vllm(asked: Asked, model: Path) -> None:
+    """Refuse LoRA on experts, of an adapter that is trained on or of the family, where vLLM samples."""
+    adapter = _fields(model / "adapter_config.json")
+    config = _fields(Path(str(adapter.get("base_model_name_or_path", model))) / "config.json")
+    name = f"{asked.called('model')} {model}"
+    if not adapter and asked.get("use_peft"):
+        family = MLLM_FAMILIES.get(str(asked.get("family") or config.get("model_type")))
+        adapter = {"target_modules": family.lora_target_modules} if family else {}
+        name = asked.called("use_peft")
+    if targets := expert_targets(adapter, config):
+        raise ValueError(f"{name} {refusal(targets)}")
 
 
 def check_model(model: str, *, name: str) -> None:
@@ -232,12 +249,18 @@ def means_folder(model: str) -> bool:
 
 
 def _base_model(folder: Path) -> str | None:
-    """Return an adapter's base model; None for another model. Loading reports a damaged file later."""
-    try:
-        base = parse_json(read_text_file(folder / "adapter_config.json")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
-        return None
+    """Return an adapter's base model; None for another model."""
+    base = _fields(folder / "adapter_config.json").get("base_model_name_or_path")
     return base if isinstance(base, str) and base else None
+
+
+def _fields(path: Path) -> dict[str, Any]:
+    """Read the fields of a model's config; empty without one. Loading reports a damaged file later."""
+    try:
+        fields = parse_json(read_text_file(path))
+    except (OSError, ValueError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def check_benchmark(benchmark: str, *, name: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -91,10 +92,21 @@ def lora_config(
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
         target_modules=family.lora_target_modules,
+        exclude_modules=_outside_decoder(family, heads),
         modules_to_save=list(dict.fromkeys(saved)),
         task_type="CAUSAL_LM",
         **head_fields(heads),
     )
+
+
+def _outside_decoder(family: MLLMFamily, heads: Iterable[str]) -> str:
+    """Return a regular expression of the modules that have no LoRA: towers and heads, with all inside them.
+
+    For models with experts PEFT replaces our regular expression by the last names of the modules that it matches, such
+    as q_proj, which the audio tower and SAM's decoder have too.
+    """
+    names = "|".join(map(re.escape, (*family.tower_names, *map(head_attribute, heads))))
+    return rf"(.*\.)?({names})(\..*)?"
 
 
 def _check_saved_modules(config: SegmentationLoraConfig, loaded: LoadedModel) -> None:

@@ -14,6 +14,7 @@ from aurora_rl.data.avsbench import AVSS_TABLE, MS3_TABLE, S4_TABLE
 from aurora_rl.data.clip_sources import is_table
 from aurora_rl.data.files import DatasetError, read_table
 from aurora_rl.data.manifest import read_splits as read_manifest_splits
+from aurora_rl.data.question_tables import QUESTION_TABLES, list_question_splits
 from aurora_rl.data.questions import QUESTIONS_FILE, read_questions
 from aurora_rl.data.ref_avs import METADATA_FILE
 from aurora_rl.files.existing import entries
@@ -80,4 +81,5 @@ SPLIT_READERS: dict[str, Callable[[Path], set[str]]] = {
     ),
     "clips": read_manifest_splits,
     "questions": lambda root: {row.split for row in read_questions(root / QUESTIONS_FILE)},
+    **{name: functools.partial(list_question_splits, name) for name in QUESTION_TABLES},
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from inspect import signature
 from typing import Any
 
 import torch
@@ -88,14 +89,24 @@ def estimate_sampling(meta: MetaModel, work: Workload, *, half: torch.dtype | No
     The prefill is a pass over the prompts that projects the last position of each row onto the vocabulary: logits in
     the model's dtype, of which `generate` makes a float32 copy.
     """
-    config = meta.base.config.get_text_config()
     dtype = half or next(_layers(meta)[0].parameters()).dtype
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    a_token = 2 * len(_layers(meta)) * config.num_key_value_heads * head_dim * dtype.itemsize
     rows = work.generated_rows
+    cached = rows * sum(_cached_numbers(layer, work.length) for layer in _layers(meta))
     prefill = estimate_pass(meta, work, rows=rows, length=work.prompt_tokens, half=half)
-    logits = rows * config.vocab_size * (dtype.itemsize + torch.float32.itemsize)
-    return rows * work.length * a_token, prefill + logits
+    logits = rows * meta.base.config.get_text_config().vocab_size * (dtype.itemsize + torch.float32.itemsize)
+    return cached * dtype.itemsize, prefill + logits
+
+
+def _cached_numbers(layer: nn.Module, length: int) -> int:
+    """Return how many numbers a layer caches of one row; the state of linear attention, of a fixed size, is left out.
+
+    A sliding window keeps the tokens that the next one attends to. Layers that share keys of others cache none.
+    """
+    attention = getattr(layer, "self_attn", None)
+    if not hasattr(attention, "k_proj"):
+        return 0
+    window = getattr(attention, "sliding_window", None)
+    return 2 * attention.k_proj.out_features * (min(length, window - 1) if window else length)
 
 
 def estimate_pass(meta: MetaModel, work: Workload, *, rows: int, length: int, half: torch.dtype | None = None) -> int:
@@ -166,12 +177,19 @@ def _layer_and_inputs(meta: MetaModel, work: Workload, half: torch.dtype | None)
         # Rows of several lengths are padded, and padding is masked; a single row needs no mask.
         mask = None if work.rows == 1 else torch.empty(work.rows, 1, work.length, work.length, dtype=torch.bool)
     _give_gradients(layer)
-    position_embeddings = meta.base.get_decoder().rotary_emb(hidden_states.detach(), positions)
-    return layer, {
+    rotary = meta.base.get_decoder().rotary_emb
+    # Layers of Gemma turn by their kind, may hand keys and values on, and read embeddings of their own.
+    by_kind = {"layer_type": "full_attention"} if "layer_type" in signature(rotary.forward).parameters else {}
+    inputs: dict[str, Any] = {
         "hidden_states": hidden_states,
-        "position_embeddings": position_embeddings,
+        "position_embeddings": rotary(hidden_states.detach(), positions, **by_kind),
         "attention_mask": mask,
     }
+    if by_kind:
+        inputs["shared_kv_states"] = {}
+    if width := getattr(meta.base.config.get_text_config(), "hidden_size_per_layer_input", None):
+        inputs["per_layer_input"] = torch.empty(work.rows, work.length, width, dtype=dtype, device="meta")
+    return layer, inputs
 
 
 def _give_gradients(module: nn.Module) -> None:

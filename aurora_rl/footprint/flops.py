@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Self
+from typing import Any, Self
+
+from torch import nn
 
 from aurora_rl.footprint.launch import Launch
 from aurora_rl.footprint.parameters import MetaModel
 from aurora_rl.footprint.workload import Workload
+from aurora_rl.models.mllm import TowerPass
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 
 #: Dense bfloat16 peaks in TFLOP/s, from the makers' data sheets, by a part of the device's name.
@@ -84,8 +87,9 @@ def estimate_flops(
 ) -> StepFlops:
     """Count two operations a weight and token forward, two for the input's gradient, two for the weight's gradient.
 
-    This is 6 N a token if all N weights are trained (Kaplan et al. 2020, section 2.1), 4 N if the weights are frozen
-    and gradients only pass through, as under LoRA, and 2 N more if the forward pass runs again. Attention's quadratic
+    Of a layer with experts a token passes those alone that it is sent to. This is 6 N a token if all N weights are
+    trained (Kaplan et al. 2020, section 2.1), 4 N if the weights are frozen and gradients only pass through, as under
+    LoRA, and 2 N more if the forward pass runs again. Attention's quadratic
     term and the mask decoder are not counted.
 
     Args:
@@ -123,15 +127,24 @@ def estimate_flops(
 class _TokenFlops:
     """Operations of one token in some matrices."""
 
-    passed: int
-    backward: int
+    passed: float
+    backward: float
 
 
 def _layer_flops(meta: MetaModel) -> _TokenFlops:
-    parameters = list(meta.base.get_decoder().layers.parameters())
-    passed = sum(p.numel() for p in parameters)
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    config = meta.base.config.get_text_config()
+    passed = trained = 0.0
+    for name, parameter in meta.base.get_decoder().layers.named_parameters():
+        active = parameter.numel() * (_share_of_experts(config) if "experts" in name.split(".") else 1)
+        passed += active
+        trained += active * parameter.requires_grad
     return _TokenFlops(2 * passed, 2 * (passed + trained))
+
+
+def _share_of_experts(config: Any) -> float:
+    """Return the share of a layer's experts that a token is sent to."""
+    chosen = getattr(config, "num_experts_per_tok", None) or getattr(config, "top_k_experts", None)
+    return chosen / config.num_experts
 
 
 def _head_flops(meta: MetaModel) -> _TokenFlops:
@@ -142,11 +155,18 @@ def _head_flops(meta: MetaModel) -> _TokenFlops:
 
 
 def _tower_flops(meta: MetaModel, work: Workload) -> tuple[float, float]:
-    """Return the forward and backward operations of the towers."""
+    """Return the forward and backward operations of the towers; tables of embeddings are looked up, not multiplied."""
     forward = backward = 0.0
     for name, tower in work.towers.items():
-        parameters = list(meta.base.get_submodule(name).parameters())
-        passed = 2 * sum(p.numel() for p in parameters) * tower.tokens
+        module = meta.base.get_submodule(name)
+        tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
+        weights = {name: p for name, p in module.named_parameters() if id(p) not in tables}
+        passed = 2 * sum(p.numel() * _tokens_of(name, tower) for name, p in weights.items())
         forward += passed
-        backward += 2 * passed * any(p.requires_grad for p in parameters)
+        backward += 2 * passed * any(p.requires_grad for p in weights.values())
     return forward, backward
+
+
+def _tokens_of(name: str, tower: TowerPass) -> float:
+    """Return how many tokens a tower's weight is multiplied with: mergers, those of deepstack too, read merged ones."""
+    return tower.tokens / (tower.merged if "merger" in name.split(".")[0] else 1)

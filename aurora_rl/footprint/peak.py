@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -72,13 +73,28 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
+@contextlib.contextmanager
+def _autocast_on_meta() -> Iterator[None]:
+    """Let code switch autocast off on `meta`, where it has none; PEFT does so where LoRA adapts experts."""
+    autocast = torch.autocast
+
+    def on_device(device_type: str, *args: Any, **options: Any) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if device_type == "meta" else autocast(device_type, *args, **options)
+
+    torch.autocast = on_device  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        torch.autocast = autocast  # type: ignore[misc]
+
+
 def forward_and_backward(run: Callable[[], Tensor]) -> tuple[int, int]:
     """Return the bytes that a forward pass keeps for its backward pass, and the peak of both passes.
 
     Args:
         run: forward pass; the parameters that it uses should have a `grad`, so that gradients are not counted.
     """
-    with LiveMemory() as memory, FusedAttention():
+    with LiveMemory() as memory, FusedAttention(), _autocast_on_meta():
         output = run()
         kept = memory.current
         output.backward(torch.empty_like(output))
@@ -88,6 +104,6 @@ def forward_and_backward(run: Callable[[], Tensor]) -> tuple[int, int]:
 @torch.no_grad()
 def forward_only(run: Callable[[], Any]) -> int:
     """Return the peak of a forward pass without gradients, in bytes."""
-    with LiveMemory() as memory, FusedAttention():
+    with LiveMemory() as memory, FusedAttention(), _autocast_on_meta():
         run()
     return memory.peak

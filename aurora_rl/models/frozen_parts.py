@@ -26,7 +26,7 @@ class FrozenPartsMixin(PreTrainedModel):
         """Enable checkpointing in trained parts only: a frozen part stores no activations that it could save."""
         super().gradient_checkpointing_enable(*args, **kwargs)
         for part in self._parts():
-            if not _is_trained(part):
+            if not _is_trained(part) and _has_checkpoints(part):
                 part.gradient_checkpointing_disable()
 
     def enable_input_require_grads(self) -> None:
@@ -42,6 +42,11 @@ class FrozenPartsMixin(PreTrainedModel):
 
 def _is_trained(part: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in part.parameters())
+
+
+def _has_checkpoints(part: nn.Module) -> bool:
+    """Tell whether some layer can be checkpointed; transformers raises an error for a part without one."""
+    return any(hasattr(module, "gradient_checkpointing") for module in part.modules())
 
 
 def _input_layers(part: PreTrainedModel) -> list[nn.Module]:

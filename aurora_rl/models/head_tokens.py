@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
+from typing import Any
+
 import torch
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
 from torch import nn
 from torch.distributed.tensor import DTensor, Replicate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,24 +18,30 @@ from aurora_rl.tasks.prompts import SEG_TOKEN
 
 # So far below every real logit that no probability is left, and still finite in bf16.
 SUPPRESSED_LOGIT = -1e4
+#: Name of a token that a vocabulary without padding keeps in reserve, as all of Gemma's do.
+RESERVED_TOKEN = re.compile(r"<unused(\d+)>")
 
 
 def ensure_head_token(tokenizer: PreTrainedTokenizerBase, vocab_size: int, token: str = SEG_TOKEN) -> int:
     """Add a head's token to the tokenizer, unless it is there, and return its id.
 
     It is added as an ordinary token: completions are decoded with `skip_special_tokens=True`, and a special `[SEG]`
-    would vanish from the text that rewards read.
+    would vanish from the text that rewards read. Where the embedding matrix has no free row, a token that the
+    vocabulary keeps in reserve, such as `<unused0>`, gets the name and keeps its id.
 
     Args:
         tokenizer: the tokenizer, which is changed in place.
-        vocab_size: rows of the model's embedding matrix, padding included.
+        vocab_size: rows of the model's smallest embedding matrix, padding included.
         token: the token.
 
     Raises:
-        ValueError: if the id lies outside the embedding matrix, which is never resized because vLLM would not load
-            it, or if the tokenizer has the token as a special one.
+        ValueError: if there is neither a free row, since the matrix is never resized because vLLM would not load it,
+            nor a reserved token; or if the tokenizer has the token as a special one.
     """
-    if token not in tokenizer.get_vocab():
+    vocabulary = tokenizer.get_vocab()
+    if token not in vocabulary:
+        if (next_id := max(vocabulary.values()) + 1) >= vocab_size:
+            _rename_reserved_token(tokenizer, token, next_id, vocab_size)
         tokenizer.add_tokens([AddedToken(token, special=False, normalized=False)])
     token_id = head_token_id(tokenizer, token)
     if token not in tokenizer.decode([token_id], skip_special_tokens=True):
@@ -42,6 +52,44 @@ def ensure_head_token(tokenizer: PreTrainedTokenizerBase, vocab_size: int, token
             "whose vocabulary is padded"
         )
     return token_id
+
+
+def _rename_reserved_token(tokenizer: Any, token: str, next_id: int, vocab_size: int) -> None:
+    """Give the first reserved token the name of a head's token.
+
+    It must stand in no merge, in no chat template and among no special tokens: what is named there is in use.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
+    vocabulary = state.get("model", {}).get("vocab", ())
+    in_template = set(RESERVED_TOKEN.findall(str(tokenizer.chat_template)))
+    used = {*_merged(state), *map(str, tokenizer.all_special_tokens)}
+    reserved = {
+        int(match[1]): name
+        for name, token_id in tokenizer.get_vocab().items()
+        if (match := RESERVED_TOKEN.fullmatch(name)) and token_id < vocab_size and name not in used
+        if match[1] not in in_template
+    }
+    if not reserved or not isinstance(vocabulary, dict):
+        raise ValueError(
+            f"{token} would get id {next_id}, but the embedding matrix has {vocab_size} rows and the vocabulary no "
+            "reserved token such as <unused0>: use a checkpoint whose vocabulary has either"
+        )
+    old = reserved[min(reserved)]
+    if old in vocabulary:
+        vocabulary[token] = vocabulary.pop(old)
+    plain = {"normalized": False, "special": False, "lstrip": False, "rstrip": False, "single_word": False}
+    for added in state["added_tokens"]:
+        if added["content"] == old:
+            added.update(content=token, **plain)
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer._tokenizer.encode_special_tokens = tokenizer.split_special_tokens  # the only state that is not written
+
+
+def _merged(state: dict[str, Any]) -> set[str]:
+    """Return the reserved names that a byte-pair vocabulary makes of others, or makes others of."""
+    merges = state.get("model", {}).get("merges") or ()
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
+    return {name for left, right in pairs for name in (left, right, left + right) if RESERVED_TOKEN.fullmatch(name)}
 
 
 def head_token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
@@ -55,13 +103,28 @@ def head_token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     return int(tokenizer.convert_tokens_to_ids(token))
 
 
+def vocabulary_tables(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the layers with a row for each token: embeddings, `lm_head`, and Gemma's embeddings for every layer."""
+    per_layer = getattr(model.get_decoder(), "embed_tokens_per_layer", None)
+    tables = (model.get_input_embeddings(), model.get_output_embeddings(), per_layer)
+    return [table for table in tables if table is not None]
+
+
+def vocabulary_rows(model: PreTrainedModel) -> int:
+    """Return the number of tokens that every table of the vocabulary has a row for."""
+    sizes = (getattr(table, "num_embeddings", None) or table.out_features for table in vocabulary_tables(model))
+    return int(min(sizes))
+
+
 @torch.no_grad()
 def init_seg_embedding(model: PreTrainedModel, seg_token_id: int, *, num_tokens: int) -> None:
     """Initialise a token with the mean of the first `num_tokens` rows; a padding row may be all zeros."""
-    layers = {id(layer.weight): layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
-    with gathered(layers.values()):
-        for weight in layers.values():
-            weight[seg_token_id] = weight[:num_tokens].float().mean(0).to(weight.dtype)
+    weights = {id(table.weight): table.weight for table in vocabulary_tables(model)}
+    with gathered(weights.values()):
+        for weight in weights.values():
+            # By parts: a table may take gigabytes, and twice as much in float32.
+            total = torch.stack([rows.float().sum(0) for rows in weight[:num_tokens].split(8192)]).sum(0)
+            weight[seg_token_id] = (total / num_tokens).to(weight.dtype)
 
 
 class SuppressingHead(nn.Linear):

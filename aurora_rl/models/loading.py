@@ -27,7 +27,13 @@ from aurora_rl.models.checkpoint_files import (
 )
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.end_of_turn import declare_ends
-from aurora_rl.models.head_tokens import ensure_head_token, head_token_id, init_seg_embedding, suppress_tokens
+from aurora_rl.models.head_tokens import (
+    ensure_head_token,
+    head_token_id,
+    init_seg_embedding,
+    suppress_tokens,
+    vocabulary_rows,
+)
 from aurora_rl.models.heads import MaskHead, head_attribute, head_class, head_configs, head_fields
 from aurora_rl.models.heads.segmenters import FrameEncoder
 from aurora_rl.models.mllm import MLLMFamily, UnreadModelTypeError, get_family
@@ -171,6 +177,10 @@ def read_model_config(
     """
     family = read_family(name_or_path, family)
     config = family.config_from(family.model_class.config_class.from_pretrained(name_or_path))
+    if getattr(config.get_text_config(), "output_router_logits", False):
+        # `generate` would compute the router loss, and fail on it with a cache. Training asks for it by itself.
+        config.get_text_config().output_router_logits = False
+    family = family.for_config(config)
     own = head_configs(config)
     agreed = _agreed_heads(name_or_path, own, segmenter, heads)
     for field, value in head_fields(agreed).items():
@@ -288,7 +298,7 @@ def prepare_vocabulary(model: PreTrainedModel, processor: ProcessorMixin, family
     for name in head_configs(model.config):
         token = head_class(name).token
         is_new = token not in tokenizer.get_vocab()
-        token_id = ensure_head_token(tokenizer, model.get_input_embeddings().num_embeddings, token)
+        token_id = ensure_head_token(tokenizer, vocabulary_rows(model), token)
         if is_new:
             init_seg_embedding(model, token_id, num_tokens=num_tokens)
         token_ids[name] = token_id

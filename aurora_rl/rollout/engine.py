@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -144,6 +145,8 @@ class AuroraVLLMGeneration(VLLMGeneration):
         return {
             "model": self._folder.name,
             "load_format": "dummy",
+            # Left to the device, it would be done by buffers that the dummy format fills with noise.
+            "mm_device_do_normalize": False,
             "dtype": str(self.loaded.model.dtype).removeprefix("torch."),
             "hf_overrides": {"architectures": [self.family.engine_architecture]},
             "limit_mm_per_prompt": dict(self.family.media_limits),
@@ -210,7 +213,7 @@ class AuroraVLLMGeneration(VLLMGeneration):
         with _reloading(self._worker, model if self._towers_are_stale else model.language_model):
             loaded = model.load_weights(self._iter_named_params())
         if self._towers_are_stale:
-            missing = sorted({name for name, _ in model.named_parameters()} - set(loaded))
+            missing = sorted({name for name, _ in model.named_parameters()} - _as_parameters(loaded))
             if missing:
                 raise RuntimeError(f"no weights came for {len(missing)} of vLLM's parameters: {', '.join(missing[:5])}")
             self.llm.llm_engine.reset_encoder_cache()
@@ -327,6 +330,11 @@ class AuroraVLLMGeneration(VLLMGeneration):
         if isinstance(options.get("structured_outputs"), dict):
             options["structured_outputs"] = StructuredOutputsParams(**options["structured_outputs"])
         return SamplingParams(**options)
+
+
+def _as_parameters(loaded: Iterable[str]) -> set[str]:
+    """Return the names of loaded parameters; vLLM 0.31 leaves a part of those of experts out."""
+    return {re.sub(r"\.experts\.(?=w\d+_)", ".experts.routed_experts.", name) for name in loaded}
 
 
 def _exhaust(iterator: Iterator[Any]) -> None:

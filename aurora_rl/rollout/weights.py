@@ -53,7 +53,7 @@ def engine_weights(
     heads = map(head_attribute, HEADS)  # never part of vLLM's model
     skipped = {*heads} if towers else {*heads, *family.tower_names}  # dotted names, from the model on
     for name, weight in _layers(policy, "", skipped, gather):
-        yield family.engine_prefix + name, weight
+        yield family.engine_prefix + name, family.engine_weight(name, weight)
 
 
 def changes_towers(model: nn.Module, family: MLLMFamily) -> bool:
@@ -96,7 +96,10 @@ def check_adapters(model: nn.Module) -> None:
 def _check_is_plain(layer: BaseTunerLayer, name: str) -> None:
     is_lora_on_linear = isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), nn.Linear)
     if not is_lora_on_linear or any(layer.use_dora.values()):
-        raise ValueError(f"{name}: only plain LoRA on linear layers can be merged for vLLM, not {layer}")
+        raise ValueError(
+            f"{name}: only plain LoRA on linear layers can be merged for vLLM, not {layer}; train LoRA on the "
+            "attention, or set use_vllm to false"
+        )
 
 
 def _merged(layer: BaseTunerLayer, prefix: str, gather: Gather) -> Iterator[tuple[str, torch.Tensor]]:

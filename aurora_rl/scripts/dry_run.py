@@ -38,7 +38,7 @@ from aurora_rl.footprint.report import DoesNotFitError, known_tflops
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.collate import SFTCollator
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder, SetPrompt
-from aurora_rl.models.head_tokens import ensure_head_token
+from aurora_rl.models.head_tokens import ensure_head_token, vocabulary_rows
 from aurora_rl.models.heads import Head, MaskHead, head_class, head_configs
 from aurora_rl.models.heads.segmenters import FRAME_ENCODERS
 from aurora_rl.models.loading import LoadedModel
@@ -225,8 +225,7 @@ def _encoder(
     processor = AutoProcessor.from_pretrained(model_args.model, trust_remote_code=False)
     configs = head_configs(meta.base.config)
     for name in configs:
-        num_embeddings = meta.base.get_input_embeddings().num_embeddings
-        ensure_head_token(processor.tokenizer, num_embeddings, head_class(name).token)
+        ensure_head_token(processor.tokenizer, vocabulary_rows(meta.base), head_class(name).token)
     if task.head is None or not FRAME_ENCODERS[configs[task.head]["type"]].cacheable:
         return meta, assemble_encoder(data_args, LoadedModel(meta.base, processor, meta.family), samples)
     prompts = {each.name: SetPrompt(load_task(each.args.task), prompt_options(each.args)) for each in sets if each.name}

@@ -6,7 +6,7 @@ accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py --co
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from aurora_rl.assembly.arguments import DataArguments, DryRunArguments, ModelArguments, RewardArguments
-from aurora_rl.assembly.benchmarks import load_training_splits
+from aurora_rl.assembly.benchmarks import check_order_is_kept, load_training_splits
 from aurora_rl.assembly.data_sets import data_sets, main_set, mixed_sets, reward_sets
 from aurora_rl.assembly.encoder import assemble_encoder
 from aurora_rl.assembly.model import assemble_model, peft_config
@@ -44,6 +44,7 @@ def train(
     reward_funcs = [load_reward_func(spec) for spec in reward_args.reward_funcs]  # before any model is loaded
     sets = data_sets(data_args)
     rewards_of_sets = reward_sets(sets, reward_args.reward_funcs)
+    check_order_is_kept(data_args, is_shuffled=training_args.shuffle_dataset)
     train_samples, eval_samples = load_training_splits(data_args)
     usual = main_set(sets).args
     check_footprint(model_args, usual, training_args, [*train_samples, *eval_samples])

@@ -11,7 +11,7 @@ from typing import Any
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from aurora_rl.assembly.arguments import DataArguments, DryRunArguments, ModelArguments, TargetArguments
-from aurora_rl.assembly.benchmarks import load_training_splits
+from aurora_rl.assembly.benchmarks import check_order_is_kept, load_training_splits
 from aurora_rl.assembly.data_sets import data_sets, main_set, mixed_sets
 from aurora_rl.assembly.encoder import assemble_encoder
 from aurora_rl.assembly.model import assemble_model, peft_config
@@ -72,6 +72,7 @@ def train(
     """Assemble the trainer, train, and save the model."""
     sets = data_sets(data_args)
     target = assemble_targets(target_args, sets)
+    check_order_is_kept(data_args, is_shuffled=True)
     train_samples, eval_samples = load_training_splits(data_args)
     train_samples = choose_rows(train_samples, target_args, sets, seed=training_args.seed)
     samples, usual = [*train_samples, *eval_samples], main_set(sets).args

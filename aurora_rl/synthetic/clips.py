@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from aurora_rl.synthetic.config import SPLITS, TRAINED_CATEGORIES, UNSEEN_CATEGORIES, SyntheticConfig
+from aurora_rl.synthetic.moments import Moment, moments_of
 from aurora_rl.synthetic.questions import Question, questions_of
 from aurora_rl.synthetic.references import (
     TYPE_WEIGHTS,
@@ -31,8 +32,8 @@ from aurora_rl.synthetic.scene import (
 NULL_KINDS = (("muted", "null_m-"), ("crossed", "null_c-"), ("muted", "null_m-"), ("absent", "null_c-"))
 #: Number of trained categories from which a clip of test_u is drawn, beside the unseen ones.
 NUM_TRAINED_IN_TEST_U = 2
-#: Key of the random generator of a clip's questions, beside that of its scene.
-QUESTION_STREAM = (1,)
+#: Keys of the random generators of a clip's questions, beside that of its scene.
+QUESTION_STREAM, MOMENT_STREAM = (1,), (2,)
 #: Scenes drawn for a type of reference before an error; usually a few are enough.
 MAX_DRAWS = 1000
 
@@ -51,6 +52,7 @@ class SyntheticClip:
         heard: categories that sound, in order of onset.
         references: the references of its rows.
         questions: every multiple-choice question that it answers.
+        moments: questions about when something sounds.
     """
 
     media_id: str
@@ -62,6 +64,7 @@ class SyntheticClip:
     heard: tuple[str, ...]
     references: tuple[Reference, ...]
     questions: tuple[Question, ...]
+    moments: tuple[Moment, ...]
 
 
 def make_clip(config: SyntheticConfig, split: str, index: int) -> SyntheticClip:
@@ -83,6 +86,7 @@ def make_clip(config: SyntheticConfig, split: str, index: int) -> SyntheticClip:
         heard=scene.heard,
         references=tuple(pick_references(references, rng, count=config.rows_per_clip if split == "train" else 1)),
         questions=_questions(config, split, index, seen=scene.seen, heard=scene.heard),
+        moments=_moments(config, split, index, seen=scene.seen, sounds=scene.sounds),
     )
 
 
@@ -109,6 +113,7 @@ def make_null_clip(config: SyntheticConfig, split: str, index: int, *, turn: int
         heard=heard,
         references=tuple(pick_references(references, rng, count=config.rows_per_clip if split == "train" else 1)),
         questions=_questions(config, split, index, seen=clip.seen, heard=heard, twin=True),
+        moments=_moments(config, split, index, seen=clip.seen, sounds=sounds, twin=True),
     )
 
 
@@ -130,6 +135,21 @@ def _questions(
     if split == "test_u":
         return ()
     return tuple(questions_of(seen, heard, _generator(config, split, index, twin=twin, stream=QUESTION_STREAM)))
+
+
+def _moments(
+    config: SyntheticConfig,
+    split: str,
+    index: int,
+    *,
+    seen: Sequence[str],
+    sounds: Sequence[SoundEvent],
+    twin: bool = False,
+) -> tuple[Moment, ...]:
+    """List a clip's questions about times; none in test_u, whose sounds were never heard in training."""
+    if split == "test_u":
+        return ()
+    return tuple(moments_of(seen, sounds, _generator(config, split, index, twin=twin, stream=MOMENT_STREAM)))
 
 
 def _draw_until(

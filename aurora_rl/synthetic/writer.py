@@ -7,6 +7,7 @@ The last step of the generator: `clips` makes one clip after another in memory, 
     metadata.csv                             vid,uid,split,fid,exp
     chains.jsonl                             gold chains of thought, keyed by uid and row
     questions.jsonl                          multiple-choice questions, see `data.questions`
+    moments.jsonl                            when something sounds, a manifest for `benchmark: clips`
 """
 
 import csv
@@ -32,6 +33,7 @@ from aurora_rl.synthetic.config import SyntheticConfig
 from aurora_rl.synthetic.references import gold_chain
 
 METADATA_COLUMNS = ("vid", "uid", "split", "fid", "exp")
+MOMENTS_FILE = "moments.jsonl"
 #: Share of null rows in train and val.
 NULL_SHARE = 0.15
 
@@ -64,10 +66,11 @@ class BenchmarkRow:
 
 @dataclasses.dataclass(frozen=True)
 class WrittenClip:
-    """What the tables say about one clip whose media are written: its rows and the records of its questions."""
+    """What the tables say about one clip whose media are written: its rows, and the records of its questions."""
 
     rows: list[BenchmarkRow]
     questions: list[dict[str, Any]]
+    moments: list[dict[str, Any]]
 
 
 def write_synthetic_benchmark(
@@ -97,7 +100,8 @@ def write_synthetic_benchmark(
         rows = [row for of_clip in written for row in of_clip.rows]
         _write_metadata(folder / "metadata.csv", rows)
         _write_chains(folder / "chains.jsonl", rows)
-        _write_questions(folder / QUESTIONS_FILE, [record for of_clip in written for record in of_clip.questions])
+        _write_records(folder / QUESTIONS_FILE, [record for of_clip in written for record in of_clip.questions])
+        _write_records(folder / MOMENTS_FILE, [record for of_clip in written for record in of_clip.moments])
 
 
 def _plan(config: SyntheticConfig) -> list[ClipTask]:
@@ -149,7 +153,7 @@ def _write_clip(root: Path, config: SyntheticConfig, task: ClipTask) -> WrittenC
         folder.mkdir(parents=True)
         for index, mask in enumerate(clip.masks[fid]):
             Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{index:05d}.png")
-    return WrittenClip(rows, _question_records(clip, task.split))
+    return WrittenClip(rows, _question_records(clip, task.split), _moment_records(clip, task.split, config))
 
 
 def _rows(clip: SyntheticClip, split: str) -> list[BenchmarkRow]:
@@ -195,7 +199,28 @@ def _question_records(clip: SyntheticClip, split: str) -> list[dict[str, Any]]:
     ]
 
 
-def _write_questions(path: Path, records: list[dict[str, Any]]) -> None:
+def _moment_records(clip: SyntheticClip, split: str, config: SyntheticConfig) -> list[dict[str, Any]]:
+    """Return the lines of moments.jsonl about a clip, rows of a manifest for `tasks.temporal_grounding`."""
+    return [
+        {
+            "id": f"{clip.media_id}_{number}",
+            "split": split,
+            "frames": f"media/{clip.media_id}/frames",
+            "audio": f"media/{clip.media_id}/audio.wav",
+            "fps": config.fps,
+            "reference": f"the {moment.category}",
+            "category": moment.category,
+            "times": [[round(config.seconds * share, 3) for share in span] for span in moment.spans],
+            "kind": moment.kind,
+            "chain": moment.reasoning,
+            "seen": clip.seen,
+            "heard": clip.heard,
+        }
+        for number, moment in enumerate(clip.moments)
+    ]
+
+
+def _write_records(path: Path, records: list[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record) + "\n" for record in records)
 

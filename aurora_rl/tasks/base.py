@@ -216,6 +216,13 @@ class Task(abc.ABC):
     def is_right(self, answer: Answer, sample: AVSample) -> bool:
         """Tell whether an answer's words are the row's truth."""
 
+    def check_truth(self, sample: AVSample) -> None:  # noqa: B027  (a task that needs masks alone leaves it out)
+        """Check that a row has the truth in words that training and scores need; by default any row has.
+
+        Raises:
+            ValueError: naming the row and what it lacks.
+        """
+
     def text_scores(self, answer: Answer, sample: AVSample) -> dict[str, float | None]:
         """Score an answer's words by name, each in [0, 1]; None where a score does not apply to the row."""
         return {"accuracy": float(self.is_right(answer, sample))}

@@ -13,22 +13,19 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import string
 from collections.abc import Sequence
 
 from aurora_rl.data.sample import AVSample
 from aurora_rl.tasks.base import Answer, Target, Task
 from aurora_rl.tasks.completions import ParsedCompletion, normalise_category, parse_completion
+from aurora_rl.tasks.matchers import LETTERS, match_choice
 from aurora_rl.tasks.reference_segmentation import hear_score, see_score
 
-LETTERS = string.ascii_uppercase
 ANSWER_LABEL = "Answer:"
 #: The labelled parts of a completion, once each and in this order.
 PARTS = ("look", "listen", "answer")
 
 _ANSWER = re.compile(rf"^[ \t]*{ANSWER_LABEL}", re.MULTILINE)
-#: "B", "B.", "(B)", and "B. bell" with the option's text.
-_LETTER = re.compile(r"\(?(?P<letter>[A-Za-z])(?:[.:)]{0,2}$|[.:)]{1,2}\s+(?P<text>\S.*))")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +94,10 @@ class MultipleChoice(Task):
             text: the completion.
             reasoning: its labelled parts.
         """
-        labels = list(_ANSWER.finditer(text))
-        marked = text[labels[0].end() :].strip() if len(labels) == 1 else None
-        has_parts = reasoning.step_order == PARTS and all(reasoning.steps[part] for part in PARTS)
-        return marked, bool(marked) and has_parts and text.lstrip().startswith("Look:")
+        return read_marked(text, reasoning)
+
+    def check_truth(self, sample: AVSample) -> None:
+        true_answer(sample)
 
     def is_right(self, answer: Answer, sample: AVSample) -> bool:
         return as_choice(answer).choose(choices_of(sample)) == choices_of(sample).index(true_answer(sample))
@@ -129,34 +126,27 @@ class ChoiceInWords(MultipleChoice):
         return choices[index]
 
 
+def read_marked(text: str, reasoning: ParsedCompletion) -> tuple[str | None, bool]:
+    """Read a completion of a look, a listen and an answer.
+
+    Args:
+        text: the completion.
+        reasoning: its labelled parts.
+
+    Returns:
+        The text after "Answer:", None if that is there more than once or not at all; and whether all parts are there
+        once each, in order, with nothing around them.
+    """
+    labels = list(_ANSWER.finditer(text))
+    marked = text[labels[0].end() :].strip() if len(labels) == 1 else None
+    has_parts = reasoning.step_order == PARTS and all(reasoning.steps[part] for part in PARTS)
+    return marked, bool(marked) and has_parts and text.lstrip().startswith("Look:")
+
+
 def question_text(sample: AVSample) -> str:
     """Write a row's question and its options, one a line with its letter; all of it is text from outside."""
     options = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices_of(sample), strict=False)]
     return "\n".join([sample.reference, *options])
-
-
-def match_choice(marked: str, choices: Sequence[str]) -> int | None:
-    """Match the text of an answer to the options strictly: it is a letter, an option's text, or both and they agree.
-
-    A single letter is always read as an option's letter.
-
-    >>> choices = ["bell", "hair-dryer"]
-    >>> match_choice("B", choices), match_choice("the hair dryer", choices), match_choice("This is a bell", choices)
-    (1, 1, None)
-
-    Returns:
-        The option's index; None where the text is anything else.
-    """
-    texts = [normalise_category(choice) for choice in choices]
-    lettered = _LETTER.fullmatch(marked.strip())
-    if lettered is None:
-        said = normalise_category(marked.strip().rstrip(".")).removeprefix("the ")
-        return texts.index(said) if said in texts else None
-    index = LETTERS.index(lettered["letter"].upper())
-    if index >= len(choices):
-        return None
-    said = normalise_category((lettered["text"] or "").rstrip("."))
-    return index if said in ("", texts[index]) else None
 
 
 def choices_of(sample: AVSample) -> tuple[str, ...]:

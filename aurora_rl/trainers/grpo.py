@@ -44,6 +44,7 @@ from aurora_rl.trainers.health import RolloutHealthCallback
 from aurora_rl.trainers.prompt_sharing import WholeGroupsTrainer, share_prompts
 from aurora_rl.trainers.reference_model import PolicyCheckpoints, frozen_copy, install_reference
 from aurora_rl.trainers.rollout_metrics import completion_columns, reward_metrics, rollout_metrics
+from aurora_rl.trainers.router_loss import router_loss_of_recipe
 from aurora_rl.trainers.upcoming import ReadAheadTrainer
 from aurora_rl.trainers.vllm_engine import vllm_engine
 
@@ -90,7 +91,7 @@ class AuroraGRPOTrainer(PolicyCheckpoints, WholeGroupsTrainer, ReadAheadTrainer)
         reference = frozen_copy(model, encode.family) if needs_copy else None
         # TRL's constructor would build a reference of a class it does not know, and an engine for images only.
         without_reference = {"beta": 0.0, "sync_ref_model": False} if needs_copy else {}
-        with args.changed(use_vllm=False, **without_reference):
+        with args.changed(use_vllm=False, **without_reference), router_loss_of_recipe(model):
             super().__init__(encode=encode, model=model, reward_funcs=guarded, args=args, **kwargs)
         check_trained_head(self.model)
         self.beta, self.use_vllm = args.beta, args.use_vllm
@@ -225,7 +226,7 @@ class AuroraGRPOTrainer(PolicyCheckpoints, WholeGroupsTrainer, ReadAheadTrainer)
         rewards_per_func = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
         local = rewards_per_func[self.accelerator.process_index * len(rows) :][: len(rows)]
         metrics = reward_metrics(rows, local, self.reward_weights.to(local.device))
-        for name, metric in [*rollout_metrics(task_of, rows), *metrics]:
+        for name, metric in [*rollout_metrics(task_of, rows, args.num_generations), *metrics]:
             self._log_metric(name, metric)
         return rewards_per_func
 

@@ -11,6 +11,7 @@ from trl import GRPOConfig
 from aurora_rl.logs import is_terminal
 from aurora_rl.trainers.cpu_device import CPUDeviceMixin
 from aurora_rl.trainers.interruption import STOP_GRACE_HELP, STOP_GRACE_S
+from aurora_rl.trainers.router_loss import ROUTER_LOSS_HELP
 from aurora_rl.trainers.watched import WatchedMixin
 
 #: Arguments of transformers' `GenerationConfig` and vLLM's `SamplingParams` that would end completions elsewhere.
@@ -36,6 +37,8 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
         dice_variant: formula of the Dice loss, see `losses.dice_loss`.
         share_prompts: whether a group's prompt goes through the language model once for all its completions, where they
             are scored and trained on (`models.shared_prefix`); only where that computes the same.
+        router_aux_loss_coef: coefficient of the router loss of a model with experts; 0 trains without it. None, in YAML
+            null, takes the checkpoint's own, which TRL does by default.
         reward_timeout_s: seconds that an async reward function may take for one batch.
         vllm_engine_kwargs: further arguments of `vllm.LLM` in colocate mode, such as `{"kv_cache_memory_bytes": 2e9}`.
         vllm_request_timeout_s: seconds that the vLLM server may take for one request.
@@ -52,6 +55,7 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
     mask_dice_weight: float = _option(0.5, "Weight of the Dice loss within the mask loss.")
     dice_variant: str = _option("aurora", "Formula of the Dice loss: aurora or lisa.")
     share_prompts: bool = _option(True, "Put a group's prompt through the model once, where that computes the same.")
+    router_aux_loss_coef: float | None = _option(0.0, ROUTER_LOSS_HELP)
     reward_timeout_s: float = _option(60.0, "Seconds that an async reward function may take for a batch.")
     vllm_engine_kwargs: dict[str, Any] | str | None = _option(None, "Further arguments of vllm.LLM, as JSON.")
     vllm_request_timeout_s: float = _option(600.0, "Seconds that the vLLM server may take for one request.")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from aurora_rl.data.curriculum import dead_share, rate_of
 from aurora_rl.data.sample import AVSample
 from aurora_rl.tasks.base import Task
 
@@ -28,17 +29,21 @@ def completion_columns(rows: Sequence[Mapping[str, Any]], noun: str | None) -> d
 
 
 def rollout_metrics(
-    task_of: Callable[[AVSample], Task], rows: Sequence[Mapping[str, Any]]
+    task_of: Callable[[AVSample], Task], rows: Sequence[Mapping[str, Any]], num_generations: int
 ) -> Iterator[tuple[str, float]]:
     """Yield names and values of metrics, one of each kind for each completion that it applies to.
 
     Args:
         task_of: function that returns a row's task, whose `curves` name the scores of an answer's words.
         rows: B rows of `grounded_rollouts.reward_rows`.
+        num_generations: G, completions of a prompt.
     """
     for row in rows:
         sample: AVSample = row["sample"]
         task = task_of(sample)
+        rate = rate_of(sample)
+        if rate is not None and rate.tries >= num_generations:  # of accuracy alone; TRL logs frac_reward_zero_std
+            yield "dead_groups/predicted", dead_share(rate, num_generations)
         if row.get("head_score") is not None:
             yield "iou", row["head_score"]
             yield f"iou/{_kind(sample)}", row["head_score"]

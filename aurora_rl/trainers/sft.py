@@ -27,6 +27,7 @@ from aurora_rl.models.sharding import gather_at_once
 from aurora_rl.models.teacher import Teacher
 from aurora_rl.trainers.epoch_order import MixedOrder
 from aurora_rl.trainers.resumable import ResumableTrainer
+from aurora_rl.trainers.router_loss import router_loss_of_recipe
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 
 
@@ -52,7 +53,8 @@ class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
         self, *args: Any, teacher: Teacher | None = None, sets: Sequence[MixedSet] = (), **kwargs: Any
     ) -> None:
         self._sets = tuple(sets)
-        super().__init__(*args, **kwargs)
+        with router_loss_of_recipe(args[0] if args else kwargs["model"]):
+            super().__init__(*args, **kwargs)
         if sets and (order := self.args.train_sampling_strategy) not in ("random", "sequential"):
             raise ValueError(
                 f"train_sampling_strategy is {order!r}, but the shares of several data sets give the order: drop it"

@@ -7,6 +7,7 @@ from trl import SFTConfig
 from aurora_rl.logs import is_terminal
 from aurora_rl.trainers.cpu_device import CPUDeviceMixin
 from aurora_rl.trainers.interruption import STOP_GRACE_HELP, STOP_GRACE_S
+from aurora_rl.trainers.router_loss import ROUTER_LOSS_HELP
 from aurora_rl.trainers.watched import WatchedMixin
 
 
@@ -20,6 +21,9 @@ class AuroraSFTConfig(WatchedMixin, CPUDeviceMixin, SFTConfig):
         mask_dice_weight: weight of the masks' Dice loss.
         dice_variant: formula of the Dice loss, see `losses.dice_loss`.
         distill_weight: λ of the feature distillation, where there is a teacher; 0 trains without one.
+        router_aux_loss_coef: coefficient of the router loss of a model with experts; 0 trains without it, as GRPO does:
+            under LoRA the routers are frozen, and an even load is no aim on the narrow data of one task. None, in YAML
+            null, takes the checkpoint's own.
         stop_grace_s: seconds that a rank may take from SIGTERM to the end of its step. After that it exits without a
             checkpoint, because another rank may have failed, and waiting for it would never end. A single process has
             no such limit.
@@ -38,6 +42,7 @@ class AuroraSFTConfig(WatchedMixin, CPUDeviceMixin, SFTConfig):
     distill_weight: float = dataclasses.field(
         default=1.0, metadata={"help": "Weight of the feature distillation, where there is a teacher."}
     )
+    router_aux_loss_coef: float | None = dataclasses.field(default=0.0, metadata={"help": ROUTER_LOSS_HELP})
     stop_grace_s: float = dataclasses.field(default=STOP_GRACE_S, metadata={"help": STOP_GRACE_HELP})
 
     def __post_init__(self) -> None:

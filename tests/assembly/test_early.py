@@ -128,3 +128,31 @@ def test_only_the_main_process_looks_whether_an_output_is_free(tiny_checkpoint, 
         check_asked(asked)
     monkeypatch.setenv("RANK", "1")
     check_asked(asked)
+
+
+ON_EXPERTS = ({"target_parameters": ["mlp.experts.gate_up_proj"]}, {"target_modules": ["q_proj", "up_proj"]})
+ON_ATTENTION = {"target_modules": r"model\.layers\.\d+\.self_attn\.(q_proj|v_proj)", "target_parameters": []}
+
+
+@pytest.mark.parametrize("targets", [*ON_EXPERTS, {"target_modules": r"model\.layers\.\d+\.(.*)_proj"}])
+def test_lora_on_experts_is_refused_where_vllm_samples(targets, tiny_benchmark, tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    base.mkdir()
+    adapter.mkdir()
+    words = ["--config", "recipes/synthetic/grpo.yaml", "--model", str(adapter), "--data_root", str(tiny_benchmark)]
+    words += ["--output_dir", str(tmp_path / "out")]
+
+    def check(targets, *, use_vllm, num_experts):
+        text_config = {"thinker_config": {"text_config": {"num_experts": num_experts}}}
+        (base / "config.json").write_text(json.dumps({"model_type": "qwen3_omni_moe", **text_config}))
+        (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base), **targets}))
+        check_asked(read_asked("recipes/grpo.py", [*words, "--use_vllm", use_vllm]))
+
+    with pytest.raises(
+        ValueError, match=r"adapts experts \(.*_proj\).*: train LoRA on the attention .*set use_vllm to"
+    ):
+        check(targets, use_vllm="true", num_experts=8)
+    check(targets, use_vllm="false", num_experts=8)
+    check(ON_ATTENTION, use_vllm="true", num_experts=8)
+    if "target_modules" in targets:  # linear layers in a model without experts
+        check(targets, use_vllm="true", num_experts=None)

@@ -666,7 +666,7 @@ DRIVEN_ELSEWHERE = {
     # Their recipes are driven one by one; tests/paths/test_documentation.py reads their commands.
     "synthetic/demo": "tests/recipes/test_report.py",
     "synthetic/smoke": "tests/recipes/test_report.py",
-    "synthetic/choice/stages": "tests/recipes/test_compare_choice.py",
+    "synthetic/choice/stages": "tests/recipes/test_compare_answers.py",
 }
 
 

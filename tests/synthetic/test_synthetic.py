@@ -78,7 +78,7 @@ def test_metadata_is_that_of_ref_avsbench(root, metadata):
 
 
 def test_the_folders_hold_what_metadata_names_and_nothing_else(root, metadata):
-    expected = {"metadata.csv", "chains.jsonl", "questions.jsonl"}
+    expected = {"metadata.csv", "chains.jsonl", "questions.jsonl", "moments.jsonl"}
     for row in metadata:
         expected |= {f"media/{media_id(row)}/frames/{frame}.jpg" for frame in range(4)}
         expected |= {f"media/{media_id(row)}/audio.wav"}

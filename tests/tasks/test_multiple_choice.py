@@ -4,7 +4,8 @@ import pytest
 
 from aurora_rl.data.sample import AVSample
 from aurora_rl.tasks.completions import parse_completion
-from aurora_rl.tasks.multiple_choice import ChoiceInWords, MultipleChoice, match_choice
+from aurora_rl.tasks.matchers import match_choice
+from aurora_rl.tasks.multiple_choice import ChoiceInWords, MultipleChoice
 from reward_fns.choice import choice_accuracy_reward, choice_format_reward
 
 CHOICES = ("drum", "hair-dryer", "bell", "air horn")

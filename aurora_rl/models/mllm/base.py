@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from aurora_rl.models.mllm.prompts import EncodedPrompt, EnginePrompt
 from aurora_rl.models.mllm.senses import Senses
-from aurora_rl.models.mllm.sizes import ClipPass, ClipSize, usual_pass
+from aurora_rl.models.mllm.sizes import ClipPass, ClipSize, SoundRate, usual_pass
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +40,10 @@ class MLLMFamily(Senses, abc.ABC):
     config_part: ClassVar[str | None] = None
     #: Number of a token's positions in the decoder: 3 where time, height and width have one each.
     position_axes: ClassVar[int] = 1
+    #: How the audio tower shortens a sound, for the estimate before loading.
+    sound_rate: ClassVar[SoundRate] = SoundRate()
+    #: Tokens of text that tell the time of each grid of frames in the prompt.
+    tokens_of_time: ClassVar[int] = 0
     #: Prefix of a weight's name in the layout that vLLM loads.
     engine_prefix: ClassVar[str] = ""
     #: The model class inside vLLM, by its name.
@@ -61,11 +65,23 @@ class MLLMFamily(Senses, abc.ABC):
         """Return the part of a hub checkpoint's config that `model_class` is built from."""
         return getattr(config, self.config_part, config) if self.config_part else config
 
+    def for_config(self, config: PretrainedConfig) -> MLLMFamily:
+        """Return the family as a checkpoint has it, where sizes of one `model_type` differ in their senses.
+
+        Args:
+            config: config of `model_class`.
+        """
+        return self
+
     def engine_config(self, config: PretrainedConfig) -> PretrainedConfig:
         """Build the config of the full checkpoint that vLLM loads from the config of `model_class`."""
         full = type(config)(**engine_fields(config))
         full.architectures = [self.engine_architecture]
         return full
+
+    def engine_weight(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """Return a weight of the model, by its dotted name, as vLLM reads it: laid out as in the hub's checkpoints."""
+        return weight
 
     def encode(
         self,
@@ -120,7 +136,8 @@ class MLLMFamily(Senses, abc.ABC):
 
         By default `tower_names` are those of a vision tower of patches and an audio tower like Whisper's.
         """
-        return usual_pass(config, clip, self.tower_names)
+        rates = {"sound_rate": self.sound_rate, "tokens_of_time": self.tokens_of_time}
+        return usual_pass(config, clip, self.tower_names, **rates)
 
     def build_tiny(
         self,

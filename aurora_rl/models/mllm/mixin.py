@@ -53,7 +53,7 @@ class MLLMMixin(TowerSharingMixin):
 
     def read(self, inner_forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Do what `TowerSharingMixin.read` does, with the inputs that are made of token ids."""
-        return super().read(inner_forward, *args, **self._with_token_types(kwargs, *args))
+        return super().read(inner_forward, *args, **self._with_positions(self._with_token_types(kwargs, *args)))
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate as transformers does, with the inputs that are made of token ids."""
@@ -71,6 +71,20 @@ class MLLMMixin(TowerSharingMixin):
         if not isinstance(ids, torch.Tensor):
             return kwargs
         return {**kwargs, "mm_token_type_ids": self.token_types(ids)}
+
+    def _with_positions(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Add `position_ids` of the attention mask, as `generate` does, where a model would count padding as tokens.
+
+        Relative positions are the same either way, but not their products in bf16: a scoring pass would differ from
+        the rollout that it scores. Models with `get_rope_index` read the mask by themselves.
+        """
+        mask = kwargs.get("attention_mask")
+        if "position_ids" not in _parameters(self.stock.forward) or hasattr(self.backbone, "get_rope_index"):
+            return kwargs
+        given = any(kwargs.get(name) is not None for name in ("position_ids", "past_key_values"))
+        if given or not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+            return kwargs
+        return {**kwargs, "position_ids": (mask.long().cumsum(1) - 1).masked_fill(mask == 0, 0)}
 
 
 def _read_stock(model: MLLMMixin, *args: Any, **kwargs: Any) -> Any:

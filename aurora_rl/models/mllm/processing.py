@@ -42,7 +42,8 @@ def encode(
         processor, num_frames=num_frames, fps=fps, waveform=waveform, use_audio_in_video=use_audio_in_video
     )
     given = {name: values for name, values in media.items() if values}
-    inputs = processor(text=[text], **given, **options, return_tensors="pt")
+    # The template has written the tokens that a tokenizer would add, such as the one that begins a sequence.
+    inputs = processor(text=[text], add_special_tokens=False, **given, **options, return_tensors="pt")
     expanded_ids = inputs["input_ids"][0].tolist()
     _check_expansion(processor, prompt_ids, expanded_ids, family.media_token_ids(processor))
     features = {
@@ -76,6 +77,15 @@ def sensed_messages(family: Senses, messages: Sequence[Mapping[str, Any]]) -> li
         else {**message, "content": [kept for part in content for kept in sensed(part)]}
         for message in messages
     ]
+
+
+def vision_as_given(messages: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
+    """Return images and videos (F, H, W, 3) of a conversation at their own size; None where there are none."""
+    contents = (message["content"] for message in messages)
+    parts = [part for content in contents if not isinstance(content, str) for part in content]
+    images = [part["image"] for part in parts if part["type"] == "image"]
+    videos = [_whole_numbers(part["video"]) for part in parts if part["type"] == "video"]
+    return images or None, videos or None
 
 
 def collate_features(features: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -159,6 +169,13 @@ def _check_sound(family: Senses, processor: Any, waveform: np.ndarray | None, *,
     shortest = family.shortest_sound(processor)
     if len(waveform) < shortest:
         raise ValueError(f"the sound has {len(waveform)} samples, but the audio tower hears nothing below {shortest}")
+    longest = family.longest_sound(processor)
+    if longest is not None and len(waveform) > longest:
+        rate = processor.feature_extractor.sampling_rate
+        raise ValueError(
+            f"the sound lasts {len(waveform) / rate:.1f} s, but {type(family).__name__} hears no more than "
+            f"{longest / rate:.1f} s of it: cut the clip, or choose a model without such a limit"
+        )
 
 
 def _check_placeholders(text: str, processor: ProcessorMixin, **given: int) -> None:

@@ -65,7 +65,8 @@ class Senses:
     def read_vision(self, processor: ProcessorMixin, messages: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
         """Return images and videos of a conversation, at the size that the model sees; None where there are none.
 
-        By default they are resized as Qwen's processors ask for, whose own resizing `processor_options` then stops.
+        By default they are resized as Qwen's processors ask for, whose own resizing `processor_options` then stops. A
+        family whose processor resizes by itself takes `processing.vision_as_given`.
         """
         if self.sees is None:
             return None, None
@@ -115,3 +116,7 @@ class Senses:
     def shortest_sound(self, processor: ProcessorMixin) -> int:
         """Return the number of samples below which the audio tower computes nothing."""
         return 1
+
+    def longest_sound(self, processor: ProcessorMixin) -> int | None:
+        """Return the number of samples above which the processor would cut a sound; None for no limit."""
+        return None

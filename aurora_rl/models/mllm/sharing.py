@@ -87,6 +87,8 @@ class TowerSharingMixin(GroundingMixin):
         finally:
             self._ids = ids
         if not heard:
+            if getattr(outputs, "attention_mask", None) is not None:
+                return self._shared(outputs, modality, counts, [])
             return _each_part(outputs, self._field(modality), lambda features: features[:0])
         if index == list(range(len(counts))) and len(heard) == len(counts):
             return outputs

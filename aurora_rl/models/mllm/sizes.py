@@ -9,8 +9,8 @@ from typing import Any
 
 #: Upper limit of a frame's area, in patches after merging, where the arguments give none: the usual processors' own.
 DEFAULT_MAX_PATCHES = 768
-#: Spectrogram columns a second (16 kHz, hop 160), and how many of them become one token.
-MEL_RATE, MELS_PER_TOKEN = 100, 4
+#: Spectrogram columns a second (16 kHz, hop 160).
+MEL_RATE = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,19 @@ class ClipSize:
 
 
 @dataclasses.dataclass(frozen=True)
+class SoundRate:
+    """How an audio tower shortens a sound.
+
+    Attributes:
+        columns_per_entry: spectrogram columns for one token of its layers.
+        columns_per_token: spectrogram columns for one token of the prompt.
+    """
+
+    columns_per_entry: float = 2  # a convolution of stride 2
+    columns_per_token: float = 4  # and the mean of two
+
+
+@dataclasses.dataclass(frozen=True)
 class TowerPass:
     """A tower's work.
 
@@ -40,11 +53,13 @@ class TowerPass:
         tokens: number of tokens that pass its layers.
         width: width of its layers.
         layers: number of its layers.
+        merged: number of them that its mergers make one token of the prompt from.
     """
 
     tokens: float
     width: int
     layers: int
+    merged: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,31 +79,42 @@ class ClipPass:
         return {name: dataclasses.replace(tower, tokens=count * tower.tokens) for name, tower in self.towers.items()}
 
 
-def usual_pass(config: Any, clip: ClipSize, tower_names: tuple[str, ...]) -> ClipPass:
+def usual_pass(
+    config: Any,
+    clip: ClipSize,
+    tower_names: tuple[str, ...],
+    *,
+    sound_rate: SoundRate = SoundRate(),
+    tokens_of_time: int = 0,
+) -> ClipPass:
     """Return what a clip takes of a model whose configs have the usual names.
 
     Args:
         config: config of the model: its `vision_config` merges patches, its `audio_config`, if any, is like Whisper's.
         clip: sizes of the clip.
         tower_names: dotted names of the vision tower and, if there is one, of the audio tower.
+        sound_rate: how the audio tower shortens a sound.
+        tokens_of_time: tokens of text before the patches of each `temporal_patch_size` frames.
     """
     vision = config.vision_config
-    tokens, patches = _video_tokens(vision, clip)
-    towers = {tower_names[0]: TowerPass(patches, vision.hidden_size, vision.depth)}
+    grids, tokens = _video_tokens(vision, clip)
+    merged = vision.spatial_merge_size**2
+    towers = {tower_names[0]: TowerPass(tokens * merged, vision.hidden_size, vision.depth, merged)}
+    tokens += grids * tokens_of_time
     audio = getattr(config, "audio_config", None)
     if audio is not None and len(tower_names) > 1:
-        tokens += math.ceil(clip.seconds * MEL_RATE / MELS_PER_TOKEN)
         columns = math.ceil(clip.seconds * MEL_RATE)
-        # a convolution of stride 2 comes first
-        towers[tower_names[1]] = TowerPass(columns / 2, audio.d_model, audio.encoder_layers)
+        tokens += math.ceil(columns / sound_rate.columns_per_token)
+        entries = columns / sound_rate.columns_per_entry
+        towers[tower_names[1]] = TowerPass(entries, audio.d_model, audio.encoder_layers)
     return ClipPass(tokens, towers)
 
 
 def _video_tokens(vision: Any, clip: ClipSize) -> tuple[int, int]:
-    """Return tokens and patches of one clip: frames shrink to `max_pixels`, `temporal_patch_size` of them form one."""
+    """Return how many grids `temporal_patch_size` frames each form, shrunk to `max_pixels`, and their tokens."""
     factor = vision.patch_size * vision.spatial_merge_size
     limit = clip.max_pixels or DEFAULT_MAX_PATCHES * factor**2
     area = min(clip.size[0] * clip.size[1], limit)
     area = max(area, clip.min_pixels or 0)
-    tokens = math.ceil(clip.frames / vision.temporal_patch_size) * math.ceil(area / factor**2)
-    return tokens, tokens * vision.spatial_merge_size**2
+    grids = math.ceil(clip.frames / vision.temporal_patch_size)
+    return grids, grids * math.ceil(area / factor**2)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments, TargetArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.encoder import assemble_encoder
+from aurora_rl.assembly.model import peft_config
 from aurora_rl.data.containers import MediaError
 from aurora_rl.data.sample import AVSample
 from aurora_rl.export.hub_folder import HubExport, export_for_hub
@@ -70,6 +72,15 @@ def test_it_trains_by_both_recipes_loads_and_is_exported(
     fields = json.loads((engine / "config.json").read_text())
     assert fields["architectures"] == [family.engine_architecture]
     assert not set(fields.get(family.config_part, fields)) & set(OWN_FIELDS)
+
+
+def test_lora_adapts_the_decoder_alone(family: MLLMFamily, checkpoint: str) -> None:
+    """PEFT replaces the regular expression of a model with experts by the last names of what it matches."""
+    loaded = load_model(checkpoint)
+    named = {name for name, _ in loaded.model.named_modules() if re.fullmatch(family.lora_target_modules, name)}
+    model = get_peft_model(loaded.model, peft_config(ModelArguments(checkpoint, use_peft=True), loaded))
+    adapted = {name for name, module in model.get_base_model().named_modules() if isinstance(module, LoraLayer)}
+    assert adapted == named and not any(map(family.is_tower, adapted))
 
 
 def test_what_is_saved_loads_with_the_same_weights(family: MLLMFamily, checkpoint: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,11 +13,10 @@ from vllm.model_executor.models.qwen2_5_omni_thinker import (
     Qwen2_5OmniThinkerForConditionalGeneration,
     Qwen2_5OmniThinkerMultiModalProcessor,
     Qwen2_5OmniThinkerProcessingInfo,
-    merge_interleaved_embeddings,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
+from aurora_rl.models.mllm.engine_prompts import by_place, merged_by_kind, number, thinker_positions
 from aurora_rl.models.mllm.narrow_heads import heads_of_any_size
 
 
@@ -53,51 +51,14 @@ class AuroraQwen2_5OmniForConditionalGeneration(Qwen2_5OmniThinkerForConditional
         """Return the inputs (tokens, width) of the language model: each medium's embeddings at its own placeholders."""
         if multimodal_embeddings is None or is_multimodal is None or not len(multimodal_embeddings):
             return super().embed_input_ids(input_ids, multimodal_embeddings, is_multimodal=is_multimodal)
-        with gpu_sync_allowed():  # vLLM forbids waiting for the GPU elsewhere; the mask is in host memory
-            ids = input_ids.to(is_multimodal.device)
-        text = self._embed_text_input_ids(
-            input_ids, self.get_language_model().embed_input_ids, is_multimodal=is_multimodal
-        )
-        is_video = is_multimodal & (ids == self.config.video_token_index)
-        is_audio = is_multimodal & (ids == self.config.audio_token_index)
-        return merge_interleaved_embeddings(text, multimodal_embeddings, is_video, is_audio, is_multimodal)
+        ids = {"video_id": self.config.video_token_index, "audio_id": self.config.audio_token_index}
+        return merged_by_kind(self, input_ids, multimodal_embeddings, is_multimodal, **ids)
 
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: Sequence[Any]
     ) -> tuple[torch.Tensor, int]:
         """Return the positions (3, L) of a prompt, and the offset of its completion's positions from their index."""
-        features = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
-        if not any(_value(feature, "use_audio_in_video", False) for feature in features):
+        features = by_place(mm_features)
+        if not any(number(feature, "use_audio_in_video", False) for feature in features):
             return super().get_mrope_input_positions(input_tokens, list(mm_features))
-        position_ids, deltas = HFThinker.get_rope_index(
-            _rope_index_of(self.config),
-            torch.tensor([input_tokens]),
-            video_grid_thw=torch.stack([feature.data["video_grid_thw"].data for feature in _select(features, "video")]),
-            use_audio_in_video=True,
-            audio_seqlens=torch.tensor(
-                [_value(feature, "audio_feature_lengths") for feature in _select(features, "audio")]
-            ),
-            second_per_grids=torch.tensor(
-                [_value(feature, "second_per_grid_ts", 1.0) for feature in _select(features, "video")]
-            ),
-        )
-        return position_ids[:, 0], int(deltas[0])
-
-
-def _rope_index_of(thinker_config: Any) -> Any:
-    """Build the part of a model that the position method of transformers reads."""
-    names = ("get_llm_pos_ids_for_vision", "get_chunked_index")
-    model = SimpleNamespace(config=thinker_config, spatial_merge_size=thinker_config.vision_config.spatial_merge_size)
-    for name in names:
-        setattr(model, name, getattr(HFThinker, name).__get__(model))
-    return model
-
-
-def _select(features: Sequence[Any], modality: str) -> list[Any]:
-    return [feature for feature in features if feature.modality == modality]
-
-
-def _value(feature: Any, name: str, default: Any = None) -> Any:
-    """Return one number of a medium's processed data."""
-    element = (feature.data or {}).get(name)
-    return default if element is None else element.data.item()
+        return thinker_positions(HFThinker, self.config, input_tokens, features)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from aurora_rl.models.mllm.base import MLLMFamily
 
@@ -22,7 +22,8 @@ class Qwen2_5VLFamily(MLLMFamily):
     hears = False
     position_axes = 3
     media_limits = {"image": 0, "video": 1}
-    engine_architecture = "Qwen2_5_VLForConditionalGeneration"
+    engine_architecture = "AuroraQwen2_5_VLForConditionalGeneration"
+    engine_class: ClassVar[str | None] = f"{__name__}.engine:AuroraQwen2_5_VLForConditionalGeneration"
     engine_metadata = {"do_sample_frames": False}
 
     @property

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from aurora_rl.models.mllm.base import EncodedPrompt, engine_fields
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
+from aurora_rl.models.mllm.sizes import SoundRate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,12 +19,9 @@ class Qwen3OmniFamily(Qwen2_5OmniFamily):
 
     model_types = ("qwen3_omni_moe", "qwen3_omni_moe_thinker")
     hub_model = None
-    engine_architecture = "Qwen3OmniMoeForConditionalGeneration"
-    engine_class = None
-    engine_refusal = (
-        "vLLM 0.31 on a CPU computes other log-probabilities than transformers for Qwen3-Omni's frames, by 0.13 to "
-        "0.34, and after weights are sent"
-    )
+    engine_architecture = "AuroraQwen3OmniMoeForConditionalGeneration"
+    engine_class = f"{__name__}.engine:AuroraQwen3OmniMoeForConditionalGeneration"
+    sound_rate = SoundRate(100 / 13, 100 / 13)  # three convolutions of stride 2 over windows of 100 columns
 
     @property
     def model_class(self) -> type[PreTrainedModel]:

@@ -76,6 +76,7 @@ def _config(tokenizer: Any, size: TinyVLConfig) -> PretrainedConfig:
     # The hub's config has `tie_word_embeddings`, which the class of transformers does not declare.
     text = text_fields(tokenizer, size, rope={"mrope_interleaved": True}) | EXPERTS
     vision = vision_fields(size) | {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+    vision |= {"image_size": 8 * size.patch_size, "apply_vit_abs_pos_embed": True}  # as in the hub's config, for vLLM
     audio = {
         "num_mel_bins": NUM_MEL_BINS,
         "encoder_layers": 1,

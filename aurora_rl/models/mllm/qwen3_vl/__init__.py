@@ -17,6 +17,8 @@ class Qwen3VLFamily(Qwen2_5VLFamily):
 
     model_types = ("qwen3_vl",)
     engine_architecture = "Qwen3VLForConditionalGeneration"
+    engine_class = None
+    tokens_of_time = 9  # <, 4, ., 5, seconds, >, a digit more, and two delimiters
 
     @property
     def model_class(self) -> type[PreTrainedModel]:

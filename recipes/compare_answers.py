@@ -1,22 +1,27 @@
-"""Compare GRPO with SFT that continues, on multiple choice: accuracy with sound and muted, beside what sight can do.
+"""Compare GRPO with SFT that continues, on a task answered in words: with sound and muted, beside what sight can do.
 
-python recipes/compare_choice.py --stages outputs/choice --output_dir outputs/choice/table
+python recipes/compare_answers.py --stages outputs/choice --output_dir outputs/choice/table
 
-It reads the outputs of recipes/synthetic/choice/stages.yaml and writes table.json and table.md.
+It reads the outputs of recipes/synthetic/choice/stages.yaml or, with `--score iou`, those of
+recipes/synthetic/moments/stages.yaml, and writes table.json and table.md.
 """
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aurora_rl.assembly.options import OptionParser
+from aurora_rl.data.manifest import read_manifest
+from aurora_rl.data.manifest_rows import ManifestRow
 from aurora_rl.data.questions import QUESTIONS_FILE, QuestionRow, read_questions
 from aurora_rl.evaluation.intervals import Interval, bootstrap_difference, bootstrap_interval
 from aurora_rl.evaluation.records import RowResult, read_results
 from aurora_rl.files.atomic import write_whole
+from aurora_rl.interval_metrics import Span, temporal_iou
 from aurora_rl.synthetic.questions import accuracy_of_sight
+from aurora_rl.synthetic.writer import MOMENTS_FILE
 
 #: The stages that are compared, the one to be better last.
 BEFORE, AFTER = "sft_longer", "grpo"
@@ -29,29 +34,29 @@ Values = dict[tuple[str, str], float]
 
 @dataclasses.dataclass(frozen=True)
 class Pooled:
-    """Answers of one stage with all of its seeds.
+    """Scores of one stage with all of its seeds.
 
     Attributes:
-        right: 1 for a right answer, else 0, by seed and uid.
+        scores: score of each greedy answer by seed and uid, such as 1 for a right one.
         clips: clip of each of these.
     """
 
-    right: Values
+    scores: Values
     clips: dict[tuple[str, str], str]
 
     def by_seed(self) -> dict[str, float]:
-        """Return each seed's accuracy."""
-        seeds = sorted({seed for seed, _ in self.right})
-        return {seed: mean([value for (of, _), value in self.right.items() if of == seed]) for seed in seeds}
+        """Return each seed's mean score."""
+        seeds = sorted({seed for seed, _ in self.scores})
+        return {seed: mean([value for (of, _), value in self.scores.items() if of == seed]) for seed in seeds}
 
     def interval(self, than: Mapping[str, float] | None = None) -> Interval:
-        """Compute the accuracy with its interval over clips, or how far it is above a value of each question's uid."""
-        values = [value - (than[uid] if than else 0.0) for (_, uid), value in self.right.items()]
+        """Compute the mean with its interval over clips, or how far it is above a value of each question's uid."""
+        values = [value - (than[uid] if than else 0.0) for (_, uid), value in self.scores.items()]
         return bootstrap_interval(values, clips=list(self.clips.values()))
 
 
-def pool(folder: Path, stage: str, file: str) -> Pooled:
-    """Read a stage's answers of all seeds.
+def pool(folder: Path, stage: str, file: str, score: str) -> Pooled:
+    """Read a stage's scores of all seeds.
 
     Raises:
         FileNotFoundError: if the stage was not evaluated.
@@ -62,24 +67,53 @@ def pool(folder: Path, stage: str, file: str) -> Pooled:
         raise FileNotFoundError(f"{folder} holds no evaluate_{stage}/{file}: run the stages first")
     rows = [(seed, row) for seed in sorted(found) for row in read_results(found[seed])]
     return Pooled(
-        {(seed, row.uid): is_right(row) for seed, row in rows}, {(seed, row.uid): row.media_id for seed, row in rows}
+        {(seed, row.uid): score_of(row, score) for seed, row in rows},
+        {(seed, row.uid): row.media_id for seed, row in rows},
     )
 
 
-def is_right(row: RowResult) -> float:
-    """Return 1 if a row's greedy answer is right, else 0."""
-    return float(row.greedy is not None and row.greedy.is_right)
+def score_of(row: RowResult, name: str) -> float:
+    """Return a score of a row's greedy answer; 0 without an answer. `accuracy` is whether the answer is right."""
+    if row.greedy is None:
+        return 0.0
+    return float(row.greedy.is_right) if name == "accuracy" else row.greedy.scores[name] or 0.0
 
 
 def gain(before: Pooled, after: Pooled) -> Interval:
     """Compute the paired difference, question by question; a clip is drawn with all of its questions and seeds."""
-    flat = [{"/".join(key): value for key, value in pooled.right.items()} for pooled in (before, after)]
+    flat = [{"/".join(key): value for key, value in pooled.scores.items()} for pooled in (before, after)]
     return bootstrap_difference(*flat, clips={"/".join(key): clip for key, clip in before.clips.items()})
 
 
-def sight(rows: Sequence[QuestionRow]) -> dict[str, float]:
+def accuracies_of_sight(rows: Sequence[QuestionRow]) -> dict[str, float]:
     """Return the probability with which the best answerer who only sees is right, by the question's uid."""
     return {row.uid: accuracy_of_sight(row.kind or "", row.choices, row.seen or ()) for row in rows}
+
+
+def overlaps_of_sight(rows: Sequence[ManifestRow]) -> dict[str, float]:
+    """Return the temporal IoU of the best answerer who only sees, by the row's uid.
+
+    The picture tells whether the thing is in view, nothing else; so that answerer has one answer for things in view and
+    one for others, "never" or a span of tenths of the longest time, whose IoU with the training split's truth is best.
+    """
+    truth = {row.uid: [(start, end) for start, end in json.loads(row.extra or "{}")["times"]] for row in rows}
+    latest = max(end for spans in truth.values() for _, end in spans)
+    tenths = [latest * number / 10 for number in range(11)]
+    candidates: list[list[Span]] = [[], *([(start, end)] for start in tenths for end in tenths if start < end)]
+    overlaps: dict[str, float] = {}
+    for in_view in (True, False):
+        alike = [row for row in rows if (row.category in (row.seen or ())) == in_view]
+        learned = [truth[row.uid] for row in alike if row.split == "train"]
+        best = max(candidates, key=lambda spans: sum(temporal_iou(spans, true) for true in learned))
+        overlaps |= {row.uid: temporal_iou(best, truth[row.uid]) for row in alike}
+    return overlaps
+
+
+#: What sight can do, by the score that is compared.
+SIGHT: Mapping[str, Callable[[Path], dict[str, float]]] = {
+    "accuracy": lambda data: accuracies_of_sight(read_questions(data / QUESTIONS_FILE)),
+    "iou": lambda data: overlaps_of_sight(read_manifest(data / MOMENTS_FILE)),
+}
 
 
 def processor_seconds(folder: Path, stage: str) -> dict[str, float]:
@@ -88,19 +122,20 @@ def processor_seconds(folder: Path, stage: str) -> dict[str, float]:
     return {path.stem: json.loads(path.read_text())["cpu_seconds"] for path in records}
 
 
-def compare(folder: Path) -> dict[str, Any]:
-    """Compute the whole comparison from the stages' folder."""
-    seen = sight(read_questions(folder / "data" / QUESTIONS_FILE))
-    hearing = {stage: pool(folder, stage, HEARING) for stage in STAGES}
-    muted = {stage: pool(folder, stage, MUTED) for stage in STAGES}
-    asked = {uid for _, uid in hearing[AFTER].right}
+def compare(folder: Path, score: str = "accuracy") -> dict[str, Any]:
+    """Compute the whole comparison from the stages' folder, by one of the task's scores."""
+    seen = SIGHT[score](folder / "data")
+    hearing = {stage: pool(folder, stage, HEARING, score) for stage in STAGES}
+    muted = {stage: pool(folder, stage, MUTED, score) for stage in STAGES}
+    asked = {uid for _, uid in hearing[AFTER].scores}
     return {
+        "score": score,
         "questions": len(asked),
         "clips": len(set(hearing[AFTER].clips.values())),
         "best_by_sight": mean([seen[uid] for uid in asked]),
         "stages": {
             stage: {
-                "accuracy": hearing[stage].interval(),
+                score: hearing[stage].interval(),
                 "by_seed": hearing[stage].by_seed(),
                 "muted": muted[stage].interval(),
                 "muted_by_seed": muted[stage].by_seed(),
@@ -119,12 +154,13 @@ def mean(values: Sequence[float]) -> float:
 
 def markdown(table: Mapping[str, Any]) -> str:
     """Write the comparison as Markdown."""
-    header = ["stage", "accuracy", "of each seed", "muted", "muted, of each seed", "processor seconds"]
+    score = table["score"]
+    header = ["stage", score, "of each seed", "muted", "muted, of each seed", "processor seconds"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for stage, of_stage in table["stages"].items():
         cells = [
             STAGES[stage],
-            in_words(of_stage["accuracy"]),
+            in_words(of_stage[score]),
             ", ".join(f"{value:.3f}" for value in of_stage["by_seed"].values()),
             in_words(of_stage["muted"]),
             ", ".join(f"{value:.3f}" for value in of_stage["muted_by_seed"].values()),
@@ -151,8 +187,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = OptionParser(description=__doc__)
     parser.add_argument("--stages", type=Path, required=True, help="output folder of recipes/run_stages.py")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder that the table is written to")
+    parser.add_argument("--score", choices=sorted(SIGHT), default="accuracy", help="score of the task to compare by")
     args = parser.parse_args(argv)
-    table = compare(args.stages)
+    table = compare(args.stages, args.score)
     write_whole(args.output_dir / "table.json", json.dumps(table, indent=2, default=dataclasses.asdict) + "\n")
     text = markdown(table)
     write_whole(args.output_dir / "table.md", text + "\n")

@@ -8,7 +8,7 @@ import pytest
 
 from aurora_rl.evaluation.records import write_results
 from aurora_rl.scripts.stage_plan import read_plan
-from recipes.compare_choice import compare, main
+from recipes.compare_answers import compare, main
 from tests.row_results import replied
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +73,7 @@ def test_the_last_stage_of_the_recipe_finds_what_its_stages_leave(
     evaluated = {path.name for path in stages.glob("evaluate_*")}
     assert evaluated | {"evaluate_grpo-3", "evaluate_sft_longer-3"} == set(plan.stages["table"].needs)
     _, script, *arguments = plan.stages["table"].command
-    assert script == "recipes/compare_choice.py"
+    assert script == "recipes/compare_answers.py"
     main(arguments)
     assert all((plan.stages["table"].folder / output).is_file() for output in plan.stages["table"].outputs)
 
@@ -83,3 +83,32 @@ def test_stages_that_were_not_evaluated_are_told(tmp_path: Path) -> None:
     (tmp_path / "data" / "questions.jsonl").write_text("")
     with pytest.raises(FileNotFoundError, match="run the stages first"):
         compare(tmp_path)
+
+
+def moment(number: int, split: str, times: list[list[float]], *, seen: list[str]) -> str:
+    row = {"id": f"uid{number}", "split": split, "frames": "f", "reference": "the bell", "category": "bell"}
+    return json.dumps({**row, "times": times, "seen": seen}) + "\n"
+
+
+def test_times_are_compared_by_their_overlap_beside_the_best_single_answer_of_sight(stages: Path) -> None:
+    """In view the best single answer is 0-1 (of times up to 2 s), out of view it is never."""
+    rows = [
+        moment(10, "train", [[0.0, 1.0]], seen=["bell"]),
+        moment(11, "train", [[0.0, 1.0]], seen=["bell"]),
+        moment(12, "train", [[0.0, 2.0]], seen=["bell"]),
+        moment(13, "train", [], seen=["drum"]),
+        moment(0, "test_s", [[0.5, 1.0]], seen=["bell"]),
+        moment(1, "test_s", [], seen=["bell"]),
+        moment(2, "test_s", [], seen=["drum"]),
+        moment(3, "test_s", [[0.0, 1.0]], seen=["bell"]),
+    ]
+    (stages / "data" / "moments.jsonl").write_text("".join(rows))
+    overlaps = {"sft": 0.1, "sft_longer-1": 0.2, "sft_longer-2": 0.2, "grpo-1": 0.25, "grpo-2": 0.35}
+    for name, iou in overlaps.items():
+        answers = [replied(n, scores={"iou": iou}) for n in range(4)]
+        for file in ("results.jsonl", "results.audio_muted.jsonl"):
+            write_results(stages / f"evaluate_{name}" / file, answers)
+    table = compare(stages, "iou")
+    assert table["best_by_sight"] == pytest.approx((0.5 + 0 + 1 + 1) / 4)
+    assert table["gain"].mean == pytest.approx(0.1)
+    assert table["stages"]["sft"]["iou"].mean == pytest.approx(0.1)

@@ -1,0 +1,36 @@
+"""Gemma 4 unified, the 12B, which has no towers: patches of frames and 40 ms of raw sound are projected to tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aurora_rl.models.mllm.base import MLLMFamily
+from aurora_rl.models.mllm.gemma4 import Gemma4Family
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
+
+
+class Gemma4UnifiedFamily(Gemma4Family):
+    """Gemma 4 unified reads frames and sound as Gemma 4 does; tokens of a frame see each other in both directions."""
+
+    model_types = ("gemma4_unified",)
+    tower_names = ("model.embed_vision", "model.embed_audio")
+    engine_architecture = "Gemma4UnifiedForConditionalGeneration"
+
+    @property
+    def model_class(self) -> type[PreTrainedModel]:
+        from aurora_rl.models.mllm.gemma4_unified.model import AuroraGemma4Unified
+
+        return AuroraGemma4Unified
+
+    def for_config(self, config: PretrainedConfig) -> MLLMFamily:
+        return self
+
+    def shortest_sound(self, processor: ProcessorMixin) -> int:
+        return 1
+
+    def build_tiny(self, texts: Any, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
+        from aurora_rl.models.mllm.gemma4_unified.tiny import GEMMA4_UNIFIED
+
+        return super().build_tiny(texts, parts=GEMMA4_UNIFIED, **options)
