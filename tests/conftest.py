@@ -6,8 +6,11 @@ data_args        how its clips are put to the model
 train_samples    its train split, with chains of thought
 tiny_checkpoint  folder of a random Qwen2.5-Omni with a `dot` mask decoder, and its processor
 omni_checkpoint  folder of the same language model as it comes from the hub: whole Qwen2.5-Omni, no mask decoder
-sam_checkpoint   folder of a random SAM in miniature, 128 pixels
-sam2_checkpoint  folder of a random SAM 2 in miniature, 64 pixels, its memory of a video included
+sam_checkpoint   folder of a random SAM in miniature, 128 pixels; read-only, as the following
+sam_hq_checkpoint  of SAM-HQ, 128 pixels
+sam2_checkpoint  of SAM 2, 64 pixels, its memory of a video included
+sam3_checkpoint  of SAM 3, 56 pixels, with its tracker's memory and without its detector
+edgetam_checkpoint  of EdgeTAM, 64 pixels, with its memory
 film             writes an mp4 file: pictures at their times, sound, rotation
 loaded           the model of `tiny_checkpoint`, fresh for every test
 encode           the encoder of samples that goes with `loaded`
@@ -34,11 +37,6 @@ from transformers import (
     AutoProcessor,
     Qwen2_5OmniConfig,
     Qwen2_5OmniForConditionalGeneration,
-    Sam2VideoConfig,
-    Sam2VideoMaskDecoderConfig,
-    Sam2VideoModel,
-    SamConfig,
-    SamModel,
 )
 
 from aurora_rl.assembly.arguments import DataArguments
@@ -52,6 +50,7 @@ from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.mllm.qwen2_5_omni.tiny import TinyOmniConfig, build_tiny_omni
 from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
 from aurora_rl.tasks.prompts import SEG_TOKEN
+from tests.tiny_sams import write_edgetam, write_sam, write_sam2, write_sam3, write_sam_hq
 
 BENCHMARK = SyntheticConfig(train=12, val=4, test_s=3, test_u=3, test_n=3, rows_per_clip=2)
 SEGMENTER = {"type": "dot", "image_size": 32, "width": 8}
@@ -174,76 +173,27 @@ def omni_checkpoint(tiny_checkpoint: str, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="session")
 def sam_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Folder of a SAM of width 32 on 8 x 8 patches of 16 pixels; read-only."""
-    config = SamConfig(
-        vision_config={
-            "hidden_size": 32,
-            "output_channels": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 128,
-            "mlp_dim": 64,
-            "window_size": 4,
-            "global_attn_indexes": [0],
-            "num_pos_feats": 16,
-        },
-        prompt_encoder_config={"hidden_size": 32, "image_size": 128},
-        mask_decoder_config={"hidden_size": 32, "mlp_dim": 64, "num_attention_heads": 2, "iou_head_hidden_dim": 32},
-    )
-    torch.manual_seed(0)
-    model = SamModel(config).requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.normal_(std=0.3)  # SAM's own initialisation is so small that all frames look alike
-    folder = tmp_path_factory.mktemp("sam")
-    model.save_pretrained(folder)
-    return str(folder)
+    return write_sam(tmp_path_factory.mktemp("sam"))
+
+
+@pytest.fixture(scope="session")
+def sam_hq_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_sam_hq(tmp_path_factory.mktemp("sam_hq"))
 
 
 @pytest.fixture(scope="session")
 def sam2_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Folder of a SAM 2 in the published layout, for images of 64 pixels; read-only.
+    return write_sam2(tmp_path_factory.mktemp("sam2"))
 
-    Its width is 128: transformers fixes that of the memory at 64, and the width must be a multiple of it.
-    """
-    config = Sam2VideoConfig(
-        vision_config={
-            "backbone_config": {
-                "hidden_size": 8,
-                "blocks_per_stage": [1, 1, 2, 1],
-                "embed_dim_per_stage": [8, 16, 32, 64],
-                "num_attention_heads_per_stage": [1, 1, 2, 2],
-                "window_size_per_stage": [8, 4, 4, 2],
-                "window_positional_embedding_background_size": [2, 2],
-                "global_attention_blocks": [3],
-                "image_size": [64, 64],
-            },
-            "backbone_channel_list": [64, 32, 16, 8],
-            "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
-            "fpn_hidden_size": 128,
-        },
-        prompt_encoder_config={"hidden_size": 128, "image_size": 64},
-        mask_decoder_config=Sam2VideoMaskDecoderConfig(
-            hidden_size=128, mlp_dim=64, num_attention_heads=2, iou_head_hidden_dim=32
-        ),
-        image_size=64,
-        memory_attention_hidden_size=128,
-        memory_attention_num_layers=1,
-        memory_attention_feed_forward_hidden_size=64,
-        memory_attention_rope_feat_sizes=[4, 4],
-        memory_encoder_hidden_size=128,
-        memory_encoder_output_channels=64,
-        mask_downsampler_embed_dim=128,
-        memory_fuser_embed_dim=128,
-        memory_fuser_intermediate_dim=64,
-    )
-    torch.manual_seed(0)
-    model = Sam2VideoModel(config).requires_grad_(False)
-    for name, parameter in model.named_parameters():
-        if "norm" not in name:  # random scales of norms would make the memory drown the image
-            parameter.normal_(std=0.1)
-    folder = tmp_path_factory.mktemp("sam2")
-    model.save_pretrained(folder)
-    return str(folder)
+
+@pytest.fixture(scope="session")
+def sam3_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_sam3(tmp_path_factory.mktemp("sam3"))
+
+
+@pytest.fixture(scope="session")
+def edgetam_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_edgetam(tmp_path_factory.mktemp("edgetam"))
 
 
 @pytest.fixture

@@ -143,7 +143,7 @@ class DataArguments:
             own data set each row may choose, by `AVSample.use_audio_in_video`.
         drop_sound: whether the model is given no sound. A model without ears needs it where clips have sound, which is
             an error otherwise; its exported card says so.
-        embedding_cache: folder for the frozen image encoder's embeddings; needed to train `sam` and `sam2` decoders.
+        embedding_cache: folder for the frozen image encoder's embeddings; needed to train all mask decoders but `dot`.
     """
 
     data_root: str = dataclasses.field(

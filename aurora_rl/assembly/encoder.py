@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +22,11 @@ from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.encoding import PromptOptions, SampleEncoder, SetPrompt
 from aurora_rl.models.heads.segmenters import FrameEncoder
 from aurora_rl.models.loading import LoadedModel
+from aurora_rl.models.mllm import MLLMFamily
 from aurora_rl.tasks.base import load_task
+from aurora_rl.tasks.prompts import STEP_LABELS
+
+logger = logging.getLogger(__name__)
 
 
 def read_clip_options(config: str | Path) -> ClipOptions:
@@ -123,7 +128,23 @@ def assemble_encoder(
         uses_gpu=uses_gpu,
     )
     encode.check(samples)
+    for each in sets:
+        _warn_of_lacking_sense(loaded.family, prompt_options(each.args))
     return encode
+
+
+def _warn_of_lacking_sense(family: MLLMFamily, options: PromptOptions) -> None:
+    """Tell of an instruction to write down what the model is not given."""
+    lacking = {"look": family.sees is None, "listen": not family.hears or options.drop_sound}
+    for step, is_lacking in lacking.items():
+        label = STEP_LABELS[step]
+        if is_lacking and options.instruction and label in options.instruction:
+            logger.warning(
+                "the instruction asks for a step %r, but the model is given no %s: it learns to make that up, so give "
+                "an `instruction` without the step",
+                label,
+                "frames" if step == "look" else "sound",
+            )
 
 
 #: A function from a sample and its clip to the head's inputs (F, ...).

@@ -46,7 +46,10 @@ def register(commands: Commands) -> None:
         "--every_frame", action="store_true", help="write masks of every frame, not only of sampled ones"
     )
     parser.add_argument(
-        "--no_tracking", action="store_true", help="take the nearest sampled masks, even where SAM 2 could track"
+        "--no_tracking", action="store_true", help="take the nearest sampled masks, even where a memory could track"
+    )
+    parser.add_argument(
+        "--forward_only", action="store_true", help="track from earlier sampled frames alone: no picture has to wait"
     )
     parser.add_argument("--window", type=float, metavar="SECONDS", help="length of the windows of a longer clip")
     parser.add_argument(
@@ -68,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
         written = time.perf_counter()
         write_answer(
             answer,
-            pipeline.every_frame(answer, track=args.every_frame and not args.no_tracking),
+            pipeline.every_frame(
+                answer, track=args.every_frame and not args.no_tracking, both_ways=not args.forward_only
+            ),
             args.output_dir,
             model=args.model,
             every_frame=args.every_frame,

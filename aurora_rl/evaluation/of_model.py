@@ -125,6 +125,7 @@ def _evaluate_alone(
     sets = data_sets(data_args)
     rows = {each.name: samples_of(each, args) for each in sets}  # all are listed before a model is loaded
     loaded = assemble_model(model_args, head=load_task(main_set(sets).args.task).head, is_trainable=False)
+    _check_ablations(args.ablations, loaded, sets)
     loaded.model.to(state.device)
     scores = {}
     with contextlib.ExitStack() as stack:
@@ -156,6 +157,22 @@ def samples_of(of_set: DataSet, args: EvaluationArguments) -> list[AVSample]:
     samples = [sample for split in splits for sample in load_split(of_set.args, split)]
     check_scorable(of_set.args, samples)
     return samples
+
+
+def _check_ablations(names: Sequence[str], loaded: LoadedModel, sets: Sequence[DataSet]) -> None:
+    """Refuse to take away what the model is not given: the pass would repeat the first one.
+
+    Frames are given to a model that sees none where its task has a head, which sees them.
+    """
+    family = loaded.family
+    given = {
+        "audio_muted": family.hears and not all(each.args.drop_sound for each in sets),
+        "frames_blanked": family.sees is not None or any(load_task(each.args.task).head for each in sets),
+    }
+    for name in names:
+        if not given.get(name, True):
+            what = "hears nothing" if name == "audio_muted" else "sees nothing, nor does its task's head"
+            raise ValueError(f"ablations: {name} would repeat the run, as the model {what}: leave it out")
 
 
 def _evaluate_set(

@@ -29,7 +29,7 @@ class HubExport:
     Attributes:
         merge: whether LoRA is merged into the weights; False keeps the adapter alone, for its base on the hub.
         base_model: hub name of the model that this one was trained from; by default from its adapter's config.
-        image_encoder: hub name of the SAM or SAM 2 whose image encoder feeds the mask decoder; by default from the
+        image_encoder: hub name of the SAM whose image encoder feeds the mask decoder; by default from the
             segmenter's config.
         dtype: dtype of the weights.
         family: name of the model's family, as for `load_model`.

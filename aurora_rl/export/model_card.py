@@ -23,6 +23,7 @@ from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 TAGS = ["video", "audio", "chain-of-thought", "aurora-rl"]
 MASK_TAGS = ["audio-visual-segmentation", "referring-segmentation"]
 PIPELINE_TAG = "video-text-to-text"
+BLIND_PIPELINE_TAG = "audio-text-to-text"
 MASK_PIPELINE_TAG = "mask-generation"  # the nearest; the hub has no task for a video, its sound and a sentence
 #: Columns of the table of scores where masks are scored, as scores.json and docs/evaluation.md call them; otherwise it
 #: has all numbers.
@@ -121,15 +122,38 @@ def _hears(loaded: LoadedModel) -> bool:
     return loaded.family.hears and not (options is not None and options.prompt.drop_sound)
 
 
+def _sees(loaded: LoadedModel) -> bool:
+    """Tell whether the language model sees the frames."""
+    return loaded.family.sees is not None
+
+
+def _is_given_frames(loaded: LoadedModel) -> bool:
+    """Tell whether anything sees the frames: the language model or a head."""
+    return _sees(loaded) or bool(loaded.heads)
+
+
+def _clip(loaded: LoadedModel) -> str:
+    """Return what the model is given of a clip."""
+    if not _is_given_frames(loaded):
+        return "a sound"
+    if not _sees(loaded):
+        return "a video that it hears without seeing it"
+    return "a video and its sound" if _hears(loaded) else "a video without its sound"
+
+
 def _front_matter(loaded: LoadedModel, details: CardDetails, base_model: str | None, *, is_adapter: bool) -> str:
     has_masks = MaskHead.name in loaded.heads
+    in_words = PIPELINE_TAG if _sees(loaded) else BLIND_PIPELINE_TAG
+    left_out = {
+        name for name, is_given in (("audio", _hears(loaded)), ("video", _is_given_frames(loaded))) if not is_given
+    }
     data = ModelCardData(
         license=details.license or "other",
         base_model=base_model,
         base_model_relation=None if base_model is None else "adapter" if is_adapter else "finetune",
         datasets=[name for name in details.datasets if "/" in name] or None,
-        pipeline_tag=MASK_PIPELINE_TAG if has_masks else PIPELINE_TAG,
-        tags=[*(MASK_TAGS if has_masks else []), *(tag for tag in TAGS if tag != "audio" or _hears(loaded))],
+        pipeline_tag=MASK_PIPELINE_TAG if has_masks else in_words,
+        tags=[*(MASK_TAGS if has_masks else []), *(tag for tag in TAGS if tag not in left_out)],
     )
     return str(data)
 
@@ -141,10 +165,10 @@ def _description(loaded: LoadedModel, base_model: str | None, *, is_adapter: boo
     kind = "A LoRA adapter" if is_adapter else "A language model"
     parts = "" if not with_head else f" and {with_head}" if is_adapter else f" with a {with_head}"
     of = "" if base_model is None else f", trained from [{base_model}](https://huggingface.co/{base_model})"
-    clip = "a video and its sound" if _hears(loaded) else "a video without its sound"
+    clip = _clip(loaded)
     does = f"It answers questions about {clip} in words."
     if has_masks:
-        given = "a video, its sound" if _hears(loaded) else "a video without its sound"
+        given = clip.replace(" and its sound", ", its sound")
         does = (
             f"Given {given} and a sentence that refers to an object, it reasons step by step, names the "
             "object, and emits one `[SEG]` token, whose hidden state the mask decoder "
@@ -217,10 +241,11 @@ none for them to go to.
 
 
 DEAF = "It hears nothing: the sound of a clip is dropped, and references to sounds are guessed from what is seen."
+BLIND = "It sees nothing: its words come from what is heard, and of the frames only a head reads anything."
 
 
 def _limits(loaded: LoadedModel) -> str:
-    lines = [] if _hears(loaded) else [DEAF]
+    lines = [*([] if _hears(loaded) else [DEAF]), *([] if _sees(loaded) else [BLIND])]
     if (options := loaded.clip_options) is not None:
         lines.append(
             f"Trained on clips of at most {options.num_frames} frames, {options.fps:g} a second; longer ones are "

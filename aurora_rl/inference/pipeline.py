@@ -24,7 +24,7 @@ from aurora_rl.data.footage import MAX_SIDE, Footage, Frame, Picture, open_foota
 from aurora_rl.data.sample import NULL_CATEGORY, AVClip, AVSample
 from aurora_rl.inference.box_prompts import BoxPrompts
 from aurora_rl.inference.predictor import Predictor
-from aurora_rl.inference.propagation import FrameMasks, MaskTracker, NearestMasks, Sam2Masks, SampledMasks
+from aurora_rl.inference.propagation import VIDEO_CLASSES, FrameMasks, MemoryMasks, NearestMasks, SampledMasks
 from aurora_rl.metrics import MASK_THRESHOLD
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.encoding import EncodedSample, PromptOptions, SampleEncoder
@@ -330,15 +330,16 @@ class AuroraPipeline:
             notes=tuple(footage.notes),
         )
 
-    def every_frame(self, answer: ClipAnswer, *, track: bool = True) -> Iterator[FrameMasks]:
+    def every_frame(self, answer: ClipAnswer, *, track: bool = True, both_ways: bool = True) -> Iterator[FrameMasks]:
         """Read the clip again and give every picture its masks.
 
-        If the mask head is SAM 2, its memory propagates the masks of the sampled frames to the pictures between them;
-        with every other head a picture gets the masks of the nearest sampled frame.
+        If the mask head is SAM 2, SAM 3 or EdgeTAM, its memory propagates the masks of the sampled frames to the
+        pictures between them; with every other head a picture gets the masks of the nearest sampled frame.
 
         Args:
             answer: the result of a call.
-            track: whether SAM 2 propagates masks; the nearest masks cost nothing.
+            track: whether the memory propagates masks; the nearest masks cost nothing.
+            both_ways: whether a picture may be tracked from the sampled frame after it, for which it waits.
 
         Raises:
             ValueError: if the task gives no masks.
@@ -346,13 +347,14 @@ class AuroraPipeline:
         self.check_masks()
         masks = [each.masks for each in answer.references if each.masks is not None]
         sampled = SampledMasks(answer.frame_times, np.stack(masks))
-        remembers = track and self.box_prompts is None and self.loaded.segmenter_config["type"] == "sam2"
-        tracker: MaskTracker = self._sam2_memory if remembers else NearestMasks()
-        return tracker.track(answer.footage.pictures(), sampled)
+        pictures = answer.footage.pictures()
+        if track and self.box_prompts is None and self.loaded.segmenter_config["type"] in VIDEO_CLASSES:
+            return self._memory.track(pictures, sampled, both_ways=both_ways)
+        return NearestMasks().track(pictures, sampled)
 
     @functools.cached_property
-    def _sam2_memory(self) -> Sam2Masks:
-        return Sam2Masks(self.loaded.segmenter_config, device=self.loaded.model.device)
+    def _memory(self) -> MemoryMasks:
+        return MemoryMasks(self.loaded.segmenter_config, device=self.loaded.model.device)
 
     def _window_frames(self, window_seconds: float | None, stride_seconds: float | None) -> tuple[int, int]:
         """Return length and stride of the windows, in sampled frames."""

@@ -147,7 +147,8 @@ class SampleEncoder:
 
         Raises:
             ControlTokenError: naming the row.
-            MediaError: naming the first row with sound that the model has no ears for.
+            MediaError: naming the first row with sound that the model has no ears for, or if the sound is dropped for a
+                model that has nothing else.
         """
         for sample in samples:
             self._check_hearing(sample, has_sound=sample.audio_path is not None)
@@ -208,6 +209,11 @@ class SampleEncoder:
         return frame_inputs
 
     def _check_hearing(self, sample: AVSample, *, has_sound: bool) -> None:
+        if self.family.sees is None and self.options_of(sample).drop_sound:
+            raise MediaError(
+                f"drop_sound is true, but {type(self.family).__name__} only hears: without the sound of sample "
+                f"{sample.key} it would be given nothing of the clip, so set `drop_sound: false`"
+            )
         if has_sound and not self.family.hears and not self.options_of(sample).drop_sound:
             raise MediaError(
                 f"sample {sample.key} has sound, but {type(self.family).__name__} has no ears: set `drop_sound: true` "
@@ -229,7 +235,9 @@ class SampleEncoder:
         self._check_hearing(sample, has_sound=clip.waveform is not None)
         waveform = None if options.drop_sound else clip.waveform
         limits = {"min_pixels": options.min_pixels, "max_pixels": options.max_pixels}
-        is_interleaved = sample.use_audio_in_video and waveform is not None  # a silent clip is frames alone
+        sees_frames = len(clip.frames) > 0 and self.family.sees == "video"
+        # A silent clip is frames alone, and where no frames are seen there is nothing to put the sound between.
+        is_interleaved = sample.use_audio_in_video and waveform is not None and sees_frames
         media = PromptMedia(
             frames=[Image.fromarray(frame) for frame in clip.frames],
             has_audio=waveform is not None and not is_interleaved,

@@ -51,7 +51,7 @@ def restore_rotary_frequencies(model: PreTrainedModel) -> None:
     if not is_deepspeed_zero3_enabled():
         return
     for module in model.modules():
-        if hasattr(module, "original_inv_freq"):
+        if any(name.endswith("original_inv_freq") for name, _ in module.named_buffers(recurse=False)):
             module.float()  # it owns buffers alone
             model._init_weights(module)
 

@@ -16,7 +16,7 @@ WEIGHT_TRANSFER_ENGINES = {
 
 
 def register() -> None:
-    """Register the families' model classes and our weight transfers in vLLM, and replace two methods of its CPU build.
+    """Register the families' model classes and our weight transfers in vLLM, and mend what fails in its CPU build.
 
     A family's class is selected by `hf_overrides={"architectures": [family.engine_architecture]}`.
 
@@ -34,8 +34,10 @@ def register() -> None:
             WeightTransferEngineFactory.register_engine(name, module, class_name)
     if current_platform.is_cpu():
         from aurora_rl.rollout.cpu.experts import lay_out_experts_at_each_loading
+        from aurora_rl.rollout.cpu.linear_layers import let_linear_layers_read_any_layout
         from aurora_rl.rollout.cpu.seeds import let_seeded_prompts_be_read_in_parts
 
+        let_linear_layers_read_any_layout()
         let_seeded_prompts_be_read_in_parts()
         lay_out_experts_at_each_loading()
 

@@ -53,7 +53,7 @@ def engine_weights(
     heads = map(head_attribute, HEADS)  # never part of vLLM's model
     skipped = {*heads} if towers else {*heads, *family.tower_names}  # dotted names, from the model on
     for name, weight in _layers(policy, "", skipped, gather):
-        yield family.engine_prefix + name, family.engine_weight(name, weight)
+        yield family.engine_name(name), family.engine_weight(name, weight)
 
 
 def changes_towers(model: nn.Module, family: MLLMFamily) -> bool:
@@ -74,6 +74,10 @@ def _layers(module: nn.Module, prefix: str, skipped: set[str], gather: Gather) -
             for name, parameter in parameters.items():
                 weight = _unpacked(module, parameter, prefix + name)
                 yield prefix + name, weight.full_tensor() if isinstance(weight, DTensor) else weight
+    # What a checkpoint holds beside weights, such as a scale of each layer; it is never trained nor sharded.
+    for name, buffer in module.named_buffers(recurse=False):
+        if name not in module._non_persistent_buffers_set:
+            yield prefix + name, buffer.detach()
     for name, child in module.named_children():
         # torch's activation checkpointing wraps a layer in a module of that name
         inner = prefix if name == "_checkpoint_wrapped_module" else f"{prefix}{name}."

@@ -148,7 +148,8 @@ def _ask(
     done: Set[RowKey],
     predictor: Predictor,
     args: AskArguments,
-    record: Callable[[Task, EncodedSample, list[Completion]], dict[str, Any]],
+    record: MakeRecord,
+    model: str,
 ) -> Iterator[dict[str, Any]]:
     """Ask the model about unfinished rows, and yield the record of each."""
 
@@ -163,7 +164,7 @@ def _ask(
     with contextlib.closing(answers):
         for encoded, completions in answers:
             if not is_done(encoded.sample):
-                yield record(predictor.encode.task, encoded, completions)
+                yield record(predictor.encode.task, encoded, completions, model)
 
 
 def _ask_and_finish(
@@ -191,7 +192,7 @@ def _ask_and_finish(
     )
     with Journal(folder / f"{state.process_index:05d}.jsonl", check=row_key) as log:
         left = sum((sample.uid, sample.row) not in done for sample in share)
-        records = _ask(share, done, predictor, args, lambda *of_row: asking.record(*of_row, expected["model"]))
+        records = _ask(share, done, predictor, args, asking.record, expected["model"])
         for record in tqdm(records, total=left, disable=not state.is_main_process):
             log.append(record)  # before the next one is asked for
     state.wait_for_everyone()

@@ -91,7 +91,8 @@ class AuroraGRPOTrainer(PolicyCheckpoints, WholeGroupsTrainer, ReadAheadTrainer)
         reference = frozen_copy(model, encode.family) if needs_copy else None
         # TRL's constructor would build a reference of a class it does not know, and an engine for images only.
         without_reference = {"beta": 0.0, "sync_ref_model": False} if needs_copy else {}
-        with args.changed(use_vllm=False, **without_reference), router_loss_of_recipe(model):
+        of_recipe = args.changed(use_vllm=False, **without_reference)
+        with of_recipe, router_loss_of_recipe(model), _naming_an_image_token(model, encode):
             super().__init__(encode=encode, model=model, reward_funcs=guarded, args=args, **kwargs)
         check_trained_head(self.model)
         self.beta, self.use_vllm = args.beta, args.use_vllm
@@ -244,3 +245,19 @@ class AuroraGRPOTrainer(PolicyCheckpoints, WholeGroupsTrainer, ReadAheadTrainer)
                 steps = self.current_gradient_accumulation_steps if mode == "train" else 1
                 loss = loss + self.args.mask_loss_weight * on_head / steps
         return loss
+
+
+@contextlib.contextmanager
+def _naming_an_image_token(model: PreTrainedModel, encode: SampleEncoder) -> Iterator[None]:
+    """Give the model's config the `image_token_id` that TRL's constructor suppresses, if the model sees nothing.
+
+    A token that the head suppresses anyway takes its place while the block runs.
+    """
+    if hasattr(model.config, "image_token_id"):
+        yield
+        return
+    model.config.image_token_id = encode.family.suppressed_token_ids(encode.processor, model.config)[0]
+    try:
+        yield
+    finally:
+        del model.config.image_token_id

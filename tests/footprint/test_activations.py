@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pytest
 import torch
 
 from aurora_rl.assembly.arguments import ModelArguments
@@ -69,9 +70,13 @@ def test_key_value_cache_by_hand(meta: MetaModel, work: Workload) -> None:
     assert estimate_sampling(meta, work, half=torch.bfloat16)[0] == cache / 2
 
 
-def test_masks_are_near_those_of_a_real_head(omni_checkpoint: str, sam_checkpoint: str, work: Workload) -> None:
-    """SAM's decoder in chunks, its masks enlarged, their loss and its gradient."""
-    segmenter = complete_segmenter_config({"type": "sam", "image_size": 128, "checkpoint": sam_checkpoint})
+@pytest.mark.parametrize("kind", ["sam", "sam_hq"])
+def test_masks_are_near_those_of_a_real_head(
+    kind: str, omni_checkpoint: str, work: Workload, request: pytest.FixtureRequest
+) -> None:
+    """The decoder in chunks, its masks enlarged, their loss and its gradient."""
+    checkpoint = request.getfixturevalue(f"{kind}_checkpoint")
+    segmenter = complete_segmenter_config({"type": kind, "image_size": 128, "checkpoint": checkpoint})
     meta = build_meta_model(ModelArguments(model=omni_checkpoint, segmenter=segmenter), Launch())
     work = dataclasses.replace(work, rows=8, clips=1, size=(96, 128))  # 4 frames x 8 prompts: a frame a chunk
     head = MaskHead(WIDTH, segmenter)

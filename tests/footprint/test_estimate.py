@@ -156,10 +156,23 @@ def test_vllm_takes_its_share_always_or_while_it_is_awake(estimate) -> None:
     assert part(server, "vLLM") == part(server, "key-value") == server.flops.sampling == 0
 
 
-def test_embeddings_of_all_clips_lie_on_disk(omni_checkpoint, sam_checkpoint, estimate) -> None:
-    segmenter = {"type": "sam", "image_size": 128, "checkpoint": sam_checkpoint}
+@pytest.mark.parametrize(
+    ("kind", "image_size", "fixture", "numbers"),
+    [
+        ("edgetam", 64, "edgetam_checkpoint", 4 * 128 * 4 * 4),
+        ("sam", 128, "sam_checkpoint", 32 * 8 * 8),
+        ("sam2", 64, "sam2_checkpoint", 4 * 128 * 4 * 4),
+        ("sam3_tracker", 56, "sam3_checkpoint", 4 * 128 * 4 * 4),
+        ("sam_hq", 128, "sam_hq_checkpoint", 3 * 32 * 8 * 8),
+    ],
+)
+def test_embeddings_of_all_clips_lie_on_disk(kind, image_size, fixture, numbers, omni_checkpoint, request, estimate):
+    segmenter = {"type": kind, "image_size": image_size, "checkpoint": request.getfixturevalue(fixture)}
     cache, *_ = estimate(model={"model": omni_checkpoint, "segmenter": segmenter}).disk
-    assert (cache.name, cache.num_bytes) == ("image embeddings of 3 clips", 3 * 4 * 32 * 8 * 8 * 2)
+    assert (cache.name, cache.num_bytes) == ("image embeddings of 3 clips", 3 * 4 * numbers * 2)
+
+
+def test_without_a_decoder_no_embeddings_lie_on_disk(estimate) -> None:
     assert [found.name for found in estimate().disk] == ["a checkpoint"]
 
 

@@ -68,8 +68,20 @@ def test_a_loaded_adapter_is_seen(tiny_checkpoint: str, tmp_path) -> None:
     assert estimated(meta) == sizes(assemble_model(again, head="masks").model)
 
 
-def test_a_new_mask_decoder_on_a_hub_checkpoint(omni_checkpoint: str, sam_checkpoint: str) -> None:
-    segmenter = {"type": "sam", "image_size": 128, "checkpoint": sam_checkpoint}
+@pytest.mark.parametrize(
+    ("kind", "image_size", "fixture"),
+    [
+        ("edgetam", 64, "edgetam_checkpoint"),
+        ("sam", 128, "sam_checkpoint"),
+        ("sam2", 64, "sam2_checkpoint"),
+        ("sam3_tracker", 56, "sam3_checkpoint"),
+        ("sam_hq", 128, "sam_hq_checkpoint"),
+    ],
+)
+def test_a_new_mask_decoder_on_a_hub_checkpoint(
+    kind: str, image_size: int, fixture: str, omni_checkpoint: str, request: pytest.FixtureRequest
+) -> None:
+    segmenter = {"type": kind, "image_size": image_size, "checkpoint": request.getfixturevalue(fixture)}
     args = ModelArguments(model=omni_checkpoint, segmenter=segmenter)
     assert estimated(build_meta_model(args, Launch())) == sizes(assemble_model(args, head="masks").model)
 

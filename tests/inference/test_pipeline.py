@@ -17,7 +17,7 @@ from aurora_rl.data.media import load_clip
 from aurora_rl.inference import pipeline as pipeline_module
 from aurora_rl.inference.pipeline import AuroraPipeline, ReferenceAnswer, WindowAnswer, cut_windows
 from aurora_rl.inference.predictor import Predictor
-from aurora_rl.inference.propagation import Sam2Masks
+from aurora_rl.inference.propagation import MemoryMasks
 from aurora_rl.models.clip_options import ClipOptions
 from aurora_rl.models.loading import load_model
 from aurora_rl.tasks.multiple_choice import MultipleChoice
@@ -364,7 +364,7 @@ def test_sam2_head_tracks_from_the_masks_of_the_sampled_frames(omni_checkpoint, 
     assert reference.mask_probs.shape == (10, 64, 64)
     assert reference.masks.any()
     tracked = list(pipeline.every_frame(answer))
-    assert isinstance(pipeline._sam2_memory, Sam2Masks)
+    assert isinstance(pipeline._memory, MemoryMasks)
     assert len(tracked) == 20
     for each in tracked[::2]:
         assert np.array_equal(each.masks[0], reference.masks[each.index // 2])

@@ -25,8 +25,11 @@ from aurora_rl.models.mllm.qwen2_5_omni.tiny import TinyOmniConfig, build_tiny_o
 #: One small config of each type of segmenter.
 CONFIGS: dict[str, dict[str, Any]] = {
     "dot": {"type": "dot", "image_size": 32, "width": 8},
+    "edgetam": {"type": "edgetam", "image_size": 64},
     "sam": {"type": "sam", "image_size": 64},
     "sam2": {"type": "sam2", "image_size": 64},
+    "sam3_tracker": {"type": "sam3_tracker", "image_size": 56},
+    "sam_hq": {"type": "sam_hq", "image_size": 64},
 }
 HIDDEN = 64
 

@@ -1,6 +1,8 @@
+import json
+
 import pytest
 import torch
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -9,6 +11,7 @@ from torch.nn import functional
 from transformers import AutoTokenizer
 
 from aurora_rl.models.head_tokens import ensure_head_token, find_last_token, init_seg_embedding, suppress_tokens
+from aurora_rl.models.mllm.gemma4.tiny import NUM_RESERVED, train_tokenizer
 
 SEG, PAD = 9, 0
 
@@ -176,3 +179,76 @@ def test_seg_under_the_attention_mask_does_not_count():
     attention_mask = torch.tensor([[1, 1, 1, 1, 1, 1, 0, 0]])
     seg_index, has_seg = find_last_token(input_ids, attention_mask, SEG, num_completion_tokens=5)
     assert (seg_index.item(), has_seg.item()) == (4, True)
+
+
+# A vocabulary without a free row
+
+
+@pytest.fixture
+def full_tokenizer():
+    """A tokenizer like Gemma's: as many tokens as rows, of which some are kept in reserve."""
+    return train_tokenizer(["Answer: the target is the drum."], max_vocab_size=400)
+
+
+def test_a_reserved_token_takes_the_name_and_keeps_its_id(full_tokenizer):
+    size, text = len(full_tokenizer), "Answer: the drum <turn|> é"
+    before, first = full_tokenizer(text).input_ids, full_tokenizer.convert_tokens_to_ids("<unused0>")
+    seg_token_id = ensure_head_token(full_tokenizer, size)
+    assert seg_token_id == first and len(full_tokenizer) == size and "<unused0>" not in full_tokenizer.get_vocab()
+    ids = full_tokenizer("It is [SEG].").input_ids
+    assert ids.count(seg_token_id) == 1
+    assert full_tokenizer.decode(ids, skip_special_tokens=True) == "It is [SEG]."
+    assert full_tokenizer(text).input_ids == before
+    assert ensure_head_token(full_tokenizer, size, "[BOX]") == first + 1  # another head's
+
+
+def test_the_name_is_saved(full_tokenizer, tmp_path):
+    text = "It is [SEG] <unused1> <turn|>."
+    ensure_head_token(full_tokenizer, len(full_tokenizer))
+    full_tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again.get_vocab() == full_tokenizer.get_vocab() and "[SEG]" not in again.all_special_tokens
+    assert again(text).input_ids == full_tokenizer(text).input_ids
+    assert again.decode(again(text).input_ids, skip_special_tokens=True) == "It is [SEG] <unused1> ."
+    assert ensure_head_token(again, len(again)) == full_tokenizer.convert_tokens_to_ids("[SEG]")
+
+
+def test_a_free_row_comes_before_a_reserved_token(full_tokenizer):
+    size = len(full_tokenizer)
+    assert ensure_head_token(full_tokenizer, size + 1) == size
+    assert "<unused0>" in full_tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("use", ["template", "medium", "merge"])
+def test_a_reserved_token_that_is_in_use_is_left_alone(full_tokenizer, use):
+    if use == "template":
+        full_tokenizer.chat_template = "<unused0>{{ messages }}"
+    elif use == "medium":
+        full_tokenizer.add_special_tokens({"additional_special_tokens": ["<unused0>"]})
+    else:
+        state = json.loads(full_tokenizer.backend_tokenizer.to_str())
+        state["model"]["vocab"]["<unused"] = state["model"]["vocab"].pop("<unused7>")
+        state["model"]["vocab"]["0>"] = state["model"]["vocab"].pop("<unused6>")
+        state["model"]["merges"].append(["<unused", "0>"])
+        state["added_tokens"] = [t for t in state["added_tokens"] if not t["content"].startswith("<unused")]
+        full_tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    expected = full_tokenizer.convert_tokens_to_ids("<unused1>")
+    assert ensure_head_token(full_tokenizer, len(full_tokenizer)) == expected
+    assert "<unused0>" in full_tokenizer.get_vocab()
+
+
+def test_a_reserved_token_that_is_flagged_special_becomes_an_ordinary_one(full_tokenizer):
+    full_tokenizer.add_tokens([AddedToken("<unused0>", special=True)], special_tokens=True)
+    seg_token_id = ensure_head_token(full_tokenizer, len(full_tokenizer))
+    assert full_tokenizer.decode([seg_token_id], skip_special_tokens=True) == "[SEG]"
+
+
+def test_neither_a_free_row_nor_a_reserved_token_is_an_error(full_tokenizer):
+    size = len(full_tokenizer)
+    for number in range(NUM_RESERVED):
+        ensure_head_token(full_tokenizer, size, f"[HEAD{number}]")
+    with pytest.raises(
+        ValueError, match=rf"\[SEG\] would get id {size}, .* {size} rows and the vocabulary no reserved"
+    ):
+        ensure_head_token(full_tokenizer, size)
+    assert len(full_tokenizer) == size

@@ -1,11 +1,13 @@
 """The families of omni-modal LLMs that can be trained, by Hugging Face `model_type`: a folder and a line each."""
 
+from aurora_rl.models.mllm.audioflamingo3 import AudioFlamingo3Family
 from aurora_rl.models.mllm.base import EncodedPrompt, EnginePrompt, MLLMFamily
 from aurora_rl.models.mllm.gemma4 import Gemma4Family
 from aurora_rl.models.mllm.gemma4_unified import Gemma4UnifiedFamily
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 from aurora_rl.models.mllm.qwen2_5_vl import Qwen2_5VLFamily
 from aurora_rl.models.mllm.qwen3_5 import Qwen3_5Family
+from aurora_rl.models.mllm.qwen3_5_moe import Qwen3_5MoeFamily
 from aurora_rl.models.mllm.qwen3_omni import Qwen3OmniFamily
 from aurora_rl.models.mllm.qwen3_vl import Qwen3VLFamily
 from aurora_rl.models.mllm.qwen3_vl_moe import Qwen3VLMoeFamily
@@ -18,9 +20,11 @@ FAMILIES: tuple[type[MLLMFamily], ...] = (
     Qwen3VLFamily,
     Qwen3VLMoeFamily,
     Qwen3_5Family,
+    Qwen3_5MoeFamily,
     Qwen3OmniFamily,
     Gemma4Family,
     Gemma4UnifiedFamily,
+    AudioFlamingo3Family,
 )
 MLLM_FAMILIES = {model_type: family for family in FAMILIES for model_type in family.model_types}
 

@@ -79,6 +79,10 @@ class MLLMFamily(Senses, abc.ABC):
         full.architectures = [self.engine_architecture]
         return full
 
+    def engine_name(self, name: str) -> str:
+        """Return the name that vLLM, and the hub's checkpoints, give to a weight of the model."""
+        return self.engine_prefix + name
+
     def engine_weight(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """Return a weight of the model, by its dotted name, as vLLM reads it: laid out as in the hub's checkpoints."""
         return weight

@@ -5,6 +5,8 @@ Here stands what families have in common; where they differ, they are asked (`Se
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +19,8 @@ from aurora_rl.models.control_tokens import ControlTokenError, check_prompt, own
 from aurora_rl.models.mllm.prompts import EncodedPrompt, EnginePrompt
 from aurora_rl.models.mllm.senses import Senses
 
+logger = logging.getLogger(__name__)
+
 
 def encode(
     family: Senses,
@@ -28,6 +32,7 @@ def encode(
     use_audio_in_video: bool,
 ) -> EncodedPrompt:
     """Run a family's processor on one conversation; see `MLLMFamily.encode`."""
+    is_of_clip = _has_media(messages)  # of a silent one, too, of whose frames the family may see nothing
     messages = sensed_messages(family, messages)
     _check_sound(family, processor, waveform, needed=use_audio_in_video)
     images, videos = family.read_vision(processor, messages)
@@ -46,13 +51,15 @@ def encode(
     inputs = processor(text=[text], add_special_tokens=False, **given, **options, return_tensors="pt")
     expanded_ids = inputs["input_ids"][0].tolist()
     _check_expansion(processor, prompt_ids, expanded_ids, family.media_token_ids(processor))
+    if waveform is not None:
+        _check_is_heard(family, processor, expanded_ids)
     features = {
         name: torch.as_tensor(value)
         for name, value in inputs.items()
         if name not in family.token_inputs and _is_numeric(value)
     }
     features = family.trim_features(features)
-    if waveform is None and features and family.hears:  # a text-only prompt runs no tower
+    if waveform is None and is_of_clip and family.hears:  # a text-only prompt runs no tower
         features |= family.silence(processor)
     engine = EnginePrompt(
         prompt_ids=prompt_ids,
@@ -79,13 +86,26 @@ def sensed_messages(family: Senses, messages: Sequence[Mapping[str, Any]]) -> li
     ]
 
 
+def _has_media(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell a conversation about a clip from one in words alone."""
+    contents = (message["content"] for message in messages if not isinstance(message["content"], str))
+    return any(part["type"] != "text" for content in contents for part in content)
+
+
 def vision_as_given(messages: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
     """Return images and videos (F, H, W, 3) of a conversation at their own size; None where there are none."""
     contents = (message["content"] for message in messages)
     parts = [part for content in contents if not isinstance(content, str) for part in content]
+    if any({"min_pixels", "max_pixels"} & part.keys() for part in parts):
+        _warn_of_limits()
     images = [part["image"] for part in parts if part["type"] == "image"]
     videos = [_whole_numbers(part["video"]) for part in parts if part["type"] == "video"]
     return images or None, videos or None
+
+
+@functools.cache
+def _warn_of_limits() -> None:
+    logger.warning("the model's processor scales frames to sizes of its own: min_pixels and max_pixels change nothing")
 
 
 def collate_features(features: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -184,6 +204,15 @@ def _check_placeholders(text: str, processor: ProcessorMixin, **given: int) -> N
         token = getattr(processor, f"{modality}_token", None)
         if token is not None and text.count(token) != count:
             raise ValueError(f"the prompt has {text.count(token)} {token} where {count} are given: {text!r}")
+
+
+def _check_is_heard(family: Senses, processor: Any, expanded_ids: Sequence[int]) -> None:
+    """Raise a ValueError if the processor has left the sound out, as one does that cannot place it between frames."""
+    token = getattr(processor, "audio_token", None)
+    if token is not None and processor.tokenizer.convert_tokens_to_ids(token) not in expanded_ids:
+        raise ValueError(
+            f"{type(family).__name__} has no place for sound between the frames: set use_audio_in_video to false"
+        )
 
 
 def _check_no_forgery(

@@ -70,6 +70,10 @@ class TowerSharingMixin(GroundingMixin):
         finally:
             self._ids = before
 
+    def tower_inputs(self, modality: str, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return what a tower reads of its clips' tensors, which have one entry a clip; by default as they are."""
+        return inputs
+
     def _features_of_rows(self, modality: str, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a tower on the distinct clips and return its output for all rows."""
         if self._ids is None:  # called on its own
@@ -83,7 +87,7 @@ class TowerSharingMixin(GroundingMixin):
             inputs = _of_clips(inputs, heard) if heard else _noise(inputs)
         ids, self._ids = self._ids, None  # a family may compute videos by its method for images
         try:
-            outputs = stock(**inputs, **options)
+            outputs = stock(**self.tower_inputs(modality, inputs), **options)
         finally:
             self._ids = ids
         if not heard:

@@ -11,6 +11,8 @@ from typing import Any
 DEFAULT_MAX_PATCHES = 768
 #: Spectrogram columns a second (16 kHz, hop 160).
 MEL_RATE = 100
+#: Length of a window of Whisper's kind, to which shorter sounds are padded.
+WINDOW_SECONDS = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +110,21 @@ def usual_pass(
         entries = columns / sound_rate.columns_per_entry
         towers[tower_names[1]] = TowerPass(entries, audio.d_model, audio.encoder_layers)
     return ClipPass(tokens, towers)
+
+
+def windowed_pass(config: Any, clip: ClipSize, tower_name: str) -> ClipPass:
+    """Return what a clip takes of a model that sees nothing and hears a sound in windows of 30 s, the last one padded.
+
+    Args:
+        config: config of the model; its `audio_config` is like Whisper's.
+        clip: sizes of the clip.
+        tower_name: dotted name of the audio tower.
+    """
+    audio, rate = config.audio_config, SoundRate()
+    windows = max(1, math.ceil(clip.seconds / WINDOW_SECONDS))
+    entries = windows * WINDOW_SECONDS * MEL_RATE / rate.columns_per_entry
+    tower = TowerPass(entries, audio.hidden_size, audio.num_hidden_layers)
+    return ClipPass(math.ceil(clip.seconds * MEL_RATE / rate.columns_per_token), {tower_name: tower})
 
 
 def _video_tokens(vision: Any, clip: ClipSize) -> tuple[int, int]:

@@ -6,14 +6,27 @@ import torch
 
 from aurora_rl.models.heads.segmenters.base import FrameEncoder, Segmenter
 from aurora_rl.models.heads.segmenters.dot import DotFrameEncoder, DotSegmenter
+from aurora_rl.models.heads.segmenters.edgetam import EdgeTamFrameEncoder, EdgeTamSegmenter
 from aurora_rl.models.heads.segmenters.sam import SamFrameEncoder, SamSegmenter
 from aurora_rl.models.heads.segmenters.sam2 import Sam2FrameEncoder, Sam2Segmenter
+from aurora_rl.models.heads.segmenters.sam3_tracker import Sam3TrackerFrameEncoder, Sam3TrackerSegmenter
+from aurora_rl.models.heads.segmenters.sam_hq import SamHQFrameEncoder, SamHQSegmenter
 
-SEGMENTERS: dict[str, type[Segmenter]] = {"dot": DotSegmenter, "sam": SamSegmenter, "sam2": Sam2Segmenter}
+SEGMENTERS: dict[str, type[Segmenter]] = {
+    "dot": DotSegmenter,
+    "edgetam": EdgeTamSegmenter,
+    "sam": SamSegmenter,
+    "sam2": Sam2Segmenter,
+    "sam3_tracker": Sam3TrackerSegmenter,
+    "sam_hq": SamHQSegmenter,
+}
 FRAME_ENCODERS: dict[str, type[FrameEncoder]] = {
     "dot": DotFrameEncoder,
+    "edgetam": EdgeTamFrameEncoder,
     "sam": SamFrameEncoder,
     "sam2": Sam2FrameEncoder,
+    "sam3_tracker": Sam3TrackerFrameEncoder,
+    "sam_hq": SamHQFrameEncoder,
 }
 
 

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import copy
 import functools
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import SamConfig, SamImageProcessor, SamModel
+from transformers import PretrainedConfig, PreTrainedModel, SamConfig, SamImageProcessor, SamModel
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamVisionEncoder
+from transformers.models.sam_hq.modeling_sam_hq import SamHQVisionEncoder
 
 from aurora_rl.models.heads.segmenters.base import resize_masks
 from aurora_rl.models.heads.segmenters.sam_family import SamFamilyFrameEncoder, SamFamilySegmenter
 from aurora_rl.models.heads.segmenters.sam_shared import decode_prompts
+
+AnyVisionEncoder = TypeVar("AnyVisionEncoder", SamVisionEncoder, SamHQVisionEncoder)
 
 
 class SamFrameEncoder(SamFamilyFrameEncoder):
@@ -26,12 +30,12 @@ class SamFrameEncoder(SamFamilyFrameEncoder):
     sam_class = SamModel
     config_class = SamConfig
 
-    @staticmethod
-    def native_image_size(sam_config: SamConfig) -> int:
-        return sam_config.vision_config.image_size
+    @classmethod
+    def native_image_size(cls, sam_config: PretrainedConfig) -> int:
+        return int(sam_config.vision_config.image_size)
 
     @staticmethod
-    def frozen_part(sam: SamModel) -> SamVisionEncoder:
+    def frozen_part(sam: PreTrainedModel) -> nn.Module:
         return sam.vision_encoder
 
     @classmethod
@@ -41,7 +45,7 @@ class SamFrameEncoder(SamFamilyFrameEncoder):
 
     @functools.cached_property
     def frame_shape(self) -> tuple[int, ...]:
-        vision_config = self.read_sam_config(self.config).vision_config
+        vision_config = self.read_part(self.config, "vision_config")
         grid = _grid_size(self.image_size, vision_config.patch_size)
         return (vision_config.output_channels, grid, grid)
 
@@ -101,8 +105,8 @@ def unpadded_masks(mask_logits: Tensor, size: tuple[int, int], image_size: int) 
     return resize_masks(mask_logits[..., :height, :width], size)
 
 
-def resize_vision_encoder(encoder: SamVisionEncoder, image_size: int) -> SamVisionEncoder:
-    """Adapt SAM's image encoder to another image size.
+def resize_vision_encoder(encoder: AnyVisionEncoder, image_size: int) -> AnyVisionEncoder:
+    """Adapt the image encoder of SAM, or of SAM-HQ, to another image size.
 
     Absolute positional embeddings are interpolated bicubically, relative ones of the layers with global attention
     linearly. Layers with windowed attention keep theirs, since a window holds as many patches as before.
@@ -127,7 +131,7 @@ def resize_vision_encoder(encoder: SamVisionEncoder, image_size: int) -> SamVisi
             name = f"layers.{layer}.attn.rel_pos_{axis}"
             weights[name] = _resize_relative_positions(weights[name], grid)
     with torch.device("meta"):
-        resized = SamVisionEncoder(config)
+        resized = type(encoder)(config)
     resized.load_state_dict(weights, assign=True)
     return resized
 

@@ -11,29 +11,32 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import Sam2Config, Sam2ImageProcessor, Sam2Model
+from transformers import (
+    BaseImageProcessor,
+    PretrainedConfig,
+    PreTrainedModel,
+    Sam2Config,
+    Sam2ImageProcessor,
+    Sam2Model,
+)
 from transformers.models.sam2.modeling_sam2 import Sam2MaskDecoder
 
 from aurora_rl.models.heads.segmenters.sam_family import SamFamilyFrameEncoder, SamFamilySegmenter
-from aurora_rl.models.heads.segmenters.sam_shared import decode_prompts
-
-#: Side of an image embedding's cell in pixels of the frame: Hiera's patches of 4 pixels, halved twice.
-STRIDE = 16
-#: The image size must be a multiple of this, the side of the cells of Hiera's deepest map and of its position windows.
-SIZE_MULTIPLE = 32
+from aurora_rl.models.heads.segmenters.sam_shared import Sam2Like, decode_prompts
 
 
 class Sam2ImageFeatures(nn.Module):
-    """The part of SAM 2 that runs before the prompt is known.
+    """The part of SAM 2, SAM 3's tracker or EdgeTAM that runs before the prompt is known.
 
     The decoder's projections of the two finer maps are in this frozen part, since the maps before the projections are
     eight and four times as large.
     """
 
-    def __init__(self, sam: Sam2Model) -> None:
+    def __init__(self, sam: PreTrainedModel) -> None:
         super().__init__()
         self.vision_encoder = sam.vision_encoder
         self.conv_s0, self.conv_s1 = sam.mask_decoder.conv_s0, sam.mask_decoder.conv_s1
@@ -41,8 +44,10 @@ class Sam2ImageFeatures(nn.Module):
         self.register_buffer("no_memory_embedding", sam.no_memory_embedding.detach().clone().reshape(1, -1, 1, 1))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Encode (N, 3, S, S) into (N, 4 C, S/16, S/16)."""
-        finest, finer, coarse = self.vision_encoder(pixel_values).fpn_hidden_states
+        """Encode (N, 3, S, S) into (N, 4 C, g, g), g cells of `stride` pixels a side."""
+        # SAM 3 has a fourth map, coarser still, for its detector alone. transformers' image model of its tracker takes
+        # that one for the last, and adds the embedding to it, where the video model and SAM 3's own code do as here.
+        finest, finer, coarse = self.vision_encoder(pixel_values).fpn_hidden_states[:3]
         return pack_features([self.conv_s0(finest), self.conv_s1(finer), coarse + self.no_memory_embedding])
 
 
@@ -50,27 +55,35 @@ class Sam2FrameEncoder(SamFamilyFrameEncoder):
     """Resizes frames of any aspect ratio to S x S, as SAM 2 was trained, and normalises them."""
 
     kind = "sam2"
+    #: Name in errors.
+    title: ClassVar[str] = "SAM 2"
+    #: Side of an image embedding's cell in pixels of the frame: Hiera's patches of 4 pixels, halved twice.
+    stride: ClassVar[int] = 16
+    #: The image size is a multiple of this, the side of the cells of Hiera's deepest map and of its position windows.
+    size_multiple: ClassVar[int] = 32
     sam_class = Sam2Model
     config_class = Sam2Config
 
-    @staticmethod
-    def native_image_size(sam_config: Sam2Config) -> int:
+    @classmethod
+    def native_image_size(cls, sam_config: PretrainedConfig) -> int:
         height, _ = sam_config.vision_config.backbone_feature_sizes[-1]
-        return height * STRIDE
+        return int(height * cls.stride)
 
     @staticmethod
-    def frozen_part(sam: Sam2Model) -> Sam2ImageFeatures:
+    def frozen_part(sam: PreTrainedModel) -> Sam2ImageFeatures:
         return Sam2ImageFeatures(sam)
 
     @functools.cached_property
     def frame_shape(self) -> tuple[int, ...]:
-        if self.image_size % SIZE_MULTIPLE:
-            raise ValueError(f"image_size {self.image_size} must be a multiple of {SIZE_MULTIPLE} for SAM 2")
-        grid = self.image_size // STRIDE
-        return (4 * self.read_sam_config(self.config).mask_decoder_config.hidden_size, grid, grid)
+        if self.image_size % self.size_multiple:
+            raise ValueError(
+                f"image_size {self.image_size} must be a multiple of {self.size_multiple} for {self.title}"
+            )
+        grid = self.image_size // self.stride
+        return (4 * self.read_part(self.config, "mask_decoder_config").hidden_size, grid, grid)
 
     @functools.cached_property
-    def _image_processor(self) -> Sam2ImageProcessor:
+    def _image_processor(self) -> BaseImageProcessor:
         return Sam2ImageProcessor(size={"height": self.image_size, "width": self.image_size})
 
     def _at_image_size(self, encoder: nn.Module) -> nn.Module:
@@ -100,7 +113,7 @@ class Sam2Segmenter(SamFamilySegmenter):
     decoder_class = Sam2MaskDecoder
 
     @staticmethod
-    def single_mask(decoder: Sam2MaskDecoder) -> Sam2MaskDecoder:
+    def single_mask(decoder: Sam2Like) -> Sam2Like:
         """Remove, too, the score of the object's presence and the projections that `Sam2ImageFeatures` holds."""
         SamFamilySegmenter.single_mask(decoder)
         decoder.pred_obj_score_head = nn.Identity()

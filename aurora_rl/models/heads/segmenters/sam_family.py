@@ -1,4 +1,4 @@
-"""Common parts of SAM and SAM 2: a frozen image encoder, and a mask decoder that is trained with one prompt.
+"""Common parts of SAM and its successors: a frozen image encoder, and a mask decoder that is trained with one prompt.
 
 Both come from one pretrained checkpoint. The prompt made at `[SEG]` takes the place of point and box embeddings, as the
 only sparse prompt; the dense prompt is the checkpoint's "no mask".
@@ -26,10 +26,6 @@ from aurora_rl.models.heads.segmenters.memory import decoding_budget, power_of_t
 from aurora_rl.models.heads.segmenters.sam_shared import MaskDecoder
 from aurora_rl.models.sharding import loading_whole
 
-#: Memory to decode a mask, in image embeddings of a frame, rounded up. Measured for both SAMs at S = 1024 in float32:
-#: 23.3 with gradients, 98 MB a mask, as the sum of the tensors that live at the same time; 7 to 10.7 without, as growth
-#: of the process.
-COPIES_WITH_GRADIENTS, COPIES_WITHOUT_GRADIENTS = 24, 11
 #: Masks at once where memory is scarce. Estimates use this number, because more are decoded only where memory is free.
 USUAL_LEAST = 4
 
@@ -47,10 +43,15 @@ class SamFamilySegmenter(Segmenter):
     decoder_class: ClassVar[type[nn.Module]]
     #: Parts of the checkpoint's config that determine shapes here.
     config_parts: ClassVar[tuple[str, ...]] = ("mask_decoder_config",)
+    #: Memory to decode a mask, in image embeddings of a frame, rounded up. Measured for SAM and SAM 2 at S = 1024 in
+    #: float32: 23.3 with gradients, 98 MB a mask, as the sum of the tensors that live at the same time; 7 to 10.7
+    #: without, as growth of the process.
+    copies_with_gradients: ClassVar[int] = 24
+    copies_without_gradients: ClassVar[int] = 11
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
-        decoder_config = self.frame_encoder.read_sam_config(config).mask_decoder_config
+        decoder_config = self.frame_encoder.read_part(config, "mask_decoder_config")
         decoder_config._attn_implementation = "sdpa"
         self.prompt_dim = decoder_config.hidden_size
         self.frame_shape = self.frame_encoder(config).frame_shape
@@ -66,7 +67,7 @@ class SamFamilySegmenter(Segmenter):
         """Return a power of two that fits into the device's memory; `USUAL_LEAST` on the meta device."""
         if device.type == "meta":
             return USUAL_LEAST
-        copies = COPIES_WITH_GRADIENTS if torch.is_grad_enabled() else COPIES_WITHOUT_GRADIENTS
+        copies = self.copies_with_gradients if torch.is_grad_enabled() else self.copies_without_gradients
         embedding = self.image_positional_embeddings.numel() * next(self.parameters()).dtype.itemsize
         return power_of_two_below(decoding_budget(device) / (copies * embedding))
 
@@ -75,9 +76,7 @@ class SamFamilySegmenter(Segmenter):
         """Complete the config by the shapes of the checkpoint that it names, unless it states them."""
         if "checkpoint" not in config or "sam_config" in config:
             return config
-        check_checkpoint_files(config["checkpoint"])
-        revision = config.get("revision") or "main"
-        sam_config = cls.frame_encoder.config_class.from_pretrained(config["checkpoint"], revision=revision)
+        sam_config = cls.frame_encoder.load_config(config["checkpoint"], config.get("revision"))
         return {**config, "sam_config": cls._differences_from_default(sam_config)}
 
     @classmethod
@@ -130,8 +129,9 @@ class SamFamilySegmenter(Segmenter):
 
     @torch.no_grad()
     def _copy_weights(self, sam: PreTrainedModel) -> None:
-        own = self._differences_from_default(self.frame_encoder.read_sam_config(self.config))["mask_decoder_config"]
-        theirs = self._differences_from_default(sam.config)["mask_decoder_config"]
+        part = "mask_decoder_config"
+        own = self._differences_of_part(self.frame_encoder.read_part(self.config, part), part)
+        theirs = self._differences_of_part(getattr(sam.config, part), part)
         if theirs != own:
             raise ValueError(
                 f"the mask decoder of checkpoint {self.config['checkpoint']!r} is {theirs}, not {own}: "
@@ -153,12 +153,15 @@ class SamFamilySegmenter(Segmenter):
     @classmethod
     def _differences_from_default(cls, sam_config: PretrainedConfig) -> dict[str, Any]:
         """Return the parts' own fields that differ from their defaults, as plain JSON."""
-        differences: dict[str, Any] = {}
-        for part in cls.config_parts:
-            values = getattr(sam_config, part).to_dict()
-            defaults = cls.frame_encoder.config_class.sub_configs[part]().to_dict()
-            differences[part] = {k: v for k, v in values.items() if k in defaults and v != defaults[k] and k != "dtype"}
-        return json.loads(json.dumps(differences))
+        return {part: cls._differences_of_part(getattr(sam_config, part), part) for part in cls.config_parts}
+
+    @classmethod
+    def _differences_of_part(cls, part_config: PretrainedConfig, part: str) -> dict[str, Any]:
+        defaults = cls.frame_encoder.config_class.sub_configs[part]().to_dict()
+        values = part_config.to_dict().items()
+        differences = {k: v for k, v in values if k in defaults and v != defaults[k] and k != "dtype"}
+        plain: dict[str, Any] = json.loads(json.dumps(differences))
+        return plain
 
 
 class SamFamilyFrameEncoder(FrameEncoder):
@@ -173,13 +176,22 @@ class SamFamilyFrameEncoder(FrameEncoder):
     config_class: ClassVar[type[PretrainedConfig]]
 
     @classmethod
-    def read_sam_config(cls, config: dict[str, Any]) -> PretrainedConfig:
-        """Build the checkpoint's config from the fields in the segmenter's config."""
-        return cls.config_class(**copy.deepcopy(config.get("sam_config", {})))  # the class changes its arguments
+    def read_part(cls, config: dict[str, Any], part: str) -> PretrainedConfig:
+        """Build a part of the checkpoint's config from the fields in the segmenter's config."""
+        fields = copy.deepcopy(config.get("sam_config", {}).get(part, {}))  # the class changes its arguments
+        return cls.config_class.sub_configs[part](**fields)
 
-    @staticmethod
+    @classmethod
+    def load_config(
+        cls, checkpoint: str, revision: str | None, *, config_class: type[PretrainedConfig] | None = None
+    ) -> PretrainedConfig:
+        """Read the whole config of a checkpoint, by default as that of its image model."""
+        check_checkpoint_files(checkpoint)
+        return (config_class or cls.config_class).from_pretrained(checkpoint, revision=revision or "main")
+
+    @classmethod
     @abc.abstractmethod
-    def native_image_size(sam_config: PretrainedConfig) -> int:
+    def native_image_size(cls, sam_config: PretrainedConfig) -> int:
         """Return S in pixels that the checkpoint was trained with."""
 
     @staticmethod
@@ -250,13 +262,27 @@ class SamFamilyFrameEncoder(FrameEncoder):
         return torch.cat([self._encode_pixels(frame) for frame in pixel_values.split(1)])
 
     @classmethod
-    def load_sam(cls, checkpoint: str, revision: str | None) -> PreTrainedModel:
+    def load_sam(
+        cls,
+        checkpoint: str,
+        revision: str | None,
+        *,
+        sam_class: type[PreTrainedModel] | None = None,
+        config: PretrainedConfig | None = None,
+    ) -> PreTrainedModel:
         """Load the whole model in float32, from safetensors only: a pickled checkpoint could run code.
+
+        Args:
+            checkpoint: name on the hub, or a folder.
+            revision: branch, tag or commit on the hub.
+            sam_class: class of the model, by default the image model's.
+            config: config of the model, by default the checkpoint's own.
 
         Raises:
             ValueError: if weights are missing.
         """
-        return load_whole(cls.sam_class, checkpoint, revision=revision)
+        config = config or cls.load_config(checkpoint, revision)
+        return load_whole(sam_class or cls.sam_class, checkpoint, revision=revision, config=config)
 
     def _load_native_encoder(self) -> nn.Module:
         return self.frozen_part(self.load_sam(self.config["checkpoint"], self.config.get("revision")))

@@ -1,11 +1,11 @@
-"""SAM's and SAM 2's mask decoders with many prompts on one image: image-only results are computed once.
+"""The mask decoders of SAM and its successors with many prompts on one image: image-only results are computed once.
 
 transformers' `SamMaskDecoder` repeats the image for each prompt before its first layer. The prompts change the image's
 keys only at the end of that layer, so its projections of the image serve all of them. Weights are never read, but
 used by calling the modules that own them: under ZeRO-3 and FSDP they are elsewhere until their module is called.
 
 SAM 2 has one more output token, for the presence of an object, and adds features of higher resolution while it
-upscales; the rest is the same.
+upscales; SAM 3's tracker and EdgeTAM do the same. SAM-HQ has one more output token, last, whose mask is added to SAM's.
 """
 
 from __future__ import annotations
@@ -15,12 +15,32 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.models.edgetam.modeling_edgetam import (
+    EdgeTamAttention,
+    EdgeTamMaskDecoder,
+    EdgeTamTwoWayAttentionBlock,
+)
 from transformers.models.sam.modeling_sam import SamAttention, SamMaskDecoder, SamTwoWayAttentionBlock
 from transformers.models.sam2.modeling_sam2 import Sam2Attention, Sam2MaskDecoder, Sam2TwoWayAttentionBlock
+from transformers.models.sam3_tracker.modeling_sam3_tracker import (
+    Sam3TrackerAttention,
+    Sam3TrackerMaskDecoder,
+    Sam3TrackerTwoWayAttentionBlock,
+)
+from transformers.models.sam_hq.modeling_sam_hq import SamHQAttention, SamHQMaskDecoder, SamHQTwoWayAttentionBlock
 
-MaskDecoder: TypeAlias = SamMaskDecoder | Sam2MaskDecoder
-Attention: TypeAlias = SamAttention | Sam2Attention
-TwoWayBlock: TypeAlias = SamTwoWayAttentionBlock | Sam2TwoWayAttentionBlock
+#: Copies of one another in transformers, as far as this module calls them.
+Sam2Like: TypeAlias = Sam2MaskDecoder | Sam3TrackerMaskDecoder | EdgeTamMaskDecoder
+MaskDecoder: TypeAlias = SamMaskDecoder | SamHQMaskDecoder | Sam2Like
+Sam2LikeAttention: TypeAlias = Sam2Attention | Sam3TrackerAttention | EdgeTamAttention
+Attention: TypeAlias = SamAttention | SamHQAttention | Sam2LikeAttention
+TwoWayBlock: TypeAlias = (
+    SamTwoWayAttentionBlock
+    | SamHQTwoWayAttentionBlock
+    | Sam2TwoWayAttentionBlock
+    | Sam3TrackerTwoWayAttentionBlock
+    | EdgeTamTwoWayAttentionBlock
+)
 
 #: A power of two, so that scaling by it is exact; large compared with a bias, small enough for float16.
 PROBE_SCALE = 1024.0
@@ -33,8 +53,9 @@ def decode_prompts(
     prompts: Tensor,
     *,
     high_res_features: tuple[Tensor, Tensor] | None = None,
+    hq_features: Tensor | None = None,
 ) -> Tensor:
-    """Decode the masks of mask token 0, SAM's single-mask output.
+    """Decode the masks of mask token 0, SAM's single-mask output; SAM-HQ adds those of its own token.
 
     Args:
         decoder: the decoder with the weights.
@@ -42,14 +63,12 @@ def decode_prompts(
         positions: (1, C, h, w) positional embeddings.
         prompts: (N, G, C), one sparse prompt for each mask.
         high_res_features: features of SAM 2, (N, C/8, 4 h, 4 w) and (N, C/4, 2 h, 2 w).
+        hq_features: features of SAM-HQ, (N, C/8, 4 h, 4 w).
 
     Returns:
         Mask logits (N, G, 4 h, 4 w), equal to those of the decoder's own `forward` up to rounding.
     """
-    # (1 + masks, C), with SAM 2 (2 + masks, C): the mask tokens come last.
-    presence = [decoder.obj_score_token] if isinstance(decoder, Sam2MaskDecoder) else []
-    output_tokens = torch.cat([token.weight for token in (*presence, decoder.iou_token, decoder.mask_tokens)])
-    mask_token = len(output_tokens) - decoder.mask_tokens.num_embeddings
+    output_tokens, mask_token = _output_tokens(decoder)
     output_tokens = output_tokens.expand(*prompts.shape[:2], -1, -1)
     prompt_tokens = torch.cat([output_tokens, prompts[:, :, None]], dim=2)  # (N, G, T, C)
     positions = positions.flatten(2).transpose(1, 2)[:, None]  # (1, 1, L, C)
@@ -61,8 +80,28 @@ def decode_prompts(
     attended = _tokens_to_image(final.final_attn_token_to_image, tokens + prompt_tokens, keys + positions, keys)
     tokens = final.layer_norm_final_attn(tokens + attended)
     kernels = decoder.output_hypernetworks_mlps[0](tokens[:, :, mask_token])  # (N, G, C / 8)
-    pixels = _upscale(decoder, keys, image_embeddings.shape[-2:], high_res_features)  # (N, G, 4 h, 4 w, C / 8)
-    return (pixels.flatten(2, 3) @ kernels[..., None]).view(pixels.shape[:-1])
+    pixels = _upscale(decoder, keys, image_embeddings.shape[-2:], high_res_features)  # (N G, C / 8, 4 h, 4 w)
+    masks = _mask_logits(pixels, kernels)
+    if not isinstance(decoder, SamHQMaskDecoder):
+        return masks
+    fine = decoder.mask_conv2(decoder.activation(decoder.mask_norm(decoder.mask_conv1(pixels))))
+    fine = _add_to_each_prompt(fine, hq_features, len(keys))
+    return masks + _mask_logits(fine, decoder.hq_mask_mlp(tokens[:, :, len(output_tokens[0, 0]) - 1]))
+
+
+def _output_tokens(decoder: MaskDecoder) -> tuple[Tensor, int]:
+    """Return the decoder's own tokens (T, C) and the place of mask token 0; SAM-HQ's own token is the last."""
+    presence = [decoder.obj_score_token] if isinstance(decoder, Sam2Like) else []
+    first = [*presence, decoder.iou_token]
+    last = [decoder.hq_token] if isinstance(decoder, SamHQMaskDecoder) else []
+    tokens = torch.cat([token.weight for token in (*first, decoder.mask_tokens, *last)])
+    return tokens, len(first)
+
+
+def _mask_logits(pixels: Tensor, kernels: Tensor) -> Tensor:
+    """Multiply pixels (N G, c, h, w) by the kernels (N, G, c) of their prompts: (N, G, h, w)."""
+    by_prompt = pixels.permute(0, 2, 3, 1).unflatten(0, kernels.shape[:2])  # (N, G, h, w, c)
+    return (by_prompt.flatten(2, 3) @ kernels[..., None]).view(by_prompt.shape[:-1])
 
 
 def _two_way(
@@ -129,7 +168,7 @@ def _image_to_tokens(attention: Attention, query: Tensor, key: Tensor, value: Te
 
 
 def _out_projection(attention: Attention) -> nn.Linear:
-    return attention.o_proj if isinstance(attention, Sam2Attention) else attention.out_proj
+    return attention.o_proj if isinstance(attention, Sam2LikeAttention) else attention.out_proj
 
 
 def _upscale(
@@ -138,13 +177,12 @@ def _upscale(
     size: torch.Size,
     high_res_features: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """Upscale (N, G, L, C) to (N, G, 4 h, 4 w, C / 8), with channels last in memory throughout."""
+    """Upscale (N, G, L, C) to (N G, C / 8, 4 h, 4 w), with channels last in memory throughout."""
     images = keys.flatten(0, 1).transpose(1, 2).unflatten(2, tuple(size))  # (N G, C, h, w)
     finest, finer = high_res_features or (None, None)
     upscaled = _add_to_each_prompt(decoder.upscale_conv1(images), finer, len(keys))
     upscaled = decoder.activation(decoder.upscale_layer_norm(upscaled))
-    upscaled = decoder.activation(_add_to_each_prompt(decoder.upscale_conv2(upscaled), finest, len(keys)))
-    return upscaled.permute(0, 2, 3, 1).unflatten(0, keys.shape[:2])
+    return decoder.activation(_add_to_each_prompt(decoder.upscale_conv2(upscaled), finest, len(keys)))
 
 
 def _add_to_each_prompt(images: Tensor, features: Tensor | None, num_frames: int) -> Tensor:

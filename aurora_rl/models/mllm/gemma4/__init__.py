@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 class Gemma4Family(MLLMFamily):
     """Gemma 4 reads each frame as a picture of its own, of at most 70 tokens, after its time in whole seconds.
 
-    Its processor scales frames by itself: `min_pixels` and `max_pixels` change nothing.
+    Its processor scales frames by itself: `min_pixels` and `max_pixels` change nothing. Small sizes have a second table
+    of the vocabulary, `embed_tokens_per_layer`, larger than the first: the row of `[SEG]` starts at the mean there too,
+    but beside LoRA the table is trained only if `lora_modules_to_save` names it.
     """
 
     model_types = ("gemma4",)

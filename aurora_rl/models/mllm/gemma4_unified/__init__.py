@@ -27,6 +27,15 @@ class Gemma4UnifiedFamily(Gemma4Family):
     def for_config(self, config: PretrainedConfig) -> MLLMFamily:
         return self
 
+    def engine_name(self, name: str) -> str:
+        # The projection to the language model's width has a place of its own there, beside that of sound.
+        parts = {
+            "model.embed_vision.multimodal_embedder.": "model.embed_vision.",
+            "model.embed_vision.": "model.vision_embedder.",
+        }
+        old = next((part for part in parts if name.startswith(part)), "")
+        return parts.get(old, "") + name.removeprefix(old)
+
     def shortest_sound(self, processor: ProcessorMixin) -> int:
         return 1
 

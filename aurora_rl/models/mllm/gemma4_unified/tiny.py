@@ -26,6 +26,8 @@ class UnifiedParts(TinyParts):
             "mm_embed_dim": size.tower_size,
             "output_proj_dims": size.tower_size,
             "mm_posemb_size": 128,
+            # vLLM reads it, and the class of transformers does not declare it
+            "num_soft_tokens": 280,
         }
 
     def audio(self, size: TinyVLConfig) -> dict[str, Any]:

@@ -186,7 +186,7 @@ def test_image_size_and_width_are_multiples_of_eight():
 
 @pytest.mark.parametrize("build", [build_segmenter, build_frame_encoder])
 def test_unknown_type_is_refused_with_the_known_ones(build):
-    with pytest.raises(ValueError, match=r"'dott': choose one of \['dot', 'sam', 'sam2'\]"):
+    with pytest.raises(ValueError, match=r"'dott': choose one of \['dot', 'edgetam', .*'sam_hq'\]"):
         build({"type": "dott", "image_size": 32})
 
 

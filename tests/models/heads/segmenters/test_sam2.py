@@ -1,27 +1,67 @@
+"""SAM 2, and those whose decoders are its copies, beside transformers' own models."""
+
+import copy
+
 import numpy as np
 import pytest
 import torch
-from transformers import Sam2ImageProcessor, Sam2Model
+from transformers import (
+    BaseImageProcessor,
+    EdgeTamModel,
+    PreTrainedModel,
+    Sam2ImageProcessor,
+    Sam2Model,
+    Sam3TrackerModel,
+    Sam3TrackerVideoModel,
+)
+from transformers.models.sam3.image_processing_sam3 import Sam3ImageProcessor
 
-from aurora_rl.caches.image_embeddings import EmbeddingCache
-from aurora_rl.data.media import load_clip
 from aurora_rl.models.heads import FrameBatch, MaskHead
 from aurora_rl.models.heads.base import run_head
-from aurora_rl.models.heads.segmenters import build_frame_encoder, build_segmenter, complete_segmenter_config
+from aurora_rl.models.heads.segmenters import SEGMENTERS, build_frame_encoder, build_segmenter
+from aurora_rl.models.heads.segmenters.edgetam import EdgeTamFrameEncoder
 from aurora_rl.models.heads.segmenters.sam2 import Sam2Segmenter, pack_features, unpack_features
-from aurora_rl.models.loading import load_model
 
-SIZE, GRID, WIDTH = 64, 4, 128
+GRID, WIDTH = 4, 128
+
+
+@pytest.fixture(scope="module", params=["edgetam", "sam2", "sam3_tracker"])
+def kind(request) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def sam(sam2_checkpoint) -> Sam2Model:
-    return Sam2Model.from_pretrained(sam2_checkpoint).eval().requires_grad_(False)
+def checkpoint(kind, request) -> str:
+    return request.getfixturevalue(f"{kind.removesuffix('_tracker')}_checkpoint")
+
+
+@pytest.fixture(scope="module")
+def sam(kind, checkpoint) -> PreTrainedModel:
+    """transformers' model; of SAM 3 that of videos, since its image model leaves out one embedding, see below."""
+    if kind == "edgetam":
+        sam = EdgeTamFrameEncoder.load_sam(checkpoint, None)
+        assert isinstance(sam, EdgeTamModel)
+    else:
+        sam = (Sam2Model if kind == "sam2" else Sam3TrackerVideoModel).from_pretrained(checkpoint)
+    return sam.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def loaded(kind, checkpoint) -> Sam2Segmenter:
+    segmenter_class = SEGMENTERS[kind]
+    assert issubclass(segmenter_class, Sam2Segmenter)
+    return segmenter_class.from_checkpoint(checkpoint)
 
 
 @pytest.fixture
-def segmenter(sam2_checkpoint) -> Sam2Segmenter:
-    return Sam2Segmenter.from_checkpoint(sam2_checkpoint)
+def segmenter(loaded) -> Sam2Segmenter:
+    """A copy, which a test may change."""
+    return copy.deepcopy(loaded)
+
+
+def image_processor(kind: str, size: int) -> BaseImageProcessor:
+    processor_class = Sam3ImageProcessor if kind == "sam3_tracker" else Sam2ImageProcessor
+    return processor_class(size={"height": size, "width": size})
 
 
 def make_inputs(num_frames: int, num_prompts: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,7 +98,7 @@ def test_published_sizes_take_eight_megabytes_a_frame():
 
 
 def stock_masks(
-    sam: Sam2Model, features: list[torch.Tensor], positions: torch.Tensor, prompts: torch.Tensor
+    sam: PreTrainedModel, features: list[torch.Tensor], positions: torch.Tensor, prompts: torch.Tensor
 ) -> torch.Tensor:
     """transformers' own decoder under the same sparse embedding, (N, G, h, w)."""
     num_frames = len(prompts)
@@ -75,9 +115,9 @@ def stock_masks(
     return low_res_masks[:, :, 0]
 
 
-def test_masks_are_those_of_transformers_sam2_from_pixels_on(sam, segmenter):
+def test_masks_are_those_of_transformers_from_pixels_on(kind, sam, segmenter):
     frames = make_frames(3)
-    processor = Sam2ImageProcessor(size={"height": SIZE, "width": SIZE})
+    processor = image_processor(kind, segmenter.config["image_size"])
     pixel_values = processor(images=list(frames), return_tensors="pt")["pixel_values"]
     _, prompts = make_inputs(3, 2)
     frame_inputs = build_frame_encoder(segmenter.config).encode(frames)
@@ -89,14 +129,28 @@ def test_masks_are_those_of_transformers_sam2_from_pixels_on(sam, segmenter):
     assert mask_logits.std() > 0.1  # there is something to compare
 
 
-def test_image_positions_are_sam2s(sam, segmenter):
+def test_sam_3_of_images_in_transformers_adds_an_embedding_where_nobody_reads_it(sam3_checkpoint):
+    """SAM 3 has a fourth map, for its detector, and transformers 5.17 takes that for the last one of its tracker."""
+    pixel_values = torch.randn(1, 3, 56, 56)
+    image, video = (
+        model.from_pretrained(sam3_checkpoint).eval() for model in (Sam3TrackerModel, Sam3TrackerVideoModel)
+    )
+    *_, theirs = image.get_image_embeddings(pixel_values)
+    *_, coarse = video.get_image_embeddings(pixel_values)
+    embedding = video.no_memory_embedding.reshape(1, -1, 1, 1)
+    assert embedding.abs().max() > 0.1
+    torch.testing.assert_close(theirs + embedding, coarse)
+
+
+def test_image_positions_are_transformers_own(sam, segmenter):
     positions = sam.get_image_wide_positional_embeddings()
     torch.testing.assert_close(segmenter.image_positional_embeddings, positions)
 
 
 @pytest.mark.parametrize("num_prompts", [1, 3])
-def test_gradients_are_those_of_transformers_sam2(sam2_checkpoint, segmenter, num_prompts):
-    stock = Sam2Model.from_pretrained(sam2_checkpoint).eval().double()
+def test_gradients_are_those_of_transformers(sam, segmenter, num_prompts):
+    stock = copy.deepcopy(sam).double()
+    stock.mask_decoder.requires_grad_()
     frame_inputs, prompts = make_inputs(2, num_prompts)
     features = [feature.double() for feature in unpack_features(frame_inputs)]
     leaf = prompts.double().requires_grad_()
@@ -122,60 +176,9 @@ def test_rows_on_one_clip_are_decoded_as_rows_on_copies_of_it(segmenter):
 
 
 @pytest.mark.parametrize("size", [(48, 80), (81, 37), (64, 64), (300, 511)])
-def test_postprocess_equals_sam2_image_processor(segmenter, size):
+def test_postprocess_equals_the_image_processors(segmenter, size):
     mask_logits = torch.randn(2, 3, 16, 16)
-    expected = Sam2ImageProcessor().post_process_masks(mask_logits[:, None], [size] * 2, binarize=False)
+    expected = image_processor(segmenter.config["type"], 64).post_process_masks(
+        mask_logits[:, None], [size] * 2, binarize=False
+    )
     torch.testing.assert_close(segmenter.postprocess(mask_logits, size), torch.cat(expected))
-
-
-# The frozen image encoder
-
-
-def test_frame_inputs_go_through_the_embedding_cache(segmenter, train_samples, tmp_path):
-    encoder = build_frame_encoder(segmenter.config)
-    frames = load_clip(train_samples[0]).frames
-    EmbeddingCache(tmp_path, encoder, dtype="float32").ensure(train_samples[:1], lambda _: frames)
-    cached = EmbeddingCache(tmp_path, encoder, dtype="float32").get(train_samples[0].media_id)
-    assert torch.equal(cached, encoder.encode(frames))
-
-
-def test_other_sizes_need_no_other_weights(sam2_checkpoint):
-    segmenter = Sam2Segmenter.from_checkpoint(sam2_checkpoint, 96)
-    frame_inputs = build_frame_encoder(segmenter.config).encode(make_frames())
-    mask_logits = segmenter(frame_inputs, torch.randn(2, 1, WIDTH))
-    assert mask_logits.shape == (2, 1, 24, 24)
-    assert segmenter.postprocess(mask_logits, (48, 80)).shape == (2, 1, 48, 80)
-    assert mask_logits.isfinite().all()
-
-
-def test_image_size_is_a_multiple_of_32(sam2_checkpoint):
-    with pytest.raises(ValueError, match="image_size 80 must be a multiple of 32 for SAM 2"):
-        Sam2Segmenter.from_checkpoint(sam2_checkpoint, 80)
-
-
-# Loading
-
-
-def test_load_pretrained_fills_a_segmenter_built_from_its_completed_config(sam2_checkpoint, segmenter):
-    config = complete_segmenter_config({"type": "sam2", "image_size": SIZE, "checkpoint": sam2_checkpoint})
-    built = build_segmenter(config)
-    built.load_pretrained()
-    assert built.config["encoder_hash"] == segmenter.config["encoder_hash"]
-    for name, tensor in segmenter.state_dict().items():
-        assert torch.equal(built.state_dict()[name], tensor), name
-
-
-def test_a_model_starts_from_sam2_and_is_saved_and_loaded_with_it(omni_checkpoint, sam2_checkpoint, tmp_path):
-    segmenter = {"type": "sam2", "image_size": SIZE, "checkpoint": sam2_checkpoint}
-    new = load_model(omni_checkpoint, segmenter=segmenter)
-    pretrained = Sam2Segmenter.from_checkpoint(sam2_checkpoint)
-    for name, tensor in pretrained.state_dict().items():
-        assert torch.equal(new.model.seg_head.mask_decoder.state_dict()[name], tensor), name
-    with torch.no_grad():
-        new.model.seg_head.mask_decoder.mask_decoder.mask_tokens.weight.add_(1.0)  # as training would
-    new.model.save_pretrained(tmp_path)
-    new.processor.save_pretrained(tmp_path)
-    again = load_model(str(tmp_path))
-    assert again.segmenter_config == new.segmenter_config
-    for name, tensor in new.model.seg_head.state_dict().items():
-        assert torch.equal(again.model.seg_head.state_dict()[name], tensor), name
