@@ -12,7 +12,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 from aurora_rl.models.grounding import GroundingMixin, segmentation_model
@@ -75,13 +74,17 @@ def packed_row(model: nn.Module, layout: PackedLayout | None) -> Iterator[None]:
     if layout is None:
         yield
         return
-    inner = segmentation_model(model)
+    inner: Any = segmentation_model(model)
     if inner.config.get_text_config()._attn_implementation != IMPLEMENTATION:
         raise RuntimeError(f"the decoder's attention is not {IMPLEMENTATION}: call `enable` first")
 
+    counts_tokens = not hasattr(inner.backbone, "get_rope_index")  # positions of a padded batch mean nothing here
+
     def give_layout(_decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if kwargs.get("position_ids") is None:
-            kwargs = {**kwargs, "position_ids": _text_positions(inner, layout)}
+        if counts_tokens:
+            kwargs = {**kwargs, "position_ids": layout.text_positions()}
+        elif kwargs.get("position_ids") is None:  # prompts without media
+            kwargs = {**kwargs, "position_ids": layout.text_positions().expand(3, 1, -1)}
         return args, {**kwargs, "packed": layout}
 
     handle = inner.get_decoder().register_forward_pre_hook(give_layout, with_kwargs=True)
@@ -91,9 +94,3 @@ def packed_row(model: nn.Module, layout: PackedLayout | None) -> Iterator[None]:
     finally:
         inner.packed = None
         handle.remove()
-
-
-def _text_positions(inner: Any, layout: PackedLayout) -> torch.Tensor:
-    """Return positions for a decoder that is given none: prompts without media, or a family that counts tokens."""
-    positions = layout.text_positions()
-    return positions.expand(3, 1, -1) if hasattr(inner.backbone, "get_rope_index") else positions
