@@ -102,7 +102,7 @@ def _cached_numbers(layer: nn.Module, length: int) -> int:
 
     A sliding window keeps the tokens that the next one attends to. Layers that share keys of others cache none.
     """
-    attention = getattr(layer, "self_attn", None)
+    attention: Any = getattr(layer, "self_attn", None)
     if not hasattr(attention, "k_proj"):
         return 0
     window = getattr(attention, "sliding_window", None)

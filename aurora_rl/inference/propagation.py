@@ -196,9 +196,8 @@ class _Run:
 
     def between(self, waiting: Sequence[tuple[int, Picture]], middle: float) -> Iterator[FrameMasks]:
         """Track the pictures between two remembered ones, those up to the middle in time from the earlier one."""
-        first, second = [], []
-        for index, picture in waiting:
-            (first if picture.time <= middle else second).append((index, picture))
+        first = [each for each in waiting if each[1].time <= middle]
+        second = [each for each in waiting if each[1].time > middle]
         yield from itertools.starmap(self.track, first)
         yield from reversed([self.track(index, picture, backward=True) for index, picture in reversed(second)])
 

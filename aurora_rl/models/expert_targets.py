@@ -1,7 +1,7 @@
 """Tells from configs alone whether LoRA adapts experts, before anything is loaded; no torch is imported.
 
 A layer's experts are stacked in two tensors, which vLLM is not sent with LoRA merged in (`rollout.weights`). PEFT
-adapts them where `target_parameters` names them, and where `target_modules` has the names of their former linear layers.
+adapts them where `target_parameters` names them, and where `target_modules` has the names of their former layers.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def head_token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     return int(tokenizer.convert_tokens_to_ids(token))
 
 
-def vocabulary_tables(model: PreTrainedModel) -> list[nn.Module]:
+def vocabulary_tables(model: PreTrainedModel) -> list[Any]:
     """Return the layers with a row for each token: embeddings, `lm_head`, and Gemma's embeddings for every layer."""
     per_layer = getattr(model.get_decoder(), "embed_tokens_per_layer", None)
     tables = (model.get_input_embeddings(), model.get_output_embeddings(), per_layer)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -23,7 +24,8 @@ def router_loss_of_recipe(model: nn.Module) -> Iterator[None]:
     Args:
         model: the policy, wrapped by PEFT or not; one without a router loss is left alone.
     """
-    config = model.config.get_text_config()
+    of_model: Any = model.config
+    config = of_model.get_text_config()
     coefficient = getattr(config, "router_aux_loss_coef", None)
     if coefficient is None:
         yield

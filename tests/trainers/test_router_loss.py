@@ -1,4 +1,4 @@
-"""The router loss of models with experts is in the loss where the recipe says so, by its coefficient, and nowhere else."""
+"""The router loss of models with experts is in the loss where the recipe says so, by its coefficient, else not."""
 
 import dataclasses
 import json

@@ -140,8 +140,9 @@ class MLLMFamily(Senses, abc.ABC):
 
         By default `tower_names` are those of a vision tower of patches and an audio tower like Whisper's.
         """
-        rates = {"sound_rate": self.sound_rate, "tokens_of_time": self.tokens_of_time}
-        return usual_pass(config, clip, self.tower_names, **rates)
+        return usual_pass(
+            config, clip, self.tower_names, sound_rate=self.sound_rate, tokens_of_time=self.tokens_of_time
+        )
 
     def build_tiny(
         self,

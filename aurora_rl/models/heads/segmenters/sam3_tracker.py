@@ -37,7 +37,8 @@ class Sam3TrackerFrameEncoder(Sam2FrameEncoder):
 
     def _at_image_size(self, encoder: nn.Module) -> nn.Module:
         """Place the patches of a layer with global attention in a grid of another size; no weight depends on it."""
-        for layer in encoder.vision_encoder.backbone.layers:
+        backbone: Any = encoder.get_submodule("vision_encoder.backbone")
+        for layer in backbone.layers:
             config = copy.copy(layer.config)
             config.image_size = self.image_size
             layer.position_ids = layer.precompute_positions(config, layer.window_size)

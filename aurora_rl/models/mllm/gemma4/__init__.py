@@ -8,7 +8,7 @@ tiny        a model of random weights, whose vocabulary has no free row
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from aurora_rl.models.mllm.base import MLLMFamily
 from aurora_rl.models.mllm.sizes import ClipPass, ClipSize
@@ -27,7 +27,12 @@ class Gemma4Family(MLLMFamily):
     """
 
     model_types = ("gemma4",)
-    tower_names = ("model.vision_tower", "model.embed_vision", "model.audio_tower", "model.embed_audio")
+    tower_names: ClassVar[tuple[str, ...]] = (
+        "model.vision_tower",
+        "model.embed_vision",
+        "model.audio_tower",
+        "model.embed_audio",
+    )
     token_inputs = (*MLLMFamily.token_inputs, "num_soft_tokens_per_video")
     engine_architecture = "Gemma4ForConditionalGeneration"
 
