@@ -9,6 +9,7 @@ the reasons why some models cannot make one.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,9 +31,11 @@ def reason_against(model: nn.Module) -> str | None:
     Args:
         model: the model, wrapped or not, with the dropout that it is trained with.
     """
-    inner = segmentation_model(model)
+    inner: Any = segmentation_model(model)
     config = inner.config.get_text_config()
     others = sorted({*(getattr(config, "layer_types", None) or ())} - {FULL_ATTENTION})
+    if not _hands_on_layouts(inner):
+        return f"{type(inner).__name__} does not hand a layout on to its decoder: make it of MLLMMixin"
     if getattr(config, "use_bidirectional_attention", None):
         return "tokens of media attend both ways in its decoder"
     if others:
@@ -42,6 +45,14 @@ def reason_against(model: nn.Module) -> str | None:
     if _has_dropout(inner):
         return "the decoder has dropout, drawn once for all rows of a group: set disable_dropout to true"
     return None
+
+
+def _hands_on_layouts(inner: Any) -> bool:
+    """Tell whether prompts, positions and layout find their way: a family may be written without the common mixins."""
+    parameters = inspect.signature(type(inner.get_decoder()).forward).parameters.values()
+    takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    has_text_config = getattr(inner.config, "text_config", None) is inner.config.get_text_config()
+    return hasattr(inner, "backbone") and takes_more and has_text_config
 
 
 def _has_dropout(inner: GroundingMixin) -> bool:

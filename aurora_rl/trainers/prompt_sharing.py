@@ -101,6 +101,7 @@ class WholeGroupsTrainer(GRPOTrainer):
     """TRL's GRPOTrainer that shuffles groups where they share their prompts."""
 
     _passes: Any
+    _buffered_inputs: Any
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """Do what TRL's method does; its shuffling of rows would spread a group over all micro-batches."""

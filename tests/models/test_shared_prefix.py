@@ -223,6 +223,14 @@ def test_each_reason_against_it_is_found(field: str, value: Any, reason: str) ->
     assert reason in str(reason_against(model))
 
 
+def test_a_family_without_the_common_mixins_is_left_alone() -> None:
+    model = Subject.of(get_family("qwen3_vl")).model
+    model.get_decoder().__class__ = type(
+        "Strict", (type(model.get_decoder()),), {"forward": lambda self, input_ids: None}
+    )
+    assert "make it of MLLMMixin" in str(reason_against(model))
+
+
 def test_dropout_of_an_adapter_is_a_reason_too() -> None:
     model = Subject.of(get_family("qwen3_vl")).model
     model.get_decoder().layers[0].lora_dropout = nn.Dropout(0.05)
