@@ -173,10 +173,8 @@ class ForwardPasses:
         of_groups = rows if layout is None else [rows[row] for row in layout.first_rows]
         features, media_index = distinct_media(of_groups)
         media = self.encode.family.collate_features(features, media_index)
-        inputs = (
-            _plain_inputs(input_ids, attention_mask, logits_to_keep) if layout is None else layout.inputs(input_ids)
-        )
-        inputs |= {name: tensor.to(input_ids.device) for name, tensor in media.items()}
+        text = _plain_inputs(input_ids, attention_mask, logits_to_keep) if layout is None else layout.inputs(input_ids)
+        inputs: dict[str, Any] = {**text, **{name: tensor.to(input_ids.device) for name, tensor in media.items()}}
         if predicts and self.token_id is not None:
             token_index, has_token = find_last_token(
                 input_ids, attention_mask, self.token_id, num_completion_tokens=logits_to_keep
