@@ -1,23 +1,32 @@
 """Greedy decoding by transformers and by vLLM: where tokens differ and by which margin, and the time of a sync.
 
     python benchmarks/vllm_parity.py --config recipes/synthetic/evaluate.yaml --clips 64
+    python benchmarks/vllm_parity.py --family qwen3_vl
 
 The YAML file is one of `recipes/evaluate.py`, with the model and the data. `--output out.json` writes every clip.
+A family is measured with a tiny model of random weights, before and after LoRA is merged and sent; `--json` prints
+what a row of docs/models.md takes of it as the last line.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import dataclasses
 import json
+import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GenerationConfig, PreTrainedModel
 
 from aurora_rl.assembly.arguments import DataArguments
@@ -29,10 +38,22 @@ from aurora_rl.files.plain import read_text_file
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.end_of_turn import end_token_ids
 from aurora_rl.models.loading import LoadedModel, load_model
-from aurora_rl.models.mllm import EncodedPrompt
+from aurora_rl.models.mllm import EncodedPrompt, MLLMFamily, load_family
+from aurora_rl.models.mllm.contract import SECOND, Subject
+from aurora_rl.models.mllm.interleaving import InterleavingMixin
 from aurora_rl.rollout.engine import AuroraVLLMGeneration
 
 SYNCS = 5
+#: What a process has of vLLM and torch.distributed in its environment.
+DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "VLLM_CPU_OMP_THREADS_BIND")
+#: Tokens that a tiny model says.
+NUM_TOKENS = 24
+#: Sizes of a tiny model, whose heads are then of a size that vLLM's CPU kernels have.
+SIZES = {"hidden_size": 128}
+#: Families whose linear attention vLLM's CPU kernels compute in bfloat16 alone.
+ROUNDED = ("qwen3_5",)
+#: Columns of docs/models.md.
+BEFORE, AFTER = "vLLM before a sync", "vLLM after a sync"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +172,128 @@ def time_of_sync(generation: AuroraVLLMGeneration) -> float:
     return statistics.median(seconds)
 
 
+@dataclasses.dataclass(frozen=True)
+class FamilyAgreement:
+    """Largest difference of a family's log-probabilities between vLLM and transformers, over prompts of all kinds.
+
+    Attributes:
+        before: with the weights that vLLM was started with.
+        stale: of a policy that LoRA has changed, before its weights are sent; a control.
+        after: when LoRA is merged and sent.
+        dtype: precision of both.
+    """
+
+    before: float
+    stale: float
+    after: float
+    dtype: torch.dtype
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """What docs/models.md says of it, by column."""
+        rounded = "" if self.dtype == torch.float32 else f" in {str(self.dtype).removeprefix('torch.')}"
+        return {BEFORE: f"{self.before:.0e}{rounded}", AFTER: f"{self.after:.0e}{rounded}"}
+
+
+@contextlib.contextmanager
+def started(loaded: LoadedModel, **options: Any) -> Iterator[AuroraVLLMGeneration]:
+    """Run vLLM in this process, greedy and with room for a tiny model's prompts, and leave no trace of it.
+
+    Args:
+        loaded: the policy.
+        **options: arguments of `AuroraVLLMGeneration` that differ.
+    """
+    environment = {name: os.environ.get(name) for name in DISTRIBUTED}
+    tiny = {"max_model_length": 1024, "max_num_seqs": 64, "temperature": 0.0, "max_completion_length": NUM_TOKENS}
+    generation = AuroraVLLMGeneration(
+        loaded,
+        engine_kwargs={"kv_cache_memory_bytes": 64_000_000},
+        accelerator=Accelerator(cpu=True),
+        processing_class=loaded.processor,
+        mode="colocate",
+        **{**tiny, **options},
+    )
+    try:
+        yield generation
+    finally:
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        del generation.llm
+        cleanup_dist_env_and_memory()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        for name, value in environment.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def prompts_of_all_kinds(subject: Subject) -> list[EncodedPrompt]:
+    """Encode text alone, short and long; frames of several sizes, numbers and rates; sound after and between them."""
+    family = subject.family
+    prompts = [
+        subject.encode(frames=0),
+        subject.encode("the drum is loud, the bell is near " * 8, frames=0),
+        subject.encode(sound=0),
+        subject.encode("the bell is near", frames=6, size=(48, 96), sound=0, seed=1, fps=1.0),
+        subject.encode(frames=24, size=(32, 32), sound=0, seed=2),  # longer in time than in space
+    ]
+    if family.hears:
+        prompts += [subject.encode(), subject.encode(frames=2, sound=2 * SECOND + 77, seed=3)]  # no whole columns
+    if issubclass(family.model_class, InterleavingMixin):
+        prompts += [subject.encode(frames=6, sound=3 * SECOND, seed=4, between=True)]
+    return prompts
+
+
+def measure_family(family: MLLMFamily) -> FamilyAgreement:
+    """Measure a family's tiny model inside vLLM, before and after LoRA is merged and sent."""
+    subject = Subject.of(family, SIZES)
+    dtype = torch.bfloat16 if family.model_types[0] in ROUNDED else torch.float32
+    subject.model.to(dtype)
+    loaded = LoadedModel(subject.model, subject.processor, family)
+    prompts = prompts_of_all_kinds(subject)
+    longest = max(len(prompt.prompt_ids) for prompt in prompts)
+    with started(loaded, max_model_length=longest + NUM_TOKENS) as generation:
+        generation.sync_weights()
+        before = _difference(loaded, subject.model, prompts, generation)
+        generation.model = policy = with_random_lora(subject.model, family)
+        stale = _difference(loaded, policy, prompts, generation)
+        generation.sync_weights()
+        return FamilyAgreement(before, stale, _difference(loaded, policy, prompts, generation), dtype)
+
+
+def with_random_lora(model: PreTrainedModel, family: MLLMFamily) -> PeftModel:
+    """Wrap a model by LoRA that changes what it says; towers are frozen."""
+    torch.manual_seed(1)
+    policy = get_peft_model(model, LoraConfig(r=4, target_modules=family.lora_target_modules))
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0, 0.3)
+    return policy.eval()
+
+
+def _difference(
+    loaded: LoadedModel, policy: Any, prompts: Sequence[EncodedPrompt], generation: AuroraVLLMGeneration
+) -> float:
+    """Return the largest difference of log-probabilities on the tokens that vLLM says, all prompts in one batch."""
+    seeds = list(range(len(prompts)))
+    rollouts = generation.generate_rows(prompts, seeds=seeds, num_generations=1, profiler=nullcontext())
+    assert rollouts.logprobs is not None
+    differences = []
+    for row, ids, logprobs in zip(prompts, rollouts.completion_ids, rollouts.logprobs, strict=True):
+        expected = _logprobs(policy, loaded, row, ids).gather(1, torch.tensor(ids)[:, None])[:, 0]
+        differences.append((expected - torch.tensor(logprobs)).abs().max().item())
+    return max(differences)
+
+
+def cells_of_family(name: str) -> dict[str, str]:
+    """Return what docs/models.md says of a family inside vLLM, by column; of one that is refused, why."""
+    family = load_family(name)
+    if family.engine_refusal is not None:
+        return dict.fromkeys((BEFORE, AFTER), f"refused: {family.engine_refusal}")
+    return measure_family(family).cells
+
+
 def _distinct_clips(samples: list[AVSample], count: int) -> list[AVSample]:
     clips = list({sample.media_id: sample for sample in samples}.values())
     if len(clips) < count:
@@ -161,14 +304,26 @@ def _distinct_clips(samples: list[AVSample], count: int) -> list[AVSample]:
 def main() -> None:
     """Read the arguments, measure, print."""
     parser = OptionParser(description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="YAML file of recipes/evaluate.py")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--config", type=Path, help="YAML file of recipes/evaluate.py")
+    asked.add_argument("--family", help="model_type of a family, or mine.py:MyFamily, whose tiny model is measured")
     parser.add_argument("--model", help="folder or hub name of the model (default: the YAML's)")
     parser.add_argument("--data_root", help="folder that holds the benchmark (default: the YAML's)")
     parser.add_argument("--split", default="test_s", help="split whose clips are answered")
     parser.add_argument("--clips", type=int, default=64, help="number of clips that are answered")
     parser.add_argument("--output", type=Path, help="JSON file for what each clip gave")
+    parser.add_argument("--json", action="store_true", help="with --family: print a JSON object as the last line")
     args = parser.parse_args()
     setup_logging(is_main_process=True)
+    if args.family:
+        cells = cells_of_family(args.family)
+        print(json.dumps(cells) if args.json else "\n".join(f"{column}: {text}" for column, text in cells.items()))
+        return
+    measure_checkpoint(args)
+
+
+def measure_checkpoint(args: argparse.Namespace) -> None:
+    """Compare the answers to some clips of a benchmark, and time the sync."""
     config = yaml.safe_load(read_text_file(args.config))
     config |= {key: getattr(args, key) for key in ("model", "data_root") if getattr(args, key)}
     names = {field.name for field in dataclasses.fields(DataArguments)}

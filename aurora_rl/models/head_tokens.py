@@ -72,7 +72,7 @@ def _rename_reserved_token(tokenizer: Any, token: str, next_id: int, vocab_size:
     if not reserved or not isinstance(vocabulary, dict):
         raise ValueError(
             f"{token} would get id {next_id}, but the embedding matrix has {vocab_size} rows and the vocabulary no "
-            "reserved token such as <unused0>: use a checkpoint whose vocabulary has either"
+            "reserved token such as <unused0>: use a checkpoint whose vocabulary is padded, or has one"
         )
     old = reserved[min(reserved)]
     if old in vocabulary:

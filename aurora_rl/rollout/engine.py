@@ -210,7 +210,8 @@ class AuroraVLLMGeneration(VLLMGeneration):
         self._towers_are_stale |= self._llm_weights_sleeping
         self._llm_weights_sleeping = False
         model = self._worker.model_runner.model
-        with _reloading(self._worker, model if self._towers_are_stale else model.language_model):
+        parts = [model] if self._towers_are_stale else parts_beside_towers(model, self.family)
+        with _reloading(self._worker, parts):
             loaded = model.load_weights(self._iter_named_params())
         if self._towers_are_stale:
             missing = sorted({name for name, _ in model.named_parameters()} - _as_parameters(loaded))
@@ -376,13 +377,24 @@ def _engine_input(prompt: EnginePrompt) -> dict[str, Any]:
     return {**text, "multi_modal_data": prompt.media, "mm_processor_kwargs": prompt.processor_options}
 
 
+def parts_beside_towers(model: nn.Module, family: MLLMFamily) -> list[nn.Module]:
+    """Return the children of vLLM's model that hold what is sent while towers are frozen, projectors among them."""
+    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    names = [f"{family.engine_prefix}{name}." for name in family.tower_names]
+    inside = [name if mapper is None else mapper.map_name(name) for name in names]
+    towers = {name.split(".")[0] for name in inside if name}
+    return [child for name, child in model.named_children() if name not in towers]
+
+
 @contextlib.contextmanager
-def _reloading(worker: Any, model: nn.Module) -> Iterator[None]:
+def _reloading(worker: Any, parts: Sequence[nn.Module]) -> Iterator[None]:
     """Let vLLM restore the layout of loaded weights before a change: a CPU's matrix kernels have repacked them."""
     from vllm.config import set_current_vllm_config
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
     with set_current_vllm_config(worker.vllm_config), torch.device(worker.device):
-        initialize_layerwise_reload(model)
+        for part in parts:
+            initialize_layerwise_reload(part)
         yield
-        finalize_layerwise_reload(model, worker.model_config)
+        for part in parts:
+            finalize_layerwise_reload(part, worker.model_config)

@@ -5,52 +5,27 @@ point_at     hands the engine another policy, weights synced
 make_prompts prompts with sound after the frames, between the frames, of frames alone, and of text alone
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from PIL import Image
 
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.mllm import EncodedPrompt
 from tests.conversations import build_messages
 
-#: What a process has of vLLM and torch.distributed in its environment.
-DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "VLLM_CPU_OMP_THREADS_BIND")
-ENGINE = {"kv_cache_memory_bytes": 64_000_000}
-
 
 @pytest.fixture(scope="module")
 def generation(tiny_checkpoint: str) -> Iterator["AuroraVLLMGeneration"]:  # noqa: F821
     """Greedy, with at most 24 tokens; tests that change an option put it back by `monkeypatch`."""
-    from aurora_rl.rollout.engine import AuroraVLLMGeneration
+    from benchmarks.vllm_parity import started
 
-    environment = {name: os.environ.get(name) for name in DISTRIBUTED}
-    loaded = load_model(tiny_checkpoint)
-    generation = AuroraVLLMGeneration(
-        loaded,
-        engine_kwargs=ENGINE,
-        accelerator=Accelerator(cpu=True),
-        processing_class=loaded.processor,
-        mode="colocate",
-        max_model_length=1024,
-        max_num_seqs=64,
-        temperature=0.0,
-        max_completion_length=24,
-    )
-    generation.sync_weights()
-    yield generation
-    del generation.llm  # and with it torch's process group
-    AcceleratorState._reset_state(reset_partial_state=True)
-    for name, value in environment.items():
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
+    with started(load_model(tiny_checkpoint)) as generation:
+        generation.sync_weights()
+        yield generation
 
 
 @pytest.fixture

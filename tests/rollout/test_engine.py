@@ -16,7 +16,7 @@ from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 from aurora_rl.models.quantization import not_quantized
 from aurora_rl.rollout.weights import engine_weights
-from benchmarks.vllm_parity import compare, measure, report
+from benchmarks.vllm_parity import AFTER, BEFORE, compare, measure, report
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -51,10 +51,14 @@ def trained(loaded: LoadedModel, model: nn.Module, steps: int = 3) -> nn.Module:
 # Prompts
 
 
-def test_all_kinds_of_prompts_give_the_policys_log_probabilities(generation, generate, rows, difference):
+def test_all_kinds_of_prompts_give_the_policys_log_probabilities(
+    generation, generate, rows, difference, record_property
+):
     rollouts = generate(rows)
     assert [len(ids) for ids in rollouts.completion_ids] == [len(logps) for logps in rollouts.logprobs]
-    assert difference(generation.model, generation.loaded, rows, rollouts) < SAME
+    found = difference(generation.model, generation.loaded, rows, rollouts)
+    assert found < SAME
+    record_property("cell", f"qwen2_5_omni|{BEFORE}|{found:.0e}")
 
 
 def test_greedy_decoding_gives_the_tokens_of_transformers(generation, make_prompts):
@@ -213,7 +217,9 @@ def as_vllm_has_it(name: str) -> str:
 
 
 @pytest.mark.parametrize("peft", [False, True])
-def test_after_training_the_engine_follows_the_policy(generation, generate, rows, difference, point_at, peft):
+def test_after_training_the_engine_follows_the_policy(
+    generation, generate, rows, difference, point_at, peft, record_property
+):
     loaded = load_model(generation.loaded.model.config._name_or_path)
     model = loaded.model
     if peft:
@@ -225,7 +231,10 @@ def test_after_training_the_engine_follows_the_policy(generation, generate, rows
     stale = generate(rows)
     assert difference(policy, loaded, rows, stale) > 0.1  # control: without the sync
     point_at(policy)
-    assert difference(policy, loaded, rows, generate(rows)) < 1e-3
+    found = difference(policy, loaded, rows, generate(rows))
+    assert found < 1e-3
+    if peft:
+        record_property("cell", f"qwen2_5_omni|{AFTER}|{found:.0e}")
 
 
 @pytest.mark.quantization

@@ -12,7 +12,9 @@ from transformers import BitsAndBytesConfig
 from aurora_rl.assembly.arguments import ModelArguments
 from aurora_rl.assembly.model import peft_config
 from aurora_rl.models.loading import LoadedModel, load_model
+from aurora_rl.models.mllm import FAMILIES
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
+from aurora_rl.models.mllm.qwen3_vl_moe import Qwen3VLMoeFamily
 from aurora_rl.models.quantization import is_quantized, not_quantized
 from aurora_rl.rollout.export import engine_config
 from aurora_rl.rollout.weights import changes_towers, engine_weights
@@ -60,6 +62,27 @@ def test_a_tower_is_left_out_by_its_path_and_not_by_its_name(loaded):
     assert not any(name.startswith(("model.layers.0.mlp.", "visual.")) for name in names)
     assert any(name.startswith("model.layers.1.mlp.") for name in names)
     assert any(name.startswith("audio_tower.") for name in names)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_types[0])
+def test_of_each_family_the_towers_stay_out_and_all_else_is_sent(family):
+    """Some lie under `model`, and no other part of any model is named like one of them."""
+    family = family()
+    model, _ = family.build_tiny(["the drum"], segmenter={"type": "dot", "image_size": 32, "width": 8})
+    names = {name for name, _ in model.named_parameters() if not name.startswith("seg_head.")}
+    towers = {name for name in names if family.is_tower(name)}
+    assert {name.removeprefix(family.engine_prefix) for name, _ in engine_weights(model, family, towers=True)} >= names
+    frozen = {name.removeprefix(family.engine_prefix) for name, _ in engine_weights(model, family, towers=False)}
+    assert towers and not frozen & towers and frozen >= names - towers
+
+
+def test_experts_are_sent_as_the_hub_stores_them():
+    family = Qwen3VLMoeFamily()
+    model, _ = family.build_tiny(["the drum"])
+    found = {name: weight.shape for name, weight in engine_weights(model, family, towers=False)}
+    for name, parameter in model.named_parameters():
+        if ".experts." in name:
+            assert found[name] == parameter.shape[:1] + parameter.shape[1:][::-1]
 
 
 def test_towers_are_sent_where_they_are_asked_for(loaded):

@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,9 +59,9 @@ class Subject:
     processor: Any
 
     @classmethod
-    def of(cls, family: MLLMFamily) -> Subject:
-        """Build the tiny model; every call gives the same weights."""
-        model, processor = family.build_tiny(TEXTS, segmenter=SEGMENTER)
+    def of(cls, family: MLLMFamily, sizes: Mapping[str, Any] | None = None) -> Subject:
+        """Build the tiny model, of some sizes where they differ from its own; every call gives the same weights."""
+        model, processor = family.build_tiny(TEXTS, segmenter=SEGMENTER, sizes=sizes)
         torch.manual_seed(0)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -88,6 +88,8 @@ class Subject:
         size: tuple[int, int] = (64, 64),
         sound: int = SECOND,
         seed: int = 0,
+        fps: float = FPS,
+        between: bool = False,
         processor: Any = None,
     ) -> EncodedPrompt:
         """Encode a question about random frames and noise.
@@ -98,15 +100,19 @@ class Subject:
             size: H and W of the frames.
             sound: number of samples; 0 for none. A family without ears gets none.
             seed: seed of frames and noise.
+            fps: frames a second.
+            between: whether the sound lies between the frames.
             processor: the processor, where it is not the subject's own.
         """
         random = np.random.default_rng(seed)
         pixels = random.integers(0, 256, (frames, *size, 3), dtype=np.uint8)
         waveform = random.normal(0, 0.1, sound).astype(np.float32) if sound and frames and self.family.hears else None
-        options = {"sample_fps": FPS, "min_pixels": 256, "max_pixels": 65536}
-        media = PromptMedia([Image.fromarray(frame) for frame in pixels], waveform is not None, options)
+        options = {"sample_fps": fps, "min_pixels": 256, "max_pixels": 65536}
+        is_apart = waveform is not None and not between
+        media = PromptMedia([Image.fromarray(frame) for frame in pixels], is_apart, options)
         messages = chat_messages(PromptText.fill("{reference}", reference=text), media if frames else None)
-        return self.family.encode(processor or self.processor, messages, waveform=waveform, fps=FPS)
+        processor = processor or self.processor
+        return self.family.encode(processor, messages, waveform=waveform, fps=fps, use_audio_in_video=between)
 
     def two(self) -> list[EncodedPrompt]:
         """Encode two prompts of different lengths in every respect."""

@@ -14,6 +14,10 @@ from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 
 from aurora_rl.models.frozen_parts import FrozenPartsMixin
 from aurora_rl.models.grounding import BackboneView
@@ -29,8 +33,11 @@ class MLLMMixin(TowerSharingMixin):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         stock: Any = next(base for base in cls.__mro__[1:] if not issubclass(base, FrozenPartsMixin))
-        if stock is PreTrainedModel or hasattr(cls, "stock"):
-            return  # a mixin, or a class derived from one that has all of this
+        if stock is PreTrainedModel:
+            return  # a mixin
+        _convert_checkpoints_as(stock, cls)
+        if hasattr(cls, "stock"):
+            return  # derived from a class that has all of this
 
         def __init__(self: Any, config: Any, *args: Any, **options: Any) -> None:
             super(cls, self).__init__(config, *args, **options)
@@ -85,6 +92,17 @@ class MLLMMixin(TowerSharingMixin):
         if given or not isinstance(mask, torch.Tensor) or mask.dim() != 2:
             return kwargs
         return {**kwargs, "position_ids": (mask.long().cumsum(1) - 1).masked_fill(mask == 0, 0)}
+
+
+def _convert_checkpoints_as(stock: type[PreTrainedModel], cls: type[PreTrainedModel]) -> None:
+    """Let a class load, and save, the layouts of weights that transformers converts for its own classes alone.
+
+    Many of the hub's checkpoints have the names of earlier versions, or a matrix for each expert.
+    """
+    for name in (stock.__name__, stock.config_class.model_type):
+        if (conversions := get_checkpoint_conversion_mapping(name)) is not None:
+            register_checkpoint_conversion_mapping(cls.__name__, conversions, overwrite=True)
+            return
 
 
 def _read_stock(model: MLLMMixin, *args: Any, **kwargs: Any) -> Any:

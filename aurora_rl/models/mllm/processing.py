@@ -35,6 +35,8 @@ def encode(
     is_of_clip = _has_media(messages)  # of a silent one, too, of whose frames the family may see nothing
     messages = sensed_messages(family, messages)
     _check_sound(family, processor, waveform, needed=use_audio_in_video)
+    if waveform is not None:
+        waveform = np.pad(waveform, (0, -len(waveform) % family.samples_per_unit(processor)))
     images, videos = family.read_vision(processor, messages)
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     num_audios = int(waveform is not None and not use_audio_in_video)

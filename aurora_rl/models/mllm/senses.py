@@ -120,3 +120,7 @@ class Senses:
     def longest_sound(self, processor: ProcessorMixin) -> int | None:
         """Return the number of samples above which the processor would cut a sound; None for no limit."""
         return None
+
+    def samples_per_unit(self, processor: ProcessorMixin) -> int:
+        """Return the number of samples of which a sound has a whole number; zeros are appended to make it so."""
+        return 1

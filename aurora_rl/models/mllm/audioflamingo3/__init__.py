@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
 
+#: Beginnings of weights' names and what they were before transformers 5, as the hub's checkpoints and vLLM have them.
+FORMER_PREFIXES = {
+    "model.language_model.": "language_model.model.",
+    "model.": "",
+    "lm_head.": "language_model.lm_head.",
+}
+
 
 class AudioFlamingo3Family(MLLMFamily):
     """Audio Flamingo 3 hears a sound in windows of 30 seconds, all of which are one entry of a batch."""
@@ -25,14 +32,19 @@ class AudioFlamingo3Family(MLLMFamily):
     sees = None
     token_inputs = (*MLLMFamily.token_inputs, "num_audio_tokens")
     media_limits = {"audio": 1}
-    engine_architecture = "AuroraAudioFlamingo3ForConditionalGeneration"
-    engine_class = f"{__name__}.engine:{engine_architecture}"
+    engine_architecture = "AudioFlamingo3ForConditionalGeneration"
 
     @property
     def model_class(self) -> type[PreTrainedModel]:
         from aurora_rl.models.mllm.audioflamingo3.model import AuroraAudioFlamingo3
 
         return AuroraAudioFlamingo3
+
+    def engine_name(self, name: str) -> str:
+        for prefix, former in FORMER_PREFIXES.items():
+            if name.startswith(prefix):
+                return former + name.removeprefix(prefix)
+        return name
 
     def trim_features(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Make one entry of a clip's windows: (W, mels, T) -> (1, W, mels, T)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aurora_rl.models.mllm.base import MLLMFamily
-from aurora_rl.models.mllm.gemma4 import Gemma4Family
+from aurora_rl.models.mllm.gemma4 import BOTH_DIRECTIONS, Gemma4Family
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
@@ -17,6 +17,7 @@ class Gemma4UnifiedFamily(Gemma4Family):
     model_types = ("gemma4_unified",)
     tower_names = ("model.embed_vision", "model.embed_audio")
     engine_architecture = "Gemma4UnifiedForConditionalGeneration"
+    engine_refusal = BOTH_DIRECTIONS
 
     @property
     def model_class(self) -> type[PreTrainedModel]:
@@ -38,6 +39,10 @@ class Gemma4UnifiedFamily(Gemma4Family):
 
     def shortest_sound(self, processor: ProcessorMixin) -> int:
         return 1
+
+    def samples_per_unit(self, processor: ProcessorMixin) -> int:
+        # vLLM counts as for Gemma 4, which leaves out a token that has begun.
+        return processor.feature_extractor.audio_samples_per_token
 
     def build_tiny(self, texts: Any, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
         from aurora_rl.models.mllm.gemma4_unified.tiny import GEMMA4_UNIFIED

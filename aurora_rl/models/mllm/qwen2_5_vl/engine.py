@@ -37,11 +37,12 @@ class AuroraQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneratio
         if not videos:
             return super().get_mrope_input_positions(input_tokens, list(mm_features))
         ids = torch.tensor([input_tokens])
-        position_ids, deltas = HFModel.get_rope_index(
+        position_ids, _ = HFModel.get_rope_index(
             part_with_positions(HFModel, self.config, "get_vision_position_ids"),
             ids,
             (ids == self.config.video_token_id) * TOKEN_TYPES["video"],
             video_grid_thw=torch.stack([feature.data["video_grid_thw"].data for feature in videos]),
             second_per_grid_ts=torch.tensor([number(feature, "second_per_grid_ts", 1.0) for feature in videos]),
         )
-        return position_ids[:, 0], int(deltas[0])
+        # A completion goes on where the prompt's text ends; the other result of transformers counts from the video.
+        return position_ids[:, 0], int(position_ids[0, 0, -1]) + 1 - len(input_tokens)

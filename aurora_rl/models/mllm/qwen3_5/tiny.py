@@ -6,11 +6,12 @@ from transformers import Qwen3_5Config
 
 from aurora_rl.models.mllm.qwen3_vl.tiny import QWEN3_VL
 
+# Heads are as wide as the published ones: vLLM's CPU kernels know no smaller ones.
 LINEAR_ATTENTION = {
     "num_hidden_layers": 2,
     "layer_types": ["linear_attention", "full_attention"],
-    "linear_key_head_dim": 16,
-    "linear_value_head_dim": 16,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
 }

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from aurora_rl.models.mllm.base import EncodedPrompt, engine_fields
+from aurora_rl.models.mllm.base import engine_fields
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 from aurora_rl.models.mllm.sizes import SoundRate
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 
@@ -40,28 +39,11 @@ class Qwen3OmniFamily(Qwen2_5OmniFamily):
         # The only sound of a call needs no padding, and none is cut to 300 s.
         return {**super().processor_options(processor, **given), "audio_kwargs": {"padding": True, "truncation": False}}
 
-    def encode(
-        self,
-        processor: ProcessorMixin,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        waveform: np.ndarray | None,
-        **options: Any,
-    ) -> EncodedPrompt:
-        if waveform is not None and len(waveform) >= self.shortest_sound(processor):
-            # vLLM counts a column that has begun, transformers does not.
-            missing = -len(waveform) % processor.feature_extractor.hop_length
-            waveform = pad_end(waveform, missing)
-        return super().encode(processor, messages, waveform=waveform, **options)
+    def samples_per_unit(self, processor: ProcessorMixin) -> int:
+        # vLLM counts a column that has begun, transformers does not.
+        return processor.feature_extractor.hop_length
 
     def build_tiny(self, texts: Iterable[str], **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
         from aurora_rl.models.mllm.qwen3_omni.tiny import build_tiny
 
         return build_tiny(self, texts, **options)
-
-
-def pad_end(waveform: np.ndarray, missing: int) -> np.ndarray:
-    """Append zeros to a sound (N,)."""
-    import numpy as np
-
-    return np.pad(waveform, (0, missing))

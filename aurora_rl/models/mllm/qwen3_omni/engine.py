@@ -69,10 +69,14 @@ class AuroraQwen3OmniMoeForConditionalGeneration(Qwen3OmniMoeThinkerForCondition
         if not of_kind(features, "video"):
             return super().get_mrope_input_positions(input_tokens, list(mm_features))
         position_ids, delta = thinker_positions(HFThinker, self.config, input_tokens, features)
-        if not position_ids.equal(position_ids.round()):
-            raise ValueError(
-                f"at this rate of frames {position_ids[0].frac().count_nonzero()} tokens of a video have positions in "
-                "time that are no whole numbers, which vLLM cannot hold: choose another fps, such as 1 or 2, or set "
-                "use_vllm to false"
-            )
-        return position_ids.long(), delta
+        return whole(position_ids), delta
+
+
+def whole(position_ids: torch.Tensor) -> torch.Tensor:
+    """Return positions (3, L) as whole numbers, which vLLM holds; others are a ValueError."""
+    if parted := int(position_ids[0].frac().count_nonzero()):
+        raise ValueError(
+            f"at this rate of frames {parted} tokens of a video have positions in time that are no whole numbers, "
+            "which vLLM cannot hold: choose another fps, such as 1 or 2, or set use_vllm to false"
+        )
+    return position_ids.long()

@@ -23,6 +23,7 @@ from aurora_rl.models.mllm.gemma4.tiny import MEDIA_TOKENS
 from aurora_rl.models.mllm.gemma4_unified import Gemma4UnifiedFamily
 from aurora_rl.models.mllm.processing import _warn_of_limits, collate_features
 from aurora_rl.models.mllm.sizes import ClipSize
+from aurora_rl.rollout.engine import check_family
 from aurora_rl.rollout.export import export_for_vllm
 from aurora_rl.rollout.weights import check_adapters, engine_weights
 
@@ -79,7 +80,7 @@ def test_all_that_goes_with_media_is_suppressed_below_the_soft_cap(subject: Subj
 @pytest.mark.parametrize("longer", [0, 1])
 def test_sound_beyond_half_a_minute_is_refused_and_not_cut(subject: Subject, longer: int) -> None:
     if longer:
-        with pytest.raises(ValueError, match=r"lasts 30\.0 s, but Gemma4\w*Family hears no more than 30\.0 s of it"):
+        with pytest.raises(ValueError, match=r"lasts 30\.\d s, but Gemma4\w*Family hears no more than 30\.0 s of it"):
             subject.encode(sound=30 * SECOND + longer)
         return
     ids = subject.encode(sound=30 * SECOND).prompt_ids
@@ -94,6 +95,17 @@ def test_the_shortest_sound_is_heard_and_a_shorter_one_refused(subject: Subject)
     if shortest > 1:
         with pytest.raises(ValueError, match=f"has {shortest - 1} samples, but the audio tower hears nothing"):
             subject.encode(sound=shortest - 1)
+
+
+def test_a_sound_of_unified_has_whole_tokens() -> None:
+    """16,077 samples are 25 tokens of 640 and a part of one, which vLLM would leave out."""
+    subject = Subject.of(Gemma4UnifiedFamily())
+    prompt = subject.encode(sound=16_077)
+    [(waveform, _)] = prompt.engine.media["audio"]
+    assert len(waveform) == 26 * 640 and not waveform[16_077:].any()
+    assert (
+        prompt.prompt_ids.count(subject.model.config.audio_token_id) == len(prompt.features["input_features"][0]) == 26
+    )
 
 
 def test_sound_between_the_frames_is_refused_and_not_left_out(subject: Subject) -> None:
@@ -243,6 +255,13 @@ def test_a_size_without_ears_is_a_family_without_ears(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": [{"type": "text", "text": "the drum"}]}]
     with pytest.raises(ValueError, match="DeafGemma4Family has no ears"):
         loaded.family.encode(loaded.processor, messages, waveform=np.zeros(SECOND, np.float32), fps=1.0)
+
+
+def test_vllm_is_refused_where_tokens_of_a_frame_see_each_other() -> None:
+    check_family(Gemma4Family())
+    for family in (DeafGemma4Family(), Gemma4UnifiedFamily()):
+        with pytest.raises(ValueError, match="lets the tokens of a frame see only those before them"):
+            check_family(family)
 
 
 # ---- memory
