@@ -138,7 +138,7 @@ def pack(
         input_ids: (B, L) prompts, left-padded, then completions, right-padded.
         attention_mask: (B, L), 0 for padding.
         num_completion_tokens: number of last columns that are completion.
-        group_of_row: for each row what tells its group; rows of a group need not be neighbours.
+        group_of_row: key of each row's group; rows of a group need not be neighbours.
 
     Raises:
         ValueError: if a prompt is empty, rows of one group have different prompts, or padding lies elsewhere.
