@@ -132,6 +132,7 @@ def make_aurora(policy: Policy, shape: StepShape, stopwatch: Stopwatch, *, num_i
         train_dataset=aurora_dataset(),
         processing_class=policy.processor,
     )
+    trainer._passes.sharing.is_tried = True  # a comparison of the first batch alone
     return ready(trainer, _ending(policy), stopwatch)
 
 
@@ -145,6 +146,7 @@ def make_words(policy: Policy, shape: StepShape, stopwatch: Stopwatch) -> Conten
         train_dataset=aurora_dataset(),
         processing_class=policy.processor,
     )
+    trainer._passes.sharing.is_tried = True
     return ready(trainer, _ending(policy), stopwatch)
 
 

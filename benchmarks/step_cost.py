@@ -24,7 +24,8 @@ from aurora_rl.assembly.options import OptionParser
 from benchmarks.contenders import make_aurora, make_stock, make_words, mask_functions_watched
 from benchmarks.embeddings import measure_embeddings
 from benchmarks.mask_decoding import LOOP, TOGETHER, measure_decoding
-from benchmarks.tables import Comparison, decoding_table, embedding_table, step_table, sweep_table
+from benchmarks.prompt_sharing import GROUP, PROMPT_LENGTH, TOY_GROUP, measure_sharing
+from benchmarks.tables import Comparison, decoding_table, embedding_table, sharing_table, step_table, sweep_table
 from benchmarks.timing import Stopwatch
 from benchmarks.workload import StepShape, build_policy
 
@@ -41,6 +42,8 @@ class Plan:
         sam_frames: F, number of frames in mask decoding.
         encoder: values that differ from `SamVisionConfig`'s defaults, which are those of ViT-B.
         encoder_frames: F, number of frames of the clip that is encoded or read from the cache.
+        group: sizes of the group that is read with its prompt in every row, and once.
+        prompt_length: P, number of tokens of that prompt.
     """
 
     repeats: int
@@ -50,6 +53,8 @@ class Plan:
     sam_frames: int = 10
     encoder: dict = dataclasses.field(default_factory=dict)
     encoder_frames: int = 10
+    group: StepShape = GROUP
+    prompt_length: int = PROMPT_LENGTH
 
 
 #: Pairs of steps of a task without a head, for each repeat of the others: their ratio is close to 1.
@@ -80,6 +85,8 @@ PLANS = {
             "global_attn_indexes": [0],
         },
         encoder_frames=1,
+        group=TOY_GROUP,
+        prompt_length=40,
     ),
 }
 
@@ -117,6 +124,11 @@ def measure(plan: Plan, stopwatch: Stopwatch, clock: str) -> dict[str, float]:
     _show(f"Mask decoding, G = 8, F = {plan.sam_frames}, forward and backward", decoding_table(decoding, clock))
     embeddings = measure_embeddings(plan.encoder, num_frames=plan.encoder_frames, repeats=plan.repeats)
     _show(f"Image embeddings of a clip of {plan.encoder_frames} frames", embedding_table(*embeddings, clock))
+    sharing = measure_sharing(plan.group, plan.prompt_length, plan.repeats)
+    _show(
+        f"Forward and backward pass of one group, a prompt of {plan.prompt_length} tokens",
+        sharing_table(sharing, clock),
+    )
     comparisons = [(shape, compare(shape, stopwatch, plan.repeats)) for shape in plan.sweep]
     _show("Cost of a step against G, F and completion length", sweep_table(comparisons, clock))
     together, loop = decoding[TOGETHER], decoding[LOOP]
@@ -127,6 +139,8 @@ def measure(plan: Plan, stopwatch: Stopwatch, clock: str) -> dict[str, float]:
         "ratio_without_head": words.ratio(clock),
         "decode_peak_gb": together.peak_gb,
         "decode_vs_loop": median(ours.on(clock) / theirs.on(clock) for ours, theirs in turns),
+        "ratio_shared_fwd_bwd": sharing.ratio(clock),
+        "tokens_ratio": sharing.tokens_ratio,
     }
 
 

@@ -8,6 +8,7 @@ from statistics import median
 
 from benchmarks.contenders import MASK_PARTS, PARTS, Step
 from benchmarks.mask_decoding import LOOP, Decoding
+from benchmarks.prompt_sharing import Sharing
 from benchmarks.timing import Seconds
 from benchmarks.workload import StepShape
 
@@ -72,6 +73,16 @@ def embedding_table(encoded: Sequence[Seconds], read: Sequence[Seconds], clock: 
     rows = [("encoded in the step", f"{times[0]:.3f}", "1"), ("read from the cache", f"{times[1]:.4f}", "")]
     factor = f"{times[0] / times[1]:.0f} times faster"
     return _table(("embeddings", f"{clock} seconds", ""), [rows[0], (*rows[1][:2], factor)])
+
+
+def sharing_table(sharing: Sharing, clock: str) -> str:
+    """Return the table of a group's two passes."""
+    plain, shared = (median(span.on(clock) for span in spans) for spans in (sharing.plain, sharing.shared))
+    rows = [
+        ("in every row", str(sharing.plain_tokens), f"{plain:.2f}", "1"),
+        ("once", str(sharing.shared_tokens), f"{shared:.2f}", f"{sharing.ratio(clock):.2f} times faster"),
+    ]
+    return _table(("the prompt", "tokens", f"{clock} seconds", ""), rows)
 
 
 def sweep_table(comparisons: Sequence[tuple[StepShape, Comparison]], clock: str) -> str:

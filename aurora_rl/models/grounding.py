@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from aurora_rl.models.frozen_parts import FrozenPartsMixin
 from aurora_rl.models.heads import FrameBatch, Head, MaskHead, build_head, head_attribute, head_configs
 from aurora_rl.models.heads.base import run_head
+from aurora_rl.models.packed_layout import PackedLayout
 from aurora_rl.models.state_layer import StateLayer, check_state_layer, state_layer_of
 from aurora_rl.models.tower_outputs import TowerOutputs
 
@@ -45,6 +46,8 @@ class GroundingMixin(FrozenPartsMixin, PreTrainedModel):
     media_clips: Sequence[Mapping[str, torch.Tensor]] | None = None
     #: Where passes leave the outputs of the towers for later ones, while `sharing_tower_outputs` is on.
     tower_outputs: TowerOutputs | None = None
+    #: Layout of the row of groups while `shared_prefix.packed_row` is on; None where each row is one sequence.
+    packed: PackedLayout | None = None
 
     def select_distinct(self, per_row: torch.Tensor) -> torch.Tensor:
         """Select from (B, ...) row values the (U, ...) values of distinct clips; only while `shared_media` is on."""
@@ -130,7 +133,7 @@ class GroundingMixin(FrozenPartsMixin, PreTrainedModel):
 
         Args:
             inner_forward: the forward pass without heads.
-            seg_index: (B,) position of the head's token in each row.
+            seg_index: (B,) position of the head's token in each row; in the one row, where it holds all of them.
             seg_frames, seg_frame_counts, seg_clip_index: fields of a `FrameBatch`; without them the head is given none.
             head_name: name of the head; None for the only one.
             logits_to_keep: number of last positions that are projected onto the vocabulary, or the positions
@@ -146,7 +149,7 @@ class GroundingMixin(FrozenPartsMixin, PreTrainedModel):
             with _watched(layer) as captured:
                 outputs = inner_forward(*args, **kwargs)
         hidden_states = captured[-1]  # (B, L, D)
-        rows = torch.arange(len(seg_index), device=hidden_states.device)
+        rows = 0 if self.packed is not None else torch.arange(len(seg_index), device=hidden_states.device)
         frames = None
         if seg_frames is not None and seg_frame_counts is not None and seg_clip_index is not None:
             frames = FrameBatch(seg_frames, seg_frame_counts, seg_clip_index)

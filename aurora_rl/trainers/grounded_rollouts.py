@@ -25,10 +25,13 @@ from aurora_rl.models.head_tokens import find_last_token
 from aurora_rl.models.heads import FrameBatch, Head, head_class
 from aurora_rl.models.heads.base import run_head
 from aurora_rl.models.mllm.sharing import TowerSharingMixin
+from aurora_rl.models.packed_layout import PackedLayout
 from aurora_rl.models.rollout_states import SegStates
+from aurora_rl.models.shared_prefix import packed_row
 from aurora_rl.models.tower_outputs import TowerOutputs
 from aurora_rl.tasks.base import Answer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
+from aurora_rl.trainers.prompt_sharing import PromptSharing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +85,16 @@ class ForwardPasses:
         encode: encoder of the rows, whose task names the head.
         token_id: id of the head's token; None for a task that is answered in words alone.
         accelerator: the trainer's, which knows device and precision.
+        sharing: whether rows of one prompt share it.
     """
 
-    def __init__(self, encode: SampleEncoder, token_id: int | None, accelerator: Accelerator) -> None:
+    def __init__(
+        self, encode: SampleEncoder, token_id: int | None, accelerator: Accelerator, sharing: PromptSharing
+    ) -> None:
         self.encode = encode
         self.token_id = token_id
         self.accelerator = accelerator
+        self.sharing = sharing
 
     def head(self, model: nn.Module) -> Head | None:
         """Return the head of the task inside a model, wrapped or not; None for a task without one.
@@ -118,6 +125,8 @@ class ForwardPasses:
     ) -> Iterator[tuple[Any, Predictions | None]]:
         """Run a model on some rows, chunk by chunk; without dropout, unless gradients are recorded.
 
+        Rows of one prompt in a chunk share it where `sharing` is on, so that rows of a group should be neighbours.
+
         Args:
             model: policy or reference.
             input_ids: (B, L) prompt, left-padded, then completion, right-padded.
@@ -132,12 +141,32 @@ class ForwardPasses:
             The outputs of each chunk with `log_probs` and `entropy`, and its predictions.
         """
         size = batch_size or len(input_ids)
+        if not self.sharing.is_tried:
+            self._try_sharing(model, input_ids[:size], attention_mask[:size], rows[:size], logits_to_keep)
         with contextlib.nullcontext() if torch.is_grad_enabled() else eval_mode(model):
             for start in range(0, len(input_ids), size):
                 chunk = slice(start, start + size)
-                yield self._score_chunk(
-                    model, input_ids[chunk], attention_mask[chunk], rows[chunk], logits_to_keep, predicts, options
-                )
+                batch = input_ids[chunk], attention_mask[chunk], rows[chunk], logits_to_keep
+                yield self._score_chunk(model, *batch, predicts, options, self.sharing.layout(*batch))
+
+    @torch.no_grad()
+    def _try_sharing(
+        self,
+        model: nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        rows: Sequence[EncodedSample],
+        logits_to_keep: int,
+    ) -> None:
+        """Score the first group both ways, and share prompts if they agree."""
+        group = [row for row, encoded in enumerate(rows) if encoded.prompt is rows[0].prompt]
+        batch = input_ids[group], attention_mask[group], [rows[row] for row in group], logits_to_keep
+        with eval_mode(model):
+            shared, plain = (
+                self._score_chunk(model, *batch, False, {}, layout)[0].log_probs[:, -logits_to_keep:]
+                for layout in (self.sharing.layout(*batch), None)
+            )
+        self.sharing.decide(model, shared, plain, batch[1][:, -logits_to_keep:])
 
     def _score_chunk(
         self,
@@ -148,21 +177,26 @@ class ForwardPasses:
         logits_to_keep: int,
         predicts: bool,
         options: Mapping[str, Any],
+        layout: PackedLayout | None,
     ) -> tuple[Any, Predictions | None]:
-        labels = input_ids.masked_fill(attention_mask == 0, -100)
-        labels[:, :-logits_to_keep] = -100
-        features, media_index = distinct_media(rows)
+        of_groups = rows if layout is None else [rows[row] for row in layout.first_rows]
+        features, media_index = distinct_media(of_groups)
         media = self.encode.family.collate_features(features, media_index)
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **options}
-        inputs |= {name: tensor.to(input_ids.device) for name, tensor in media.items()}
+        text = _plain_inputs(input_ids, attention_mask, logits_to_keep) if layout is None else layout.inputs(input_ids)
+        inputs: dict[str, Any] = {**text, **{name: tensor.to(input_ids.device) for name, tensor in media.items()}}
         if predicts and self.token_id is not None:
             token_index, has_token = find_last_token(
                 input_ids, attention_mask, self.token_id, num_completion_tokens=logits_to_keep
             )
+            token_index = token_index if layout is None else layout.places_of(token_index)
             frames = _frames_on(input_ids.device, rows)
             inputs |= {"seg_index": token_index, "head_name": self.encode.task.head, **frames}
-        with self.accelerator.autocast(), shared_media(model, media_index, features):
-            outputs = model(**inputs, labels=labels, fused_lm_head=True)
+        with self.accelerator.autocast(), shared_media(model, media_index, features), packed_row(model, layout):
+            outputs = model(**inputs, **options, fused_lm_head=True)
+        if layout is not None:
+            for name in ("log_probs", "entropy"):
+                if (values := getattr(outputs, name)) is not None:  # the reference gives no entropy
+                    setattr(outputs, name, layout.completions(values, logits_to_keep))
         if "seg_index" not in inputs:
             return outputs, None
         return outputs, self._predictions(model, outputs.head_outputs, frames, rows, has_token)
@@ -234,6 +268,15 @@ class ForwardPasses:
         frame_counts = frames["seg_frame_counts"][frames["seg_clip_index"]]
         sizes, annotated_frames = [row.frame_size for row in rows], [row.annotated_frames for row in rows]
         return Predictions(head.rows(raw, frame_counts, sizes, annotated_frames), has_token)
+
+
+def _plain_inputs(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int
+) -> dict[str, torch.Tensor]:
+    """Return `input_ids`, `attention_mask` and `labels` on the completions, all (B, L)."""
+    labels = input_ids.masked_fill(attention_mask == 0, -100)
+    labels[:, :-logits_to_keep] = -100
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
 def states_are_kept(args: AuroraGRPOConfig, *, is_fsdp: bool) -> bool:

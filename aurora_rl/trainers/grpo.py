@@ -49,6 +49,7 @@ from aurora_rl.trainers.grounded_rollouts import (
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.head_loss import head_loss, head_loss_weights, prepare_heads
 from aurora_rl.trainers.health import RolloutHealthCallback
+from aurora_rl.trainers.prompt_sharing import WholeGroupsTrainer, share_prompts
 from aurora_rl.trainers.reentrant_checkpoints import check_checkpoints
 from aurora_rl.trainers.reference_model import PolicyCheckpoints, frozen_copy, install_reference
 from aurora_rl.trainers.rollout_metrics import completion_columns, reward_metrics, rollout_metrics
@@ -57,7 +58,7 @@ from aurora_rl.trainers.upcoming import ReadAheadTrainer
 from aurora_rl.trainers.vllm_engine import vllm_engine
 
 
-class AuroraGRPOTrainer(PolicyCheckpoints, ReadAheadTrainer):
+class AuroraGRPOTrainer(PolicyCheckpoints, WholeGroupsTrainer, ReadAheadTrainer):
     """TRL's GRPOTrainer for omni-modal models, with the head of the run's task.
 
     Args:
@@ -105,10 +106,10 @@ class AuroraGRPOTrainer(PolicyCheckpoints, ReadAheadTrainer):
             super().__init__(encode=encode, model=model, reward_funcs=guarded, args=args, **kwargs)
         check_checkpoints(self)
         check_trained_head(self.model)
-        self._passes = ForwardPasses(encode, self.seg_token_id, self.accelerator)
         self.beta, self.use_vllm = args.beta, args.use_vllm
         if reference is not None:
             install_reference(self, reference)
+        self._passes = ForwardPasses(encode, self.seg_token_id, self.accelerator, share_prompts(self))
         if self.use_vllm:
             self.vllm_generation = vllm_engine(self, LoadedModel(self.model, encode.processor, encode.family))
             self._vllm = VLLMSource(self.vllm_generation, seed=args.seed)

@@ -35,6 +35,8 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
         mask_bce_weight: weight of the masks' binary cross-entropy within the mask loss.
         mask_dice_weight: weight of the masks' Dice loss within the mask loss.
         dice_variant: formula of the Dice loss, see `losses.dice_loss`.
+        share_prompts: whether a group's prompt goes through the language model once for all its completions, where they
+            are scored and trained on (`models.shared_prefix`); only where that computes the same.
         router_aux_loss_coef: coefficient of the router loss of a model with experts; 0 trains without it. None, in YAML
             null, takes the checkpoint's own, which TRL does by default.
         reward_timeout_s: seconds that an async reward function may take for one batch.
@@ -52,6 +54,7 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
     mask_bce_weight: float = _option(2.0, "Weight of the binary cross-entropy within the mask loss.")
     mask_dice_weight: float = _option(0.5, "Weight of the Dice loss within the mask loss.")
     dice_variant: str = _option("aurora", "Formula of the Dice loss: aurora or lisa.")
+    share_prompts: bool = _option(True, "Put a group's prompt through the model once, where that computes the same.")
     router_aux_loss_coef: float | None = _option(0.0, ROUTER_LOSS_HELP)
     reward_timeout_s: float = _option(60.0, "Seconds that an async reward function may take for a batch.")
     vllm_engine_kwargs: dict[str, Any] | str | None = _option(None, "Further arguments of vllm.LLM, as JSON.")

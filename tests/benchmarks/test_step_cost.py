@@ -33,7 +33,9 @@ def toy_run(tmp_path_factory) -> tuple[str, dict[str, float]]:
 def test_the_json_has_the_medians(toy_run):
     _, medians = toy_run
     ratios = ["ratio_without_masks", "ratio_dot", "ratio_without_head"]
-    assert list(medians) == [*ratios, "decode_peak_gb", "decode_vs_loop"]
+    shared = ["ratio_shared_fwd_bwd", "tokens_ratio"]
+    assert list(medians) == [*ratios, "decode_peak_gb", "decode_vs_loop", *shared]
+    assert medians["tokens_ratio"] == 8 * (40 + 8) / (40 - 1 + 8 * (8 + 1))
     assert all(math.isfinite(value) and value > 0 for value in medians.values())
     assert medians["ratio_dot"] > medians["ratio_without_masks"]  # the parts for masks, on one turn
 

@@ -215,7 +215,7 @@ def test_evaluation_takes_the_states_too(trainer_on: MakeGRPO, rollout: Rollout)
 
 
 def test_a_rollout_batch_takes_one_forward_pass_and_that_is_of_the_loss(trainer_on: MakeGRPO) -> None:
-    trainer = trainer_on(rewards="reward_fns.mask_iou:mask_iou_reward", mask_loss_on="all")
+    trainer = trainer_on(rewards="reward_fns.mask_iou:mask_iou_reward", mask_loss_on="all", share_prompts=False)
     force(trainer, COMPLETIONS)
     with decoder_calls(trainer) as calls:
         trainer.train()

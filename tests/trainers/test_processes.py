@@ -56,6 +56,8 @@ GRPO = shlex.split(
     "--reward_funcs reward_fns.format:format_reward reward_fns.category:category_reward"
 )
 WHOLE = shlex.split("--per_device_train_batch_size 8")
+#: The run of one process puts every prompt through the model G times, the others once.
+PLAIN = shlex.split("--share_prompts false")
 HALVES = shlex.split("--per_device_train_batch_size 4")
 QUARTERS = shlex.split("--per_device_train_batch_size 2 --gradient_accumulation_steps 2")
 #: Groups of four over processes of six rows and passes of three: one process reads a new clip in its second pass, and
@@ -80,9 +82,9 @@ SHOWN = shlex.split("--max_steps 1 --eval_split val --eval_strategy steps --eval
 JOBS: Mapping[str, Mapping[str, list[str]]] = {
     "cpu": {
         "sft": WHOLE,
-        "grpo": WHOLE,
+        "grpo": WHOLE + PLAIN,
         "sft_lora": WHOLE + LORA,
-        "grpo_lora": WHOLE + LORA,
+        "grpo_lora": WHOLE + LORA + PLAIN,
         "sft_distilled": WHOLE,
     },
     "multi_gpu": {

@@ -15,7 +15,9 @@ from trl.models import utils as model_utils
 from trl.trainer import callbacks
 from trl.trainer import utils as trainer_utils
 
+from aurora_rl.models.loading import LoadedModel
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
+from aurora_rl.trainers.prompt_sharing import WholeGroupsTrainer
 from aurora_rl.trainers.reference_model import PolicyCheckpoints
 from aurora_rl.trainers.resumable import ResumableTrainer
 from aurora_rl.trainers.sft import AuroraSFTTrainer
@@ -35,6 +37,7 @@ GRPO_OVERRIDES = {
     "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
     "_compute_loss": ["model", "inputs"],
 }  # fmt: skip
+WHOLE_GROUPS_OVERRIDES = {"_prepare_inputs": ["generation_batch"]}
 POLICY_CHECKPOINT_OVERRIDES = {
     "_save": ["output_dir", "state_dict"],
     "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
@@ -72,6 +75,7 @@ CALLED = {
         ["model", "temperature", "cast_lm_head_to_fp32", "outputs"],
     ),
     "trl.trainer.utils.pad": (trainer_utils.pad, ["tensors", "padding_value", "padding_side"]),
+    "trl.trainer.utils.split_tensor_dict": (trainer_utils.split_tensor_dict, ["tensor_dict", "num_chunks"]),
     "trl.trainer.utils.RepeatSampler": (
         trainer_utils.RepeatSampler,
         ["data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed"],
@@ -105,12 +109,13 @@ def test_the_seams_are_those_of_the_pinned_release() -> None:
     "ours, theirs, table",
     [
         (AuroraGRPOTrainer, GRPOTrainer, GRPO_OVERRIDES),
+        (WholeGroupsTrainer, GRPOTrainer, WHOLE_GROUPS_OVERRIDES),
         (PolicyCheckpoints, Trainer, POLICY_CHECKPOINT_OVERRIDES),
         (ReadAheadTrainer, GRPOTrainer, READ_AHEAD_OVERRIDES),
         (AuroraSFTTrainer, SFTTrainer, SFT_OVERRIDES),
         (ResumableTrainer, Trainer, RESUMABLE_OVERRIDES),
     ],
-    ids=["grpo", "policy checkpoints", "read ahead", "sft", "resumable"],
+    ids=["grpo", "whole groups", "policy checkpoints", "read ahead", "sft", "resumable"],
 )
 def test_every_override_is_listed_here_and_takes_what_trl_gives(ours: type, theirs: type, table: dict) -> None:
     assert overridden(ours, theirs) == set(table), f"{ours.__name__} overrides other methods than this file lists"
@@ -142,11 +147,21 @@ def test_lists_survive_shuffling_and_splitting() -> None:
     assert [len(half["encoded_rows"]) for half in halves] == [2, 2], "seam split_tensor_dict leaves lists behind"
 
 
+def test_a_fused_head_scores_labels_that_are_shifted_already(loaded: LoadedModel) -> None:
+    model = loaded.model
+    trainer_utils.add_fused_lm_head(model)
+    ids = torch.randint(0, 100, (1, 6))
+    plain = model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs  # (1, 5)
+    labels = torch.cat([ids[:, 1:], torch.tensor([[-100]])], dim=1)
+    shifted = model(input_ids=ids, shift_labels=labels, fused_lm_head=True).log_probs  # (1, 6)
+    torch.testing.assert_close(shifted[:, :-1], plain, msg="seam FusedCausalLMOutput: shift_labels score others")
+
+
 def test_a_grpo_trainer_has_the_attributes_that_are_read(make_grpo: Callable[..., AuroraGRPOTrainer]) -> None:
     trainer = make_grpo()
     names = [
         "_metrics", "_logs", "_tokenizer", "_step", "beta", "ref_model", "temperature", "num_iterations",
-        "num_generations", "shuffle_dataset", "reward_weights", "mask_truncated_completions",
+        "num_generations", "_buffered_inputs", "shuffle_dataset", "reward_weights", "mask_truncated_completions",
         "is_deepspeed_enabled", "is_fsdp_enabled", "accelerator",
     ]  # fmt: skip
     missing = [name for name in names if not hasattr(trainer, name)]

@@ -22,6 +22,8 @@ from aurora_rl.models.tower_outputs import ClipOutput, compute_the_same_always
 
 #: What transformers' processors call the media in `mm_token_type_ids`; 0 is text.
 TOKEN_TYPES = {"image": 1, "video": 2, "audio": 3}
+#: Stands behind the end of a short prompt, where prompts are taken out of a packed row.
+NO_TOKEN = -1
 #: Arguments of `get_rope_index` that describe media; the others belong to rows already.
 DESCRIPTIONS = ("image_grid_thw", "video_grid_thw", "audio_seqlens", "second_per_grids", "second_per_grid_ts")
 
@@ -31,7 +33,7 @@ class TowerSharingMixin(GroundingMixin):
 
     #: Field of the audio tower's output that the placeholders take.
     audio_output = "pooler_output"
-    #: (B, L) token ids of the forward pass that runs, where it reads ids.
+    #: (B, L) token ids of the forward pass that runs, where it reads ids; of a packed row, those of its prompts (U, P).
     _ids: torch.Tensor | None = None
 
     def init_heads(self) -> None:
@@ -64,7 +66,8 @@ class TowerSharingMixin(GroundingMixin):
 
     def read(self, inner_forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a forward pass that computes the towers, which see then what rows ask for them."""
-        before, self._ids = self._ids, kwargs.get("input_ids", args[0] if args else None)
+        before, ids = self._ids, kwargs.get("input_ids", args[0] if args else None)
+        self._ids = ids if ids is None or self.packed is None else self.packed.of_prompts(ids, fill=NO_TOKEN)
         try:
             return inner_forward(*args, **kwargs)
         finally:
@@ -133,13 +136,16 @@ class TowerSharingMixin(GroundingMixin):
         """Compute positions from media's descriptions, which come once a clip and are needed once a row."""
         given = inspect.signature(stock).bind_partial(*args, **kwargs).arguments
         inputs = {k: v for k, v in given.items() if k != "kwargs"}
+        if self.packed is not None:
+            inputs = self.packed.inputs_of_prompts(inputs)
         if self.media_index is not None:
             num_clips = max(self.media_index) + 1
             for name in DESCRIPTIONS:
                 if isinstance(values := inputs.get(name), torch.Tensor):
                     by_clip = values.unflatten(0, (num_clips, -1))  # (U, media of a clip, ...)
                     inputs[name] = by_clip[self.media_index].flatten(0, 1)
-        return stock(**inputs, **given.get("kwargs", {}))
+        positions, deltas = stock(**inputs, **given.get("kwargs", {}))
+        return positions if self.packed is None else self.packed.positions(positions), deltas
 
 
 def _of_clips(inputs: Mapping[str, Any], clips: Sequence[int]) -> dict[str, Any]:

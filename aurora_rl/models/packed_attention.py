@@ -1,0 +1,102 @@
+"""Attention over a packed row, as an attention implementation of transformers.
+
+For each group two calls of PyTorch's attention: the prompt on itself, and every branch on the prompt and itself. No
+mask over the whole row is made. In the second call branches are padded at the right, which needs no mask either: the
+causal mask hides what lies behind a token.
+
+The layout reaches the layers as the keyword argument `packed`, so that gradient checkpointing, which runs a layer again
+in the backward pass, runs it with the same one. Without it a call is plain sdpa: sampling, evaluation, other batches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from aurora_rl.models.packed_layout import Group, PackedLayout
+
+#: Name of the implementation inside transformers.
+IMPLEMENTATION = "shared_prefix_sdpa"
+
+
+def register() -> None:
+    """Make the implementation known to transformers; a second call changes nothing."""
+    AttentionInterface.register(IMPLEMENTATION, shared_prefix_attention)
+    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+
+
+def shared_prefix_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    *,
+    packed: PackedLayout | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend over a packed row, or as transformers' sdpa does where no layout is given.
+
+    Args:
+        module: the attention layer.
+        query: (1, H, N, d) of the packed row, rotated.
+        key, value: (1, Hkv, N, d).
+        attention_mask: not read for a packed row.
+        dropout: probability that an attention weight is dropped.
+        scaling: factor of the scores.
+        packed: layout of the row.
+        **kwargs: further arguments of transformers.
+
+    Returns:
+        The output (1, N, H, d), and None in the place of the weights.
+
+    Raises:
+        ValueError: if the layer attends to a window of its tokens.
+    """
+    if packed is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    if kwargs.get("sliding_window") is not None:
+        raise ValueError("a layer with a sliding window cannot read a packed row: set share_prompts to false")
+    query, key = query.to(value.dtype), key.to(value.dtype)  # as autocast does for sdpa; rotation has made them float32
+    options = {"dropout_p": dropout, "scale": scaling, "enable_gqa": query.size(1) != key.size(1)}
+    groups = [_attend(query, key, value, group, options) for group in packed.groups]
+    return torch.cat(groups, dim=1).transpose(0, 1)[None].contiguous(), None
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: Group, options: dict[str, Any]
+) -> torch.Tensor:
+    """Return the output (H, n, d) of a group's n tokens."""
+    prompt_key, prompt_value = key[:, :, group.prompt], value[:, :, group.prompt]
+
+    def branches(states: torch.Tensor) -> torch.Tensor:
+        return states[0][:, group.index].transpose(0, 1)  # (G, heads, S, d)
+
+    def behind_prompt(of_prompt: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        own = branches(states)
+        return torch.cat([of_prompt.expand(len(own), -1, -1, -1), own], dim=2)  # (G, heads, P - 1 + S, d)
+
+    longest = group.index.size(1)
+    output = scaled_dot_product_attention(
+        branches(query),
+        behind_prompt(prompt_key, key),
+        behind_prompt(prompt_value, value),
+        attn_mask=causal_lower_right(longest, group.shared + longest),
+        **options,
+    )
+    output = output.transpose(0, 1).flatten(1, 2)[:, group.kept]
+    if not group.shared:
+        return output
+    of_prompt = scaled_dot_product_attention(
+        query[:, :, group.prompt], prompt_key, prompt_value, is_causal=True, **options
+    )
+    return torch.cat([of_prompt[0], output], dim=1)

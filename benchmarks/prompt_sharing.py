@@ -1,0 +1,87 @@
+"""Forward and backward pass over one group, its prompt in every row or once: what `share_prompts` saves of a step.
+
+The language model reads text alone, without a mask head. Completions are of one length.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch import Tensor
+from trl.trainer.utils import add_fused_lm_head
+
+from aurora_rl.models.packed_layout import pack
+from aurora_rl.models.shared_prefix import enable, packed_row
+from benchmarks.timing import Seconds, now
+from benchmarks.workload import REFERENCE, Policy, StepShape, build_policy
+
+#: The shape of the target: a prompt of frames and sound, a chain of thought, a group of eight.
+PROMPT_LENGTH = 1200
+GROUP = StepShape(num_generations=8, completion_length=128, hidden_size=256, num_layers=2, num_heads=4)
+TOY_GROUP = dataclasses.replace(GROUP, completion_length=8, hidden_size=64, num_heads=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharing:
+    """Pairs of passes over one group.
+
+    Attributes:
+        plain: seconds of each pass with the prompt in every row.
+        shared: seconds of each pass with the prompt once.
+        plain_tokens: number of tokens that the decoder reads in the first.
+        shared_tokens: number of those in the second.
+    """
+
+    plain: list[Seconds]
+    shared: list[Seconds]
+    plain_tokens: int
+    shared_tokens: int
+
+    def ratio(self, clock: str) -> float:
+        """Return how many times longer the plain pass takes, the median of the pairs."""
+        return median(a.on(clock) / b.on(clock) for a, b in zip(self.plain, self.shared, strict=True))
+
+    @property
+    def tokens_ratio(self) -> float:
+        return self.plain_tokens / self.shared_tokens
+
+
+def measure_sharing(shape: StepShape, prompt_length: int, repeats: int) -> Sharing:
+    """Run both passes in turn."""
+    policy = build_policy(shape, has_head=False)
+    add_fused_lm_head(policy.model)
+    enable(policy.model.train())
+    input_ids = draw_group(policy, shape, prompt_length)
+    mask, length = torch.ones_like(input_ids), shape.completion_length
+    layout = pack(input_ids, mask, length, [0] * len(input_ids))
+    labels = input_ids.clone()
+    labels[:, :-length] = -100
+
+    def plain() -> Tensor:
+        return policy.model(input_ids=input_ids, attention_mask=mask, labels=labels, fused_lm_head=True).loss
+
+    def shared() -> Tensor:
+        with packed_row(policy.model, layout):
+            return policy.model(**layout.inputs(input_ids), fused_lm_head=True).loss
+
+    pairs = [(seconds_of(plain, policy), seconds_of(shared, policy)) for _ in range(repeats + 1)][1:]  # the first warms
+    return Sharing([a for a, _ in pairs], [b for _, b in pairs], input_ids.numel(), len(layout.source))
+
+
+def seconds_of(forward: Callable[[], Tensor], policy: Policy) -> Seconds:
+    """Measure a forward and a backward pass."""
+    policy.model.zero_grad()
+    start = now()
+    forward().backward()
+    return now() - start
+
+
+def draw_group(policy: Policy, shape: StepShape, prompt_length: int) -> Tensor:
+    """Draw G completions of one prompt, (G, P + C), of words of the vocabulary."""
+    words = torch.tensor(policy.processor.tokenizer(REFERENCE).input_ids)
+    drawn = words[torch.randint(len(words), (shape.num_generations, prompt_length + shape.completion_length))]
+    drawn[:, :prompt_length] = drawn[0, :prompt_length]
+    return drawn
