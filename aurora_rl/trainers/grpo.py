@@ -29,36 +29,29 @@ from trl.extras.profiling import profiling_context
 
 from aurora_rl.models.adapters import check_trained_head
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
-from aurora_rl.models.grounding import sharing_tower_outputs
 from aurora_rl.models.heads import Head
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.sharding import keep_together
-from aurora_rl.models.tower_outputs import TowerOutputs
 from aurora_rl.rewards import load_guarded
 from aurora_rl.rollout.base import RolloutSource, Turn
 from aurora_rl.rollout.transformers_source import TransformersSource
 from aurora_rl.rollout.vllm_source import VLLMSource
 from aurora_rl.tasks.base import completion_text
-from aurora_rl.trainers.grounded_rollouts import (
-    ForwardPasses,
-    RolloutBatch,
-    new_tower_outputs,
-    reward_rows,
-    states_are_kept,
-)
+from aurora_rl.trainers.grounded_rollouts import ForwardPasses, RolloutBatch, reward_rows, states_are_kept
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.head_loss import head_loss, head_loss_weights, prepare_heads
 from aurora_rl.trainers.health import RolloutHealthCallback
 from aurora_rl.trainers.prompt_sharing import WholeGroupsTrainer, share_prompts
 from aurora_rl.trainers.reentrant_checkpoints import check_checkpoints
 from aurora_rl.trainers.reference_model import PolicyCheckpoints, frozen_copy, install_reference
-from aurora_rl.trainers.rollout_metrics import completion_columns, reward_metrics, rollout_metrics
-from aurora_rl.trainers.router_loss import router_loss_of_recipe
+from aurora_rl.trainers.rollout_metrics import batch_metrics, completion_columns
+from aurora_rl.trainers.shared_towers import SharedTowersTrainer
+from aurora_rl.trainers.trl_constructor import as_trl_expects, check_one_turn
 from aurora_rl.trainers.upcoming import ReadAheadTrainer
 from aurora_rl.trainers.vllm_engine import vllm_engine
 
 
-class AuroraGRPOTrainer(PolicyCheckpoints, WholeGroupsTrainer, ReadAheadTrainer):
+class AuroraGRPOTrainer(PolicyCheckpoints, WholeGroupsTrainer, SharedTowersTrainer, ReadAheadTrainer):
     """TRL's GRPOTrainer for omni-modal models, with the head of the run's task.
 
     Args:
@@ -89,20 +82,14 @@ class AuroraGRPOTrainer(PolicyCheckpoints, WholeGroupsTrainer, ReadAheadTrainer)
         reward_sets: Sequence[Mapping[str, bool]] | None = None,
         **kwargs: Any,
     ) -> None:
-        if more_turns := [name for name in ("tools", "environment_factory") if kwargs.get(name)]:
-            raise ValueError(f"{more_turns[0]} is given, but a rollout has one turn for now: leave it out")
-        self.encode = encode
-        self.seg_token_id = encode.answer_token_id
+        check_one_turn(kwargs)
+        self.encode, self.seg_token_id = encode, encode.answer_token_id
         self._batch = RolloutBatch([])
-        self._tower_outputs: dict[str, TowerOutputs | None] = {}  # by mode: evaluation may come amid a generation batch
         sets = bool(kwargs.get("sets"))
         guarded = load_guarded(reward_funcs, timeout_s=args.reward_timeout_s, several_sets=sets, of_sets=reward_sets)
         needs_copy = args.beta != 0.0 and not is_peft_model(model) and kwargs.get("peft_config") is None
         reference = frozen_copy(model, encode.family) if needs_copy else None
-        # TRL's constructor would build a reference of a class it does not know, and an engine for images only.
-        without_reference = {"beta": 0.0, "sync_ref_model": False} if needs_copy else {}
-        of_recipe = args.changed(use_vllm=False, **without_reference)
-        with of_recipe, router_loss_of_recipe(model), _naming_an_image_token(model, encode):
+        with as_trl_expects(model, args, encode, has_copy=needs_copy):
             super().__init__(encode=encode, model=model, reward_funcs=guarded, args=args, **kwargs)
         check_checkpoints(self)
         check_trained_head(self.model)
@@ -117,10 +104,6 @@ class AuroraGRPOTrainer(PolicyCheckpoints, WholeGroupsTrainer, ReadAheadTrainer)
         prepare_heads(self.model, encode.task.head, is_trained=args.mask_loss_on != "off")
         self.add_callback(RolloutHealthCallback())
 
-    @property
-    def _mode(self) -> str:
-        return "train" if self.model.training else "eval"
-
     def _may_resume_after(self, step: int) -> bool:
         return self.args.ends_generation_batch(step)
 
@@ -132,7 +115,7 @@ class AuroraGRPOTrainer(PolicyCheckpoints, WholeGroupsTrainer, ReadAheadTrainer)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         rows = self._encode_rows(inputs)
-        self._tower_outputs[self._mode] = new_tower_outputs(self.model, self.accelerator, is_fsdp=self.is_fsdp_enabled)
+        self.begin_tower_outputs()
         with self._working_on(rows, scoring_predicts=self.args.masks_share_forward):
             output = super()._generate_and_score_completions(inputs)
             only_right = self.args.mask_loss_on == "correct_only"
@@ -143,19 +126,13 @@ class AuroraGRPOTrainer(PolicyCheckpoints, WholeGroupsTrainer, ReadAheadTrainer)
     @contextlib.contextmanager
     def _working_on(self, rows: Sequence[EncodedSample], *, scoring_predicts: bool) -> Iterator[None]:
         """Begin a batch, and drop what was found out of it at the end: masks of the frames' own size take gigabytes."""
-        outputs = self._tower_outputs.get(self._mode)
         predicts = scoring_predicts and self.seg_token_id is not None
-        self._batch = RolloutBatch(rows, predicts, tower_outputs=outputs)
         try:
-            with sharing_tower_outputs(self._models_with_these_towers(), outputs):
+            with self.sharing_towers() as outputs:
+                self._batch = RolloutBatch(rows, predicts, tower_outputs=outputs)
                 yield
         finally:
             self._batch = RolloutBatch(rows)
-
-    def _models_with_these_towers(self) -> list[nn.Module]:
-        """Return the policy, and its copy for the reference, whose frozen towers are the same unless TRL mixes them."""
-        is_same = self.ref_model is not None and not self.args.sync_ref_model
-        return [self.model, self.ref_model] if is_same else [self.model]
 
     def _learn(self, **found: Any) -> None:
         """Put what a seam has found out into the batch."""
@@ -217,24 +194,22 @@ class AuroraGRPOTrainer(PolicyCheckpoints, WholeGroupsTrainer, ReadAheadTrainer)
         """Compute what TRL's method does, with each chunk's media, and the predictions that the batch waits for."""
         rows, predicts = self._batch.rows, self._batch.next_pass_predicts
         options = {"output_router_logits": True} if compute_aux_loss else {}
-        all_logps, all_entropies, all_aux_losses, predictions = [], [], [], []
+        logps, entropies, aux_losses, predictions = [], [], [], []  # a chunk's other outputs are freed before the next
         for outputs, of_chunk in self._passes.score(
             model, input_ids, attention_mask, rows, logits_to_keep, batch_size, predicts=predicts, **options
         ):
-            all_logps.append(outputs.log_probs[:, -logits_to_keep:])
+            logps.append(outputs.log_probs[:, -logits_to_keep:])
+            entropies += [outputs.entropy[:, -logits_to_keep:]] if compute_entropy else []
+            aux_losses += [outputs.aux_loss] if compute_aux_loss else []
             predictions.append(of_chunk)
-            if compute_entropy:
-                all_entropies.append(outputs.entropy[:, -logits_to_keep:])
-            if compute_aux_loss:
-                all_aux_losses.append(outputs.aux_loss)
         if not torch.is_grad_enabled():  # all rows of the generation batch, not a micro-batch
             self._batch.all_towers_have_run()
         if predicts:
             self._learn(predictions=tuple(predictions))
         return (
-            torch.cat(all_logps),
-            torch.cat(all_entropies) if compute_entropy else None,
-            torch.stack(all_aux_losses).mean() if compute_aux_loss else None,
+            torch.cat(logps),
+            torch.cat(entropies) if compute_entropy else None,
+            torch.stack(aux_losses).mean() if compute_aux_loss else None,
         )
 
     # ---- rewards ------------------------------------------------------------------------------------------------
@@ -255,40 +230,21 @@ class AuroraGRPOTrainer(PolicyCheckpoints, WholeGroupsTrainer, ReadAheadTrainer)
             self._log_completion_extra(column, values)
         rewards_per_func = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
         local = rewards_per_func[self.accelerator.process_index * len(rows) :][: len(rows)]
-        metrics = reward_metrics(rows, local, self.reward_weights.to(local.device))
-        for name, metric in [*rollout_metrics(task_of, rows, args.num_generations), *metrics]:
+        for name, metric in batch_metrics(task_of, rows, local, self.reward_weights, args.num_generations):
             self._log_metric(name, metric)
         return rewards_per_func
 
     # ---- loss ---------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        mode = self._mode
         with self._working_on(inputs["encoded_rows"], scoring_predicts=self.args.mask_loss_on != "off"):
             loss = super()._compute_loss(model, inputs)
             if self._batch.predictions:
                 on_head = head_loss(self._passes, self.model, self._batch, self.args, inputs)
                 logged = self.accelerator.gather(on_head.detach()).mean().item()
-                self._metrics[mode][f"{self._passes.noun}_loss"].append(logged)
+                self._metrics[self._mode][f"{self._passes.noun}_loss"].append(logged)
                 # Scaled like TRL's policy loss.
-                steps = self.current_gradient_accumulation_steps if mode == "train" else 1
+                steps = self.current_gradient_accumulation_steps if self._mode == "train" else 1
                 loss = loss + self.args.mask_loss_weight * on_head / steps
-        if mode == "eval" or (self._step + 1) % (self.args.steps_per_generation * self.num_iterations) == 0:
-            self._tower_outputs.pop(mode, None)  # no pass over these clips is left
+        self.end_tower_outputs()
         return loss
-
-
-@contextlib.contextmanager
-def _naming_an_image_token(model: PreTrainedModel, encode: SampleEncoder) -> Iterator[None]:
-    """Give the model's config the `image_token_id` that TRL's constructor suppresses, if the model sees nothing.
-
-    A token that the head suppresses anyway takes its place while the block runs.
-    """
-    if hasattr(model.config, "image_token_id"):
-        yield
-        return
-    model.config.image_token_id = encode.family.suppressed_token_ids(encode.processor, model.config)[0]
-    try:
-        yield
-    finally:
-        del model.config.image_token_id

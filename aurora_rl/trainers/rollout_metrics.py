@@ -28,6 +28,18 @@ def completion_columns(rows: Sequence[Mapping[str, Any]], noun: str | None) -> d
     return columns if noun is None else columns | {f"{noun}_iou": [row["head_score"] for row in rows]}
 
 
+def batch_metrics(
+    task_of: Callable[[AVSample], Task],
+    rows: Sequence[Mapping[str, Any]],
+    rewards_per_func: torch.Tensor,
+    weights: torch.Tensor,
+    num_generations: int,
+) -> Iterator[tuple[str, float]]:
+    """Yield names and values of all metrics of a batch, see `rollout_metrics` and `reward_metrics`."""
+    yield from rollout_metrics(task_of, rows, num_generations)
+    yield from reward_metrics(rows, rewards_per_func, weights.to(rewards_per_func.device))
+
+
 def rollout_metrics(
     task_of: Callable[[AVSample], Task], rows: Sequence[Mapping[str, Any]], num_generations: int
 ) -> Iterator[tuple[str, float]]:

@@ -166,6 +166,17 @@ def test_no_path_leads_out(tmp_path, path):
         load_question_table("mmar", root, "test")
 
 
+@pytest.mark.parametrize("name", RECORDS)
+def test_no_link_leads_out(tmp_path, name):
+    root = write(tmp_path / "root", name, RECORDS[name][1])
+    outside = tmp_path / "outside.wav"
+    sound = next(root.rglob("a.wav"))
+    sound.rename(outside)
+    sound.symlink_to(outside)
+    with pytest.raises(UnsafePathError, match="a link to"):
+        load_question_table(name, root, split_of(name))
+
+
 def test_an_id_names_one_question(tmp_path):
     with pytest.raises(DatasetError, match="the id 'q' of"):
         load_question_table("mmar", write(tmp_path, "mmar", RECORDS["mmar"][1], RECORDS["mmar"][1]), "test")

@@ -178,6 +178,8 @@ def check_aurora(arguments: list[str]) -> None:
         check_script("recipes/evaluate.py", ["--model", args.model, *with_config(args.options)])
     elif arguments[0] == "evaluate":  # saved masks, with options of the data
         read_asked(SAVED_MASKS, [*args.options, "--data_root", "d"])
+    elif arguments[0] == "agents":
+        check_script("recipes/agents.py", ["--config", find_config(args.config), *args.options])
     elif arguments[0] == "run":
         check_script(args.script, with_config(args.words))
     else:

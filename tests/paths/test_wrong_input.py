@@ -220,7 +220,10 @@ CASES = {
     "recipe: number": ([*GRPO, "--num_generations", "0"], "--num_generations is 0: it must be above 0"),
     "recipe: share": ([*SFT, "--replay_share", "2"], "--replay_share is 2.0: expected a share from 0 to 1"),
     "recipe: segmenter": ([*GRPO[:2], "sam.yaml"], "sam.yaml: segmenter: checkpoint models/sam does not exist"),
-    "recipe: type of a segmenter": ([*GRPO[:2], "sm.yaml"], "sm.yaml: segmenter: type is 'sm': choose from dot, sam, "),
+    "recipe: type of a segmenter": (
+        [*GRPO[:2], "sm.yaml"],
+        "sm.yaml: segmenter: type is 'sm': choose from dot, edgetam, ",
+    ),
     "recipe: segmenter in words": ([*INIT[:1], "--config", "dot.yaml"], "dot.yaml: segmenter is 'dot': expected keys"),
     "recipe: ablation": ([*EVALUATE, "--ablations", "muted"], "--ablations is 'muted': choose from audio_muted, "),
     "recipe: features of no teacher": ([*SFT, "--teacher_features", "new.st"], "name it by `teacher`"),

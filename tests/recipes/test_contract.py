@@ -103,11 +103,14 @@ ONCE = {
 KILLED_AFTER = {
     "recipes/evaluate.py": "aurora_rl.files.journal:Journal.append",
     "data_prep/collect_mistakes.py": "aurora_rl.files.journal:Journal.append",
+    "data_prep/pass_rates.py": "aurora_rl.files.journal:Journal.append",
     "recipes/init_tiny.py": "transformers:PreTrainedModel.save_pretrained",
 }
+#: Scripts that ask about training rows.
+COUNTING = ("data_prep/collect_mistakes.py", "data_prep/pass_rates.py")
 #: Recipes that leave a file, and no checkpoint.
 KILLED = (
-    *("synthetic/evaluate", "synthetic/choice/evaluate", "synthetic/mistakes"),
+    *("synthetic/evaluate", "synthetic/choice/evaluate", "synthetic/mistakes", "synthetic/choice/pass_rates"),
     *("ref_avs/evaluate", "ref_avs/mistakes_7b", "avsbench/evaluate"),
 )
 #: Recipes that make a first model.
@@ -466,7 +469,7 @@ class Drive:
             short |= {"eval_steps": 1, "max_eval_samples": 2} if "eval_steps" in recipe.content else {}
             return short | ({"max_completion_length": 16} if recipe.script == "recipes/grpo.py" else {})
         short = {"max_completion_length": 16} if "max_completion_length" in recipe.content else {}
-        return short | ({"max_rows": 8} if recipe.script == "data_prep/collect_mistakes.py" else {})
+        return short | ({"max_rows": 8} if recipe.script in COUNTING else {})
 
     def _device(self, recipe: Recipe, config: str) -> dict[str, Any]:
         if recipe.script == "recipes/init_tiny.py":
@@ -692,8 +695,8 @@ def test_the_first_model_is_made_again_after_a_kill(name: str, drive: Drive, tmp
 @pytest.mark.parametrize("name", KILLED)
 def test_killed_and_run_again_it_leaves_what_an_unbroken_run_leaves(name: str, drive: Drive, tmp_path: Path) -> None:
     recipe, file = Recipe(name), "results.jsonl"
-    if recipe.script == "data_prep/collect_mistakes.py":
-        file = "mistakes.jsonl"
+    if recipe.script in COUNTING:
+        file = f"{recipe.script}.jsonl".rpartition("/")[2]
     places = [tmp_path / place / (file if "output" in recipe.content else "") for place in ("unbroken", "killed")]
     went_well, said = drive(recipe, recipe.lane, places[0])
     assert went_well, said

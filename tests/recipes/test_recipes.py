@@ -29,12 +29,16 @@ SCRIPTS = {
     "teacher": "recipes/sft",
     "reflection": "recipes/sft",
     "mistakes": "data_prep/collect_mistakes",
+    "pass": "data_prep/pass_rates",
 }
 
 
 def script_of(config: Path) -> str:
-    """`recipes/sft` for sft_7b.yaml."""
-    name = config.stem.split("_")[0]
+    """`recipes/sft` for sft_7b.yaml and for qwen3_vl_8b_sft.yaml."""
+    if config.parent.name == "agents":
+        return "recipes/agents"
+    words = config.stem.split("_")
+    name = words[-1] if words[-1] in ("sft", "grpo") else words[0]
     return SCRIPTS.get(name, f"recipes/{name}")
 
 
@@ -110,10 +114,15 @@ def test_grpo_goes_on_from_what_sft_left(sft_folder: Path, tiny_benchmark: Path)
     assert load_model(str(folder)).model.config.segmenter["type"] == "dot"
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.parent.name}/{config.stem}")
+# tests/agents/test_agents_command.py runs the agents' own.
+@pytest.mark.parametrize(
+    "config",
+    [config for config in CONFIGS if config.parent.name != "agents"],
+    ids=lambda config: f"{config.parent.name}/{config.stem}",
+)
 def test_every_config_is_read_by_its_recipe(config: Path) -> None:
     arguments = parse(script_of(config), "--config", str(config))
-    assert arguments["data_args"].data_root.endswith(("data", "data/ref_avs", "data/avsbench_s4"))
+    assert arguments["data_args"].data_root.endswith(("data", "data/moments.jsonl", "data/ref_avs", "data/avsbench_s4"))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.parent.name}/{config.stem}")

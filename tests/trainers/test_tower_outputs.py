@@ -19,7 +19,7 @@ from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.grounding import segmentation_model, shared_media, sharing_tower_outputs
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.tower_outputs import TowerOutputs
-from aurora_rl.trainers import grpo
+from aurora_rl.trainers import shared_towers
 from aurora_rl.trainers.grounded_rollouts import new_tower_outputs
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 
@@ -111,7 +111,7 @@ def test_frozen_towers_run_once_for_a_clip_of_a_generation_batch(
     assert trainer._tower_outputs == {}, "what was kept outlives the generation batch"
     if options.get("bf16"):
         return  # prefill then has the precision of training, so that other tokens are sampled
-    monkeypatch.setattr(grpo, "new_tower_outputs", lambda *args, **kwargs: None)
+    monkeypatch.setattr(shared_towers, "new_tower_outputs", lambda *args, **kwargs: None)
     plain, plain_passes, plain_read = trained(make_grpo, samples=samples, **options)
     assert all(plain_read[name] >= PASSES * CLIPS for name in TOWERS)
     assert len(passes) == len(plain_passes) == 2 + 4  # old and reference log-probabilities, micro-batches
