@@ -177,9 +177,9 @@ class FamilyAgreement:
     """Largest difference of a family's log-probabilities between vLLM and transformers, over prompts of all kinds.
 
     Attributes:
-        before: with the weights that vLLM was started with.
-        stale: of a policy that LoRA has changed, before its weights are sent; a control.
-        after: when LoRA is merged and sent.
+        before: difference with the weights that vLLM was started with.
+        stale: difference from a policy that LoRA has changed, before its weights are sent; a control.
+        after: difference when LoRA is merged and sent.
         dtype: precision of both.
     """
 

@@ -34,7 +34,7 @@ def check_state_layer(layer: Any, *, name: str, num_layers: int | None = None) -
 
     Args:
         layer: what the config says.
-        name: of the head, or of the option, for the error.
+        name: name of the head or of the option, for the error.
         num_layers: N, the decoder's number of layers; None before it is known.
 
     Raises:

@@ -530,11 +530,13 @@ def rotary_frequencies(model: str) -> dict[str, list[float]]:
 
 
 def rows_of(path: Path) -> dict[str, tuple[str, Any]]:
-    """What each row was answered: the text, and the masks where the file has them."""
+    """What each row was answered: the text, or how often it was right, and the masks where the file has them."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return {
-        f"{row['uid']}/{row['row']}": (row.get("completion") or row["greedy"]["text"], masks_of(row)) for row in rows
-    }
+    return {f"{row['uid']}/{row['row']}": (answer_of(row), masks_of(row)) for row in rows}
+
+
+def answer_of(row: Mapping[str, Any]) -> Any:
+    return row["passes"] if "passes" in row else row.get("completion") or row["greedy"]["text"]
 
 
 def masks_of(row: Mapping[str, Any]) -> Any:
