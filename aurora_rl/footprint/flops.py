@@ -186,5 +186,5 @@ def _tower_flops(meta: MetaModel, work: Workload) -> tuple[float, float]:
 
 
 def _tokens_of(name: str, tower: TowerPass) -> float:
-    """Return how many tokens a tower's weight is multiplied with; mergers, those for deeper layers too, read merged ones."""
+    """Return how many tokens a tower's weight meets; mergers, those for deeper layers too, read merged ones."""
     return tower.tokens / (tower.merged if "merger" in name.split(".")[0] else 1)
