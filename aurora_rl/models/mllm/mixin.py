@@ -32,12 +32,13 @@ class MLLMMixin(TowerSharingMixin):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        stock: Any = next(base for base in cls.__mro__[1:] if not issubclass(base, FrozenPartsMixin))
+        known: Any = getattr(cls, "stock", None)
+        stock = known or next(base for base in cls.__mro__[1:] if not issubclass(base, FrozenPartsMixin))
         if stock is PreTrainedModel:
             return  # a mixin
         _convert_checkpoints_as(stock, cls)
-        if hasattr(cls, "stock"):
-            return  # derived from a class that has all of this
+        if known is not None:
+            return  # derived from a class that has all of this, as FSDP derives one of a model's
 
         def __init__(self: Any, config: Any, *args: Any, **options: Any) -> None:
             super(cls, self).__init__(config, *args, **options)
