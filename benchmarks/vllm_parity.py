@@ -314,7 +314,7 @@ def main() -> None:
     parser.add_argument("--split", default="test_s", help="split whose clips are answered")
     parser.add_argument("--clips", type=int, default=64, help="number of clips that are answered")
     parser.add_argument("--output", type=Path, help="JSON file for what each clip gave")
-    parser.add_argument("--json", action="store_true", help="with --family: print a JSON object as the last line")
+    parser.add_argument("--json", action="store_true", help="print a JSON object as the last line; with --family")
     args = parser.parse_args()
     setup_logging(is_main_process=True)
     if args.family:

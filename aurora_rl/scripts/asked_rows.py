@@ -41,6 +41,12 @@ NEUTRAL = {
     "mask_cache",
     "media_cache",
     "embedding_cache",
+    "pass_rates",
+    "pass_rate_above",
+    "pass_rate_below",
+    "curriculum",
+    "curriculum_bands",
+    "curriculum_seed",
 }
 
 #: Makes the record of a row of the task, its encoded sample, its completions, and the model's fingerprint.
