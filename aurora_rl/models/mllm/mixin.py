@@ -33,7 +33,7 @@ class MLLMMixin(TowerSharingMixin):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         known: Any = getattr(cls, "stock", None)
-        stock = known or next(base for base in cls.__mro__[1:] if not issubclass(base, FrozenPartsMixin))
+        stock: Any = known or next(base for base in cls.__mro__[1:] if not issubclass(base, FrozenPartsMixin))
         if stock is PreTrainedModel:
             return  # a mixin
         _convert_checkpoints_as(stock, cls)
