@@ -38,7 +38,8 @@ def test_the_gpu_benchmark_runs_at_toy_size_and_refuses_real_ones_without_a_gpu(
     assert [tower.tokens for tower in work.towers.values()] == [2 * 24 * 24, 50]
     assert (work.generated_rows, work.num_steps) == (4, 2)
     assert numbers["tokens a second of the step"] == pytest.approx(2 * work.tokens / numbers["whole step, s"])
-    assert all(numbers[name] > 0 for name in ("media encoding", "towers", "towers in forward"))
+    assert all(numbers[name] > 0 for name in ("media encoding", "towers"))
+    assert numbers["towers in forward"] < numbers["towers"]  # what sampling has computed is kept
     assert numbers["rewards, CPU s a completion"] > 0 == numbers["weight sync"]
     seconds = numbers["forward"] + numbers["towers in forward"] + numbers["backward"]
     assert numbers["TFLOPs a second, forward + backward"] == pytest.approx(flops.training / seconds / 1e12)
