@@ -8,6 +8,7 @@ from typing import Any
 from aurora_rl.rewards import reads
 from aurora_rl.tasks.base import Answer
 from aurora_rl.tasks.completions import completion_text
+from aurora_rl.tasks.matchers import is_same_option
 from aurora_rl.tasks.multiple_choice import ChoiceAnswer, MultipleChoice, as_choice
 
 
@@ -41,9 +42,10 @@ def choice_accuracy_reward(
         Per completion 1.0 or 0.0, never None: what cannot be read is wrong.
     """
     read = _read(completions, answers)
-    chosen = [each.choose(options) for each, options in zip(read, choices, strict=True)]
-    truths = [list(options).index(truth) for options, truth in zip(choices, answer, strict=True)]
-    return [float(index == truth) for index, truth in zip(chosen, truths, strict=True)]
+    return [
+        float(is_same_option(options, each.choose(options), list(options).index(truth)))
+        for each, options, truth in zip(read, choices, answer, strict=True)
+    ]
 
 
 @reads(ChoiceAnswer)

@@ -41,11 +41,6 @@ class Consensus:
     share: float
     rounds: tuple[tuple[Vote, ...], ...]
 
-    @property
-    def is_agreed(self) -> bool:
-        """Whether the last round's majority was a quorum of two thirds."""
-        return has_quorum(self.rounds[-1], QUORUM)
-
 
 def majority(votes: Sequence[Vote], severity: Sequence[str] = ()) -> tuple[str, float]:
     """Return the label with most votes and its share.
@@ -65,16 +60,15 @@ def majority(votes: Sequence[Vote], severity: Sequence[str] = ()) -> tuple[str, 
     return label, counts[label] / len(votes)
 
 
-def has_quorum(votes: Sequence[Vote], quorum: float) -> bool:
-    """Tell whether so large a share of the votes is for one label; 2 of 3 are two thirds."""
-    return majority(votes)[1] >= quorum - 1e-9
+def has_quorum(votes: Sequence[Vote]) -> bool:
+    """Tell whether two thirds of the votes are for one label."""
+    return majority(votes)[1] >= QUORUM - 1e-9
 
 
 async def delphi(
     ask: Callable[[Sequence[Vote]], Awaitable[Sequence[Vote]]],
     *,
     max_rounds: int = 3,
-    quorum: float = QUORUM,
     severity: Sequence[str] = (),
 ) -> Consensus:
     """Let agents vote until they agree, or the rounds are over.
@@ -82,7 +76,6 @@ async def delphi(
     Args:
         ask: lets all agents vote, of the votes of the last round, which are none in the first.
         max_rounds: largest number of rounds.
-        quorum: share of equal votes at which no further round is held.
         severity: see `majority`.
 
     Raises:
@@ -91,7 +84,7 @@ async def delphi(
     if max_rounds < 1:
         raise ValueError(f"max_rounds is {max_rounds}: expected one at least")
     rounds: list[tuple[Vote, ...]] = []
-    while not rounds or (len(rounds) < max_rounds and not has_quorum(rounds[-1], quorum)):
+    while not rounds or (len(rounds) < max_rounds and not has_quorum(rounds[-1])):
         votes = tuple(await ask(rounds[-1] if rounds else ()))
         if not votes:
             raise ValueError("nobody voted: a consensus needs one agent at least")

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from aurora_rl.agents.consensus import QUORUM, Consensus, Vote, delphi, has_quorum, majority
+from aurora_rl.agents.consensus import Consensus, Vote, delphi, has_quorum, majority
 from aurora_rl.agents.roles import (
     ACCEPT,
     CHECK,
@@ -207,7 +207,7 @@ async def _reason(
     said = (voices.say(REASON, text, persona=persona, modality=modality) for persona in PERSONAS[:num_reasoners])
     replies = await _all_of(said)
     meant = [Vote(NOTHING if points_at_nothing(reply["target"]) else "something") for reply in replies]
-    if has_quorum(meant, QUORUM) and majority(meant)[0] == NOTHING:
+    if has_quorum(meant) and majority(meant)[0] == NOTHING:
         return replies, None
     if num_reasoners == 1:
         return replies, replies[0]["target"]

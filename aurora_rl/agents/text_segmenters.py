@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aurora_rl.agents.investigation import Segmentation
-from aurora_rl.data.media import load_clip
+from aurora_rl.data.media import load_clip, read_media
 from aurora_rl.data.sample import AVClip, AVSample
 
 if TYPE_CHECKING:
@@ -169,9 +169,9 @@ SEGMENTERS: Mapping[str, Callable[..., TextSegmenter]] = {
 
 def read_clip(sample: AVSample, segmenter: TextSegmenter) -> AVClip:
     """Read a row's media; the true masks for the oracle alone, so that no other segmenter could look."""
-    clip = load_clip(sample)
-    truth = clip.gt_masks if isinstance(segmenter, OracleSegmenter) else None
-    return AVClip(clip.frames, clip.waveform, truth, clip.annotated_frames if truth is not None else None)
+    if isinstance(segmenter, OracleSegmenter):
+        return load_clip(sample)
+    return AVClip(*read_media(sample), gt_masks=None)
 
 
 def _named(model: str | None, segmenter: str, usual: str) -> str:

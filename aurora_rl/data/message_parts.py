@@ -41,13 +41,12 @@ class MediaArguments:
             raise ValueError(f"max_side is {self.max_side}: it must be above 0")
 
 
-def media_parts(sample: AVSample, media: MediaArguments, *, sound_first: bool = False) -> list[dict[str, Any]]:
+def media_parts(sample: AVSample, media: MediaArguments) -> list[dict[str, Any]]:
     """Encode frames and sound of a clip as parts of a message; a clip without sound has no part for it.
 
     Args:
         sample: row, whose files are read.
         media: media that are sent.
-        sound_first: whether the sound comes before the frames.
 
     Raises:
         MediaError: if a file cannot be read; the error names it.
@@ -55,15 +54,17 @@ def media_parts(sample: AVSample, media: MediaArguments, *, sound_first: bool = 
     if media.media == "none":
         return []
     frames = frame_parts(read_clip_frames(sample), sample.fps, media)
-    if media.media == "frames":
-        return frames
-    waveform = read_clip_sound(sample)
+    return frames if media.media == "frames" else [*frames, *sound_parts(read_clip_sound(sample))]
+
+
+def sound_parts(waveform: np.ndarray | None) -> list[dict[str, Any]]:
+    """Encode a waveform (N,) as parts of a message; without one they say that there is no sound."""
     sound: list[dict[str, Any]] = [{"type": "text", "text": "The clip has no sound."}]
     if waveform is not None:
         data = base64.b64encode(_wav(waveform)).decode("ascii")
         audio = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
         sound = [{"type": "text", "text": "Its sound:"}, audio]
-    return [*sound, *frames] if sound_first else [*frames, *sound]
+    return sound
 
 
 def frame_parts(frames: np.ndarray, fps: float, media: MediaArguments) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.parser import ConfigParser
 from aurora_rl.data.containers import MediaError
-from aurora_rl.data.message_parts import MediaArguments, frame_parts, media_parts
+from aurora_rl.data.message_parts import MediaArguments, frame_parts, sound_parts
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.endpoint.arguments import EndpointArguments
 from aurora_rl.endpoint.client import ChatEndpoint
@@ -89,7 +89,12 @@ class EndpointVoices:
     media: MediaArguments
     on_usage: Callable[[Usage], None]
     calls: int = 0
-    _clip_parts: dict[bool, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Encode the clip, once for all agents and of what is decoded already."""
+        sends_frames, hears = self.media.media != "none", self.media.media == "frames+audio"
+        self._frames = frame_parts(self.clip.frames, self.sample.fps, self.media) if sends_frames else []
+        self._sound = sound_parts(self.clip.waveform) if hears else []
 
     async def say(
         self, role: Role, text: str, *, persona: str = "", modality: str = "both", masks: np.ndarray | None = None
@@ -104,9 +109,7 @@ class EndpointVoices:
         )
 
     def _parts(self, sound_first: bool, masks: np.ndarray | None) -> list[dict[str, Any]]:
-        if sound_first not in self._clip_parts:  # encoded once for all agents
-            self._clip_parts[sound_first] = media_parts(self.sample, self.media, sound_first=sound_first)
-        parts = self._clip_parts[sound_first]
+        parts = [*self._sound, *self._frames] if sound_first else [*self._frames, *self._sound]
         if masks is None or self.media.media == "none":
             return parts
         drawn = np.stack([draw_masks(frame, [mask]) for frame, mask in zip(self.clip.frames, masks, strict=True)])
@@ -151,7 +154,7 @@ class AgentRow:
         """Let the agents work, and write the masks before the record, so that no record is without them."""
         try:
             clip = await asyncio.to_thread(read_clip, self.sample, self.segmenter)
-            voices = EndpointVoices(endpoint, self.sample, clip, self.media, on_usage)
+            voices = await asyncio.to_thread(EndpointVoices, endpoint, self.sample, clip, self.media, on_usage)
             segment = functools.partial(self.segmenter, self.sample, clip)
             found = await investigate(self.sample.reference, voices, segment, self.agents)
         except MediaError as error:

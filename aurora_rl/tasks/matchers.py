@@ -62,7 +62,11 @@ def match_strictly(said: str, choices: Sequence[str], right: int) -> bool:
     >>> match_strictly("(B) bell", ["drum", "bell"], 1), match_strictly("It is a bell", ["drum", "bell"], 1)
     (True, False)
     """
-    chosen = match_choice(said, choices)
+    return is_same_option(choices, match_choice(said, choices), right)
+
+
+def is_same_option(choices: Sequence[str], chosen: int | None, right: int) -> bool:
+    """Tell whether a chosen option is the right one; some questions repeat an option, which is right at both places."""
     return chosen is not None and _spelling(choices[chosen]) == _spelling(choices[right])
 
 

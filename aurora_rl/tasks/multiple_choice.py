@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from aurora_rl.data.sample import AVSample
 from aurora_rl.tasks.base import Answer, Target, Task
 from aurora_rl.tasks.completions import ParsedCompletion, normalise_category, parse_completion
-from aurora_rl.tasks.matchers import LETTERS, match_choice
+from aurora_rl.tasks.matchers import LETTERS, is_same_option, match_choice
 from aurora_rl.tasks.reference_segmentation import hear_score, see_score
 
 ANSWER_LABEL = "Answer:"
@@ -100,7 +100,8 @@ class MultipleChoice(Task):
         true_answer(sample)
 
     def is_right(self, answer: Answer, sample: AVSample) -> bool:
-        return as_choice(answer).choose(choices_of(sample)) == choices_of(sample).index(true_answer(sample))
+        choices = choices_of(sample)
+        return is_same_option(choices, as_choice(answer).choose(choices), choices.index(true_answer(sample)))
 
     def text_scores(self, answer: Answer, sample: AVSample) -> dict[str, float | None]:
         read = as_choice(answer)
@@ -145,8 +146,12 @@ def read_marked(text: str, reasoning: ParsedCompletion) -> tuple[str | None, boo
 
 def question_text(sample: AVSample) -> str:
     """Write a row's question and its options, one a line with its letter; all of it is text from outside."""
-    options = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices_of(sample), strict=False)]
-    return "\n".join([sample.reference, *options])
+    return "\n".join([sample.reference, *option_lines(sample)])
+
+
+def option_lines(sample: AVSample) -> list[str]:
+    """Write each option of a row after its letter."""
+    return [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices_of(sample), strict=False)]
 
 
 def choices_of(sample: AVSample) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ from typing import ClassVar
 from aurora_rl.data.sample import AVSample
 from aurora_rl.tasks.base import Answer
 from aurora_rl.tasks.completions import ParsedCompletion
-from aurora_rl.tasks.matchers import LETTERS, MATCHERS
-from aurora_rl.tasks.multiple_choice import MultipleChoice, as_choice, choices_of, true_answer
+from aurora_rl.tasks.matchers import MATCHERS
+from aurora_rl.tasks.multiple_choice import MultipleChoice, as_choice, choices_of, option_lines, true_answer
 
 _TAGS = re.compile(r"</?(?:think|answer)>")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -43,8 +43,7 @@ class ThinkAnswer(MultipleChoice):
     }
 
     def question(self, sample: AVSample) -> str:
-        options = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices_of(sample), strict=False)]
-        return "\n".join([f"{sample.reference} Options:", *options])
+        return "\n".join([f"{sample.reference} Options:", *option_lines(sample)])
 
     def write(self, reasoning: str | None, answer: str) -> str:
         thought = [f"<think>{reasoning.strip()}</think>"] if reasoning else []

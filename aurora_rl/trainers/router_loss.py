@@ -31,6 +31,8 @@ def router_loss_of_recipe(model: nn.Module) -> Iterator[None]:
         yield
         return
     config.output_router_logits = False
-    yield
-    config.output_router_logits = False
-    config.router_aux_loss_coef = coefficient
+    try:
+        yield
+    finally:
+        config.output_router_logits = False
+        config.router_aux_loss_coef = coefficient

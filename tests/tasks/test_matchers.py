@@ -9,6 +9,7 @@ import pytest
 from aurora_rl.data.sample import AVSample
 from aurora_rl.tasks.matchers import LETTERS, MATCHERS, match_choice
 from aurora_rl.tasks.think_answer import PlannedAnswer, ThinkAnswer
+from reward_fns.choice import choice_accuracy_reward
 
 MMAU = Path(__file__).parents[1] / "data" / "mmau_test_mini.json.xz"
 
@@ -62,6 +63,17 @@ def sample(**fields) -> AVSample:
     values = {"uid": "a", "row": 0, "split": "train", "media_id": "a", "category": "", "fps": 1.0, "frame_paths": ()}
     question = {"reference": "What sounds?", "choices": ("drum", "bell"), "answer": "bell", "audio_path": "a.wav"}
     return AVSample(**{**values, **question, **fields})
+
+
+def test_scores_and_reward_take_a_repeated_option_as_the_strict_rule_does():
+    row = sample(choices=("Man", "Woman", "Man"), answer="Man")
+    for letter, is_right in (("A", 1.0), ("B", 0.0), ("C", 1.0)):
+        text = f"<think>a</think><answer>{letter}</answer>"
+        assert ThinkAnswer().text_scores(ThinkAnswer().parse(text), row)["accuracy"] == is_right
+        answers = [ThinkAnswer().parse(text)]
+        assert choice_accuracy_reward([""], [text], choices=[row.choices], answer=["Man"], answers=answers) == [
+            is_right
+        ]
 
 
 def test_question_and_target_have_the_published_form():
