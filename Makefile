@@ -102,7 +102,7 @@ test-rounding: export ATEN_CPU_CAPABILITY ?= default
 test-rounding: export OMP_NUM_THREADS ?= 2
 test-rounding: export OMP_WAIT_POLICY ?= PASSIVE
 test-rounding: $(STAMP)  ## the tests that compare floats, as another processor rounds (ATEN_CPU_CAPABILITY=avx2 for a third)
-	$(PY) -m pytest -m "not vllm and not multiprocess" $(ROUNDING_TESTS)
+	$(PY) -m pytest $(PYTEST_ARGS) -m "not vllm and not multiprocess" $(ROUNDING_TESTS)
 
 lint: $(STAMP)  ## style, formatting, types and import layers, without the tests
 	$(PY) -m ruff check .

@@ -42,6 +42,7 @@ from aurora_rl.models.mllm import EncodedPrompt, MLLMFamily, load_family
 from aurora_rl.models.mllm.contract import SECOND, Subject
 from aurora_rl.models.mllm.interleaving import InterleavingMixin
 from aurora_rl.rollout.engine import AuroraVLLMGeneration
+from aurora_rl.rollout.plugin import register_with
 
 SYNCS = 5
 #: What a process has of vLLM and torch.distributed in its environment.
@@ -204,6 +205,7 @@ def started(loaded: LoadedModel, **options: Any) -> Iterator[AuroraVLLMGeneratio
         **options: arguments of `AuroraVLLMGeneration` that differ.
     """
     environment = {name: os.environ.get(name) for name in DISTRIBUTED}
+    _load_class(loaded.family)
     tiny = {"max_model_length": 1024, "max_num_seqs": 64, "temperature": 0.0, "max_completion_length": NUM_TOKENS}
     generation = AuroraVLLMGeneration(
         loaded,
@@ -225,6 +227,15 @@ def started(loaded: LoadedModel, **options: Any) -> Iterator[AuroraVLLMGeneratio
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+def _load_class(family: MLLMFamily) -> None:
+    """Register the class of a family's model instead of its name, which vLLM would load in a process of its own."""
+    from vllm import ModelRegistry
+
+    register_with(family)
+    architecture = family.engine_architecture
+    ModelRegistry.register_model(architecture, ModelRegistry.models[architecture].load_model_cls())
 
 
 def prompts_of_all_kinds(subject: Subject) -> list[EncodedPrompt]:
