@@ -2,7 +2,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from aurora_rl.data.media import read_frames
 from aurora_rl.models.heads.segmenters import build_frame_encoder
 from aurora_rl.models.heads.segmenters.sam import SamSegmenter
 from aurora_rl.scripts.cache_features import main
+from tests.warm_interpreter import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -116,7 +116,7 @@ def test_a_word_that_is_no_option_is_refused(recipe: Path, capsys: pytest.Captur
 def test_launched_processes_share_the_clips(recipe: Path, tiny_benchmark: Path, tmp_path: Path) -> None:
     launch = "-m accelerate.commands.launch --config_file accelerate_configs/multi_gpu.yaml --num_processes 2"
     options = shlex.split(f"{launch} --mixed_precision no --main_process_port 0 data_prep/cache_features.py")
-    command = [sys.executable, *options, "--config", str(recipe), "--clips_per_shard", "100", "--use_cpu", "true"]
+    command = [warm_python(), *options, "--config", str(recipe), "--clips_per_shard", "100", "--use_cpu", "true"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr

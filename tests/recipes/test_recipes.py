@@ -5,7 +5,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import typing
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from safetensors import safe_open
 from trl import TrlParser
 
 from aurora_rl.models.loading import load_model
+from tests.warm_interpreter import warm_python
 
 ROOT = Path(__file__).parents[2]
 #: Files of stages are of another kind: test_run_stages.py.
@@ -55,7 +55,7 @@ def parse(script: str, *args: str) -> dict[str, Any]:
 
 def launch(recipe: str, config: str, **options: Any) -> str:
     """Run a recipe by `accelerate launch` and return what it printed."""
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command = [warm_python(), "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--config_file", "accelerate_configs/cpu.yaml", f"recipes/{recipe}.py", "--config", config]
     command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -4,7 +4,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 from tests.trainers.test_safe_loading import Bomb
+from tests.warm_interpreter import warm_python
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = shlex.split(
@@ -35,7 +35,7 @@ def train(tiny_benchmark: Path, tiny_checkpoint: str, tmp_path_factory) -> Calla
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
     def run(output_dir: Path, *options: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, *LAUNCH, "--config", str(config), "--model", tiny_checkpoint, *OPTIONS]
+        command = [warm_python(), *LAUNCH, "--config", str(config), "--model", tiny_checkpoint, *OPTIONS]
         command += ["--data_root", str(tiny_benchmark), "--output_dir", str(output_dir), *options]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 

@@ -15,7 +15,6 @@ import os
 import shlex
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ from safetensors.torch import load_file
 from aurora_rl.evaluation.records import read_results
 from aurora_rl.models.heads.segmenters.sam import SamSegmenter
 from aurora_rl.models.loading import load_model
+from tests.warm_interpreter import warm_python
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(1500)]
 
@@ -151,7 +151,7 @@ def free_port() -> int:
 
 def commands(config: str) -> list[list[str]]:
     """`accelerate launch` as a user would type it, one command a machine."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{config}.yaml"]
+    launch = [warm_python(), "-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{config}.yaml"]
     if config == "cpu":
         return [launch]
     if config != "multi_node":
