@@ -114,7 +114,7 @@ def check_options(encode: SampleEncoder, environment_factory: Any, args: AuroraG
     if encode.family.tool_format is None:
         raise ValueError(
             f"environment_factory is set, but {type(encode.family).__name__} has no tool_format, by which its prompts "
-            "show tools: train a Qwen2.5-Omni, or give the family one once its second turns are tested"
+            "show tools: choose another family (docs/tool_calls.md), or give it one once its second turns are tested"
         )
     if args.use_vllm and args.vllm_mode == "server":
         raise ValueError(

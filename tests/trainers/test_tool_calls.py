@@ -190,6 +190,13 @@ def test_masks_come_from_the_last_turn_of_the_model(
     has_token = [bool((ids == trainer.seg_token_id).any()) for ids in batch["completion_ids"]]
     assert has_token == [True, True, True, False]
 
+    # The next batch, also that of a run that goes on from a checkpoint, begins with environments that are reset.
+    before, trainer.turns = list(trainer.environments), [["I know."] * 4]
+    for environment in before:
+        environment.told = "of the batch before"
+    rollout(trainer)
+    assert trainer.environments == before and {environment.told for environment in before} == {""}
+
 
 def test_a_text_of_an_environment_for_the_prompt_is_refused(
     make_calling: Callable[..., CallingTrainer], rollout: Rollout

@@ -58,7 +58,7 @@ class ToolFormat:
         reader.tokenizer = copy.copy(reader.tokenizer)
         reader.chat_template = self.template(str(processor.chat_template))
         reader.tokenizer.response_template = dict(self.response)
-        return reader  # type: ignore[no-any-return]
+        return reader
 
 
 class ToolTurns:
