@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from aurora_rl.data.media import SAMPLING_RATE, SILENCE_DBFS
+from aurora_rl.data.containers import SAMPLING_RATE
+from aurora_rl.data.media import SILENCE_DBFS
 from aurora_rl.data.sample import AVClip
 
 #: Names of hues, each up to an angle on the circle of colours in degrees; red is on both sides of 0.

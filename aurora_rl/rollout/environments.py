@@ -56,7 +56,7 @@ def load_environment(spec: str | Callable[[], Environment]) -> Callable[[], Envi
     if not callable(factory):
         raise ToolsError(f"environment_factory {spec!r} is a {type(factory).__name__}: name a class, or a function")
     tool_schemas(factory)
-    return factory  # type: ignore[no-any-return]
+    return factory
 
 
 def tool_schemas(factory: Callable[[], Environment]) -> list[dict[str, Any]]:
@@ -77,7 +77,7 @@ def tool_schemas(factory: Callable[[], Environment]) -> list[dict[str, Any]]:
 
 def _schema(tool: Callable[..., Any], name: str) -> dict[str, Any]:
     try:
-        return get_json_schema(tool)  # type: ignore[no-any-return]
+        return get_json_schema(tool)
     except (DocstringParsingException, TypeHintParsingException) as error:
         raise ToolsError(
             f"the tool {name} cannot be shown to the model: {error}. Give each argument a type hint, and a line under "

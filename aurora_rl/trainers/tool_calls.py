@@ -77,7 +77,7 @@ class ToolCallsTrainer(GRPOTrainer):
         if self.environment_factories is not None:
             self._asked = [row["prompt"] for row in inputs]
             inputs = with_clips(inputs, self._batch.rows, self._encode_clips)
-        return super()._generate_and_score_completions(inputs)  # type: ignore[no-any-return]
+        return super()._generate_and_score_completions(inputs)
 
     def _generate(self, prompts: list) -> tuple[Any, ...]:
         """Sample as TRL does; the prompts are encoded already, so an environment cannot add to them."""
@@ -86,7 +86,7 @@ class ToolCallsTrainer(GRPOTrainer):
                 f"{type(self.environments[0]).__name__}.reset has returned a text for the prompt, which is encoded "
                 "with its clip before: return None, and let a tool tell it"
             )
-        return super()._generate(prompts)  # type: ignore[no-any-return]
+        return super()._generate(prompts)
 
     def _get_tool_suffix_ids(self, tool_messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Write the answering turn as TRL does, but for what its text holds, which never becomes a control token."""
