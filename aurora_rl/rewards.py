@@ -35,7 +35,7 @@ class RewardFunc(Protocol):
     `completions` (text or chat messages), `completion_ids`, every column of the dataset row (`uid`, `row`, `category`,
     `reference`, ...) and the trainer's own columns: `pred_masks`, `mask_probs`, `gt_masks`, `mask_counts`,
     `head_score`, `loudness_dbfs`, `sample`, `answers` (completions as the task reads them); and TRL's `trainer_state`,
-    `log_metric`, `log_extra`.
+    `log_metric`, `log_extra`, and `environments` where rollouts may call tools.
 
     Returns:
         R numbers; None where the reward does not apply to a row. An async function returns an awaitable of them.

@@ -374,6 +374,11 @@ def _check_names(asked: Asked) -> None:
         _check_known(ablation, names_of("ablations"), name=asked.called("ablations"))
     for spec in _as_list(asked.get("reward_funcs")):
         check_object(str(spec), name=asked.called("reward_funcs"), what="reward")
+    if asked.get("environment_factory") is not None:
+        name = asked.called("environment_factory")
+        if asked.get("use_vllm") and asked.get("vllm_mode") == "server":
+            raise ValueError(f"{name} calls tools, whose answers a vLLM server is not sent: set vllm_mode to colocate")
+        check_object(str(asked.get("environment_factory")), name=name, what="environment")
 
 
 def _check_resumed(asked: Asked) -> None:

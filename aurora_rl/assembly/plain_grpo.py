@@ -20,6 +20,7 @@ PLAIN: dict[str, Any] = {
     **{"scale_rewards": "group", "multi_objective_aggregation": "sum_then_normalize", "sync_ref_model": False},
     **{"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "generation_kwargs": None},
     **{"gradient_accumulation_steps": 1, "steps_per_generation": 1, "use_vllm": False, "use_peft": False},
+    **{"environment_factory": None},
 }
 
 

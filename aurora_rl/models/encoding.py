@@ -94,6 +94,9 @@ class SampleEncoder:
         blank_frame: (1, ...) zeros in the form of `frame_inputs`, for rows whose task has no head.
         uses_gpu: whether `frame_inputs` runs an encoder on a GPU. Only the model's thread may do that: another thread
             would take memory that the model needs at that time.
+
+    Attributes:
+        tools: JSON schemas of the tools that the prompts show; none unless a trainer lets the model call them.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class SampleEncoder:
         self.sets = dict(sets or {})
         self.blank_frame = blank_frame
         self.uses_gpu = uses_gpu
+        self.tools: Sequence[Mapping[str, Any]] = ()
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -244,6 +248,7 @@ class SampleEncoder:
             video_options={"sample_fps": sample.fps} | {k: v for k, v in limits.items() if v is not None},
         )
         messages = self._messages(sample, media)
+        shown_tools: dict[str, Any] = {"tools": self.tools} if self.tools else {}  # an own family may know none
         with naming(sample):
             prompt = self.family.encode(
                 self.processor,
@@ -251,6 +256,7 @@ class SampleEncoder:
                 waveform=waveform,
                 fps=sample.fps,
                 use_audio_in_video=is_interleaved,
+                **shown_tools,
             )
         return EncodedSample(
             sample=sample,

@@ -292,7 +292,7 @@ class AuroraVLLMGeneration(VLLMGeneration):
         with profiler:
             outputs = self.llm.generate(
                 [_engine_input(prompt) for prompt in prompts],
-                [self._sampling_params(seed) for seed in seeds],
+                [self._sampling_params(seed, prompt.said) for seed, prompt in zip(seeds, prompts, strict=True)],
                 use_tqdm=False,
             )[first : first + count]
         logprobs, _ = extract_logprobs(outputs)
@@ -326,11 +326,13 @@ class AuroraVLLMGeneration(VLLMGeneration):
         ends = {"ignore_eos": True, "stop_token_ids": self.end_ids}
         return {**options, **given, **ends, "logprobs": 0, "logit_bias": {**wanted_bias, **self.logit_bias}}
 
-    def _sampling_params(self, seed: int) -> Any:
+    def _sampling_params(self, seed: int, said: Sequence[int] = ()) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
         options = {**self._sampling_options(), "seed": seed}
+        # Turns share the completion's length. Where it is used up, vLLM needs a token, which TRL cuts off.
+        options["max_tokens"] = max(1, options["max_tokens"] - len(said))
         if isinstance(options.get("structured_outputs"), dict):
             options["structured_outputs"] = StructuredOutputsParams(**options["structured_outputs"])
         return SamplingParams(**options)

@@ -43,6 +43,7 @@ from aurora_rl.models.heads import Head, MaskHead, head_class, head_configs
 from aurora_rl.models.heads.segmenters import FRAME_ENCODERS
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.rewards import RewardError, load_guarded
+from aurora_rl.rollout.environments import load_environment, tool_schemas
 from aurora_rl.tasks.base import Task, load_task
 from aurora_rl.trainers.grounded_rollouts import Predictions, RolloutBatch, reward_rows
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
@@ -109,6 +110,8 @@ def try_grpo(
     train, evaluated = load_training_splits(data_args)
     samples = _check_samples([*train, *evaluated])
     meta, encode = _encoder(model_args, data_args, samples)
+    if training_args.environment_factory is not None:
+        encode.tools = tool_schemas(load_environment(training_args.environment_factory))
     group = training_args.num_generations or 1
     batch = _show_batch(train, encode, max(training_args.per_device_train_batch_size // group, NUM_ASKED))
     _show_rewards(reward_funcs, batch, encode, meta)

@@ -16,6 +16,7 @@ from aurora_rl.footprint import check_footprint
 from aurora_rl.logs import log_launch, setup_logging
 from aurora_rl.report.run_samples import add_samples
 from aurora_rl.rewards import load_reward_func
+from aurora_rl.rollout.environments import load_environment
 from aurora_rl.tasks.base import load_task
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
@@ -42,6 +43,8 @@ def train(
 ) -> None:
     """Assemble the trainer, train, and save the model."""
     reward_funcs = [load_reward_func(spec) for spec in reward_args.reward_funcs]  # before any model is loaded
+    if training_args.environment_factory is not None:
+        load_environment(training_args.environment_factory)
     sets = data_sets(data_args)
     rewards_of_sets = reward_sets(sets, reward_args.reward_funcs)
     check_order_is_kept(data_args, is_shuffled=training_args.shuffle_dataset)

@@ -231,16 +231,19 @@ class Task(abc.ABC):
 def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
     """Return the text of a completion in either form that TRL hands to reward functions.
 
+    Of several turns it is what the model has said in words, a line a turn: neither calls of tools nor their answers.
+
     Args:
-        completion: the text, or the chat messages of the turn, whose content is text or a list of parts.
+        completion: the text, or the chat messages of its turns, whose content is text or a list of parts.
     """
     if isinstance(completion, str):
         return completion
-    contents = [message["content"] for message in completion]
-    return "".join(
+    contents = [message["content"] for message in completion if message.get("role") != "tool"]
+    texts = (
         content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
         for content in contents
     )
+    return "\n".join(filter(None, texts))
 
 
 def load_task(spec: str | Task | type[Task]) -> Task:

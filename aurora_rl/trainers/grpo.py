@@ -46,12 +46,13 @@ from aurora_rl.trainers.reentrant_checkpoints import check_checkpoints
 from aurora_rl.trainers.reference_model import PolicyCheckpoints, frozen_copy, install_reference
 from aurora_rl.trainers.rollout_metrics import batch_metrics, completion_columns
 from aurora_rl.trainers.shared_towers import SharedTowersTrainer
-from aurora_rl.trainers.trl_constructor import as_trl_expects, check_one_turn
+from aurora_rl.trainers.tool_calls import ToolCallsTrainer
+from aurora_rl.trainers.trl_constructor import as_trl_expects
 from aurora_rl.trainers.upcoming import ReadAheadTrainer
 from aurora_rl.trainers.vllm_engine import vllm_engine
 
 
-class AuroraGRPOTrainer(PolicyCheckpoints, WholeGroupsTrainer, SharedTowersTrainer, ReadAheadTrainer):
+class AuroraGRPOTrainer(PolicyCheckpoints, ToolCallsTrainer, WholeGroupsTrainer, SharedTowersTrainer, ReadAheadTrainer):
     """TRL's GRPOTrainer for omni-modal models, with the head of the run's task.
 
     Args:
@@ -62,10 +63,10 @@ class AuroraGRPOTrainer(PolicyCheckpoints, WholeGroupsTrainer, SharedTowersTrain
         reward_sets: whether each function is for a data set in a run on several, see `rewards.call_for_some_rows`.
         **kwargs: arguments of TRL's trainer: `train_dataset` (rows of `data.dataset.to_dataset`), `eval_dataset`,
             `processing_class`, `peft_config`, `callbacks`, `optimizers`; and `sets`, how the rows of several data sets
-            are mixed (`data.mixing.MixedSet`). `tools` and `environment_factory` are refused.
+            are mixed (`data.mixing.MixedSet`); `environment_factory`, see `tool_calls.ToolCallsTrainer`.
 
     Raises:
-        ValueError: if tools or an environment are given, or the model lacks the task's head.
+        ValueError: if the model lacks the task's head, or tools are given that it cannot call.
     """
 
     _name = "Aurora GRPO"
@@ -82,7 +83,6 @@ class AuroraGRPOTrainer(PolicyCheckpoints, WholeGroupsTrainer, SharedTowersTrain
         reward_sets: Sequence[Mapping[str, bool]] | None = None,
         **kwargs: Any,
     ) -> None:
-        check_one_turn(kwargs)
         self.encode, self.seg_token_id = encode, encode.answer_token_id
         self._batch = RolloutBatch([])
         sets = bool(kwargs.get("sets"))

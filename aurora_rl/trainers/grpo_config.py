@@ -39,6 +39,8 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
             are scored and trained on (`models.shared_prefix`); only where that computes the same.
         router_aux_loss_coef: coefficient of the router loss of a model with experts; 0 trains without it. None, in YAML
             null, takes the checkpoint's own, which TRL does by default.
+        environment_factory: what makes a rollout's environment, whose methods are tools that the policy may call, see
+            `rollout.environments`; `max_tool_calling_iterations` limits the turns with calls. None for no tools.
         reward_timeout_s: seconds that an async reward function may take for one batch.
         vllm_engine_kwargs: further arguments of `vllm.LLM` in colocate mode, such as `{"kv_cache_memory_bytes": 2e9}`.
         vllm_request_timeout_s: seconds that the vLLM server may take for one request.
@@ -56,6 +58,9 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
     dice_variant: str = _option("aurora", "Formula of the Dice loss: aurora or lisa.")
     share_prompts: bool = _option(True, "Put a group's prompt through the model once, where that computes the same.")
     router_aux_loss_coef: float | None = _option(0.0, ROUTER_LOSS_HELP)
+    environment_factory: str | None = _option(
+        None, "Tools that rollouts may call: a class as 'package.module:Name' or 'path/to/mine.py:Name'."
+    )
     reward_timeout_s: float = _option(60.0, "Seconds that an async reward function may take for a batch.")
     vllm_engine_kwargs: dict[str, Any] | str | None = _option(None, "Further arguments of vllm.LLM, as JSON.")
     vllm_request_timeout_s: float = _option(600.0, "Seconds that the vLLM server may take for one request.")

@@ -87,6 +87,11 @@ class RolloutHealthCallback(TrainerCallback):
             f"{_percent(logs, 'completions/clipped_ratio')} of the completions are cut at max_completion_length="
             f"{getattr(args, 'max_completion_length', None)}, before their answer: raise it",
         )
+        self._check(
+            "calls",
+            logs.get("tools/call_frequency") == 0.0,
+            "no rollout calls a tool: policies stop calling unless a reward pays for what a call finds out",
+        )
         self._check_sampler(args, logs)
         self._remember(logs)
         self._check_chain()

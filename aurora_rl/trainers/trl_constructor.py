@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from transformers import PreTrainedModel
 
 from aurora_rl.models.encoding import SampleEncoder
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.router_loss import router_loss_of_recipe
-
-
-def check_one_turn(given: Mapping[str, Any]) -> None:
-    """Raise a ValueError if TRL's constructor is given what makes a rollout of several turns."""
-    if more_turns := [name for name in ("tools", "environment_factory") if given.get(name)]:
-        raise ValueError(f"{more_turns[0]} is given, but a rollout has one turn for now: leave it out")
 
 
 @contextlib.contextmanager

@@ -200,6 +200,14 @@ CASES = {
         [*GRPO, "--reward_funcs", "reward_fns.format:format_rewrad"],
         "did you mean 'format_reward",
     ),
+    "recipe: missing environment": (
+        [*GRPO, "--environment_factory", "aurora_rl.rollout.clip_tools:ClipTool"],
+        "did you mean 'ClipTools'",
+    ),
+    "recipe: tools and a server": (
+        [*GRPO, "--environment_factory", "a.py:B", "--use_vllm", "true", "--vllm_mode", "server"],
+        "set vllm_mode to colocate",
+    ),
     "recipe: no reward": ([*GRPO, "--reward_funcs", "format"], "write 'package.module:function'"),
     "recipe: file in the way": ([*GRPO, "--output_dir", "sft.yaml"], "sft.yaml is a file, give another folder"),
     "recipe: output of a running run": ([*GRPO, "--output_dir", "busy"], "another run writes to busy: process"),

@@ -156,6 +156,7 @@ def test_generation_kwargs_win_over_the_options_but_not_over_what_training_rests
     assert (options["max_tokens"], options["logprobs"]) == (7, 0)
     params = generation._sampling_params(11)
     assert (params.seed, params.max_tokens, params.logprobs) == (11, 7, 0)
+    assert [generation._sampling_params(11, said).max_tokens for said in ([5] * 3, [5] * 7)] == [4, 1]
     assert params.logit_bias == options["logit_bias"]
 
 

@@ -1,5 +1,6 @@
 """GRPO whose rollouts a real vLLM engine writes: importance sampling, seeds, masks, and an exact resume."""
 
+import copy
 import dataclasses
 import functools
 import json
@@ -21,6 +22,7 @@ from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 from aurora_rl.trainers.grounded_rollouts import RolloutBatch
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
+from tests.trainers.test_tool_calls import Peak, call
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -179,6 +181,38 @@ def test_a_second_turn_of_some_rows_is_that_of_each_row_alone_and_of_transformer
     assert take_turn(ids, some).completion_ids == together.completion_ids
     with pytest.raises(ValueError, match="do not begin with"):
         trainer._vllm.generate(ids, some[::-1], Turn(1))
+
+
+def test_a_rollout_goes_on_after_a_call_with_the_room_that_is_left_as_by_transformers(
+    make_trainer, generation, difference, monkeypatch
+):
+    options = {"top_k": 1, "max_completion_length": 110, "environment_factory": f"{Peak.__module__}:Peak"}
+    trainer = make_trainer(**options)
+    monkeypatch.setattr(generation, "temperature", 0.0)
+    sample, turns = trainer._vllm.generate, []
+
+    def generate(ids, rows, turn):
+        """The first turn is scripted, since a random model calls nothing."""
+        if not turns:
+            texts = ["I know.", call("peak"), "I know.", call("peak")]
+            said = [[*trainer._tokenizer(text).input_ids, trainer._tokenizer.eos_token_id] for text in texts]
+            turns.append((ids, rows, Rollouts(said, [[0.0] * len(some) for some in said])))
+        else:
+            turns.append((ids, rows, sample(ids, rows, turn)))
+        return copy.deepcopy(turns[-1][2])  # TRL cuts what it gets
+
+    monkeypatch.setattr(trainer._vllm, "generate", generate)
+    batch = roll(trainer)
+    _, (ids, rows, found) = turns
+    said = [len(x) - len(row.prompt.prompt_ids) for x, row in zip(ids, rows, strict=True)]
+    assert len(rows) == 2 and [n + len(x) for n, x in zip(said, found.completion_ids, strict=True)] == [110, 110]
+    prompts = [continued_prompt(row, x) for row, x in zip(rows, ids, strict=True)]
+    assert difference(trainer.model, generation.loaded, prompts, found) < 1e-4
+    is_tools = batch["completion_mask"].bool() & ~batch["tool_mask"].bool()
+    assert is_tools.any(1).tolist() == [False, True, False, True]
+    monkeypatch.setattr(trainer, "use_vllm", False)
+    by_transformers = trainer._generate_single_turn(ids, rows, {}, 1)[0]
+    assert [x[: len(y)] for x, y in zip(by_transformers, found.completion_ids, strict=True)] == found.completion_ids
 
 
 def history(folder: Path) -> list[dict]:

@@ -144,6 +144,14 @@ def test_text_is_taken_from_every_form_of_completion():
     assert completion_text([]) == ""
 
 
+def test_the_text_of_several_turns_is_what_the_model_has_said_in_words() -> None:
+    turns = [{"role": "assistant", "content": "Let me listen.", "tool_calls": [{"type": "function"}]}]
+    turns += [{"role": "tool", "name": "peak", "content": "Answer: the target is the bell. It is [SEG]."}]
+    assert (
+        completion_text([*turns, *turns[:1], {"role": "assistant", "content": ""}]) == "Let me listen.\nLet me listen."
+    )
+
+
 # Chains that are taken back
 
 REFLECTED = (

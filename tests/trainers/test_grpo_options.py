@@ -157,9 +157,3 @@ def test_checkpoints_between_generation_batches_are_accepted(
     make_grpo: Callable[..., AuroraGRPOTrainer], options: dict
 ) -> None:
     assert make_grpo(save_strategy="steps", **options).args.save_steps == options["save_steps"]
-
-
-@pytest.mark.parametrize("option", [{"tools": [len]}, {"environment_factory": dict}])
-def test_more_than_one_turn_is_refused_by_name(option: dict, loaded: LoadedModel) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(option))} is given, but a rollout has one turn"):
-        AuroraGRPOTrainer(loaded.model, [len], None, encode=None, **option)

@@ -21,6 +21,7 @@ from aurora_rl.trainers.prompt_sharing import WholeGroupsTrainer
 from aurora_rl.trainers.reference_model import PolicyCheckpoints
 from aurora_rl.trainers.resumable import ResumableTrainer
 from aurora_rl.trainers.sft import AuroraSFTTrainer
+from aurora_rl.trainers.tool_calls import ToolCallsTrainer
 from aurora_rl.trainers.upcoming import ReadAheadTrainer
 
 #: What each overridden method must take, `self` left out.
@@ -37,6 +38,12 @@ GRPO_OVERRIDES = {
     "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
     "_compute_loss": ["model", "inputs"],
 }  # fmt: skip
+TOOL_CALLS_OVERRIDES = {
+    "_generate_and_score_completions": ["inputs"],
+    "_generate": ["prompts"],
+    "_get_tool_suffix_ids": ["tool_messages"],
+    "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
+}
 WHOLE_GROUPS_OVERRIDES = {"_prepare_inputs": ["generation_batch"]}
 POLICY_CHECKPOINT_OVERRIDES = {
     "_save": ["output_dir", "state_dict"],
@@ -109,13 +116,14 @@ def test_the_seams_are_those_of_the_pinned_release() -> None:
     "ours, theirs, table",
     [
         (AuroraGRPOTrainer, GRPOTrainer, GRPO_OVERRIDES),
+        (ToolCallsTrainer, GRPOTrainer, TOOL_CALLS_OVERRIDES),
         (WholeGroupsTrainer, GRPOTrainer, WHOLE_GROUPS_OVERRIDES),
         (PolicyCheckpoints, Trainer, POLICY_CHECKPOINT_OVERRIDES),
         (ReadAheadTrainer, GRPOTrainer, READ_AHEAD_OVERRIDES),
         (AuroraSFTTrainer, SFTTrainer, SFT_OVERRIDES),
         (ResumableTrainer, Trainer, RESUMABLE_OVERRIDES),
     ],
-    ids=["grpo", "whole groups", "policy checkpoints", "read ahead", "sft", "resumable"],
+    ids=["grpo", "tool calls", "whole groups", "policy checkpoints", "read ahead", "sft", "resumable"],
 )
 def test_every_override_is_listed_here_and_takes_what_trl_gives(ours: type, theirs: type, table: dict) -> None:
     assert overridden(ours, theirs) == set(table), f"{ours.__name__} overrides other methods than this file lists"
@@ -162,7 +170,8 @@ def test_a_grpo_trainer_has_the_attributes_that_are_read(make_grpo: Callable[...
     names = [
         "_metrics", "_logs", "_tokenizer", "_step", "beta", "ref_model", "temperature", "num_iterations",
         "num_generations", "_buffered_inputs", "shuffle_dataset", "reward_weights", "mask_truncated_completions",
-        "is_deepspeed_enabled", "is_fsdp_enabled", "accelerator",
+        "is_deepspeed_enabled", "is_fsdp_enabled", "accelerator", "environments", "environment_factories",
+        "max_tool_calling_iterations",
     ]  # fmt: skip
     missing = [name for name in names if not hasattr(trainer, name)]
     assert not missing, f"seam GRPOTrainer has lost the attributes {missing}"

@@ -95,6 +95,7 @@ class MLLMFamily(Senses, abc.ABC):
         waveform: np.ndarray | None,
         fps: float,
         use_audio_in_video: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> EncodedPrompt:
         """Run the family's processor on one conversation.
 
@@ -105,6 +106,7 @@ class MLLMFamily(Senses, abc.ABC):
             fps: frames a second, which aligns video and audio in time.
             use_audio_in_video: whether the sound is interleaved with the frames, chunk by chunk; the messages then have
                 no audio part of their own.
+            tools: JSON schemas of the tools that the prompt shows, in the family's `tool_format`.
 
         A prompt without sound still has an input for the audio tower, without a placeholder in the prompt: all
         processes of a sharded model must run the same modules, with any clips.
@@ -116,7 +118,8 @@ class MLLMFamily(Senses, abc.ABC):
         """
         from aurora_rl.models.mllm.processing import encode
 
-        return encode(self, processor, messages, waveform=waveform, fps=fps, use_audio_in_video=use_audio_in_video)
+        options: dict[str, Any] = {"waveform": waveform, "fps": fps, "use_audio_in_video": use_audio_in_video}
+        return encode(self, processor, messages, **options, tools=tools)
 
     def collate_features(
         self, features: Sequence[Mapping[str, torch.Tensor]], media_index: Sequence[int] | None = None

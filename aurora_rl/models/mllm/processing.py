@@ -30,6 +30,7 @@ def encode(
     waveform: np.ndarray | None,
     fps: float,
     use_audio_in_video: bool,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> EncodedPrompt:
     """Run a family's processor on one conversation; see `MLLMFamily.encode`."""
     is_of_clip = _has_media(messages)  # of a silent one, too, of whose frames the family may see nothing
@@ -38,11 +39,12 @@ def encode(
     if waveform is not None:
         waveform = np.pad(waveform, (0, -len(waveform) % family.samples_per_unit(processor)))
     images, videos = family.read_vision(processor, messages)
-    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    shown_tools = _tool_options(family, processor, tools)
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **shown_tools)
     num_audios = int(waveform is not None and not use_audio_in_video)
     _check_placeholders(text, processor, image=len(images or ()), video=len(videos or ()), audio=num_audios)
     prompt_ids = processor.tokenizer(text, add_special_tokens=False).input_ids
-    _check_no_forgery(processor, messages, prompt_ids)
+    _check_no_forgery(processor, messages, prompt_ids, shown_tools)
     media = {"images": images, "videos": videos, "audio": None if waveform is None else [waveform]}
     num_frames = len(videos[0]) if videos else 0
     options = family.processor_options(
@@ -70,6 +72,15 @@ def encode(
         processor_options=family.engine_options(processor, fps=fps, use_audio_in_video=use_audio_in_video),
     )
     return EncodedPrompt(expanded_ids, features, engine)
+
+
+def _tool_options(family: Senses, processor: ProcessorMixin, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the arguments of the chat template that show tools; a ValueError if the family has no way to."""
+    if not tools:
+        return {}
+    if family.tool_format is None:
+        raise ValueError(f"{type(family).__name__} has no tool_format, by which its prompts show tools: leave them out")
+    return family.tool_format.options(processor, tools)
 
 
 def sensed_messages(family: Senses, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -218,10 +229,15 @@ def _check_is_heard(family: Senses, processor: Any, expanded_ids: Sequence[int])
 
 
 def _check_no_forgery(
-    processor: ProcessorMixin, messages: Sequence[Mapping[str, Any]], prompt_ids: Sequence[int]
+    processor: ProcessorMixin,
+    messages: Sequence[Mapping[str, Any]],
+    prompt_ids: Sequence[int],
+    shown_tools: Mapping[str, Any],
 ) -> None:
     """Raise a `ControlTokenError` where a reference adds a control token to the prompt."""
-    own = processor.apply_chat_template(own_messages(messages), tokenize=False, add_generation_prompt=True)
+    own = processor.apply_chat_template(
+        own_messages(messages), tokenize=False, add_generation_prompt=True, **shown_tools
+    )
     contents = (message["content"] for message in messages)
     texts = (
         content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, ProcessorMixin
 
+    from aurora_rl.models.mllm.tool_calls import ToolFormat
+
 #: Attributes of processors and tokenizers that name placeholders and delimiters of media.
 MEDIA_TOKENS = (
     *(f"{medium}_token" for medium in ("image", "video", "audio")),
@@ -38,6 +40,8 @@ class Senses:
     sees: ClassVar[str | None] = "video"
     #: Outputs of the processor that are no media: they are the prompt, or the model makes them of it.
     token_inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+    #: How the family's chats show tools and read calls; None where that is not proven, and calls are refused.
+    tool_format: ClassVar[ToolFormat | None] = None
     #: Further fields of a video's metadata inside vLLM.
     engine_metadata: ClassVar[Mapping[str, Any]] = {}
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from aurora_rl.models.mllm.base import MLLMFamily, engine_fields
+from aurora_rl.models.mllm.tool_calls import QWEN_TOOLS, ToolFormat
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +32,7 @@ class Qwen2_5OmniFamily(MLLMFamily):
     tower_names = ("visual", "audio_tower")
     lora_target_modules = r"model\.layers\.\d+\.self_attn\.(q_proj|v_proj)"
     config_part = "thinker_config"
+    tool_format: ClassVar[ToolFormat | None] = QWEN_TOOLS
     position_axes = 3
     engine_prefix = "thinker."
     engine_architecture = "AuroraQwen2_5OmniForConditionalGeneration"
