@@ -239,6 +239,24 @@ def read_meanings(path: str | Path) -> dict[str, str]:
     Raises:
         ValueError: if scores.json is damaged.
     """
+    return {name: str(meaning) for name, meaning in _read_of_scores(path, "meanings").items()}
+
+
+def asked_differently(first: str | Path, second: str | Path) -> list[str]:
+    """Name what two evaluations' models were asked otherwise, such as "instruction"; nothing where that is unknown.
+
+    Args:
+        first, second: paths of the evaluations, as in `results_file`.
+
+    Raises:
+        ValueError: if a scores.json is damaged.
+    """
+    one, other = (_read_of_scores(path, "asked") for path in (first, second))
+    return sorted(name for name in one.keys() & other.keys() if one[name] != other[name])
+
+
+def _read_of_scores(path: str | Path, name: str) -> dict[str, Any]:
+    """Return one mapping of an evaluation's scores.json; an empty one where there is none."""
     results = results_file(path)
     scores = results.with_name(results.name.replace("results", "scores", 1)).with_suffix(".json")
     if not scores.is_file():
@@ -247,10 +265,10 @@ def read_meanings(path: str | Path) -> dict[str, str]:
         content = parse_json(read_text_file(scores))
     except ValueError as error:
         raise ValueError(f"{scores} is no JSON ({error}): evaluate again") from error
-    meanings = content.get("meanings", {}) if isinstance(content, dict) else {}
-    if not isinstance(meanings, dict):
-        raise ValueError(f"{scores} has meanings that are a {type(meanings).__name__}: evaluate again")
-    return {name: str(meaning) for name, meaning in meanings.items()}
+    found = content.get(name, {}) if isinstance(content, dict) else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{scores} has {name} that are a {type(found).__name__}: evaluate again")
+    return found
 
 
 def write_results(path: str | Path, results: Iterable[RowResult]) -> None:

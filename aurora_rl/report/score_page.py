@@ -71,6 +71,7 @@ def write_comparison_page(
     first: str,
     second: str,
     meanings: Mapping[str, str] | None = None,
+    otherwise: Sequence[str] = (),
 ) -> None:
     """Write the page that compares two systems.
 
@@ -80,6 +81,7 @@ def write_comparison_page(
         first: name of the first system on the page.
         second: name of the second system on the page.
         meanings: explanations of a task's own scores, from `records.read_meanings`.
+        otherwise: what the two were asked differently, from `records.asked_differently`.
     """
     names = dict.fromkeys(row.name for rows in comparison.splits.values() for row in rows)
     first, second = (first, second) if first != second else (f"{first} (first)", f"{second} (second)")
@@ -87,6 +89,7 @@ def write_comparison_page(
         out_html,
         "comparison.html.j2",
         comparison=comparison,
+        otherwise=otherwise,
         first=first,
         second=second,
         splits=DifferenceTable("Split", comparison.splits, first, second),

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from aurora_rl.cli import main
 from aurora_rl.cli.evaluate import print_scores
 from aurora_rl.evaluation.ablations import ABLATIONS
 from aurora_rl.evaluation.of_model import _check_rows_have
-from aurora_rl.evaluation.records import read_results, write_results
+from aurora_rl.evaluation.records import asked_differently, read_results, write_evaluation, write_results
 from aurora_rl.evaluation.side_by_side import letter_rows, with_ablations
 from aurora_rl.evaluation.tables import score_tables
 from aurora_rl.evaluation.taken_away import ablated_tables, beside
@@ -66,6 +67,17 @@ def test_table_and_page_say_what_was_left_out(scores, tmp_path: Path, capsys: py
     for words in ("order, audio muted", "B, audio muted", "chosen, audio muted"):
         assert words in printed and words in page
     assert "0.3333 [" in printed and "accuracy \N{MINUS SIGN}0.333 [" in page
+
+
+def test_two_evaluations_with_other_prompts_are_called_so(scores, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name, instruction in (("base", "{reference} Answer."), ("trained", "{reference} Think.")):
+        write_evaluation(tmp_path / name, WHOLE, scores | {"asked": {"instruction": instruction, "fps": 1.0}})
+    page = tmp_path / "page.html"
+    command = ["compare", *(str(tmp_path / name) for name in ("base", "trained")), "--report", str(page)]
+    assert main(command) == 0
+    assert "The two were asked differently, in instruction:" in capsys.readouterr().out
+    assert "asked differently</strong>, in instruction:" in page.read_text()
+    assert asked_differently(tmp_path / "base", tmp_path / "base") == []
 
 
 def test_choices_survive_the_file_and_wrong_ones_are_named(tmp_path: Path):

@@ -61,3 +61,14 @@ def test_the_command_knows_evaluation(capsys: pytest.CaptureFixture[str]) -> Non
     assert footprint.peak < GPU_24 and limits.device == 24 * 10**9
     assert main([*EVALUATION, "--gpu_memory_gb", "24", "--batch_size", "16"]) == 1
     assert "pass for the masks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("recipe", "gb"), [("grpo_7b", 80), ("evaluate", 24)])
+def test_recipes_of_questions_fit_what_their_comments_say_and_count_ten_seconds_of_sound(recipe: str, gb: int) -> None:
+    command = ["footprint", recipe.removesuffix("_7b"), "--config", f"recipes/avqa/{recipe}.yaml"]
+    command += ["--model", "docs/configs/qwen2_5_omni_7b", "--gpu_memory_gb", str(gb)]
+    command += ["--launch", "accelerate_configs/zero3.yaml"] if gb == 80 else []
+    footprint, _ = estimate(parse_arguments(command))
+    assert f"of {gb} GB" in Path(f"recipes/avqa/{recipe}.yaml").read_text()
+    assert footprint.peak < 0.9 * gb * 1e9 and footprint.work.head is None
+    assert footprint.work.prompt_tokens > 512 + 250  # the picture, and 25 tokens a second
