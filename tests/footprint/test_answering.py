@@ -1,5 +1,7 @@
 """What a model takes that answers and is not trained, at the sizes of the 7B."""
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -63,12 +65,14 @@ def test_the_command_knows_evaluation(capsys: pytest.CaptureFixture[str]) -> Non
     assert "pass for the masks" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("recipe", "gb"), [("grpo_7b", 80), ("evaluate", 24)])
-def test_recipes_of_questions_fit_what_their_comments_say_and_count_ten_seconds_of_sound(recipe: str, gb: int) -> None:
-    command = ["footprint", recipe.removesuffix("_7b"), "--config", f"recipes/avqa/{recipe}.yaml"]
-    command += ["--model", "docs/configs/qwen2_5_omni_7b", "--gpu_memory_gb", str(gb)]
-    command += ["--launch", "accelerate_configs/zero3.yaml"] if gb == 80 else []
-    footprint, _ = estimate(parse_arguments(command))
-    assert f"of {gb} GB" in Path(f"recipes/avqa/{recipe}.yaml").read_text()
-    assert footprint.peak < 0.9 * gb * 1e9 and footprint.work.head is None
-    assert footprint.work.prompt_tokens > 512 + 250  # the picture, and 25 tokens a second
+def test_recipes_of_questions_fit_what_their_pages_say_and_count_ten_seconds_of_sound() -> None:
+    page = Path("docs/echoink.md").read_text()
+    (of_page,) = re.findall(r"^aurora-rl (footprint grpo [^`]*)", page, re.MULTILINE)
+    of_evaluation = "footprint evaluate --config recipes/avqa/evaluate.yaml --model docs/configs/qwen2_5_omni_7b"
+    trained, answering = (
+        estimate(parse_arguments(shlex.split(command.replace("\\\n", " "))))[0] for command in (of_page, of_evaluation)
+    )
+    assert f"It says {trained.peak / 1e9:.1f} GB of each of 8 GPUs" in page
+    assert answering.peak < GPU_24 and "one GPU of 24 GB" in Path("recipes/avqa/evaluate.yaml").read_text()
+    for work in (trained.work, answering.work):
+        assert work.head is None and work.prompt_tokens > 512 + 250  # the picture, and 25 tokens a second
