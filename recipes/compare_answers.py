@@ -1,9 +1,9 @@
-"""Compare GRPO with SFT that continues, on a task answered in words: with sound and muted, beside what sight can do.
+"""Compare GRPO with SFT that continues, on a task answered in words: whole, muted, blanked, beside what sight can do.
 
 python recipes/compare_answers.py --stages outputs/choice --output_dir outputs/choice/table
 
-It reads the outputs of recipes/synthetic/choice/stages.yaml or, with `--score iou`, those of
-recipes/synthetic/moments/stages.yaml, and writes table.json and table.md.
+It reads the outputs of recipes/synthetic/choice/stages.yaml, of think_stages.yaml beside it or, with `--score iou`,
+those of recipes/synthetic/moments/stages.yaml, and writes table.json and table.md.
 """
 
 import dataclasses
@@ -26,7 +26,9 @@ from aurora_rl.tasks.spans import Span, temporal_iou
 #: The stages that are compared, the one to be better last.
 BEFORE, AFTER = "sft_longer", "grpo"
 STAGES = {"sft": "early SFT", BEFORE: "SFT continued", AFTER: "GRPO"}
-HEARING, MUTED = "results.jsonl", "results.audio_muted.jsonl"
+HEARING, MUTED, BLANKED = "results.jsonl", "results.audio_muted.jsonl", "results.frames_blanked.jsonl"
+#: The least gain of GRPO that is called one, and how far muted answers may be above what sight can do.
+LEAST_GAIN, ABOVE_SIGHT = 0.05, 0.05
 
 #: Value of each question by (seed, uid); seeds are pooled.
 Values = dict[tuple[str, str], float]
@@ -127,7 +129,9 @@ def compare(folder: Path, score: str = "accuracy") -> dict[str, Any]:
     seen = SIGHT[score](folder / "data")
     hearing = {stage: pool(folder, stage, HEARING, score) for stage in STAGES}
     muted = {stage: pool(folder, stage, MUTED, score) for stage in STAGES}
+    blanked = {stage: pool(folder, stage, BLANKED, score) for stage in STAGES if any(folder.glob(f"*/{BLANKED}"))}
     asked = {uid for _, uid in hearing[AFTER].scores}
+    gained = gain(hearing[BEFORE], hearing[AFTER])
     return {
         "score": score,
         "questions": len(asked),
@@ -140,11 +144,14 @@ def compare(folder: Path, score: str = "accuracy") -> dict[str, Any]:
                 "muted": muted[stage].interval(),
                 "muted_by_seed": muted[stage].by_seed(),
                 "muted_above_sight": muted[stage].interval(seen),
+                **({"blanked": blanked[stage].interval()} if blanked else {}),
                 "processor_seconds": processor_seconds(folder, stage),
             }
             for stage in STAGES
         },
-        "gain": gain(hearing[BEFORE], hearing[AFTER]),
+        "gain": gained,
+        "grpo_wins": gained.mean >= LEAST_GAIN and hearing[AFTER].interval().low > hearing[BEFORE].interval().high,
+        "muted_is_sight_at_most": muted[AFTER].interval(seen).mean <= ABOVE_SIGHT,
     }
 
 
@@ -155,7 +162,7 @@ def mean(values: Sequence[float]) -> float:
 def markdown(table: Mapping[str, Any]) -> str:
     """Write the comparison as Markdown."""
     score = table["score"]
-    header = ["stage", score, "of each seed", "muted", "muted, of each seed", "processor seconds"]
+    header = ["stage", score, "of each seed", "muted", "muted, of each seed", "blanked", "processor seconds"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for stage, of_stage in table["stages"].items():
         cells = [
@@ -164,6 +171,7 @@ def markdown(table: Mapping[str, Any]) -> str:
             ", ".join(f"{value:.3f}" for value in of_stage["by_seed"].values()),
             in_words(of_stage["muted"]),
             ", ".join(f"{value:.3f}" for value in of_stage["muted_by_seed"].values()),
+            in_words(of_stage["blanked"]) if "blanked" in of_stage else "",
             ", ".join(f"{value:.0f}" for value in of_stage["processor_seconds"].values()),
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -172,7 +180,10 @@ def markdown(table: Mapping[str, Any]) -> str:
         f"GRPO - SFT continued: {in_words(table['gain'], signed=True)}, paired and pooled over seeds; intervals are "
         "over clips. "
         f"{table['questions']} questions about {table['clips']} clips. "
-        f"Best answerer that only sees: {table['best_by_sight']:.3f}.",
+        f"Best answerer that only sees: {table['best_by_sight']:.3f}; GRPO, muted, beside it: "
+        f"{in_words(table['stages'][AFTER]['muted_above_sight'], signed=True)}.",
+        f"At least {LEAST_GAIN} above SFT continued, intervals apart: {'yes' if table['grpo_wins'] else 'no'}. "
+        f"Muted at most {ABOVE_SIGHT} above sight: {'yes' if table['muted_is_sight_at_most'] else 'no'}.",
     ]
     return "\n".join(lines)
 

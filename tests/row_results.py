@@ -69,3 +69,10 @@ def replied(number: int, value: str | None = "b", *, is_right: bool = True, **va
     greedy = CompletionScore(text=f"Answer: {value}", value=value, is_right=is_right, scores=scores)
     base = dataclasses.replace(QUESTION, row=number, uid=f"uid{number}", media_id=f"clip{number}", greedy=greedy)
     return dataclasses.replace(base, **values)
+
+
+def chose(number: int, right: str, chosen: str | None, **values: object) -> RowResult:
+    """A model's choice among the options a to d, each a letter's; None is an answer that is none of them."""
+    made = replied(number, "unclear" if chosen is None else chosen, is_right=right == chosen)
+    greedy = dataclasses.replace(made.completion, chosen=None if chosen is None else "abcd".index(chosen))
+    return dataclasses.replace(made, answer=right, choices=tuple("abcd"), greedy=greedy, **values)

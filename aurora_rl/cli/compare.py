@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Compare, print the table to stdout and return the exit code."""
     # Here, because these import numpy, which takes a while.
     from aurora_rl.evaluation.comparison import compare_results
-    from aurora_rl.evaluation.records import read_meanings, read_results
+    from aurora_rl.evaluation.records import asked_differently, read_meanings, read_results
     from aurora_rl.files.atomic import write_whole
     from aurora_rl.report.score_page import write_comparison_page
 
@@ -48,8 +48,10 @@ def run(args: argparse.Namespace) -> int:
             check_existing(getattr(args, name), name=f"the {name} evaluation")
         check_written_files(args, "output", "report")
         comparison = compare_results(read_results(args.first), read_results(args.second))
+        otherwise = asked_differently(args.first, args.second)
         if args.output:
-            write_whole(args.output, json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False) + "\n")
+            content = comparison.to_dict() | {"asked_differently": otherwise}
+            write_whole(args.output, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         if args.report:
             write_comparison_page(
                 args.report,
@@ -57,10 +59,15 @@ def run(args: argparse.Namespace) -> int:
                 first=_name_of(args.first),
                 second=_name_of(args.second),
                 meanings=read_meanings(args.second),
+                otherwise=otherwise,
             )
     except (OSError, ValueError) as error:
         return refuse("compare", error)
     _print_comparison(comparison, args)
+    if otherwise:
+        print(
+            f"The two were asked differently, in {', '.join(map(printable, otherwise))}: no model alone explains this."
+        )
     return CLEAN
 
 

@@ -6,10 +6,11 @@ import argparse
 import contextlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -26,6 +27,7 @@ from aurora_rl.cli.launching import (
     wants_launch,
 )
 from aurora_rl.evaluation.presets import find_preset
+from aurora_rl.evaluation.side_by_side import letter_rows, with_ablations
 from aurora_rl.files.existing import check_existing, check_file, check_writable_folder
 from aurora_rl.files.plain import parse_json, read_text_file
 
@@ -230,21 +232,50 @@ def _recipe_words(args: argparse.Namespace) -> list[str]:
 
 
 def print_scores(tables: Mapping[str, Any]) -> None:
-    """The numbers of scores.json as a table on stdout."""
+    """The numbers of scores.json as tables on stdout; under each number the same with something taken away."""
     console = open_console()
-    known = dict.fromkeys(name for split in tables["splits"].values() for name in split)
+    splits, intervals = with_ablations(tables, "splits"), with_ablations(tables, "intervals", "splits")
+    known = dict.fromkeys(name for split in splits.values() for name in split)
     has_masks = "missing" in known
     names = [name for name in (*NAMES, *OF_WORDS) if name in known] if has_masks else list(known)
     head = f"preset {tables['preset']}" if has_masks else "split"
-    table = Table(head, *(Column(printable(name), justify="right") for name in names))
-    for split, numbers in tables["splits"].items():
-        table.add_row(Text(printable(split)), *(_cell(numbers.get(name)) for name in names))
+    table = _score_table(head, names, splits, intervals)
     for definition, numbers in tables["mix"].items():
         if numbers:
             table.add_row(f"Mix, {definition}", *(_cell(numbers.get(name)) for name in names))
     console.print(table)
+    if letters := letter_rows(tables):
+        _print_answers(console, tables, letters)
+    for name, of_ablation in tables.get("ablations", {}).items():
+        if of_ablation["unchanged"]:
+            console.print(f"{name}: {of_ablation['unchanged']:,} rows lack it, its numbers leave them out.")
     if "note" in tables:
         console.print(f"Note: {tables['note']}.")
+
+
+def _print_answers(console: Console, tables: Mapping[str, Any], letters: Mapping[str, Mapping[str, int]]) -> None:
+    """Multiple choice by kind of question and by the right option's letter, and the letters that were chosen."""
+    for head, name in (("question", "by_reference_type"), ("right letter", "by_letter")):
+        groups, intervals = (with_ablations(tables, path, name) for path in ("tables", "intervals"))
+        console.print(_score_table(head, ["n", "accuracy", "unreadable"], groups, intervals))
+    columns = list(dict.fromkeys(column for counts in letters.values() for column in counts))
+    table = Table("letter", *(Column(printable(name), justify="right") for name in columns))
+    for name, counts in letters.items():
+        table.add_row(Text(printable(name)), *(_cell(counts.get(column)) for column in columns))
+    console.print(table)
+
+
+def _score_table(
+    head: str, names: Sequence[str], groups: Mapping[str, Any], intervals: Mapping[str, Mapping[str, Any]]
+) -> Table:
+    """Rows of groups; the accuracy alone has its interval, as others would not fit."""
+    table = Table(head, *(Column(printable(name), justify="right") for name in names))
+    for group, numbers in groups.items():
+        cells = [_cell(numbers.get(name)) for name in names]
+        if "accuracy" in names and (interval := intervals.get(group, {}).get("accuracy")):
+            cells[names.index("accuracy")] += f" [{interval['low']:.3f}, {interval['high']:.3f}]"
+        table.add_row(Text(printable(group)), *cells)
+    return table
 
 
 def _cell(value: float | None) -> str:

@@ -1,6 +1,7 @@
 """Ablations remove a modality to show that the model's answers depend on video, sound and text.
 
-Each ablation changes the input only; scores are taken against the unchanged truth.
+Each ablation changes the input only; scores are taken against the unchanged truth. A row that lacks the modality stays
+as it is, which `Ablation.changes` tells.
 """
 
 from __future__ import annotations
@@ -42,12 +43,16 @@ class Ablation:
         change_clip: function from a loaded clip to the model's input.
         change_samples: function from the samples, in order, to those that are asked.
         changes_frames: whether `change_clip` changes the frames, so that cached image embeddings are invalid.
+        changes: function that tells whether a row has the modality that is taken away.
+        what: name of that modality, for messages.
         read: function that loads a clip.
     """
 
     change_clip: Callable[[AVClip], AVClip] = lambda clip: clip
     change_samples: Callable[[Sequence[AVSample]], Sequence[AVSample]] = lambda samples: samples
     changes_frames: bool = False
+    changes: Callable[[AVSample], bool] = lambda sample: True
+    what: str = "question"
     read: Callable[[AVSample], AVClip] = dataclasses.field(default_factory=ClipReader, repr=False, compare=False)
 
     def load(self, sample: AVSample) -> AVClip:
@@ -55,7 +60,9 @@ class Ablation:
 
 
 ABLATIONS = {
-    "audio_muted": Ablation(change_clip=mute),
-    "frames_blanked": Ablation(change_clip=blank, changes_frames=True),
+    "audio_muted": Ablation(change_clip=mute, changes=lambda sample: sample.audio_path is not None, what="sound"),
+    "frames_blanked": Ablation(
+        change_clip=blank, changes_frames=True, changes=lambda sample: sample.num_frames > 0, what="frames"
+    ),
     "text_shuffled": Ablation(change_samples=shuffle_text),
 }

@@ -116,7 +116,10 @@ def compare_results(first: Iterable[RowResult], second: Iterable[RowResult]) -> 
 def compare_overall(
     first: Iterable[RowResult], second: Iterable[RowResult], *, names: Iterable[str] | None = None
 ) -> dict[str, Difference]:
-    """Compute the difference of each measure over all rows; measures that one system does not have are skipped.
+    """Compute the difference of each measure over all rows.
+
+    Measures that one system does not have, or that apply to other rows of it, are skipped: a rule that leaves some
+    answers out of its total, as `matchers.match_mmsu` does, has no difference of rows.
 
     Args:
         first: rows of the first system.
@@ -124,7 +127,7 @@ def compare_overall(
         names: names of the measures; None for all.
 
     Raises:
-        ValueError: as `compare_results`, or if a measure applies to different rows of the two systems.
+        ValueError: as `compare_results`.
     """
     pairs, _ = _pair(list(first), list(second))
     return {difference.name: difference for difference in _differences(pairs, names)}
@@ -161,7 +164,9 @@ def _differences(pairs: Sequence[Pair], names: Iterable[str] | None) -> list[Dif
     first, second = zip(*pairs, strict=True)
     measures = measures_of(first).values() if names is None else map(find_measure, names)
     values = [(measure, measure.values(first), measure.values(second)) for measure in measures]
-    return [_difference(measure, one, other, clips) for measure, one, other in values if one and other]
+    return [
+        _difference(measure, one, other, clips) for measure, one, other in values if one and one.keys() == other.keys()
+    ]
 
 
 def _difference(

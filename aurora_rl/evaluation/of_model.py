@@ -31,6 +31,7 @@ from aurora_rl.evaluation.presets import find_preset
 from aurora_rl.evaluation.records import SCORES_FILE, RowResult, Scores, record_of, result_from_record, write_evaluation
 from aurora_rl.evaluation.scoring import score_answer, score_rollout
 from aurora_rl.evaluation.tables import common_tables, mark_novelty, score_tables
+from aurora_rl.evaluation.taken_away import ablated_tables, beside
 from aurora_rl.files.atomic import write_whole
 from aurora_rl.files.fingerprint import fingerprint_bytes, fingerprint_files
 from aurora_rl.files.journal import ResumeFile
@@ -124,6 +125,7 @@ def _evaluate_alone(
     """Do the work of `evaluate_model` while no other run writes to the output."""
     sets = data_sets(data_args)
     rows = {each.name: samples_of(each, args) for each in sets}  # all are listed before a model is loaded
+    _check_rows_have(args.ablations, [sample for of_set in rows.values() for sample in of_set])
     loaded = assemble_model(model_args, head=load_task(main_set(sets).args.task).head, is_trainable=False)
     _check_ablations(args.ablations, loaded, sets)
     loaded.model.to(state.device)
@@ -136,7 +138,7 @@ def _evaluate_alone(
             # Removed when all passes are done: the same command resumes a run that was killed in any of them.
             of_passes = {
                 name: stack.enter_context(_open_resume_file(name, rows[each.name], model_args, each.args, of_set))
-                for name in ("", *args.ablations)
+                for name in ("", *_ablations_of(args.ablations, rows[each.name], each.args))
             }
             resume_files += of_passes.values()
             tables = _evaluate_set(rows[each.name], loaded, model_args.model, each.args, of_set, of_passes)
@@ -157,6 +159,26 @@ def samples_of(of_set: DataSet, args: EvaluationArguments) -> list[AVSample]:
     samples = [sample for split in splits for sample in load_split(of_set.args, split)]
     check_scorable(of_set.args, samples)
     return samples
+
+
+def _check_rows_have(ablations: Sequence[str], samples: Sequence[AVSample]) -> None:
+    """Refuse to take away what no row has, and say how many rows an ablation leaves as they are."""
+    for name in ablations:
+        what, lacking = ABLATIONS[name].what, sum(not ABLATIONS[name].changes(sample) for sample in samples)
+        if lacking == len(samples):
+            raise ValueError(f"ablations: {name} would repeat the run, as none of the rows has {what}: leave it out")
+        if lacking:
+            logger.warning("%s: %d of %d rows have no %s, its scores leave them out", name, lacking, len(samples), what)
+
+
+def _ablations_of(names: Sequence[str], samples: Sequence[AVSample], data_args: DataArguments) -> list[str]:
+    """List the ablations that change at least one row of a data set."""
+    return [name for name in names if any(_changes(name, sample, data_args) for sample in samples)]
+
+
+def _changes(name: str, sample: AVSample, data_args: DataArguments) -> bool:
+    is_given = not (name == "audio_muted" and data_args.drop_sound)
+    return is_given and ABLATIONS[name].changes(sample)
 
 
 def _check_ablations(names: Sequence[str], loaded: LoadedModel, sets: Sequence[DataSet]) -> None:
@@ -196,19 +218,35 @@ def _evaluate_set(
     Returns:
         Content of scores.json; empty in a process that is not the main one.
     """
-    train_categories, is_main_process = find_train_categories(data_args), PartialState().is_main_process
-    scores: dict[str, Any] = {}
-    for name, resume_file in resume_files.items():
-        results = evaluate(samples, loaded, data_args, args, resume_file, ablation=name)
-        if is_main_process:
-            rows = mark_novelty(results, train_categories)
-            tables = score_tables(rows) | {"source": source}
-            if meanings := load_task(data_args.task).meanings:
-                tables["meanings"] = dict(meanings)
-            write_evaluation(args.folder, rows, tables, ablation=name)
-            logger.info("%s: %s", name or "nothing taken away", tables["overall"])
-            scores = scores or tables
+    train_categories = find_train_categories(data_args)
+    passes = {
+        name: mark_novelty(evaluate(samples, loaded, data_args, args, file, ablation=name), train_categories)
+        for name, file in resume_files.items()
+    }
+    if not PartialState().is_main_process:
+        return {}
+    of_all = {"source": source, "asked": asked_how(data_args, args)}
+    if meanings := load_task(data_args.task).meanings:
+        of_all["meanings"] = dict(meanings)
+    scores = score_tables(passes[""]) | of_all
+    for name, rows in list(passes.items())[1:]:
+        changed = {sample.key for sample in samples if _changes(name, sample, data_args)}
+        tables = ablated_tables(rows, changed) | of_all
+        scores.setdefault("ablations", {})[name] = beside(passes[""], rows, changed, tables)
+        write_evaluation(args.folder, rows, tables, ablation=name)
+    write_evaluation(args.folder, passes[""], scores)
     return scores
+
+
+def asked_how(data_args: DataArguments, args: EvaluationArguments) -> dict[str, Any]:
+    """Return what the model was asked and with which limits: two evaluations that differ here are not comparable."""
+    given = ("system_prompt", "fps", "num_frames", "min_pixels", "max_pixels", "use_audio_in_video", "drop_sound")
+    return {
+        "task": load_task(data_args.task).name,
+        "instruction": data_args.asked_instruction(),
+        **{name: getattr(data_args, name) for name in given},
+        "max_completion_length": args.max_completion_length,
+    }
 
 
 def _open_resume_file(

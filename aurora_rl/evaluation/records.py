@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from aurora_rl.data.questions import MAX_CHOICES
 from aurora_rl.data.reference_types import reference_type_of
 from aurora_rl.data.run_lengths import MaskRle
 from aurora_rl.data.sample import NULL_CATEGORY, AVSample
@@ -69,6 +70,7 @@ class CompletionScore:
             without masks, and for a row whose true masks are not known.
         pred_masks: F masks at p > 0.5 and the frames' own size; none of a task without masks.
         preset_masks: F masks at the preset's resolution and J threshold, from which J can be computed again.
+        chosen: index of the option that the answer means; None where it is none of them, or there are no options.
     """
 
     text: str
@@ -78,6 +80,7 @@ class CompletionScore:
     iou: float | None = None
     pred_masks: tuple[MaskRle, ...] = ()
     preset_masks: tuple[MaskRle, ...] = ()
+    chosen: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +114,7 @@ class RowResult:
         novelty: "seen" if the training split has the category, or "new"; None for a null reference, and if the
             training split's categories are unknown (`tables.mark_novelty`).
         answer: true answer of a question that is answered in words; None for other rows.
+        choices: options of a multiple-choice question in the order of their letters; None for other rows.
         dataset: name of the row's data set among several of a run; empty otherwise.
     """
 
@@ -133,6 +137,7 @@ class RowResult:
     sampled: tuple[RolloutScore, ...] = ()
     novelty: str | None = None
     answer: str | None = None
+    choices: tuple[str, ...] | None = None
     dataset: str = ""
 
     @classmethod
@@ -161,6 +166,7 @@ class RowResult:
             greedy=greedy,
             sampled=tuple(sampled),
             answer=sample.answer,
+            choices=sample.choices,
             dataset=sample.dataset,
         )
 
@@ -173,6 +179,13 @@ class RowResult:
     def is_null(self) -> bool:
         """Whether the reference matches nothing."""
         return self.category == NULL_CATEGORY
+
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether a model's answer cannot be read: it holds none, or none of the question's options."""
+        if self.greedy is None:
+            return False
+        return self.greedy.value is None or (self.choices is not None and self.greedy.chosen is None)
 
     @property
     def masks(self) -> MaskScore | None:
@@ -226,6 +239,24 @@ def read_meanings(path: str | Path) -> dict[str, str]:
     Raises:
         ValueError: if scores.json is damaged.
     """
+    return {name: str(meaning) for name, meaning in _read_of_scores(path, "meanings").items()}
+
+
+def asked_differently(first: str | Path, second: str | Path) -> list[str]:
+    """Name what two evaluations' models were asked otherwise, such as "instruction"; nothing where that is unknown.
+
+    Args:
+        first, second: paths of the evaluations, as in `results_file`.
+
+    Raises:
+        ValueError: if a scores.json is damaged.
+    """
+    one, other = (_read_of_scores(path, "asked") for path in (first, second))
+    return sorted(name for name in one.keys() & other.keys() if one[name] != other[name])
+
+
+def _read_of_scores(path: str | Path, name: str) -> dict[str, Any]:
+    """Return one mapping of an evaluation's scores.json; an empty one where there is none."""
     results = results_file(path)
     scores = results.with_name(results.name.replace("results", "scores", 1)).with_suffix(".json")
     if not scores.is_file():
@@ -234,10 +265,10 @@ def read_meanings(path: str | Path) -> dict[str, str]:
         content = parse_json(read_text_file(scores))
     except ValueError as error:
         raise ValueError(f"{scores} is no JSON ({error}): evaluate again") from error
-    meanings = content.get("meanings", {}) if isinstance(content, dict) else {}
-    if not isinstance(meanings, dict):
-        raise ValueError(f"{scores} has meanings that are a {type(meanings).__name__}: evaluate again")
-    return {name: str(meaning) for name, meaning in meanings.items()}
+    found = content.get(name, {}) if isinstance(content, dict) else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{scores} has {name} that are a {type(found).__name__}: evaluate again")
+    return found
 
 
 def write_results(path: str | Path, results: Iterable[RowResult]) -> None:
@@ -280,6 +311,10 @@ def record_of(result: RowResult) -> dict[str, Any]:
         {**rollout.scores, "iou": rollout.iou} if _has_scores(rollout, ("format", "category")) else scores
         for rollout, scores in zip(result.sampled, record["sampled"], strict=True)
     ]
+    if result.choices is None:
+        del record["choices"]
+    if result.greedy is not None and result.greedy.chosen is None:
+        record["greedy"].pop("chosen", None)
     if result.answer is None:
         del record["answer"]
     if not result.dataset:
@@ -361,7 +396,23 @@ def result_from_record(record: Mapping[str, Any]) -> RowResult:
         raise ValueError("J, F, S and S_per_frame must be numbers, or all null")
     sampled = tuple(_rollout_of(rollout) for rollout in record["sampled"])
     greedy = None if record["greedy"] is None else _completion_of(record["greedy"])
-    return RowResult(**{**record, "f_curve": tuple(record["f_curve"]), "greedy": greedy, "sampled": sampled})
+    choices = _choices_of(record, greedy)
+    tuples = {"f_curve": tuple(record["f_curve"]), "sampled": sampled, "choices": choices}
+    return RowResult(**{**record, "greedy": greedy, **tuples})
+
+
+def _choices_of(record: Mapping[str, Any], greedy: CompletionScore | None) -> tuple[str, ...] | None:
+    choices = record.get("choices")
+    if choices is not None and not (isinstance(choices, list) and all(isinstance(each, str) for each in choices)):
+        raise ValueError(f"choices are {choices!r}: expected a list of texts, or null")
+    if choices is not None and record.get("answer") not in choices:
+        raise ValueError(f"answer is {record.get('answer')!r}: expected one of the choices {choices}")
+    if choices is not None and len(choices) > MAX_CHOICES:
+        raise ValueError(f"there are {len(choices)} choices: expected at most {MAX_CHOICES}, one a letter")
+    chosen = None if greedy is None else greedy.chosen
+    if chosen is not None and not (type(chosen) is int and 0 <= chosen < len(choices or ())):
+        raise ValueError(f"chosen is {chosen!r}: expected the number of one of {len(choices or ())} choices")
+    return None if choices is None else tuple(choices)
 
 
 def _completion_of(greedy: Mapping[str, Any]) -> CompletionScore:

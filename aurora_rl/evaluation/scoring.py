@@ -112,6 +112,7 @@ def score_completion(
         is_right=task.is_right(answer, sample),
         scores={**task.text_scores(answer, sample), **(head_scores or {})},
         iou=_iou_reward(mask_probs, gt_masks, sample, task),
+        chosen=task.chosen(answer, sample),
         **masks,
     )
 

@@ -7,7 +7,7 @@ Every row of metadata.csv counts, exact duplicates included, as in the official 
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +15,7 @@ from aurora_rl.evaluation.intervals import bootstrap_mean_of_means
 from aurora_rl.evaluation.measures import MEASURES, TARGET_MEASURES, Measure, mean, measures_of
 from aurora_rl.evaluation.records import RowResult
 from aurora_rl.tasks.completions import normalise_category
+from aurora_rl.tasks.matchers import LETTERS
 
 #: The seen and the unseen split, over which Mix is computed.
 MIX_SPLITS = ("test_s", "test_u")
@@ -44,11 +45,29 @@ def novelty_group(row: RowResult) -> str | None:
     return f"{row.split}, {row.novelty} categories" if is_known else None
 
 
+def right_letter(row: RowResult) -> str | None:
+    """Return the letter of a question's right option; None for a row without options."""
+    return None if row.choices is None or row.answer is None else LETTERS[row.choices.index(row.answer)]
+
+
+def chosen_letter(row: RowResult) -> str | None:
+    """Return the letter of the option that a model has chosen; None where its answer cannot be read."""
+    return None if row.greedy is None or row.greedy.chosen is None else LETTERS[row.greedy.chosen]
+
+
+def letter_counts(rows: Sequence[RowResult]) -> dict[str, dict[str, int]]:
+    """Count how often each letter is `right` and is `chosen`, which shows a model that prefers a place in the list."""
+    right, chosen = (Counter(map(letter, rows)) for letter in (right_letter, chosen_letter))
+    letters = sorted({*right, *chosen} - {None}, key=str)
+    return {str(letter): {"right": right[letter], "chosen": chosen[letter]} for letter in letters}
+
+
 #: Functions that group rows, by the names of the tables in scores.json.
 GROUPINGS: dict[str, GroupKey] = {
     "by_category": lambda row: row.category or None,  # a question may be about none
     "by_reference_type": lambda row: row.reference_type,
     "by_novelty": novelty_group,
+    "by_letter": right_letter,
 }
 
 
@@ -106,9 +125,10 @@ def number_tables(rows: Sequence[RowResult]) -> dict[str, Any]:
     Returns:
         `preset`; `overall`: the table of all rows; `splits`: each split's; `mix`: J and F over the seen and the unseen
         split by both definitions that papers give, None where one is absent; `tables`: those `by_category`,
-        `by_reference_type` and `by_novelty`; `clips`: how many clips the rows are about; `derived_types`: rows whose
-        reference type is derived from the sentence; `duplicates`: rows that repeat an earlier row's uid and sentence,
-        and count as any other.
+        `by_reference_type`, `by_novelty` and `by_letter` (of the right option); `letters`: how often each letter is
+        right and is chosen; `clips`: how many clips the rows are about; `derived_types`: rows whose reference type is
+        derived from the sentence; `duplicates`: rows that repeat an earlier row's uid and sentence, and count as any
+        other.
 
     Raises:
         ValueError: as `score_tables`.
@@ -119,6 +139,7 @@ def number_tables(rows: Sequence[RowResult]) -> dict[str, Any]:
         "splits": _tables_by(rows, _split),
         "mix": {definition: groups and _mix_table(groups) for definition, groups in _mix_groups(rows).items()},
         "tables": {name: _tables_by(rows, key) for name, key in GROUPINGS.items()},
+        "letters": letter_counts(rows),
         "clips": len({row.media_id for row in rows}),
         "derived_types": sum(row.type_is_derived for row in rows),
         "duplicates": len(rows) - len({(row.split, row.uid, row.reference) for row in rows}),
@@ -130,7 +151,7 @@ def table(rows: Sequence[RowResult]) -> Table:
 
     `n` counts rows; if some but not all are null references, `n_null` is their number and `n` that of the others.
     `missing` counts rows without a prediction of masks, if masks are scored, and `unreadable` greedy completions that
-    hold no answer, if the rows are a model's.
+    hold no answer, or none of the question's options, if the rows are a model's.
     """
     measures = measures_of(rows)
     numbers: Table = {name: value for name, measure in measures.items() if (value := measure.over(rows)) is not None}
@@ -140,7 +161,7 @@ def table(rows: Sequence[RowResult]) -> Table:
     if any(row.masks for row in rows):
         counts["missing"] = sum(row.is_missing for row in rows)
     if any(row.greedy for row in rows):
-        counts["unreadable"] = sum(row.greedy is not None and row.greedy.value is None for row in rows)
+        counts["unreadable"] = sum(row.is_unreadable for row in rows)
     return numbers | counts
 
 

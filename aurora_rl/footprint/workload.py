@@ -21,9 +21,11 @@ from aurora_rl.tasks.base import load_task
 CHARACTERS_PER_TOKEN = 3
 #: Tokens of the chat template, the delimiters of the media and the reference's sentence.
 TEMPLATE_TOKENS = 64
-#: Assumed if no clip has been read: size of a video frame, number of frames, length of a chain of thought.
+#: Assumed if no clip has been read: size of a video frame, number of frames, length of a chain of thought, and seconds
+#: of the sound beside a still picture, which does not tell them.
 ASSUMED_FRAME = (720, 1280)
 ASSUMED_FRAMES = 10
+ASSUMED_SECONDS = 10.0
 ASSUMED_COMPLETION_TOKENS = 256
 
 
@@ -49,15 +51,15 @@ class Clips:
     def assumed(cls, args: DataArguments) -> Self:
         """Assume sizes from the arguments alone."""
         frames = args.num_frames or ASSUMED_FRAMES
-        return cls(None, frames, ASSUMED_FRAME, frames / args.fps)
+        return cls(None, frames, ASSUMED_FRAME, frames / args.fps if frames > 1 else ASSUMED_SECONDS)
 
     @classmethod
     def of(cls, samples: Sequence[AVSample]) -> Self:
-        """Read sizes from the table of a benchmark, one frame's header, and the first sound without frames."""
+        """Read sizes from the table of a benchmark, one frame's header, and the first sound without a film."""
         longest = max(samples, key=lambda sample: sample.num_frames)
         width, height = read_clip_size(longest)
         seconds = [sample.num_frames / sample.fps for sample in samples]
-        heard = next((s.audio_path for s in samples if not s.num_frames and s.audio_path), None)
+        heard = next((s.audio_path for s in samples if s.num_frames <= 1 and s.audio_path), None)
         seconds += [] if heard is None else [len(read_waveform(heard)) / SAMPLING_RATE]
         chains = [len(sample.chain) for sample in samples if sample.chain]
         return cls(

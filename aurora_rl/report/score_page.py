@@ -10,6 +10,7 @@ from aurora_rl.evaluation.comparison import Comparison
 from aurora_rl.evaluation.measures import MASK_MEASURES, MEASURES, Measure, find_measure, measures_of
 from aurora_rl.evaluation.presets import find_preset
 from aurora_rl.evaluation.records import RowResult
+from aurora_rl.evaluation.side_by_side import letter_rows, with_ablations
 from aurora_rl.report.pages import write_page
 from aurora_rl.report.sections import DifferenceTable, ScoreTable, score_table, with_mix
 
@@ -28,9 +29,11 @@ def write_score_page(out_html: Path, tables: Mapping[str, Any], rows: Sequence[R
     measures = page_measures(rows, tables.get("meanings"))
 
     def by(head: str, name: str) -> ScoreTable:
-        return score_table(head, tables["tables"][name], names=measures, intervals=tables["intervals"][name])
+        groups, intervals = (with_ablations(tables, *path, name) for path in (["tables"], ["intervals"]))
+        return score_table(head, groups, names=measures, intervals=intervals)
 
-    splits, intervals = (with_mix(of["splits"], of["mix"]) for of in (tables, tables["intervals"]))
+    splits = with_mix(with_ablations(tables, "splits"), tables["mix"])
+    intervals = with_mix(with_ablations(tables, "intervals", "splits"), tables["intervals"]["mix"])
     found = [(row, quality) for row in rows if (quality := MEASURES["J&F"].value(row)) is not None]
     wrong = [row for row in rows if row.greedy and not row.greedy.is_right and row.answer is not None]
     write_page(
@@ -41,6 +44,8 @@ def write_score_page(out_html: Path, tables: Mapping[str, Any], rows: Sequence[R
         by_novelty=by("Unseen split", "by_novelty"),
         by_reference_type=by("Reference type", "by_reference_type"),
         by_category=by("Category", "by_category"),
+        by_letter=by("Right letter", "by_letter"),
+        letters=letter_rows(tables),
         worst=[row for row, _ in sorted(found, key=lambda pair: (pair[1], pair[0].row))][:_NUM_WORST],
         wrong=wrong[:_NUM_WORST],
         num_wrong=len(wrong),
@@ -66,6 +71,7 @@ def write_comparison_page(
     first: str,
     second: str,
     meanings: Mapping[str, str] | None = None,
+    otherwise: Sequence[str] = (),
 ) -> None:
     """Write the page that compares two systems.
 
@@ -75,6 +81,7 @@ def write_comparison_page(
         first: name of the first system on the page.
         second: name of the second system on the page.
         meanings: explanations of a task's own scores, from `records.read_meanings`.
+        otherwise: what the two were asked differently, from `records.asked_differently`.
     """
     names = dict.fromkeys(row.name for rows in comparison.splits.values() for row in rows)
     first, second = (first, second) if first != second else (f"{first} (first)", f"{second} (second)")
@@ -82,6 +89,7 @@ def write_comparison_page(
         out_html,
         "comparison.html.j2",
         comparison=comparison,
+        otherwise=otherwise,
         first=first,
         second=second,
         splits=DifferenceTable("Split", comparison.splits, first, second),

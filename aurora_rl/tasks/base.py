@@ -216,6 +216,10 @@ class Task(abc.ABC):
     def is_right(self, answer: Answer, sample: AVSample) -> bool:
         """Tell whether an answer's words are the row's truth."""
 
+    def chosen(self, answer: Answer, sample: AVSample) -> int | None:
+        """Return the index of the row's option that an answer means; None where it means none, or there are none."""
+        return None
+
     def check_truth(self, sample: AVSample) -> None:  # noqa: B027  (a task that needs masks alone leaves it out)
         """Check that a row has the truth in words that training and scores need; by default any row has.
 

@@ -99,15 +99,18 @@ class MultipleChoice(Task):
     def check_truth(self, sample: AVSample) -> None:
         true_answer(sample)
 
+    def chosen(self, answer: Answer, sample: AVSample) -> int | None:
+        return as_choice(answer).choose(choices_of(sample))
+
     def is_right(self, answer: Answer, sample: AVSample) -> bool:
         choices = choices_of(sample)
-        return is_same_option(choices, as_choice(answer).choose(choices), choices.index(true_answer(sample)))
+        return is_same_option(choices, self.chosen(answer, sample), choices.index(true_answer(sample)))
 
     def text_scores(self, answer: Answer, sample: AVSample) -> dict[str, float | None]:
         read = as_choice(answer)
         return {
             "format": float(read.has_form),
-            "readable": float(read.choose(choices_of(sample)) is not None),
+            "readable": float(self.chosen(read, sample) is not None),
             "accuracy": float(self.is_right(read, sample)),
             "see": see_score(read.reasoning, sample),
             "hear": hear_score(read.reasoning, sample),

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import ClassVar
 
 from aurora_rl.data.sample import AVSample
@@ -70,6 +71,18 @@ class ThinkAnswer(MultipleChoice):
             "accuracy": float(self.is_right(read, sample)),
             **{f"accuracy_{name}": None if told is None else float(told) for name, told in official.items()},
         }
+
+
+class ThinkAnswerInWords(ThinkAnswer):
+    """The same form with the option's text in `<answer>`, for a tiny model that is trained from scratch.
+
+    `multiple_choice.ChoiceInWords` says why.
+    """
+
+    instruction = ThinkAnswer.instruction.replace("the letter of one option", "one option")
+
+    def answer_text(self, index: int, choices: Sequence[str]) -> str:
+        return choices[index]
 
 
 class PlannedAnswer(ThinkAnswer):

@@ -91,3 +91,9 @@ def test_models_are_compared_by_words_as_well_as_by_masks():
     names = [each.name for each in differences]
     assert names[:3] == ["J", "F", "J&F"] and {"format_rate", "category_accuracy", "chain_see"} <= set(names)
     assert {each.name: each.gain.mean for each in differences}["chain_see"] == 1.0
+
+
+def test_a_rule_that_leaves_answers_out_of_its_total_is_not_compared_and_the_others_are():
+    first = [replied(0, scores={"accuracy_mmsu": 1.0}), replied(1, scores={"accuracy_mmsu": None})]
+    second = [replied(0, scores={"accuracy_mmsu": None}), replied(1, is_right=False, scores={"accuracy_mmsu": 0.0})]
+    assert list(compare_overall(first, second)) == ["accuracy"]

@@ -1,5 +1,7 @@
 """What a model takes that answers and is not trained, at the sizes of the 7B."""
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,16 @@ def test_the_command_knows_evaluation(capsys: pytest.CaptureFixture[str]) -> Non
     assert footprint.peak < GPU_24 and limits.device == 24 * 10**9
     assert main([*EVALUATION, "--gpu_memory_gb", "24", "--batch_size", "16"]) == 1
     assert "pass for the masks" in capsys.readouterr().out
+
+
+def test_recipes_of_questions_fit_what_their_pages_say_and_count_ten_seconds_of_sound() -> None:
+    page = Path("docs/echoink.md").read_text()
+    (of_page,) = re.findall(r"^aurora-rl (footprint grpo [^`]*)", page, re.MULTILINE)
+    of_evaluation = "footprint evaluate --config recipes/avqa/evaluate.yaml --model docs/configs/qwen2_5_omni_7b"
+    trained, answering = (
+        estimate(parse_arguments(shlex.split(command.replace("\\\n", " "))))[0] for command in (of_page, of_evaluation)
+    )
+    assert f"It says {trained.peak / 1e9:.1f} GB of each of 8 GPUs" in page
+    assert answering.peak < GPU_24 and "one GPU of 24 GB" in Path("recipes/avqa/evaluate.yaml").read_text()
+    for work in (trained.work, answering.work):
+        assert work.head is None and work.prompt_tokens > 512 + 250  # the picture, and 25 tokens a second

@@ -38,6 +38,7 @@ def stages(tmp_path: Path) -> Path:
         rows = [dataclasses.replace(row, media_id=f"clip{max(1, row.row)}") for row in rows]
         write_results(folder / "results.jsonl", rows)
         write_results(folder / "results.audio_muted.jsonl", rows)
+        write_results(folder / "results.frames_blanked.jsonl", rows)
         (tmp_path / "stages").mkdir(exist_ok=True)
         (tmp_path / "stages" / f"{name}.json").write_text(json.dumps({"cpu_seconds": 80.0}))
     return tmp_path
@@ -61,17 +62,19 @@ def test_muted_answers_stand_beside_what_sight_can_do(stages: Path) -> None:
 
 def test_the_table_is_written(stages: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--stages", str(stages), "--output_dir", str(stages / "table")])
-    assert "GRPO - SFT continued: +0.125 [" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "GRPO - SFT continued: +0.125 [" in printed and "intervals apart: no" in printed
+    assert "Muted at most 0.05 above sight: no" in printed  # 0.125 above
     assert json.loads((stages / "table" / "table.json").read_text())["questions"] == 4
 
 
-@pytest.mark.parametrize("name", ["choice", "moments"])
+@pytest.mark.parametrize("name", ["choice/stages", "choice/think_stages", "moments/stages"])
 def test_the_last_stage_of_the_recipe_finds_what_its_stages_leave(
     stages: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(ROOT)
     write_moments(stages)
-    plan = read_plan(ROOT / "recipes" / "synthetic" / name / "stages.yaml", output_dir=stages)
+    plan = read_plan(ROOT / "recipes" / "synthetic" / f"{name}.yaml", output_dir=stages)
     evaluated = {path.name for path in stages.glob("evaluate_*")}
     assert evaluated | {"evaluate_grpo-3", "evaluate_sft_longer-3"} == set(plan.stages["table"].needs)
     _, script, *arguments = plan.stages["table"].command
@@ -113,6 +116,7 @@ def write_moments(stages: Path) -> None:
         answers = [replied(n, scores={"iou": iou}) for n in range(4)]
         for file in ("results.jsonl", "results.audio_muted.jsonl"):
             write_results(stages / f"evaluate_{name}" / file, answers)
+        (stages / f"evaluate_{name}" / "results.frames_blanked.jsonl").unlink()  # that recipe blanks nothing
 
 
 def test_times_are_compared_by_their_overlap_beside_the_best_single_answer_of_sight(stages: Path) -> None:
