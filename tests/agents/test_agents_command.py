@@ -1,6 +1,7 @@
 """`aurora-rl agents` from a benchmark to masks that are scored: through failures and kills, with the truth hidden."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def test_a_killed_run_goes_on_with_the_rows_that_have_no_record(command, agents,
         append(self, record)
         finished.append(record["row"])
         if len(finished) in (3, 7):
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)  # raised in here, KeyboardInterrupt would stay in a task nobody awaits
 
     monkeypatch.setattr(RowJournal, "append", killed)
     for _ in range(2):
