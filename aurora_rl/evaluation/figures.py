@@ -66,14 +66,10 @@ def write_result(
         numbers: further numbers by their names, as `results.json` shall hold them.
         table: the table as Markdown, which the figures are appended to.
     """
-    content = {
-        "system": system,
-        "size": size,
-        "numbers": dict(numbers),
-        "figures": [dataclasses.asdict(figure) for figure in figures],
-    }
+    rows = [dataclasses.asdict(figure) for figure in figures]
+    content = {"system": system, "size": size, "numbers": dict(numbers), "figures": rows}
     write_whole(folder / RESULT_FILE, json.dumps(content, indent=2, default=dataclasses.asdict) + "\n")
-    write_whole(folder / TABLE_FILE, "\n\n".join(filter(None, [table, figure_table(content["figures"])])) + "\n")
+    write_whole(folder / TABLE_FILE, "\n\n".join(filter(None, [table, figure_table(rows)])) + "\n")
 
 
 def figure_table(figures: Sequence[Mapping[str, Any]]) -> str:
