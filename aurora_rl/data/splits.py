@@ -75,7 +75,10 @@ SPLIT_READERS: dict[str, Callable[[Path], set[str]]] = {
     "avsbench_s4": functools.partial(splits_of_table, file=S4_TABLE),
     "avsbench_ms3": functools.partial(splits_of_table, file=MS3_TABLE),
     "avsbench_avss": functools.partial(splits_of_table, file=AVSS_TABLE),
-    "omni_avs": functools.partial(_read_from_names, pattern=OMNI_AVS_TABLE, example="meta_expressions_test.jsonl"),
+    **dict.fromkeys(
+        ("omni_avs", "omni_avs_all"),
+        functools.partial(_read_from_names, pattern=OMNI_AVS_TABLE, example="meta_expressions_test.jsonl"),
+    ),
     "hf_dataset": lambda root: _read_from_names(
         root / TABLE_FOLDER, pattern=TABLE_NAME, example="train-00000-of-00001.parquet"
     ),
