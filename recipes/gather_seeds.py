@@ -3,7 +3,8 @@
 python recipes/gather_seeds.py --stages outputs/seeds     (the last step of `make seeds` and `make seeds-full`)
 
 It reads <stages>/<system>/result.json or <stages>/<system>/table/result.json, as `aurora_rl.evaluation.figures` writes
-them, and writes <stages>/results.json and <stages>/results.md.
+them, and writes <stages>/results.json and <stages>/results.md. Of a system that writes table.json alone, that is taken
+whole, without bars.
 """
 
 import json
@@ -27,6 +28,8 @@ SYSTEMS = {
     "listening": "make seeds-full",
 }
 NOT_RUN = "not run"
+#: File of numbers without bars.
+BARE = "table.json"
 
 
 def read_result(folder: Path, system: str) -> dict[str, Any] | None:
@@ -35,17 +38,21 @@ def read_result(folder: Path, system: str) -> dict[str, Any] | None:
     Raises:
         ValueError: if the file is that of another system, or has another form.
     """
-    places = [folder / system / RESULT_FILE, folder / system / "table" / RESULT_FILE]
-    path = next((path for path in places if path.is_file()), None)
+    places = [folder / system, folder / system / "table"]
+    path = next((place / name for name in (RESULT_FILE, BARE) for place in places if (place / name).is_file()), None)
     if path is None:
         return None
-    found = parse_json(path.read_bytes())
-    missing = {"system", "size", "numbers", "figures"} - set(found if isinstance(found, dict) else ())
-    if missing or found["system"] != system:
+    content = parse_json(path.read_bytes())
+    found = content if path.name == RESULT_FILE else _without_bars(system, content)
+    if not isinstance(found, dict) or not {"size", "numbers", "figures"} <= set(found) or found.get("system") != system:
         raise ValueError(
             f"{path} is no result of {system}: expected what `write_result` of aurora_rl/evaluation/figures.py writes"
         )
     return {**found, "table": path.with_name(TABLE_FILE).read_text()}
+
+
+def _without_bars(system: str, table: Any) -> dict[str, Any]:
+    return {"system": system, "size": "", "numbers": {"table": table}, "figures": []}
 
 
 def to_object(result: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -61,9 +68,8 @@ def markdown(results: Mapping[str, Mapping[str, Any] | None]) -> str:
     """Write a page with a section a system."""
     lines = ["# The seeds' systems, measured", ""]
     for system, result in results.items():
-        lines += [f"## {system}", ""]
-        said = f"Not run; `{SYSTEMS[system]}` does." if result is None else f"{result['size']}.\n\n{result['table']}"
-        lines += [said, ""]
+        told = [f"Not run; `{SYSTEMS[system]}` does."] if result is None else [result["size"], result["table"]]
+        lines += [f"## {system}", "", "\n\n".join(filter(None, told)), ""]
     return "\n".join(lines)
 
 
