@@ -25,7 +25,7 @@ ROUNDING_TESTS := $(addprefix tests/, models/test_grounding.py models/heads mode
   paths/test_earlier_files.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm demo demo-full smoke first-clip bench docs test test-rounding check lint format clean
+.PHONY: help setup vllm demo demo-full smoke seeds seeds-full first-clip bench docs test test-rounding check lint format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -75,6 +75,15 @@ demo-full: $(STAMP)  ## all stages of the method on synthetic clips, three seeds
 
 smoke: $(STAMP)  ## the demo's whole path in a few steps, for a quick look that all parts fit
 	$(PY) recipes/run_stages.py --config recipes/synthetic/smoke.yaml --until report --redo data $(DEMO_ARGS)
+
+# What was measured is gathered even where a system fails; the command's exit status is that of the stages.
+seeds: $(STAMP)  ## matchers, tool table, agents, multiple choice, temporal: each figure beside its bar (within the hour)
+	$(PY) recipes/run_stages.py --config recipes/synthetic/seeds.yaml --jobs 2 $(SEEDS_ARGS); status=$$?; \
+	$(PY) recipes/gather_seeds.py --stages outputs/seeds && exit $$status
+
+seeds-full: $(STAMP)  ## orders of a curriculum, listening: hours, run once by hand
+	$(PY) recipes/run_stages.py --config recipes/synthetic/seeds_full.yaml --jobs 2 $(SEEDS_ARGS); status=$$?; \
+	$(PY) recipes/gather_seeds.py --stages outputs/seeds && exit $$status
 
 first-clip: $(STAMP)  ## the model and the clips that come with the package, from the files of `make demo`
 	$(PY) tools/first_clip.py

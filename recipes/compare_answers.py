@@ -3,7 +3,7 @@
 python recipes/compare_answers.py --stages outputs/choice --output_dir outputs/choice/table
 
 It reads the outputs of recipes/synthetic/choice/stages.yaml, of think_stages.yaml beside it or, with `--score iou`,
-those of recipes/synthetic/moments/stages.yaml, and writes table.json and table.md.
+those of recipes/synthetic/moments/stages.yaml, and writes table.json, table.md and result.json.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from aurora_rl.assembly.options import OptionParser
 from aurora_rl.data.manifest import read_manifest
 from aurora_rl.data.manifest_rows import ManifestRow
 from aurora_rl.data.questions import QUESTIONS_FILE, QuestionRow, read_questions
+from aurora_rl.evaluation.figures import TABLE_FILE, Figure, write_result
 from aurora_rl.evaluation.intervals import Interval, bootstrap_difference, bootstrap_interval
 from aurora_rl.evaluation.records import RowResult, read_results
 from aurora_rl.files.atomic import write_whole
@@ -29,6 +30,8 @@ STAGES = {"sft": "early SFT", BEFORE: "SFT continued", AFTER: "GRPO"}
 HEARING, MUTED, BLANKED = "results.jsonl", "results.audio_muted.jsonl", "results.frames_blanked.jsonl"
 #: The least gain of GRPO that is called one, and how far muted answers may be above what sight can do.
 LEAST_GAIN, ABOVE_SIGHT = 0.05, 0.05
+#: Name of the system among the results that `gather_seeds.py` gathers, by the score.
+SYSTEMS = {"accuracy": "mcq", "iou": "temporal"}
 
 #: Value of each question by (seed, uid); seeds are pooled.
 Values = dict[tuple[str, str], float]
@@ -155,6 +158,24 @@ def compare(folder: Path, score: str = "accuracy") -> dict[str, Any]:
     }
 
 
+def figures(table: Mapping[str, Any]) -> list[Figure]:
+    """Return the figures of a comparison beside their bars."""
+    score, muted = table["score"], table["stages"][AFTER]["muted_above_sight"]
+    apart, at_most = f"at least {LEAST_GAIN}, intervals of both apart", f"at most {ABOVE_SIGHT}"
+    heard = table["muted_is_sight_at_most"]
+    return [
+        Figure.of(f"{score}, GRPO - SFT continued", table["gain"], bar=apart, met=table["grpo_wins"]),
+        Figure.of(f"{score}, GRPO muted - best by sight", muted, bar=at_most, met=heard),
+        *(Figure.of(f"{score}, {name}", table["stages"][stage][score]) for stage, name in STAGES.items()),
+    ]
+
+
+def size(table: Mapping[str, Any]) -> str:
+    """Say in one line what was compared."""
+    seeds = len(table["stages"][AFTER]["by_seed"])
+    return f"{seeds} seeds, {table['questions']} questions about {table['clips']} clips"
+
+
 def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
@@ -202,9 +223,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     table = compare(args.stages, args.score)
     write_whole(args.output_dir / "table.json", json.dumps(table, indent=2, default=dataclasses.asdict) + "\n")
-    text = markdown(table)
-    write_whole(args.output_dir / "table.md", text + "\n")
-    print(text)
+    write_result(
+        args.output_dir,
+        system=SYSTEMS[args.score],
+        size=size(table),
+        figures=figures(table),
+        numbers={"gain": table["gain"], "best_by_sight": table["best_by_sight"], "stages": table["stages"]},
+        table=markdown(table),
+    )
+    print((args.output_dir / TABLE_FILE).read_text())
 
 
 if __name__ == "__main__":

@@ -153,8 +153,9 @@ class DataArguments:
     benchmark: str = dataclasses.field(
         default="ref_avs",
         metadata={
-            "help": "Name of the benchmark: ref_avs, avsbench_s4, avsbench_ms3, avsbench_avss, omni_avs, hf_dataset, "
-            "questions, avqa_r1, avqa, mmau, mmar, mmsu or clips; or a loader of your own as 'path/to/mine.py:load'."
+            "help": "Name of the benchmark: ref_avs, avsbench_s4, avsbench_ms3, avsbench_avss, omni_avs, omni_avs_all, "
+            "hf_dataset, questions, avqa_r1, avqa, mmau, mmar, mmsu or clips; or a loader of your own as "
+            "'path/to/mine.py:load'."
         },
     )
     train_split: str = dataclasses.field(default="train", metadata={"help": "Split that is trained on."})

@@ -80,10 +80,19 @@ def _load_own(args: DataArguments, split: str, chains: ChainFile | None) -> list
     return load_by_name(args.benchmark, args.data_root, split, options | {"chains": chains})
 
 
-def _load_omni_avs(args: DataArguments, split: str, chains: ChainFile | None) -> list[AVSample]:
+def _load_omni_avs(
+    args: DataArguments, split: str, chains: ChainFile | None, *, all_types: bool = False
+) -> list[AVSample]:
     if args.mask_cache is None:
         raise ValueError("OmniAVS keeps its masks as run lengths: set `mask_cache` to a folder for them as PNG files")
-    return load_omni_avs(args.data_root, split, mask_cache=args.mask_cache, num_frames=args.num_frames, chains=chains)
+    return load_omni_avs(
+        args.data_root,
+        split,
+        mask_cache=args.mask_cache,
+        num_frames=args.num_frames,
+        chains=chains,
+        all_types=all_types,
+    )
 
 
 def _load_questions(args: DataArguments, split: str, chains: ChainFile | None) -> list[AVSample]:
@@ -128,6 +137,7 @@ LOADERS: dict[str, Callable[[DataArguments, str, ChainFile | None], list[AVSampl
     "avsbench_ms3": lambda args, split, chains: load_avsbench_ms3(args.data_root, split, chains=chains),
     "avsbench_avss": lambda args, split, chains: load_avsbench_avss(args.data_root, split, chains=chains),
     "omni_avs": _load_omni_avs,
+    "omni_avs_all": functools.partial(_load_omni_avs, all_types=True),
     "hf_dataset": _load_hf_dataset,
     "questions": _load_questions,
     "clips": _load_clips,

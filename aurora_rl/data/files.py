@@ -69,6 +69,7 @@ class Row:
         audio_path: str | None,
         mask_paths: tuple[str, ...],
         reference_type: str | None = None,
+        reference_media: tuple[str, ...] = (),
     ) -> AVSample:
         """Make the sample of this row and its files."""
         return AVSample(
@@ -83,6 +84,7 @@ class Row:
             audio_path=audio_path,
             mask_paths=mask_paths,
             reference_type=reference_type,
+            reference_media=reference_media,
             origin=self.origin,
         )
 

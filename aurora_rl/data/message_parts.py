@@ -6,18 +6,21 @@ import base64
 import dataclasses
 import io
 import wave
+from pathlib import PurePath
 from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
 
-from aurora_rl.data.containers import SAMPLING_RATE
-from aurora_rl.data.media import read_clip_frames, read_clip_sound
+from aurora_rl.data.containers import SAMPLING_RATE, MediaError
+from aurora_rl.data.media import read_clip_frames, read_clip_sound, read_picture, read_waveform
 from aurora_rl.data.sample import AVSample
 
 Media = Literal["frames+audio", "frames", "none"]
 MEDIA = get_args(Media)
 JPEG_QUALITY = 90
+#: Ends of the names of pictures.
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclasses.dataclass
@@ -53,17 +56,56 @@ def media_parts(sample: AVSample, media: MediaArguments) -> list[dict[str, Any]]
     """
     if media.media == "none":
         return []
+    of_reference = reference_parts(sample, media)
     frames = frame_parts(read_clip_frames(sample), sample.fps, media)
-    return frames if media.media == "frames" else [*frames, *sound_parts(read_clip_sound(sample))]
+    if media.media == "frames":
+        return [*frames, *of_reference]
+    return [*frames, *sound_parts(read_clip_sound(sample)), *of_reference]
+
+
+def is_picture(path: str) -> bool:
+    """Tell a file of a reference that is a picture from one that is a sound, by its name."""
+    return PurePath(path).suffix.lower() in PICTURES
+
+
+def reference_parts(sample: AVSample, media: MediaArguments) -> list[dict[str, Any]]:
+    """Encode the files that belong to a row's reference, each after words that say so; none for words alone.
+
+    Raises:
+        MediaError: if a file cannot be read, or the media that are sent leave it out; the error names the row.
+    """
+    parts: list[dict[str, Any]] = []
+    for path in sample.reference_media:
+        wanted = ("frames+audio", "frames") if is_picture(path) else ("frames+audio",)
+        if media.media not in wanted:
+            raise MediaError(
+                f"sample {sample.key} refers by the file {path}, which media {media.media!r} leaves out: set it to "
+                f"{wanted[-1]!r}, or choose a benchmark whose references are words"
+            )
+        said = f"The {'picture' if is_picture(path) else 'recording'} that comes with the reference:"
+        parts.append({"type": "text", "text": said})
+        parts.append(_part_of_file(path, media))
+    return parts
+
+
+def _part_of_file(path: str, media: MediaArguments) -> dict[str, Any]:
+    return (
+        _image_part(read_picture(path), max_side=media.max_side)
+        if is_picture(path)
+        else _sound_part(read_waveform(path))
+    )
+
+
+def _sound_part(waveform: np.ndarray) -> dict[str, Any]:
+    data = base64.b64encode(_wav(waveform)).decode("ascii")
+    return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
 
 
 def sound_parts(waveform: np.ndarray | None) -> list[dict[str, Any]]:
     """Encode a waveform (N,) as parts of a message; without one they say that there is no sound."""
     sound: list[dict[str, Any]] = [{"type": "text", "text": "The clip has no sound."}]
     if waveform is not None:
-        data = base64.b64encode(_wav(waveform)).decode("ascii")
-        audio = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
-        sound = [{"type": "text", "text": "Its sound:"}, audio]
+        sound = [{"type": "text", "text": "Its sound:"}, _sound_part(waveform)]
     return sound
 
 

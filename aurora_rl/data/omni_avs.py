@@ -11,9 +11,9 @@ A reference may mean several objects, whose masks are joined; a reference to non
 object out of view has null instead of run lengths. The masks are written once as PNG files into `mask_cache` (`masks`
 says why).
 
-References of other types than text come with a recording or a picture that the model would have to hear or see
-(`<audio>`, `<image>`, speech). A prompt here holds the clip and text only, so they are skipped, and the log says how
-many.
+References of other types than text come with a recording or a picture (`omni_references`). They are left out, and the
+log says how many, unless all are asked for: to score saved masks, or to ask a chat endpoint, which is sent the files.
+The models here refuse them.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from aurora_rl.data.draw import evenly_spaced
 from aurora_rl.data.files import BenchmarkFiles, DatasetError, MissingFilesError, OnMissing, Row, collect_samples
 from aurora_rl.data.masks import write_mask
 from aurora_rl.data.media import read_frame_size
+from aurora_rl.data.omni_references import TEXT_TYPE, OmniReference, read_reference
 from aurora_rl.data.sample import NULL_CATEGORY, AVSample
 from aurora_rl.files.plain import parse_json
 
 logger = logging.getLogger(__name__)
 
 VIDEO_FILE = "video_dict.json"
-TEXT_TYPE = "text"
 DESCRIBED_CATEGORY = "described object"  # the benchmark names no categories
 ROW_KEYS: dict[str, type | tuple[type, ...]] = {
     "exp_id": (str, int),
@@ -57,6 +57,7 @@ class _Row(Row):
     video: str
     object_ids: tuple[str, ...]
     reference_type: str
+    reference_files: tuple[str, ...] = ()
 
 
 def load_omni_avs(
@@ -67,8 +68,9 @@ def load_omni_avs(
     num_frames: int | None = 10,
     chains: ChainFile | None = None,
     on_missing: OnMissing = "error",
+    all_types: bool = False,
 ) -> list[AVSample]:
-    """List the samples of one split whose reference is text alone, and write their masks.
+    """List the samples of one split, and write their masks.
 
     Args:
         root: folder that holds meta_expressions_<split>.jsonl, video_dict.json, images/ and audios/.
@@ -79,6 +81,8 @@ def load_omni_avs(
         chains: file of chains of thought (`tasks.reference_segmentation.chain_file`), keyed by uid
             (`<video_name>_<exp_id>`) and row.
         on_missing: "error", or "drop" to skip rows with missing files and log how many.
+        all_types: whether references that are spoken, or point to a sound or a picture, are listed beside text; their
+            files are `AVSample.reference_media`.
 
     Returns:
         The samples in the file's order.
@@ -91,8 +95,8 @@ def load_omni_avs(
         raise ValueError(f"num_frames is {num_frames}: expected a positive number, or None for all")
     root = Path(root)
     path = root / f"meta_expressions_{split}.jsonl"
-    rows = _read_rows(path, split)
-    text_rows = _text_rows(rows, path)
+    rows = _read_rows(path, split, all_types=all_types)
+    chosen = rows if all_types else _text_rows(rows, path)
     build = functools.partial(
         _build_sample,
         BenchmarkFiles(root),
@@ -100,10 +104,10 @@ def load_omni_avs(
         mask_cache=Path(mask_cache),
         num_frames=num_frames,
     )
-    return add_chains(collect_samples(text_rows, build, split=split, on_missing=on_missing), chains, rows)
+    return add_chains(collect_samples(chosen, build, split=split, on_missing=on_missing), chains, rows)
 
 
-def _read_rows(path: Path, split: str) -> list[_Row]:
+def _read_rows(path: Path, split: str, *, all_types: bool) -> list[_Row]:
     if not path.is_file():
         raise DatasetError(
             f"there is no {path}: root must hold meta_expressions_<split>.jsonl, {VIDEO_FILE}, images/ and audios/, "
@@ -115,11 +119,12 @@ def _read_rows(path: Path, split: str) -> list[_Row]:
         raise DatasetError(f"cannot read {path}: {error}; expected JSON lines in UTF-8") from error
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     return [
-        _parse_row(line, row=row, split=split, place=f"{path}:{number}") for row, (number, line) in enumerate(numbered)
+        _parse_row(line, row=row, split=split, place=f"{path}:{number}", all_types=all_types)
+        for row, (number, line) in enumerate(numbered)
     ]
 
 
-def _parse_row(line: str, *, row: int, split: str, place: str) -> _Row:
+def _parse_row(line: str, *, row: int, split: str, place: str, all_types: bool) -> _Row:
     try:
         record = parse_json(line)
     except ValueError as error:
@@ -132,16 +137,19 @@ def _parse_row(line: str, *, row: int, split: str, place: str) -> _Row:
     if wrong:
         raise DatasetError(f"{place} lacks {wrong} or has them of another type: expected {sorted(ROW_KEYS)}")
     object_ids = tuple(str(object_id) for object_id in record["obj_id"])
+    is_read = all_types or record["expr_type"] == TEXT_TYPE  # others are counted, and left out
+    reference = read_reference(record, place) if is_read else OmniReference(record["expr"])
     return _Row(
         uid=f"{record['video_name']}_{record['exp_id']}",
         row=row,
         split=split,
         category=DESCRIBED_CATEGORY if object_ids else NULL_CATEGORY,
-        reference=record["expr"],
+        reference=reference.words,
         origin=place.rpartition("/")[2],
         video=record["video_name"],
         object_ids=object_ids,
         reference_type=record["expr_type"],
+        reference_files=reference.files,
     )
 
 
@@ -183,7 +191,15 @@ def _build_sample(
         audio_path=files.audio(row, "audios", f"{row.video}.mp3"),
         mask_paths=_mask_paths(row, videos[row.video], names, kept, size=_size_of(paths[0]), mask_cache=mask_cache),
         reference_type=row.reference_type,
+        reference_media=tuple(str(_reference_file(files, row, name)) for name in row.reference_files),
     )
+
+
+def _reference_file(files: BenchmarkFiles, row: _Row, name: str) -> Path:
+    path = files.path(row, *name.split("/"))
+    if not path.is_file():
+        raise MissingFilesError(f"the reference's file {path} is missing: add it or drop the row")
+    return path
 
 
 def _video_of(row: _Row, videos: Mapping[str, Any]) -> tuple[list[str], float]:

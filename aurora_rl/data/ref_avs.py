@@ -11,6 +11,10 @@ later. Two real rows, of which the second is null (its audio is muted):
 
 `<id>` comes from the uid, because `vid` lacks the `null_c-` or `null_m-` of a null row: by `vid`, a null reference
 would get a real object's masks as its truth.
+
+R2-AVSBench (TGS-Agent, arXiv 2508.04418) asks other questions about these clips. Its table, R2AVSBench_metadata.csv,
+has the same columns (jasongief/TGS-Agent, dataset/unified_dataset.py). It lies beside the same media/ and gt_mask/, and
+is named in the place of their folder.
 """
 
 from __future__ import annotations
@@ -62,6 +66,12 @@ class MetadataRow(Row):
         return self.category == NULL_CATEGORY
 
 
+def table_path(root: str | os.PathLike[str]) -> Path:
+    """Return the table of a root: metadata.csv in the folder that it names, or the CSV file itself."""
+    path = Path(root)
+    return path if path.suffix == ".csv" else path / METADATA_FILE
+
+
 def load_ref_avs(
     root: str | os.PathLike[str],
     split: str,
@@ -74,7 +84,7 @@ def load_ref_avs(
     """List the samples of one split, and check that the files of each are there.
 
     Args:
-        root: folder of the benchmark, which holds metadata.csv, media/ and gt_mask/.
+        root: folder of the benchmark, which holds metadata.csv, media/ and gt_mask/; or another table beside these.
         split: name of the split as in metadata.csv.
         fps: frames a second of the clips.
         num_frames: number of frames and masks that each clip must have; None for any number, the same for both.
@@ -91,9 +101,9 @@ def load_ref_avs(
     """
     if num_frames is not None and num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}: expected a positive number, or None for any")
-    path = Path(root) / METADATA_FILE
+    path = table_path(root)
     rows = read_metadata(path)
-    build = functools.partial(_build_sample, BenchmarkFiles(Path(root)), fps=fps, num_frames=num_frames)
+    build = functools.partial(_build_sample, BenchmarkFiles(path.parent), fps=fps, num_frames=num_frames)
     finished = [row for row in rows if row.split != UNFINISHED_SPLIT]
     if len(finished) < len(rows):
         logger.warning("%s: dropped %d row(s) of split %r", path, len(rows) - len(finished), UNFINISHED_SPLIT)
@@ -110,7 +120,7 @@ def load_ref_avs_truth(
     if the frames exist; `frame_paths` is empty otherwise.
 
     Args:
-        root: folder of the benchmark, which holds metadata.csv and gt_mask/.
+        root: folder of the benchmark, which holds metadata.csv and gt_mask/; or another table beside these.
         splits: names of the splits as in metadata.csv.
         chains: file of chains of thought, see `load_ref_avs`; here only `reference_type` matters.
 
@@ -120,9 +130,9 @@ def load_ref_avs_truth(
     Raises:
         DatasetError: for the reasons of `load_ref_avs`.
     """
-    path = Path(root) / METADATA_FILE
+    path = table_path(root)
     rows = read_metadata(path)
-    build = functools.partial(_build_truth, BenchmarkFiles(Path(root)))
+    build = functools.partial(_build_truth, BenchmarkFiles(path.parent))
     samples = [
         sample
         for split in splits
@@ -180,7 +190,7 @@ def find_test_splits(root: str | os.PathLike[str]) -> list[str]:
     Raises:
         DatasetError: if there are none.
     """
-    path = Path(root) / METADATA_FILE
+    path = table_path(root)
     splits = sorted({row.split for row in read_metadata(path)})
     found = [split for split in splits if split.startswith("test")]
     if not found:
@@ -194,7 +204,7 @@ def read_categories(root: str | os.PathLike[str], split: str) -> set[str]:
     Raises:
         DatasetError: if there is no such split.
     """
-    path = Path(root) / METADATA_FILE
+    path = table_path(root)
     return {row.category for row in rows_of_split(read_metadata(path), split, path=path)}
 
 
@@ -210,7 +220,7 @@ def _parse_row(fields: Mapping[str, Any], *, row: int, path: Path) -> MetadataRo
         split=fields["split"],
         category=parts[1],
         reference=fields["exp"],
-        origin=f"{METADATA_FILE}:{line}",
+        origin=f"{path.name}:{line}",
         fid=fields["fid"],
     )
 

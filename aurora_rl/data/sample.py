@@ -47,6 +47,7 @@ class AVSample:
         answer: true answer of a question that is answered in words, where known; one of `choices`, if there are any.
         video_path: video file whose frames are decoded when the clip is read; None where `frame_paths` hold them.
         frame_times: F times of the video's frames, in seconds after its first picture; empty for other clips.
+        reference_media: files that belong to the reference, a recorded sentence, a sound or a picture; empty for words.
         dataset: name of the row's data set in a run on several of them; empty in a run on one.
         sampled_fps: rate in frames a second at which a clip's frames were taken, before evenly spaced ones of them were
             kept, whose rate is `fps`; None where all were kept.
@@ -79,6 +80,7 @@ class AVSample:
     sampled_fps: float | None = dataclasses.field(default=None, repr=False)
     frame_cache: str | None = dataclasses.field(default=None, repr=False)
     extra: str | None = dataclasses.field(default=None, repr=False)
+    reference_media: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     dataset: str = dataclasses.field(default="", repr=False)
 
     @property

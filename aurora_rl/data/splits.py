@@ -16,7 +16,7 @@ from aurora_rl.data.files import DatasetError, read_table
 from aurora_rl.data.manifest import read_splits as read_manifest_splits
 from aurora_rl.data.question_tables import QUESTION_TABLES, list_question_splits
 from aurora_rl.data.questions import QUESTIONS_FILE, read_questions
-from aurora_rl.data.ref_avs import METADATA_FILE
+from aurora_rl.data.ref_avs import table_path
 from aurora_rl.files.existing import entries
 
 #: Folder and names of the tables that `data_prep/to_hf_dataset.py` writes.
@@ -71,11 +71,14 @@ def _read_from_names(folder: Path, *, pattern: re.Pattern[str], example: str) ->
 
 
 SPLIT_READERS: dict[str, Callable[[Path], set[str]]] = {
-    "ref_avs": functools.partial(splits_of_table, file=METADATA_FILE),
+    "ref_avs": lambda root: splits_of_table(table_path(root).parent, file=table_path(root).name),
     "avsbench_s4": functools.partial(splits_of_table, file=S4_TABLE),
     "avsbench_ms3": functools.partial(splits_of_table, file=MS3_TABLE),
     "avsbench_avss": functools.partial(splits_of_table, file=AVSS_TABLE),
-    "omni_avs": functools.partial(_read_from_names, pattern=OMNI_AVS_TABLE, example="meta_expressions_test.jsonl"),
+    **dict.fromkeys(
+        ("omni_avs", "omni_avs_all"),
+        functools.partial(_read_from_names, pattern=OMNI_AVS_TABLE, example="meta_expressions_test.jsonl"),
+    ),
     "hf_dataset": lambda root: _read_from_names(
         root / TABLE_FOLDER, pattern=TABLE_NAME, example="train-00000-of-00001.parquet"
     ),

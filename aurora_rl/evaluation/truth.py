@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aurora_rl.assembly.arguments import DataArguments
-from aurora_rl.data.ref_avs import METADATA_FILE, MetadataRow, find_test_splits, load_ref_avs_truth, read_metadata
+from aurora_rl.data.ref_avs import MetadataRow, find_test_splits, load_ref_avs_truth, read_metadata, table_path
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation.mask_names import KnownRow
 from aurora_rl.files.fingerprint import fingerprint_bytes, fingerprint_content
@@ -53,16 +53,15 @@ def load_truth(data: DataArguments, splits: Sequence[str]) -> Truth:
 
 
 def _of_ref_avs(data: DataArguments, splits: Sequence[str]) -> Truth:
-    root = Path(data.data_root)
-    path = root / METADATA_FILE
+    path = table_path(data.data_root)
     table = read_metadata(path)
-    splits = list(dict.fromkeys(splits or find_test_splits(root)))
-    chains = None if data.chains is None else chain_file(root / data.chains)
-    samples = load_ref_avs_truth(root, splits, chains=chains)
+    splits = list(dict.fromkeys(splits or find_test_splits(path)))
+    chains = None if data.chains is None else chain_file(path.parent / data.chains)
+    samples = load_ref_avs_truth(path, splits, chains=chains)
     return Truth(
         samples=tuple(dataclasses.replace(sample, fps=data.fps) for sample in samples),
         known=tuple(map(_known_row, table)),
-        table=METADATA_FILE,
+        table=path.name,
         is_whole=True,
         train_categories=frozenset(row.category for row in table if row.split == data.train_split and not row.is_null),
         fingerprint=fingerprint_content(path),

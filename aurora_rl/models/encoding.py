@@ -17,6 +17,7 @@ from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.models.control_tokens import check_messages, naming, texts_of
 from aurora_rl.models.head_tokens import head_token_id
 from aurora_rl.models.mllm import EncodedPrompt, MLLMFamily
+from aurora_rl.models.reference_media import check_reference_media
 from aurora_rl.tasks.base import PromptMedia, PromptText, Task
 from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 
@@ -155,6 +156,7 @@ class SampleEncoder:
                 model that has nothing else.
         """
         for sample in samples:
+            check_reference_media(self.family, sample)
             self._check_hearing(sample, has_sound=sample.audio_path is not None)
         questions = [self._messages(sample) for sample in samples]
         # Thousands of rows share a question.
@@ -235,6 +237,7 @@ class SampleEncoder:
         )
 
     def _encode(self, sample: AVSample, clip: AVClip, frame_inputs: torch.Tensor | None) -> EncodedSample:
+        check_reference_media(self.family, sample)
         options, asks_head = self.options_of(sample), self._asks_head(sample)
         self._check_hearing(sample, has_sound=clip.waveform is not None)
         waveform = None if options.drop_sound else clip.waveform

@@ -7,7 +7,8 @@
 A line of <output> is all that was said about a row: votes, reasonings, phrases, scores and verdicts. Masks are beside
 it, in test_s.masks/<row>.npz and, of the first phrase of each row, in test_s.first/, which `aurora-rl evaluate
 --predictions` and `aurora-rl compare` read. The same command resumes a run that was killed; a row that has no
-answer fails, and is never taken for a reference that points at nothing. The exit status is 1 if a run ended early.
+answer fails, and is never taken for a reference that points at nothing. test_s.agents.json sums up: outcomes, calls,
+tokens and price a row, and how many rows the checks mended or broke. The exit status is 1 if a run ended early.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from aurora_rl.agents.changes import count_changes
 from aurora_rl.agents.investigation import AgentArguments, Findings, investigate
 from aurora_rl.agents.roles import Role
 from aurora_rl.agents.text_segmenters import SEGMENTERS, TextSegmenter, read_clip
@@ -31,12 +33,12 @@ from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.parser import ConfigParser
 from aurora_rl.data.containers import MediaError
-from aurora_rl.data.message_parts import MediaArguments, frame_parts, sound_parts
+from aurora_rl.data.message_parts import MediaArguments, frame_parts, reference_parts, sound_parts
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.endpoint.arguments import EndpointArguments
 from aurora_rl.endpoint.client import ChatEndpoint
 from aurora_rl.endpoint.replies import Usage
-from aurora_rl.endpoint.rows import RowFailedError, RunArguments, run_rows
+from aurora_rl.endpoint.rows import RowFailedError, RunArguments, RunReport, run_rows
 from aurora_rl.files.atomic import write_whole
 from aurora_rl.files.journal import Record, read_rows
 from aurora_rl.inference.overlay import draw_masks
@@ -95,6 +97,7 @@ class EndpointVoices:
         sends_frames, hears = self.media.media != "none", self.media.media == "frames+audio"
         self._frames = frame_parts(self.clip.frames, self.sample.fps, self.media) if sends_frames else []
         self._sound = sound_parts(self.clip.waveform) if hears else []
+        self._of_reference = reference_parts(self.sample, self.media)
 
     async def say(
         self, role: Role, text: str, *, persona: str = "", modality: str = "both", masks: np.ndarray | None = None
@@ -110,6 +113,7 @@ class EndpointVoices:
 
     def _parts(self, sound_first: bool, masks: np.ndarray | None) -> list[dict[str, Any]]:
         parts = [*self._sound, *self._frames] if sound_first else [*self._frames, *self._sound]
+        parts = [*parts, *self._of_reference]
         if masks is None or self.media.media == "none":
             return parts
         drawn = np.stack([draw_masks(frame, [mask]) for frame, mask in zip(self.clip.frames, masks, strict=True)])
@@ -173,21 +177,32 @@ def write_masks(args: RunArguments, sample: AVSample, found: Findings, clip: AVC
         write_whole(args.path(kind) / f"{sample.row}.npz", buffer.getvalue())
 
 
-def summarise(args: RunArguments) -> dict[str, Any]:
-    """Count how the rows of an output ended, write it beside the output, and return it."""
+def summarise(args: RunArguments, report: RunReport, samples: Sequence[AVSample]) -> dict[str, Any]:
+    """Count how the rows of an output ended and what they took, write it beside the output, and return it.
+
+    Tokens and price are those of all runs into the output: failed rows, and rows that a kill has cut off, are paid for
+    by those that have a record.
+    """
     rows = read_rows(Path(args.output))
     counts = Counter(row["outcome"] for row in rows)
 
     def mean(values: Sequence[float]) -> float | None:
         return round(sum(values) / len(values), 4) if values else None
 
+    def a_row(total: float | None) -> float | None:
+        return round(total / len(rows), 6) if rows and total is not None else None
+
+    usage = report.total_usage
     summary = {
         "rows": len(rows),
         "outcomes": dict(sorted(counts.items())),
+        "changes": count_changes(samples, first=args.path("first"), last=args.path("masks")),
         "agreement": mean([row["agreement"] for row in rows]),
         "rounds_a_row": mean([len(row["votes"]) for row in rows]),
         "phrases_a_row": mean([len(row["attempts"]) for row in rows]),
         "calls_a_row": mean([row["calls"] for row in rows]),
+        "tokens_a_row": a_row(usage.prompt_tokens + usage.completion_tokens),
+        "price_a_row": a_row(report.total_cost),
     }
     write_whole(args.path("agents.json"), json.dumps(summary, indent=2) + "\n")
     return summary
@@ -211,6 +226,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = run_rows(rows, endpoint_args, run_args)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    summary = summarise(run_args)
+    summary = summarise(run_args, report, samples)
     print(", ".join(f"{count} {outcome}" for outcome, count in summary["outcomes"].items()))
     return report.exit_status

@@ -116,6 +116,26 @@ def match_echoink(said: str, choices: Sequence[str], right: int) -> bool:
     return found is not None and LETTERS.index(found[1].upper()) == right
 
 
+def count_right(match: Matcher, questions: Sequence[tuple[Sequence[str], int]]) -> dict[str, int]:
+    """Count for how many questions a rule takes four kinds of answers for right.
+
+    >>> count_right(match_mmau, [(["drum", "bell"], 1)])
+    {'bare_letter': 0, 'letter_and_text': 1, 'the_answer_is': 1, 'wrong_choice_right': 0}
+
+    Args:
+        match: the rule.
+        questions: options, and the index of the right one.
+    """
+    counts = dict.fromkeys(("bare_letter", "letter_and_text", "the_answer_is", "wrong_choice_right"), 0)
+    for choices, right in questions:
+        letter, text = LETTERS[right], choices[right]
+        counts["bare_letter"] += bool(match(letter, choices, right))
+        counts["letter_and_text"] += bool(match(f"({letter}) {text}", choices, right))
+        counts["the_answer_is"] += bool(match(f"The answer is {text}", choices, right))
+        counts["wrong_choice_right"] += any(match(other, choices, right) for other in choices if other != text)
+    return counts
+
+
 def _spelling(text: str) -> str:
     """Return the spelling in which an answer and the options are compared, the same for both."""
     return normalise_category(text.strip().rstrip(".")).removeprefix("the ")

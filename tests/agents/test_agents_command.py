@@ -1,16 +1,19 @@
 """`aurora-rl agents` from a benchmark to masks that are scored: through failures and kills, with the truth hidden."""
 
 import json
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from aurora_rl.agents.changes import count_changes
 from aurora_rl.agents.text_segmenters import AuroraSegmenter, OracleSegmenter, read_clip
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.cli import main as aurora_rl
+from aurora_rl.data.media import load_clip
 from aurora_rl.data.sample import AVSample
 from aurora_rl.files.journal import RowJournal
 from aurora_rl.first_clip import CLIPS, MODEL
@@ -91,6 +94,8 @@ def test_every_row_has_its_record_and_its_masks(command, agents, tmp_path, capsy
     assert all(mask.shape == (1, 16, 32) and mask.dtype == bool for mask in masks(tmp_path, "first"))
     summary = json.loads((tmp_path / "out" / "rows.agents.json").read_text())
     assert summary["rows"] == 12 and summary["calls_a_row"] == 8.0 and summary["agreement"] == 1.0
+    assert (summary["tokens_a_row"], summary["price_a_row"]) == (8 * 120, pytest.approx(8 * 140 / 1e6))
+    assert summary["changes"]["right at first and at the end"] == 12
     report = json.loads((tmp_path / "out" / "rows.report.json").read_text())
     assert report["usage"]["requests"] == 96 and report["total_cost"] == pytest.approx(96 * 140 / 1e6)
 
@@ -126,11 +131,28 @@ def test_an_endpoint_that_fails_a_fifth_of_its_calls_loses_and_doubles_no_row(co
     assert command(max_attempts=20) == 0
     assert [record["row"] for record in records(tmp_path)] == list(range(12))
     assert sum(request.action in kinds for request in agents.log) >= len(agents.log) / 6
-    usage = (tmp_path / "out" / "rows.usage.jsonl").read_text().splitlines()
-    assert len(usage) == 96
+    assert_paid(tmp_path, 96)
 
 
-def test_a_killed_run_goes_on_with_the_rows_that_have_no_record(command, agents, tmp_path, monkeypatch):
+def assert_paid(tmp_path: Path, replies: int) -> None:
+    """Check that the cost of all runs is that of so many replies, each of them written down once."""
+    assert len((tmp_path / "out" / "rows.usage.jsonl").read_text().splitlines()) == replies
+    report = json.loads((tmp_path / "out" / "rows.report.json").read_text())
+    assert report["total_cost"] == pytest.approx(replies * 140 / 1e6)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[Callable[[], None]]:
+    """Ctrl-C, as a shell in the foreground lets Python handle it; one in the background has it ignored.
+
+    Raised by hand inside a task, KeyboardInterrupt would stay in the task, and come up wherever that is collected.
+    """
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, handler)
+
+
+def test_a_killed_run_goes_on_with_the_rows_that_have_no_record(command, agents, tmp_path, monkeypatch, ctrl_c):
     append = RowJournal.append
     finished: list[int] = []
 
@@ -138,16 +160,19 @@ def test_a_killed_run_goes_on_with_the_rows_that_have_no_record(command, agents,
         append(self, record)
         finished.append(record["row"])
         if len(finished) in (3, 7):
-            raise KeyboardInterrupt
+            ctrl_c()
 
     monkeypatch.setattr(RowJournal, "append", killed)
     for _ in range(2):
         with pytest.raises(SystemExit):
             command(concurrency=1)
-    before = len(agents.log)
+    before = len((tmp_path / "out" / "rows.usage.jsonl").read_text().splitlines())
+    assert len(agents.log) - 2 * 3 <= before <= len(agents.log)  # a row's first three replies may be under way
+    agents.log.clear()
     assert command(concurrency=1) == 0
+    assert_paid(tmp_path, before + len(agents.log))
     assert finished == list(range(12)) and [record["row"] for record in records(tmp_path)] == list(range(12))
-    assert before < len(agents.log) and [mask.all() for mask in masks(tmp_path)] == [True, True, False] * 4
+    assert [mask.all() for mask in masks(tmp_path)] == [True, True, False] * 4
 
 
 def test_a_row_without_readable_replies_fails_and_is_not_nothing(command, agents, tmp_path):
@@ -177,6 +202,17 @@ def test_unusable_arguments_are_told(command, capsys, options, said):
     except SystemExit as stopped:
         code = stopped.code
     assert code == 2 and said in capsys.readouterr().err
+
+
+def test_rows_that_the_checks_mended_and_broke_are_counted(train_samples: list[AVSample], tmp_path: Path):
+    rows = [sample for sample in train_samples if not sample.is_null][:3]
+    for row, (first, last) in zip(rows, [(False, True), (True, False), (False, False)], strict=True):
+        truth = load_clip(row).gt_masks
+        for folder, is_right in ((tmp_path / "first", first), (tmp_path / "last", last)):
+            folder.mkdir(exist_ok=True)
+            np.savez(folder / f"{row.row}.npz", masks=truth if is_right else ~truth)
+    changes = count_changes(train_samples, first=tmp_path / "first", last=tmp_path / "last")
+    assert list(changes.values()) == [0, 1, 1, 1] and changes["mended"] == 1
 
 
 def test_only_the_oracle_is_shown_the_truth(train_samples: list[AVSample]):

@@ -300,7 +300,7 @@ def test_benchmark_is_chosen_by_the_arguments(s4: Path) -> None:
     assert load_split(args, "val") == load_avsbench_s4(s4, "val")
     with pytest.raises(ValueError, match="unknown benchmark 's4': choose from ref_avs, avsbench_s4"):
         load_split(DataArguments(data_root=str(s4), benchmark="s4"), "val")
-    others = ["omni_avs", "hf_dataset", "questions", "clips"]
+    others = ["omni_avs", "omni_avs_all", "hf_dataset", "questions", "clips", "avqa_r1", "avqa", "mmau", "mmar", "mmsu"]
     assert list(LOADERS) == ["ref_avs", "avsbench_s4", "avsbench_ms3", "avsbench_avss", *others]
 
 

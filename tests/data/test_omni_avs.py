@@ -16,7 +16,11 @@ from aurora_rl.data.containers import MediaError
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.masks import write_mask
 from aurora_rl.data.media import load_clip, read_masks
+from aurora_rl.data.message_parts import MediaArguments, media_parts, reference_parts
 from aurora_rl.data.omni_avs import load_omni_avs
+from aurora_rl.data.splits import list_splits
+from aurora_rl.models.mllm import load_family
+from aurora_rl.models.reference_media import check_reference_media
 from aurora_rl.tasks.reference_segmentation import chain_file
 
 WIDTH, HEIGHT, NUM_FRAMES, SECONDS = 6, 4, 7, 3.5
@@ -130,6 +134,68 @@ def test_references_beyond_text_are_left_out_and_counted(
     assert "more than text: {'speech': 1}" in caplog.text
     write_expressions(root, [expression(0, [1], "text_image")])
     expect_error(root, cache, "no reference of expr_type 'text', only {'text_image': 1}")
+
+
+def write_referrings(root: Path) -> list[dict[str, Any]]:
+    """Write a reference that is spoken and points to a picture, and one in words that points to a sound."""
+    for folder in ("speeches", "sounds", "images"):
+        (root / "referrings" / f"referring_{folder}").mkdir(parents=True)
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
+    for name in ("referring_speeches/a.wav", "referring_sounds/b.wav"):
+        soundfile.write(root / "referrings" / name, tone, 16_000)
+    Image.new("RGB", (8, 8), (200, 0, 0)).save(root / "referrings" / "referring_images" / "c.jpg")
+    files = {"referring_speech": "a.wav", "referring_sound": None, "referring_image": "c.jpg"}
+    spoken = expression(0, [1], "speech_image", expr="the drum like <image>", **files)
+    pointing = expression(1, [2], "text_sound", expr="the thing like <audio>", referring_sound="b.wav")
+    write_expressions(root, [spoken, pointing, expression(2, [1])])
+    return [spoken, pointing]
+
+
+def test_all_types_of_references_come_with_their_files(root: Path, cache: Path) -> None:
+    write_referrings(root)
+    data = DataArguments(str(root), benchmark="omni_avs_all", mask_cache=str(cache))
+    spoken, pointing, words = load_split(data, "train")
+    assert "drum" not in spoken.reference and "picture" in spoken.reference  # what is said is not written down
+    assert pointing.reference == "the thing like [the sound that comes with this reference]"
+    names = [[Path(path).name for path in sample.reference_media] for sample in (spoken, pointing, words)]
+    assert names == [["a.wav", "c.jpg"], ["b.wav"], []]
+    assert load_clip(pointing).gt_masks.any() and list_splits("omni_avs_all", root) == ["train"]
+    (root / "referrings" / "referring_sounds" / "b.wav").unlink()
+    with pytest.raises(DatasetError, match=r"file .*b\.wav is missing"):
+        load_split(data, "train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"expr_type": "sound"}, "expr_type 'sound': expected one of text, text_sound"),
+        ({"referring_speech": None}, r"lacks \['referring_speech'\]"),
+        ({"referring_image": "../../../secret.jpg"}, "no plain name"),
+    ],
+)
+def test_a_reference_of_another_form_is_told(root: Path, cache: Path, changes: dict[str, Any], said: str) -> None:
+    spoken, _ = write_referrings(root)
+    write_expressions(root, [spoken | changes])
+    with pytest.raises(DatasetError, match=said):
+        load_omni_avs(root, "train", mask_cache=cache, all_types=True)
+
+
+def test_a_chat_endpoint_is_sent_the_references_files_and_a_model_refuses_them(root: Path, cache: Path) -> None:
+    write_referrings(root)
+    spoken, pointing, words = load_omni_avs(root, "train", mask_cache=cache, all_types=True)
+    kinds = [[part["type"] for part in reference_parts(row, MediaArguments())] for row in (spoken, pointing, words)]
+    assert kinds == [["text", "input_audio", "text", "image_url"], ["text", "input_audio"], []]
+    assert len(media_parts(pointing, MediaArguments())) == len(media_parts(words, MediaArguments())) + 2
+    with pytest.raises(MediaError, match="'frames' leaves out: set it to 'frames\\+audio'"):
+        reference_parts(pointing, MediaArguments(media="frames"))
+    for name, row, why in (
+        ("qwen2_5_omni", pointing, "no place for a second sound"),
+        ("qwen3_vl", spoken, "sound a.wav, which .* it has no ears"),
+        ("audioflamingo3", spoken, "picture c.jpg, which .* it sees nothing"),
+    ):
+        with pytest.raises(MediaError, match=why):
+            check_reference_media(load_family(name), row)
+    check_reference_media(load_family("qwen2_5_omni"), words)
 
 
 def test_four_of_seven_frames_are_evenly_spaced_with_their_own_masks(root: Path, cache: Path) -> None:

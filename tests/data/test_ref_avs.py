@@ -10,9 +10,12 @@ import pytest
 import soundfile
 from PIL import Image
 
+from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.media import load_clip, loudness_dbfs
 from aurora_rl.data.ref_avs import load_ref_avs
+from aurora_rl.data.splits import list_splits
+from aurora_rl.evaluation.truth import load_truth
 from aurora_rl.tasks.reference_segmentation import chain_file
 
 WIDTH, HEIGHT, NUM_FRAMES = 16, 12, 3
@@ -128,6 +131,20 @@ def test_only_the_splits_rows_are_listed_and_row_counts_the_whole_file(root: Pat
         (MUTED, 3),
     ]
     assert [(s.uid, s.row) for s in load_ref_avs(root, "val", num_frames=NUM_FRAMES)] == [(CAT, 2)]
+
+
+def test_another_table_about_the_same_clips_is_named_in_the_place_of_the_folder(root: Path) -> None:
+    """R2-AVSBench's, whose reader takes the five columns `vid, uid, split, fid, exp`."""
+    table = root / "R2AVSBench_metadata.csv"
+    table.write_bytes((root / "metadata.csv").read_bytes())
+    whole, loaded = (load_ref_avs(path, "train", num_frames=NUM_FRAMES) for path in (root, table))
+    assert [sample.frame_paths for sample in loaded] == [sample.frame_paths for sample in whole]
+    assert loaded[0].origin == "R2AVSBench_metadata.csv:2" and list_splits("ref_avs", table) == list_splits(
+        "ref_avs", root
+    )
+    (root / "metadata.csv").unlink()
+    truth = load_truth(DataArguments(str(table)), ["train"])
+    assert truth.table == table.name and [s.mask_paths for s in truth.samples] == [s.mask_paths for s in whole]
 
 
 def test_two_references_of_a_clip_have_their_own_masks(root: Path) -> None:

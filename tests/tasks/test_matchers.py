@@ -1,14 +1,13 @@
 """Rules of benchmarks, held to what they do with MMAU-mini's own questions, and the tasks that score by all of them."""
 
-import json
-import lzma
 from pathlib import Path
 
 import pytest
 
 from aurora_rl.data.sample import AVSample
-from aurora_rl.tasks.matchers import LETTERS, MATCHERS, match_choice
+from aurora_rl.tasks.matchers import MATCHERS, count_right, match_choice
 from aurora_rl.tasks.think_answer import PlannedAnswer, ThinkAnswer
+from recipes.count_matchers import read_questions
 from reward_fns.choice import choice_accuracy_reward
 
 MMAU = Path(__file__).parents[1] / "data" / "mmau_test_mini.json.xz"
@@ -17,8 +16,7 @@ MMAU = Path(__file__).parents[1] / "data" / "mmau_test_mini.json.xz"
 @pytest.fixture(scope="module")
 def questions() -> list[tuple[list[str], int]]:
     """Options and the index of the right one, of the 1,000 questions."""
-    rows = json.loads(lzma.decompress(MMAU.read_bytes()))
-    return [(row["choices"], row["choices"].index(row["answer"])) for row in rows]
+    return read_questions(MMAU)
 
 
 @pytest.mark.parametrize(
@@ -31,21 +29,11 @@ def questions() -> list[tuple[list[str], int]]:
     ],
 )
 def test_what_the_rules_take_for_right(questions, name, letter, letter_and_text, sentence, wrong):
-    match = MATCHERS[name]
-    said = {
-        "letter": [match(LETTERS[right], choices, right) for choices, right in questions],
-        "both": [match(f"({LETTERS[right]}) {choices[right]}", choices, right) for choices, right in questions],
-        "sentence": [match(f"The answer is {choices[right]}", choices, right) for choices, right in questions],
-        "wrong": [
-            any(match(choice, choices, right) for choice in choices if choice != choices[right])
-            for choices, right in questions
-        ],
-    }
-    assert {name: sum(map(bool, told)) for name, told in said.items()} == {
-        "letter": letter,
-        "both": letter_and_text,
-        "sentence": sentence,
-        "wrong": wrong,
+    assert count_right(MATCHERS[name], questions) == {
+        "bare_letter": letter,
+        "letter_and_text": letter_and_text,
+        "the_answer_is": sentence,
+        "wrong_choice_right": wrong,
     }
 
 
