@@ -32,6 +32,7 @@ SCRIPTS = [
     "recipes/report.py",
     "recipes/run_stages.py",
     "recipes/compare_answers.py",
+    "recipes/compare_listening.py",
     "recipes/compare_stages.py",
     "data_prep/make_synthetic.py",
     "data_prep/generate_cot.py",
