@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,11 @@ class Sense:
         """Return the part of a clip; None for a clip without it."""
         part: np.ndarray | None = getattr(clip, self.field)
         return part if part is not None and len(part) else None
+
+    def put(self, part: np.ndarray, clip: AVClip) -> AVClip:
+        """Return a clip with another part of this kind."""
+        changes: dict[str, Any] = {self.field: part}
+        return dataclasses.replace(clip, **changes)
 
 
 HEARING = Sense("listening_gain", "ears", "waveform", ("audio",))
@@ -116,7 +122,7 @@ def _exchange(
     if other is not None:
         given = getattr(clips[other.sample.clip_key], sense.field)
         sample = dataclasses.replace(sample, fps=other.sample.fps) if sense is SIGHT else sample
-    prompt = encode.prompt_of(sample, dataclasses.replace(clip, **{sense.field: given}))
+    prompt = encode.prompt_of(sample, sense.put(given, clip))
     givers = {modality: other if each is sense else row for each in SENSES for modality in each.modalities}
     lenders = {modality: giver for modality, giver in givers.items() if giver is not None}
     return Exchanged(dataclasses.replace(row, prompt=prompt), other, lenders)

@@ -91,10 +91,11 @@ class CounterfactualTrainer(SharedTowersTrainer):
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
     ) -> torch.Tensor:
         """Fill the columns in, in the rows that are given, which metrics are computed of as well."""
-        own = self._own_log_probs(completion_ids_list) if self._asked_senses else None
-        for sense in self._asked_senses:
-            for row, gain in zip(inputs, self._gains(sense, own, completion_ids_list), strict=True):
-                row[sense.column] = gain
+        if self._asked_senses:
+            own = self._own_log_probs(completion_ids_list)
+            for sense in self._asked_senses:
+                for row, gain in zip(inputs, self._gains(sense, own, completion_ids_list), strict=True):
+                    row[sense.column] = gain
         return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
     @property
