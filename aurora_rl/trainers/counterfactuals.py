@@ -47,7 +47,7 @@ def squashed_gain(log_probs: Sequence[float], others: Sequence[float]) -> float:
     Returns:
         A number in [0, 1]: exactly 0.5 where nothing is gained, as by a completion without a token; above it where the
         clip's own part makes the completion likelier. A sigmoid, for it tells losses from none, keeps differences of
-        small gains, and has its ends at half a nat a token, beyond which there is nothing to be earned.
+        small gains, and has its ends at half a nat a token, beyond which there is little to be earned.
     """
     if not log_probs:
         return 0.5
