@@ -34,8 +34,9 @@ class RewardFunc(Protocol):
     It is called once per batch of R completions, with keyword arguments only, each a list of R entries: `prompts`,
     `completions` (text or chat messages), `completion_ids`, every column of the dataset row (`uid`, `row`, `category`,
     `reference`, ...) and the trainer's own columns: `pred_masks`, `mask_probs`, `gt_masks`, `mask_counts`,
-    `head_score`, `loudness_dbfs`, `sample`, `answers` (completions as the task reads them); and TRL's `trainer_state`,
-    `log_metric`, `log_extra`, and `environments` where rollouts may call tools.
+    `head_score`, `loudness_dbfs`, `sample`, `answers` (completions as the task reads them), `listening_gain` and
+    `looking_gain` where a function names them; and TRL's `trainer_state`, `log_metric`, `log_extra`, and `environments`
+    where rollouts may call tools.
 
     Returns:
         R numbers; None where the reward does not apply to a row. An async function returns an awaitable of them.
@@ -144,6 +145,16 @@ def reads(answer_type: type) -> Callable[[AnyFunc], AnyFunc]:
         return func
 
     return mark
+
+
+def names_column(func: Callable[..., Any], column: str) -> bool:
+    """Tell whether a reward function names a column among its parameters, and so asks for what it costs.
+
+    Args:
+        func: a loaded function, guarded or not.
+        column: name of the column.
+    """
+    return column in inspect.signature(func).parameters
 
 
 def call_for_some_rows(func: Callable[..., Any], is_for: Mapping[str, bool]) -> Callable[..., Any]:
@@ -276,6 +287,7 @@ def _like(wrapper: Callable[..., Any], func: Callable[..., Any], name: str) -> C
     """Give a wrapper its name, and what the function says of itself."""
     wrapper.__name__ = wrapper.__qualname__ = name
     wrapper.__doc__ = func.__doc__
+    wrapper.__signature__ = inspect.signature(func)  # type: ignore[attr-defined]
     if (answer_type := getattr(func, "reads", None)) is not None:
         wrapper.reads = answer_type  # type: ignore[attr-defined]
     return wrapper

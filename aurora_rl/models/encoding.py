@@ -196,6 +196,10 @@ class SampleEncoder:
         features = rows[0].prompt.features
         return [dataclasses.replace(row, prompt=dataclasses.replace(row.prompt, features=features)) for row in rows]
 
+    def prompt_of(self, sample: AVSample, clip: AVClip) -> EncodedPrompt:
+        """Encode a row's question about a clip in memory, such as one that has another clip's sound."""
+        return self._encode(sample, clip, None).prompt
+
     def _frame_inputs(self, sample: AVSample, clip: AVClip) -> torch.Tensor | None:
         if self.frame_inputs is None:
             return None

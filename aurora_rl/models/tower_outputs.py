@@ -103,6 +103,31 @@ class TowerOutputs:
             self._clips[id(clip)] = clip
             self._kept.setdefault(modality, {}).setdefault(id(clip), part)
 
+    def without_clips(self) -> TowerOutputs:
+        """Return a place for further clips, which knows the form of what the towers that have run give."""
+        further = TowerOutputs(autocast=self.autocast)
+        further._forms.update(self._forms)
+        return further
+
+    def borrow(
+        self,
+        lender: TowerOutputs,
+        modality: str,
+        clip: Mapping[str, torch.Tensor],
+        like: Mapping[str, torch.Tensor],
+    ) -> None:
+        """Keep for a clip what a tower has computed for one that is like it, if that is kept.
+
+        Args:
+            lender: place where it is kept.
+            modality: what the tower reads, the same in both clips.
+            clip: features of the clip.
+            like: features of the one that is like it.
+        """
+        part = lender._kept.get(modality, {}).get(id(like))
+        if part is not None:
+            self.keep(modality, [clip], lender._forms[modality], [part])
+
     def keep_only(self, clips: Iterable[Mapping[str, torch.Tensor]]) -> None:
         """Drop what is kept of all other clips."""
         wanted = {id(clip) for clip in clips}

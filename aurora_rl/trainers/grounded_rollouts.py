@@ -25,6 +25,7 @@ from aurora_rl.models.head_tokens import find_last_token
 from aurora_rl.models.heads import FrameBatch, Head, head_class
 from aurora_rl.models.heads.base import run_head
 from aurora_rl.models.mllm.sharing import TowerSharingMixin
+from aurora_rl.models.other_media import GAIN_COLUMNS
 from aurora_rl.models.packed_layout import PackedLayout
 from aurora_rl.models.rollout_states import SegStates
 from aurora_rl.models.shared_prefix import packed_row
@@ -55,6 +56,7 @@ class RolloutBatch:
         rows: B encoded rows, one for each sequence; the G copies of a row share their tensors.
         scoring_predicts: whether the policy's scoring pass, which is TRL's first one, runs the head as well.
         states: states at the head's token that sampling has left.
+        log_probs: (B, C) log-probabilities of the completions by each pass without gradient over all rows, in order.
         predictions: those of all rows in order, as they were computed together; empty until then, or without a head.
         answers: each completion as the task reads it; empty until then.
         tower_outputs: what frozen towers have computed for the rows' clips; None where every pass runs the towers.
@@ -63,6 +65,7 @@ class RolloutBatch:
     rows: Sequence[EncodedSample]
     scoring_predicts: bool = False
     states: SegStates | None = None
+    log_probs: tuple[torch.Tensor, ...] = ()
     predictions: tuple[Predictions, ...] = ()
     answers: tuple[Answer, ...] = ()
     tower_outputs: TowerOutputs | None = None
@@ -202,6 +205,32 @@ class ForwardPasses:
         return outputs, self._predictions(model, outputs.head_outputs, frames, rows, has_token)
 
     @torch.no_grad()
+    def log_probs_of(
+        self,
+        model: nn.Module,
+        rows: Sequence[EncodedSample],
+        completion_ids: Sequence[Sequence[int]],
+        *,
+        batch_size: int,
+    ) -> torch.Tensor:
+        """Score completions, without gradient.
+
+        Args:
+            model: the policy.
+            rows: B encoded rows, whose prompts are read.
+            completion_ids: B completions; an empty one is scored as an end of turn, so that there is a token.
+            batch_size: number of rows of a chunk.
+
+        Returns:
+            (B, C) log-probabilities, right-padded.
+        """
+        given = [ids or [self.encode.tokenizer.eos_token_id] for ids in completion_ids]
+        input_ids, attention_mask = self._padded([row.prompt.prompt_ids for row in rows], given)
+        length = max(map(len, given))
+        scored = self.score(model, input_ids, attention_mask, rows, length, batch_size, predicts=False)
+        return torch.cat([outputs.log_probs[:, -length:] for outputs, _ in scored])
+
+    @torch.no_grad()
     def predictions_of(
         self, model: nn.Module, batch: RolloutBatch, completion_ids: Sequence[Sequence[int]], *, batch_size: int
     ) -> tuple[Predictions, ...]:
@@ -321,6 +350,7 @@ def reward_rows(inputs: Sequence[Mapping[str, Any]], batch: RolloutBatch, head: 
             "sample": encoded.sample,
             "loudness_dbfs": encoded.loudness_dbfs,
             "answers": answer,
+            **dict.fromkeys(GAIN_COLUMNS),  # a trainer fills in those that rewards ask for
         }
         for row, encoded, answer in zip(inputs, batch.rows, batch.answers, strict=True)
     ]

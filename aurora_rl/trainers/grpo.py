@@ -37,6 +37,7 @@ from aurora_rl.rollout.base import RolloutSource, Turn
 from aurora_rl.rollout.transformers_source import TransformersSource
 from aurora_rl.rollout.vllm_source import VLLMSource
 from aurora_rl.tasks.base import completion_text
+from aurora_rl.trainers.counterfactuals import CounterfactualTrainer
 from aurora_rl.trainers.grounded_rollouts import ForwardPasses, RolloutBatch, reward_rows, states_are_kept
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.head_loss import head_loss, head_loss_weights, prepare_heads
@@ -45,14 +46,15 @@ from aurora_rl.trainers.prompt_sharing import WholeGroupsTrainer, share_prompts
 from aurora_rl.trainers.reentrant_checkpoints import check_checkpoints
 from aurora_rl.trainers.reference_model import PolicyCheckpoints, frozen_copy, install_reference
 from aurora_rl.trainers.rollout_metrics import batch_metrics, completion_columns
-from aurora_rl.trainers.shared_towers import SharedTowersTrainer
 from aurora_rl.trainers.tool_calls import ToolCallsTrainer
 from aurora_rl.trainers.trl_constructor import as_trl_expects
 from aurora_rl.trainers.upcoming import ReadAheadTrainer
 from aurora_rl.trainers.vllm_engine import vllm_engine
 
 
-class AuroraGRPOTrainer(PolicyCheckpoints, ToolCallsTrainer, WholeGroupsTrainer, SharedTowersTrainer, ReadAheadTrainer):
+class AuroraGRPOTrainer(
+    PolicyCheckpoints, ToolCallsTrainer, WholeGroupsTrainer, CounterfactualTrainer, ReadAheadTrainer
+):
     """TRL's GRPOTrainer for omni-modal models, with the head of the run's task.
 
     Args:
@@ -66,7 +68,7 @@ class AuroraGRPOTrainer(PolicyCheckpoints, ToolCallsTrainer, WholeGroupsTrainer,
             are mixed (`data.mixing.MixedSet`); `environment_factory`, see `tool_calls.ToolCallsTrainer`.
 
     Raises:
-        ValueError: if the model lacks the task's head, or tools are given that it cannot call.
+        ValueError: if the model lacks the task's head or a sense of a reward, or tools are given that it cannot call.
     """
 
     _name = "Aurora GRPO"
@@ -204,8 +206,8 @@ class AuroraGRPOTrainer(PolicyCheckpoints, ToolCallsTrainer, WholeGroupsTrainer,
             predictions.append(of_chunk)
         if not torch.is_grad_enabled():  # all rows of the generation batch, not a micro-batch
             self._batch.all_towers_have_run()
-        if predicts:
-            self._learn(predictions=tuple(predictions))
+            self._learn(log_probs=(*self._batch.log_probs, torch.cat(logps)))
+        self._learn(predictions=tuple(predictions) if predicts else self._batch.predictions)
         return (
             torch.cat(logps),
             torch.cat(entropies) if compute_entropy else None,

@@ -9,6 +9,7 @@ import torch
 
 from aurora_rl.data.curriculum import dead_share, rate_of
 from aurora_rl.data.sample import AVSample
+from aurora_rl.models.other_media import GAIN_COLUMNS
 from aurora_rl.tasks.base import Task
 
 
@@ -56,6 +57,10 @@ def rollout_metrics(
         rate = rate_of(sample)
         if rate is not None and rate.tries >= num_generations:  # of accuracy alone; TRL logs frac_reward_zero_std
             yield "dead_groups/predicted", dead_share(rate, num_generations)
+        for column in GAIN_COLUMNS:
+            if row.get(column) is not None:
+                yield column, row[column]
+                yield f"{column}/{_kind(sample)}", row[column]
         if row.get("head_score") is not None:
             yield "iou", row["head_score"]
             yield f"iou/{_kind(sample)}", row["head_score"]

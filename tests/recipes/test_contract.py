@@ -191,6 +191,7 @@ DRIVEN_ELSEWHERE = {
     "synthetic/moments/stages": "tests/recipes/test_compare_answers.py",
     **{f"synthetic/moments/{name}": "tests/recipes/test_moments.py" for name in ("init", "sft", "grpo", "evaluate")},
     "synthetic/seeds": "tests/recipes/test_gather_seeds.py",
+    "synthetic/listening/stages": "tests/recipes/test_compare_listening.py",
     "synthetic/state_layers/stages": "tests/recipes/test_compare_stages.py",
     "synthetic/state_layers/init_2": "tests/recipes/test_compare_stages.py",
     "synthetic/state_layers/init_3": "tests/recipes/test_compare_stages.py",

@@ -55,6 +55,11 @@ GRPO = shlex.split(
     "--num_generations 4 --max_completion_length 64 --beta 0.1 --reward_weights 1 1 "
     "--reward_funcs reward_fns.format:format_reward reward_fns.category:category_reward"
 )
+#: The same rewards, and one that weighs nothing and runs a pass over other prompts in each process.
+LISTENING = shlex.split(
+    "--reward_funcs reward_fns.format:format_reward reward_fns.category:category_reward "
+    "reward_fns.listening:listening_reward --reward_weights 1 1 0"
+)
 WHOLE = shlex.split("--per_device_train_batch_size 8")
 #: The run of one process puts every prompt through the model G times, the others once.
 PLAIN = shlex.split("--share_prompts false")
@@ -102,7 +107,7 @@ JOBS: Mapping[str, Mapping[str, list[str]]] = {
     "zero2": {"sft": QUARTERS, "grpo": QUARTERS, "sft_words": HALVES + LORA + HALF_PRECISION + WORDS[:2]},
     "zero3": {
         "sft": HALVES,
-        "grpo": HALVES,
+        "grpo": HALVES + LISTENING,
         "sft_distilled": HALVES,
         "sft_lora": HALVES + LORA + SAVE,
         "grpo_lora": HALVES + LORA + SAVE,

@@ -32,6 +32,7 @@ SCRIPTS = [
     "recipes/report.py",
     "recipes/run_stages.py",
     "recipes/compare_answers.py",
+    "recipes/compare_listening.py",
     "recipes/compare_stages.py",
     "recipes/count_matchers.py",
     "recipes/check_agents.py",
