@@ -153,7 +153,7 @@ def _begin(folder: Path, expected: dict[str, Any]) -> None:
     if not file.exists():
         write_whole(file, json.dumps(expected, indent=2).encode())
     elif (found := parse_json(read_text_file(file))) != expected:
-        differing = [name for name in expected if found.get(name) != expected[name]]
+        differing = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
         raise ValueError(f"{folder} was begun with other {differing}: delete it, or choose another `out`")
 
 

@@ -1,4 +1,7 @@
-"""Recipes about sound alone, one after another in a process: the tiny ones, and what of the 7B ones only answers."""
+"""Recipes about sound alone, one after another in a process: the tiny ones, and the 7B ones but for `grpo_7b.yaml`.
+
+test_contract.py takes the steps of that one, sharded and in half precision.
+"""
 
 import json
 from pathlib import Path
@@ -48,6 +51,10 @@ def test_a_model_is_made_trained_asked_trained_in_order_and_scored(run, tmp_path
     ].keys()
     assert (scores / "results.audio_muted.jsonl").is_file()
     asked = {"model": model, "dtype": "float32", **SHORT}
+    plain = {"bf16": False, "dataloader_num_workers": 0, "gradient_accumulation_steps": 1, "save_strategy": "no"}
+    whole = {"model": model, "dtype": "float32", "use_cpu": True, "max_steps": 1, **plain}
+    adapter = run(sft, "audio_qa/sft_7b.yaml", **whole)
+    assert json.loads((adapter / "adapter_config.json").read_text())["clip_options"]["num_frames"] == 0
     rates = run(pass_rates, "audio_qa/pass_rates.yaml", max_rows=1, **asked)
     assert len(read_pass_rates(rates)) == 1
     scores = run(evaluate, "audio_qa/evaluate.yaml", benchmark="avqa", split="test", **asked)

@@ -82,7 +82,6 @@ TRAINED = (
     "ref_avs/qwen3_omni_30b_sft",
     "ref_avs/qwen3_omni_30b_grpo",
     "avsbench/sft_7b",
-    "audio_qa/sft_7b",
     "audio_qa/grpo_7b",
     "synthetic/sft",
     "synthetic/teacher",
@@ -101,7 +100,7 @@ SCALES_OF_GEMMA = {"language_model buffers": ["bfloat16", "float32"], "embed_tok
 #: Recipes that take their steps once: the trainers resume any family and any task alike, which their neighbours show.
 ONCE = {
     *("ref_avs/qwen3_vl_8b_sft", "ref_avs/qwen3_vl_8b_grpo", "ref_avs/gemma4_12b_grpo", "ref_avs/qwen3_omni_30b_sft"),
-    *("audio_qa/sft_7b", "audio_qa/grpo_7b"),
+    "audio_qa/grpo_7b",
 }
 #: The last function of a killed run's process, by script.
 KILLED_AFTER = {
@@ -197,7 +196,7 @@ DRIVEN_ELSEWHERE = {
         f"synthetic/audio_qa/{name}": "tests/recipes/test_audio_qa.py"
         for name in ("init", "sft", "pass_rates", "grpo", "evaluate")
     },
-    **{f"audio_qa/{name}": "tests/recipes/test_audio_qa.py" for name in ("pass_rates", "evaluate")},
+    **{f"audio_qa/{name}": "tests/recipes/test_audio_qa.py" for name in ("sft_7b", "pass_rates", "evaluate")},
     "synthetic/state_layers/stages": "tests/recipes/test_compare_stages.py",
     "synthetic/state_layers/init_2": "tests/recipes/test_compare_stages.py",
     "synthetic/state_layers/init_3": "tests/recipes/test_compare_stages.py",
