@@ -183,14 +183,19 @@ def _ask(
 
 def _predictor(args: AskArguments, loaded: LoadedModel, encode: SampleEncoder) -> Predictor:
     """Return the predictor that answers: the model itself, or vLLM beside it."""
-    sizes = {"max_completion_length": args.max_completion_length, "batch_size": args.batch_size}
+    length, size = args.max_completion_length, args.batch_size
     if not args.use_vllm:
-        return Predictor(loaded.model, encode, **sizes)
+        return Predictor(loaded.model, encode, max_completion_length=length, batch_size=size)
     from aurora_rl.scripts.vllm_answers import VLLMPredictor, start_engine
 
-    temperature = args.temperature if args.num_samples else 0.0
-    engine = start_engine(loaded, temperature=temperature, memory=args.vllm_gpu_memory_utilization, **sizes)
-    return VLLMPredictor(engine, loaded.model, encode, **sizes)
+    engine = start_engine(
+        loaded,
+        temperature=args.temperature if args.num_samples else 0.0,
+        max_completion_length=length,
+        batch_size=size,
+        memory=args.vllm_gpu_memory_utilization,
+    )
+    return VLLMPredictor(engine, loaded.model, encode, max_completion_length=length, batch_size=size)
 
 
 def _ask_and_finish(

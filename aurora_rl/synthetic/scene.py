@@ -181,7 +181,7 @@ def render_waveform(
         config: length and sampling rate.
         noise: standard deviation of the noise, a room's by default.
     """
-    waveform = np.float32(noise) * rng.standard_normal(config.num_samples, dtype=np.float32)
+    waveform = noise * rng.standard_normal(config.num_samples, dtype=np.float32)
     for sound in sounds:
         first, last = round(sound.start * config.num_samples), round(sound.end * config.num_samples)
         seconds = np.arange(last - first, dtype=np.float32) / np.float32(config.sampling_rate)
