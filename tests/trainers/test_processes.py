@@ -326,7 +326,9 @@ def test_rows_are_trained_on_in_their_order_over_processes_and_a_resume(
     expected = [(first + second) / 2 for first, second in zip(shares[::2], shares[1::2], strict=True)]
     assert [row.uid for row in rows] != [row.uid for row in train_samples] and len({*expected}) == 3
     for run in (runs("multi_gpu")["grpo"], runs("multi_gpu")["grpo_resumed"], runs("cpu")["grpo"]):
-        assert [line["dead_groups/predicted"] for line in run.logs] == pytest.approx(expected, abs=1e-9)
+        assert [line["dead_groups/predicted"] for line in run.logs] == pytest.approx(
+            expected, abs=1e-6
+        )  # logged in float32
 
 
 @pytest.mark.parametrize(("config", "job"), SHOWING)
