@@ -135,7 +135,7 @@ def _settings(
     """Return the settings that change answers; parts that were written with other settings are refused."""
     names = ("num_samples", "temperature", "seed", "max_completion_length")
     data = {name: value for name, value in data_args.to_record().items() if name not in NEUTRAL}
-    model = {"model": fingerprint_checkpoint(model_args.model)[:16], "dtype": model_args.dtype}
+    model: dict[str, Any] = {"model": fingerprint_checkpoint(model_args.model)[:16], "dtype": model_args.dtype}
     model |= {"use_vllm": True} if args.use_vllm else {}  # it draws other completions from the same distribution
     return {**model, **own, **{name: getattr(args, name) for name in names}, **data}
 
