@@ -102,9 +102,7 @@ def _load_questions(args: DataArguments, split: str, chains: ChainFile | None) -
 
 
 def _load_question_table(args: DataArguments, split: str, chains: ChainFile | None) -> list[AVSample]:
-    if chains is not None:
-        raise ValueError(f"no chains of thought can be put beside the rows of {args.benchmark}: drop {chains.path}")
-    return load_question_table(args.benchmark, args.data_root, split)
+    return load_question_table(args.benchmark, args.data_root, split, chains=chains)
 
 
 def _load_hf_dataset(args: DataArguments, split: str, chains: ChainFile | None) -> list[AVSample]:

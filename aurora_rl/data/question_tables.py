@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from aurora_rl.data.chains import ChainFile, add_chains
 from aurora_rl.data.clip_files import ClipPaths
 from aurora_rl.data.files import DatasetError, OnMissing, Row, collect_samples
 from aurora_rl.data.questions import MAX_CHOICES
@@ -88,7 +89,12 @@ class _TableRow(Row):
 
 
 def load_question_table(
-    benchmark: str, root: str | os.PathLike[str], split: str, *, on_missing: OnMissing = "error"
+    benchmark: str,
+    root: str | os.PathLike[str],
+    split: str,
+    *,
+    chains: ChainFile | None = None,
+    on_missing: OnMissing = "error",
 ) -> list[AVSample]:
     """List the questions of one split of a published benchmark, and check that their media are there.
 
@@ -96,6 +102,7 @@ def load_question_table(
         benchmark: a key of `QUESTION_TABLES`.
         root: folder that holds the benchmark's file and media.
         split: name of the split.
+        chains: file of chains of thought of this split, keyed by uid and row, whose `category` is the answer's text.
         on_missing: "error", or "drop" to skip questions whose files are missing and log how many.
 
     Returns:
@@ -110,7 +117,8 @@ def load_question_table(
         raise DatasetError(f"{root} has no split {split!r} of {benchmark}: expected one of {sorted(splits)}")
     rows = list(_read_rows(table, table.path(root, split), split))
     paths = ClipPaths(root / table.media.format(split=split))
-    return collect_samples(rows, lambda row: _build_sample(paths, row), split=split, on_missing=on_missing)
+    samples = collect_samples(rows, lambda row: _build_sample(paths, row), split=split, on_missing=on_missing)
+    return add_chains(samples, chains, rows)
 
 
 def list_question_splits(benchmark: str, root: Path) -> set[str]:

@@ -252,7 +252,9 @@ BLIND = "It sees nothing: its words come from what is heard, and of the frames o
 
 def _limits(loaded: LoadedModel) -> str:
     lines = [*([] if _hears(loaded) else [DEAF]), *([] if _sees(loaded) else [BLIND])]
-    if (options := loaded.clip_options) is not None:
+    if (options := loaded.clip_options) is not None and not options.num_frames:
+        lines.append("Trained on sound alone, without frames.")
+    elif options is not None:
         lines.append(
             f"Trained on clips of at most {options.num_frames} frames, {options.fps:g} a second; longer ones are "
             "answered window by window."

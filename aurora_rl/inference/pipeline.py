@@ -361,7 +361,8 @@ class AuroraPipeline:
     def _window_frames(self, window_seconds: float | None, stride_seconds: float | None) -> tuple[int, int]:
         """Return length and stride of the windows, in sampled frames."""
         fps = self.options.fps
-        length = self.options.num_frames if window_seconds is None else max(1, round(window_seconds * fps))
+        usual = self.options.num_frames or ClipOptions.num_frames
+        length = usual if window_seconds is None else max(1, round(window_seconds * fps))
         stride = length if stride_seconds is None else max(1, round(stride_seconds * fps))
         if stride > length:
             raise ValueError(

@@ -19,7 +19,7 @@ class ClipOptions:
     Attributes:
         prompt: wording of the prompt, and the frames' size for the vision tower.
         fps: frames a second.
-        num_frames: largest number of frames of a clip.
+        num_frames: largest number of frames of a clip; 0 for a training on sound alone.
         use_audio_in_video: whether the sound was interleaved with the frames.
         task: name of the task, `tasks.base.Task.name`; a checkpoint names no class to import.
     """
@@ -31,8 +31,10 @@ class ClipOptions:
     task: str = ReferenceSegmentation.__name__
 
     def __post_init__(self) -> None:
-        if not self.fps > 0 or self.num_frames < 1:
-            raise ValueError(f"clips of {self.num_frames} frames at {self.fps} a second: give positive numbers")
+        if not self.fps > 0 or self.num_frames < 0:
+            raise ValueError(
+                f"clips of {self.num_frames} frames at {self.fps} a second: give positive numbers, or 0 frames"
+            )
 
     @classmethod
     def of_samples(
@@ -52,10 +54,13 @@ class ClipOptions:
     def to_arguments(self, task: str = ReferenceSegmentation.__name__) -> dict[str, Any]:
         """Return the options by their names in `assembly.arguments.DataArguments`, for a run on a task.
 
-        The instruction is left out where the model was trained on another task.
+        The instruction is left out where the model was trained on another task, and what a training on sound alone does
+        not tell about frames.
         """
         fields = self.to_dict()
         arguments = {**fields.pop("prompt"), **fields}
+        if not self.num_frames:
+            del arguments["fps"], arguments["num_frames"]
         if arguments.pop("task") != task:
             del arguments["instruction"]
         return arguments

@@ -28,7 +28,8 @@ from aurora_rl.files.plain import parse_json, read_text_file
 from aurora_rl.inference.predictor import Completion, Predictor, unfinished_batches
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.checkpoint_files import fingerprint_checkpoint
-from aurora_rl.models.encoding import EncodedSample
+from aurora_rl.models.encoding import EncodedSample, SampleEncoder
+from aurora_rl.models.loading import LoadedModel
 from aurora_rl.tasks.base import Task, load_task
 
 #: Arguments that do not change any answer.
@@ -69,6 +70,8 @@ class AskArguments:
         batch_size: number of sequences generated at once.
         seed: seed of the drawn completions.
         use_cpu: whether the CPU is used even where there is a GPU.
+        use_vllm: whether vLLM samples the completions, an engine in each process.
+        vllm_gpu_memory_utilization: share of the GPU's memory that vLLM takes beside the model.
     """
 
     output: str = dataclasses.field(metadata={"help": "JSONL file that the results are written to."})
@@ -87,6 +90,10 @@ class AskArguments:
     batch_size: int = dataclasses.field(default=8, metadata={"help": "Number of sequences generated at once."})
     seed: int = dataclasses.field(default=0, metadata={"help": "Seed of the sampled completions."})
     use_cpu: bool = dataclasses.field(default=False, metadata={"help": "Use the CPU, even where there is a GPU."})
+    use_vllm: bool = dataclasses.field(default=False, metadata={"help": "Sample by vLLM, an engine in each process."})
+    vllm_gpu_memory_utilization: float = dataclasses.field(
+        default=0.6, metadata={"help": "Share of the GPU's memory that vLLM takes beside the model."}
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +135,8 @@ def _settings(
     """Return the settings that change answers; parts that were written with other settings are refused."""
     names = ("num_samples", "temperature", "seed", "max_completion_length")
     data = {name: value for name, value in data_args.to_record().items() if name not in NEUTRAL}
-    model = {"model": fingerprint_checkpoint(model_args.model)[:16], "dtype": model_args.dtype}
+    model: dict[str, Any] = {"model": fingerprint_checkpoint(model_args.model)[:16], "dtype": model_args.dtype}
+    model |= {"use_vllm": True} if args.use_vllm else {}  # it draws other completions from the same distribution
     return {**model, **own, **{name: getattr(args, name) for name in names}, **data}
 
 
@@ -145,7 +153,7 @@ def _begin(folder: Path, expected: dict[str, Any]) -> None:
     if not file.exists():
         write_whole(file, json.dumps(expected, indent=2).encode())
     elif (found := parse_json(read_text_file(file))) != expected:
-        differing = [name for name in expected if found.get(name) != expected[name]]
+        differing = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
         raise ValueError(f"{folder} was begun with other {differing}: delete it, or choose another `out`")
 
 
@@ -173,6 +181,23 @@ def _ask(
                 yield record(predictor.encode.task, encoded, completions, model)
 
 
+def _predictor(args: AskArguments, loaded: LoadedModel, encode: SampleEncoder) -> Predictor:
+    """Return the predictor that answers: the model itself, or vLLM beside it."""
+    length, size = args.max_completion_length, args.batch_size
+    if not args.use_vllm:
+        return Predictor(loaded.model, encode, max_completion_length=length, batch_size=size)
+    from aurora_rl.scripts.vllm_answers import VLLMPredictor, start_engine
+
+    engine = start_engine(
+        loaded,
+        temperature=args.temperature if args.num_samples else 0.0,
+        max_completion_length=length,
+        batch_size=size,
+        memory=args.vllm_gpu_memory_utilization,
+    )
+    return VLLMPredictor(engine, loaded.model, encode, max_completion_length=length, batch_size=size)
+
+
 def _ask_and_finish(
     model_args: ModelArguments, data_args: DataArguments, args: AskArguments, asking: Asking, state: PartialState
 ) -> None:
@@ -190,12 +215,7 @@ def _ask_and_finish(
     loaded = assemble_model(model_args, head=load_task(data_args.task).head, is_trainable=False)
     loaded.model.to(state.device)
     encode = assemble_encoder(data_args, loaded, samples, is_trainable=False, device=state.device)
-    predictor = Predictor(
-        loaded.model,
-        encode,
-        max_completion_length=args.max_completion_length,
-        batch_size=args.batch_size,
-    )
+    predictor = _predictor(args, loaded, encode)
     with Journal(folder / f"{state.process_index:05d}.jsonl", check=row_key) as log:
         left = sum((sample.uid, sample.row) not in done for sample in share)
         records = _ask(share, done, predictor, args, asking.record, expected["model"])

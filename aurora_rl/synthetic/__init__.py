@@ -9,6 +9,7 @@ chains.jsonl, and the demo and the tests read them by the same code as the real 
     scene       objects in view and their places, sounds and their times; pixels and waveform
     references  sentences that point at exactly one object (or at nothing) and their gold chains
     writer      the files
+    sounds      another benchmark: sounds alone under noise, in AVQA's form
 """
 
 from aurora_rl.synthetic.config import SyntheticConfig

@@ -170,9 +170,18 @@ def render_frames(scene: Scene, rng: np.random.Generator, config: SyntheticConfi
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
-def render_waveform(sounds: Sequence[SoundEvent], rng: np.random.Generator, config: SyntheticConfig) -> np.ndarray:
-    """Render the clip's audio (num_samples,) float32 in [-1, 1], mono: room noise, and each sound at its own gain."""
-    waveform = ROOM_NOISE * rng.standard_normal(config.num_samples, dtype=np.float32)
+def render_waveform(
+    sounds: Sequence[SoundEvent], rng: np.random.Generator, config: SyntheticConfig, *, noise: float = ROOM_NOISE
+) -> np.ndarray:
+    """Render the clip's audio (num_samples,) float32 in [-1, 1], mono: noise, and each sound at its own gain.
+
+    Args:
+        sounds: what sounds, and when.
+        rng: random generator of the noise, the gains and each sound's pitch and rhythm.
+        config: length and sampling rate.
+        noise: standard deviation of the noise, a room's by default.
+    """
+    waveform = noise * rng.standard_normal(config.num_samples, dtype=np.float32)
     for sound in sounds:
         first, last = round(sound.start * config.num_samples), round(sound.end * config.num_samples)
         seconds = np.arange(last - first, dtype=np.float32) / np.float32(config.sampling_rate)

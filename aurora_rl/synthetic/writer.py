@@ -93,15 +93,15 @@ def write_synthetic_benchmark(
     """
     tasks = _plan(config)
     with whole_folder(out) as folder:
-        _check_replaceable(out, overwrite=overwrite)
+        check_replaceable(out, "metadata.csv", overwrite=overwrite)
         clips = _map(partial(_write_clip, folder, config), tasks, num_workers=num_workers)
         progress = tqdm(clips, total=len(tasks), unit="clip", disable=None)  # None: shown on a terminal only
         written = list(progress)
         rows = [row for of_clip in written for row in of_clip.rows]
         _write_metadata(folder / "metadata.csv", rows)
         _write_chains(folder / "chains.jsonl", rows)
-        _write_records(folder / QUESTIONS_FILE, [record for of_clip in written for record in of_clip.questions])
-        _write_records(folder / MOMENTS_FILE, [record for of_clip in written for record in of_clip.moments])
+        write_records(folder / QUESTIONS_FILE, [record for of_clip in written for record in of_clip.questions])
+        write_records(folder / MOMENTS_FILE, [record for of_clip in written for record in of_clip.moments])
 
 
 def _plan(config: SyntheticConfig) -> list[ClipTask]:
@@ -141,11 +141,7 @@ def _write_clip(root: Path, config: SyntheticConfig, task: ClipTask) -> WrittenC
     for index, frame in enumerate(clip.frames):
         # Full chroma: at 64 px the usual 4:2:0 would smear a colour over half an object.
         Image.fromarray(frame).save(media / "frames" / f"{index}.jpg", quality=95, subsampling="4:4:4")
-    with wave.open(str(media / "audio.wav"), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(config.sampling_rate)
-        file.writeframes(np.round(clip.waveform * 32767).astype("<i2").tobytes())
+    write_wave(media / "audio.wav", clip.waveform, config.sampling_rate)
     rows = _rows(clip, task.split)
     for fid in sorted({row.fid for row in rows}):
         # All masks of a null clip are empty, those of its fid 0 too.
@@ -154,6 +150,15 @@ def _write_clip(root: Path, config: SyntheticConfig, task: ClipTask) -> WrittenC
         for index, mask in enumerate(clip.masks[fid]):
             Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{index:05d}.png")
     return WrittenClip(rows, _question_records(clip, task.split), _moment_records(clip, task.split, config))
+
+
+def write_wave(path: Path, waveform: np.ndarray, sampling_rate: int) -> None:
+    """Write a waveform (num_samples,) float32 in [-1, 1] as a wav file of 16 bits, mono."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(sampling_rate)
+        file.writeframes(np.round(waveform * 32767).astype("<i2").tobytes())
 
 
 def _rows(clip: SyntheticClip, split: str) -> list[BenchmarkRow]:
@@ -220,7 +225,8 @@ def _moment_records(clip: SyntheticClip, split: str, config: SyntheticConfig) ->
     ]
 
 
-def _write_records(path: Path, records: list[dict[str, Any]]) -> None:
+def write_records(path: Path, records: list[dict[str, Any]]) -> None:
+    """Write JSON lines."""
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record) + "\n" for record in records)
 
@@ -253,10 +259,11 @@ def _write_chains(path: Path, rows: list[BenchmarkRow]) -> None:
             file.write(json.dumps(record) + "\n")
 
 
-def _check_replaceable(out: Path, *, overwrite: bool) -> None:
+def check_replaceable(out: Path, mark: str, *, overwrite: bool) -> None:
+    """Raise a FileExistsError unless a folder is empty, or holds the file `mark` of such data and may be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:
         raise FileExistsError(f"{out} is not empty: choose another folder, or overwrite it with --overwrite")
-    if not (out / "metadata.csv").is_file():
-        raise FileExistsError(f"{out} holds no metadata.csv, so it is no benchmark and is not overwritten: remove it")
+    if not (out / mark).is_file():
+        raise FileExistsError(f"{out} holds no {mark}, so it is no benchmark and is not overwritten: remove it")

@@ -11,10 +11,13 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
+from aurora_rl.data.chains import ChainFile
 from aurora_rl.data.sample import AVSample
 from aurora_rl.tasks.base import Answer
 from aurora_rl.tasks.completions import ParsedCompletion
@@ -24,6 +27,8 @@ from aurora_rl.tasks.multiple_choice import MultipleChoice, as_choice, choices_o
 _TAGS = re.compile(r"</?(?:think|answer)>")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _ORDER = ["<think>", "</think>", "<answer>", "</answer>"]
+#: The step of a record of chains that holds free reasoning.
+FREE_STEP = "thought"
 
 
 class ThinkAnswer(MultipleChoice):
@@ -49,6 +54,17 @@ class ThinkAnswer(MultipleChoice):
     def write(self, reasoning: str | None, answer: str) -> str:
         thought = [f"<think>{reasoning.strip()}</think>"] if reasoning else []
         return "\n".join([*thought, f"<answer>{answer}</answer>"])
+
+    def chain_file(self, path: str | os.PathLike[str]) -> ChainFile:
+        return ChainFile(Path(path), lambda steps, answer: self.reasoning(steps), answer_token="<answer>")
+
+    def reasoning(self, steps: Mapping[str, str]) -> str:
+        """Join the steps of a chain of thought into the text of `<think>`.
+
+        Raises:
+            ValueError: if a step is missing.
+        """
+        return _step(steps, FREE_STEP)
 
     def read(self, text: str, reasoning: ParsedCompletion) -> tuple[str | None, bool]:
         found = _ANSWER.findall(text)
@@ -99,6 +115,9 @@ class PlannedAnswer(ThinkAnswer):
         "of one option."
     )
 
+    def reasoning(self, steps: Mapping[str, str]) -> str:
+        return "\n".join(f"<{part}>{_step(steps, part)}</{part}>" for part in self.parts)
+
     def has_form(self, text: str) -> bool:
         """Tell whether the four parts stand in `<think>` once each, in order and not empty, and nothing around them."""
         tags = re.compile(rf"</?(?:think|answer|{'|'.join(self.parts)})>")
@@ -107,6 +126,23 @@ class PlannedAnswer(ThinkAnswer):
             return False
         thought = text.partition("<think>")[2].partition("</think>")[0]
         return _is_whole(text, "think", "answer") and _is_whole(thought, *self.parts)
+
+
+class PlannedAnswerInWords(PlannedAnswer):
+    """The four parts with the option's text in `<answer>`, for a tiny model as `ThinkAnswerInWords` is."""
+
+    instruction = PlannedAnswer.instruction.replace("the letter of one option", "one option")
+
+    def answer_text(self, index: int, choices: Sequence[str]) -> str:
+        return choices[index]
+
+
+def _step(steps: Mapping[str, str], name: str) -> str:
+    """Return the text of a step; a ValueError tells that it is missing or holds a tag, which would be read as one."""
+    text = str(steps.get(name) or "").strip()
+    if not text or "<" in text:
+        raise ValueError(f"the chain's step {name!r} is {text[:80]!r}: expected text without '<'")
+    return text
 
 
 def _is_whole(text: str, *parts: str) -> bool:

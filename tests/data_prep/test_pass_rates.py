@@ -4,12 +4,15 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments
 from aurora_rl.data.curriculum import read_pass_rates
 from aurora_rl.files.journal import Journal
+from aurora_rl.rollout.base import Rollouts
+from aurora_rl.scripts import vllm_answers
 from aurora_rl.scripts.pass_rates import PassRateArguments, main
 from tests.data_prep.test_collect_mistakes import answering, right, silent, zebra  # noqa: F401 (a fixture)
 
@@ -70,3 +73,24 @@ def test_tries_with_other_settings_are_not_mixed(answering, count):  # noqa: F81
         count(num_samples=8)
     with pytest.raises(ValueError, match="one try at least"):
         PassRateArguments("x", num_samples=0)
+
+
+def test_vllm_is_asked_where_it_is_on(count, train_samples, monkeypatch):
+    """An engine that ends each turn at once; what it samples in truth is tested in tests/rollout/test_engine.py."""
+    started, drawn = {}, []
+
+    def generate_rows(prompts, *, seeds: list[int], **options: object) -> Rollouts:
+        drawn.extend(seeds)
+        return Rollouts([[0]] * len(prompts), [[0.0]] * len(prompts))
+
+    def start_engine(loaded, **options: object) -> SimpleNamespace:
+        started.update(options)
+        return SimpleNamespace(generate_rows=generate_rows)
+
+    monkeypatch.setattr(vllm_answers, "start_engine", start_engine)
+    rates = count(use_vllm=True, num_samples=2)
+    assert {(record["passes"], record["tries"]) for record in rates} == {(0, 2)}
+    assert len({*drawn}) == 2 * len(train_samples)
+    assert started == {"temperature": 1.0, "memory": 0.6, "max_completion_length": 512, "batch_size": 8}
+    with pytest.raises(ValueError, match="begun with other"):
+        count(num_samples=2)

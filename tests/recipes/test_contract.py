@@ -37,6 +37,7 @@ from aurora_rl.scripts import run_stages, sft
 from aurora_rl.scripts.run_stages import Runner, StageFailedError
 from aurora_rl.scripts.stage_plan import Stage
 from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
+from aurora_rl.synthetic.sounds import SoundsConfig, write_sounds
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 from tests.data.test_avsbench import write_audio, write_frames, write_masks
 from tests.recipes.correcting_endpoint import correcting_endpoint
@@ -48,7 +49,7 @@ RECIPES = {str(path.relative_to(ROOT / "recipes").with_suffix("")): path for pat
 
 #: What a drive may change of a YAML.
 OVERRIDDEN = {
-    *("model", "segmenter", "data_root", "reflections", "embedding_cache", "output_dir", "output"),
+    *("model", "segmenter", "data_root", "reflections", "pass_rates", "embedding_cache", "output_dir", "output"),
     *("max_steps", "save_steps", "eval_steps", "logging_steps", "warmup_steps"),
     *("max_completion_length", "dataloader_num_workers", "dataloader_persistent_workers"),
     *("max_eval_samples", "max_rows"),
@@ -82,6 +83,7 @@ TRAINED = (
     "ref_avs/qwen3_omni_30b_grpo",
     "avsbench/sft_7b",
     "avqa/grpo_7b",
+    "audio_qa/grpo_7b",
     "synthetic/sft",
     "synthetic/teacher",
     "synthetic/reflection",
@@ -96,11 +98,12 @@ TRAINED = (
 FAMILIES = {"qwen3_vl_8b": "qwen3_vl", "gemma4_12b": "gemma4_unified", "qwen3_omni_30b": "qwen3_omni_moe"}
 #: Gemma multiplies embeddings and layers by buffers, which are of its weights' dtype as they were in its training.
 SCALES_OF_GEMMA = {"language_model buffers": ["bfloat16", "float32"], "embed_tokens buffers": ["bfloat16"]}
-#: Recipes that take their steps once: the trainers resume any family alike, which their neighbours show.
+#: Recipes that take their steps once: the trainers resume any family and any task alike, which their neighbours show.
 ONCE = {
     *("ref_avs/qwen3_vl_8b_sft", "ref_avs/qwen3_vl_8b_grpo", "ref_avs/gemma4_12b_grpo", "ref_avs/qwen3_omni_30b_sft"),
     # Multiple choice about a still picture: its neighbours resume, and are killed, alike.
     *("avqa/grpo_7b", "avqa/evaluate"),
+    "audio_qa/grpo_7b",
 }
 #: The last function of a killed run's process, by script.
 KILLED_AFTER = {
@@ -109,6 +112,8 @@ KILLED_AFTER = {
     "data_prep/pass_rates.py": "aurora_rl.files.journal:Journal.append",
     "recipes/init_tiny.py": "transformers:PreTrainedModel.save_pretrained",
 }
+#: What a recipe takes over from the one whose model it goes on from.
+GOES_ON = ("model", "segmenter", "use_peft", "lora_modules_to_save")
 #: Scripts that ask about training rows.
 COUNTING = ("data_prep/collect_mistakes.py", "data_prep/pass_rates.py")
 #: Recipes that leave a file, and no checkpoint.
@@ -155,7 +160,7 @@ class Recipe:
             folder = Recipe(name).content.get("output_dir") if name != self.name else None
             if folder and "stages" not in Recipe(name).content and (model == folder or model.startswith(f"{folder}/")):
                 earlier = Recipe(name).base
-                return {**{key: earlier.get(key) for key in ("model", "segmenter", "use_peft")}, **self.own_choices}
+                return {**{key: earlier.get(key) for key in GOES_ON}, **self.own_choices}
         return self.content
 
     @property
@@ -192,6 +197,12 @@ DRIVEN_ELSEWHERE = {
     **{f"synthetic/moments/{name}": "tests/recipes/test_moments.py" for name in ("init", "sft", "grpo", "evaluate")},
     "synthetic/seeds": "tests/recipes/test_gather_seeds.py",
     "synthetic/listening/stages": "tests/recipes/test_compare_listening.py",
+    "synthetic/audio_qa/stages": "tests/recipes/test_compare_orders.py",
+    **{
+        f"synthetic/audio_qa/{name}": "tests/recipes/test_audio_qa.py"
+        for name in ("init", "sft", "pass_rates", "grpo", "evaluate")
+    },
+    **{f"audio_qa/{name}": "tests/recipes/test_audio_qa.py" for name in ("sft_7b", "pass_rates", "evaluate")},
     "synthetic/state_layers/stages": "tests/recipes/test_compare_stages.py",
     "synthetic/state_layers/init_2": "tests/recipes/test_compare_stages.py",
     "synthetic/state_layers/init_3": "tests/recipes/test_compare_stages.py",
@@ -213,10 +224,12 @@ class Toys:
         omni: a plain model, without a mask decoder.
         sam: SAM.
         adapter: a LoRA adapter that answers in the form of the benchmark; its mask decoder is SAM's.
-        families: a plain model of each other family, and an adapter of it, by what the recipes' names begin with.
+        families: a plain model of each other family, and an adapter of it, by what the recipes' names begin with; and
+            those of recipes that are answered in words, by their folder.
         tiny: models with the head of each folder's recipes: the demo's mask decoder, a box head, none.
         benchmarks: data, by the YAML's folder.
         reflections: mistakes of half of the rows, by the YAML's folder.
+        pass_rates: rates of all rows that the recipes with a curriculum train on.
     """
 
     omni: str
@@ -226,6 +239,7 @@ class Toys:
     tiny: Mapping[str, str]
     benchmarks: Mapping[str, Path]
     reflections: Mapping[str, Path]
+    pass_rates: Path
 
 
 def write_s4(root: Path) -> Path:
@@ -308,6 +322,24 @@ def save_adapter(loaded: LoadedModel, folder: Path) -> str:
     return str(folder)
 
 
+def write_pass_rates(path: Path, rows: int) -> Path:
+    """Rates that keep all rows of `write_sounds`."""
+    lines = [{"uid": f"train-{row:05d}", "row": row, "passes": 1 + row, "tries": 16} for row in range(rows)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def of_words(omni: str, folder: Path) -> tuple[str, str]:
+    """A plain model, and an untrained adapter of it that has no head."""
+    loaded = load_model(omni, dtype="bfloat16")
+    adapter = get_peft_model(
+        loaded.model, peft_config(ModelArguments(model="", use_peft=True, lora_modules_to_save=[]), loaded)
+    )
+    adapter.save_pretrained(folder)
+    loaded.processor.save_pretrained(folder)
+    return omni, str(folder)
+
+
 def of_family(model_type: str, sam: str, benchmark: Path, folder: Path) -> tuple[str, str]:
     """A plain model of a family, and an untrained adapter of it with SAM's mask decoder."""
     texts = [json.loads(line)["answer"] for line in (benchmark / "chains.jsonl").read_text().splitlines()]
@@ -338,22 +370,28 @@ def toys(
 ) -> Toys:
     folder = tmp_path_factory.mktemp("toys")
     ref_avs = write_ref_avs(folder / "ref_avs")
+    write_sounds(folder / "sounds", SoundsConfig(sft=8, train=8, test=0))
     return Toys(
         omni_checkpoint,
         sam_checkpoint,
         taught_adapter(omni_checkpoint, sam_checkpoint, ref_avs, folder),
-        {name: of_family(kind, sam_checkpoint, ref_avs, folder / name) for name, kind in FAMILIES.items()},
+        {
+            **{name: of_family(kind, sam_checkpoint, ref_avs, folder / name) for name, kind in FAMILIES.items()},
+            "audio_qa": of_words(omni_checkpoint, folder / "words"),
+        },
         {"": tiny_checkpoint, "boxes": with_box_head(tiny_checkpoint, folder / "boxes"), "choice": omni_checkpoint},
         {
             "ref_avs": ref_avs,
             "synthetic": tiny_benchmark,
             "avsbench": write_s4(folder / "avsbench"),
             "avqa": write_avqa(folder / "avqa"),
+            "audio_qa": folder / "sounds",
         },
         {
             "ref_avs": write_reflections(ref_avs, folder / "reflections.jsonl"),
             "synthetic": write_reflections(tiny_benchmark, folder / "reflections_synthetic.jsonl"),
         },
+        write_pass_rates(folder / "pass_rates.jsonl", rows=8),
     )
 
 
@@ -477,12 +515,15 @@ class Drive:
             paths["embedding_cache"] = str(self.folder / f"embeddings_{bench}")
         if "reflections" in shipped:
             paths["reflections"] = str(self.toys.reflections[bench])
+        if "pass_rates" in shipped:
+            paths["pass_rates"] = str(self.toys.pass_rates)
         if "segmenter" in shipped and "model" in shipped:
             paths["segmenter"] = {**shipped["segmenter"], "checkpoint": self.toys.sam, "image_size": 64}
         if "model" in shipped:
             tiny = self.toys.tiny["/".join(recipe.name.split("/")[1:-1])]
             family = recipe.name.split("/")[1].rpartition("_")[0]
-            plain, adapter = self.toys.families.get(family, (self.toys.omni, self.toys.adapter))
+            usual = self.toys.families.get(bench, (self.toys.omni, self.toys.adapter))
+            plain, adapter = self.toys.families.get(family, usual)
             others = {"synthetic": tiny, "avqa": plain}.get(bench, adapter)
             paths["model"] = others if shipped["model"].startswith("outputs/") else plain
         return paths
@@ -695,7 +736,9 @@ def test_two_steps_a_save_and_a_resume(name: str, config: str, drive: Drive, tmp
     assert {"language_model frozen" if has_adapter else "language_model trained", "masters"} <= found.keys()
     if has_adapter:
         trained = {group for group in found if group.endswith("trained")}
-        assert trained == {f"{part} trained" for part in ("lora", "seg_head", "lm_head", "embed_tokens")}
+        saved = recipe.base.get("lora_modules_to_save")
+        parts = ("seg_head", "lm_head", "embed_tokens") if saved is None else saved
+        assert trained == {f"{part} trained" for part in ("lora", *parts)}
 
     if name in ONCE:
         return

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from transformers import BitsAndBytesConfig
 
 from aurora_rl.assembly.arguments import ModelArguments
 from aurora_rl.assembly.model import peft_config
+from aurora_rl.inference.predictor import SeededSampling
 from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 from aurora_rl.models.quantization import not_quantized
 from aurora_rl.rollout.weights import engine_weights
+from aurora_rl.scripts.vllm_answers import VLLMPredictor
 from benchmarks.vllm_parity import AFTER, BEFORE, compare, measure, report
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -195,6 +198,18 @@ def test_a_request_is_repeated_by_its_seed(generation, generate, rows, monkeypat
     again = generate(same_prompt[:2], seeds=[3, 1])
     assert again.completion_ids == [first.completion_ids[2], first.completion_ids[0]]
     assert len({tuple(ids) for ids in first.completion_ids}) == 4
+
+
+def test_a_script_that_asks_gets_the_engines_completions_by_the_seed_of_each_draw(
+    generation, generate, rows, monkeypatch
+):
+    monkeypatch.setattr(generation, "temperature", 1.0)
+    predictor = VLLMPredictor(generation, generation.model, SimpleNamespace(), seg_token_id=0)
+    noise = SeededSampling(["0/a/0", "0/a/1", "0/a/0"], temperature=1.0)
+    first, second, again = predictor.generate([SimpleNamespace(prompt=rows[0])] * 3, noise)
+    assert first.tolist() == again.tolist() != second.tolist()
+    seeds = [generator.initial_seed() % 2**31 for generator in noise.generators]
+    assert generate([rows[0]] * 2, seeds=seeds[:2]).completion_ids == [first.tolist(), second.tolist()]
 
 
 # Weights

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import os
+import random
 import shlex
 import socket
 import subprocess
@@ -24,6 +25,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from aurora_rl.data.curriculum import by_pass_rates, dead_share, rate_of, read_pass_rates
+from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation.records import read_results
 from aurora_rl.models.heads.segmenters.sam import SamSegmenter
 from aurora_rl.models.loading import load_model
@@ -81,6 +84,9 @@ WAITING = shlex.split("--ddp_find_unused_parameters false --freeze towers")
 HALF_PRECISION = shlex.split("--bf16 true --dtype bfloat16")
 SAVE = shlex.split("--save_strategy steps --save_steps 2 --save_only_model false")
 FAULT = shlex.split("--fault local_masks")
+#: Jobs whose rows have the order of a curriculum; others are shuffled.
+IN_ORDER = ("grpo", "grpo_resumed")
+ORDER = shlex.split("--curriculum easy_to_hard --shuffle_dataset false --pass_rates")
 #: Three rows for two processes, so that one of them has a row twice; completions of different lengths.
 SHOWN = shlex.split("--max_steps 1 --eval_split val --eval_strategy steps --eval_steps 1 --sample_rows 3")
 #: Recipes and their options under each config. `x_resumed` does step 3 of `x` once more, from its checkpoint.
@@ -209,11 +215,24 @@ def chains(tiny_benchmark: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
+def pass_rates(tiny_benchmark: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A rate of its own for each row, in an order that is not the benchmark's."""
+    path = tmp_path_factory.mktemp("rates") / "pass_rates.jsonl"
+    records = [json.loads(line) for line in (tiny_benchmark / "chains.jsonl").read_text().splitlines()]
+    passes = random.Random(0).sample(range(100, 200), len(records))
+    pairs = zip(records, passes, strict=True)
+    lines = [{"uid": each["uid"], "row": each["row"], "passes": count, "tries": 200} for each, count in pairs]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path
+
+
+@pytest.fixture(scope="module")
 def runs(
     tiny_benchmark: Path,
     tiny_checkpoint: str,
     omni_checkpoint: str,
     chains: Path,
+    pass_rates: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Runs:
     """All jobs of a config, by one launch the first time that it is asked for."""
@@ -224,6 +243,7 @@ def runs(
         recipe = job.split("_")[0]
         options = ["--config", f"recipes/synthetic/{recipe}.yaml", "--output_dir", str(folder / job), *common]
         options += GRPO if recipe == "grpo" else ["--chains", str(chains)]
+        options += [*ORDER, str(pass_rates)] if job in IN_ORDER else []
         if job == "sft_distilled":  # a live teacher, on DDP one file of its features that both processes fill
             options += ["--teacher", tiny_checkpoint]
             options += ["--teacher_features", str(folder / "features")] if config == "multi_gpu" else []
@@ -300,6 +320,20 @@ def test_a_resumed_run_ends_where_the_unbroken_one_does(config: str, job: str, r
     assert [line["loss"] for line in resumed.logs] == [line["loss"] for line in unbroken.logs]
     assert resumed.logs[2]["grad_norm"] == unbroken.logs[2]["grad_norm"]
     assert largest_difference(resumed, unbroken) == 0.0
+
+
+def test_rows_are_trained_on_in_their_order_over_processes_and_a_resume(
+    runs: Runs, pass_rates: Path, train_samples: list[AVSample]
+) -> None:
+    """A step of two prompts logs the mean of what their rates foretell, and no two rows have the same rate."""
+    rows = by_pass_rates(train_samples, read_pass_rates(pass_rates), order="easy_to_hard")
+    shares = [dead_share(rate_of(row), 4) for row in rows[:6]]
+    expected = [(first + second) / 2 for first, second in zip(shares[::2], shares[1::2], strict=True)]
+    assert [row.uid for row in rows] != [row.uid for row in train_samples] and len({*expected}) == 3
+    for run in (runs("multi_gpu")["grpo"], runs("multi_gpu")["grpo_resumed"], runs("cpu")["grpo"]):
+        assert [line["dead_groups/predicted"] for line in run.logs] == pytest.approx(
+            expected, abs=1e-6
+        )  # logged in float32
 
 
 @pytest.mark.parametrize(("config", "job"), SHOWING)
