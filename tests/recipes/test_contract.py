@@ -176,6 +176,8 @@ class Recipe:
         )
 
 
+#: Recipes that learn to choose tools, one after another.
+TOOL_RECIPES = ("init", "sft", "grpo", "evaluate")
 #: Driven by other tests, which name them.
 DRIVEN_ELSEWHERE = {
     "synthetic/stages": "tests/paths/test_all_stages.py",
@@ -186,6 +188,9 @@ DRIVEN_ELSEWHERE = {
     "synthetic/choice/stages": "tests/recipes/test_compare_answers.py",
     "synthetic/moments/stages": "tests/recipes/test_compare_answers.py",
     **{f"synthetic/moments/{name}": "tests/recipes/test_moments.py" for name in ("init", "sft", "grpo", "evaluate")},
+    **{f"synthetic/tools/{name}": "tests/recipes/test_tool_choices.py" for name in ("stages", *TOOL_RECIPES)},
+    "audio_tools/table_7b": "tests/recipes/test_tool_choices.py",
+    "audio_tools/grpo_7b": "tests/recipes/test_tool_choices.py",
     "synthetic/state_layers/stages": "tests/recipes/test_compare_stages.py",
     "synthetic/state_layers/init_2": "tests/recipes/test_compare_stages.py",
     "synthetic/state_layers/init_3": "tests/recipes/test_compare_stages.py",

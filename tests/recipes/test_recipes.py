@@ -30,6 +30,7 @@ SCRIPTS = {
     "reflection": "recipes/sft",
     "mistakes": "data_prep/collect_mistakes",
     "pass": "data_prep/pass_rates",
+    "table": "data_prep/tool_table",
 }
 
 

@@ -39,6 +39,7 @@ SCRIPTS = [
     "data_prep/correct_cot.py",
     "data_prep/collect_mistakes.py",
     "data_prep/pass_rates.py",
+    "data_prep/tool_table.py",
     "data_prep/teacher_features.py",
     "data_prep/cache_features.py",
     "data_prep/to_hf_dataset.py",
