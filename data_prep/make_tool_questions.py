@@ -3,7 +3,7 @@
 The body, with its documentation, is `aurora_rl/scripts/make_tool_questions.py`.
 """
 
-if __name__ == "__main__":
-    from aurora_rl.scripts.make_tool_questions import main
+from aurora_rl.scripts.make_tool_questions import main
 
+if __name__ == "__main__":
     main()

@@ -17,9 +17,9 @@ from aurora_rl.data.tool_table import TABLE_FILE
 from aurora_rl.files.existing import check_writable_folder
 from aurora_rl.logs import setup_logging
 from aurora_rl.scripts.tool_table import TableRows, answer_in_python
-from aurora_rl.sound_tools import load_tools
 from aurora_rl.synthetic.tool_questions import reasoner, write_tool_questions
 from aurora_rl.tasks.multiple_choice import ChoiceInWords
+from aurora_rl.tools.sound import load_tools
 
 TOOLS = ("tempo", "pitch", "aurora_rl.synthetic.tool_questions:assistant")
 

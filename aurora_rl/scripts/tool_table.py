@@ -34,8 +34,8 @@ from aurora_rl.files.journal import to_lines
 from aurora_rl.inference.predictor import Completion
 from aurora_rl.models.encoding import EncodedSample
 from aurora_rl.scripts.asked_rows import AskArguments, Asking, ask_rows
-from aurora_rl.sound_tools import SoundTool, describe, load_tools
 from aurora_rl.tasks.base import Task
+from aurora_rl.tools.sound import SoundTool, describe, load_tools
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class ToolTableArguments(AskArguments):
     """The tools whose words the model is given.
 
     Attributes:
-        tools: the tools in the order of their numbers, at most five: keys of `sound_tools.SOUND_TOOLS`, "events", or
+        tools: the tools in the order of their numbers, at most five: keys of `tools.sound.SOUND_TOOLS`, "events", or
             functions of one's own.
         classifier: folder of the audio classifier of "events".
     """

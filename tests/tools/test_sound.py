@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aurora_rl.sound_tools import (
+from aurora_rl.tools.sound import (
     SOUND_TOOLS,
     EventClassifier,
     beats_per_minute,
@@ -110,7 +110,7 @@ def test_what_is_no_waveform_is_refused_by_every_tool() -> None:
 
 
 def test_tools_are_loaded_by_name_and_described_by_their_docstrings() -> None:
-    tools = load_tools(["tempo", "aurora_rl.sound_tools:pitch"])
+    tools = load_tools(["tempo", "aurora_rl.tools.sound:pitch"])
     assert list(tools) == ["tempo", "pitch"]
     assert describe(tools["tempo"]) == "Tell the tempo in beats a minute"
     for names, said in ((["bpm"], "unknown tool 'bpm'"), (["tempo"] * 2, "each once"), (["events"], "`classifier`")):
