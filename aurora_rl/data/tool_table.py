@@ -5,11 +5,13 @@
 
     tools.json   [["tempo", "Tell the tempo in beats a minute"], ...], in the order of their numbers
     rows.jsonl   {"uid": "train-00017", "row": 17, "split": "train", "question": "How fast is it?",
-                  "choices": ["80 beats", "120 beats"], "answer": "120 beats", "kind": "tempo"}
+                  "choices": ["80 beats", "120 beats"], "answer": "120 beats", "kind": "tempo",
+                  "sound": "../sounds/17.wav"}
     table.jsonl  {"uid": "train-00017", "row": 17, "tools": [0, 2], "evidence": "tempo: The tempo is 120 ...",
                   "answer": "B", "right": true}
 
-Rows have no media: the policy reads the question and the list of tools, as a text model does.
+`sound` is relative to the folder. With `drop_sound: true` the policy hears nothing: it reads the question and the list
+of tools, as a text model does.
 """
 
 from __future__ import annotations
@@ -76,7 +78,7 @@ def load_tool_questions(root: str | os.PathLike[str], split: str) -> list[AVSamp
     rows = [record for record in _records(folder / ROWS_FILE) if record[1].get("split") == split]
     if not rows:
         raise DatasetError(f"{folder / ROWS_FILE} has no row of the split {split!r}")
-    return [_sample(record, place, tools, table) for place, record in rows]
+    return [_sample(record, place, tools, table, folder) for place, record in rows]
 
 
 def read_tools(path: Path) -> list[list[str]]:
@@ -131,29 +133,32 @@ def rights_of(sample: AVSample) -> Rights:
     return {chosen: bool(rights[set_text(chosen)]) for chosen in all_sets(len(tools))}
 
 
-def _sample(record: Mapping[str, Any], place: str, tools: list[list[str]], table: Mapping[RowKey, Rights]) -> AVSample:
+def _sample(
+    record: Mapping[str, Any], place: str, tools: list[list[str]], table: Mapping[RowKey, Rights], folder: Path
+) -> AVSample:
     try:
-        uid, row, question, choices = (record[name] for name in ("uid", "row", "question", "choices"))
-        if not isinstance(uid, str) or type(row) is not int or not isinstance(question, str):
-            raise ValueError("uid, row or question is of the wrong type")
+        uid, row, question, choices, sound = (record[n] for n in ("uid", "row", "question", "choices", "sound"))
+        if type(row) is not int or not all(isinstance(text, str) for text in (uid, question, sound)):
+            raise ValueError("uid, row, question or sound is of the wrong type")
         choices = tuple(map(str, choices))
         rights = table.get((uid, row), {})
         missing = [chosen for chosen in all_sets(len(tools)) if chosen not in rights]
         if missing:
             raise ValueError(f"{uid}#{row} has no entry for the tools [{set_text(missing[0])}] in {TABLE_FILE}")
     except (KeyError, ValueError) as error:
-        raise DatasetError(f"{place}: {error}; write the table again by data_prep/tool_table.py") from error
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise DatasetError(f"{place}: {reason}; write the table again by data_prep/tool_table.py") from error
     extra = {"tools": tools, "rights": {set_text(chosen): right for chosen, right in rights.items()}}
     return AVSample(
         uid=uid,
         row=row,
         split=str(record["split"]),
-        media_id=uid,
+        media_id=sound,
         category=str(record.get("answer") or ""),
         reference=question,
         fps=1.0,
         frame_paths=(),
-        audio_path=None,
+        audio_path=os.path.normpath(folder / sound),
         reference_type=record.get("kind"),
         choices=choices,
         answer=record.get("answer"),

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ class TableRows:
             )
         described = [[name, describe(tool)] for name, tool in self.tools.items()]
         write_whole(out.with_name(TOOLS_FILE), (json.dumps(described, ensure_ascii=False, indent=2) + "\n").encode())
-        write_whole(out.with_name(ROWS_FILE), to_lines(_question(sample) for sample in self.asked))
+        write_whole(out.with_name(ROWS_FILE), to_lines(_question(sample, out.parent) for sample in self.asked))
         write_whole(out, to_lines(lines))
         right, unread = sum(line["right"] for line in lines), sum(not line["readable"] for line in lines)
         logger.info("%s: %d answers, %d right, %d unreadable (wrong)", out, len(lines), right, unread)
@@ -160,9 +161,10 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: ToolTableAr
     ask_rows(model_args, data_args, args, Asking(record, rows.write, settings, name="tool_table", rows=rows.expand))
 
 
-def _question(sample: AVSample) -> dict[str, Any]:
+def _question(sample: AVSample, folder: Path) -> dict[str, Any]:
     names = {"question": sample.reference, "choices": list(sample.choices or ()), "kind": sample.reference_type}
-    return {"uid": sample.uid, "row": sample.row, "split": sample.split, **names, "answer": sample.answer}
+    found = {"answer": sample.answer, "sound": os.path.relpath(sample.audio_path or "", folder)}
+    return {"uid": sample.uid, "row": sample.row, "split": sample.split, **names, **found}
 
 
 def run() -> None:

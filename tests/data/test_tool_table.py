@@ -11,7 +11,7 @@ def write_table(folder: Path, *, entries: int = 4, again: bool = False) -> Path:
     """One question, two tools; the second one helps."""
     (folder / "tools.json").write_text(json.dumps([["tempo", "Tell the tempo"], ["pitch", "Tell the pitch"]]))
     row = {"uid": "a", "row": 3, "split": "train", "question": "Which note?", "choices": ["A4", "C4"], "answer": "A4"}
-    (folder / "rows.jsonl").write_text(json.dumps({**row, "kind": "pitch"}) + "\n")
+    (folder / "rows.jsonl").write_text(json.dumps({**row, "kind": "pitch", "sound": "../a.wav"}) + "\n")
     sets = [*all_sets(2)[:entries], *([()] if again else [])]
     lines = [{"uid": "a", "row": 3, "tools": list(chosen), "right": 1 in chosen} for chosen in sets]
     (folder / "table.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -22,7 +22,8 @@ def test_a_question_has_its_tools_and_what_every_set_is_worth(tmp_path: Path) ->
     (sample,) = load_tool_questions(write_table(tmp_path), "train")
     assert rights_of(sample) == {(): False, (0,): False, (1,): True, (0, 1): True}
     assert sample.extra_columns["tools"][1] == ["pitch", "Tell the pitch"]
-    assert (sample.choices, sample.answer, sample.num_frames, sample.audio_path) == (("A4", "C4"), "A4", 0, None)
+    assert (sample.choices, sample.answer, sample.num_frames) == (("A4", "C4"), "A4", 0)
+    assert sample.audio_path == str(tmp_path.parent / "a.wav")
 
 
 def test_a_row_without_an_entry_is_named(tmp_path: Path) -> None:
