@@ -123,7 +123,8 @@ def test_grpo_goes_on_from_what_sft_left(sft_folder: Path, tiny_benchmark: Path)
 )
 def test_every_config_is_read_by_its_recipe(config: Path) -> None:
     arguments = parse(script_of(config), "--config", str(config))
-    assert arguments["data_args"].data_root.endswith(("data", "data/moments.jsonl", "data/ref_avs", "data/avsbench_s4"))
+    roots = ("data", "data/moments.jsonl", "data/ref_avs", "data/avsbench_s4", "data/avqa", "/table")
+    assert arguments["data_args"].data_root.endswith(roots)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.parent.name}/{config.stem}")
