@@ -106,10 +106,11 @@ def read_tool_table(path: Path) -> dict[RowKey, Rights]:
     table: dict[RowKey, Rights] = {}
     for place, record in _records(path):
         uid, row, tools, right = (record.get(name) for name in ("uid", "row", "tools", "right"))
-        is_set = isinstance(tools, list) and all(type(tool) is int for tool in tools)
+        numbers = tools if isinstance(tools, list) else [None]
+        is_set = all(type(tool) is int for tool in numbers)
         if not isinstance(uid, str) or type(row) is not int or not is_set or type(right) is not bool:
             raise DatasetError(f"{place} is no entry of a tool table: expected what data_prep/tool_table.py writes")
-        rights, chosen = table.setdefault((uid, row), {}), tuple(sorted(tools))
+        rights, chosen = table.setdefault((uid, row), {}), tuple(sorted(numbers))
         if chosen in rights:
             raise DatasetError(f"{place} has the tools [{set_text(chosen)}] of {uid}#{row} again: keep one line a set")
         rights[chosen] = right
@@ -124,13 +125,13 @@ def rights_of(sample: AVSample) -> Rights:
     """
     columns = sample.extra_columns
     tools, rights = columns.get("tools"), columns.get("rights")
-    sets = [set_text(chosen) for chosen in all_sets(len(tools))] if isinstance(tools, list) else []
-    if not sets or not isinstance(rights, Mapping) or set(rights) != set(sets):
+    sets = all_sets(len(tools)) if isinstance(tools, list) else []
+    if not sets or not isinstance(rights, Mapping) or set(rights) != set(map(set_text, sets)):
         raise ValueError(
             f"sample {sample.key} has no entry of a tool table for every set of its tools: write the table by "
             "data_prep/tool_table.py, and load it by `benchmark: aurora_rl.data.tool_table:load_tool_questions`"
         )
-    return {chosen: bool(rights[set_text(chosen)]) for chosen in all_sets(len(tools))}
+    return {chosen: bool(rights[set_text(chosen)]) for chosen in sets}
 
 
 def _sample(
