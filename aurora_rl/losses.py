@@ -1,4 +1,4 @@
-"""The losses beside the language model's own: masks (BCE, Dice) and feature distillation. Pure functions.
+"""The losses beside the language model's own: masks (BCE, Dice), feature distillation, exact policy. Pure functions.
 
 SFT adds 2.0·BCE + 0.5·Dice and λ·distillation to the cross-entropy; GRPO adds the mask loss of chosen
 completions to the policy loss. Everything is computed in float32 whatever the model's dtype.
@@ -34,6 +34,36 @@ class MaskLosses:
     dice: Tensor
     total: Tensor
     per_row: Tensor
+
+
+def exact_policy_loss(
+    set_logps: Tensor, rewards: Tensor, *, rest_reward: float = -1.1, entropy_weight: float = 0.03
+) -> Tensor:
+    """Compute the policy loss over all sets of tools that can be chosen, without sampling.
+
+    L = -mean_s [Σ_a π(a|s) r(s, a) + (1 - Σ_a π(a|s)) r_rest - w Σ_a π(a|s) log π(a|s)]  (FGPO, with w = 0.03)
+
+    What the policy can write beside the sets is unreadable, and has one reward; the paper's form leaves it out.
+
+    Args:
+        set_logps: (B, S) float, log-probability of the whole answer that names each set; `exp` sums to 1 at most.
+        rewards: (B, S) float, reward of each set.
+        rest_reward: reward of all other completions.
+        entropy_weight: weight of the entropy.
+
+    Returns:
+        Scalar float32.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if set_logps.ndim != 2 or set_logps.shape != rewards.shape:
+        raise ValueError(f"log-probabilities {tuple(set_logps.shape)} and rewards {tuple(rewards.shape)}: both (B, S)")
+    logps = set_logps.float()
+    probs = logps.exp()  # (B, S)
+    expected = (probs * rewards.float()).sum(1) + (1 - probs.sum(1)) * rest_reward
+    entropy = -(probs * logps).sum(1)
+    return -(expected + entropy_weight * entropy).mean()
 
 
 def mask_bce_loss(mask_logits: Masks, gt_masks: GtMasks) -> Tensor:

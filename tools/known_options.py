@@ -29,7 +29,10 @@ from tools.script_parser import script_parser  # noqa: E402
 #: Scripts whose command line is checked before they import torch.
 SCRIPTS = (
     *(f"recipes/{name}.py" for name in ("sft", "grpo", "evaluate", "init_tiny", "agents")),
-    *(f"data_prep/{name}.py" for name in ("cache_features", "teacher_features", "collect_mistakes", "pass_rates")),
+    *(
+        f"data_prep/{name}.py"
+        for name in ("cache_features", "teacher_features", "collect_mistakes", "pass_rates", "tool_table")
+    ),
     *(f"data_prep/{name}.py" for name in ("generate_cot", "correct_cot", "to_hf_dataset")),
 )
 #: Lists that YAML files may give as a single text, which the trainer accepts.

@@ -105,12 +105,14 @@ class Asking:
         finish: function that writes the output.
         settings: the script's own arguments that change records, beside those of `AskArguments`.
         name: name of the script, for errors.
+        rows: function that makes the rows that are asked about of those of the split; None to ask about these.
     """
 
     record: MakeRecord
     finish: Finish
     settings: dict[str, Any]
     name: str
+    rows: Callable[[Sequence[AVSample]], list[AVSample]] | None = None
 
 
 def ask_rows(model_args: ModelArguments, data_args: DataArguments, args: AskArguments, asking: Asking) -> None:
@@ -205,6 +207,7 @@ def _ask_and_finish(
     out = Path(args.output)
     folder = out.with_name(f"{out.name}.parts")
     samples = load_split(data_args, data_args.train_split)[: args.max_rows]
+    samples = samples if asking.rows is None else asking.rows(samples)
     expected = _settings(args, model_args, data_args, asking.settings)
     if state.is_main_process:
         _begin(folder, expected)

@@ -184,6 +184,8 @@ class Recipe:
         )
 
 
+#: Recipes that learn to choose tools, one after another.
+TOOL_RECIPES = ("init", "sft", "grpo", "evaluate")
 #: Driven by other tests, which name them.
 DRIVEN_ELSEWHERE = {
     "synthetic/stages": "tests/paths/test_all_stages.py",
@@ -203,6 +205,9 @@ DRIVEN_ELSEWHERE = {
         for name in ("init", "sft", "pass_rates", "grpo", "evaluate")
     },
     **{f"audio_qa/{name}": "tests/recipes/test_audio_qa.py" for name in ("sft_7b", "pass_rates", "evaluate")},
+    **{f"synthetic/tools/{name}": "tests/recipes/test_tool_choices.py" for name in ("stages", *TOOL_RECIPES)},
+    "audio_tools/table_7b": "tests/recipes/test_tool_choices.py",
+    "audio_tools/grpo_7b": "tests/recipes/test_tool_choices.py",
     "synthetic/state_layers/stages": "tests/recipes/test_compare_stages.py",
     "synthetic/state_layers/init_2": "tests/recipes/test_compare_stages.py",
     "synthetic/state_layers/init_3": "tests/recipes/test_compare_stages.py",

@@ -30,6 +30,7 @@ SCRIPTS = {
     "reflection": "recipes/sft",
     "mistakes": "data_prep/collect_mistakes",
     "pass": "data_prep/pass_rates",
+    "table": "data_prep/tool_table",
 }
 
 
@@ -122,7 +123,7 @@ def test_grpo_goes_on_from_what_sft_left(sft_folder: Path, tiny_benchmark: Path)
 )
 def test_every_config_is_read_by_its_recipe(config: Path) -> None:
     arguments = parse(script_of(config), "--config", str(config))
-    places = ("data", "data/moments.jsonl", "data/ref_avs", "data/avsbench_s4", "data/avqa_r1")
+    places = ("data", "data/moments.jsonl", "data/ref_avs", "data/avsbench_s4", "data/avqa_r1", "data/avqa", "/table")
     assert arguments["data_args"].data_root.endswith(places)
 
 
