@@ -197,7 +197,7 @@ DRIVEN_ELSEWHERE = {
     "synthetic/choice/think_stages": "tests/recipes/test_compare_answers.py",
     "synthetic/moments/stages": "tests/recipes/test_compare_answers.py",
     **{f"synthetic/moments/{name}": "tests/recipes/test_moments.py" for name in ("init", "sft", "grpo", "evaluate")},
-    "synthetic/seeds": "tests/recipes/test_gather_seeds.py",
+    **{f"synthetic/seeds{full}": "tests/recipes/test_gather_seeds.py" for full in ("", "_full")},
     "synthetic/listening/stages": "tests/recipes/test_compare_listening.py",
     "synthetic/audio_qa/stages": "tests/recipes/test_compare_orders.py",
     **{

@@ -9,13 +9,12 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-
-from tests.warm_interpreter import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = shlex.split(
@@ -39,7 +38,7 @@ def start(tiny_benchmark: Path, tiny_checkpoint: str, tmp_path: Path):
     config.write_text(re.sub("(?m)^(freeze|use_cpu):.*$", "", (ROOT / "recipes/synthetic/grpo.yaml").read_text()))
 
     def run(fault: str, output_dir: Path, *options: str) -> subprocess.Popen:
-        command = [warm_python(), *LAUNCH, fault, "--config", str(config), "--model", tiny_checkpoint]
+        command = [sys.executable, *LAUNCH, fault, "--config", str(config), "--model", tiny_checkpoint]
         command += ["--data_root", str(tiny_benchmark), "--output_dir", str(output_dir), *OPTIONS, *options]
         environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         environment["PYTHONPATH"] = str(ROOT)
