@@ -94,8 +94,7 @@ class AuroraGRPOTrainer(PolicyCheckpoints, WholeGroupsTrainer, SharedTowersTrain
         check_checkpoints(self)
         check_trained_head(self.model)
         self.beta, self.use_vllm = args.beta, args.use_vllm
-        if reference is not None:
-            install_reference(self, reference)
+        install_reference(self, reference)
         self._passes = ForwardPasses(encode, self.seg_token_id, self.accelerator, share_prompts(self))
         if self.use_vllm:
             self.vllm_generation = vllm_engine(self, LoadedModel(self.model, encode.processor, encode.family))
@@ -178,6 +177,7 @@ class AuroraGRPOTrainer(PolicyCheckpoints, WholeGroupsTrainer, SharedTowersTrain
             lambda prompt_ids, media, num_generations: sample(prompt_ids, None, media, num_generations)[0],
             kept_token_id=self.seg_token_id if states_are_kept(self.args, is_fsdp=self.is_fsdp_enabled) else None,
             head=self.encode.task.head,
+            shares_prompts=self.args.share_prompts,
         )
 
     def _get_per_token_logps_and_entropies(

@@ -35,8 +35,9 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
         mask_bce_weight: weight of the masks' binary cross-entropy within the mask loss.
         mask_dice_weight: weight of the masks' Dice loss within the mask loss.
         dice_variant: formula of the Dice loss, see `losses.dice_loss`.
-        share_prompts: whether a group's prompt goes through the language model once for all its completions, where they
-            are scored and trained on (`models.shared_prefix`); only where that computes the same.
+        share_prompts: whether a group's prompt goes through the language model once for all its completions: where they
+            are sampled (`models.prefill`), and where they are scored and trained on (`models.shared_prefix`), if that
+            computes the same.
         router_aux_loss_coef: coefficient of the router loss of a model with experts; 0 trains without it. None, in YAML
             null, takes the checkpoint's own, which TRL does by default.
         reward_timeout_s: seconds that an async reward function may take for one batch.
