@@ -58,8 +58,8 @@ class SharedPrefill:
 
     def _prompts(self, kwargs: dict[str, Any]) -> list[Any] | None:
         """Return what each row reads, to be compared; None if this is not a pass over prompts that can be shared."""
-        cache, ids, mask = (kwargs.get(name) for name in ("past_key_values", "input_ids", "attention_mask"))
-        clips = self._model.media_index
+        cache: Any = kwargs.get("past_key_values")
+        ids, mask, clips = kwargs.get("input_ids"), kwargs.get("attention_mask"), self._model.media_index
         if type(cache) is not DynamicCache or cache.offloading or cache.get_seq_length() > 0:
             return None
         if ids is None or mask is None or mask.shape != ids.shape or clips is None or len(clips) != len(ids):

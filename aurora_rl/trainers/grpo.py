@@ -192,11 +192,11 @@ class AuroraGRPOTrainer(PolicyCheckpoints, WholeGroupsTrainer, SharedTowersTrain
         **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Compute what TRL's method does, with each chunk's media, and the predictions that the batch waits for."""
-        rows, predicts = self._batch.rows, self._batch.next_pass_predicts
+        predicts = self._batch.next_pass_predicts
         options = {"output_router_logits": True} if compute_aux_loss else {}
         logps, entropies, aux_losses, predictions = [], [], [], []  # a chunk's other outputs are freed before the next
         for outputs, of_chunk in self._passes.score(
-            model, input_ids, attention_mask, rows, logits_to_keep, batch_size, predicts=predicts, **options
+            model, input_ids, attention_mask, self._batch, logits_to_keep, batch_size, **options
         ):
             logps.append(outputs.log_probs[:, -logits_to_keep:])
             entropies += [outputs.entropy[:, -logits_to_keep:]] if compute_entropy else []
@@ -238,11 +238,11 @@ class AuroraGRPOTrainer(PolicyCheckpoints, WholeGroupsTrainer, SharedTowersTrain
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         with self._working_on(inputs["encoded_rows"], scoring_predicts=self.args.mask_loss_on != "off"):
+            self._learn(taught=self.taught_rows(inputs))
             loss = super()._compute_loss(model, inputs)
             if self._batch.predictions:
                 on_head = head_loss(self._passes, self.model, self._batch, self.args, inputs)
-                logged = self.accelerator.gather(on_head.detach()).mean().item()
-                self._metrics[self._mode][f"{self._passes.noun}_loss"].append(logged)
+                self.log_mean(f"{self._passes.noun}_loss", on_head.detach())
                 # Scaled like TRL's policy loss.
                 steps = self.current_gradient_accumulation_steps if self._mode == "train" else 1
                 loss = loss + self.args.mask_loss_weight * on_head / steps

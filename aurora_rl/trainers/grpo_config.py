@@ -38,6 +38,8 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
         share_prompts: whether a group's prompt goes through the language model once for all its completions: where they
             are sampled (`models.prefill`), and where they are scored and trained on (`models.shared_prefix`), if that
             computes the same.
+        skip_zero_advantages: whether completions without an advantage, those of a group of equal rewards above all, are
+            left out of the training pass where they give no gradient (`trainers.taught_rows`).
         router_aux_loss_coef: coefficient of the router loss of a model with experts; 0 trains without it. None, in YAML
             null, takes the checkpoint's own, which TRL does by default.
         reward_timeout_s: seconds that an async reward function may take for one batch.
@@ -56,6 +58,7 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
     mask_dice_weight: float = _option(0.5, "Weight of the Dice loss within the mask loss.")
     dice_variant: str = _option("aurora", "Formula of the Dice loss: aurora or lisa.")
     share_prompts: bool = _option(True, "Put a group's prompt through the model once, where that computes the same.")
+    skip_zero_advantages: bool = _option(True, "Leave completions without advantage out where they teach nothing.")
     router_aux_loss_coef: float | None = _option(0.0, ROUTER_LOSS_HELP)
     reward_timeout_s: float = _option(60.0, "Seconds that an async reward function may take for a batch.")
     vllm_engine_kwargs: dict[str, Any] | str | None = _option(None, "Further arguments of vllm.LLM, as JSON.")

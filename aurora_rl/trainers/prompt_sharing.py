@@ -21,6 +21,7 @@ from aurora_rl.models.grounding import segmentation_model
 from aurora_rl.models.packed_layout import PackedLayout, pack
 from aurora_rl.models.shared_prefix import enable, reason_against
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
+from aurora_rl.trainers.taught_rows import TaughtRowsTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +98,8 @@ def share_prompts(trainer: GRPOTrainer) -> PromptSharing:
     return PromptSharing(trainer.accelerator, is_on=True)
 
 
-class WholeGroupsTrainer(GRPOTrainer):
-    """TRL's GRPOTrainer that shuffles groups where they share their prompts."""
+class WholeGroupsTrainer(TaughtRowsTrainer):
+    """A GRPO trainer that trains on the rows that teach, and shuffles groups where they share their prompts."""
 
     _passes: Any
     _buffered_inputs: Any
