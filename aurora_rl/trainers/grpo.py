@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +24,6 @@ import torch
 from accelerate.utils import is_peft_model
 from torch import nn
 from transformers import PreTrainedModel
-from trl.extras.profiling import profiling_context
 
 from aurora_rl.models.adapters import check_trained_head
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
@@ -46,6 +44,7 @@ from aurora_rl.trainers.reentrant_checkpoints import check_checkpoints
 from aurora_rl.trainers.reference_model import PolicyCheckpoints, frozen_copy, install_reference
 from aurora_rl.trainers.rollout_metrics import batch_metrics, completion_columns
 from aurora_rl.trainers.shared_towers import SharedTowersTrainer
+from aurora_rl.trainers.step_profile import profile_steps
 from aurora_rl.trainers.trl_constructor import as_trl_expects, check_one_turn
 from aurora_rl.trainers.upcoming import ReadAheadTrainer
 from aurora_rl.trainers.vllm_engine import vllm_engine
@@ -102,6 +101,7 @@ class AuroraGRPOTrainer(PolicyCheckpoints, WholeGroupsTrainer, SharedTowersTrain
         # After super(), which has put its fused LM head in place of `forward`.
         prepare_heads(self.model, encode.task.head, is_trained=args.mask_loss_on != "off")
         self.add_callback(RolloutHealthCallback())
+        profile_steps(self)
 
     def _may_resume_after(self, step: int) -> bool:
         return self.args.ends_generation_batch(step)
@@ -158,7 +158,7 @@ class AuroraGRPOTrainer(PolicyCheckpoints, WholeGroupsTrainer, SharedTowersTrain
             step=self.state.global_step,
             is_eval=not self.model.training,
             first_row=self.accelerator.process_index * len(self._batch.rows),
-            profile=functools.partial(profiling_context, self),
+            profile=self.timed_part,
         )
         with keep_together(self.model, is_fsdp=self.is_fsdp_enabled):
             rollouts = self._source().generate(prompt_ids, images, turn)

@@ -42,14 +42,16 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
             left out of the training pass where they give no gradient (`trainers.taught_rows`).
         router_aux_loss_coef: coefficient of the router loss of a model with experts; 0 trains without it. None, in YAML
             null, takes the checkpoint's own, which TRL does by default.
+        profile_steps: number of steps after the first whose parts are timed and whose operations are traced, into
+            `output_dir/profile` (`trainers.step_profile`); 0 for none.
         reward_timeout_s: seconds that an async reward function may take for one batch.
         vllm_engine_kwargs: further arguments of `vllm.LLM` in colocate mode, such as `{"kv_cache_memory_bytes": 2e9}`.
         vllm_request_timeout_s: seconds that the vLLM server may take for one request.
         stop_grace_s: seconds from SIGTERM to the end of a step, see `AuroraSFTConfig`.
 
     Raises:
-        ValueError: if `mask_loss_on` is unknown, `generation_kwargs` end completions, vLLM's options do not work
-            together, or a checkpoint would be written inside a generation batch.
+        ValueError: if `mask_loss_on` is unknown, `profile_steps` is negative, `generation_kwargs` end completions, vLLM's
+            options do not work together, or a checkpoint would be written inside a generation batch.
     """
 
     mask_loss_on: str = _option("correct_only", "Completions that teach masks: all, correct_only or off.")
@@ -60,6 +62,7 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
     share_prompts: bool = _option(True, "Put a group's prompt through the model once, where that computes the same.")
     skip_zero_advantages: bool = _option(True, "Leave completions without advantage out where they teach nothing.")
     router_aux_loss_coef: float | None = _option(0.0, ROUTER_LOSS_HELP)
+    profile_steps: int = _option(0, "Number of steps after the first that are timed by part and traced.")
     reward_timeout_s: float = _option(60.0, "Seconds that an async reward function may take for a batch.")
     vllm_engine_kwargs: dict[str, Any] | str | None = _option(None, "Further arguments of vllm.LLM, as JSON.")
     vllm_request_timeout_s: float = _option(600.0, "Seconds that the vLLM server may take for one request.")
@@ -80,6 +83,8 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
         super().__post_init__()
         if self.mask_loss_on not in MASK_LOSS_ON:
             raise ValueError(f"mask_loss_on={self.mask_loss_on!r}: choose one of {MASK_LOSS_ON}")
+        if self.profile_steps < 0:
+            raise ValueError(f"profile_steps={self.profile_steps}: give a number of steps, 0 for none")
         if named := sorted(set(self.generation_kwargs or {}) & set(ENDS)):
             raise ValueError(
                 f"generation_kwargs has {', '.join(named)}, but masks, rewards and evaluation end a completion by one "

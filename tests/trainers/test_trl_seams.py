@@ -162,7 +162,8 @@ def test_a_grpo_trainer_has_the_attributes_that_are_read(make_grpo: Callable[...
     names = [
         "_metrics", "_logs", "_tokenizer", "_step", "beta", "ref_model", "temperature", "num_iterations",
         "num_generations", "_buffered_inputs", "shuffle_dataset", "reward_weights", "mask_truncated_completions",
-        "is_deepspeed_enabled", "is_fsdp_enabled", "accelerator",
+        "is_deepspeed_enabled", "is_fsdp_enabled", "accelerator", "aux_loss_enabled", "_entropy_bonus_enabled",
+        "top_entropy_quantile",
     ]  # fmt: skip
     missing = [name for name in names if not hasattr(trainer, name)]
     assert not missing, f"seam GRPOTrainer has lost the attributes {missing}"
