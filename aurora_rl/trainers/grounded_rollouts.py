@@ -165,11 +165,18 @@ class ForwardPasses:
         """Score the first group both ways, and share prompts if they agree."""
         group = [row for row, encoded in enumerate(rows) if encoded.prompt is rows[0].prompt]
         batch = input_ids[group], attention_mask[group], [rows[row] for row in group], logits_to_keep
+
+        def score(layout: PackedLayout | None) -> torch.Tensor:
+            logps: torch.Tensor = self._score_chunk(model, *batch, False, {}, layout)[0].log_probs
+            return logps[:, -logits_to_keep:]
+
+        layout = self.sharing.layout(*batch)
         with eval_mode(model):
-            shared, plain = (
-                self._score_chunk(model, *batch, False, {}, layout)[0].log_probs[:, -logits_to_keep:]
-                for layout in (self.sharing.layout(*batch), None)
-            )
+            plain = score(None)
+            try:
+                shared: torch.Tensor | Exception = score(layout)
+            except (RuntimeError, TypeError, ValueError) as error:  # a kernel that refuses the device, dtype or shape
+                shared = error
         self.sharing.decide(model, shared, plain, batch[1][:, -logits_to_keep:])
 
     def _score_chunk(
