@@ -50,8 +50,8 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
         stop_grace_s: seconds from SIGTERM to the end of a step, see `AuroraSFTConfig`.
 
     Raises:
-        ValueError: if `mask_loss_on` is unknown, `profile_steps` is negative, `generation_kwargs` end completions, vLLM's
-            options do not work together, or a checkpoint would be written inside a generation batch.
+        ValueError: if `mask_loss_on` is unknown, `profile_steps` is negative, `generation_kwargs` end completions,
+            vLLM's options do not work together, or a checkpoint would be written inside a generation batch.
     """
 
     mask_loss_on: str = _option("correct_only", "Completions that teach masks: all, correct_only or off.")
