@@ -18,8 +18,6 @@ from transformers import DynamicCache
 
 from aurora_rl.models.grounding import GroundingMixin, segmentation_model
 
-#: Arguments of a forward pass with an entry a row, at the last dimension but one; media come once a clip anyway.
-OF_ROWS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
 #: Arguments that ask for outputs of every row beside the logits.
 MORE_OUTPUTS = ("output_attentions", "output_hidden_states", "output_router_logits")
 
@@ -53,8 +51,9 @@ class SharedPrefill:
         assert self._clips is not None
         self._model.media_index = [self._clips[row] for row in first_rows]
         kept = torch.tensor(first_rows, device=device)
-        given = {name: kwargs[name] for name in OF_ROWS if kwargs.get(name) is not None}
-        return args, {**kwargs, **{name: rows.index_select(-2, kept) for name, rows in given.items()}}
+        size = kwargs["input_ids"].shape
+        of_rows = {name: value for name, value in kwargs.items() if _is_of_rows(name, value, size)}
+        return args, {**kwargs, **{name: value.index_select(-2, kept) for name, value in of_rows.items()}}
 
     def _prompts(self, kwargs: dict[str, Any]) -> list[Any] | None:
         """Return what each row reads, to be compared; None if this is not a pass over prompts that can be shared."""
@@ -75,6 +74,15 @@ class SharedPrefill:
         self._model.media_index, self._clips = self._clips, None
         outputs.logits = outputs.logits[self.prompt_of_row]
         outputs.past_key_values.reorder_cache(self.prompt_of_row)  # beam search needs it of every kind of layer
+
+
+def _is_of_rows(name: str, value: Any, size: torch.Size) -> bool:
+    """Tell whether an argument of the forward pass is (..., B, L), such as positions and types of the tokens.
+
+    Media come once a clip; a size alone could be theirs by chance.
+    """
+    may_be = name == "attention_mask" or name.endswith("_ids")
+    return may_be and isinstance(value, torch.Tensor) and value.shape[-2:] == size
 
 
 @contextlib.contextmanager
