@@ -141,7 +141,9 @@ def make_words(policy: Policy, shape: StepShape, stopwatch: Stopwatch) -> Conten
     trainer = AuroraGRPOTrainer(
         model=policy.copy(),
         reward_funcs=[length_reward],
-        args=AuroraGRPOConfig(**_options(shape, num_iterations=1)),
+        args=AuroraGRPOConfig(
+            skip_zero_advantages=False, **_options(shape, num_iterations=1)
+        ),  # TRL's passes them, too
         encode=ImageEncoder(policy, shape),
         train_dataset=aurora_dataset(),
         processing_class=policy.processor,

@@ -1,4 +1,4 @@
-"""Forward and backward pass over one group, its prompt in every row or once: what `share_prompts` saves of a step.
+"""Passes over one group, its prompt in every row or once: what `share_prompts` saves of training and of a prefill.
 
 The language model reads text alone, without a mask head. Completions are of one length.
 """
@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
 from statistics import median
 
 import torch
 from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head
 
+from aurora_rl.models.grounding import shared_media
 from aurora_rl.models.packed_layout import pack
+from aurora_rl.models.prefill import prefill_once
 from aurora_rl.models.shared_prefix import enable, packed_row
 from benchmarks.timing import Seconds, now
 from benchmarks.workload import REFERENCE, Policy, StepShape, build_policy
@@ -33,12 +36,16 @@ class Sharing:
         shared: seconds of each pass with the prompt once.
         plain_tokens: number of tokens that the decoder reads in the first.
         shared_tokens: number of those in the second.
+        plain_bytes: bytes that the first keeps for its backward pass, weights aside; None of a pass without one.
+        shared_bytes: bytes that the second keeps.
     """
 
     plain: list[Seconds]
     shared: list[Seconds]
     plain_tokens: int
     shared_tokens: int
+    plain_bytes: int | None = None
+    shared_bytes: int | None = None
 
     def ratio(self, clock: str) -> float:
         """Return how many times longer the plain pass takes, the median of the pairs."""
@@ -47,6 +54,11 @@ class Sharing:
     @property
     def tokens_ratio(self) -> float:
         return self.plain_tokens / self.shared_tokens
+
+    @property
+    def bytes_ratio(self) -> float:
+        """Bytes kept by the shared pass, of those that the plain one keeps."""
+        return (self.shared_bytes or 0) / (self.plain_bytes or 1)
 
 
 def measure_sharing(shape: StepShape, prompt_length: int, repeats: int) -> Sharing:
@@ -68,7 +80,28 @@ def measure_sharing(shape: StepShape, prompt_length: int, repeats: int) -> Shari
             return policy.model(**layout.inputs(input_ids), fused_lm_head=True).loss
 
     pairs = [(seconds_of(plain, policy), seconds_of(shared, policy)) for _ in range(repeats + 1)][1:]  # the first warms
-    return Sharing([a for a, _ in pairs], [b for _, b in pairs], input_ids.numel(), len(layout.source))
+    kept = kept_bytes(plain, policy), kept_bytes(shared, policy)
+    return Sharing([a for a, _ in pairs], [b for _, b in pairs], input_ids.numel(), len(layout.source), *kept)
+
+
+def measure_prefill(shape: StepShape, prompt_length: int, repeats: int) -> Sharing:
+    """Let `generate` read a group's prompts and sample one token of each, in turn each row by itself and once."""
+    policy = build_policy(shape, has_head=False)
+    policy.model.eval()
+    prompts = draw_group(policy, shape, prompt_length)[:, :prompt_length]
+    tokens: list[int] = []
+    policy.model.get_decoder().register_forward_pre_hook(
+        lambda _module, _args, inputs: tokens.append(inputs["inputs_embeds"][..., 0].numel()), with_kwargs=True
+    )
+
+    def seconds(once: bool) -> Seconds:
+        start = now()
+        with shared_media(policy.model, [0] * len(prompts)), prefill_once(policy.model) if once else nullcontext():
+            policy.model.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=1)
+        return now() - start
+
+    pairs = [(seconds(False), seconds(True)) for _ in range(repeats + 1)][1:]
+    return Sharing([a for a, _ in pairs], [b for _, b in pairs], *tokens[:2])
 
 
 def seconds_of(forward: Callable[[], Tensor], policy: Policy) -> Seconds:
@@ -77,6 +110,22 @@ def seconds_of(forward: Callable[[], Tensor], policy: Policy) -> Seconds:
     start = now()
     forward().backward()
     return now() - start
+
+
+def kept_bytes(forward: Callable[[], Tensor], policy: Policy) -> int:
+    """Count the bytes that a forward pass keeps for its backward pass, each storage once and no weights."""
+    weights = {weight.untyped_storage().data_ptr() for weight in policy.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = forward()  # whose graph holds the storages, so that none is freed and its address given anew
+    del loss
+    return sum(size for address, size in kept.items() if address not in weights)
 
 
 def draw_group(policy: Policy, shape: StepShape, prompt_length: int) -> Tensor:

@@ -24,7 +24,7 @@ from aurora_rl.assembly.options import OptionParser
 from benchmarks.contenders import make_aurora, make_stock, make_words, mask_functions_watched
 from benchmarks.embeddings import measure_embeddings
 from benchmarks.mask_decoding import LOOP, TOGETHER, measure_decoding
-from benchmarks.prompt_sharing import GROUP, PROMPT_LENGTH, TOY_GROUP, measure_sharing
+from benchmarks.prompt_sharing import GROUP, PROMPT_LENGTH, TOY_GROUP, measure_prefill, measure_sharing
 from benchmarks.tables import Comparison, decoding_table, embedding_table, sharing_table, step_table, sweep_table
 from benchmarks.timing import Stopwatch
 from benchmarks.workload import StepShape, build_policy
@@ -44,6 +44,7 @@ class Plan:
         encoder_frames: F, number of frames of the clip that is encoded or read from the cache.
         group: sizes of the group that is read with its prompt in every row, and once.
         prompt_length: P, number of tokens of that prompt.
+        long_prompt: sizes of a whole step with about as many tokens of prompt, of frames.
     """
 
     repeats: int
@@ -55,6 +56,7 @@ class Plan:
     encoder_frames: int = 10
     group: StepShape = GROUP
     prompt_length: int = PROMPT_LENGTH
+    long_prompt: StepShape = dataclasses.replace(GROUP, num_frames=18, frame_size=128)
 
 
 #: Pairs of steps of a task without a head, for each repeat of the others: their ratio is close to 1.
@@ -87,6 +89,7 @@ PLANS = {
         encoder_frames=1,
         group=TOY_GROUP,
         prompt_length=40,
+        long_prompt=TOY,
     ),
 }
 
@@ -129,6 +132,10 @@ def measure(plan: Plan, stopwatch: Stopwatch, clock: str) -> dict[str, float]:
         f"Forward and backward pass of one group, a prompt of {plan.prompt_length} tokens",
         sharing_table(sharing, clock),
     )
+    prefill = measure_prefill(plan.group, plan.prompt_length, plan.repeats)
+    _show("Prefill of that group in `generate`", sharing_table(prefill, clock))
+    long_prompt = compare(plan.long_prompt, stopwatch, plan.repeats)
+    _show(f"One step with a long prompt, {plan.long_prompt}", step_table(long_prompt, clock))
     comparisons = [(shape, compare(shape, stopwatch, plan.repeats)) for shape in plan.sweep]
     _show("Cost of a step against G, F and completion length", sweep_table(comparisons, clock))
     together, loop = decoding[TOGETHER], decoding[LOOP]
@@ -141,6 +148,9 @@ def measure(plan: Plan, stopwatch: Stopwatch, clock: str) -> dict[str, float]:
         "decode_vs_loop": median(ours.on(clock) / theirs.on(clock) for ours, theirs in turns),
         "ratio_shared_fwd_bwd": sharing.ratio(clock),
         "tokens_ratio": sharing.tokens_ratio,
+        "kept_bytes_ratio": sharing.bytes_ratio,
+        "prefill_tokens_ratio": prefill.tokens_ratio,
+        "ratio_shared_step": 1 / long_prompt.ratio(clock),
     }
 
 

@@ -79,10 +79,20 @@ def sharing_table(sharing: Sharing, clock: str) -> str:
     """Return the table of a group's two passes."""
     plain, shared = (median(span.on(clock) for span in spans) for spans in (sharing.plain, sharing.shared))
     rows = [
-        ("in every row", str(sharing.plain_tokens), f"{plain:.2f}", "1"),
-        ("once", str(sharing.shared_tokens), f"{shared:.2f}", f"{sharing.ratio(clock):.2f} times faster"),
+        ("in every row", str(sharing.plain_tokens), f"{plain:.2f}", "1", _megabytes(sharing.plain_bytes)),
+        (
+            "once",
+            str(sharing.shared_tokens),
+            f"{shared:.2f}",
+            f"{sharing.ratio(clock):.2f} times faster",
+            _megabytes(sharing.shared_bytes),
+        ),
     ]
-    return _table(("the prompt", "tokens", f"{clock} seconds", ""), rows)
+    return _table(("the prompt", "tokens", f"{clock} seconds", "", "kept for backward, MB"), rows)
+
+
+def _megabytes(size: int | None) -> str:
+    return "–" if size is None else f"{size / 1e6:.0f}"
 
 
 def sweep_table(comparisons: Sequence[tuple[StepShape, Comparison]], clock: str) -> str:

@@ -22,6 +22,7 @@ from aurora_rl.models.end_of_turn import end_token_ids, until_end
 from aurora_rl.models.grounding import segmentation_model, shared_media, sharing_tower_outputs, without_projection
 from aurora_rl.models.head_tokens import find_last_token
 from aurora_rl.models.heads import MaskHead
+from aurora_rl.models.prefill import prefill_once
 from aurora_rl.models.read_ahead import encoded_batches
 from aurora_rl.models.tower_outputs import TowerOutputs
 
@@ -184,7 +185,8 @@ class Predictor:
         """Generate the ids of each row's completion, with its end of turn (see `models.end_of_turn`).
 
         Args:
-            rows: encoded rows; those of one clip share its media, see `collate.distinct_media`.
+            rows: encoded rows; those of one clip share its media, see `collate.distinct_media`, and those of one prompt
+                its pass through the decoder.
             noise: sampling noise, one sequence a row; None for greedy decoding.
         """
         tokenizer = self.encode.tokenizer
@@ -196,7 +198,7 @@ class Predictor:
         )
         processors = LogitsProcessorList([] if noise is None else [noise])
         inputs, sharing = self._inputs(rows)
-        with sharing:
+        with sharing, prefill_once(self.model):
             sequences = self.model.generate(**inputs, generation_config=config, logits_processor=processors)
         return until_end(sequences[:, inputs["input_ids"].size(1) :], self.end_ids)
 

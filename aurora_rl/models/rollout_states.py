@@ -55,6 +55,15 @@ class StateRecorder:
         self._states.append(states[:, -1].clone())  # a view would keep the states of the whole prompt
         self._num_tokens.append(states.size(1))
 
+    def repeat_prompts(self, prompt_of_row: torch.Tensor | None) -> None:
+        """Give every row its prompt's state, where the first call has read distinct prompts (`models.prefill`).
+
+        Args:
+            prompt_of_row: (B,) place of each row's prompt in that call; None if the call has read all rows.
+        """
+        if prompt_of_row is not None and self._states:
+            self._states[0] = self._states[0][prompt_of_row]
+
     @torch.no_grad()
     def at_last(self, token_id: int, completion_ids: Sequence[Sequence[int]]) -> SegStates | None:
         """Return the states at each completion's last `token_id`.

@@ -33,6 +33,7 @@ from aurora_rl.models.tower_outputs import TowerOutputs
 from aurora_rl.tasks.base import Answer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.prompt_sharing import PromptSharing
+from aurora_rl.trainers.taught_rows import TaughtRows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,7 @@ class RolloutBatch:
         predictions: those of all rows in order, as they were computed together; empty until then, or without a head.
         answers: each completion as the task reads it; empty until then.
         tower_outputs: what frozen towers have computed for the rows' clips; None where every pass runs the towers.
+        taught: the rows that the training pass is over; None for all.
     """
 
     rows: Sequence[EncodedSample]
@@ -69,6 +71,7 @@ class RolloutBatch:
     predictions: tuple[Predictions, ...] = ()
     answers: tuple[Answer, ...] = ()
     tower_outputs: TowerOutputs | None = None
+    taught: TaughtRows | None = None
 
     @property
     def next_pass_predicts(self) -> bool:
@@ -119,11 +122,9 @@ class ForwardPasses:
         model: nn.Module,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
-        rows: Sequence[EncodedSample],
+        batch: RolloutBatch,
         logits_to_keep: int,
         batch_size: int | None = None,
-        *,
-        predicts: bool,
         **options: Any,
     ) -> Iterator[tuple[Any, Predictions | None]]:
         """Run a model on some rows, chunk by chunk; without dropout, unless gradients are recorded.
@@ -134,23 +135,26 @@ class ForwardPasses:
             model: policy or reference.
             input_ids: (B, L) prompt, left-padded, then completion, right-padded.
             attention_mask: (B, L), 0 for padding.
-            rows: B encoded rows.
-            logits_to_keep: number of last positions that are completion.
+            batch: its B encoded rows, whether the head predicts at each completion's token in the same pass, and
+                which of the rows the pass is over; then they are one chunk.
+            logits_to_keep: C, number of last positions that are completion.
             batch_size: number of rows of a chunk; None for all.
-            predicts: whether the head predicts at each completion's token in the same pass.
             **options: further arguments of the model.
 
         Yields:
             The outputs of each chunk with `log_probs` and `entropy`, and its predictions.
         """
-        size = batch_size or len(input_ids)
+        size, rows, predicts, taught = batch_size or len(input_ids), batch.rows, batch.next_pass_predicts, batch.taught
         if not self.sharing.is_tried:
             self._try_sharing(model, input_ids[:size], attention_mask[:size], rows[:size], logits_to_keep)
+        if taught is not None:
+            input_ids, attention_mask, rows = taught.select(input_ids, attention_mask, rows)
         with contextlib.nullcontext() if torch.is_grad_enabled() else eval_mode(model):
             for start in range(0, len(input_ids), size):
                 chunk = slice(start, start + size)
-                batch = input_ids[chunk], attention_mask[chunk], rows[chunk], logits_to_keep
-                yield self._score_chunk(model, *batch, predicts, options, self.sharing.layout(*batch))
+                given = input_ids[chunk], attention_mask[chunk], rows[chunk], logits_to_keep
+                scored = self._score_chunk(model, *given, predicts, options, self.sharing.layout(*given))
+                yield scored if taught is None else (taught.all_rows(scored[0]), None)
 
     @torch.no_grad()
     def _try_sharing(
@@ -164,11 +168,18 @@ class ForwardPasses:
         """Score the first group both ways, and share prompts if they agree."""
         group = [row for row, encoded in enumerate(rows) if encoded.prompt is rows[0].prompt]
         batch = input_ids[group], attention_mask[group], [rows[row] for row in group], logits_to_keep
+
+        def score(layout: PackedLayout | None) -> torch.Tensor:
+            logps: torch.Tensor = self._score_chunk(model, *batch, False, {}, layout)[0].log_probs
+            return logps[:, -logits_to_keep:]
+
+        layout = self.sharing.layout(*batch)
         with eval_mode(model):
-            shared, plain = (
-                self._score_chunk(model, *batch, False, {}, layout)[0].log_probs[:, -logits_to_keep:]
-                for layout in (self.sharing.layout(*batch), None)
-            )
+            plain = score(None)
+            try:
+                shared: torch.Tensor | Exception = score(layout)
+            except (RuntimeError, TypeError, ValueError) as error:  # a kernel that refuses the device, dtype or shape
+                shared = error
         self.sharing.decide(model, shared, plain, batch[1][:, -logits_to_keep:])
 
     def _score_chunk(
@@ -269,7 +280,8 @@ class ForwardPasses:
     ) -> tuple[Predictions, ...]:
         input_ids, attention_mask = self._padded([row.prompt.prompt_ids for row in rows], completion_ids)
         length = max(map(len, completion_ids))
-        scored = self.score(model, input_ids, attention_mask, rows, length, batch_size, predicts=True)
+        batch = RolloutBatch(rows, scoring_predicts=True)
+        scored = self.score(model, input_ids, attention_mask, batch, length, batch_size)
         return tuple(predictions for _, predictions in scored if predictions is not None)
 
     def _padded(

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +24,6 @@ import torch
 from accelerate.utils import is_peft_model
 from torch import nn
 from transformers import PreTrainedModel
-from trl.extras.profiling import profiling_context
 
 from aurora_rl.models.adapters import check_trained_head
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
@@ -46,15 +44,14 @@ from aurora_rl.trainers.prompt_sharing import WholeGroupsTrainer, share_prompts
 from aurora_rl.trainers.reentrant_checkpoints import check_checkpoints
 from aurora_rl.trainers.reference_model import PolicyCheckpoints, frozen_copy, install_reference
 from aurora_rl.trainers.rollout_metrics import batch_metrics, completion_columns
-from aurora_rl.trainers.tool_calls import ToolCallsTrainer
+from aurora_rl.trainers.step_profile import profile_steps
+from aurora_rl.trainers.tool_calls import ToolsTrainer
 from aurora_rl.trainers.trl_constructor import as_trl_expects
 from aurora_rl.trainers.upcoming import ReadAheadTrainer
 from aurora_rl.trainers.vllm_engine import vllm_engine
 
 
-class AuroraGRPOTrainer(
-    PolicyCheckpoints, ToolCallsTrainer, WholeGroupsTrainer, CounterfactualTrainer, ReadAheadTrainer
-):
+class AuroraGRPOTrainer(PolicyCheckpoints, ToolsTrainer, WholeGroupsTrainer, CounterfactualTrainer, ReadAheadTrainer):
     """TRL's GRPOTrainer for omni-modal models, with the head of the run's task.
 
     Args:
@@ -65,7 +62,7 @@ class AuroraGRPOTrainer(
         reward_sets: whether each function is for a data set in a run on several, see `rewards.call_for_some_rows`.
         **kwargs: arguments of TRL's trainer: `train_dataset` (rows of `data.dataset.to_dataset`), `eval_dataset`,
             `processing_class`, `peft_config`, `callbacks`, `optimizers`; and `sets`, how the rows of several data sets
-            are mixed (`data.mixing.MixedSet`); `environment_factory`, see `tool_calls.ToolCallsTrainer`.
+            are mixed (`data.mixing.MixedSet`); `environment_factory`, see `tool_calls.ToolsTrainer`.
 
     Raises:
         ValueError: if the model lacks the task's head or a sense of a reward, or tools are given that it cannot call.
@@ -96,8 +93,7 @@ class AuroraGRPOTrainer(
         check_checkpoints(self)
         check_trained_head(self.model)
         self.beta, self.use_vllm = args.beta, args.use_vllm
-        if reference is not None:
-            install_reference(self, reference)
+        install_reference(self, reference)
         self._passes = ForwardPasses(encode, self.seg_token_id, self.accelerator, share_prompts(self))
         if self.use_vllm:
             self.vllm_generation = vllm_engine(self, LoadedModel(self.model, encode.processor, encode.family))
@@ -105,6 +101,7 @@ class AuroraGRPOTrainer(
         # After super(), which has put its fused LM head in place of `forward`.
         prepare_heads(self.model, encode.task.head, is_trained=args.mask_loss_on != "off")
         self.add_callback(RolloutHealthCallback())
+        profile_steps(self)
 
     def _may_resume_after(self, step: int) -> bool:
         return self.args.ends_generation_batch(step)
@@ -161,7 +158,7 @@ class AuroraGRPOTrainer(
             step=self.state.global_step,
             is_eval=not self.model.training,
             first_row=self.accelerator.process_index * len(self._batch.rows),
-            profile=functools.partial(profiling_context, self),
+            profile=self.timed_part,
         )
         with keep_together(self.model, is_fsdp=self.is_fsdp_enabled):
             rollouts = self._source().generate(prompt_ids, images, turn)
@@ -180,6 +177,7 @@ class AuroraGRPOTrainer(
             lambda prompt_ids, media, num_generations: sample(prompt_ids, None, media, num_generations)[0],
             kept_token_id=self.seg_token_id if states_are_kept(self.args, is_fsdp=self.is_fsdp_enabled) else None,
             head=self.encode.task.head,
+            shares_prompts=self.args.share_prompts,
         )
 
     def _get_per_token_logps_and_entropies(
@@ -194,11 +192,11 @@ class AuroraGRPOTrainer(
         **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Compute what TRL's method does, with each chunk's media, and the predictions that the batch waits for."""
-        rows, predicts = self._batch.rows, self._batch.next_pass_predicts
+        predicts = self._batch.next_pass_predicts
         options = {"output_router_logits": True} if compute_aux_loss else {}
         logps, entropies, aux_losses, predictions = [], [], [], []  # a chunk's other outputs are freed before the next
         for outputs, of_chunk in self._passes.score(
-            model, input_ids, attention_mask, rows, logits_to_keep, batch_size, predicts=predicts, **options
+            model, input_ids, attention_mask, self._batch, logits_to_keep, batch_size, **options
         ):
             logps.append(outputs.log_probs[:, -logits_to_keep:])
             entropies += [outputs.entropy[:, -logits_to_keep:]] if compute_entropy else []
@@ -240,11 +238,11 @@ class AuroraGRPOTrainer(
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         with self._working_on(inputs["encoded_rows"], scoring_predicts=self.args.mask_loss_on != "off"):
+            self._learn(taught=self.taught_rows(inputs))
             loss = super()._compute_loss(model, inputs)
             if self._batch.predictions:
                 on_head = head_loss(self._passes, self.model, self._batch, self.args, inputs)
-                logged = self.accelerator.gather(on_head.detach()).mean().item()
-                self._metrics[self._mode][f"{self._passes.noun}_loss"].append(logged)
+                self.log_mean(f"{self._passes.noun}_loss", on_head.detach())
                 # Scaled like TRL's policy loss.
                 steps = self.current_gradient_accumulation_steps if self._mode == "train" else 1
                 loss = loss + self.args.mask_loss_weight * on_head / steps

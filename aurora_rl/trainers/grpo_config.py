@@ -35,20 +35,25 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
         mask_bce_weight: weight of the masks' binary cross-entropy within the mask loss.
         mask_dice_weight: weight of the masks' Dice loss within the mask loss.
         dice_variant: formula of the Dice loss, see `losses.dice_loss`.
-        share_prompts: whether a group's prompt goes through the language model once for all its completions, where they
-            are scored and trained on (`models.shared_prefix`); only where that computes the same.
+        share_prompts: whether a group's prompt goes through the language model once for all its completions: where they
+            are sampled (`models.prefill`), and where they are scored and trained on (`models.shared_prefix`), if that
+            computes the same.
+        skip_zero_advantages: whether completions without an advantage, those of a group of equal rewards above all, are
+            left out of the training pass where they give no gradient (`trainers.taught_rows`).
         router_aux_loss_coef: coefficient of the router loss of a model with experts; 0 trains without it. None, in YAML
             null, takes the checkpoint's own, which TRL does by default.
         environment_factory: what makes a rollout's environment, whose methods are tools that the policy may call, see
             `rollout.environments`; `max_tool_calling_iterations` limits the turns with calls. None for no tools.
+        profile_steps: number of steps after the first whose parts are timed and whose operations are traced, into
+            `output_dir/profile` (`trainers.step_profile`); 0 for none.
         reward_timeout_s: seconds that an async reward function may take for one batch.
         vllm_engine_kwargs: further arguments of `vllm.LLM` in colocate mode, such as `{"kv_cache_memory_bytes": 2e9}`.
         vllm_request_timeout_s: seconds that the vLLM server may take for one request.
         stop_grace_s: seconds from SIGTERM to the end of a step, see `AuroraSFTConfig`.
 
     Raises:
-        ValueError: if `mask_loss_on` is unknown, `generation_kwargs` end completions, vLLM's options do not work
-            together, or a checkpoint would be written inside a generation batch.
+        ValueError: if `mask_loss_on` is unknown, `profile_steps` is negative, `generation_kwargs` end completions,
+            vLLM's options do not work together, or a checkpoint would be written inside a generation batch.
     """
 
     mask_loss_on: str = _option("correct_only", "Completions that teach masks: all, correct_only or off.")
@@ -57,10 +62,12 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
     mask_dice_weight: float = _option(0.5, "Weight of the Dice loss within the mask loss.")
     dice_variant: str = _option("aurora", "Formula of the Dice loss: aurora or lisa.")
     share_prompts: bool = _option(True, "Put a group's prompt through the model once, where that computes the same.")
+    skip_zero_advantages: bool = _option(True, "Leave completions without advantage out where they teach nothing.")
     router_aux_loss_coef: float | None = _option(0.0, ROUTER_LOSS_HELP)
     environment_factory: str | None = _option(
         None, "Tools that rollouts may call: a class as 'package.module:Name' or 'path/to/mine.py:Name'."
     )
+    profile_steps: int = _option(0, "Number of steps after the first that are timed by part and traced.")
     reward_timeout_s: float = _option(60.0, "Seconds that an async reward function may take for a batch.")
     vllm_engine_kwargs: dict[str, Any] | str | None = _option(None, "Further arguments of vllm.LLM, as JSON.")
     vllm_request_timeout_s: float = _option(600.0, "Seconds that the vLLM server may take for one request.")
@@ -81,6 +88,8 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
         super().__post_init__()
         if self.mask_loss_on not in MASK_LOSS_ON:
             raise ValueError(f"mask_loss_on={self.mask_loss_on!r}: choose one of {MASK_LOSS_ON}")
+        if self.profile_steps < 0:
+            raise ValueError(f"profile_steps={self.profile_steps}: give a number of steps, 0 for none")
         if named := sorted(set(self.generation_kwargs or {}) & set(ENDS)):
             raise ValueError(
                 f"generation_kwargs has {', '.join(named)}, but masks, rewards and evaluation end a completion by one "

@@ -21,6 +21,7 @@ from aurora_rl.models.grounding import segmentation_model
 from aurora_rl.models.packed_layout import PackedLayout, pack
 from aurora_rl.models.shared_prefix import enable, reason_against
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
+from aurora_rl.trainers.taught_rows import TaughtRowsTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -59,16 +60,19 @@ class PromptSharing:
             return None
         return pack(input_ids, attention_mask, num_completion_tokens, [id(row.prompt) for row in rows])
 
-    def decide(self, model: torch.nn.Module, shared: torch.Tensor, plain: torch.Tensor, mask: torch.Tensor) -> None:
-        """Switch sharing off, on all processes, if both ways differ too much on one of them.
+    def decide(
+        self, model: torch.nn.Module, shared: torch.Tensor | Exception, plain: torch.Tensor, mask: torch.Tensor
+    ) -> None:
+        """Switch sharing off, on all processes, if both ways differ too much on one of them, or one way fails.
 
         Args:
             model: the model, whose dtype decides on the tolerance.
-            shared: (B, C) log-probabilities of one group that has shared its prompt.
+            shared: (B, C) log-probabilities of one group that has shared its prompt; or the error of a kernel.
             plain: (B, C) the same, each row by itself.
             mask: (B, C) completion tokens.
         """
         dtype = MIXED.get(self.accelerator.mixed_precision, segmentation_model(model).get_decoder().dtype)
+        error, shared = (shared, plain * torch.nan) if isinstance(shared, Exception) else (None, shared)
         difference = (shared - plain).abs()[mask.bool()].sum() / mask.sum().clamp(min=1)
         worst = self.accelerator.gather(difference.float().reshape(1)).max().item()
         self.is_on, self.is_tried = worst <= TOLERANCE[dtype], True  # NaN is no agreement either
@@ -77,6 +81,8 @@ class PromptSharing:
         found = f"log-probabilities of the first group differ by {worst:.1e} on average ({dtype}, {TOLERANCE[dtype]:g}"
         if self.is_on:
             logger.info("prompts are shared within groups: %s is allowed)", found)
+        elif error is not None:
+            logger.warning("prompts are not shared, so that steps take longer: %s. Please report it", error)
         else:
             logger.warning("prompts are not shared, so that steps take longer: %s is allowed). Please report it", found)
 
@@ -86,7 +92,7 @@ def share_prompts(trainer: GRPOTrainer) -> PromptSharing:
     args: AuroraGRPOConfig = trainer.args
     if not args.share_prompts:
         return PromptSharing(trainer.accelerator, is_on=False)
-    reason = "the model is compiled" if args.torch_compile else reason_against(trainer.model)
+    reason = _reason_of_run(trainer) or reason_against(trainer.model)
     if reason is not None:
         if trainer.accelerator.is_main_process:
             logger.warning("prompts are not shared within groups: %s. share_prompts: false hides this line", reason)
@@ -97,8 +103,18 @@ def share_prompts(trainer: GRPOTrainer) -> PromptSharing:
     return PromptSharing(trainer.accelerator, is_on=True)
 
 
-class WholeGroupsTrainer(GRPOTrainer):
-    """TRL's GRPOTrainer that shuffles groups where they share their prompts."""
+def _reason_of_run(trainer: GRPOTrainer) -> str | None:
+    """Return why a run, whatever its model, reads no packed rows; None where it can."""
+    if trainer.args.torch_compile:
+        return "the model is compiled"
+    split = trainer.accelerator.parallelism_config
+    if split is not None and (split.cp_enabled or split.sp_enabled):
+        return "context or sequence parallelism cuts a row into pieces, and a branch must see all of its prompt"
+    return None
+
+
+class WholeGroupsTrainer(TaughtRowsTrainer):
+    """A GRPO trainer that trains on the rows that teach, and shuffles groups where they share their prompts."""
 
     _passes: Any
     _buffered_inputs: Any

@@ -88,8 +88,10 @@ class PolicyCheckpoints(ResumableTrainer):
         load_policy_beside_reference(self.model if model is None else model, resume_from_checkpoint)
 
 
-def install_reference(trainer: GRPOTrainer, reference: PreTrainedModel) -> None:
-    """Prepare the reference as TRL's constructor prepares one that it has built."""
+def install_reference(trainer: GRPOTrainer, reference: PreTrainedModel | None) -> None:
+    """Prepare the reference, where there is one, as TRL's constructor prepares one that it has built."""
+    if reference is None:
+        return
     args, accelerator = trainer.args, trainer.accelerator
     add_fused_lm_head(reference, temperature=trainer.temperature, cast_lm_head_to_fp32=args.cast_lm_head_to_fp32)
     if trainer.is_deepspeed_enabled:

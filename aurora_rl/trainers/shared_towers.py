@@ -7,24 +7,20 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
-from trl import GRPOTrainer
 
 from aurora_rl.models.grounding import sharing_tower_outputs
 from aurora_rl.models.tower_outputs import TowerOutputs
 from aurora_rl.trainers.grounded_rollouts import new_tower_outputs
+from aurora_rl.trainers.step_profile import TimedTrainer
 
 
-class SharedTowersTrainer(GRPOTrainer):
+class SharedTowersTrainer(TimedTrainer):
     """A GRPO trainer whose passes over a generation batch run frozen towers once for each clip."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         #: By mode, since an evaluation may come amid a generation batch.
         self._tower_outputs: dict[str, TowerOutputs | None] = {}
         super().__init__(*args, **kwargs)
-
-    @property
-    def _mode(self) -> str:
-        return "train" if self.model.training else "eval"
 
     def begin_tower_outputs(self) -> None:
         """Begin a generation batch, of whose clips nothing is kept yet."""

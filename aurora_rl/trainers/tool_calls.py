@@ -27,7 +27,7 @@ from aurora_rl.rollout.environments import (
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 
 
-class ToolCallsTrainer(GRPOTrainer):
+class ToolsTrainer(GRPOTrainer):
     """A GRPO trainer whose policy may call the tools of an environment, see `rollout.environments`.
 
     Args:

@@ -33,9 +33,10 @@ def toy_run(tmp_path_factory) -> tuple[str, dict[str, float]]:
 def test_the_json_has_the_medians(toy_run):
     _, medians = toy_run
     ratios = ["ratio_without_masks", "ratio_dot", "ratio_without_head"]
-    shared = ["ratio_shared_fwd_bwd", "tokens_ratio"]
+    shared = ["ratio_shared_fwd_bwd", "tokens_ratio", "kept_bytes_ratio", "prefill_tokens_ratio", "ratio_shared_step"]
     assert list(medians) == [*ratios, "decode_peak_gb", "decode_vs_loop", *shared]
     assert medians["tokens_ratio"] == 8 * (40 + 8) / (40 - 1 + 8 * (8 + 1))
+    assert medians["prefill_tokens_ratio"] == 8 and medians["kept_bytes_ratio"] < 1
     assert all(math.isfinite(value) and value > 0 for value in medians.values())
     assert medians["ratio_dot"] > medians["ratio_without_masks"]  # the parts for masks, on one turn
 
@@ -43,7 +44,7 @@ def test_the_json_has_the_medians(toy_run):
 def test_the_tables_have_every_part_and_the_parts_sum_to_the_whole(toy_run):
     output, _ = toy_run
     names = (*PARTS, *MASK_PARTS)
-    assert all(len(cells(output, name)) == 3 for name in names)  # rollouts trained on once and twice, and words alone
+    assert all(len(cells(output, name)) == 4 for name in names)  # trained on once and twice, words alone, a long prompt
     for turn in range(2):
         for column in range(2):
             parts = sum(float(cells(output, name)[turn][column]) for name in names)
@@ -61,9 +62,9 @@ def test_the_tables_have_every_part_and_the_parts_sum_to_the_whole(toy_run):
 
 
 def test_masks_add_no_forward_pass(toy_run):
-    once, twice, words = cells(toy_run[0], "forward passes, rollouts aside")
+    once, twice, words, _long = cells(toy_run[0], "forward passes, rollouts aside")
     assert once[:2] == words[:2] == ["1", "1"]  # the loss
-    assert [float(row[1]) for row in cells(toy_run[0], "mask states")] == [0, 0, 0]
+    assert [float(row[1]) for row in cells(toy_run[0], "mask states")] == [0, 0, 0, 0]
     assert twice[:2] == ["3", "3"]  # old log-probabilities and two losses
 
 

@@ -149,6 +149,14 @@ def test_sampled_answers_do_not_depend_on_which_other_samples_are_asked(predicto
     assert_same([shares[0][0], shares[1][0], shares[0][1], shares[1][1]], together)
 
 
+def test_the_samples_of_a_row_read_its_prompt_once(predictor, train_samples):
+    num_rows = []
+    decoder = predictor.model.get_decoder()
+    decoder.register_forward_pre_hook(lambda *given: num_rows.append(len(given[-1]["inputs_embeds"])), with_kwargs=True)
+    predictor.generate([row for row in map(predictor.encode, train_samples[:2]) for _ in range(3)])
+    assert num_rows[:2] == [2, 6]
+
+
 def test_further_samples_leave_the_first_ones_alone(predictor, train_samples):
     two = predict(predictor, train_samples[:2], num_samples=2)
     three = predict(predictor, train_samples[:2], num_samples=3)

@@ -14,6 +14,7 @@ from aurora_rl.rollout.chat_request import chat_request
 from aurora_rl.trainers.grounded_rollouts import RolloutBatch
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from tests.trainers.conftest import make_grpo as make_grpo
+from tests.trainers.conftest import rollout as rollout
 
 ANSWERED = " the drum is louder than the bell."
 
@@ -31,6 +32,22 @@ def rows(encode: SampleEncoder, train_samples: list[AVSample]) -> list[EncodedSa
     assert first.sample.media_id != second.sample.media_id
     assert len(first.prompt.prompt_ids) != len(second.prompt.prompt_ids)
     return [first, first, second, second]
+
+
+def decoder_calls(trainer: AuroraGRPOTrainer) -> list[tuple[int, int]]:
+    """Rows and tokens of each call of the decoder from now on."""
+    found: list[tuple[int, int]] = []
+
+    def keep(_module: Any, _args: Any, kwargs: Any) -> None:
+        found.append(tuple(kwargs["inputs_embeds"].shape[:2]))
+
+    trainer.accelerator.unwrap_model(trainer.model).get_decoder().register_forward_pre_hook(keep, with_kwargs=True)
+    return found
+
+
+@pytest.fixture
+def calls(trainer: AuroraGRPOTrainer) -> list[tuple[int, int]]:
+    return decoder_calls(trainer)
 
 
 def asked(trainer: AuroraGRPOTrainer, ids: list[list[int]], rows: list[EncodedSample]) -> list[list[int]]:
@@ -65,6 +82,44 @@ def test_a_second_turn_hears_and_sees_the_row_s_own_clip(trainer: AuroraGRPOTrai
     other_media = dataclasses.replace(rows[1], prompt=dataclasses.replace(rows[1].prompt, features=muted))
     other = source.generate([ids], [other_media], Turn(1)).states
     assert (own.hidden_states - other.hidden_states).abs().max() > 1e-3
+
+
+def test_each_distinct_prompt_is_read_once_and_gives_every_row_its_state(
+    trainer: AuroraGRPOTrainer, rows: list[EncodedSample], calls: list[tuple[int, int]]
+) -> None:
+    """Of three prompts, whose rows need not be neighbours; processes with shards of the weights count the calls."""
+    source, rows = trainer._source(), [*rows, rows[0]]
+    ids = [row.prompt.prompt_ids for row in rows]
+    ids[1] = [*ids[1], *trainer._tokenizer(ANSWERED).input_ids]
+    source.kept_token_id = source.generate(ids, rows, Turn(1)).completion_ids[0][0]
+    calls.clear()
+    once, reads_once = source.generate(ids, rows, Turn(1)), calls.copy()
+    source.shares_prompts = False
+    calls.clear()
+    each, width = source.generate(ids, rows, Turn(1)), max(map(len, ids))
+    assert calls == [(5, width), *[(5, 1)] * (len(calls) - 1)]
+    assert reads_once == [(3, width), *calls[1:]]
+    assert once.states is not None and each.states is not None and each.states.has_seg.any()
+    torch.testing.assert_close(once.states.hidden_states, each.states.hidden_states, atol=1e-5, rtol=1e-5)
+    assert trainer.model.media_index is None
+
+
+def test_a_cache_that_cannot_repeat_a_prompt_reads_every_row(
+    trainer: AuroraGRPOTrainer, rows: list[EncodedSample], calls: list[tuple[int, int]]
+) -> None:
+    trainer.generation_config.cache_implementation = "static"
+    trainer._source().generate([row.prompt.prompt_ids for row in rows], rows, Turn(2))
+    assert calls[0][0] == len(rows)
+
+
+def test_an_evaluation_and_a_switch_decide_how_prompts_are_read(
+    make_grpo: Callable[..., AuroraGRPOTrainer], rollout: Callable[..., dict[str, Any]]
+) -> None:
+    for shares in (True, False):
+        trainer = make_grpo(script=None, share_prompts=shares, num_generations=4, mask_loss_on="off")
+        read = decoder_calls(trainer)
+        rollout(trainer, 2, train=False)
+        assert read[0][0] == (2 if shares else 8)
 
 
 def test_ids_of_another_row_are_an_error_that_names_the_row(

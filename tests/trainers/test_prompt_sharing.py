@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback
 from trl.trainer.utils import shuffle_sequence_dict
 
-from aurora_rl.models import packed_layout
+from aurora_rl.models import packed_attention, packed_layout
 from aurora_rl.models.packed_layout import PackedLayout
 from aurora_rl.trainers import prompt_sharing
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
@@ -209,6 +209,24 @@ def test_a_wrong_layout_is_found_on_the_first_batch_and_the_run_goes_on_without(
     assert worst_difference(recorder.steps[0], plain[0]) < 1e-6
 
 
+def test_a_kernel_that_fails_on_the_first_batch_leaves_the_plain_pass(
+    trainer: AuroraGRPOTrainer,
+    inputs: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected, _ = loss_and_gradients(trainer, inputs, is_on=False)
+    trainer._passes.sharing.is_tried = False
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no kernel for this shape")
+
+    monkeypatch.setattr(packed_attention, "_attend", fail)
+    loss, _ = loss_and_gradients(trainer, inputs, is_on=True)
+    assert loss == expected and trainer._passes.sharing.is_tried and not trainer._passes.sharing.is_on
+    assert "prompts are not shared, so that steps take longer: no kernel for this shape" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("dtype", "own", "others", "expected"),
     [
@@ -249,6 +267,15 @@ def test_where_prompts_are_not_shared_the_log_says_why(
     lines = [record.message for record in caplog.records if record.name == prompt_sharing.__name__]
     assert not trainer._passes.sharing.is_on
     assert len(lines) == (reason is not None) and all(str(reason) in line for line in lines)
+
+
+def test_a_run_that_cuts_rows_into_pieces_is_told_why_it_shares_no_prompts() -> None:
+    split = SimpleNamespace(cp_enabled=True, sp_enabled=False)
+    accelerator = SimpleNamespace(parallelism_config=split)
+    trainer: Any = SimpleNamespace(args=SimpleNamespace(torch_compile=False), accelerator=accelerator)
+    assert "cuts a row into pieces" in str(prompt_sharing._reason_of_run(trainer))
+    split.cp_enabled = False
+    assert prompt_sharing._reason_of_run(trainer) is None
 
 
 # ---- whole groups ---------------------------------------------------------------------------------------------------

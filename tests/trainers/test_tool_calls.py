@@ -19,7 +19,7 @@ from aurora_rl.rollout.environments import ToolsError
 from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
-from aurora_rl.trainers.tool_calls import ToolCallsTrainer, check_options
+from aurora_rl.trainers.tool_calls import ToolsTrainer, check_options
 from tests.trainers.conftest import COMMON, GRPO
 
 Rollout = Callable[..., dict[str, Any]]
@@ -227,4 +227,4 @@ def test_what_calls_do_not_work_with_is_refused_by_name(
 
 def test_tools_without_an_environment_are_refused() -> None:
     with pytest.raises(ValueError, match="such a tool knows no clip"):
-        ToolCallsTrainer(encode=None, tools=[len])
+        ToolsTrainer(encode=None, tools=[len])

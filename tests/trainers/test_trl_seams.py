@@ -21,7 +21,7 @@ from aurora_rl.trainers.prompt_sharing import WholeGroupsTrainer
 from aurora_rl.trainers.reference_model import PolicyCheckpoints
 from aurora_rl.trainers.resumable import ResumableTrainer
 from aurora_rl.trainers.sft import AuroraSFTTrainer
-from aurora_rl.trainers.tool_calls import ToolCallsTrainer
+from aurora_rl.trainers.tool_calls import ToolsTrainer
 from aurora_rl.trainers.upcoming import ReadAheadTrainer
 
 #: What each overridden method must take, `self` left out.
@@ -116,7 +116,7 @@ def test_the_seams_are_those_of_the_pinned_release() -> None:
     "ours, theirs, table",
     [
         (AuroraGRPOTrainer, GRPOTrainer, GRPO_OVERRIDES),
-        (ToolCallsTrainer, GRPOTrainer, TOOL_CALLS_OVERRIDES),
+        (ToolsTrainer, GRPOTrainer, TOOL_CALLS_OVERRIDES),
         (WholeGroupsTrainer, GRPOTrainer, WHOLE_GROUPS_OVERRIDES),
         (PolicyCheckpoints, Trainer, POLICY_CHECKPOINT_OVERRIDES),
         (ReadAheadTrainer, GRPOTrainer, READ_AHEAD_OVERRIDES),
@@ -172,6 +172,8 @@ def test_a_grpo_trainer_has_the_attributes_that_are_read(make_grpo: Callable[...
         "num_generations", "_buffered_inputs", "shuffle_dataset", "reward_weights", "mask_truncated_completions",
         "is_deepspeed_enabled", "is_fsdp_enabled", "accelerator", "environments", "environment_factories",
         "max_tool_calling_iterations",
+        "is_deepspeed_enabled", "is_fsdp_enabled", "accelerator", "aux_loss_enabled", "_entropy_bonus_enabled",
+        "top_entropy_quantile",
     ]  # fmt: skip
     missing = [name for name in names if not hasattr(trainer, name)]
     assert not missing, f"seam GRPOTrainer has lost the attributes {missing}"

@@ -26,6 +26,7 @@ from aurora_rl.models.grounding import install_head_forward, shared_media, shari
 from aurora_rl.models.heads import MaskHead
 from aurora_rl.models.mllm import EncodedPrompt, MLLMFamily, load_family
 from aurora_rl.models.mllm.sharing import TowerSharingMixin
+from aurora_rl.models.prefill import prefill_once
 from aurora_rl.models.state_layer import STATE_LAYER
 from aurora_rl.models.tower_outputs import TowerOutputs
 from aurora_rl.tasks.base import PromptMedia, PromptText, chat_messages
@@ -327,20 +328,29 @@ def _tower_calls(subject: Subject) -> Iterator[list[str]]:
 
 @torch.no_grad()
 def check_generate(subject: Subject) -> str:
-    """Check that generation in a padded batch with a cache is what one forward pass a token gives."""
+    """Check that generation in a padded batch with a cache is what one forward pass a token gives.
+
+    It gives the same logits where each distinct prompt is read once.
+    """
     clips, index = subject.two(), [0, 0, 1]
     expected = [_greedy(subject, clip) for clip in clips]
     rows = [clips[i] for i in index]
     inputs = subject.batch(rows, clips, index, left=True)
+    options = {"max_new_tokens": NUM_STEPS, "do_sample": False, "eos_token_id": None}
+    asked = {**inputs, **options, "return_dict_in_generate": True, "output_logits": True}
     with shared_media(subject.model, index):
-        sequences = subject.model.generate(**inputs, max_new_tokens=NUM_STEPS, do_sample=False, eos_token_id=None)
-    found = sequences[:, inputs["input_ids"].size(1) :].tolist()
+        each = subject.model.generate(**asked)
+        with prefill_once(subject.model) as prefill:
+            once = subject.model.generate(**asked)
+    found = each.sequences[:, inputs["input_ids"].size(1) :].tolist()
     _require(
         found == [expected[i] for i in index],
         f"generate gives {found}, one forward pass a token {[expected[i] for i in index]}: check the positions and "
         "`mm_token_type_ids` of later steps",
     )
-    return f"{len(index)} rows of {NUM_STEPS} tokens are equal"
+    worst = _same(once.logits, each.logits, "logits after prompts that are read once differ")
+    is_once = "once" if prefill.prompt_of_row is not None else "by every row"
+    return f"{len(index)} rows of {NUM_STEPS} tokens are equal; prompts are read {is_once}, logits differ by {worst}"
 
 
 @torch.no_grad()

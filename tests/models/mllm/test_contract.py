@@ -31,6 +31,7 @@ def subject(request: pytest.FixtureRequest) -> Subject:
 def test_the_family_passes(subject: Subject, name: str, record_property: RecordProperty) -> None:
     measured = CHECKS[name](subject)
     assert measured is not None or (name == "silence" and not subject.family.hears)
+    assert name != "generate" or "prompts are read once" in str(measured)
     record_property("cell", f"{subject.family.model_types[0]}|contract|1 of {len(CHECKS)} checks")
 
 
