@@ -12,7 +12,6 @@ any number of processes may share a folder.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from collections.abc import Mapping
@@ -22,10 +21,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from aurora_rl.files.atomic import write_whole
 from aurora_rl.files.plain import check_plain_file, parse_json
+from aurora_rl.models.mllm.clip_outputs import FIELDS, put_together, taken_apart
 from aurora_rl.models.mllm.sharing import TowerSharingMixin
 from aurora_rl.models.mllm.tower_fingerprint import towers_fingerprint
 from aurora_rl.models.tensor_digest import tensor_digest
@@ -34,22 +33,10 @@ from aurora_rl.models.tower_outputs import ClipOutput, TowerRun
 logger = logging.getLogger(__name__)
 
 METADATA_KEY = "tower_outputs"
-#: Fields of a tower's output that its features may stand in.
-FIELDS = ("pooler_output", "last_hidden_state")
-#: Forms of the features, see `models.mllm.clip_outputs.split`.
-IN_LIST, FLAT, ONE_ROW, PADDED = "list", "flat", "one row", "padded"
 
 
 class TowerCacheError(ValueError):
     """Kept outputs of towers cannot be used."""
-
-
-@dataclasses.dataclass
-class KeptOutput(BaseModelOutputWithPooling):
-    """A tower's output as the model reads it, whichever class it had."""
-
-    attention_mask: torch.Tensor | None = None
-    deepstack_features: list[torch.Tensor] | None = None
 
 
 class TowerCache:
@@ -75,11 +62,7 @@ class TowerCache:
         found = self._read(run, "")
         if found is None:
             return None
-        part, field, form = found
-        output = KeptOutput(attention_mask=part.mask, deepstack_features=list(part.levels) or None)
-        features = part.features
-        setattr(output, field, [features] if form == IN_LIST else features[None] if form == ONE_ROW else features)
-        return output
+        return put_together(*found)
 
     def read(self, run: TowerRun, clip: str) -> ClipOutput | None:
         """Return what the tower has computed for a clip; None if it is not there.
@@ -92,7 +75,7 @@ class TowerCache:
 
     def write(self, run: TowerRun, form: Any, parts: Mapping[str, ClipOutput]) -> None:
         """Write what the tower has computed for some clips, where it is not there; a full disk ends that for good."""
-        of_no_clip, written_in = _taken_apart(form)
+        of_no_clip, *written_in = taken_apart(form)
         for clip, part in ({"": of_no_clip} | dict(parts)).items():
             self._write(run, clip, part, *written_in)
 
@@ -133,18 +116,6 @@ class TowerCache:
         except OSError as error:
             self._is_writable = False
             logger.warning("%s; this process keeps no more outputs of the towers on disk", error)
-
-
-def _taken_apart(output: Any) -> tuple[ClipOutput, tuple[str, str]]:
-    """Take a tower's output for no clip apart, with the field that its features stand in, and their form."""
-    field = next(name for name in FIELDS if getattr(output, name, None) is not None)
-    features, mask = getattr(output, field), getattr(output, "attention_mask", None)
-    levels = tuple(getattr(output, "deepstack_features", None) or ())
-    if mask is not None:
-        return ClipOutput(features, levels, mask), (field, PADDED)
-    if isinstance(features, (list, tuple)):
-        return ClipOutput(torch.cat(list(features)), levels), (field, IN_LIST)
-    return ClipOutput(features.flatten(0, -2), levels), (field, ONE_ROW if features.dim() == 3 else FLAT)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -13,6 +13,7 @@ from aurora_rl.footprint.parts import Part
 from aurora_rl.footprint.workload import Clips
 from aurora_rl.models.heads import head_class, head_configs
 from aurora_rl.models.mllm import ClipPass
+from aurora_rl.models.mllm.sizes import num_features
 
 #: Numbers of optimiser state for each trained weight; other optimisers count as AdamW.
 STATES = {"sgd": 0, "adamw_torch": 2, "adamw_torch_fused": 2}
@@ -84,9 +85,7 @@ def tower_output_parts(meta: MetaModel, a_clip: ClipPass, clips: Clips, dtype: t
         dtype: dtype of the features.
     """
     config: Any = meta.base.config
-    deeper = len(getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ())
-    seen = sum(tower.tokens / tower.merged for tower in a_clip.towers.values() if tower.merged > 1)
-    features = a_clip.prompt_tokens + deeper * seen
+    features = num_features(config, a_clip)
     num_bytes = round(features * config.get_text_config().hidden_size * dtype.itemsize)
     of = "a clip" if clips.count is None else f"{clips.count:,} clips"
     return [Part(f"outputs of the towers for {of}", num_bytes * (clips.count or 1))]

@@ -11,19 +11,19 @@ import torch
 
 from aurora_rl.assembly.arguments import ModelArguments
 from aurora_rl.assembly.model import assemble_model, keep_towers_in
-from aurora_rl.caches import tower_outputs
 from aurora_rl.caches.tower_outputs import TowerCache, TowerCacheError
 from aurora_rl.models import tower_outputs as kept_outputs
 from aurora_rl.models.grounding import sharing_tower_outputs
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.mllm import MLLM_FAMILIES
+from aurora_rl.models.mllm.clip_outputs import KeptOutput
 from aurora_rl.models.mllm.contract import SECOND, Subject
 from aurora_rl.models.mllm.tower_fingerprint import towers_fingerprint
 from aurora_rl.models.tower_outputs import ClipDigest, ClipOutput, TowerOutputs, TowerRun, clip_digest
 
 VIDEO = TowerRun("video", torch.float32, torch.device("cpu"))
 CLIP = {"pixels": torch.arange(6.0).view(2, 3)}
-FORM = tower_outputs.KeptOutput(pooler_output=torch.zeros(0, 4))
+FORM = KeptOutput(pooler_output=torch.zeros(0, 4))
 
 
 def part(value: float = 1.0) -> ClipOutput:
@@ -98,7 +98,7 @@ def test_what_is_written_is_read_as_it_was(tmp_path: Path) -> None:
     written = ClipOutput(
         torch.randn(3, 4).bfloat16(), (torch.randn(3, 4), torch.randn(3, 4).half()), torch.tensor([True, False, True])
     )
-    form = tower_outputs.KeptOutput(last_hidden_state=torch.zeros(1, 0, 4, dtype=torch.bfloat16))
+    form = KeptOutput(last_hidden_state=torch.zeros(1, 0, 4, dtype=torch.bfloat16))
     cache.write(run, form, {"a": written})
     found = TowerCache(tmp_path, "towers").read(run, "a")
     tensors = [
