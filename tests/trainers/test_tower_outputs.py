@@ -212,7 +212,7 @@ def naming_clips(collate: SFTCollator) -> tuple[SFTCollator, None]:
 
 
 def losses_of(trainer: AuroraSFTTrainer) -> tuple[list[float], dict[str, int]]:
-    """The losses of a step and of an evaluation, and the number of clips that each tower has read."""
+    """The losses of two steps and of an evaluation, and the number of clips that each tower has read."""
     with clips_through_towers(trainer.model) as read:
         trainer.train()
         evaluated = trainer.evaluate()
@@ -230,10 +230,10 @@ def test_towers_run_in_the_first_training_and_neither_in_the_next_nor_in_grpo_or
 ) -> None:
     freeze(loaded.model, TOWERS)
     samples = [train_samples[0], train_samples[4]]
-    plain, read = losses_of(make_sft(samples=samples, max_steps=1))
+    plain, read = losses_of(make_sft(samples=samples))
     keep_towers_in(str(tmp_path / "towers"), loaded)
-    first, read_first = losses_of(make_sft(samples=samples, max_steps=1, teach=naming_clips))
-    again, read_again = losses_of(make_sft(samples=samples, max_steps=1, teach=naming_clips))
+    first, read_first = losses_of(make_sft(samples=samples, teach=naming_clips))
+    again, read_again = losses_of(make_sft(samples=samples, teach=naming_clips))
     assert 0 < read_first["visual"] < read["visual"]
     assert read_again == dict.fromkeys(TOWERS, 0)
     assert first == pytest.approx(plain, rel=1e-4)
