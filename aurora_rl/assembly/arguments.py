@@ -27,6 +27,8 @@ class ModelArguments:
         dtype: dtype of the weights.
         attn_implementation: attention kernel, by its name in transformers.
         freeze: names of sub-modules that are not trained; `towers` stands for all that see and hear.
+        tower_cache: folder that keeps what frozen towers compute for a clip, for this run and later ones; None to run
+            them.
         use_peft: whether LoRA on the language model (and the modules to save) is trained instead of everything.
         lora_r: rank of the LoRA matrices.
         lora_alpha: numerator of LoRA's scale, which is `lora_alpha / lora_r`.
@@ -62,6 +64,9 @@ class ModelArguments:
         default_factory=list,
         metadata={"help": "Names of sub-modules that are not trained; towers for all that see and hear."},
     )
+    tower_cache: str | None = dataclasses.field(
+        default=None, metadata={"help": "Folder that keeps the outputs of frozen towers for each clip."}
+    )
     use_peft: bool = dataclasses.field(
         default=False, metadata={"help": "Train LoRA on the language model instead of all weights."}
     )
@@ -87,9 +92,11 @@ class ModelArguments:
     def to_record(self) -> dict[str, Any]:
         """Return the arguments as files record them that a run resumes.
 
-        A family that is not named is left out, so that records of earlier versions are equal.
+        A family that is not named is left out, so that records of earlier versions are equal, and the cache of the
+        towers, which changes no result.
         """
-        return {k: v for k, v in dataclasses.asdict(self).items() if k != "family" or v is not None}
+        fields = dataclasses.asdict(self).items()
+        return {k: v for k, v in fields if k != "tower_cache" and (k != "family" or v is not None)}
 
 
 @dataclasses.dataclass

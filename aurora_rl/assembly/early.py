@@ -71,7 +71,7 @@ NEEDED = {
 #: Scripts that read several data sets, which `data` names.
 SEVERAL_SETS = ("recipes/sft.py", "recipes/grpo.py", "recipes/evaluate.py", "data_prep/teacher_features.py")
 READ_FILES = ("reflections", "mistakes", "gold")
-WRITTEN_FOLDERS = ("output_dir", "embedding_cache", "mask_cache", "media_cache", "frame_cache")
+WRITTEN_FOLDERS = ("output_dir", "embedding_cache", "tower_cache", "mask_cache", "media_cache", "frame_cache")
 WRITTEN_FILES = ("teacher_features", "output")
 #: Outputs that one run at a time may write: of most scripts, and of those that only read the usual ones' names.
 HELD = ("output_dir", "output")
@@ -161,6 +161,23 @@ def check_models(asked: Asked) -> None:
         _check_heads(asked.get("heads"), name=asked.called("heads"))
     if asked.get("use_vllm") and os.path.isdir(str(asked.get("model"))):
         _check_lora_for_vllm(asked, Path(asked.get("model")))
+    if asked.get("tower_cache") is not None:
+        _check_tower_cache(asked, Path(str(asked.get("model"))))
+
+
+def _check_tower_cache(asked: Asked, model: Path) -> None:
+    """Refuse to keep outputs of towers that are trained, or of a family that has none."""
+    name, adapter = asked.called("tower_cache"), _fields(model / "adapter_config.json")
+    config = _fields(Path(str(adapter.get("base_model_name_or_path", model))) / "config.json")
+    family = MLLM_FAMILIES.get(str(asked.get("family") or config.get("model_type")))
+    if family is not None and family.tower_cache_refusal is not None:
+        raise ValueError(f"{name}: {family.__name__} {family.tower_cache_refusal}: drop it")
+    is_training = asked.script in ("recipes/sft.py", "recipes/grpo.py")
+    if is_training and not (adapter or asked.get("use_peft") or asked.get("freeze")):
+        raise ValueError(
+            f"{name} keeps what frozen towers compute, but freeze is empty, so that they are trained: set "
+            "`freeze: [towers]`, or drop tower_cache"
+        )
 
 
 def _check_lora_for_vllm(asked: Asked, model: Path) -> None:

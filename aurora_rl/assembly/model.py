@@ -12,12 +12,16 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType, is_peft_model
 from peft import PeftConfig
 from transformers import BitsAndBytesConfig
+from transformers.distributed.fsdp import is_fsdp_enabled
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from aurora_rl.assembly.arguments import ModelArguments
+from aurora_rl.caches.tower_outputs import TowerCache
+from aurora_rl.models.grounding import segmentation_model
 from aurora_rl.models.heads import MASK_HEAD, head_attribute, head_fields
 from aurora_rl.models.loading import LoadedModel, SegmentationLoraConfig, freeze, load_model, read_family
 from aurora_rl.models.mllm import MLLMFamily
+from aurora_rl.models.mllm.sharing import TowerSharingMixin
 from aurora_rl.models.quantization import four_bit_config
 
 logger = logging.getLogger(__name__)
@@ -48,7 +52,32 @@ def assemble_model(args: ModelArguments, *, head: str | None, is_trainable: bool
     )
     if is_trainable and args.freeze:
         freeze(loaded.model, loaded.family.names_of_parts(args.freeze))
+    if args.tower_cache is not None:
+        keep_towers_in(args.tower_cache, loaded)
     return loaded
+
+
+def keep_towers_in(folder: str, loaded: LoadedModel) -> None:
+    """Let a model read the outputs of its towers from a folder, and write there what it lacks.
+
+    Raises:
+        ValueError: if the outputs are not those of a clip alone, there is nothing to keep, or only the first process
+            has loaded weights, by which the towers are known.
+    """
+    model, name = segmentation_model(loaded.model), type(loaded.family).__name__
+    if is_fsdp_enabled():  # transformers' name for FSDP with fsdp_cpu_ram_efficient_loading
+        raise ValueError(
+            "tower_cache knows towers by their weights, but with fsdp_cpu_ram_efficient_loading only the first process "
+            "has loaded them: set it to false, as accelerate_configs/fsdp2.yaml does, or drop tower_cache"
+        )
+    if not isinstance(model, TowerSharingMixin):
+        raise ValueError(
+            f"tower_cache: the model of {name} gives clips to rows by itself, so that the outputs of its towers are "
+            "not known to be those of a clip alone: drop tower_cache, or build the model on MLLMMixin"
+        )
+    if loaded.family.tower_cache_refusal is not None:
+        raise ValueError(f"tower_cache: {name} {loaded.family.tower_cache_refusal}: drop tower_cache")
+    model.tower_cache = TowerCache.of_model(folder, model)
 
 
 def quantization_config(args: ModelArguments, *, is_trainable: bool = True) -> BitsAndBytesConfig | None:

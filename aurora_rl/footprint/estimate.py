@@ -25,8 +25,8 @@ from aurora_rl.footprint.parts import (
     fullest,
     sum_of,
 )
-from aurora_rl.footprint.storage import disk_parts, states_of
-from aurora_rl.footprint.workload import Clips, Workload, build_workload
+from aurora_rl.footprint.storage import disk_parts, states_of, tower_output_parts
+from aurora_rl.footprint.workload import Clips, Workload, build_workload, clip_pass
 from aurora_rl.models.loading import family_that_reads
 from aurora_rl.tasks.base import load_task
 
@@ -123,7 +123,10 @@ def estimate_footprint(
         work=work,
         device=tuple(part for part in device if part.num_bytes),
         host=tuple(part for part in host if part.num_bytes),
-        disk=tuple(disk_parts(meta, training_args, launch, clips, head=work.head)),
+        disk=(
+            *disk_parts(meta, training_args, launch, clips, head=work.head),
+            *_kept_towers(meta, model_args, data_args, clips, half),
+        ),
         flops=estimate_flops(
             meta,
             work,
@@ -133,6 +136,15 @@ def estimate_footprint(
             teacher=teacher_meta,
         ),
     )
+
+
+def _kept_towers(
+    meta: MetaModel, model_args: ModelArguments, data_args: DataArguments, clips: Clips, half: torch.dtype | None
+) -> list[Part]:
+    if model_args.tower_cache is None:
+        return []
+    a_clip = clip_pass(meta.family, meta.base.config, data_args, clips)
+    return tower_output_parts(meta, a_clip, clips, half or meta.base.get_input_embeddings().weight.dtype)
 
 
 def live_teacher(target_args: TargetArguments, training_args: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Disk space of a run: its checkpoints, and the image embeddings that all runs share."""
+"""Disk space of a run: its checkpoints, and what all runs share, image embeddings and outputs of towers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from aurora_rl.footprint.parameters import MetaModel, total
 from aurora_rl.footprint.parts import Part
 from aurora_rl.footprint.workload import Clips
 from aurora_rl.models.heads import head_class, head_configs
+from aurora_rl.models.mllm import ClipPass
+from aurora_rl.models.mllm.sizes import num_features
 
 #: Numbers of optimiser state for each trained weight; other optimisers count as AdamW.
 STATES = {"sgd": 0, "adamw_torch": 2, "adamw_torch_fused": 2}
@@ -71,3 +73,19 @@ def embedding_parts(meta: MetaModel, clips: Clips, head: str | None) -> list[Par
     a_clip = clips.frames * torch.Size(encoder.frame_shape).numel() * torch.float16.itemsize
     name = "image embeddings of a clip" if clips.count is None else f"image embeddings of {clips.count:,} clips"
     return [Part(name, a_clip * (clips.count or 1))]
+
+
+def tower_output_parts(meta: MetaModel, a_clip: ClipPass, clips: Clips, dtype: torch.dtype) -> list[Part]:
+    """Return the kept outputs of the towers: a feature for each token of a clip, and more for deeper layers.
+
+    Args:
+        meta: the model.
+        a_clip: what one clip takes.
+        clips: sizes of the clips.
+        dtype: dtype of the features.
+    """
+    config: Any = meta.base.config
+    features = num_features(config, a_clip)
+    num_bytes = round(features * config.get_text_config().hidden_size * dtype.itemsize)
+    of = "a clip" if clips.count is None else f"{clips.count:,} clips"
+    return [Part(f"outputs of the towers for {of}", num_bytes * (clips.count or 1))]

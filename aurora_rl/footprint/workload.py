@@ -14,7 +14,7 @@ from aurora_rl.data.containers import SAMPLING_RATE
 from aurora_rl.data.media import read_clip_size, read_waveform
 from aurora_rl.data.sample import AVSample
 from aurora_rl.models.heads import MaskHead
-from aurora_rl.models.mllm import ClipSize, MLLMFamily, TowerPass
+from aurora_rl.models.mllm import ClipPass, ClipSize, MLLMFamily, TowerPass
 from aurora_rl.tasks.base import load_task
 
 #: Characters of English text for a token of a large vocabulary; a low value, so that no text is underestimated.
@@ -115,6 +115,12 @@ class Workload:
         return self.rows * self.length
 
 
+def clip_pass(family: MLLMFamily, config: PretrainedConfig, data: DataArguments, clips: Clips) -> ClipPass:
+    """Return what one clip takes of the prompt and of the towers."""
+    clip = ClipSize(clips.frames, clips.size, clips.seconds, data.min_pixels, data.max_pixels)
+    return family.clip_pass(config, clip)
+
+
 def build_workload(
     family: MLLMFamily, config: PretrainedConfig, data: DataArguments, args: Any, clips: Clips
 ) -> Workload:
@@ -130,8 +136,7 @@ def build_workload(
     group = getattr(args, "num_generations", None)
     rows = args.per_device_train_batch_size
     num_clips = math.ceil(rows / (group or 1))
-    clip = ClipSize(clips.frames, clips.size, clips.seconds, data.min_pixels, data.max_pixels)
-    a_clip = family.clip_pass(config, clip)
+    a_clip = clip_pass(family, config, data, clips)
     text = len(data.asked_instruction() + (data.system_prompt or ""))
     return Workload(
         rows=rows,

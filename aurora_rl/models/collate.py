@@ -12,6 +12,7 @@ from aurora_rl.data.sample import AVSample
 from aurora_rl.models.control_tokens import check_target, naming
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.head_tokens import find_last_token
+from aurora_rl.models.tower_outputs import clip_digest
 from aurora_rl.tasks.base import Target
 
 
@@ -21,15 +22,24 @@ class SFTCollator:
     For a task with a head, the batch also holds `head_name`, `seg_index`, the frames of `collate_frames`, and for each
     row its `seg_weights` (0 without the head's token or without true masks) and `gt_masks` (None without them). It
     holds `annotated_frames` where a row has frames that are not annotated. In a run on several data sets each batch
-    holds the names of its rows' sets, `datasets`.
+    holds the names of its rows' sets, `datasets`, and with `names_clips` those of their clips, `clip_digests`.
 
     Args:
         encode: encoder that turns a sample into tensors.
         seg_token_id: id of the token at which the task's head predicts; None for a task without a head.
         target: function from a sample to its completion, one of `tasks.targets`.
+        names_clips: whether outputs of the towers are read from a cache.
     """
 
-    def __init__(self, encode: SampleEncoder, seg_token_id: int | None, target: Callable[[AVSample], Target]) -> None:
+    def __init__(
+        self,
+        encode: SampleEncoder,
+        seg_token_id: int | None,
+        target: Callable[[AVSample], Target],
+        *,
+        names_clips: bool = False,
+    ) -> None:
+        self.names_clips = names_clips
         self.encode = encode
         self.seg_token_id = seg_token_id
         self.target = target
@@ -51,7 +61,9 @@ class SFTCollator:
         media = self.encode.family.collate_features([item.prompt.features for item in encoded], range(len(encoded)))
         datasets = [item.sample.dataset for item in encoded]
         of_sets = {"datasets": datasets} if any(datasets) else {}
-        return {**batch, **media, **self._head_inputs(encoded, batch), **of_sets}
+        digests = [clip_digest(item.prompt.features) for item in encoded] if self.names_clips else []
+        of_clips = {"clip_digests": digests} if digests else {}
+        return {**batch, **media, **self._head_inputs(encoded, batch), **of_sets, **of_clips}
 
     def _head_inputs(self, encoded: Sequence[EncodedSample], batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """Return what the head reads and is trained on: nothing, if the task has no head."""

@@ -22,7 +22,7 @@ from aurora_rl.models.heads import FrameBatch, Head, MaskHead, build_head, head_
 from aurora_rl.models.heads.base import run_head
 from aurora_rl.models.packed_layout import PackedLayout
 from aurora_rl.models.state_layer import StateLayer, check_state_layer, state_layer_of
-from aurora_rl.models.tower_outputs import TowerOutputs
+from aurora_rl.models.tower_outputs import OutputsOnDisk, TowerOutputs
 
 
 class GroundingMixin(FrozenPartsMixin, PreTrainedModel):
@@ -46,6 +46,8 @@ class GroundingMixin(FrozenPartsMixin, PreTrainedModel):
     media_clips: Sequence[Mapping[str, torch.Tensor]] | None = None
     #: Where passes leave the outputs of the towers for later ones, while `sharing_tower_outputs` is on.
     tower_outputs: TowerOutputs | None = None
+    #: Outputs of the towers that outlast a run; None where none are kept.
+    tower_cache: OutputsOnDisk | None = None
     #: Layout of the row of groups while `shared_prefix.packed_row` is on; None where each row is one sequence.
     packed: PackedLayout | None = None
 
@@ -210,12 +212,16 @@ def shared_media(
 def sharing_tower_outputs(models: Iterable[nn.Module], outputs: TowerOutputs | None) -> Iterator[None]:
     """Give the outputs of the towers in one pass over a clip to later passes, until the block ends.
 
+    Where the first model has a `tower_cache`, outputs are read from there, and those that it lacks are written to it.
+
     Args:
         models: models with the same towers, wrapped or not.
         outputs: where they are kept; None to run the towers in every pass.
     """
     inner = list(map(segmentation_model, models))
     before = [model.tower_outputs for model in inner]
+    if outputs is not None:
+        outputs.disk = inner[0].tower_cache
     for model in inner:
         model.tower_outputs = outputs
     try:

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
@@ -25,6 +27,11 @@ def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
     with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0):
         yield
+
+
+def true_on_all(fact: bool) -> bool:
+    """Tell whether something is true on each process; all of them must ask at the same place."""
+    return bool(gather(torch.tensor([fact], device=PartialState().device)).all())
 
 
 @contextlib.contextmanager

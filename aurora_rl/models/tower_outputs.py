@@ -1,7 +1,8 @@
 """What frozen towers have computed for each clip, kept while a generation batch lasts.
 
 Prefill, scoring, reference and training passes read the same clips. A frozen tower without dropout computes the same
-for a clip in each of them, so that the first pass computes it and the others are given it.
+for a clip in each of them, so that the first pass computes it and the others are given it. Where a folder is named,
+outputs also outlast the batch and the run (`caches.tower_outputs`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -18,6 +19,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
+
+from aurora_rl.models.sharding import true_on_all
+from aurora_rl.models.tensor_digest import tensor_digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +39,65 @@ class ClipOutput:
     mask: torch.Tensor | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class TowerRun:
+    """A tower in a forward pass.
+
+    Attributes:
+        modality: what the tower reads.
+        precision: dtype that it multiplies in, which autocast may have chosen.
+        device: device of its outputs.
+    """
+
+    modality: str
+    precision: torch.dtype
+    device: torch.device
+
+
+class ClipDigest(dict[str, torch.Tensor]):
+    """A clip that is known by the digest of its features alone, which are in a batch with those of other clips.
+
+    Attributes:
+        digest: `clip_digest` of the features.
+    """
+
+    def __init__(self, digest: str) -> None:
+        super().__init__()
+        self.digest = digest
+
+
+def clip_digest(features: Mapping[str, torch.Tensor]) -> str:
+    """Return a hash of all that the towers read of a clip; other limits of a frame's area give another one."""
+    return features.digest if isinstance(features, ClipDigest) else tensor_digest(sorted(features.items()))
+
+
+class OutputsOnDisk(Protocol):
+    """Outputs of a model's towers that outlast a run; a clip is named by `clip_digest`."""
+
+    def read_form(self, run: TowerRun) -> Any | None:
+        """Return the tower's output for no clip; None if it is not there."""
+
+    def read(self, run: TowerRun, clip: str) -> ClipOutput | None:
+        """Return what the tower has computed for a clip; None if it is not there."""
+
+    def write(self, run: TowerRun, form: Any, parts: Mapping[str, ClipOutput]) -> None:
+        """Write what the tower has computed for some clips, and its output for no clip, where they are not there."""
+
+
 class TowerOutputs:
     """Outputs of the towers for the clips of a batch, which end with it.
 
     Args:
         in_step: whether weights are spread over the processes, which must then call the same modules. Clips decide
-            nothing in that case: the towers run in every pass until `complete`, and in none after it.
+            nothing in that case: the towers run in every pass until `complete`, and in none after it. With outputs on
+            disk they run in a pass unless each process has all of its clips there.
         autocast: makes the context that the towers run in, in whichever pass; by default that of the pass.
+
+    Attributes:
+        disk: outputs that outlast the batch; None where there are none.
     """
+
+    disk: OutputsOnDisk | None = None
 
     def __init__(
         self,
@@ -56,25 +111,30 @@ class TowerOutputs:
         self._forms: dict[str, Any] = {}  # by modality, a tower's output for no clip
         self._kept: dict[str, dict[int, ClipOutput]] = {}  # by modality and by the id of a clip's features
         self._clips: dict[int, Mapping[str, torch.Tensor]] = {}  # which keeps the ids from being given anew
+        self._digests: dict[int, str] = {}
 
     def complete(self) -> None:
         """Say that every process has run its towers on all of its clips."""
         self._complete.update(self._forms)
 
-    def read(self, modality: str, clips: Sequence[Mapping[str, torch.Tensor]]) -> tuple[Any, list[ClipOutput]] | None:
+    def read(self, run: TowerRun, clips: Sequence[Mapping[str, torch.Tensor]]) -> tuple[Any, list[ClipOutput]] | None:
         """Return a tower's output for no clip, and what it has computed for each of some; None if it has to run.
 
         Args:
-            modality: what the tower reads.
+            run: the tower in this pass.
             clips: features of the clips.
 
         Raises:
             RuntimeError: if other processes rely on a clip that has not been computed.
         """
-        if modality not in (self._complete if self.in_step else self._forms):
-            return None
+        modality, is_over = run.modality, run.modality in self._complete
+        if self.disk is not None and not is_over:
+            self._load(self.disk, run, clips)
         kept = self._kept.get(modality, {})
-        if all(id(clip) in kept for clip in clips):
+        has_all = modality in self._forms and all(id(clip) in kept for clip in clips)
+        if self.in_step and not is_over and (self.disk is None or not true_on_all(has_all)):
+            return None
+        if has_all:
             return self._forms[modality], [kept[id(clip)] for clip in clips]
         if self.in_step:
             raise RuntimeError(
@@ -85,7 +145,7 @@ class TowerOutputs:
 
     def keep(
         self,
-        modality: str,
+        run: TowerRun,
         clips: Sequence[Mapping[str, torch.Tensor]],
         form: Any,
         parts: Sequence[ClipOutput],
@@ -93,15 +153,36 @@ class TowerOutputs:
         """Keep what a tower has computed for some clips; what is kept of a clip already stays.
 
         Args:
-            modality: what the tower reads.
+            run: the tower in this pass.
             clips: features of the clips.
             form: the tower's output for no clip.
             parts: its output for each clip.
         """
-        self._forms.setdefault(modality, form)
+        self._forms.setdefault(run.modality, form)
         for clip, part in zip(clips, parts, strict=True):
-            self._clips[id(clip)] = clip
-            self._kept.setdefault(modality, {}).setdefault(id(clip), part)
+            self._put(run, clip, part)
+        if self.disk is not None:
+            self.disk.write(run, form, dict(zip(map(self._digest, clips), parts, strict=True)))
+
+    def _put(self, run: TowerRun, clip: Mapping[str, torch.Tensor], part: ClipOutput) -> None:
+        self._clips[id(clip)] = clip
+        self._kept.setdefault(run.modality, {}).setdefault(id(clip), part)
+
+    def _load(self, disk: OutputsOnDisk, run: TowerRun, clips: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        """Bring into memory what the disk has of some clips."""
+        if run.modality not in self._forms and (form := disk.read_form(run)) is not None:
+            self._forms[run.modality] = form
+        for clip in clips:
+            if id(clip) in self._kept.get(run.modality, {}):
+                continue
+            if (part := disk.read(run, self._digest(clip))) is not None:
+                self._put(run, clip, part)
+
+    def _digest(self, clip: Mapping[str, torch.Tensor]) -> str:
+        self._clips[id(clip)] = clip
+        if id(clip) not in self._digests:
+            self._digests[id(clip)] = clip_digest(clip)
+        return self._digests[id(clip)]
 
     def without_clips(self) -> TowerOutputs:
         """Return a place for further clips, which knows the form of what the towers that have run give."""
@@ -132,6 +213,7 @@ class TowerOutputs:
         """Drop what is kept of all other clips."""
         wanted = {id(clip) for clip in clips}
         self._clips = {clip: features for clip, features in self._clips.items() if clip in wanted}
+        self._digests = {clip: digest for clip, digest in self._digests.items() if clip in wanted}
         for modality, kept in self._kept.items():
             self._kept[modality] = {clip: part for clip, part in kept.items() if clip in wanted}
 
@@ -144,22 +226,26 @@ class TowerOutputs:
         return sum(storages.values())
 
 
-def compute_the_same_always(modules: Iterable[nn.Module]) -> bool:
-    """Tell whether modules give the same outputs in all passes of a generation batch, over policy and reference.
+def difference_between_passes(modules: Iterable[tuple[str, nn.Module]]) -> str | None:
+    """Say why modules may give other outputs in another pass, over policy and reference; None if they cannot.
 
-    That is, no weight of theirs is trained, no adapter lies in them that one pass has on and another off, and nothing
-    in them is random or depends on the batch.
+    They cannot if no weight of theirs is trained, no adapter lies in them that one pass has on and another off, and
+    nothing in them is random or depends on the batch.
+
+    Args:
+        modules: the modules, by name.
     """
-    for module in modules:
+    for name, module in modules:
         if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
-            return False
-        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper, _BatchNorm)):
-            return False
-        if isinstance(module, _DropoutNd) and module.p > 0:
-            return False
-        if isinstance(module, PreTrainedModel) and _drops(module.config):
-            return False
-    return True
+            return f"{name} is trained"
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            return f"{name} has an adapter"
+        if isinstance(module, _BatchNorm):
+            return f"{name} normalises over the batch"
+        drops = isinstance(module, _DropoutNd) and module.p > 0
+        if drops or (isinstance(module, PreTrainedModel) and _drops(module.config)):
+            return f"{name or 'the model'} has dropout"
+    return None
 
 
 def _drops(config: Any) -> bool:

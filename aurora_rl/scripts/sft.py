@@ -79,7 +79,8 @@ def train(
     check_footprint(model_args, usual, training_args, samples, target_args=target_args)
     loaded = assemble_model(model_args, head=load_task(usual.task).head)
     encode = assemble_encoder(data_args, loaded, samples, device=training_args.device)
-    chains = SFTCollator(encode, encode.answer_token_id, target)
+    reads_towers = model_args.tower_cache is not None
+    chains = SFTCollator(encode, encode.answer_token_id, target, names_clips=reads_towers)
     chains.check(samples)
     collate, teacher = with_teacher(chains, samples, model_args, data_args, target_args, training_args)
     trainer = AuroraSFTTrainer(

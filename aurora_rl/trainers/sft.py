@@ -16,7 +16,6 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
-from trl import SFTTrainer
 
 from aurora_rl.data.mixing import Mix, MixedSet
 from aurora_rl.losses import feature_distillation_loss
@@ -30,9 +29,10 @@ from aurora_rl.trainers.reentrant_checkpoints import check_checkpoints
 from aurora_rl.trainers.resumable import ResumableTrainer
 from aurora_rl.trainers.router_loss import router_loss_of_recipe
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
+from aurora_rl.trainers.shared_towers import CachedTowersTrainer
 
 
-class AuroraSFTTrainer(ResumableTrainer, SFTTrainer):
+class AuroraSFTTrainer(ResumableTrainer, CachedTowersTrainer):
     """TRL's SFTTrainer with a mask loss and feature distillation.
 
     Args:

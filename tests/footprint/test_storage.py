@@ -3,8 +3,10 @@
 import dataclasses
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from aurora_rl.assembly.arguments import ModelArguments
 from aurora_rl.assembly.benchmarks import load_split
@@ -15,8 +17,9 @@ from aurora_rl.footprint.by_hand import estimate
 from aurora_rl.footprint.launch import Launch
 from aurora_rl.footprint.parameters import MetaModel, build_meta_model
 from aurora_rl.footprint.peak import forward_only
-from aurora_rl.footprint.storage import checkpoint_bytes
-from aurora_rl.footprint.workload import Workload
+from aurora_rl.footprint.storage import checkpoint_bytes, tower_output_parts
+from aurora_rl.footprint.workload import Clips, Workload
+from aurora_rl.models.mllm import ClipPass, TowerPass
 from tools.measure_footprint import build_trainer, prepared
 
 GRPO = "grpo --config recipes/ref_avs/grpo_7b.yaml --model docs/configs/sft_7b --launch accelerate_configs/"
@@ -47,6 +50,21 @@ def test_weights_are_loaded_to_where_they_stay_on_a_cpu_and_of_4_bits(tiny_check
     four_bits = f"{GRPO}single_gpu.yaml --model {tiny_checkpoint} --load_in_4bit true --use_peft true"
     assert LOADING not in sizes(recipe(four_bits).host)
     assert LOADING in sizes(recipe(f"{GRPO}single_gpu.yaml --model {tiny_checkpoint}").host)
+
+
+def test_kept_outputs_of_towers_are_a_feature_for_each_token_and_deeper_layer() -> None:
+    """10 frames of 448 x 448 in pairs, 28 x 28 pixels a token, 10 s of sound at 25 tokens a second; width 3,584."""
+    options = f"{GRPO}zero2.yaml --tower_cache towers"
+    kept = sizes(recipe(options).disk)["outputs of the towers for a clip"]
+    assert kept == (5 * 16 * 16 + 250) * 3_584 * 2
+    many = sizes(recipe(f"{options} --clips 3").disk)
+    assert many["outputs of the towers for 3 clips"] == 3 * kept
+    meta = SimpleNamespace(config=SimpleNamespace(vision_config=SimpleNamespace(deepstack_visual_indexes=[1, 2, 3])))
+    meta.config.get_text_config = lambda: SimpleNamespace(hidden_size=8)
+    a_clip = ClipPass(12, {"visual": TowerPass(tokens=40, width=4, layers=1, merged=4)})
+    clips = Clips(count=None, frames=4, size=(64, 64), seconds=2.0)
+    [deep] = tower_output_parts(SimpleNamespace(base=meta), a_clip, clips, torch.bfloat16)
+    assert deep.num_bytes == (12 + 3 * 10) * 8 * 2
 
 
 def test_a_checkpoint_of_the_7b_by_hand() -> None:

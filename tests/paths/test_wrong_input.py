@@ -235,6 +235,11 @@ CASES = {
     "recipe: segmenter in words": ([*INIT[:1], "--config", "dot.yaml"], "dot.yaml: segmenter is 'dot': expected keys"),
     "recipe: ablation": ([*EVALUATE, "--ablations", "muted"], "--ablations is 'muted': choose from audio_muted, "),
     "recipe: features of no teacher": ([*SFT, "--teacher_features", "new.st"], "name it by `teacher`"),
+    "recipe: kept outputs of trained towers": ([*SFT, "--tower_cache", "new"], "freeze is empty, so that they are"),
+    "recipe: kept outputs of no towers": (
+        [*SFT, "--tower_cache", "new", "--family", "gemma4_unified"],
+        "--tower_cache: Gemma4UnifiedFamily has no towers",
+    ),
     # data_prep
     "data_prep: unknown option": ([*COLLECT, "--min_iuo", "1"], "--min_iuo 1, did you mean '--min_iou'?"),
     "data_prep: unknown key": ([*CACHE[:2], "typo.yaml"], "unknown key 'num_frmes', did you mean 'num_frames'?"),

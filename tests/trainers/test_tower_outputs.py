@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from aurora_rl.assembly.model import freeze
+from aurora_rl.assembly.model import freeze, keep_towers_in
 from aurora_rl.data.sample import AVSample
-from aurora_rl.models.collate import distinct_media
+from aurora_rl.inference.predictor import Predictor
+from aurora_rl.models.collate import SFTCollator, distinct_media
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.grounding import segmentation_model, shared_media, sharing_tower_outputs
 from aurora_rl.models.loading import LoadedModel
@@ -22,6 +24,7 @@ from aurora_rl.models.tower_outputs import TowerOutputs
 from aurora_rl.trainers import shared_towers
 from aurora_rl.trainers.grounded_rollouts import new_tower_outputs
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
+from aurora_rl.trainers.sft import AuroraSFTTrainer
 
 MakeGRPO = Callable[..., AuroraGRPOTrainer]
 TOWERS = ("visual", "audio_tower")
@@ -198,6 +201,58 @@ def test_what_sampling_leaves_has_the_precision_of_training(loaded: LoadedModel,
             run(loaded, rows)
             with bf16():
                 assert (not torch.equal(run(loaded, rows), expected)) is differs
+
+
+# ---- a folder that outlasts the run ---------------------------------------------------------------------------------
+
+
+def naming_clips(collate: SFTCollator) -> tuple[SFTCollator, None]:
+    collate.names_clips = True
+    return collate, None
+
+
+def losses_of(trainer: AuroraSFTTrainer) -> tuple[list[float], dict[str, int]]:
+    """The losses of two steps and of an evaluation, and the number of clips that each tower has read."""
+    with clips_through_towers(trainer.model) as read:
+        trainer.train()
+        evaluated = trainer.evaluate()
+    logs = [log[name] for log in trainer.state.log_history for name in ("loss", "mask_loss") if name in log]
+    return [*logs, evaluated["eval_loss"]], read
+
+
+def test_towers_run_in_the_first_training_and_neither_in_the_next_nor_in_grpo_or_evaluation(
+    make_sft: Callable[..., AuroraSFTTrainer],
+    make_grpo: MakeGRPO,
+    loaded: LoadedModel,
+    encode: SampleEncoder,
+    train_samples: list[AVSample],
+    tmp_path: Path,
+) -> None:
+    freeze(loaded.model, TOWERS)
+    samples = [train_samples[0], train_samples[4]]
+    plain, read = losses_of(make_sft(samples=samples))
+    keep_towers_in(str(tmp_path / "towers"), loaded)
+    first, read_first = losses_of(make_sft(samples=samples, teach=naming_clips))
+    again, read_again = losses_of(make_sft(samples=samples, teach=naming_clips))
+    assert 0 < read_first["visual"] < read["visual"]
+    assert read_again == dict.fromkeys(TOWERS, 0)
+    assert first == pytest.approx(plain, rel=1e-4)
+    assert again == pytest.approx(plain, rel=1e-4)
+    _, _, read = trained(make_grpo, samples=samples, num_iterations=1, max_steps=1)
+    assert read == dict.fromkeys(TOWERS, 0)
+    with clips_through_towers(loaded.model) as read:
+        assert list(Predictor(loaded.model, encode, max_completion_length=2).predict(samples))
+    assert read == dict.fromkeys(TOWERS, 0)
+
+
+@pytest.mark.parametrize("trainer", ["make_sft", "make_grpo"])
+def test_a_folder_of_outputs_of_trained_towers_is_refused(
+    loaded: LoadedModel, tmp_path: Path, trainer: str, request: pytest.FixtureRequest
+) -> None:
+    freeze(loaded.model, TOWERS[:1])
+    keep_towers_in(str(tmp_path / "towers"), loaded)
+    with pytest.raises(ValueError, match=r"tower_cache keeps what frozen towers compute, but audio_tower.* is trained"):
+        request.getfixturevalue(trainer)()
 
 
 # ---- processes that must stay together ------------------------------------------------------------------------------

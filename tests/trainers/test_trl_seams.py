@@ -21,6 +21,7 @@ from aurora_rl.trainers.prompt_sharing import WholeGroupsTrainer
 from aurora_rl.trainers.reference_model import PolicyCheckpoints
 from aurora_rl.trainers.resumable import ResumableTrainer
 from aurora_rl.trainers.sft import AuroraSFTTrainer
+from aurora_rl.trainers.shared_towers import CachedTowersTrainer
 from aurora_rl.trainers.tool_calls import ToolsTrainer
 from aurora_rl.trainers.upcoming import ReadAheadTrainer
 
@@ -75,6 +76,11 @@ SFT_OVERRIDES = {
     "compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"],
 }
 
+CACHED_TOWERS_OVERRIDES = {
+    "training_step": ["args", "kwargs"],
+    "prediction_step": ["model", "inputs", "prediction_loss_only", "ignore_keys"],
+}
+
 #: Functions and constructors that are called, and the parameters that are given to them.
 CALLED = {
     "trl.trainer.utils.add_fused_lm_head": (
@@ -121,9 +127,10 @@ def test_the_seams_are_those_of_the_pinned_release() -> None:
         (PolicyCheckpoints, Trainer, POLICY_CHECKPOINT_OVERRIDES),
         (ReadAheadTrainer, GRPOTrainer, READ_AHEAD_OVERRIDES),
         (AuroraSFTTrainer, SFTTrainer, SFT_OVERRIDES),
+        (CachedTowersTrainer, SFTTrainer, CACHED_TOWERS_OVERRIDES),
         (ResumableTrainer, Trainer, RESUMABLE_OVERRIDES),
     ],
-    ids=["grpo", "tool calls", "whole groups", "policy checkpoints", "read ahead", "sft", "resumable"],
+    ids=["grpo", "tool calls", "whole groups", "policy checkpoints", "read ahead", "sft", "cached towers", "resumable"],
 )
 def test_every_override_is_listed_here_and_takes_what_trl_gives(ours: type, theirs: type, table: dict) -> None:
     assert overridden(ours, theirs) == set(table), f"{ours.__name__} overrides other methods than this file lists"

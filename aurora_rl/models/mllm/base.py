@@ -53,6 +53,8 @@ class MLLMFamily(Senses, abc.ABC):
 
     #: Why rollouts by vLLM are refused for the family; None where they equal those of transformers.
     engine_refusal: ClassVar[str | None] = None
+    #: Why outputs of the towers are not kept on disk, said of the family; None where they may be.
+    tower_cache_refusal: ClassVar[str | None] = None
     #: Largest number of a prompt's pictures, videos and sounds inside vLLM; a family without ears has no audio.
     media_limits: ClassVar[Mapping[str, int]] = {"image": 0, "video": 1, "audio": 1}
 

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from aurora_rl.models.tower_outputs import ClipOutput
+
+#: Fields of a tower's output that its features may stand in.
+FIELDS = ("pooler_output", "last_hidden_state")
+#: Forms of the features, see `split`.
+IN_LIST, FLAT, ONE_ROW, PADDED = "list", "flat", "one row", "padded"
+
+
+@dataclasses.dataclass
+class KeptOutput(BaseModelOutputWithPooling):
+    """A tower's output as the model reads it, whichever class it had."""
+
+    attention_mask: torch.Tensor | None = None
+    deepstack_features: list[torch.Tensor] | None = None
 
 
 def split(outputs: Any, field: str, sizes: Sequence[int], *, modality: str) -> list[ClipOutput]:
@@ -65,6 +80,26 @@ def of_no_clip(outputs: Any, field: str) -> Any:
         if (value := getattr(outputs, name, None)) is not None:
             setattr(form, name, value)
     return join(form, field, [])
+
+
+def taken_apart(output: Any) -> tuple[ClipOutput, str, str]:
+    """Take a tower's output for no clip apart, with the field that its features stand in, and their form."""
+    field = next(name for name in FIELDS if getattr(output, name, None) is not None)
+    features, mask = getattr(output, field), getattr(output, "attention_mask", None)
+    levels = tuple(getattr(output, "deepstack_features", None) or ())
+    if mask is not None:
+        return ClipOutput(features, levels, mask), field, PADDED
+    if isinstance(features, (list, tuple)):
+        return ClipOutput(torch.cat(list(features)), levels), field, IN_LIST
+    return ClipOutput(features.flatten(0, -2), levels), field, ONE_ROW if features.dim() == 3 else FLAT
+
+
+def put_together(part: ClipOutput, field: str, form: str) -> KeptOutput:
+    """Do the opposite of `taken_apart`."""
+    output, features = KeptOutput(attention_mask=part.mask), part.features
+    output.deepstack_features = list(part.levels) or None
+    setattr(output, field, [features] if form == IN_LIST else features[None] if form == ONE_ROW else features)
+    return output
 
 
 def _flat(features: Any) -> torch.Tensor:

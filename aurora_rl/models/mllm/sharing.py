@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import nn
 
 from aurora_rl.models.grounding import GroundingMixin
 from aurora_rl.models.mllm.clip_outputs import join, of_no_clip, split
-from aurora_rl.models.tower_outputs import ClipOutput, compute_the_same_always
+from aurora_rl.models.tower_outputs import ClipOutput, TowerOutputs, TowerRun, difference_between_passes
 
 #: What transformers' processors call the media in `mm_token_type_ids`; 0 is text.
 TOKEN_TYPES = {"image": 1, "video": 2, "audio": 3}
@@ -86,7 +86,8 @@ class TowerSharingMixin(GroundingMixin):
         perceived = [clip for clip, count in enumerate(counts) if count]
         store = None if self.media_clips is None else self.tower_outputs
         clips = [] if self.media_clips is None else [self.media_clips[clip] for clip in perceived]
-        if store is not None and (kept := store.read(modality, clips)) is not None:
+        run = None if store is None else self._run_of(modality, store, self._ids.device)
+        if store is not None and run is not None and (kept := store.read(run, clips)) is not None:
             form, parts = kept
             outputs = of_no_clip(form, self._field(modality))
             return self._of_rows(outputs, modality, dict(zip(perceived, parts, strict=True)), index)
@@ -96,8 +97,8 @@ class TowerSharingMixin(GroundingMixin):
             return outputs
         sizes = [counts[clip] for clip in perceived]
         parts = split(outputs, self._field(modality), sizes, modality=modality) if perceived else []
-        if store is not None:
-            store.keep(modality, clips, of_no_clip(outputs, self._field(modality)), parts)
+        if store is not None and run is not None:
+            store.keep(run, clips, of_no_clip(outputs, self._field(modality)), parts)
         return self._of_rows(outputs, modality, dict(zip(perceived, parts, strict=True)), index)
 
     def _of_rows(self, outputs: Any, modality: str, parts: Mapping[int, ClipOutput], index: Sequence[int]) -> Any:
@@ -119,11 +120,24 @@ class TowerSharingMixin(GroundingMixin):
             finally:
                 self._ids = ids
 
+    def _run_of(self, modality: str, store: TowerOutputs, device: torch.device) -> TowerRun:
+        with store.autocast():
+            if torch.is_autocast_enabled(device.type):
+                return TowerRun(modality, torch.get_autocast_dtype(device.type), device)
+        if store.disk is None:  # nobody asks in which precision
+            return TowerRun(modality, self.dtype, device)
+        weights = (weight for _, part in self.tower_modules() for weight in part.parameters(recurse=False))
+        return TowerRun(modality, next((w.dtype for w in weights if w.is_floating_point()), self.dtype), device)
+
     def towers_compute_the_same_always(self) -> bool:
-        """Tell whether the outputs of the towers may be kept, see `models.tower_outputs.compute_the_same_always`."""
+        """Tell whether the outputs of the towers may be kept, see `models.tower_outputs.difference_between_passes`."""
+        return difference_between_passes(self.tower_modules()) is None
+
+    def tower_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the modules outside of decoder, embeddings and heads, by name: towers, and what holds them."""
         others = (self.get_decoder(), self.get_input_embeddings(), self.get_output_embeddings(), *self.heads.values())
         known = {id(module) for part in others for module in part.modules()}
-        return compute_the_same_always(module for module in self.modules() if id(module) not in known)
+        return ((name, module) for name, module in self.named_modules() if id(module) not in known)
 
     def _field(self, modality: str) -> str:
         return self.audio_output if modality == "audio" else "pooler_output"

@@ -112,6 +112,13 @@ def usual_pass(
     return ClipPass(tokens, towers)
 
 
+def num_features(config: Any, a_clip: ClipPass) -> float:
+    """Return how many features the towers give for a clip: one for each of its tokens, and those of deeper layers."""
+    deeper = len(getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ())
+    seen = sum(tower.tokens / tower.merged for tower in a_clip.towers.values() if tower.merged > 1)
+    return a_clip.prompt_tokens + deeper * seen
+
+
 def windowed_pass(config: Any, clip: ClipSize, tower_name: str) -> ClipPass:
     """Return what a clip takes of a model that sees nothing and hears a sound in windows of 30 s, the last one padded.
 

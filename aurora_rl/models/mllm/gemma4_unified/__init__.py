@@ -18,6 +18,7 @@ class Gemma4UnifiedFamily(Gemma4Family):
     tower_names = ("model.embed_vision", "model.embed_audio")
     engine_architecture = "Gemma4UnifiedForConditionalGeneration"
     engine_refusal = BOTH_DIRECTIONS
+    tower_cache_refusal = "has no towers, only projections of patches and sound, whose outputs are as large as inputs"
 
     @property
     def model_class(self) -> type[PreTrainedModel]:
