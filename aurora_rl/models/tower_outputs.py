@@ -160,13 +160,13 @@ class TowerOutputs:
         """
         self._forms.setdefault(run.modality, form)
         for clip, part in zip(clips, parts, strict=True):
-            self._put(run, clip, part)
+            self._put(run.modality, clip, part)
         if self.disk is not None:
             self.disk.write(run, form, dict(zip(map(self._digest, clips), parts, strict=True)))
 
-    def _put(self, run: TowerRun, clip: Mapping[str, torch.Tensor], part: ClipOutput) -> None:
+    def _put(self, modality: str, clip: Mapping[str, torch.Tensor], part: ClipOutput) -> None:
         self._clips[id(clip)] = clip
-        self._kept.setdefault(run.modality, {}).setdefault(id(clip), part)
+        self._kept.setdefault(modality, {}).setdefault(id(clip), part)
 
     def _load(self, disk: OutputsOnDisk, run: TowerRun, clips: Sequence[Mapping[str, torch.Tensor]]) -> None:
         """Bring into memory what the disk has of some clips."""
@@ -176,7 +176,7 @@ class TowerOutputs:
             if id(clip) in self._kept.get(run.modality, {}):
                 continue
             if (part := disk.read(run, self._digest(clip))) is not None:
-                self._put(run, clip, part)
+                self._put(run.modality, clip, part)
 
     def _digest(self, clip: Mapping[str, torch.Tensor]) -> str:
         self._clips[id(clip)] = clip
@@ -207,7 +207,8 @@ class TowerOutputs:
         """
         part = lender._kept.get(modality, {}).get(id(like))
         if part is not None:
-            self.keep(modality, [clip], lender._forms[modality], [part])
+            self._forms.setdefault(modality, lender._forms[modality])
+            self._put(modality, clip, part)
 
     def keep_only(self, clips: Iterable[Mapping[str, torch.Tensor]]) -> None:
         """Drop what is kept of all other clips."""

@@ -238,7 +238,7 @@ class ForwardPasses:
         given = [ids or [self.encode.tokenizer.eos_token_id] for ids in completion_ids]
         input_ids, attention_mask = self._padded([row.prompt.prompt_ids for row in rows], given)
         length = max(map(len, given))
-        scored = self.score(model, input_ids, attention_mask, rows, length, batch_size, predicts=False)
+        scored = self.score(model, input_ids, attention_mask, RolloutBatch(rows), length, batch_size)
         return torch.cat([outputs.log_probs[:, -length:] for outputs, _ in scored])
 
     @torch.no_grad()
