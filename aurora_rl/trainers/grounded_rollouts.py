@@ -229,13 +229,13 @@ class ForwardPasses:
         Args:
             model: the policy.
             rows: B encoded rows, whose prompts are read.
-            completion_ids: B completions; an empty one is scored as an end of turn, so that there is a token.
+            completion_ids: B completions; an empty one is scored as padding, so that there is a token.
             batch_size: number of rows of a chunk.
 
         Returns:
             (B, C) log-probabilities, right-padded.
         """
-        given = [ids or [self.encode.tokenizer.eos_token_id] for ids in completion_ids]
+        given = [ids or [self.encode.tokenizer.pad_token_id] for ids in completion_ids]
         input_ids, attention_mask = self._padded([row.prompt.prompt_ids for row in rows], given)
         length = max(map(len, given))
         scored = self.score(model, input_ids, attention_mask, RolloutBatch(rows), length, batch_size)
