@@ -93,7 +93,8 @@ def estimate_flops(
     Of a layer with experts a token passes those alone that it is sent to. This is 6 N a token if all N weights are
     trained (Kaplan et al. 2020, section 2.1), 4 N if the weights are frozen and gradients only pass through, as under
     LoRA, and 2 N more if the forward pass runs again. Attention's quadratic term and the mask decoder are not counted.
-    Frozen towers run in the first pass over rollouts alone.
+    Frozen towers run in the first pass over rollouts alone, once for each clip of a generation batch. Training and
+    scoring meet a shared prompt once, sampling meets it in each row.
 
     Args:
         meta: the model.
@@ -107,6 +108,8 @@ def estimate_flops(
     completions = work.rows * work.completion_tokens
     scored = completions if is_gpu else work.tokens
     media, media_backward = _tower_flops(meta, work)
+    # Of a generation batch, as a share of one pass over it.
+    media_once = media * work.generated_clips / work.clips * work.rows / work.generated_rows if rollouts else media
     forward = layers.passed * work.tokens + head.passed * scored
     backward = layers.backward * work.tokens + head.backward * scored + media_backward
     again = checkpointing * layers.passed * work.tokens + head.passed * scored
@@ -122,11 +125,11 @@ def estimate_flops(
         if media_backward:
             scoring += rollouts.num_scored * media
         elif rollouts.by_engine and rollouts.num_scored:
-            scoring += media
+            scoring += media_once
         elif rollouts.by_engine:
-            training += times * media
+            training += times * media_once
         if rollouts.samples_here:  # with a cache each token passes once
-            sampling = layers.passed * work.tokens + head.passed * completions + media
+            sampling = layers.passed * work.row_tokens + head.passed * completions + media_once
     return StepFlops(
         sampling=times * sampling,
         scoring=times * scoring,
