@@ -246,8 +246,10 @@ def test_forward_passes_over_the_rollouts(estimate, meta, options: dict, zero_st
     a_token = 2 * sum(p.numel() for p in meta.base.get_decoder().layers.parameters())
     head = 2 * meta.base.lm_head.weight.numel() * work.rows * work.completion_tokens
     iterations = options.get("num_iterations", 1)
-    sampled, scored = ((a_token * tokens + head) / iterations for tokens in (work.row_tokens, work.tokens))
-    towers = flops.sampling - sampled  # with a cache, sampling passes each token once
+    prompts = work.rows if options.get("use_vllm") else work.clips
+    read = prompts * work.prompt_tokens + work.rows * work.completion_tokens
+    sampled, scored = ((a_token * tokens + head) / iterations for tokens in (read, work.tokens))
+    towers = flops.sampling - sampled  # with a cache, sampling passes each token once, and a group's prompt once
     assert towers > 0
     assert flops.scoring == pytest.approx(passes * scored + towers * options.get("use_vllm", False))
     trained = estimate(AuroraGRPOConfig, launch=launch, model={"freeze": []}, **options).flops
@@ -317,7 +319,7 @@ def test_an_engine_beside_the_trainer_samples_as_much_as_the_trainer_would(estim
     def sampling(**options) -> float:
         return estimate(AuroraGRPOConfig, num_generations=2, **options).flops.sampling
 
-    assert sampling(use_vllm=True, vllm_mode="colocate") == sampling() > 0
+    assert sampling(use_vllm=True, vllm_mode="colocate") == sampling(share_prompts=False) > sampling() > 0
     assert sampling(use_vllm=True, vllm_mode="server") == 0
 
 
