@@ -363,7 +363,8 @@ def _check_data_set(asked: Asked) -> None:
     if ":" not in benchmark:  # a loader of one's own is handed whatever it understands, and names its own splits
         is_of_hub = benchmark == "clips" and is_hub_name(root)
         if not is_of_hub:
-            (check_existing if benchmark == "clips" else check_folder)(root, name=asked.called("data_root"))
+            may_be_file = benchmark == "clips" or (benchmark == "ref_avs" and root.endswith(".csv"))
+            (check_existing if may_be_file else check_folder)(root, name=asked.called("data_root"))
         _check_columns(asked)
     # The splits of a data set of `datasets` are told when it is opened, which takes seconds, or the network.
     if ":" not in benchmark and not (benchmark == "clips" and is_table(root)):

@@ -47,6 +47,7 @@ FEATURES = Features(
         "audio_path": Value("string"),
         "mask_paths": List(Value("string")),
         **ANNOTATION_FEATURES,
+        "reference_media": List(Value("string")),
         "origin": Value("string"),
         "use_audio_in_video": Value("bool"),
         "dataset": Value("string"),

@@ -41,6 +41,7 @@ TAKEN_NAMES = frozenset(
         *("prompt", "prompts", "completion", "completions", "completion_ids"),
         *("uid", "row", "media_id", "origin", "wrong", "use_audio_in_video", "extra", "dataset"),
         *("frame_paths", "audio_path", "mask_paths", "video_path", "frame_times", "sampled_fps", "frame_cache"),
+        "reference_media",
         *("pred_masks", "mask_probs", "gt_masks", "mask_counts", "head_score", "loudness_dbfs", "sample", "answers"),
         *("pred_boxes", "trainer_state", "log_metric", "log_extra", "environments", "images", "tools"),
     }

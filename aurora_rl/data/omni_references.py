@@ -12,10 +12,11 @@ A file that a row does not have is null. A spoken reference's `expr` is what is 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from aurora_rl.data.files import DatasetError
+from aurora_rl.data.sample import AVSample
 
 TEXT_TYPE = "text"
 SPEECH, SOUND, IMAGE = "speech", "sound", "image"
@@ -68,6 +69,23 @@ def read_reference(record: Mapping[str, Any], place: str) -> OmniReference:
         raise DatasetError(f"{place} is of expr_type {kind!r} and lacks {missing}: expected the name of a file each")
     files = tuple(f"{FILES[part][1]}/{name}" for part, name in names.items())
     return OmniReference(_words(record["expr"], TYPES[kind]), files)
+
+
+def check_words_alone(samples: Iterable[AVSample], form: str) -> None:
+    """Check that no reference has files of its own, before rows are written in a form that has no place for them.
+
+    Args:
+        samples: the rows.
+        form: what is written, for the error.
+
+    Raises:
+        DatasetError: naming the first row that has some.
+    """
+    if found := next((sample for sample in samples if sample.reference_media), None):
+        raise DatasetError(
+            f"sample {found.key} refers by the file {found.reference_media[0]}, which {form} has no place for: convert "
+            "the references in words, of `omni_avs`"
+        )
 
 
 def _words(sentence: str, parts: tuple[str, ...]) -> str:

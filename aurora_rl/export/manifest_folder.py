@@ -18,6 +18,7 @@ from aurora_rl.data.containers import check_is_file
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.manifest_rows import EMPTY_MASKS
 from aurora_rl.data.media import load_clip
+from aurora_rl.data.omni_references import check_words_alone
 from aurora_rl.data.sample import AVSample
 from aurora_rl.files.atomic import whole_folder, write_whole
 from aurora_rl.files.fingerprint import fingerprint_values
@@ -42,9 +43,11 @@ def write_manifest(samples: Sequence[AVSample], folder: Path, *, root: Path, lin
         The number of files that were copied or linked.
 
     Raises:
-        DatasetError: if the folder exists already, or the manifest names a file outside it.
+        DatasetError: if the folder exists already, the manifest names a file outside it, or a reference has files of
+            its own.
         MediaError: if a clip cannot be read.
     """
+    check_words_alone(samples, "a manifest")
     if folder.exists() and folder.resolve() == root.resolve():
         return _write_in_place(samples, folder, root)
     if folder.exists():

@@ -33,6 +33,7 @@ from aurora_rl.data.containers import SAMPLING_RATE, MediaError, check_is_file
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.hf_dataset import FEATURES, TEXT_COLUMNS, table_name
 from aurora_rl.data.media import load_clip, read_clip_size
+from aurora_rl.data.omni_references import check_words_alone
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.data.splits import TABLE_FOLDER, TABLE_NAME
 from aurora_rl.files.atomic import whole_folder
@@ -129,11 +130,12 @@ def write_split(samples: Sequence[AVSample], folder: Path, split: str) -> SplitS
     """Write a split's tables; each row's clip is first read once, as in training.
 
     Raises:
-        DatasetError: if the split's name is invalid on the hub.
+        DatasetError: if the split's name is invalid on the hub, or a reference has files of its own.
         MediaError: if a clip cannot be read.
     """
     if not TABLE_NAME.fullmatch(table_name(split, 0, 1)):
         raise DatasetError(f"the hub takes no split named {split!r}: use letters, digits and underscores")
+    check_words_alone(samples, "a table")
     paths: list[Path] = []
     num_bytes = 0
     groups = _row_groups(samples)

@@ -13,12 +13,15 @@ from pycocotools import mask as coco_mask
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.data.containers import MediaError
+from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.masks import write_mask
 from aurora_rl.data.media import load_clip, read_masks
 from aurora_rl.data.message_parts import MediaArguments, media_parts, reference_parts
 from aurora_rl.data.omni_avs import load_omni_avs
+from aurora_rl.data.sample import AVSample
 from aurora_rl.data.splits import list_splits
+from aurora_rl.export.manifest_folder import write_manifest
 from aurora_rl.models.mllm import load_family
 from aurora_rl.models.reference_media import check_reference_media
 from aurora_rl.tasks.reference_segmentation import chain_file
@@ -196,6 +199,9 @@ def test_a_chat_endpoint_is_sent_the_references_files_and_a_model_refuses_them(r
         with pytest.raises(MediaError, match=why):
             check_reference_media(load_family(name), row)
     check_reference_media(load_family("qwen2_5_omni"), words)
+    assert AVSample.from_row(to_dataset([pointing], lambda sample: [])[0]) == pointing
+    with pytest.raises(DatasetError, match=r"b\.wav, which a manifest has no place for"):
+        write_manifest([words, pointing], root.parent / "out", root=root)
 
 
 def test_four_of_seven_frames_are_evenly_spaced_with_their_own_masks(root: Path, cache: Path) -> None:

@@ -11,6 +11,8 @@ import soundfile
 from PIL import Image
 
 from aurora_rl.assembly.arguments import DataArguments
+from aurora_rl.assembly.early import check_asked
+from aurora_rl.assembly.known_options import SAVED_MASKS, read_asked
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.media import load_clip, loudness_dbfs
 from aurora_rl.data.ref_avs import load_ref_avs
@@ -143,6 +145,7 @@ def test_another_table_about_the_same_clips_is_named_in_the_place_of_the_folder(
         "ref_avs", root
     )
     (root / "metadata.csv").unlink()
+    check_asked(read_asked(SAVED_MASKS, ["--data_root", str(table)]))
     truth = load_truth(DataArguments(str(table)), ["train"])
     assert truth.table == table.name and [s.mask_paths for s in truth.samples] == [s.mask_paths for s in whole]
 

@@ -24,7 +24,7 @@ SPLITS = ("train", "val", "test_s", "test_u", "test_n")
 #: What a sample loses on its way into tables and back: where its files lay, and how its prompt is built.
 PATHS = (
     *("frame_paths", "video_path", "frame_times", "frame_cache", "audio_path", "mask_paths"),
-    *("sampled_fps", "origin", "use_audio_in_video"),
+    *("sampled_fps", "origin", "use_audio_in_video", "reference_media"),
 )
 
 
