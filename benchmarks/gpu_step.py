@@ -114,7 +114,7 @@ class Way:
 
 
 PLAIN = Way()
-#: Clips of a generation batch; their rows are shuffled before they are cut into as many micro-batches.
+#: Clips of a generation batch, which is cut into as many micro-batches, a group in each.
 NUM_CLIPS = 2
 #: Values of the recipe.
 RECIPE_COMPLETION_LENGTH, BETA = 512, 0.04
@@ -289,29 +289,30 @@ def step_flops(contender: Contender, shape: Shape) -> StepFlops:
     return estimate_flops(meta, work, checkpointing=trainer.args.gradient_checkpointing, is_gpu=is_gpu)
 
 
-def tower_work(contender: Contender, prompt: EncodedPrompt, clips: int) -> dict[str, TowerPass]:
+def tower_work(contender: Contender, prompt: EncodedPrompt) -> dict[str, TowerPass]:
     """Return the towers' work for some clips of a prompt's real lengths."""
     config = contender.trainer.accelerator.unwrap_model(contender.trainer.model).config
     vision, audio = config.vision_config, config.audio_config
     patches, columns = len(prompt.features["pixel_values_videos"]), int(prompt.features["feature_attention_mask"].sum())
     return {
-        "visual": TowerPass(clips * patches, vision.hidden_size, vision.depth),
-        "audio_tower": TowerPass(clips * columns / 2, audio.d_model, audio.encoder_layers),
+        "visual": TowerPass(patches, vision.hidden_size, vision.depth),
+        "audio_tower": TowerPass(columns / 2, audio.d_model, audio.encoder_layers),
     }
 
 
 def step_work(contender: Contender, shape: Shape) -> Workload:
-    """Return the sizes of a micro-batch: it has rows of both clips, as rows are shuffled."""
-    prompt, clips = contender.trainer.encode(_sample()).prompt, min(NUM_CLIPS, shape.num_generations)
+    """Return the sizes of a micro-batch, which is a group."""
+    prompt = contender.trainer.encode(_sample()).prompt
     return Workload(
         rows=shape.num_generations,
-        clips=clips,
+        clips=1,
         prompt_tokens=len(prompt.prompt_ids),
         completion_tokens=shape.completion_length,
-        towers=tower_work(contender, prompt, clips),
+        towers=tower_work(contender, prompt),
         frames=shape.num_frames,
         size=shape.frame_size,
         generated_rows=NUM_CLIPS * shape.num_generations,
+        generated_clips=NUM_CLIPS,
         num_steps=NUM_CLIPS,
     )
 

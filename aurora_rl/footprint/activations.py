@@ -21,6 +21,7 @@ from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
 from aurora_rl.footprint.parameters import MetaModel
 from aurora_rl.footprint.peak import forward_and_backward, forward_only
+from aurora_rl.footprint.shared_prompts import give_packed_attention, meta_layout, packed_on_meta
 from aurora_rl.footprint.workload import Workload
 from aurora_rl.losses import mask_loss
 from aurora_rl.models.heads.segmenters import Segmenter
@@ -119,7 +120,7 @@ def estimate_pass(meta: MetaModel, work: Workload, *, rows: int, length: int, ha
         length: tokens of each sequence.
         half: dtype of mixed precision, None for none.
     """
-    sequences = dataclasses.replace(work, rows=rows, prompt_tokens=length, completion_tokens=0)
+    sequences = dataclasses.replace(work, rows=rows, prompt_tokens=length, completion_tokens=0, shares_prompts=False)
     layer, inputs = _layer_and_inputs(meta, sequences, half)
     mask = inputs["attention_mask"]
     entries = ENTRIES * inputs["hidden_states"].untyped_storage().nbytes()
@@ -152,7 +153,8 @@ def _run_layer(meta: MetaModel, work: Workload, half: torch.dtype | None) -> tup
     layer, inputs = _layer_and_inputs(meta, work, half)
 
     def run() -> Tensor:
-        output = layer(**inputs)
+        with packed_on_meta():
+            output = layer(**inputs)
         return output if isinstance(output, Tensor) else output[0]
 
     return forward_and_backward(run)
@@ -170,12 +172,13 @@ def _layer_and_inputs(meta: MetaModel, work: Workload, half: torch.dtype | None)
     if half is not None:
         layer.to(half)
     dtype = next(layer.parameters()).dtype
+    rows, length = (1, work.tokens) if work.shares_prompts else (work.rows, work.length)
     with torch.device("meta"):
-        hidden_states = torch.empty(work.rows, work.length, _width(meta), dtype=dtype, requires_grad=True)
+        hidden_states = torch.empty(rows, length, _width(meta), dtype=dtype, requires_grad=True)
         axes = (meta.family.position_axes,) if meta.family.position_axes > 1 else ()
-        positions = torch.empty(*axes, work.rows, work.length, dtype=torch.long)
+        positions = torch.empty(*axes, rows, length, dtype=torch.long)
         # Rows of several lengths are padded, and padding is masked; a single row needs no mask.
-        mask = None if work.rows == 1 else torch.empty(work.rows, 1, work.length, work.length, dtype=torch.bool)
+        mask = None if rows == 1 else torch.empty(rows, 1, length, length, dtype=torch.bool)
     _give_gradients(layer)
     rotary = meta.base.get_decoder().rotary_emb
     # Layers of Gemma turn by their kind, may hand keys and values on, and read embeddings of their own.
@@ -185,10 +188,13 @@ def _layer_and_inputs(meta: MetaModel, work: Workload, half: torch.dtype | None)
         "position_embeddings": rotary(hidden_states.detach(), positions, **by_kind),
         "attention_mask": mask,
     }
+    if work.shares_prompts:
+        give_packed_attention(layer)
+        inputs["packed"] = meta_layout(work.rows, work.clips, work.prompt_tokens, work.completion_tokens)
     if by_kind:
         inputs["shared_kv_states"] = {}
     if width := getattr(meta.base.config.get_text_config(), "hidden_size_per_layer_input", None):
-        inputs["per_layer_input"] = torch.empty(work.rows, work.length, width, dtype=dtype, device="meta")
+        inputs["per_layer_input"] = torch.empty(rows, length, width, dtype=dtype, device="meta")
     return layer, inputs
 
 
@@ -220,7 +226,7 @@ def _lm_head_bytes(meta: MetaModel, work: Workload, dtype: torch.dtype, *, is_gp
     vocab_size, width = head.weight.shape
     is_trained = _is_trained(head)
     # Triton picks the completion's tokens; without it all positions are scored, and the copies of a tile add up.
-    tokens = work.rows * (work.completion_tokens if is_gpu else work.length)
+    tokens = work.rows * work.completion_tokens if is_gpu else work.tokens
     rows = min(tokens, TOKEN_CHUNK_SIZE)
     tile = rows * _CHUNKED_LOGPROB_CHUNK_SIZE * dtype.itemsize
     copies = 0 if is_gpu else round(FOLDED_TILES * rows * min(vocab_size, _CHUNKED_LOGPROB_CHUNK_SIZE))

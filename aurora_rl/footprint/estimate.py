@@ -25,6 +25,7 @@ from aurora_rl.footprint.parts import (
     fullest,
     sum_of,
 )
+from aurora_rl.footprint.shared_prompts import shares_prompts, without_dropout
 from aurora_rl.footprint.storage import disk_parts, states_of, tower_output_parts
 from aurora_rl.footprint.workload import Clips, Workload, build_workload, clip_pass
 from aurora_rl.models.loading import family_that_reads
@@ -97,6 +98,8 @@ def estimate_footprint(
         as_read = ModelArguments(model=teacher, dtype=model_args.dtype)
         teacher_meta = build_meta_model(as_read, Launch(), family=family_that_reads(teacher, model_args.family))
     work = work or build_workload(meta.family, meta.base.config, data_args, training_args, clips)
+    meta = without_dropout(meta, training_args)
+    work = dataclasses.replace(work, shares_prompts=shares_prompts(meta, model_args, training_args))
     checkpointing = bool(training_args.gradient_checkpointing)
     activations = estimate_activations(meta, work, half=half, checkpointing=checkpointing, is_gpu=launch.is_gpu)
     parts = [

@@ -55,12 +55,15 @@ class Rollouts:
         num_scored: number of forward passes without gradient over each rollout.
         num_iterations: number of times that each rollout is trained on.
         by_engine: whether vLLM samples, whose towers compute nothing for the policy's own passes.
+        reads_prompts_once: whether sampling reads a prompt once for all of its completions (`models.prefill`). Of
+            vLLM, whose caches may do as much, every row is counted.
     """
 
     samples_here: bool
     num_scored: int
     num_iterations: int
     by_engine: bool = False
+    reads_prompts_once: bool = False
 
     @classmethod
     def of(cls, args: AuroraGRPOConfig, launch: Launch, *, head: str | None) -> Self:
@@ -76,6 +79,7 @@ class Rollouts:
             num_scored=args.old_logps_are_computed + bool(args.beta) + needs_mask_pass,
             num_iterations=args.num_iterations,
             by_engine=args.use_vllm,
+            reads_prompts_once=args.share_prompts and not args.use_vllm,
         )
 
 
@@ -93,7 +97,8 @@ def estimate_flops(
     Of a layer with experts a token passes those alone that it is sent to. This is 6 N a token if all N weights are
     trained (Kaplan et al. 2020, section 2.1), 4 N if the weights are frozen and gradients only pass through, as under
     LoRA, and 2 N more if the forward pass runs again. Attention's quadratic term and the mask decoder are not counted.
-    Frozen towers run in the first pass over rollouts alone.
+    Frozen towers run in the first pass over rollouts alone, once for each clip of a generation batch. Training and
+    scoring meet a shared prompt once, and so does sampling where `rollouts` says so.
 
     Args:
         meta: the model.
@@ -107,6 +112,9 @@ def estimate_flops(
     completions = work.rows * work.completion_tokens
     scored = completions if is_gpu else work.tokens
     media, media_backward = _tower_flops(meta, work)
+    # The distinct prompts of a generation batch, as a share of one pass over it.
+    prompts = work.generated_clips * work.rows / work.generated_rows if rollouts else float(work.clips)
+    media_once = media * prompts / work.clips
     forward = layers.passed * work.tokens + head.passed * scored
     backward = layers.backward * work.tokens + head.backward * scored + media_backward
     again = checkpointing * layers.passed * work.tokens + head.passed * scored
@@ -122,11 +130,13 @@ def estimate_flops(
         if media_backward:
             scoring += rollouts.num_scored * media
         elif rollouts.by_engine and rollouts.num_scored:
-            scoring += media
+            scoring += media_once
         elif rollouts.by_engine:
-            training += times * media
+            training += times * media_once
         if rollouts.samples_here:  # with a cache each token passes once
-            sampling = layers.passed * work.tokens + head.passed * completions + media
+            read = prompts if rollouts.reads_prompts_once else work.rows
+            tokens = read * work.prompt_tokens + completions
+            sampling = layers.passed * tokens + head.passed * completions + media_once
     return StepFlops(
         sampling=times * sampling,
         scoring=times * scoring,

@@ -86,6 +86,8 @@ class Workload:
         generated_rows: number of sequences sampled at a time; 0 in supervised training.
         num_steps: number of forward and backward passes of a process for one optimiser step.
         head: name of the head that the task needs; None for a task that is answered in words alone.
+        generated_clips: number of distinct clips among the rows sampled at a time.
+        shares_prompts: whether rows of one clip are a group that shares its prompt.
     """
 
     rows: int
@@ -98,6 +100,8 @@ class Workload:
     generated_rows: int = 0
     num_steps: int = 1
     head: str | None = MaskHead.name
+    generated_clips: int = 0
+    shares_prompts: bool = False
 
     @property
     def has_masks(self) -> bool:
@@ -110,15 +114,40 @@ class Workload:
         return self.prompt_tokens + self.completion_tokens
 
     @property
-    def tokens(self) -> int:
+    def row_tokens(self) -> int:
         """B x L, the tokens of all rows."""
         return self.rows * self.length
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that pass the decoder in training and scoring, as many as a `models.packed_layout` has.
+
+        With shared prompts, all but the last token of a prompt pass once for all of its rows.
+        """
+        if not self.shares_prompts:
+            return self.row_tokens
+        return self.clips * (self.prompt_tokens - 1) + self.rows * (1 + self.completion_tokens)
 
 
 def clip_pass(family: MLLMFamily, config: PretrainedConfig, data: DataArguments, clips: Clips) -> ClipPass:
     """Return what one clip takes of the prompt and of the towers."""
     clip = ClipSize(clips.frames, clips.size, clips.seconds, data.min_pixels, data.max_pixels)
     return family.clip_pass(config, clip)
+
+
+def most_groups(rows: int, group: int, *, passes: int = 1) -> int:
+    """Return the largest number of groups that one pass has rows of, where groups lie one behind the other.
+
+    Args:
+        rows: number of rows of a pass.
+        group: number of rows of a group.
+        passes: number of passes over a generation batch, the first of which begins with a group.
+
+    >>> most_groups(8, 4), most_groups(2, 4, passes=2), most_groups(6, 4, passes=2)
+    (2, 1, 2)
+    """
+    firsts = (number * rows for number in range(passes))
+    return max((first + rows - 1) // group - first // group + 1 for first in firsts)
 
 
 def build_workload(
@@ -135,7 +164,8 @@ def build_workload(
     """
     group = getattr(args, "num_generations", None)
     rows = args.per_device_train_batch_size
-    num_clips = math.ceil(rows / (group or 1))
+    passes = args.steps_per_generation if group else 1
+    num_clips = most_groups(rows, group or 1, passes=passes)
     a_clip = clip_pass(family, config, data, clips)
     text = len(data.asked_instruction() + (data.system_prompt or ""))
     return Workload(
@@ -146,7 +176,8 @@ def build_workload(
         towers=a_clip.times(num_clips),
         frames=clips.frames,
         size=clips.size,
-        generated_rows=rows * args.steps_per_generation if group else 0,
+        generated_rows=rows * passes if group else 0,
+        generated_clips=most_groups(rows * passes, group) if group else 0,
         num_steps=args.gradient_accumulation_steps,
         head=load_task(data.task).head,
     )

@@ -4,12 +4,15 @@ import dataclasses
 import math
 
 import pytest
+import torch
 
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments
 from aurora_rl.footprint import Clips, Footprint, Launch, Part, estimate_footprint
 from aurora_rl.footprint.flops import StepFlops, least_seconds
 from aurora_rl.footprint.parts import ALWAYS, LOADING, MOMENTS, TRAINING
-from aurora_rl.footprint.workload import build_workload
+from aurora_rl.footprint.report import render
+from aurora_rl.footprint.workload import Workload, build_workload, most_groups
+from aurora_rl.models.packed_layout import pack
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 
@@ -240,14 +243,66 @@ def test_forward_passes_over_the_rollouts(estimate, meta, options: dict, zero_st
     launch = Launch(num_processes=2, zero_stage=zero_stage, is_deepspeed=True)
     footprint = estimate(AuroraGRPOConfig, launch=launch, **options)
     work, flops = footprint.work, footprint.flops
-    layers = 2 * sum(p.numel() for p in meta.base.get_decoder().layers.parameters()) * work.tokens
+    a_token = 2 * sum(p.numel() for p in meta.base.get_decoder().layers.parameters())
     head = 2 * meta.base.lm_head.weight.numel() * work.rows * work.completion_tokens
-    language_model = (layers + head) / options.get("num_iterations", 1)  # with a cache, sampling passes each token once
-    towers = flops.sampling - language_model
+    iterations = options.get("num_iterations", 1)
+    prompts = work.rows if options.get("use_vllm") else work.clips
+    read = prompts * work.prompt_tokens + work.rows * work.completion_tokens
+    sampled, scored = ((a_token * tokens + head) / iterations for tokens in (read, work.tokens))
+    towers = flops.sampling - sampled  # with a cache, sampling passes each token once, and a group's prompt once
     assert towers > 0
-    assert flops.scoring == pytest.approx(passes * language_model + towers * options.get("use_vllm", False))
+    assert flops.scoring == pytest.approx(passes * scored + towers * options.get("use_vllm", False))
     trained = estimate(AuroraGRPOConfig, launch=launch, model={"freeze": []}, **options).flops
-    assert trained.scoring == pytest.approx(passes * trained.sampling)
+    assert trained.scoring == pytest.approx(passes * (trained.sampling - sampled + scored))
+
+
+def test_frozen_towers_run_once_for_a_clip_whose_group_is_spread_over_micro_batches(estimate) -> None:
+    def tower_flops(**options) -> float:
+        footprint = estimate(AuroraGRPOConfig, share_prompts=False, **options)
+        plain = dataclasses.replace(footprint.work, towers={}).row_tokens
+        assert plain == footprint.work.tokens
+        return footprint.flops.sampling
+
+    whole = tower_flops(per_device_train_batch_size=4, num_generations=4)
+    halves = tower_flops(per_device_train_batch_size=2, num_generations=4, gradient_accumulation_steps=2)
+    assert halves == pytest.approx(whole)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"share_prompts": False},
+        {"torch_compile": True},
+        {"model": {"attn_implementation": "eager"}},
+        {"model": {"use_peft": True}},  # LoRA's dropout, which TRL takes out only if it is asked to
+    ],
+    ids=["off", "compiled", "other attention", "dropout"],
+)
+def test_what_the_trainer_does_not_share_is_counted_plain(estimate, options: dict) -> None:
+    plain = estimate(AuroraGRPOConfig, num_generations=2, **options)
+    assert plain.work.tokens == plain.work.row_tokens
+    is_lora = "use_peft" in options.get("model", {})
+    changed = {**options, "disable_dropout": True} if is_lora else {}
+    shared = estimate(AuroraGRPOConfig, num_generations=2, **changed)
+    work = shared.work
+    assert work.tokens == 2 * (work.prompt_tokens - 1) + 4 * (1 + work.completion_tokens) < work.row_tokens
+    for name in ("scoring", "training", "recomputing"):
+        assert getattr(shared.flops, name) < getattr(plain.flops, name) or not getattr(plain.flops, name)
+    assert part(shared, "activations: decoder") < part(plain, "activations: decoder")
+    assert "tokens, as prompts are shared" in render(shared) and "shared" not in render(plain)
+
+
+@pytest.mark.parametrize(("rows", "group", "passes"), [(8, 4, 1), (4, 4, 2), (2, 4, 4), (6, 4, 2), (3, 2, 2)])
+def test_tokens_are_those_of_the_trainers_own_layout(rows: int, group: int, passes: int) -> None:
+    """The fullest micro-batch of a generation batch, whose groups lie one behind the other."""
+    prompt, completion = 7, 5
+    ids = torch.ones(rows, prompt + completion, dtype=torch.long)
+    batches = [[row // group for row in range(first, first + rows)] for first in range(0, rows * passes, rows)]
+    counts = [len(pack(ids, ids, completion, keys).source) for keys in batches]
+    clips = most_groups(rows, group, passes=passes)
+    work = Workload(rows, clips, prompt, completion, {}, 1, (8, 8), shares_prompts=True)
+    assert work.tokens == max(counts)
+    assert dataclasses.replace(work, shares_prompts=False).tokens == ids.numel()
 
 
 def test_rollouts_that_are_trained_on_twice_are_sampled_half_as_often(estimate) -> None:
@@ -264,7 +319,7 @@ def test_an_engine_beside_the_trainer_samples_as_much_as_the_trainer_would(estim
     def sampling(**options) -> float:
         return estimate(AuroraGRPOConfig, num_generations=2, **options).flops.sampling
 
-    assert sampling(use_vllm=True, vllm_mode="colocate") == sampling() > 0
+    assert sampling(use_vllm=True, vllm_mode="colocate") == sampling(share_prompts=False) > sampling() > 0
     assert sampling(use_vllm=True, vllm_mode="server") == 0
 
 
