@@ -171,7 +171,10 @@ def test_a_second_turn_of_some_rows_is_that_of_each_row_alone_and_of_transformer
     said = take_turn(prompt_ids, rows).completion_ids
     tool = trainer._tokenizer(" the drum is louder than the bell.").input_ids
     ids, some = [[*prompt_ids[i], *said[i], *tool] for i in (1, 3)], [rows[1], rows[3]]
+    length = trainer.max_completion_length
+    monkeypatch.setattr(generation, "max_completion_length", len(said[1]) + len(tool) + length)  # room for a second one
     together = take_turn(ids, some)
+    assert [len(x) for x in together.completion_ids] == [length + len(said[1]) - len(said[i]) for i in (1, 3)]
     assert together.completion_ids != [said[1], said[3]]  # the first turn once more
     alone = [take_turn([x], [row]) for x, row in zip(ids, some, strict=True)]
     assert together.completion_ids == [rollouts.completion_ids[0] for rollouts in alone]
