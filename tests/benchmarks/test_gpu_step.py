@@ -33,9 +33,9 @@ def test_the_gpu_benchmark_runs_at_toy_size_and_refuses_real_ones_without_a_gpu(
     parts = sum(numbers[name] for name in (*PARTS, *MASK_PARTS, *WATCHED_PARTS))
     assert parts == pytest.approx(numbers["whole step, s"])
     ((work, flops),) = counted
-    # Two rows of two clips; frames are enlarged to 192 x 192 pixels; 1 s.
-    assert (work.rows, work.clips, work.completion_tokens) == (2, 2, 6)
-    assert [tower.tokens for tower in work.towers.values()] == [2 * 24 * 24, 50]
+    # A group of two rows; frames are enlarged to 192 x 192 pixels; 1 s.
+    assert (work.rows, work.clips, work.completion_tokens) == (2, 1, 6)
+    assert [tower.tokens for tower in work.towers.values()] == [24 * 24, 25]
     assert (work.generated_rows, work.num_steps) == (4, 2)
     assert numbers["tokens a second of the step"] == pytest.approx(2 * work.tokens / numbers["whole step, s"])
     assert all(numbers[name] > 0 for name in ("media encoding", "towers"))
