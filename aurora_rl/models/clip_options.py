@@ -46,8 +46,7 @@ class ClipOptions:
         return cls(
             prompt=prompt,
             fps=rates.most_common(1)[0][0],
-            # Rows without frames tell nothing about those of later clips.
-            num_frames=max(sample.num_frames for sample in samples) or cls.num_frames,
+            num_frames=max(sample.num_frames for sample in samples),
             use_audio_in_video=2 * interleaved > len(samples),
             task=task,
         )
