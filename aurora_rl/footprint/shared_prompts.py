@@ -54,12 +54,13 @@ def packed_on_meta() -> Iterator[None]:
 
     Fused kernels hold none.
     """
-    causal_lower_right = packed_attention.causal_lower_right
-    packed_attention.causal_lower_right = lambda *_: None  # type: ignore[assignment, misc]
+    names = vars(packed_attention)
+    causal_lower_right = names["causal_lower_right"]
+    names["causal_lower_right"] = lambda *_: None
     try:
         yield
     finally:
-        packed_attention.causal_lower_right = causal_lower_right  # type: ignore[misc]
+        names["causal_lower_right"] = causal_lower_right
 
 
 def meta_layout(rows: int, clips: int, prompt_tokens: int, completion_tokens: int) -> PackedLayout:
