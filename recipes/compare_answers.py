@@ -3,7 +3,7 @@
 python recipes/compare_answers.py --stages outputs/choice --output_dir outputs/choice/table
 
 It reads the outputs of recipes/synthetic/choice/stages.yaml, of think_stages.yaml beside it or, with `--score iou`,
-those of recipes/synthetic/moments/stages.yaml, and writes table.json, table.md and result.json.
+those of recipes/synthetic/moments/stages.yaml, and writes table.md and result.json.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from aurora_rl.data.questions import QUESTIONS_FILE, QuestionRow, read_questions
 from aurora_rl.evaluation.figures import TABLE_FILE, Figure, write_result
 from aurora_rl.evaluation.intervals import Interval, bootstrap_difference, bootstrap_interval
 from aurora_rl.evaluation.records import RowResult, read_results
-from aurora_rl.files.atomic import write_whole
+from aurora_rl.scripts.stage_outputs import processor_seconds, results_by_seed
 from aurora_rl.synthetic.questions import accuracy_of_sight
 from aurora_rl.synthetic.writer import MOMENTS_FILE
 from aurora_rl.tasks.spans import Span, temporal_iou
@@ -66,11 +66,10 @@ def pool(folder: Path, stage: str, file: str, score: str) -> Pooled:
     Raises:
         FileNotFoundError: if the stage was not evaluated.
     """
-    paths = {path: path.name.removeprefix(f"evaluate_{stage}").removeprefix("-") for path in folder.glob("evaluate_*")}
-    found = {seed: path / file for path, seed in paths.items() if seed.isdecimal() or not seed}
+    found = results_by_seed(folder, stage, file)
     if not found:
         raise FileNotFoundError(f"{folder} holds no evaluate_{stage}/{file}: run the stages first")
-    rows = [(seed, row) for seed in sorted(found) for row in read_results(found[seed])]
+    rows = [(seed, row) for seed, path in found.items() for row in read_results(path)]
     return Pooled(
         {(seed, row.uid): score_of(row, score) for seed, row in rows},
         {(seed, row.uid): row.media_id for seed, row in rows},
@@ -119,12 +118,6 @@ SIGHT: Mapping[str, Callable[[Path], dict[str, float]]] = {
     "accuracy": lambda data: accuracies_of_sight(read_questions(data / QUESTIONS_FILE)),
     "iou": lambda data: overlaps_of_sight(read_manifest(data / MOMENTS_FILE)),
 }
-
-
-def processor_seconds(folder: Path, stage: str) -> dict[str, float]:
-    """Return the processor time of a stage's runs, as run_stages.py has recorded it."""
-    records = sorted(folder.glob(f"stages/{stage}.json")) + sorted(folder.glob(f"stages/{stage}-[0-9]*.json"))
-    return {path.stem: json.loads(path.read_text())["cpu_seconds"] for path in records}
 
 
 def compare(folder: Path, score: str = "accuracy") -> dict[str, Any]:
@@ -188,31 +181,25 @@ def markdown(table: Mapping[str, Any]) -> str:
     for stage, of_stage in table["stages"].items():
         cells = [
             STAGES[stage],
-            in_words(of_stage[score]),
+            of_stage[score].in_words(),
             ", ".join(f"{value:.3f}" for value in of_stage["by_seed"].values()),
-            in_words(of_stage["muted"]),
+            of_stage["muted"].in_words(),
             ", ".join(f"{value:.3f}" for value in of_stage["muted_by_seed"].values()),
-            in_words(of_stage["blanked"]) if "blanked" in of_stage else "",
+            of_stage["blanked"].in_words() if "blanked" in of_stage else "",
             ", ".join(f"{value:.0f}" for value in of_stage["processor_seconds"].values()),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"GRPO - SFT continued: {in_words(table['gain'], signed=True)}, paired and pooled over seeds; intervals are "
+        f"GRPO - SFT continued: {table['gain'].in_words(signed=True)}, paired and pooled over seeds; intervals are "
         "over clips. "
         f"{table['questions']} questions about {table['clips']} clips. "
         f"Best answerer that only sees: {table['best_by_sight']:.3f}; GRPO, muted, beside it: "
-        f"{in_words(table['stages'][AFTER]['muted_above_sight'], signed=True)}.",
+        f"{table['stages'][AFTER]['muted_above_sight'].in_words(signed=True)}.",
         f"At least {LEAST_GAIN} above SFT continued, intervals apart: {'yes' if table['grpo_wins'] else 'no'}. "
         f"Muted at most {ABOVE_SIGHT} above sight: {'yes' if table['muted_is_sight_at_most'] else 'no'}.",
     ]
     return "\n".join(lines)
-
-
-def in_words(interval: Interval, *, signed: bool = False) -> str:
-    """Write a mean and its 95 % interval."""
-    form = "+.3f" if signed else ".3f"
-    return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -222,13 +209,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--score", choices=sorted(SIGHT), default="accuracy", help="score of the task to compare by")
     args = parser.parse_args(argv)
     table = compare(args.stages, args.score)
-    write_whole(args.output_dir / "table.json", json.dumps(table, indent=2, default=dataclasses.asdict) + "\n")
     write_result(
         args.output_dir,
         system=SYSTEMS[args.score],
         size=size(table),
         figures=figures(table),
-        numbers={"gain": table["gain"], "best_by_sight": table["best_by_sight"], "stages": table["stages"]},
+        numbers=table,
         table=markdown(table),
     )
     print((args.output_dir / TABLE_FILE).read_text())

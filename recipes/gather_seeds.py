@@ -3,8 +3,7 @@
 python recipes/gather_seeds.py --stages outputs/seeds     (the last step of `make seeds` and `make seeds-full`)
 
 It reads <stages>/<system>/result.json or <stages>/<system>/table/result.json, as `aurora_rl.evaluation.figures` writes
-them, and writes <stages>/results.json and <stages>/results.md. Of a system that writes table.json alone, that is taken
-whole, without bars.
+them, and writes <stages>/results.json and <stages>/results.md.
 """
 
 import json
@@ -28,8 +27,6 @@ SYSTEMS = {
     "listening": "make seeds-full",
 }
 NOT_RUN = "not run"
-#: File of numbers without bars.
-BARE = "table.json"
 
 
 def read_result(folder: Path, system: str) -> dict[str, Any] | None:
@@ -39,20 +36,15 @@ def read_result(folder: Path, system: str) -> dict[str, Any] | None:
         ValueError: if the file is that of another system, or has another form.
     """
     places = [folder / system, folder / system / "table"]
-    path = next((place / name for name in (RESULT_FILE, BARE) for place in places if (place / name).is_file()), None)
+    path = next((place / RESULT_FILE for place in places if (place / RESULT_FILE).is_file()), None)
     if path is None:
         return None
-    content = parse_json(path.read_bytes())
-    found = content if path.name == RESULT_FILE else _without_bars(system, content)
+    found = parse_json(path.read_bytes())
     if not isinstance(found, dict) or not {"size", "numbers", "figures"} <= set(found) or found.get("system") != system:
         raise ValueError(
             f"{path} is no result of {system}: expected what `write_result` of aurora_rl/evaluation/figures.py writes"
         )
     return {**found, "table": path.with_name(TABLE_FILE).read_text()}
-
-
-def _without_bars(system: str, table: Any) -> dict[str, Any]:
-    return {"system": system, "size": "", "numbers": {"table": table}, "figures": []}
 
 
 def to_object(result: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -22,6 +22,11 @@ class Interval:
     low: float
     high: float
 
+    def in_words(self, *, signed: bool = False) -> str:
+        """Write the mean and its interval, such as "0.500 [0.400, 0.600]"; a difference with its signs."""
+        form = "+.3f" if signed else ".3f"
+        return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
+
 
 def bootstrap_interval(
     values: Sequence[float],

@@ -3,21 +3,21 @@
 python recipes/compare_listening.py --stages outputs/listening --output_dir outputs/listening/table
 
 It reads the outputs of recipes/synthetic/listening/stages.yaml, <stages>/evaluate_<stage>[-<seed>]/results.jsonl with
-results.audio_muted.jsonl beside it, and writes table.json and table.md. Stages that were not evaluated are skipped.
+results.audio_muted.jsonl beside it, and writes table.md and result.json. Stages that were not evaluated are skipped.
 """
 
 import dataclasses
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aurora_rl.assembly.options import OptionParser
+from aurora_rl.evaluation.figures import TABLE_FILE, Figure, write_result
 from aurora_rl.evaluation.intervals import Interval, bootstrap_difference, bootstrap_interval
 from aurora_rl.evaluation.records import RowResult, read_results
-from aurora_rl.files.atomic import write_whole
 from aurora_rl.files.plain import read_records
+from aurora_rl.scripts.stage_outputs import processor_seconds, results_by_seed
 
 STAGES = {
     "sft": "early SFT",
@@ -77,9 +77,8 @@ NUMBERS = {
 
 def read_stage(folder: Path, stage: str, file: str) -> Rows:
     """Read a stage's results of all seeds; none if it was not evaluated."""
-    paths = {path: path.name.removeprefix(f"evaluate_{stage}").removeprefix("-") for path in folder.glob("evaluate_*")}
-    found = {seed: path / file for path, seed in paths.items() if seed.isdecimal() or not seed}
-    rows = [(seed, row) for seed in sorted(found) for row in read_results(found[seed])]
+    found = results_by_seed(folder, stage, file)
+    rows = [(seed, row) for seed, path in found.items() for row in read_results(path)]
     return {(seed, f"{row.uid}#{row.row}"): row for seed, row in rows}
 
 
@@ -137,12 +136,6 @@ def _question(record: Mapping[str, Any]) -> tuple[str, int]:
     return record["exp"], len(record["seen"])
 
 
-def processor_seconds(folder: Path, stage: str) -> dict[str, float]:
-    """Return the processor time of a stage's runs, as run_stages.py has recorded it."""
-    records = sorted(folder.glob(f"stages/{stage}.json")) + sorted(folder.glob(f"stages/{stage}-[0-9]*.json"))
-    return {path.stem: json.loads(path.read_text())["cpu_seconds"] for path in records}
-
-
 def compare(folder: Path) -> dict[str, Any]:
     """Compute the whole comparison from the stages' folder.
 
@@ -180,20 +173,29 @@ def _differences(before: Mapping[str, Rows], after: Mapping[str, Rows]) -> dict[
     return {name: interval for name, (interval, _) in found.items()} | {"seeds": found["accuracy"][1]}
 
 
+def figures(table: Mapping[str, Any]) -> list[Figure]:
+    """Return what the rewards for listening change; nothing was asked of it but that it is told."""
+    return [
+        Figure.of(f"{number.label}, {STAGES[entry['after']]} - {STAGES[entry['before']]}", entry[name])
+        for entry in table["differences"]
+        for name, number in NUMBERS.items()
+    ]
+
+
 def markdown(table: Mapping[str, Any]) -> str:
     """Write the comparison as Markdown."""
     header = ["stage", *(number.label for number in NUMBERS.values()), "muted − sight", "processor seconds"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for stage, of_stage in table["stages"].items():
-        cells = [STAGES[stage], *(in_words(of_stage[name]) for name in NUMBERS)]
-        cells += [in_words(of_stage["muted_above_sight"], signed=True)]
+        cells = [STAGES[stage], *(of_stage[name].in_words() for name in NUMBERS)]
+        cells += [of_stage["muted_above_sight"].in_words(signed=True)]
         cells += [", ".join(f"{value:.0f}" for value in of_stage["processor_seconds"].values())]
         lines.append("| " + " | ".join(cells) + " |")
     header = ["difference", "seeds", *(number.label for number in NUMBERS.values())]
     lines += ["", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for entry in table["differences"]:
         name = f"{STAGES[entry['after']]} − {STAGES[entry['before']]}"
-        cells = [name, str(entry["seeds"]), *(in_words(entry[name], signed=True) for name in NUMBERS)]
+        cells = [name, str(entry["seeds"]), *(entry[name].in_words(signed=True) for name in NUMBERS)]
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -204,19 +206,19 @@ def markdown(table: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def in_words(interval: Interval, *, signed: bool = False) -> str:
-    """Write a mean and its 95 % interval."""
-    form = "+.3f" if signed else ".3f"
-    return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = OptionParser(description=__doc__)
     parser.add_argument("--stages", type=Path, required=True, help="output folder of recipes/run_stages.py")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder that the table is written to")
     args = parser.parse_args(argv)
     table = compare(args.stages)
-    write_whole(args.output_dir / "table.json", json.dumps(table, indent=2, default=dataclasses.asdict) + "\n")
-    text = markdown(table) + "\n"
-    write_whole(args.output_dir / "table.md", text)
-    print(text)
+    seeds = max(entry["seeds"] for entry in table["differences"])
+    write_result(
+        args.output_dir,
+        system="listening",
+        size=f"{seeds} seeds, {table['references_to_a_sound']} references to a sound",
+        figures=figures(table),
+        numbers=table,
+        table=markdown(table),
+    )
+    print((args.output_dir / TABLE_FILE).read_text())

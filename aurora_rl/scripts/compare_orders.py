@@ -2,14 +2,13 @@
 
 python recipes/compare_orders.py --stages outputs/audio_qa_tiny --output_dir outputs/audio_qa_tiny/table
 
-It reads what recipes/synthetic/audio_qa/stages.yaml leaves, and writes table.json and table.md. Stages that were not
+It reads what recipes/synthetic/audio_qa/stages.yaml leaves, and writes table.md and result.json. Stages that were not
 run are left out, so that a part of them has a table, too.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from collections import defaultdict
@@ -18,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from aurora_rl.assembly.options import OptionParser
+from aurora_rl.evaluation.figures import TABLE_FILE, Figure, write_result
 from aurora_rl.evaluation.intervals import Interval, bootstrap_interval, bootstrap_over_seeds
 from aurora_rl.evaluation.records import read_results
-from aurora_rl.files.atomic import write_whole
 from aurora_rl.files.plain import parse_json, read_text_file
 
 #: What tasks and orders are called in the table.
@@ -32,6 +31,8 @@ RESULTS, MUTED = "results.jsonl", "results.audio_muted.jsonl"
 #: TRL's metric for groups whose rewards are all alike, and ours for what the pass rates foretell.
 COUNTED, FORETOLD = "frac_reward_zero_std", "dead_groups/predicted"
 PARTS = 10
+#: How far the dead groups that are counted may be from those foretold.
+CLOSE = 0.05
 
 #: Accuracy of each question by its uid, of each seed.
 Runs = dict[int, dict[str, float]]
@@ -167,15 +168,29 @@ def _pairs(
             yield f"structured instead of free, {order or 'SFT'}", found[structured, order], found[free, order]
 
 
+def figures(table: Mapping[str, Any]) -> list[Figure]:
+    """Return how far the dead groups that were counted are from those foretold, where no step has changed the model."""
+    return [
+        Figure.of(
+            f"dead groups, counted - foretold, {_run(name)}, {'all rows' if kind == 'dead_groups' else 'rows kept'}",
+            dead.difference,
+            bar=f"within {CLOSE}",
+            met=abs(dead.difference.mean) <= CLOSE,
+        )
+        for kind, runs in table["dead_groups_without_learning"].items()
+        for name, dead in runs.items()
+    ]
+
+
 def markdown(table: Mapping[str, Any]) -> str:
     """Write the comparison as Markdown."""
     lines = ["| reasoning, order | accuracy | of each seed | muted |", "|---|---|---|---|"]
     for name, accuracy in table["accuracy"].items():
         seeds = ", ".join(f"{value:.3f}" for value in table["by_seed"][name].values())
-        muted = in_words(table["muted"][name]) if name in table["muted"] else ""
-        lines.append(f"| {name} | {in_words(accuracy)} | {seeds} | {muted} |")
+        muted = table["muted"][name].in_words() if name in table["muted"] else ""
+        lines.append(f"| {name} | {accuracy.in_words()} | {seeds} | {muted} |")
     lines += ["", "| what is compared | gain in accuracy |", "|---|---|"]
-    lines += [f"| {title} | {in_words(gain, signed=True)} |" for title, gain in table["gain"].items()]
+    lines += [f"| {title} | {gain.in_words(signed=True)} |" for title, gain in table["gain"].items()]
     lines += ["", "| dead groups | steps | foretold | counted | counted - foretold |", "|---|---|---|---|---|"]
     for kind, runs in table["dead_groups_without_learning"].items():
         rows = "all rows" if kind == "dead_groups" else "rows that are left"
@@ -191,14 +206,8 @@ def _run(name: str) -> str:
 
 
 def _dead_row(title: str, dead: DeadGroups) -> str:
-    shares = f"{dead.foretold:.3f} | {dead.counted:.3f} | {in_words(dead.difference, signed=True)}"
+    shares = f"{dead.foretold:.3f} | {dead.counted:.3f} | {dead.difference.in_words(signed=True)}"
     return f"| {title} | {dead.steps} | {shares} |"
-
-
-def in_words(interval: Interval, *, signed: bool = False) -> str:
-    """Write a mean and its 95 % interval."""
-    form = "+.3f" if signed else ".3f"
-    return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -208,7 +217,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="folder that the table is written to")
     args = parser.parse_args(argv)
     table = compare(args.stages)
-    write_whole(args.output_dir / "table.json", json.dumps(table, indent=2, default=dataclasses.asdict) + "\n")
-    text = markdown(table)
-    write_whole(args.output_dir / "table.md", text + "\n")
-    print(text)
+    seeds = max((len(of_seed) for of_seed in table["by_seed"].values()), default=0)
+    write_result(
+        args.output_dir,
+        system="curriculum",
+        size=f"{seeds} seeds, {len(table['accuracy'])} ways of training",
+        figures=figures(table),
+        numbers=table,
+        table=markdown(table),
+    )
+    print((args.output_dir / TABLE_FILE).read_text())

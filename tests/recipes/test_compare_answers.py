@@ -65,7 +65,7 @@ def test_the_table_is_written(stages: Path, capsys: pytest.CaptureFixture[str]) 
     printed = capsys.readouterr().out
     assert "GRPO - SFT continued: +0.125 [" in printed and "intervals apart: no" in printed
     assert "Muted at most 0.05 above sight: no" in printed  # 0.125 above
-    assert json.loads((stages / "table" / "table.json").read_text())["questions"] == 4
+    assert json.loads((stages / "table" / "result.json").read_text())["numbers"]["questions"] == 4
 
 
 @pytest.mark.parametrize("name", ["choice/stages", "choice/think_stages", "moments/stages"])

@@ -26,9 +26,6 @@ def test_systems_are_gathered_and_those_that_were_not_run_are_named(tmp_path: Pa
     write_temporal(tmp_path / "temporal" / "table")
     mmau = ROOT / "tests" / "data" / "mmau_test_mini.json.xz"
     count_matchers(["--mmau", str(mmau), "--output_dir", str(tmp_path / "matchers")])
-    (tmp_path / "listening" / "table").mkdir(parents=True)
-    (tmp_path / "listening" / "table" / "table.json").write_text('{"gain": 0.5}')
-    (tmp_path / "listening" / "table" / "table.md").write_text("| b |")
     main(["--stages", str(tmp_path)])
     results = json.loads((tmp_path / "results.json").read_text())
     assert list(results) == list(SYSTEMS) and results["mcq"] == {"status": "not run"}
@@ -40,7 +37,6 @@ def test_systems_are_gathered_and_those_that_were_not_run_are_named(tmp_path: Pa
     }
     assert (results["matchers"]["met"], results["matchers"]["bars"], results["temporal"]["met"]) == (4, 4, 0)
     assert results["temporal"]["gain"] == {"mean": 0.02, "low": -0.01, "high": 0.05}
-    assert results["listening"]["table"] == {"gain": 0.5} and results["listening"]["bars"] == 0
     page = (tmp_path / "results.md").read_text()
     assert "Not run; `make seeds-full` does." in page and "| a |" in page
     row = "gain | 0.020 [-0.010, 0.050] | above 0 | not met: too few steps |"
