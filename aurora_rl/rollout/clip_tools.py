@@ -13,6 +13,7 @@ import numpy as np
 from aurora_rl.data.containers import SAMPLING_RATE
 from aurora_rl.data.media import SILENCE_DBFS
 from aurora_rl.data.sample import AVClip
+from aurora_rl.tools.sound import level_dbfs
 
 #: Names of hues, each up to an angle on the circle of colours in degrees; red is on both sides of 0.
 HUES = (("red", 15), ("orange", 45), ("yellow", 70), ("green", 170), ("cyan", 200), ("blue", 260), ("purple", 300))
@@ -43,7 +44,7 @@ class ClipTools:
         window = waveform[first:last]
         if not window.size:
             raise ValueError(f"the sound lasts {len(waveform) / SAMPLING_RATE:.1f} s: end_s must come after start_s")
-        level, whole = _level(window), _level(waveform)
+        level, whole = level_dbfs(window), level_dbfs(waveform)
         if level < SILENCE_DBFS:
             return "Silence."
         difference = round(level - whole)
@@ -72,12 +73,6 @@ class ClipTools:
         most = np.argsort(-counts, kind="stable")[:NUM_TOLD]
         told = (f"{names[i]} {_percent(counts[i], len(region))} of it" for i in most)
         return f"{', '.join(told)}; the region is {_percent(len(region), height * width)} of the frame."
-
-
-def _level(waveform: np.ndarray) -> float:
-    """Return the RMS of a waveform (N,) in dBFS."""
-    mean_square = float(np.mean(np.square(waveform, dtype=np.float64)))
-    return float(10 * np.log10(mean_square)) if mean_square > 0 else float("-inf")
 
 
 def _pixels(start: float, end: float, size: int) -> slice:

@@ -80,7 +80,7 @@ def pitch(waveform: np.ndarray, sampling_rate: int) -> str:
     check_waveform(waveform, sampling_rate)
     width = sampling_rate // 5
     starts = range(0, max(1, len(waveform) - width + 1), max(1, width // 4))
-    loudest = max((waveform[start : start + width] for start in starts), key=_level)
+    loudest = max((waveform[start : start + width] for start in starts), key=level_dbfs)
     found = fundamental(loudest, sampling_rate, NOTES_HZ)
     return (
         "No note can be made out." if found is None else f"The strongest note is {found:.0f} Hz ({note_name(found)})."
@@ -218,7 +218,7 @@ def fundamental(waveform: np.ndarray, sampling_rate: int, range_hz: tuple[float,
     """
     longest = int(sampling_rate / range_hz[0]) + 1
     shortest = max(2, int(sampling_rate / range_hz[1]))
-    if len(waveform) < 2 * longest or _level(waveform) < SILENT_DBFS:
+    if len(waveform) < 2 * longest or level_dbfs(waveform) < SILENT_DBFS:
         return None
     correlation = self_correlation(waveform - waveform.mean(), longest + 1)
     inner = np.arange(shortest, longest)
@@ -272,7 +272,7 @@ def onset_strengths(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
 def onset_times(waveform: np.ndarray, sampling_rate: int) -> list[float]:
     """Find when sounds begin, in seconds: peaks of `onset_strengths` far above their neighbourhood."""
     strengths = onset_strengths(waveform, sampling_rate)
-    if not len(strengths) or _level(waveform) < SILENT_DBFS:
+    if not len(strengths) or level_dbfs(waveform) < SILENT_DBFS:
         return []
     # A sound's rise is spread over the windows that overlap it.
     around, wide = int(0.06 / HOP_S), int(0.25 / HOP_S)
@@ -317,7 +317,7 @@ def voiced_spans(waveform: np.ndarray, sampling_rate: int) -> list[tuple[float, 
     starts = range(0, len(waveform) - width + 1, hop)
     parts = [waveform[start : start + width] for start in starts]
     is_voiced = np.array([fundamental(part, sampling_rate, VOICES_HZ) is not None for part in parts], dtype=bool)
-    levels = np.array([_level(part) for part in parts])
+    levels = np.array([level_dbfs(part) for part in parts])
     times = np.flatnonzero(is_voiced) * hop / sampling_rate
     # Syllables are parted by less than 0.3 s.
     groups = np.split(np.flatnonzero(is_voiced), np.flatnonzero(np.diff(times) > 0.3) + 1) if len(times) else []
@@ -337,12 +337,13 @@ def _levels(frames: np.ndarray) -> np.ndarray:
     return 10 * np.log10(np.maximum(np.mean(frames.astype(np.float64) ** 2, axis=1), 1e-12))
 
 
-def _level(waveform: np.ndarray) -> float:
+def level_dbfs(waveform: np.ndarray) -> float:
+    """Return the RMS of a waveform (N,) in dBFS; -120 for silence and for no sound."""
     return float(_levels(waveform[None])[0]) if len(waveform) else -120.0
 
 
 def _level_text(waveform: np.ndarray) -> str:
-    level = _level(waveform)
+    level = level_dbfs(waveform)
     return "silent" if level < SILENT_DBFS else f"{level:.0f} dB"
 
 

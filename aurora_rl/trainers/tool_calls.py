@@ -42,6 +42,7 @@ class ToolsTrainer(GRPOTrainer):
         ValueError: if tools are given, or calls do not work with the family, vLLM's options or the sharding.
     """
 
+    encode: SampleEncoder
     _batch: Any
     _tool_turns: ToolTurns | None = None
 
@@ -59,7 +60,6 @@ class ToolsTrainer(GRPOTrainer):
             encode.tools = tool_schemas(environment_factory)
             self._tool_turns = ToolTurns(tool_format, encode.tokenizer)
             kwargs["processing_class"] = tool_format.reading(kwargs["processing_class"])
-        self._encode_clips = encode
         kwargs |= {"encode": encode, "environment_factory": environment_factory}
         super().__init__(*args, **kwargs)
         if self.environment_factories is not None:
@@ -76,7 +76,7 @@ class ToolsTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if self.environment_factories is not None:
             self._asked = [row["prompt"] for row in inputs]
-            inputs = with_clips(inputs, self._batch.rows, self._encode_clips)
+            inputs = with_clips(inputs, self._batch.rows, self.encode)
         return super()._generate_and_score_completions(inputs)
 
     def _generate(self, prompts: list) -> tuple[Any, ...]:
