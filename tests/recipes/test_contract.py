@@ -8,17 +8,9 @@ killed, and run again. YAMLs that agree in all that decides how a step runs shar
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
 import math
-import os
 import re
-import shlex
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,26 +18,18 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from peft import get_peft_model
 from safetensors.torch import load_file
 
-from aurora_rl.assembly.arguments import DataArguments, ModelArguments, TargetArguments
-from aurora_rl.assembly.model import peft_config
-from aurora_rl.models.loading import LoadedModel, load_model
-from aurora_rl.models.mllm import MLLM_FAMILIES
-from aurora_rl.scripts import run_stages, sft
+from aurora_rl.models.loading import load_model
+from aurora_rl.scripts import run_stages
 from aurora_rl.scripts.run_stages import Runner, StageFailedError
 from aurora_rl.scripts.stage_plan import Stage
-from aurora_rl.synthetic import SyntheticConfig, write_synthetic_benchmark
-from aurora_rl.synthetic.sounds import SoundsConfig, write_sounds
-from aurora_rl.trainers.sft_config import AuroraSFTConfig
-from tests.data.test_avsbench import write_audio, write_frames, write_masks
 from tests.recipes.correcting_endpoint import correcting_endpoint
+from tests.recipes.lanes import LANES, Lane
+from tests.recipes.shipped import RECIPES, ROOT, Recipe
+from tests.recipes.toys import Toys, make_toys
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(1500)]
-
-ROOT = Path(__file__).resolve().parents[2]
-RECIPES = {str(path.relative_to(ROOT / "recipes").with_suffix("")): path for path in ROOT.glob("recipes/**/*.yaml")}
 
 #: What a drive may change of a YAML.
 OVERRIDDEN = {
@@ -94,8 +78,6 @@ TRAINED = (
     "synthetic/choice/sft",
     "synthetic/choice/grpo",
 )
-#: Recipes of other families than Qwen2.5-Omni, by what their names begin with.
-FAMILIES = {"qwen3_vl_8b": "qwen3_vl", "gemma4_12b": "gemma4_unified", "qwen3_omni_30b": "qwen3_omni_moe"}
 #: Gemma multiplies embeddings and layers by buffers, which are of its weights' dtype as they were in its training.
 SCALES_OF_GEMMA = {"language_model buffers": ["bfloat16", "float32"], "embed_tokens buffers": ["bfloat16"]}
 #: Recipes that take their steps once: the trainers resume any family and any task alike, which their neighbours show.
@@ -112,8 +94,6 @@ KILLED_AFTER = {
     "data_prep/pass_rates.py": "aurora_rl.files.journal:Journal.append",
     "recipes/init_tiny.py": "transformers:PreTrainedModel.save_pretrained",
 }
-#: What a recipe takes over from the one whose model it goes on from.
-GOES_ON = ("model", "segmenter", "use_peft", "lora_modules_to_save")
 #: Scripts that ask about training rows.
 COUNTING = ("data_prep/collect_mistakes.py", "data_prep/pass_rates.py")
 #: Recipes that leave a file, and no checkpoint.
@@ -123,65 +103,6 @@ KILLED = (
 )
 #: Recipes that make a first model.
 FIRST = ("synthetic/init", "synthetic/boxes/init", "synthetic/choice/init")
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """A YAML and the command of its first comment."""
-
-    name: str
-
-    @property
-    def content(self) -> dict[str, Any]:
-        return yaml.safe_load(RECIPES[self.name].read_text())
-
-    @property
-    def command(self) -> list[str]:
-        return shlex.split(RECIPES[self.name].read_text().splitlines()[0].removeprefix("# "))
-
-    @property
-    def lane(self) -> str:
-        """Stem of the accelerate config; a plain `python` command counts as one process."""
-        return next((Path(word).stem for word in self.command if word.startswith("accelerate_configs/")), "cpu")
-
-    @property
-    def script(self) -> str:
-        return next(word for word in self.command if word.endswith(".py"))
-
-    @property
-    def samples_by_vllm(self) -> bool:
-        return bool(self.content.get("use_vllm"))
-
-    @property
-    def base(self) -> dict[str, Any]:
-        """The content with what it takes over from the recipe whose model it goes on from."""
-        model = self.content.get("model", "")
-        for name in RECIPES:
-            folder = Recipe(name).content.get("output_dir") if name != self.name else None
-            if folder and "stages" not in Recipe(name).content and (model == folder or model.startswith(f"{folder}/")):
-                earlier = Recipe(name).base
-                return {**{key: earlier.get(key) for key in GOES_ON}, **self.own_choices}
-        return self.content
-
-    @property
-    def own_choices(self) -> dict[str, Any]:
-        return {key: value for key, value in self.content.items() if key != "model"}
-
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """All that decides how a step runs."""
-        base = self.base
-        return (
-            self.script,
-            self.lane,
-            re.sub(r"-\d+B$", "", base.get("model") or "tiny"),
-            (base.get("segmenter") or {}).get("type", "dot"),
-            bool(base.get("use_peft")),
-            bool(self.content.get("gradient_checkpointing")),
-            self.content.get("beta"),
-            self.content.get("target", "chain"),
-            self.samples_by_vllm,
-        )
 
 
 #: Recipes that learn to choose tools, one after another.
@@ -221,149 +142,6 @@ SHARED = sorted(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Toys:
-    """What stands in for models and data.
-
-    Attributes:
-        omni: a plain model, without a mask decoder.
-        sam: SAM.
-        adapter: a LoRA adapter that answers in the form of the benchmark; its mask decoder is SAM's.
-        families: a plain model of each other family, and an adapter of it, by what the recipes' names begin with; and
-            those of recipes that are answered in words, by their folder.
-        tiny: models with the head of each folder's recipes: the demo's mask decoder, a box head, none.
-        benchmarks: data, by the YAML's folder.
-        reflections: mistakes of half of the rows, by the YAML's folder.
-        pass_rates: rates of all rows that the recipes with a curriculum train on.
-    """
-
-    omni: str
-    sam: str
-    adapter: str
-    families: Mapping[str, tuple[str, str]]
-    tiny: Mapping[str, str]
-    benchmarks: Mapping[str, Path]
-    reflections: Mapping[str, Path]
-    pass_rates: Path
-
-
-def write_s4(root: Path) -> Path:
-    """AVSBench S4: ten clips to train on, with their first mask alone, and a few of each other split."""
-    lines = ["name,start,category,split"]
-    for split, number in (("train", 10), ("val", 2), ("test", 4)):
-        for index in range(number):
-            name = f"{split}clip{index}"
-            clip = f"{split}/dog_barking/{name}"
-            lines.append(f"{name},0,dog_barking,{split}")
-            write_frames(root / "visual_frames" / clip, [f"{name}_{i}.png" for i in range(1, 6)])
-            masks = [f"{name}_{i}.png" for i in range(1, 2 if split == "train" else 6)]
-            write_masks(root / "gt_masks" / clip, masks, mode="1", value=1, width=32)
-            write_audio(root / "audio_wav" / f"{clip}.wav")
-    (root / "s4_meta_data.csv").write_text("\n".join(lines) + "\n")
-    return root
-
-
-def write_avqa(root: Path) -> Path:
-    """Questions of EchoInk-R1's form: a still picture and a sound each, no masks."""
-    for split, number in (("train", 4), ("valid", 3)):
-        clips = [f"clip{index}" for index in range(number)]
-        write_frames(root / split / "images", [f"{clip}.png" for clip in clips])
-        records = []
-        for index, clip in enumerate(clips):
-            write_audio(root / split / "audios" / f"{clip}.wav")
-            record = {"problem_id": index, "problem": "What sounds?", "problem_type": "multiple choice"}
-            record |= {"options": ["A. drum", "B. bell"], "solution": "<answer>B</answer>"}
-            records.append({**record, "path": {"image": f"images/{clip}.png", "audio": f"audios/{clip}.wav"}})
-        (root / split / f"omni_rl_format_{split}.json").write_text(json.dumps(records))
-    return root
-
-
-def write_ref_avs(root: Path) -> Path:
-    """Clips of ten frames and ten seconds, as Ref-AVSBench's are."""
-    sizes = {"train": 12, "val": 2, "test_s": 2, "test_u": 2, "test_n": 2}
-    write_synthetic_benchmark(root, SyntheticConfig(**sizes, rows_per_clip=2, frames=10, seconds=10.0))
-    return root
-
-
-def write_reflections(benchmark: Path, path: Path) -> Path:
-    """Every second chain, taken back: the stage-1 model named another object."""
-    records = [json.loads(line) for line in (benchmark / "chains.jsonl").read_text().splitlines()]
-    wrong = {"wrong": "Answer: the target is the zebra."}
-    lines = [json.dumps({**record, **wrong}) for record in records[::2] if record["split"] == "train"]
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def taught_adapter(omni: str, sam: str, benchmark: Path, folder: Path) -> str:
-    """An adapter on a model that has learned the form of an answer, so that GRPO's rollouts have masks and rewards.
-
-    At a constant rate 25 steps are enough for one [SEG] in every greedy answer, 30 leave a margin for other machines.
-    The frozen towers, whose features the form does not need, would cost a third of the time.
-    """
-    segmenter = {"type": "sam", "checkpoint": sam, "image_size": 64}
-    training = {"max_steps": 30, "learning_rate": 5e-3, "per_device_train_batch_size": 4, "warmup_steps": 2}
-    quiet = {
-        "lr_scheduler_type": "constant_with_warmup",
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-    }
-    data_args = DataArguments(str(benchmark), embedding_cache=str(folder / "embeddings"))
-    sft.main(
-        ModelArguments(model=omni, segmenter=segmenter, freeze=["visual", "audio_tower"]),
-        data_args,
-        TargetArguments(target="answer"),
-        AuroraSFTConfig(str(folder / "taught"), **training, **quiet),
-    )
-    return save_adapter(load_model(str(folder / "taught"), dtype="bfloat16"), folder / "adapter")
-
-
-def save_adapter(loaded: LoadedModel, folder: Path) -> str:
-    adapter = get_peft_model(loaded.model, peft_config(ModelArguments(model="", use_peft=True), loaded))
-    adapter.save_pretrained(folder)
-    loaded.processor.save_pretrained(folder)
-    return str(folder)
-
-
-def write_pass_rates(path: Path, rows: int) -> Path:
-    """Rates that keep all rows of `write_sounds`."""
-    lines = [{"uid": f"train-{row:05d}", "row": row, "passes": 1 + row, "tries": 16} for row in range(rows)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-def of_words(omni: str, folder: Path) -> tuple[str, str]:
-    """A plain model, and an untrained adapter of it that has no head."""
-    loaded = load_model(omni, dtype="bfloat16")
-    adapter = get_peft_model(
-        loaded.model, peft_config(ModelArguments(model="", use_peft=True, lora_modules_to_save=[]), loaded)
-    )
-    adapter.save_pretrained(folder)
-    loaded.processor.save_pretrained(folder)
-    return omni, str(folder)
-
-
-def of_family(model_type: str, sam: str, benchmark: Path, folder: Path) -> tuple[str, str]:
-    """A plain model of a family, and an untrained adapter of it with SAM's mask decoder."""
-    texts = [json.loads(line)["answer"] for line in (benchmark / "chains.jsonl").read_text().splitlines()]
-    model, processor = MLLM_FAMILIES[model_type]().build_tiny(texts)
-    model.save_pretrained(folder / "plain")
-    processor.save_pretrained(folder / "plain")
-    segmenter = {"type": "sam", "checkpoint": sam, "image_size": 64}
-    loaded = load_model(str(folder / "plain"), segmenter=segmenter, dtype="bfloat16")
-    return str(folder / "plain"), save_adapter(loaded, folder / "adapter")
-
-
-def with_box_head(checkpoint: str, folder: Path) -> str:
-    """A model with a box head beside its mask decoder, which no step of a box recipe may run."""
-    loaded = load_model(checkpoint, heads={"boxes": {"type": "dot", "image_size": 32, "width": 8}})
-    loaded.model.save_pretrained(folder)
-    loaded.processor.save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture(scope="module")
 def toys(
     lane: Callable[[str], Lane],  # so that the first one imports its libraries meanwhile
@@ -374,89 +152,7 @@ def toys(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Toys:
     folder = tmp_path_factory.mktemp("toys")
-    ref_avs = write_ref_avs(folder / "ref_avs")
-    write_sounds(folder / "sounds", SoundsConfig(sft=8, train=8, test=0))
-    return Toys(
-        omni_checkpoint,
-        sam_checkpoint,
-        taught_adapter(omni_checkpoint, sam_checkpoint, ref_avs, folder),
-        {
-            **{name: of_family(kind, sam_checkpoint, ref_avs, folder / name) for name, kind in FAMILIES.items()},
-            "audio_qa": of_words(omni_checkpoint, folder / "words"),
-        },
-        {"": tiny_checkpoint, "boxes": with_box_head(tiny_checkpoint, folder / "boxes"), "choice": omni_checkpoint},
-        {
-            "ref_avs": ref_avs,
-            "synthetic": tiny_benchmark,
-            "avsbench": write_s4(folder / "avsbench"),
-            "avqa": write_avqa(folder / "avqa"),
-            "audio_qa": folder / "sounds",
-        },
-        {
-            "ref_avs": write_reflections(ref_avs, folder / "reflections.jsonl"),
-            "synthetic": write_reflections(tiny_benchmark, folder / "reflections_synthetic.jsonl"),
-        },
-        write_pass_rates(folder / "pass_rates.jsonl", rows=8),
-    )
-
-
-#: Accelerate configs, in the order in which they are driven.
-LANES = ("zero2", "zero3", "fsdp2", "multi_gpu", "cpu")
-
-
-class Lane:
-    """Processes under one accelerate config that run one script after the other (contract_run.py)."""
-
-    def __init__(self, config: str, folder: Path) -> None:
-        self.config, self.folder = config, folder
-        self.ranks = 1 if config == "cpu" else 2
-        self.number = 0
-        command = [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--config_file",
-            f"accelerate_configs/{config}.yaml",
-        ]
-        command += [] if config == "cpu" else ["--num_processes", "2", "--main_process_port", "0"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        environment["DS_ACCELERATOR"] = "cpu"
-        self.log = (folder / "launcher.log").open("w+")
-        script = ["tests/recipes/contract_run.py", str(folder)]
-        self.process = subprocess.Popen(
-            [*command, *script], cwd=ROOT, env=environment, stdout=self.log, stderr=self.log
-        )
-
-    def run(self, script: str, arguments: list[str], **options: Any) -> tuple[bool, str]:
-        """Run a script; whether it went well in every process, and what they said."""
-        number, self.number = self.number, self.number + 1
-        log = str(self.folder / f"{number}.log")
-        job = {"script": script, "arguments": arguments, "port": free_port(), "log": log, **options}
-        (self.folder / "next").write_text(json.dumps(job))
-        (self.folder / "next").rename(self.folder / f"{number}.json")
-        codes = [self._code(self.folder / f"{number}.{rank}") for rank in range(self.ranks)]
-        said = "".join(Path(f"{log}.{rank}").read_text(errors="replace")[-6000:] for rank in range(self.ranks))
-        return not any(codes), said
-
-    def _code(self, path: Path) -> int:
-        while not path.exists() or not path.read_text():
-            if self.process.poll() is not None:
-                self.log.seek(0)
-                raise AssertionError(f"the lane {self.config} has ended:\n{self.log.read()[-10000:]}")
-            time.sleep(0.02)
-        return int(path.read_text())
-
-    def close(self) -> None:
-        (self.folder / "stop").touch()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=600)
-        self.process.kill()
-        self.log.close()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+    return make_toys(tiny_benchmark, omni_checkpoint, sam_checkpoint, tiny_checkpoint, folder)
 
 
 @pytest.fixture(scope="module")
