@@ -11,6 +11,7 @@ on as that program, and ends with its exit code; if it is killed, so is the chil
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import importlib.metadata
 import json
@@ -37,7 +38,11 @@ LIBRARIES = (
     "trl",
 )
 #: And what launched trainings import.
-LAUNCHED = ("accelerate.commands.launch", "aurora_rl.scripts.sft", "aurora_rl.scripts.grpo", "deepspeed")
+LAUNCHED = (
+    *("accelerate.commands.launch", "aurora_rl.scripts.sft", "aurora_rl.scripts.grpo", "deepspeed"),
+    *("aurora_rl.footprint.report", "aurora_rl.report.run_samples", "transformers.tokenization_mistral_common"),
+    *(f"aurora_rl.models.mllm.{name}.model" for name in ("qwen2_5_omni", "qwen3_vl", "qwen3_omni", "gemma4_unified")),
+)
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
 
@@ -89,8 +94,7 @@ def warm_python() -> str:
 
 def main(address: str, libraries: Iterable[str]) -> Callable[[], object]:
     """Serve for ever; in a child, return the program to run."""
-    for library in libraries:
-        importlib.import_module(library)
+    import_all(libraries)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{address}.new")
         server.listen(64)
@@ -106,6 +110,13 @@ def main(address: str, libraries: Iterable[str]) -> Callable[[], object]:
                     return program
                 os._exit(0)
             connection.close()
+
+
+def import_all(modules: Iterable[str]) -> None:
+    """Import modules before a fork; what they made is left alone by its garbage collections, which would copy it."""
+    for module in modules:
+        importlib.import_module(module)
+    gc.freeze()
 
 
 def attend(connection: socket.socket) -> Callable[[], object] | None:

@@ -29,10 +29,11 @@ from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 from trl import TrlParser
 
-import aurora_rl.scripts.collect_mistakes  # noqa: F401 (here, before anything is forked)
 from aurora_rl.models.heads.segmenters.sam import SamSegmenter
 from aurora_rl.models.heads.segmenters.sam_shared import decode_prompts
-from aurora_rl.trainers import grpo, sft
+from aurora_rl.scripts import grpo, sft
+from aurora_rl.trainers import eval_answers
+from tests.warm_interpreter import LAUNCHED, import_all
 
 PARTS = ("visual", "audio_tower", "lora_", "seg_head", "lm_head", "embed_tokens")
 
@@ -138,6 +139,7 @@ def die_after(target: str) -> None:
 def run(job: dict[str, Any]) -> None:
     """Run a script as `python script arguments` would."""
     pretend_devices()
+    eval_answers.MAX_TOKENS = 16  # of the answers that an SFT shows at each evaluation
     for module, name in ((sft, "AuroraSFTTrainer"), (grpo, "AuroraGRPOTrainer")):
         setattr(module, name, watched(getattr(module, name), build_only=job.get("build_only", False)))
     if job.get("killed_after"):
@@ -173,6 +175,7 @@ def start(job: dict[str, Any], rank: int) -> int:
 
 def serve(folder: Path) -> None:
     """Run the jobs as they come, in step with the other ranks."""
+    import_all([*LAUNCHED, "aurora_rl.scripts.collect_mistakes", "aurora_rl.scripts.evaluate"])
     rank, number = int(os.environ.get("RANK", "0")), 0
     while not (folder / "stop").exists():
         if not (folder / f"{number}.json").exists():
