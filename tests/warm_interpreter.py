@@ -116,7 +116,16 @@ def import_all(modules: Iterable[str]) -> None:
     """Import modules before a fork; what they made is left alone by its garbage collections, which would copy it."""
     for module in modules:
         importlib.import_module(module)
+    if "deepspeed" in sys.modules:
+        compile_nothing()
     gc.freeze()
+
+
+def compile_nothing() -> None:
+    """Do without an operator for inference on CPUs, which DeepSpeed would compile first, for a minute or more."""
+    import deepspeed  # only here: importing it decides on an accelerator
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def attend(connection: socket.socket) -> Callable[[], object] | None:

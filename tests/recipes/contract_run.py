@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 import transformers.training_args
 from accelerate import PartialState
@@ -102,8 +101,6 @@ def pretend_devices() -> None:
     for accelerators only, though PyTorch's runs on CPUs as well.
     """
     transformers.training_args.is_torch_bf16_gpu_available = lambda: True
-    # An operator for inference on CPUs, which DeepSpeed would compile first, for a minute or more.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if os.environ.get("ACCELERATE_USE_FSDP") != "true":
         return
     parse = TrlParser.parse_args_and_config

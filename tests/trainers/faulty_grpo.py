@@ -16,6 +16,7 @@ from aurora_rl.scripts import grpo
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from tests.trainers.conftest import ScriptedTrainer, cut, gold, mixed, no_seg
+from tests.warm_interpreter import compile_nothing
 
 
 def letters_reward(completions: list, **columns: Any) -> list[float]:
@@ -97,6 +98,7 @@ FAULTS = {
 }
 
 if __name__ == "__main__":
+    compile_nothing()
     grpo.AuroraGRPOTrainer = FAULTS[sys.argv[1]]
     parser = TrlParser((ModelArguments, DataArguments, RewardArguments, AuroraGRPOConfig))
     model_args, data_args, reward_args, training_args = parser.parse_args_and_config(sys.argv[2:])

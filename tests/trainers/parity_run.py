@@ -116,13 +116,6 @@ def pretend_to_have_gpus() -> None:
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-def without_compiling() -> None:
-    """Do without an operator for inference on CPUs, which DeepSpeed would compile first, for a minute or more."""
-    import deepspeed  # only here: importing it decides on an accelerator
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
 def run(name: str, options: list[str]) -> None:
     """Run one recipe with the trainer that `--fault` asks for."""
     eval_answers.MAX_TOKENS = 12  # a random model ends no chain
@@ -140,8 +133,6 @@ def run(name: str, options: list[str]) -> None:
 
 
 def main(jobs: list[tuple[str, list[str], int]]) -> None:
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        without_compiling()
     for name, options, port in jobs:
         if (child := os.fork()) == 0:
             # torchrun's own meeting point serves one group of processes only.

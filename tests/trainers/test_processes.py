@@ -174,7 +174,7 @@ def commands(config: str) -> list[list[str]]:
 def launch(config: str, script: list[str]) -> str:
     """Run a script under a config to its end; what its first machine said."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment["DS_ACCELERATOR"] = "cpu"
+    environment |= {"DS_ACCELERATOR": "cpu", "CXX": str(ROOT / "tests/quick_cxx")}
     with contextlib.ExitStack() as stack:
         machines = []
         for command in commands(config):
@@ -373,7 +373,9 @@ def test_a_plain_model_gets_a_pretrained_sam_decoder_under_zero3(
     config.write_text(f"{recipe}\n{segmenter}\nembedding_cache: {tmp_path / 'embeddings'}\n")
     paths = ["--model", omni_checkpoint, "--data_root", str(tiny_benchmark), "--output_dir", str(tmp_path / "sft")]
     options = shlex.split("--learning_rate 0 --per_device_train_batch_size 3 --max_steps 2")
-    launch("zero3", ["recipes/sft.py", "--config", str(config), *TRAINING, *options, *paths, *device_options("zero3")])
+    job = ["--config", str(config), *TRAINING, *options, *paths, *device_options("zero3")]
+    (tmp_path / "jobs.json").write_text(json.dumps([("sft", job, free_port())]))
+    launch("zero3", ["tests/trainers/parity_run.py", str(tmp_path / "jobs.json")])
     assert all(0 < line["mask_bce"] < 5 for line in read_run(tmp_path / "sft").logs)
     trained = load_model(str(tmp_path / "sft")).model.seg_head.mask_decoder.state_dict()
     pretrained = SamSegmenter.from_checkpoint(sam_checkpoint, image_size=64).state_dict()
