@@ -102,7 +102,7 @@ def measure_sharing(group: Group, repeats: int) -> Sharing:
 
     pairs = [(seconds_of(plain, policy), seconds_of(shared, policy)) for _ in range(repeats + 1)][1:]  # the first warms
     kept = kept_bytes(plain, policy), kept_bytes(shared, policy)
-    return Sharing([a for a, _ in pairs], [b for _, b in pairs], *tokens[:2], *kept)
+    return Sharing([a for a, _ in pairs], [b for _, b in pairs], tokens[0], tokens[1], *kept)
 
 
 def measure_prefill(group: Group, repeats: int) -> Sharing:

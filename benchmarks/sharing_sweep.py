@@ -49,7 +49,7 @@ SHORT = (group_of(8, 32, 128), group_of(2, 32, 512), group_of(2, 8, 128))
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """What was measured of a group.
+    """What was measured of a group; ratios are of its prompt in every row, or of TRL's trainer, to ours.
 
     Attributes:
         group: the group.
@@ -66,6 +66,16 @@ class Point:
         plain, shared = self.group.tokens
         return plain / shared
 
+    @property
+    def bytes_ratio(self) -> float | None:
+        return None if self.passes is None else 1 / self.passes.bytes_ratio
+
+    def pass_ratio(self, clock: str) -> float | None:
+        return None if self.passes is None else self.passes.ratio(clock)
+
+    def step_ratio(self, clock: str) -> float | None:
+        return None if self.step is None else 1 / self.step.ratio(clock)
+
 
 def groups_table(points: Sequence[Point], clock: str) -> str:
     """Return the table of groups of several sizes; all ratios are of the prompt in every row to the prompt once."""
@@ -73,9 +83,7 @@ def groups_table(points: Sequence[Point], clock: str) -> str:
         (
             *(f"{size:,}" for size in (*point.group.sizes, *point.group.tokens)),
             f"{point.tokens_ratio:.2f}",
-            _cell(point.passes and point.passes.ratio(clock)),
-            _cell(point.passes and 1 / point.passes.bytes_ratio),
-            _cell(point.step and 1 / point.step.ratio(clock)),
+            *map(_cell, (point.pass_ratio(clock), point.bytes_ratio, point.step_ratio(clock))),
         )
         for point in points
     ]
@@ -91,8 +99,8 @@ def draw(points: Sequence[Point], clock: str, path: Path) -> None:
     """Draw the ratios against each of G, P and C, the other two being those of the first point."""
     lines: dict[str, Callable[[Point], float | None]] = {
         "tokens, by count": lambda point: point.tokens_ratio,
-        "forward + backward": lambda point: point.passes and point.passes.ratio(clock),
-        "whole step": lambda point: point.step and 1 / point.step.ratio(clock),
+        "forward + backward": lambda point: point.pass_ratio(clock),
+        "whole step": lambda point: point.step_ratio(clock),
     }
     names = ("G, completions", "P, tokens of the prompt", "C, tokens of a completion")
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sharing", "font.size": 9}):

@@ -121,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = PLANS[args.size or ("quick" if args.quick else "full")]
     if args.plot and not plan.groups:
         parser.error("--plot draws groups of several sizes, which --quick does not measure: leave one of them out")
+    if args.plot and args.plot.suffix not in (".svg", ".png"):
+        parser.error(f"--plot {args.plot} is of no format that is drawn: name a file .svg or .png")
     torch.set_num_threads(args.num_threads)
     stopwatch = Stopwatch()
     with mask_functions_watched(stopwatch):

@@ -167,8 +167,8 @@ class ForwardPasses:
     ) -> None:
         """Score the first group both ways, and share prompts if they agree.
 
-        A kernel may fail on one process alone, which still has to run all modules. What else a model refuses of a packed
-        row, it refuses on all processes alike.
+        A kernel may fail on one process alone, which still has to run all modules. What else a model refuses of a
+        packed row, it refuses on all processes alike.
         """
         group = [row for row, encoded in enumerate(rows) if encoded.prompt is rows[0].prompt]
         batch = input_ids[group], attention_mask[group], [rows[row] for row in group], logits_to_keep

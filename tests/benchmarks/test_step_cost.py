@@ -50,8 +50,9 @@ def test_shared_prompts_can_be_measured_alone(monkeypatch):
     monkeypatch.setattr(step_cost, "measure_masks", lambda *_: pytest.fail("masks are measured, too"))
     monkeypatch.setattr(step_cost, "measure_shared_prompts", lambda *_: {})
     step_cost.main(["--only_sharing", "--num_threads", "1"])
-    with pytest.raises(SystemExit):
-        step_cost.main(["--quick", "--plot", "plot.svg"])
+    for wrong in (["--quick", "--plot", "plot.svg"], ["--plot", "plot.txt"]):
+        with pytest.raises(SystemExit):
+            step_cost.main(wrong)
 
 
 def test_groups_of_several_sizes_have_a_row_each(toy_run):
