@@ -21,10 +21,29 @@ from aurora_rl.models.shared_prefix import enable, packed_row
 from benchmarks.timing import Seconds, now
 from benchmarks.workload import REFERENCE, Policy, StepShape, build_policy
 
-#: The shape of the target: a prompt of frames and sound, a chain of thought, a group of eight.
-PROMPT_LENGTH = 1200
-GROUP = StepShape(num_generations=8, completion_length=128, hidden_size=256, num_layers=2, num_heads=4)
-TOY_GROUP = dataclasses.replace(GROUP, completion_length=8, hidden_size=64, num_heads=2)
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A prompt and its completions.
+
+    Attributes:
+        shape: sizes of the completions and of the model; those of the prompt's media are read in whole steps alone.
+        prompt_length: P, number of tokens of the prompt.
+    """
+
+    shape: StepShape
+    prompt_length: int
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """G, P and C."""
+        return self.shape.num_generations, self.prompt_length, self.shape.completion_length
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Number of tokens that the decoder reads with the prompt in every row, and once."""
+        generations, prompt, completion = self.sizes
+        return generations * (prompt + completion), prompt - 1 + generations * (completion + 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +80,15 @@ class Sharing:
         return (self.shared_bytes or 0) / (self.plain_bytes or 1)
 
 
-def measure_sharing(shape: StepShape, prompt_length: int, repeats: int) -> Sharing:
+def measure_sharing(group: Group, repeats: int) -> Sharing:
     """Run both passes in turn."""
-    policy = build_policy(shape, has_head=False)
+    policy = build_policy(group.shape, has_head=False)
     add_fused_lm_head(policy.model)
     enable(policy.model.train())
-    input_ids = draw_group(policy, shape, prompt_length)
-    mask, length = torch.ones_like(input_ids), shape.completion_length
-    layout = pack(input_ids, mask, length, [0] * len(input_ids))
+    input_ids = draw_group(policy, group)
+    mask, length = torch.ones_like(input_ids), group.shape.completion_length
+    tokens: list[int] = []
+    count_tokens(policy, tokens)
     labels = input_ids.clone()
     labels[:, :-length] = -100
 
@@ -76,23 +96,22 @@ def measure_sharing(shape: StepShape, prompt_length: int, repeats: int) -> Shari
         return policy.model(input_ids=input_ids, attention_mask=mask, labels=labels, fused_lm_head=True).loss
 
     def shared() -> Tensor:
+        layout = pack(input_ids, mask, length, [0] * len(input_ids))
         with packed_row(policy.model, layout):
             return policy.model(**layout.inputs(input_ids), fused_lm_head=True).loss
 
     pairs = [(seconds_of(plain, policy), seconds_of(shared, policy)) for _ in range(repeats + 1)][1:]  # the first warms
     kept = kept_bytes(plain, policy), kept_bytes(shared, policy)
-    return Sharing([a for a, _ in pairs], [b for _, b in pairs], input_ids.numel(), len(layout.source), *kept)
+    return Sharing([a for a, _ in pairs], [b for _, b in pairs], tokens[0], tokens[1], *kept)
 
 
-def measure_prefill(shape: StepShape, prompt_length: int, repeats: int) -> Sharing:
+def measure_prefill(group: Group, repeats: int) -> Sharing:
     """Let `generate` read a group's prompts and sample one token of each, in turn each row by itself and once."""
-    policy = build_policy(shape, has_head=False)
+    policy = build_policy(group.shape, has_head=False)
     policy.model.eval()
-    prompts = draw_group(policy, shape, prompt_length)[:, :prompt_length]
+    prompts = draw_group(policy, group)[:, : group.prompt_length]
     tokens: list[int] = []
-    policy.model.get_decoder().register_forward_pre_hook(
-        lambda _module, _args, inputs: tokens.append(inputs["inputs_embeds"][..., 0].numel()), with_kwargs=True
-    )
+    count_tokens(policy, tokens)
 
     def seconds(once: bool) -> Seconds:
         start = now()
@@ -102,6 +121,13 @@ def measure_prefill(shape: StepShape, prompt_length: int, repeats: int) -> Shari
 
     pairs = [(seconds(False), seconds(True)) for _ in range(repeats + 1)][1:]
     return Sharing([a for a, _ in pairs], [b for _, b in pairs], *tokens[:2])
+
+
+def count_tokens(policy: Policy, tokens: list[int]) -> None:
+    """Add the number of tokens of each pass of the decoder to a list."""
+    policy.model.get_decoder().register_forward_pre_hook(
+        lambda _module, _args, inputs: tokens.append(inputs["inputs_embeds"][..., 0].numel()), with_kwargs=True
+    )
 
 
 def seconds_of(forward: Callable[[], Tensor], policy: Policy) -> Seconds:
@@ -128,9 +154,10 @@ def kept_bytes(forward: Callable[[], Tensor], policy: Policy) -> int:
     return sum(size for address, size in kept.items() if address not in weights)
 
 
-def draw_group(policy: Policy, shape: StepShape, prompt_length: int) -> Tensor:
+def draw_group(policy: Policy, group: Group) -> Tensor:
     """Draw G completions of one prompt, (G, P + C), of words of the vocabulary."""
     words = torch.tensor(policy.processor.tokenizer(REFERENCE).input_ids)
-    drawn = words[torch.randint(len(words), (shape.num_generations, prompt_length + shape.completion_length))]
-    drawn[:, :prompt_length] = drawn[0, :prompt_length]
+    generations, prompt, completion = group.sizes
+    drawn = words[torch.randint(len(words), (generations, prompt + completion))]
+    drawn[:, :prompt] = drawn[0, :prompt]
     return drawn

@@ -54,7 +54,7 @@ def step_table(comparison: Comparison, clock: str) -> str:
     rows.append(("peak memory, GB", *(f"{peak:.2f}" for peak in peaks), _ratio_cell(*peaks)))
     forwards = [median(step.num_forwards for step in steps) for steps in (stock, aurora)]
     rows.append(("forward passes, rollouts aside", *(f"{n:g}" for n in forwards), _ratio_cell(*forwards)))
-    return _table((f"part, {clock} seconds", "TRL", "Aurora-RL", "ratio"), rows)
+    return table((f"part, {clock} seconds", "TRL", "Aurora-RL", "ratio"), rows)
 
 
 def decoding_table(decoding: Mapping[str, Decoding], clock: str) -> str:
@@ -64,7 +64,7 @@ def decoding_table(decoding: Mapping[str, Decoding], clock: str) -> str:
         (name, f"{way.median(clock):.2f}", f"{way.median(clock) / loop:.2f}", f"{way.peak_gb:.2f}")
         for name, way in decoding.items()
     ]
-    return _table(("completions", f"{clock} seconds", "of the first loop", "peak memory, GB"), rows)
+    return table(("completions", f"{clock} seconds", "of the first loop", "peak memory, GB"), rows)
 
 
 def embedding_table(encoded: Sequence[Seconds], read: Sequence[Seconds], clock: str) -> str:
@@ -72,7 +72,7 @@ def embedding_table(encoded: Sequence[Seconds], read: Sequence[Seconds], clock: 
     times = [median(span.on(clock) for span in spans) for spans in (encoded, read)]
     rows = [("encoded in the step", f"{times[0]:.3f}", "1"), ("read from the cache", f"{times[1]:.4f}", "")]
     factor = f"{times[0] / times[1]:.0f} times faster"
-    return _table(("embeddings", f"{clock} seconds", ""), [rows[0], (*rows[1][:2], factor)])
+    return table(("embeddings", f"{clock} seconds", ""), [rows[0], (*rows[1][:2], factor)])
 
 
 def sharing_table(sharing: Sharing, clock: str) -> str:
@@ -88,7 +88,7 @@ def sharing_table(sharing: Sharing, clock: str) -> str:
             _megabytes(sharing.shared_bytes),
         ),
     ]
-    return _table(("the prompt", "tokens", f"{clock} seconds", "", "kept for backward, MB"), rows)
+    return table(("the prompt", "tokens", f"{clock} seconds", "", "kept for backward, MB"), rows)
 
 
 def _megabytes(size: int | None) -> str:
@@ -104,7 +104,7 @@ def sweep_table(comparisons: Sequence[tuple[StepShape, Comparison]], clock: str)
         sizes = (shape.num_generations, shape.num_frames, shape.completion_length)
         seconds = (f"{stock:.2f}", f"{aurora:.2f}", f"{masks:.2f}")
         rows.append((*map(str, sizes), *seconds, f"{comparison.ratio(clock):.3f}"))
-    return _table(("G", "F", "tokens", f"TRL, {clock} seconds", "Aurora-RL", "of these masks", "ratio"), rows)
+    return table(("G", "F", "tokens", f"TRL, {clock} seconds", "Aurora-RL", "of these masks", "ratio"), rows)
 
 
 def _cells(comparison: Comparison, parts: Sequence[str], clock: str) -> tuple[str, str, str]:
@@ -121,6 +121,7 @@ def _median_seconds(steps: Sequence[Step], parts: Iterable[str], clock: str) -> 
     return median(step.seconds(names, clock) for step in steps)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

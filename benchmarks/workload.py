@@ -47,6 +47,7 @@ class StepShape:
         num_layers: depth of the language model.
         num_heads: attention heads of the language model and the towers.
         frame_size: side of a frame in pixels; 8 x 8 of them are a patch, 4 patches are a token.
+        num_more_words: number of words behind the reference, by which a prompt gets the length that is wanted.
     """
 
     num_generations: int = 8
@@ -56,6 +57,12 @@ class StepShape:
     num_layers: int = 6
     num_heads: int = 6
     frame_size: int = 64
+    num_more_words: int = 0
+
+    @property
+    def text(self) -> str:
+        """The prompt's text."""
+        return REFERENCE + " drum" * self.num_more_words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +101,7 @@ def draw_frames(shape: StepShape) -> np.ndarray:
 def stock_dataset(shape: StepShape) -> Dataset:
     """Make the rows for TRL's trainer: a text prompt and the frames as `images`."""
     images = [Image.fromarray(frame) for frame in draw_frames(shape)]
-    prompt = [{"role": "user", "content": REFERENCE}]
+    prompt = [{"role": "user", "content": shape.text}]
     return Dataset.from_list([{"prompt": prompt, "images": images}])
 
 
@@ -123,10 +130,11 @@ class ImageEncoder(SampleEncoder):
             truth[:, : shape.frame_size // 2] = True
         super().__init__(Qwen2_5OmniFamily(), policy.processor, encode, task=task)
         self.clip = AVClip(frames, np.zeros(0, np.float32), truth)
+        self.text = shape.text
 
     def prepare(self, sample: AVSample) -> Callable[[], EncodedSample]:
         parts: list[dict[str, Any]] = [{"type": "image", "image": Image.fromarray(frame)} for frame in self.clip.frames]
-        messages = [{"role": "user", "content": [*parts, {"type": "text", "text": sample.reference}]}]
+        messages = [{"role": "user", "content": [*parts, {"type": "text", "text": self.text}]}]
         encoded = EncodedSample(
             sample=sample,
             prompt=self.family.encode(self.processor, messages, waveform=None, fps=sample.fps),

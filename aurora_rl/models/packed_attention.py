@@ -68,7 +68,13 @@ def shared_prefix_attention(
         raise ValueError("a layer with a sliding window cannot read a packed row: set share_prompts to false")
     query, key = query.to(value.dtype), key.to(value.dtype)  # as autocast does for sdpa; rotation has made them float32
     options = {"dropout_p": dropout, "scale": scaling, "enable_gqa": query.size(1) != key.size(1)}
-    groups = [_attend(query, key, value, group, options) for group in packed.groups]
+    try:
+        groups = [_attend(query, key, value, group, options) for group in packed.groups]
+    except (RuntimeError, TypeError, ValueError) as error:  # a kernel that refuses the device, dtype or shape
+        if packed.errors is None:
+            raise
+        packed.errors.append(error)
+        return torch.full_like(query, torch.nan).transpose(1, 2), None
     return torch.cat(groups, dim=1).transpose(0, 1)[None].contiguous(), None
 
 

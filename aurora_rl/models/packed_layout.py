@@ -60,6 +60,8 @@ class PackedLayout:
         branch_start: (B,) place of each row's branch.
         lengths: (B,) number of each row's completion tokens.
         num_prompt_columns: number of columns of the padded batch before its completions.
+        errors: place for the errors of attention kernels, which leave NaN then: the pass goes on through all modules,
+            as other processes with shards of the weights rely on. None raises them.
     """
 
     groups: tuple[Group, ...]
@@ -75,6 +77,7 @@ class PackedLayout:
     branch_start: torch.Tensor
     lengths: torch.Tensor
     num_prompt_columns: int
+    errors: list[Exception] | None = None
 
     def inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return `input_ids`, `attention_mask` and `shift_labels`, all (1, N), of padded `input_ids` (B, L).

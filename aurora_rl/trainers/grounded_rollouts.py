@@ -165,7 +165,11 @@ class ForwardPasses:
         rows: Sequence[EncodedSample],
         logits_to_keep: int,
     ) -> None:
-        """Score the first group both ways, and share prompts if they agree."""
+        """Score the first group both ways, and share prompts if they agree.
+
+        A kernel may fail on one process alone, which still has to run all modules. What else a model refuses of a
+        packed row, it refuses on all processes alike.
+        """
         group = [row for row, encoded in enumerate(rows) if encoded.prompt is rows[0].prompt]
         batch = input_ids[group], attention_mask[group], [rows[row] for row in group], logits_to_keep
 
@@ -173,14 +177,15 @@ class ForwardPasses:
             logps: torch.Tensor = self._score_chunk(model, *batch, False, {}, layout)[0].log_probs
             return logps[:, -logits_to_keep:]
 
-        layout = self.sharing.layout(*batch)
+        layout, errors = self.sharing.layout(*batch), list[Exception]()
+        assert layout is not None
         with eval_mode(model):
             plain = score(None)
             try:
-                shared: torch.Tensor | Exception = score(layout)
-            except (RuntimeError, TypeError, ValueError) as error:  # a kernel that refuses the device, dtype or shape
-                shared = error
-        self.sharing.decide(model, shared, plain, batch[1][:, -logits_to_keep:])
+                shared = score(dataclasses.replace(layout, errors=errors))
+            except (RuntimeError, TypeError, ValueError) as error:
+                errors.append(error)
+        self.sharing.decide(model, errors[0] if errors else shared, plain, batch[1][:, -logits_to_keep:])
 
     def _score_chunk(
         self,

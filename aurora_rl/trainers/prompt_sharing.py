@@ -76,13 +76,13 @@ class PromptSharing:
         difference = (shared - plain).abs()[mask.bool()].sum() / mask.sum().clamp(min=1)
         worst = self.accelerator.gather(difference.float().reshape(1)).max().item()
         self.is_on, self.is_tried = worst <= TOLERANCE[dtype], True  # NaN is no agreement either
-        if not self.accelerator.is_main_process:
+        if error is not None:  # the other processes do not know it
+            logger.warning("prompts are not shared, so that steps take longer: %s. Please report it", error)
+        if error is not None or not self.accelerator.is_main_process:
             return
         found = f"log-probabilities of the first group differ by {worst:.1e} on average ({dtype}, {TOLERANCE[dtype]:g}"
         if self.is_on:
             logger.info("prompts are shared within groups: %s is allowed)", found)
-        elif error is not None:
-            logger.warning("prompts are not shared, so that steps take longer: %s. Please report it", error)
         else:
             logger.warning("prompts are not shared, so that steps take longer: %s is allowed). Please report it", found)
 

@@ -26,6 +26,7 @@ from torch import nn
 from trl import TrlParser
 
 from aurora_rl.data.sample import AVSample
+from aurora_rl.models import packed_attention
 from aurora_rl.models.encoding import EncodedSample
 from aurora_rl.models.grounding import segmentation_model
 from aurora_rl.trainers import eval_answers
@@ -35,7 +36,7 @@ from aurora_rl.trainers.sft import AuroraSFTTrainer
 
 @dataclasses.dataclass
 class FaultArguments:
-    """What to break, so that a test can show that it would be seen: `local_masks` or nothing."""
+    """What to break: `local_masks`, so that a test can show that it would be seen; `kernel`, which a run overcomes."""
 
     fault: str = "none"
 
@@ -94,6 +95,24 @@ class LocalMasksGRPOTrainer(ReplayedGRPOTrainer):
         return {**output, "masks_per_forward": output["mask_weights"].sum().clamp(min=1)}
 
 
+class FailingKernelGRPOTrainer(ReplayedGRPOTrainer):
+    """Attention over packed rows fails on the second process alone: no process may wait for it, or share prompts."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not self.accelerator.is_main_process:
+            packed_attention._attend = self._fail
+
+    @staticmethod
+    def _fail(*_: Any) -> torch.Tensor:
+        raise RuntimeError("no kernel for this shape")
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        assert not self._passes.sharing.is_on
+        return loss
+
+
 class LocalMasksSFTTrainer(AuroraSFTTrainer):
     """Divides the mask loss by the masks of this micro-batch alone."""
 
@@ -108,6 +127,7 @@ TRAINERS = {
     ("sft", "local_masks"): LocalMasksSFTTrainer,
     ("grpo", "none"): ReplayedGRPOTrainer,
     ("grpo", "local_masks"): LocalMasksGRPOTrainer,
+    ("grpo", "kernel"): FailingKernelGRPOTrainer,
 }
 
 

@@ -84,6 +84,8 @@ WAITING = shlex.split("--ddp_find_unused_parameters false --freeze towers")
 HALF_PRECISION = shlex.split("--bf16 true --dtype bfloat16")
 SAVE = shlex.split("--save_strategy steps --save_steps 2 --save_only_model false")
 FAULT = shlex.split("--fault local_masks")
+#: The second process cannot share prompts, and neither may then wait for the other's shards.
+KERNEL = shlex.split("--fault kernel")
 #: Jobs whose rows have the order of a curriculum; others are shuffled.
 IN_ORDER = ("grpo", "grpo_resumed")
 ORDER = shlex.split("--curriculum easy_to_hard --shuffle_dataset false --pass_rates")
@@ -122,7 +124,7 @@ JOBS: Mapping[str, Mapping[str, list[str]]] = {
         "sft_shown": HALVES + LORA + HALF_PRECISION + SHOWN,
         "grpo_words": THIRDS + LORA + HALF_PRECISION + WORDS,
     },
-    "zero3_offload": {"sft": HALVES, "grpo": HALVES},
+    "zero3_offload": {"sft": HALVES, "grpo": HALVES + KERNEL},
     "fsdp2": {
         "sft": HALVES,
         "grpo": HALVES + SAVE,

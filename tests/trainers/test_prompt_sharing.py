@@ -222,7 +222,11 @@ def test_a_kernel_that_fails_on_the_first_batch_leaves_the_plain_pass(
         raise RuntimeError("no kernel for this shape")
 
     monkeypatch.setattr(packed_attention, "_attend", fail)
+    passes: list[int] = []
+    last = trainer.accelerator.unwrap_model(trainer.model).get_decoder().norm
+    last.register_forward_hook(lambda *_: passes.append(1))
     loss, _ = loss_and_gradients(trainer, inputs, is_on=True)
+    assert len(passes) == 3, "a pass that breaks off leaves other processes waiting for its shards of the weights"
     assert loss == expected and trainer._passes.sharing.is_tried and not trainer._passes.sharing.is_on
     assert "prompts are not shared, so that steps take longer: no kernel for this shape" in caplog.text
 
