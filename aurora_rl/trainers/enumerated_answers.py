@@ -10,7 +10,6 @@ earns what the row's worst answer earns. Evaluations during training sample as u
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -56,7 +55,7 @@ class EnumeratedAnswersTrainer(TaughtRowsTrainer):
             )
         return ids
 
-    def _compute_loss(self, model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         if not (self.args.enumerate_answers and self.model.training):
             return super()._compute_loss(model, inputs)
         mask = inputs["completion_mask"]
