@@ -89,6 +89,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     if report.not_asked:
         logger.error("%d answers were not asked for: no table yet; the same command goes on", report.not_asked)
     else:
-        keys = {(sample.uid, sample.row) for sample in samples}
-        rows.write(out, [record for record in read_rows(answers) if (record["uid"], record["row"]) in keys])
+        rows.write(out, read_rows(answers))
     return report.exit_status
