@@ -37,18 +37,18 @@ class MaskLosses:
 
 
 def exact_policy_loss(
-    set_logps: Tensor, rewards: Tensor, *, rest_reward: float = -1.1, entropy_weight: float = 0.03
+    answer_logps: Tensor, rewards: Tensor, *, rest_reward: Tensor | float, entropy_weight: float = 0.03
 ) -> Tensor:
-    """Compute the policy loss over all sets of tools that can be chosen, without sampling.
+    """Compute the policy loss over all answers that can be given, without sampling.
 
     L = -mean_s [Σ_a π(a|s) r(s, a) + (1 - Σ_a π(a|s)) r_rest - w Σ_a π(a|s) log π(a|s)]  (FGPO, with w = 0.03)
 
-    What the policy can write beside the sets is unreadable, and has one reward; the paper's form leaves it out.
+    What the policy can write beside the answers has one reward; the paper's form leaves it out.
 
     Args:
-        set_logps: (B, S) float, log-probability of the whole answer that names each set; `exp` sums to 1 at most.
-        rewards: (B, S) float, reward of each set.
-        rest_reward: reward of all other completions.
+        answer_logps: (B, A) float, log-probability of each whole answer; `exp` sums to 1 at most.
+        rewards: (B, A) float, reward of each answer.
+        rest_reward: reward of all other completions, one or (B,).
         entropy_weight: weight of the entropy.
 
     Returns:
@@ -57,10 +57,11 @@ def exact_policy_loss(
     Raises:
         ValueError: if the shapes differ.
     """
-    if set_logps.ndim != 2 or set_logps.shape != rewards.shape:
-        raise ValueError(f"log-probabilities {tuple(set_logps.shape)} and rewards {tuple(rewards.shape)}: both (B, S)")
-    logps = set_logps.float()
-    probs = logps.exp()  # (B, S)
+    if answer_logps.ndim != 2 or answer_logps.shape != rewards.shape:
+        shapes = tuple(answer_logps.shape), tuple(rewards.shape)
+        raise ValueError(f"log-probabilities {shapes[0]} and rewards {shapes[1]}: both (B, A)")
+    logps = answer_logps.float()
+    probs = logps.exp()  # (B, A)
     expected = (probs * rewards.float()).sum(1) + (1 - probs.sum(1)) * rest_reward
     entropy = -(probs * logps).sum(1)
     return -(expected + entropy_weight * entropy).mean()

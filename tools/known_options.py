@@ -33,7 +33,7 @@ SCRIPTS = (
         f"data_prep/{name}.py"
         for name in ("cache_features", "teacher_features", "collect_mistakes", "pass_rates", "tool_table")
     ),
-    *(f"data_prep/{name}.py" for name in ("generate_cot", "correct_cot", "to_hf_dataset")),
+    *(f"data_prep/{name}.py" for name in ("generate_cot", "correct_cot", "tool_table_by_endpoint", "to_hf_dataset")),
 )
 #: Lists that YAML files may give as a single text, which the trainer accepts.
 ONE_OR_MORE = ("reward_funcs",)

@@ -58,6 +58,8 @@ SPLIT_KEYS: dict[str, Mapping[str, str | None]] = {
     "data_prep/collect_mistakes.py": TRAIN_SPLIT,
     "data_prep/pass_rates.py": TRAIN_SPLIT,
     "data_prep/generate_cot.py": {"split": "train"},
+    "data_prep/tool_table.py": TRAIN_SPLIT,
+    "data_prep/tool_table_by_endpoint.py": TRAIN_SPLIT,
     "data_prep/correct_cot.py": {},  # the mistakes name theirs
     "data_prep/to_hf_dataset.py": {"split": None},
     SAVED_MASKS: {},

@@ -22,7 +22,7 @@ class Question:
         uid: uid of the row.
         row: number of the row.
         split: split of the row.
-        schema: JSON schema of the reply.
+        schema: JSON schema of the reply; None for one in any form.
         messages: function that makes the conversation and reads the clip's files for it; may raise `MediaError` or
             `RowFailedError`.
         read: function that makes the row's record from a reply, and names the repairs; may raise `BadReplyError`.
@@ -31,7 +31,7 @@ class Question:
     uid: str
     row: int
     split: str
-    schema: dict[str, Any]
+    schema: dict[str, Any] | None
     messages: Callable[[], list[dict[str, Any]]]
     read: Callable[[str], tuple[Record, Sequence[str]]]
 

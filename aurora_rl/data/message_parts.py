@@ -45,7 +45,7 @@ class MediaArguments:
 
 
 def media_parts(sample: AVSample, media: MediaArguments) -> list[dict[str, Any]]:
-    """Encode frames and sound of a clip as parts of a message; a clip without sound has no part for it.
+    """Encode frames and sound of a clip as parts of a message; sound alone has no part for frames.
 
     Args:
         sample: row, whose files are read.
@@ -57,7 +57,7 @@ def media_parts(sample: AVSample, media: MediaArguments) -> list[dict[str, Any]]
     if media.media == "none":
         return []
     of_reference = reference_parts(sample, media)
-    frames = frame_parts(read_clip_frames(sample), sample.fps, media)
+    frames = frame_parts(read_clip_frames(sample), sample.fps, media) if sample.num_frames else []
     if media.media == "frames":
         return [*frames, *of_reference]
     return [*frames, *sound_parts(read_clip_sound(sample)), *of_reference]

@@ -136,13 +136,17 @@ def _settings(
 ) -> dict[str, Any]:
     """Return the settings that change answers; parts that were written with other settings are refused."""
     names = ("num_samples", "temperature", "seed", "max_completion_length")
-    data = {name: value for name, value in data_args.to_record().items() if name not in NEUTRAL}
     model: dict[str, Any] = {"model": fingerprint_checkpoint(model_args.model)[:16], "dtype": model_args.dtype}
     model |= {"use_vllm": True} if args.use_vllm else {}  # it draws other completions from the same distribution
-    return {**model, **own, **{name: getattr(args, name) for name in names}, **data}
+    return {**model, **own, **{name: getattr(args, name) for name in names}, **data_settings(data_args)}
 
 
-def _begin(folder: Path, expected: dict[str, Any]) -> None:
+def data_settings(data_args: DataArguments) -> dict[str, Any]:
+    """Return the arguments of the data that change answers."""
+    return {name: value for name, value in data_args.to_record().items() if name not in NEUTRAL}
+
+
+def begin_parts(folder: Path, expected: dict[str, Any]) -> None:
     """Make the folder of the parts, or check that an existing one has the same settings, and repair its files.
 
     Raises:
@@ -156,7 +160,7 @@ def _begin(folder: Path, expected: dict[str, Any]) -> None:
         write_whole(file, json.dumps(expected, indent=2).encode())
     elif (found := parse_json(read_text_file(file))) != expected:
         differing = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
-        raise ValueError(f"{folder} was begun with other {differing}: delete it, or choose another `out`")
+        raise ValueError(f"{folder} was begun with other {differing}: delete it, or choose another `output`")
 
 
 def _ask(
@@ -210,7 +214,7 @@ def _ask_and_finish(
     samples = samples if asking.rows is None else asking.rows(samples)
     expected = _settings(args, model_args, data_args, asking.settings)
     if state.is_main_process:
-        _begin(folder, expected)
+        begin_parts(folder, expected)
     state.wait_for_everyone()
     done = {(r["uid"], r["row"]) for part in folder.glob("*.jsonl") for r in read_rows(part)}
     state.wait_for_everyone()  # no part is written before all are checked

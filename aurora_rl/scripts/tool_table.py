@@ -17,6 +17,7 @@ import dataclasses
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ Reasoner = Callable[[AVSample, str], str]
 
 
 @dataclasses.dataclass
-class ToolTableArguments(AskArguments):
-    """The tools whose words the model is given.
+class ToolArguments:
+    """The tools whose words the reasoner is given.
 
     Attributes:
         tools: the tools in the order of their numbers, at most five: keys of `tools.sound.SOUND_TOOLS`, "events", or
@@ -64,10 +65,28 @@ class ToolTableArguments(AskArguments):
 
     def __post_init__(self) -> None:
         all_sets(len(self.tools))
-        if Path(self.output).name != TABLE_FILE:
-            raise ValueError(f"output is {self.output!r}: it must end with /{TABLE_FILE}, other files stand beside it")
+
+
+@dataclasses.dataclass
+class ToolTableArguments(ToolArguments, AskArguments):
+    """The tools, and how the model is asked with their words."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_output(self.output)
         if self.num_samples:
             raise ValueError(f"num_samples is {self.num_samples}: a table holds the one greedy answer, so leave it out")
+
+
+def check_output(output: str) -> Path:
+    """Return the path of a table that is to be written.
+
+    Raises:
+        ValueError: if `data.tool_table` would not find it by its name.
+    """
+    if Path(output).name != TABLE_FILE:
+        raise ValueError(f"output is {output!r}: it must end with /{TABLE_FILE}, other files stand beside it")
+    return Path(output)
 
 
 class TableRows:
@@ -103,11 +122,20 @@ class TableRows:
         return "\n".join(self.evidence[sample.key][tool] for tool in self.sets[number])
 
     def write(self, out: Path, asked: Sequence[Mapping[str, Any]]) -> None:
-        """Write the three files of the table, and log how the reasoner did."""
-        by_key = {(sample.uid, sample.row): sample for sample in self.asked}
+        """Write the three files of the table of all questions with an answer for each set; log how the reasoner did."""
+        answered = Counter((record["uid"], record["row"] // len(self.sets)) for record in asked)
+        by_key = {
+            (sample.uid, sample.row): sample
+            for sample in self.asked
+            if answered[sample.uid, sample.row] == len(self.sets)
+        }
+        if lacking := len(self.asked) - len(by_key):
+            logger.warning("%d of %d questions lack an answer and are left out", lacking, len(self.asked))
         lines = []
         for record in asked:
             row, number = divmod(record["row"], len(self.sets))
+            if (record["uid"], row) not in by_key:
+                continue
             words = self.words(by_key[record["uid"], row], number)
             said = {name: record[name] for name in ("answer", "readable", "right")}
             lines.append(
@@ -115,7 +143,7 @@ class TableRows:
             )
         described = [[name, describe(tool)] for name, tool in self.tools.items()]
         write_whole(out.with_name(TOOLS_FILE), (json.dumps(described, ensure_ascii=False, indent=2) + "\n").encode())
-        write_whole(out.with_name(ROWS_FILE), to_lines(_question(sample, out.parent) for sample in self.asked))
+        write_whole(out.with_name(ROWS_FILE), to_lines(_question(sample, out.parent) for sample in by_key.values()))
         write_whole(out, to_lines(lines))
         right, unread = sum(line["right"] for line in lines), sum(not line["readable"] for line in lines)
         logger.info("%s: %d answers, %d right, %d unreadable (wrong)", out, len(lines), right, unread)

@@ -220,6 +220,14 @@ class Task(abc.ABC):
         """Return the index of the row's option that an answer means; None where it means none, or there are none."""
         return None
 
+    def answers(self, sample: AVSample) -> Sequence[str]:
+        """List all completions that answer a row in a different way, for an objective over all of them.
+
+        Raises:
+            ValueError: if there is no such list.
+        """
+        raise ValueError(f"the answers of the task {self.name} cannot be listed: leave out enumerate_answers")
+
     def check_truth(self, sample: AVSample) -> None:  # noqa: B027  (a task that needs masks alone leaves it out)
         """Check that a row has the truth in words that training and scores need; by default any row has.
 

@@ -71,9 +71,12 @@ class ToolChoice(Task):
 
     def target(self, sample: AVSample) -> Target:
         """Return a set that is drawn by the row's key alone: it teaches the form, and nothing about the tools."""
-        sets = all_sets(len(sample.extra_columns["tools"]))
-        drawn = int.from_bytes(hashlib.sha256(sample.key.encode()).digest()[:8], "big") % len(sets)
-        return Target(f"<answer>{set_text(sets[drawn])}</answer>")
+        answers = self.answers(sample)
+        drawn = int.from_bytes(hashlib.sha256(sample.key.encode()).digest()[:8], "big") % len(answers)
+        return Target(answers[drawn])
+
+    def answers(self, sample: AVSample) -> list[str]:
+        return [f"<answer>{set_text(chosen)}</answer>" for chosen in all_sets(len(sample.extra_columns["tools"]))]
 
     def parse(self, text: str) -> ToolsAnswer:
         found = _ANSWER.fullmatch(text)

@@ -16,6 +16,17 @@ from aurora_rl.trainers.watched import WatchedMixin
 
 #: Arguments of transformers' `GenerationConfig` and vLLM's `SamplingParams` that would end completions elsewhere.
 ENDS = ("eos_token_id", "forced_eos_token_id", "ignore_eos", "stop", "stop_strings", "stop_token_ids")
+#: What `enumerate_answers` needs: it samples nothing and has a loss of its own, over the rewards as they are.
+EXACT = {
+    "beta": 0.0,
+    "scale_rewards": "none",
+    "multi_objective_aggregation": "sum_then_normalize",
+    "use_vllm": False,
+    "environment_factory": None,
+    "router_aux_loss_coef": 0.0,
+    "top_entropy_quantile": 1.0,
+    "use_adaptive_entropy": False,
+}
 MASK_LOSS_ON = ("all", "correct_only", "off")
 
 
@@ -40,6 +51,9 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
             computes the same.
         skip_zero_advantages: whether completions without an advantage, those of a group of equal rewards above all, are
             left out of the training pass where they give no gradient (`trainers.taught_rows`).
+        enumerate_answers: whether each row's answers, which its task must be able to list, are trained on all together,
+            each weighed by its probability, and none is sampled (`trainers.enumerated_answers`); `num_generations` is
+            their number, and `entropy_coef` the weight of the answers' entropy.
         router_aux_loss_coef: coefficient of the router loss of a model with experts; 0 trains without it. None, in YAML
             null, takes the checkpoint's own, which TRL does by default.
         environment_factory: what makes a rollout's environment, whose methods are tools that the policy may call, see
@@ -53,7 +67,8 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
 
     Raises:
         ValueError: if `mask_loss_on` is unknown, `profile_steps` is negative, `generation_kwargs` end completions,
-            vLLM's options do not work together, or a checkpoint would be written inside a generation batch.
+            `enumerate_answers` or vLLM's options do not work with others, or a checkpoint would be written inside a
+            generation batch.
     """
 
     mask_loss_on: str = _option("correct_only", "Completions that teach masks: all, correct_only or off.")
@@ -63,6 +78,7 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
     dice_variant: str = _option("aurora", "Formula of the Dice loss: aurora or lisa.")
     share_prompts: bool = _option(True, "Put a group's prompt through the model once, where that computes the same.")
     skip_zero_advantages: bool = _option(True, "Leave completions without advantage out where they teach nothing.")
+    enumerate_answers: bool = _option(False, "Train on all answers that a row can have, instead of samples.")
     router_aux_loss_coef: float | None = _option(0.0, ROUTER_LOSS_HELP)
     environment_factory: str | None = _option(
         None, "Tools that rollouts may call: a class as 'package.module:Name' or 'path/to/mine.py:Name'."
@@ -96,6 +112,8 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
                 "rule: at the tokenizer's eos_token and what the checkpoint's generation_config.json names. Drop it, "
                 "or name the token there as eos_token_id"
             )
+        if self.enumerate_answers:
+            self._check_enumeration()
         if self.use_vllm:
             if self.vllm_model_impl != "vllm":
                 raise ValueError(
@@ -133,6 +151,19 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
         """The dictionary of `vllm_engine_kwargs`, which the command line gives as JSON."""
         given = self.vllm_engine_kwargs
         return json.loads(given) if isinstance(given, str) else given or {}
+
+    def _check_enumeration(self) -> None:
+        """Raise a ValueError if an option is set that the exact objective does not read."""
+        for name, needed in EXACT.items():
+            if (given := getattr(self, name)) != needed:
+                raise ValueError(
+                    f"enumerate_answers needs {name} {needed!r}, not {given!r}: its loss knows nothing else"
+                )
+        if self.per_device_train_batch_size % self.num_generations:
+            raise ValueError(
+                f"per_device_train_batch_size is {self.per_device_train_batch_size}: enumerate_answers needs whole "
+                f"groups on each device, a multiple of num_generations, {self.num_generations}"
+            )
 
     def _check_checkpoint_boundary(self) -> None:
         """Raise a ValueError if a checkpoint would be written inside a generation batch."""

@@ -20,8 +20,8 @@ from aurora_rl.models.encoding import EncodedSample
 from aurora_rl.models.grounding import segmentation_model
 from aurora_rl.models.packed_layout import PackedLayout, pack
 from aurora_rl.models.shared_prefix import enable, reason_against
+from aurora_rl.trainers.enumerated_answers import EnumeratedAnswersTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
-from aurora_rl.trainers.taught_rows import TaughtRowsTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -113,15 +113,16 @@ def _reason_of_run(trainer: GRPOTrainer) -> str | None:
     return None
 
 
-class WholeGroupsTrainer(TaughtRowsTrainer):
-    """A GRPO trainer that trains on the rows that teach, and shuffles groups where they share their prompts."""
+class WholeGroupsTrainer(EnumeratedAnswersTrainer):
+    """A GRPO trainer that trains on the rows that teach, and shuffles groups where they belong together."""
 
     _passes: Any
     _buffered_inputs: Any
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """Do what TRL's method does; its shuffling of rows would spread a group over all micro-batches."""
-        if not (self.model.training and self._passes.sharing.is_on):
+        needs_groups = self._passes.sharing.is_on or self.args.enumerate_answers
+        if not (self.model.training and needs_groups):
             return super()._prepare_inputs(generation_batch)
         generate_every = self.args.steps_per_generation * self.num_iterations
         if self._step % generate_every == 0 or self._buffered_inputs is None:

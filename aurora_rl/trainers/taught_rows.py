@@ -75,11 +75,12 @@ def taught_rows(inputs: Mapping[str, Any]) -> TaughtRows | None:
 def only_advantages_teach(trainer: GRPOTrainer) -> bool:
     """Tell whether a completion without an advantage gives no gradient.
 
-    KL term, entropy bonus, router loss and the loss of a head teach from every completion, and `top_entropy_quantile`
-    compares the tokens of all.
+    KL term, entropy bonus, router loss, the loss of a head and the exact objective teach from every completion, and
+    `top_entropy_quantile` compares the tokens of all.
     """
     trains_head = trainer.encode.task.head is not None and trainer.args.mask_loss_on != "off"
-    others = (trainer.beta, trainer.aux_loss_enabled, trainer._entropy_bonus_enabled, trains_head)
+    is_exact = trainer.args.enumerate_answers
+    others = (trainer.beta, trainer.aux_loss_enabled, trainer._entropy_bonus_enabled, trains_head, is_exact)
     return not any(others) and trainer.top_entropy_quantile >= 1.0
 
 

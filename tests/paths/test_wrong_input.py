@@ -31,6 +31,7 @@ ENDPOINT = ["--data_root", "data", "--output", "new.jsonl", "--model", "any/name
 GENERATE = ["data_prep/generate_cot.py", *ENDPOINT]
 CORRECT = ["data_prep/correct_cot.py", *ENDPOINT, "--mistakes", "data/chains.jsonl"]
 COLLECT = ["data_prep/collect_mistakes.py", "--config", "evaluate.yaml", "--output", "new.jsonl"]
+TABLE = ["--data_root", "data", "--output", "table.jsonl", "--model", "models/good", "--train_split", "tran"]
 CACHE = ["data_prep/cache_features.py", "--config", "cache.yaml"]
 FEATURES = ["data_prep/teacher_features.py", *SFT[1:], "--teacher", "models/good", "--teacher_features", "new.st"]
 SYNTHETIC = ["data_prep/make_synthetic.py", "--output_dir"]
@@ -123,6 +124,8 @@ CASES = {
         f"--split: data has no split 'test_z': choose from {SPLITS}",
     ),
     "unknown split of a model": ([*MODEL, "--split", "tset_s"], "did you mean 'test_s'?"),
+    "unknown split of a tool table": (["data_prep/tool_table.py", *TABLE], "did you mean 'train'?"),
+    "unknown split of an endpoint's": (["data_prep/tool_table_by_endpoint.py", *TABLE], "did you mean 'train'?"),
     "unknown benchmark": ([*MODEL, "--benchmark", "refavs"], "--benchmark is 'refavs': choose from ref_avs, "),
     "missing predictions": ([*MASKS[:3], "mask", *MASKS[4:]], "--predictions mask does not exist"),
     "missing results": (["aurora-rl", "evaluate", "--results", "x.jsonl", *MASKS[4:]], "--results x.jsonl does not"),

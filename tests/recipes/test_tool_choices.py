@@ -11,8 +11,9 @@ from aurora_rl.scripts import evaluate, grpo, init_tiny, make_tool_questions, sf
 from recipes import tool_choices
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-#: init.yaml, sft.yaml, grpo.yaml and evaluate.yaml.
+#: init.yaml, sft.yaml, grpo.yaml and evaluate.yaml; stages.yaml runs grpo.yaml with the options EXACT as well.
 SYNTHETIC = RECIPES / "synthetic" / "tools"
+EXACT = {"enumerate_answers": "true", "entropy_coef": 0.03}
 ON_A_CPU = {"dtype": "float32", "bf16": "false", "gradient_checkpointing": "false", "use_cpu": "true"}
 
 
@@ -28,8 +29,9 @@ def test_a_table_is_made_learned_from_and_scored(tmp_path: Path, monkeypatch: py
     run(init_tiny, SYNTHETIC / "init.yaml", **table, output_dir=model)
     taught, policy = tmp_path / "sft", tmp_path / "grpo"
     run(sft, SYNTHETIC / "sft.yaml", **table, model=model, output_dir=taught, max_steps=1)
-    short = {"max_steps": 1, "per_device_train_batch_size": 6}
+    short = {"max_steps": 1, "per_device_train_batch_size": 8}
     run(grpo, SYNTHETIC / "grpo.yaml", **table, model=taught, output_dir=policy, **short)
+    run(grpo, SYNTHETIC / "grpo.yaml", **table, model=policy, output_dir=tmp_path / "exact", **short, **EXACT)
     run(evaluate, SYNTHETIC / "evaluate.yaml", **table, model=policy, output_dir=out)
     tool_choices.main(["--stages", str(tmp_path), "--output_dir", str(tmp_path / "table")])
     result = json.loads((tmp_path / "table" / "result.json").read_text())
@@ -46,6 +48,11 @@ def test_a_table_is_made_learned_from_and_scored(tmp_path: Path, monkeypatch: py
     assert [line["tools"] for line in lines][:6] == [[], [0], [1], [2], [3], [0, 1]] and len(lines) == 16
     assert lines[0]["evidence"] == "" and lines[1]["evidence"].startswith("tempo: ")
     assert all(line["readable"] or not line["right"] for line in lines)
+    part, whole = of_model.with_name("table.jsonl.parts") / "00000.jsonl", of_model.read_bytes()
+    part.write_bytes(part.read_bytes()[: part.stat().st_size * 2 // 5])  # what a kill leaves
+    of_model.unlink()
+    run(tool_table, RECIPES / "audio_tools" / "table_7b.yaml", **options, **asked)
+    assert of_model.read_bytes() == whole and len(part.read_text().splitlines()) == 16
     seven = {"data_root": of_model.parent, "model": taught, "output_dir": tmp_path / "7b", **ON_A_CPU}
     run(grpo, RECIPES / "audio_tools" / "grpo_7b.yaml", **seven, max_steps=1, gradient_accumulation_steps=1)
     assert (tmp_path / "7b" / "adapter_config.json").is_file()

@@ -53,10 +53,18 @@ def test_in_grpo_the_differential_reward_is_accuracy_where_all_sets_are_readable
             assert torch.allclose(*advantages, atol=1e-6)
 
 
+def test_a_price_that_a_group_is_scaled_by_is_as_loud_as_an_answer():
+    chosen = ["", "0", "0,1", "0,1,2"]
+    found = torch.tensor(rewards(tool_choice_reward, *[(NOBODY_KNOWS, f"<answer>{tools}</answer>") for tools in chosen]))
+    unscaled = found - found.mean()
+    assert unscaled == pytest.approx(torch.tensor([0.1, 0.1 / 3, -0.1 / 3, -0.1]), abs=1e-6)
+    assert unscaled / found.std() == pytest.approx(torch.tensor([1.162, 0.387, -0.387, -1.162]), abs=1e-3)
+
+
 def test_the_exact_loss_is_the_expected_reward_and_its_gradient_is_the_policys():
     logits = torch.tensor([[0.0, 0.0, 0.0, 0.0]], requires_grad=True)  # two sets are right, each a quarter likely
     gains = torch.tensor([[1.0, -1.0, 1.0, -1.0]])
-    loss = exact_policy_loss(logits.log_softmax(1), gains, entropy_weight=0.0)
+    loss = exact_policy_loss(logits.log_softmax(1), gains, rest_reward=-1.1, entropy_weight=0.0)
     assert loss.item() == pytest.approx(0.0, abs=1e-6)
     loss.backward()
     # d/dl_a of -sum pi r is -pi_a (r_a - mean r)
@@ -66,7 +74,8 @@ def test_the_exact_loss_is_the_expected_reward_and_its_gradient_is_the_policys()
 def test_the_exact_loss_counts_what_is_no_set_as_unreadable_and_adds_the_entropy():
     half = torch.tensor([[0.25, 0.25]]).log()
     entropy = 2 * 0.25 * 1.386294
-    found = exact_policy_loss(half, torch.ones(1, 2), rest_reward=-1.1, entropy_weight=0.03)
-    assert found.item() == pytest.approx(-(0.5 - 0.55 + 0.03 * entropy), abs=1e-5)
+    for rest_reward in (-1.1, torch.tensor([-1.1])):
+        found = exact_policy_loss(half, torch.ones(1, 2), rest_reward=rest_reward, entropy_weight=0.03)
+        assert found.item() == pytest.approx(-(0.5 - 0.55 + 0.03 * entropy), abs=1e-5)
     with pytest.raises(ValueError, match="both"):
-        exact_policy_loss(half, torch.ones(2))
+        exact_policy_loss(half, torch.ones(2), rest_reward=0.0)

@@ -47,6 +47,7 @@ SCRIPTS = [
     "data_prep/collect_mistakes.py",
     "data_prep/pass_rates.py",
     "data_prep/tool_table.py",
+    "data_prep/tool_table_by_endpoint.py",
     "data_prep/make_tool_questions.py",
     "data_prep/teacher_features.py",
     "data_prep/cache_features.py",
