@@ -382,7 +382,7 @@ def test_a_run_one_step_off_policy_learns_from_what_the_policy_before_has_sample
     log = run_recipe(server, tiny_checkpoint, tiny_benchmark, reward, tmp_path / "run", *ahead.split())
     assert [line["sampling/lag_steps"] for line in log] == [0, 1, 1]
     differences = [line["sampling/sampling_logp_difference/max"] for line in log]
-    assert differences[0] < 10 * ROUNDING < min(differences[1:])
+    assert differences[0] < 10 * ROUNDING < differences[2]  # groups of equal rewards may teach the first step nothing
     parts = (tmp_path / "run/profile/parts.md").read_text()
     assert float(re.search(r"weight sync \| ([\d.]+)", parts)[1]) > 0
 
