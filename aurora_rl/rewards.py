@@ -13,6 +13,7 @@ import inspect
 import math
 import numbers
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -111,7 +112,7 @@ def load_guarded(
     several_sets: bool = False,
     of_sets: Sequence[Mapping[str, bool]] | None = None,
 ) -> list[Callable[..., Any]]:
-    """Load the reward functions of a run, guarded by `guard_reward_func`.
+    """Load the reward functions of a run, guarded by `guard_reward_func` and run by `beside_services`.
 
     Args:
         reward_funcs: names or callables, one or several.
@@ -125,9 +126,32 @@ def load_guarded(
     specs = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
     guarded = [guard_reward_func(load_reward_func(spec), timeout_s=timeout_s) for spec in specs]
     if not several_sets:
-        return guarded
+        return beside_services(guarded)
     pairs = zip(guarded, of_sets or [{}] * len(guarded), strict=True)
-    return [call_for_some_rows(func, is_for) for func, is_for in pairs]
+    return beside_services([call_for_some_rows(func, is_for) for func, is_for in pairs])
+
+
+def beside_services(funcs: Sequence[Callable[..., Any]]) -> list[Callable[..., Any]]:
+    """Let functions compute while others wait for a service.
+
+    TRL begins the async functions after the last of the others. Where one is async, the others become async too: a
+    thread runs them, in their order.
+
+    Args:
+        funcs: results of `guard_reward_func` or `call_for_some_rows`.
+    """
+    if not any(map(_is_async, funcs)):
+        return list(funcs)
+    thread = ThreadPoolExecutor(1, "rewards")
+    stays = [_is_async(func) or isinstance(func, torch.nn.Module) for func in funcs]
+    return [func if stay else _in_thread(func, thread) for func, stay in zip(funcs, stays, strict=True)]
+
+
+def _in_thread(func: Callable[..., Any], thread: Executor) -> Callable[..., Any]:
+    async def awaited(**columns: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(thread, functools.partial(func, **columns))
+
+    return _like(awaited, func, _name(func))
 
 
 def reads(answer_type: type) -> Callable[[AnyFunc], AnyFunc]:

@@ -84,7 +84,7 @@ def _write_clip(
 class InTurnGRPOTrainer(AuroraGRPOTrainer):
     """A trainer that does not know its next batch, so that every batch is read in its turn."""
 
-    def _next_generation_batch(self) -> list[dict[str, Any]]:
+    def _next_generation_batch(self, further: int = 0) -> list[dict[str, Any]]:
         return []
 
 

@@ -40,6 +40,8 @@ class FakeEndpoint:
     bodies    status and body of further actions, by name
     judge     (the request's body, action) -> what happens instead
     log       every request, in the order of arrival
+    delay_s   how long each reply takes
+    most      the largest number of requests that were under way at once
     """
 
     def __init__(self) -> None:
@@ -48,6 +50,7 @@ class FakeEndpoint:
         self.judge: Callable[[dict, str], str] = lambda body, action: action
         self.log: list[Request] = []
         self.delay_s = 0.0
+        self.most = self._under_way = 0
         self._attempts: Counter[int] = Counter()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -84,7 +87,10 @@ class FakeEndpoint:
         self._attempts[row] += 1
         action = self.judge(body, self.plan(row, self._attempts[row]))
         self.log.append(Request(row, self._attempts[row], action, time.monotonic(), headers, body))
+        self._under_way += 1
+        self.most = max(self.most, self._under_way)
         await asyncio.sleep(0.3 if action == "slow" else self.delay_s)
+        self._under_way -= 1
         if action == "drop":
             writer.transport.abort()
             return

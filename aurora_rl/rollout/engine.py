@@ -13,6 +13,7 @@ import re
 import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -251,7 +252,26 @@ class AuroraVLLMGeneration(VLLMGeneration):
         """
         generate = self._generate_on_server if self.mode == "server" else self._generate_colocated
         prompts = [row.engine for row in rows]
-        prompt_ids, completion_ids, logprobs = generate(prompts, list(seeds), num_generations, profiler)
+        return self._checked(rows, *generate(prompts, list(seeds), num_generations, profiler))
+
+    def begin_rows(
+        self, rows: Sequence[EncodedPrompt], *, seeds: Sequence[int], num_generations: int
+    ) -> Callable[[], Rollouts]:
+        """Ask the server in a thread for what `generate_rows` returns; no weights may be sent before it is there.
+
+        Returns:
+            A function that waits for it; like this method, every process calls it.
+        """
+        ask = self._request([row.engine for row in rows], list(seeds), num_generations)
+        if self.accelerator.is_main_process:
+            thread = ThreadPoolExecutor(1, "sample ahead")
+            ask = thread.submit(ask).result
+            thread.shutdown(wait=False)
+        return lambda: self._checked(rows, *self._own_part(len(rows), ask))
+
+    def _checked(
+        self, rows: Sequence[EncodedPrompt], prompt_ids: list, completion_ids: list, logprobs: list
+    ) -> Rollouts:
         for row, ids in zip(rows, prompt_ids, strict=True):
             check_prompt_ids(row.prompt_ids, ids, self.loaded.processor.tokenizer)
         return Rollouts(completion_ids, [[token[0] for token in completion] for completion in logprobs])
@@ -259,22 +279,37 @@ class AuroraVLLMGeneration(VLLMGeneration):
     def _generate_on_server(
         self, prompts: list[EnginePrompt], seeds: list[int], num_generations: int, profiler: Any
     ) -> tuple[list, list, list]:
+        ask = self._request(prompts, seeds, num_generations)
+
+        def timed() -> tuple[list, list, list]:
+            with profiler:
+                return ask()
+
+        return self._own_part(len(prompts), timed)
+
+    def _request(
+        self, prompts: list[EnginePrompt], seeds: list[int], num_generations: int
+    ) -> Callable[[], tuple[list, list, list]]:
+        """Gather the prompts of all processes; the main process calls what is returned."""
         all_prompts, all_seeds = gather_object(prompts), gather_object(seeds)
 
-        def sample() -> tuple[Any, Any, Any]:
-            with profiler:
-                completions = self.vllm_client.generate_prompts(
-                    all_prompts[::num_generations],
-                    n=num_generations,
-                    sampling=self._sampling_options(),
-                    seeds=all_seeds[::num_generations],
-                )
+        def ask() -> tuple[list, list, Any]:
+            completions = self.vllm_client.generate_prompts(
+                all_prompts[::num_generations],
+                n=num_generations,
+                sampling=self._sampling_options(),
+                seeds=all_seeds[::num_generations],
+            )
             prompt_ids = [ids for ids in completions.prompt_ids for _ in range(num_generations)]
             return prompt_ids, completions.completion_ids, completions.logprobs
 
-        counts = gather_object([len(prompts)])  # in a further turn, processes may ask about unlike numbers of rows
+        return ask
+
+    def _own_part(self, num_rows: int, ask: Callable[[], tuple[list, list, list]]) -> tuple[list, list, list]:
+        """Return this process's part of what the server answers to all."""
+        counts = gather_object([num_rows])  # in a further turn, processes may ask about unlike numbers of rows
         start = sum(counts[: self.accelerator.process_index])
-        first, second, third = (values[start : start + len(prompts)] for values in self._on_main_process(sample))
+        first, second, third = (values[start : start + num_rows] for values in self._on_main_process(ask))
         return first, second, third
 
     def _generate_colocated(

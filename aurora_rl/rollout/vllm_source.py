@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from aurora_rl.models.encoding import EncodedSample
+from aurora_rl.models.mllm import EncodedPrompt
 from aurora_rl.rollout.base import Rollouts, Turn, continued_prompt
 
 if TYPE_CHECKING:
@@ -30,17 +31,31 @@ class VLLMSource:
 
     def generate(self, prompt_ids: Sequence[Sequence[int]], rows: Sequence[EncodedSample], turn: Turn) -> Rollouts:
         """Sample one completion for each prompt, see `RolloutSource.generate`; the weights are sent once a step."""
-        prompts = [continued_prompt(row, ids) for row, ids in zip(rows, prompt_ids, strict=True)]
-        if turn.step != self._synced_step:
-            with turn.profile("sync_weights"):
-                self.engine.sync_weights()
-            self._synced_step = turn.step
+        prompts = self._prepare(prompt_ids, rows, turn)
         return self.engine.generate_rows(
             prompts,
             seeds=self.request_seeds(len(prompts), turn),
             num_generations=turn.num_generations,
             profiler=turn.profile("vLLM.generate"),
         )
+
+    def begin(
+        self, prompt_ids: Sequence[Sequence[int]], rows: Sequence[EncodedSample], turn: Turn
+    ) -> Callable[[], Rollouts]:
+        """Begin to sample what `generate` returns, see `AuroraVLLMGeneration.begin_rows`."""
+        prompts = self._prepare(prompt_ids, rows, turn)
+        seeds = self.request_seeds(len(prompts), turn)
+        return self.engine.begin_rows(prompts, seeds=seeds, num_generations=turn.num_generations)
+
+    def _prepare(
+        self, prompt_ids: Sequence[Sequence[int]], rows: Sequence[EncodedSample], turn: Turn
+    ) -> list[EncodedPrompt]:
+        prompts = [continued_prompt(row, ids) for row, ids in zip(rows, prompt_ids, strict=True)]
+        if turn.step != self._synced_step:
+            with turn.profile("sync_weights"):
+                self.engine.sync_weights()
+            self._synced_step = turn.step
+        return prompts
 
     def request_seeds(self, num_rows: int, turn: Turn) -> list[int]:
         """Return a seed for each row, from the run's seed, the step and the row's place, so that resuming is exact."""

@@ -10,7 +10,8 @@ A generation batch, in TRL's order (method names are TRL's):
     _compute_loss                     one forward: log-probabilities and masks -> policy loss + mask loss
 
 The seams hand one `RolloutBatch` to one another, which `trainers/grounded_rollouts.py` describes; the forward passes
-are there too. Seams of reading ahead and of resuming are in the base classes (`trainers/upcoming.py`, `resumable.py`).
+are there too. Seams of reading and sampling ahead and of resuming are in the base classes (`trainers/upcoming.py`,
+`off_policy.py`, `resumable.py`).
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from aurora_rl.models.sharding import keep_together
 from aurora_rl.rewards import load_guarded
 from aurora_rl.rollout.base import RolloutSource, Turn
 from aurora_rl.rollout.transformers_source import TransformersSource
-from aurora_rl.rollout.vllm_source import VLLMSource
 from aurora_rl.tasks.base import completion_text
 from aurora_rl.trainers.counterfactuals import CounterfactualTrainer
 from aurora_rl.trainers.grounded_rollouts import ForwardPasses, RolloutBatch, reward_rows, states_are_kept
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.head_loss import head_loss, head_loss_weights, prepare_heads
 from aurora_rl.trainers.health import RolloutHealthCallback
+from aurora_rl.trainers.off_policy import OffPolicyTrainer
 from aurora_rl.trainers.prompt_sharing import WholeGroupsTrainer, share_prompts
 from aurora_rl.trainers.reentrant_checkpoints import check_checkpoints
 from aurora_rl.trainers.reference_model import PolicyCheckpoints, frozen_copy, install_reference
@@ -47,11 +48,10 @@ from aurora_rl.trainers.rollout_metrics import batch_metrics, completion_columns
 from aurora_rl.trainers.step_profile import profile_steps
 from aurora_rl.trainers.tool_calls import ToolsTrainer
 from aurora_rl.trainers.trl_constructor import as_trl_expects
-from aurora_rl.trainers.upcoming import ReadAheadTrainer
 from aurora_rl.trainers.vllm_engine import vllm_engine
 
 
-class AuroraGRPOTrainer(PolicyCheckpoints, ToolsTrainer, WholeGroupsTrainer, CounterfactualTrainer, ReadAheadTrainer):
+class AuroraGRPOTrainer(PolicyCheckpoints, ToolsTrainer, WholeGroupsTrainer, CounterfactualTrainer, OffPolicyTrainer):
     """TRL's GRPOTrainer for omni-modal models, with the head of the run's task.
 
     Args:
@@ -97,7 +97,7 @@ class AuroraGRPOTrainer(PolicyCheckpoints, ToolsTrainer, WholeGroupsTrainer, Cou
         self._passes = ForwardPasses(encode, self.seg_token_id, self.accelerator, share_prompts(self))
         if self.use_vllm:
             self.vllm_generation = vllm_engine(self, LoadedModel(self.model, encode.processor, encode.family))
-            self._vllm = VLLMSource(self.vllm_generation, seed=args.seed)
+            self._vllm = self.vllm_source()
         # After super(), which has put its fused LM head in place of `forward`.
         prepare_heads(self.model, encode.task.head, is_trained=args.mask_loss_on != "off")
         self.add_callback(RolloutHealthCallback())

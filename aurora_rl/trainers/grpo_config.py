@@ -61,6 +61,8 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
         profile_steps: number of steps after the first whose parts are timed and whose operations are traced, into
             `output_dir/profile` (`trainers.step_profile`); 0 for none.
         reward_timeout_s: seconds that an async reward function may take for one batch.
+        one_step_off_policy: whether a vLLM server samples the next generation batch while the present one is trained
+            on, with the weights that this training begins with (`trainers.off_policy`).
         vllm_engine_kwargs: further arguments of `vllm.LLM` in colocate mode, such as `{"kv_cache_memory_bytes": 2e9}`.
         vllm_request_timeout_s: seconds that the vLLM server may take for one request.
         stop_grace_s: seconds from SIGTERM to the end of a step, see `AuroraSFTConfig`.
@@ -85,6 +87,9 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
     )
     profile_steps: int = _option(0, "Number of steps after the first that are timed by part and traced.")
     reward_timeout_s: float = _option(60.0, "Seconds that an async reward function may take for a batch.")
+    one_step_off_policy: bool = _option(
+        False, "Let the vLLM server sample the next batch while this one is trained on."
+    )
     vllm_engine_kwargs: dict[str, Any] | str | None = _option(None, "Further arguments of vllm.LLM, as JSON.")
     vllm_request_timeout_s: float = _option(600.0, "Seconds that the vLLM server may take for one request.")
     stop_grace_s: float = _option(STOP_GRACE_S, STOP_GRACE_HELP)
@@ -114,6 +119,8 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
             )
         if self.enumerate_answers:
             self._check_enumeration()
+        if self.one_step_off_policy:
+            self._check_off_policy()
         if self.use_vllm:
             if self.vllm_model_impl != "vllm":
                 raise ValueError(
@@ -163,6 +170,19 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
             raise ValueError(
                 f"per_device_train_batch_size is {self.per_device_train_batch_size}: enumerate_answers needs whole "
                 f"groups on each device, a multiple of num_generations, {self.num_generations}"
+            )
+
+    def _check_off_policy(self) -> None:
+        """Raise a ValueError if nobody could sample meanwhile, or nothing would correct what is sampled."""
+        if not self.use_vllm or self.vllm_mode != "server":
+            raise ValueError(
+                "one_step_off_policy is true, but only a vLLM server samples while this process trains: set use_vllm "
+                "to true and vllm_mode to server"
+            )
+        if not self.vllm_importance_sampling_correction:
+            raise ValueError(
+                "one_step_off_policy is true, but vllm_importance_sampling_correction is false: the loss would take "
+                "the older policy's completions for its own. Set it to true"
             )
 
     def _check_checkpoint_boundary(self) -> None:

@@ -103,8 +103,7 @@ class RolloutHealthCallback(TrainerCallback):
             LOGP_DIFFERENCE,
             difference is not None and not difference <= self.max_logp_difference,  # NaN is worth a warning too
             f"vLLM's log-probability of a token differs from the policy's by {difference} on average, more than "
-            f"{self.max_logp_difference:g}: it samples from other weights, or from another prompt or temperature. Look "
-            "at the weight sync and at both sides' dtype (docs/vllm.md)",
+            f"{self.max_logp_difference:g}: {_sampler_remedy(args)} (docs/vllm.md)",
         )
         self._check(
             IMPORTANCE_RATIO,
@@ -144,6 +143,15 @@ class RolloutHealthCallback(TrainerCallback):
             self._warned.add(problem)
         elif not is_bad:
             self._warned.discard(problem)
+
+
+def _sampler_remedy(args: TrainingArguments) -> str:
+    if getattr(args, "one_step_off_policy", False):
+        return "a step changes more than a policy one batch behind can follow. Lower learning_rate"
+    return (
+        "it samples from other weights, or from another prompt or temperature. Look at the weight sync and at both "
+        "sides' dtype"
+    )
 
 
 def _ratio_remedy(args: TrainingArguments) -> str:

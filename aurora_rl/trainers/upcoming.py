@@ -120,20 +120,24 @@ class ReadAheadTrainer(ResumableTrainer, GRPOTrainer):
             self._ahead.begin([AVSample.from_row(row) for row in self._next_generation_batch()])
         return encoded
 
-    def _next_generation_batch(self) -> list[dict[str, Any]]:
-        """Return the rows of this process's next rollouts; none if the run ends before them."""
+    def _next_generation_batch(self, further: int = 0) -> list[dict[str, Any]]:
+        """Return the rows of this process's next rollouts; none if the run ends before them.
+
+        Args:
+            further: number of generation batches to leave out; 1 or more returns none beyond the end of the epoch.
+        """
         if self._upcoming is None:
             return []
         generate_every = self.args.steps_per_generation * self.num_iterations
-        distance = generate_every - self._step % generate_every
+        distance = generate_every * (1 + further) - self._step % generate_every
         place, per_step = self._step - self._first_step, self.args.gradient_accumulation_steps
         end = place % per_step + distance  # micro-batches from the start of this step to the next rollouts
         steps_left = self.state.max_steps - self.state.global_step
         if end // per_step >= steps_left:
             return []
         rows = self._upcoming.look_ahead(place, distance)
-        if rows is not None:
-            return rows
+        if rows is not None or further:
+            return rows or []
         # The end of the epoch also ends a step, which may have fewer micro-batches.
         return self._first_rows_of_next_epoch() if math.ceil(end / per_step) < steps_left else []
 

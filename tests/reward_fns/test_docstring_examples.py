@@ -9,6 +9,7 @@ import pytest
     [
         *("reward_fns.format", "reward_fns.mask_iou", "reward_fns.box_iou", "reward_fns.point_in_mask"),
         *("reward_fns.category", "reward_fns.perception", "reward_fns.reasoning_consistency", "reward_fns.listening"),
+        "reward_fns.judge",
         "aurora_rl.trainers.counterfactuals",
     ],
 )

@@ -19,6 +19,7 @@ from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 from aurora_rl.models.quantization import not_quantized
 from aurora_rl.rollout.weights import engine_weights
 from aurora_rl.scripts.vllm_answers import VLLMPredictor
+from benchmarks import weight_sync
 from benchmarks.vllm_parity import AFTER, BEFORE, compare, measure, report
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -269,6 +270,14 @@ def test_the_engine_follows_lora_on_weights_of_4_bits(generation, generate, rows
     assert difference(policy, loaded, rows, generate(rows)) > 0.1  # control: without the sync
     point_at(policy)
     assert difference(policy, loaded, rows, generate(rows)) < SAME
+
+
+def test_a_measured_sync_has_the_size_of_what_is_sent(generation):
+    sync = weight_sync.measure(generation, syncs=1)
+    policy = (generation.model, generation.family)
+    sent = [sum(w.nbytes for _, w in engine_weights(*policy, towers=towers)) for towers in (True, False)]
+    assert [1e6 * row["MB"] for row in sync.values()] == pytest.approx(sent) and sent[0] > sent[1] > 0
+    assert all(row["sync_s"] > 0 and row["read_s"] > 0 for row in sync.values())
 
 
 def test_weights_that_do_not_come_are_an_error(generation, monkeypatch):

@@ -218,6 +218,13 @@ def test_a_rollout_goes_on_after_a_call_with_the_room_that_is_left_as_by_transfo
     assert [x[: len(y)] for x, y in zip(by_transformers, found.completion_ids, strict=True)] == found.completion_ids
 
 
+def test_a_profiled_step_shows_the_weight_sync_as_a_part(make_trainer, tmp_path):
+    make_trainer(max_steps=2, profile_steps=1, max_completion_length=2).train()
+    lines = (tmp_path / "run/profile/parts.md").read_text().splitlines()[2:]
+    seconds = {part: float(spent) for part, spent, _ in (line.strip("| ").split(" | ") for line in lines)}
+    assert seconds["weight sync"] > 0 and seconds["generation"] > 0
+
+
 def history(folder: Path) -> list[dict]:
     lines = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     keys = ("step", "loss", "reward", "kl", "grad_norm", "entropy", "completions/mean_length")

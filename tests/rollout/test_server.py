@@ -373,6 +373,20 @@ def run_recipe(
     return [line for line in state["log_history"] if "loss" in line]
 
 
+def test_a_run_one_step_off_policy_learns_from_what_the_policy_before_has_sampled(
+    server, tiny_checkpoint, tiny_benchmark, tmp_path
+):
+    reward = tmp_path / "letters.py"
+    reward.write_text(DEADLY_REWARD)
+    ahead = "--one_step_off_policy true --vllm_importance_sampling_mode token_truncate --profile_steps 1"
+    log = run_recipe(server, tiny_checkpoint, tiny_benchmark, reward, tmp_path / "run", *ahead.split())
+    assert [line["sampling/lag_steps"] for line in log] == [0, 1, 1]
+    differences = [line["sampling/sampling_logp_difference/max"] for line in log]
+    assert differences[0] < 10 * ROUNDING < differences[2]  # groups of equal rewards may teach the first step nothing
+    parts = (tmp_path / "run/profile/parts.md").read_text()
+    assert float(re.search(r"weight sync \| ([\d.]+)", parts)[1]) > 0
+
+
 def test_a_run_ends_with_its_server_and_goes_on_with_the_next(
     server, tiny_checkpoint, tiny_benchmark, tmp_path, monkeypatch
 ):

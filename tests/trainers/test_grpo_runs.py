@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,42 @@ def test_an_async_reward_is_awaited(make_grpo: MakeGRPO) -> None:
     trainer = make_grpo(rewards=[patient_reward], max_steps=1)
     trainer.train()
     assert trainer.state.log_history[0]["rewards/patient_reward/mean"] == 0.5
+
+
+def test_rewards_are_computed_while_an_async_one_waits_in_their_order(make_grpo: MakeGRPO) -> None:
+    """In TRL's order the service would be asked after the last of the others, which wait for it here."""
+    asked, calls = threading.Event(), []
+
+    async def service_reward(completions: list, **columns: Any) -> list[float]:
+        asked.set()
+        while calls != ["first", "second"]:
+            await asyncio.sleep(0.001)
+        return [0.25] * len(completions)
+
+    def first_reward(completions: list, **columns: Any) -> list[float]:
+        calls.append("first")
+        return [float(asked.wait(20))] * len(completions)
+
+    def second_reward(completions: list, **columns: Any) -> list[float]:
+        calls.append("second")
+        return [0.5] * len(completions)
+
+    trainer = make_grpo(rewards=[first_reward, service_reward, second_reward], max_steps=1)
+    trainer.train()
+    log = trainer.state.log_history[0]
+    names = ("first", "service", "second")
+    assert [log[f"rewards/{name}_reward/mean"] for name in names] == [1.0, 0.25, 0.5]
+
+
+def test_a_reward_that_raises_beside_an_async_one_is_named(make_grpo: MakeGRPO) -> None:
+    async def service_reward(completions: list, **columns: Any) -> list[float]:
+        return [0.25] * len(completions)
+
+    def broken_reward(completions: list, **columns: Any) -> list[float]:
+        raise KeyError("colour")
+
+    with pytest.raises(RewardError, match=r"'broken_reward' raised KeyError: 'colour' \(for sample "):
+        make_grpo(rewards=[service_reward, broken_reward]).train()
 
 
 def test_an_async_reward_that_takes_too_long_stops_training(make_grpo: MakeGRPO) -> None:

@@ -17,6 +17,7 @@ from trl.trainer import utils as trainer_utils
 
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
+from aurora_rl.trainers.off_policy import OffPolicyTrainer
 from aurora_rl.trainers.prompt_sharing import WholeGroupsTrainer
 from aurora_rl.trainers.reference_model import PolicyCheckpoints
 from aurora_rl.trainers.resumable import ResumableTrainer
@@ -54,6 +55,11 @@ READ_AHEAD_OVERRIDES = {
     "_get_train_sampler": ["dataset"],
     "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
     "get_batch_samples": ["epoch_iterator", "num_batches", "device"],
+}
+OFF_POLICY_OVERRIDES = {
+    "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+    "_save_rng_state": ["output_dir"],
+    "_load_rng_state": ["checkpoint"],
 }
 RESUMABLE_OVERRIDES = {
     "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
@@ -126,11 +132,22 @@ def test_the_seams_are_those_of_the_pinned_release() -> None:
         (WholeGroupsTrainer, GRPOTrainer, WHOLE_GROUPS_OVERRIDES),
         (PolicyCheckpoints, Trainer, POLICY_CHECKPOINT_OVERRIDES),
         (ReadAheadTrainer, GRPOTrainer, READ_AHEAD_OVERRIDES),
+        (OffPolicyTrainer, GRPOTrainer, OFF_POLICY_OVERRIDES),
         (AuroraSFTTrainer, SFTTrainer, SFT_OVERRIDES),
         (CachedTowersTrainer, SFTTrainer, CACHED_TOWERS_OVERRIDES),
         (ResumableTrainer, Trainer, RESUMABLE_OVERRIDES),
     ],
-    ids=["grpo", "tool calls", "whole groups", "policy checkpoints", "read ahead", "sft", "cached towers", "resumable"],
+    ids=[
+        "grpo",
+        "tool calls",
+        "whole groups",
+        "policy checkpoints",
+        "read ahead",
+        "off policy",
+        "sft",
+        "cached towers",
+        "resumable",
+    ],
 )
 def test_every_override_is_listed_here_and_takes_what_trl_gives(ours: type, theirs: type, table: dict) -> None:
     assert overridden(ours, theirs) == set(table), f"{ours.__name__} overrides other methods than this file lists"
