@@ -220,8 +220,16 @@ class AuroraVLLMGeneration(VLLMGeneration):
             missing = sorted({name for name, _ in model.named_parameters()} - _as_parameters(loaded))
             if missing:
                 raise RuntimeError(f"no weights came for {len(missing)} of vLLM's parameters: {', '.join(missing[:5])}")
-            self.llm.llm_engine.reset_encoder_cache()
-        self.llm.reset_prefix_cache()
+        self._drop_caches()
+
+    def _drop_caches(self) -> None:
+        """Drop keys, values and clips' embeddings of the old weights; what the processor made of clips stays.
+
+        A family may have a projector beside its towers, which is sent at each sync: the embeddings go, too. By its
+        default vLLM keeps all keys and values where a request still holds some, and only logs it.
+        """
+        self.llm.reset_prefix_cache(reset_running_requests=True)
+        self.llm.llm_engine.reset_encoder_cache()
 
     @property
     def _worker(self) -> Any:
@@ -291,7 +299,7 @@ class AuroraVLLMGeneration(VLLMGeneration):
             first = sum(counts[: torch.distributed.get_rank(group=self.tp_group)])
         with profiler:
             outputs = self.llm.generate(
-                [_engine_input(prompt) for prompt in prompts],
+                [engine_input(prompt) for prompt in prompts],
                 [self._sampling_params(seed, prompt.said) for seed, prompt in zip(seeds, prompts, strict=True)],
                 use_tqdm=False,
             )[first : first + count]
@@ -381,7 +389,8 @@ def check_prompt_ids(expected: Sequence[int], seen: Sequence[int], tokenizer: An
     )
 
 
-def _engine_input(prompt: EnginePrompt) -> dict[str, Any]:
+def engine_input(prompt: EnginePrompt) -> dict[str, Any]:
+    """Return a prompt as `vllm.LLM.generate` takes it."""
     text = {"prompt_token_ids": prompt.prompt_ids}
     if not prompt.media:
         return text

@@ -23,7 +23,7 @@ def generation(tiny_checkpoint: str) -> Iterator["AuroraVLLMGeneration"]:  # noq
     """Greedy, with at most 24 tokens; tests that change an option put it back by `monkeypatch`."""
     from benchmarks.vllm_parity import started
 
-    with started(load_model(tiny_checkpoint)) as generation:
+    with started(load_model(tiny_checkpoint), engine_kwargs={"disable_log_stats": False}) as generation:
         generation.sync_weights()
         yield generation
 
