@@ -25,16 +25,15 @@ from aurora_rl.models.mllm.contract import SECOND
 from aurora_rl.rollout.engine import AuroraVLLMGeneration, engine_input
 from benchmarks.vllm_parity import started, tiny_subject
 
-#: Ways to ask for some completions of each prompt: as many requests of it in one call, as rollouts are; one request
-#: with `n`; and one request of each prompt a call, call after call.
-WAYS = ("together", "n", "in turn")
+#: Ways to ask for some completions of each prompt: as many requests of it in one call; one request with `n`; one
+#: request of each prompt a call, call after call; and as rollouts do, all in one call after one that reads each prompt.
+WAYS = ("at once", "n", "in turn", "read first")
 #: Arguments of `vllm.LLM` by what they are called in the table.
 ENGINES: dict[str, dict[str, Any]] = {
     "vLLM's defaults": {},
-    "blocks of 32": {"block_size": 32},  # the smallest on a CPU, whose default is 128; on a GPU it is 16
+    "8,192 tokens a step": {"max_num_batched_tokens": 8192},
     "no prefix cache": {"enable_prefix_caching": False},
-    "no processor cache": {"mm_processor_cache_gb": 0},
-    "neither": {"enable_prefix_caching": False, "mm_processor_cache_gb": 0},
+    "nor a processor cache": {"enable_prefix_caching": False, "mm_processor_cache_gb": 0},
 }
 #: Tokens of a completion.
 NUM_TOKENS = 8
@@ -115,16 +114,15 @@ def _counters(generation: AuroraVLLMGeneration) -> dict[str, int]:
 
 def ask(generation: AuroraVLLMGeneration, prompts: Sequence[EncodedPrompt], copies: int, way: str) -> None:
     """Sample some completions of each prompt, in one of `WAYS`."""
-    if way == "n":
-        params = generation._sampling_params(0)
-        params.n = copies
-        generation.llm.generate([engine_input(prompt.engine) for prompt in prompts], params, use_tqdm=False)
+    rows = [prompt for prompt in prompts for _ in range(copies)]
+    if way == "read first":
+        generation.generate_rows(rows, seeds=[0] * len(rows), num_generations=1, profiler=nullcontext())
         return
-    calls = 1 if way == "together" else copies
-    rows = [prompt for prompt in prompts for _ in range(copies // calls)]
-    for call in range(calls):
-        seeds = [call * len(rows) + row for row in range(len(rows))]
-        generation.generate_rows(rows, seeds=seeds, num_generations=1, profiler=nullcontext())
+    params = generation._sampling_params(0)
+    params.n = copies if way == "n" else 1
+    for _ in range(copies if way == "in turn" else 1):
+        asked = rows if way == "at once" else prompts
+        generation.llm.generate([engine_input(prompt.engine) for prompt in asked], params, use_tqdm=False)
 
 
 def measure(generation: AuroraVLLMGeneration, prompts: Sequence[EncodedPrompt], copies: int) -> dict[str, Counts]:
@@ -160,6 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=10, help="number of frames of a clip")
     parser.add_argument("--size", type=int, default=224, help="height and width of a frame, in pixels")
     parser.add_argument("--seconds", type=int, default=10, help="length of a clip's sound, in seconds")
+    parser.add_argument("--block_size", type=int, default=32, help="tokens of a block of keys (on a CPU 32, 64, ...)")
     parser.add_argument("--output", type=Path, help="JSON file for the numbers")
     args = parser.parse_args(argv)
     setup_logging(is_main_process=True)
@@ -168,16 +167,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     clip = {"frames": args.frames, "size": (args.size, args.size), "sound": args.seconds * SECOND, "fps": 1.0}
     prompts = [subject.encode(seed=seed, **clip) for seed in range(args.prompts)]
     options = {"max_model_length": 4096, "max_num_seqs": 64, "max_completion_length": NUM_TOKENS, "temperature": 1.0}
-    found, blocks = {}, {}
+    found = {}
     for name, own in ENGINES.items():
-        with started(loaded, engine_kwargs={"disable_log_stats": False, **own}, **options) as generation:
+        engine_kwargs = {"disable_log_stats": False, "block_size": args.block_size, **own}
+        with started(loaded, engine_kwargs=engine_kwargs, **options) as generation:
             found[name] = measure(generation, prompts, args.copies)
-            blocks[name] = generation.llm.llm_engine.vllm_config.cache_config.block_size
-    numbers: dict[str, Any] = {"prompts": args.prompts, "copies": args.copies, "tokens": len(prompts[0].prompt_ids)}
-    print(f"{numbers}, tokens of a block: {blocks}\n\n{table(found)}")
+    length = len(prompts[0].prompt_ids)
+    numbers: dict[str, Any] = {"prompts": args.prompts, "copies": args.copies, "prompt_length": length}
+    print(f"{numbers}\n\n{table(found)}")
     if args.output:
         counts = {name: {way: dataclasses.asdict(each) for way, each in ways.items()} for name, ways in found.items()}
-        args.output.write_text(json.dumps(numbers | {"block": blocks, "counts": counts}, indent=2) + "\n")
+        args.output.write_text(json.dumps(numbers | {"block_size": args.block_size, "counts": counts}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

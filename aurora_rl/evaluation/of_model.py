@@ -226,8 +226,8 @@ def _evaluate_set(
     }
     if not PartialState().is_main_process:
         return {}
-    of_all = {"source": source, "sampler": "transformers" if engine is None else "vllm"}
-    of_all["asked"] = asked_how(data_args, args)
+    sampler = "transformers" if engine is None else "vllm"
+    of_all: dict[str, Any] = {"source": source, "sampler": sampler, "asked": asked_how(data_args, args)}
     if meanings := load_task(data_args.task).meanings:
         of_all["meanings"] = dict(meanings)
     scores = score_tables(passes[""]) | of_all

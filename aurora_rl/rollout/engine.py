@@ -298,6 +298,7 @@ class AuroraVLLMGeneration(VLLMGeneration):
             prompts, seeds = self._gather_in_group(prompts), self._gather_in_group(seeds)
             first = sum(counts[: torch.distributed.get_rank(group=self.tp_group)])
         with profiler:
+            self._read_first(prompts)
             outputs = self.llm.generate(
                 [engine_input(prompt) for prompt in prompts],
                 [self._sampling_params(seed, prompt.said) for seed, prompt in zip(seeds, prompts, strict=True)],
@@ -309,6 +310,19 @@ class AuroraVLLMGeneration(VLLMGeneration):
             self._llm_weights_sleeping = True
         prompt_ids = [list(output.prompt_token_ids) for output in outputs]
         return prompt_ids, [list(output.outputs[0].token_ids) for output in outputs], logprobs
+
+    def _read_first(self, prompts: Sequence[EnginePrompt]) -> None:
+        """Let vLLM read each of several prompts with media before its copies come.
+
+        A step of vLLM encodes as many embeddings of media as it takes tokens. Requests that come after these begin with
+        the text before their media, and look up no keys again: all copies of such a prompt would be read whole.
+        """
+        distinct = {id(prompt): prompt for prompt in prompts if prompt.media}
+        caches = self.llm.llm_engine.vllm_config.cache_config.enable_prefix_caching
+        if caches and 1 < len(distinct) < len(prompts):
+            params = self._sampling_params(0)
+            params.max_tokens = 1
+            self.llm.generate([engine_input(prompt) for prompt in distinct.values()], params, use_tqdm=False)
 
     def _gather_in_group(self, values: list) -> list:
         gathered: list[Any] = [None] * self.tensor_parallel_size

@@ -19,6 +19,7 @@ from aurora_rl.evaluation.of_model import EvaluationArguments, evaluate_model
 from aurora_rl.evaluation.records import RowResult, read_results
 from aurora_rl.inference.predictor import Predictor, SeededSampling
 from aurora_rl.models.loading import LoadedModel, load_model
+from aurora_rl.models.mllm import EncodedPrompt
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 from aurora_rl.models.quantization import not_quantized
 from aurora_rl.rollout.engine import engine_input
@@ -284,46 +285,68 @@ def test_a_task_without_a_head_asks_the_model_nothing_where_vllm_samples(evaluat
 
 @pytest.fixture
 def count_copies(generation, make_prompts, monkeypatch):
-    """Counts what four copies of two prompts cost, and says what all of them hold in whole blocks of keys."""
+    """Counts what some copies of each prompt cost an engine, whose caches are as they are."""
     monkeypatch.setattr(generation, "max_completion_length", 4)
-    prompts = [make_prompts(generation.loaded, kind="separate", seed=i, seconds=6 + i) for i in range(2)]
-    block = generation.llm.llm_engine.vllm_config.cache_config.block_size
-    in_blocks = sum((len(prompt.prompt_ids) - 1) // block * block for prompt in prompts)
-    assert in_blocks >= block
 
-    def count() -> Counts:
-        with counted(generation, prompts * 4) as counts:
-            ask(generation, prompts, 4, "together")
+    def count(prompts: list[EncodedPrompt], copies: int) -> Counts:
+        with counted(generation, prompts * copies) as counts:
+            ask(generation, prompts, copies, "read first")
         return counts[0]
 
-    return count, in_blocks
+    return count
 
 
-def test_copies_of_a_prompt_are_read_once_and_a_sync_forgets_them(generation, count_copies, monkeypatch):
-    count, in_blocks = count_copies
+@pytest.fixture(scope="module")
+def long(generation, make_prompts) -> list[EncodedPrompt]:
+    """Two prompts of several blocks."""
+    return [make_prompts(generation.loaded, kind="separate", seed=i, seconds=6 + i) for i in range(2)]
+
+
+def tokens(generation, prompts: list[EncodedPrompt]) -> tuple[int, int]:
+    """All tokens of some prompts, and those beyond their last whole block, which are read again of each copy."""
+    block = generation.llm.llm_engine.vllm_config.cache_config.block_size
+    lengths = [len(prompt.prompt_ids) for prompt in prompts]
+    assert min(lengths) > 2 * block
+    return sum(lengths), sum((length - 1) % block + 1 for length in lengths)
+
+
+def test_copies_of_a_prompt_are_read_once_and_a_sync_forgets_them(generation, count_copies, long, monkeypatch):
+    whole, beyond = tokens(generation, long)
     generation.sync_weights()
-    first, again = count(), count()
-    assert first.computed == first.prompt_tokens - 3 * in_blocks  # one copy of each prompt, and the others' last block
-    assert (first.encoded, first.media) == (4, 16)  # frames and sound of two clips
-    assert (again.computed, again.encoded) == (again.prompt_tokens - 4 * in_blocks, 0)
+    first, again = count_copies(long, 4), count_copies(long, 4)
+    assert first.prompt_tokens == 5 * whole  # four copies, and the one that is read first
+    assert (first.computed, first.encoded, first.media) == (whole + 4 * beyond, 4, 16)  # frames and sound of two clips
+    assert (again.computed, again.encoded) == (5 * beyond, 0)
     generation.sync_weights()
-    after = count()
+    after = count_copies(long, 4)
     assert (after.computed, after.encoded) == (first.computed, first.encoded)
     monkeypatch.setattr(generation, "_drop_caches", lambda: None)
     generation.sync_weights()  # control: what the old weights have computed would be used
-    assert (count().computed, count().encoded) == (again.computed, 0)
+    found = count_copies(long, 4)
+    assert (found.computed, found.encoded) == (again.computed, 0)
 
 
-def test_a_request_that_was_left_keeps_no_old_keys(generation, count_copies, rows):
-    count, in_blocks = count_copies
+def test_copies_of_more_media_than_a_step_encodes_are_read_once(generation, count_copies, make_prompts, monkeypatch):
+    prompts = [make_prompts(generation.loaded, kind="separate", seed=i, seconds=30) for i in range(5)]
+    whole, beyond = tokens(generation, prompts)
+    assert whole > generation.llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
     generation.sync_weights()
-    first, engine = count(), generation.llm.llm_engine
+    assert count_copies(prompts, 3).computed == whole + 3 * beyond
+    monkeypatch.setattr(generation, "_read_first", lambda prompts: None)
+    generation.sync_weights()
+    assert count_copies(prompts, 3).computed > whole + 2 * beyond + whole // 5  # control: of the last prompt all copies
+
+
+def test_a_request_that_was_left_keeps_no_old_keys(generation, count_copies, long, rows):
+    whole, beyond = tokens(generation, long)
+    count_copies(long, 2)
+    engine = generation.llm.llm_engine
     engine.add_request("left", engine_input(rows[0].engine), generation._sampling_params(0))
     engine.step()
     assert not generation.llm.reset_prefix_cache()  # vLLM's default, which keeps all blocks then
     generation.sync_weights()
     engine.abort_request(["left"])
-    assert count().computed == first.computed
+    assert count_copies(long, 2).computed == whole + 2 * beyond
 
 
 # Weights
