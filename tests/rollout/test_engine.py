@@ -264,7 +264,6 @@ def test_an_evaluation_by_vllm_finds_what_one_by_transformers_finds(evaluate):
     texts = {name: [row.greedy.text for row in rows] for name, rows in vllms.items()}
     assert texts[""] != texts["audio_muted"] and texts[""] != texts["frames_blanked"]
     assert all(len(row.sampled) == 2 for row in vllms[""])
-    assert [row.sampled for row in vllms[""]] != [row.sampled for row in ours[""]]  # other draws
 
 
 def test_a_task_without_a_head_asks_the_model_nothing_where_vllm_samples(evaluate, tiny_benchmark, monkeypatch):
@@ -327,7 +326,7 @@ def test_copies_of_a_prompt_are_read_once_and_a_sync_forgets_them(generation, co
 
 
 def test_copies_of_more_media_than_a_step_encodes_are_read_once(generation, count_copies, make_prompts, monkeypatch):
-    prompts = [make_prompts(generation.loaded, kind="separate", seed=i, seconds=30) for i in range(5)]
+    prompts = [make_prompts(generation.loaded, kind="silent", seed=i, seconds=59) for i in range(5)]
     whole, beyond = tokens(generation, prompts)
     assert whole > generation.llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
     generation.sync_weights()
