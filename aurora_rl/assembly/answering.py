@@ -102,7 +102,7 @@ def assemble_predictor(
         loaded: the model on its device.
         encode: encoder of the rows.
         engine: result of `start_engine`, which several predictors may share.
-        append_seg: as for `Predictor`.
+        append_seg: whether completions without the head's token are closed by the task's `closing`, see `Predictor`.
     """
     length, size = args.max_completion_length, args.batch_size
     options: dict[str, Any] = {"max_completion_length": length, "batch_size": size, "append_seg": append_seg}
