@@ -197,11 +197,14 @@ class FamilyAgreement:
 
 
 @contextlib.contextmanager
-def started(loaded: LoadedModel, **options: Any) -> Iterator[AuroraVLLMGeneration]:
+def started(
+    loaded: LoadedModel, *, engine_kwargs: dict[str, Any] | None = None, **options: Any
+) -> Iterator[AuroraVLLMGeneration]:
     """Run vLLM in this process, greedy and with room for a tiny model's prompts, and leave no trace of it.
 
     Args:
         loaded: the policy.
+        engine_kwargs: arguments of `vllm.LLM` that differ.
         **options: arguments of `AuroraVLLMGeneration` that differ.
     """
     environment = {name: os.environ.get(name) for name in DISTRIBUTED}
@@ -209,7 +212,7 @@ def started(loaded: LoadedModel, **options: Any) -> Iterator[AuroraVLLMGeneratio
     tiny = {"max_model_length": 1024, "max_num_seqs": 64, "temperature": 0.0, "max_completion_length": NUM_TOKENS}
     generation = AuroraVLLMGeneration(
         loaded,
-        engine_kwargs={"kv_cache_memory_bytes": 64_000_000},
+        engine_kwargs={"kv_cache_memory_bytes": 64_000_000, **(engine_kwargs or {})},
         accelerator=Accelerator(cpu=True),
         processing_class=loaded.processor,
         mode="colocate",
@@ -257,11 +260,16 @@ def prompts_of_all_kinds(subject: Subject) -> list[EncodedPrompt]:
     return prompts
 
 
+def tiny_subject(family: MLLMFamily) -> Subject:
+    """Build a family's tiny model, in a precision that vLLM's CPU kernels compute in."""
+    subject = Subject.of(family, SIZES)
+    subject.model.to(torch.bfloat16 if family.model_types[0] in ROUNDED else torch.float32)
+    return subject
+
+
 def measure_family(family: MLLMFamily) -> FamilyAgreement:
     """Measure a family's tiny model inside vLLM, before and after LoRA is merged and sent."""
-    subject = Subject.of(family, SIZES)
-    dtype = torch.bfloat16 if family.model_types[0] in ROUNDED else torch.float32
-    subject.model.to(dtype)
+    subject = tiny_subject(family)
     loaded = LoadedModel(subject.model, subject.processor, family)
     prompts = prompts_of_all_kinds(subject)
     longest = max(len(prompt.prompt_ids) for prompt in prompts)
@@ -271,7 +279,7 @@ def measure_family(family: MLLMFamily) -> FamilyAgreement:
         generation.model = policy = with_random_lora(subject.model, family)
         stale = _difference(loaded, policy, prompts, generation)
         generation.sync_weights()
-        return FamilyAgreement(before, stale, _difference(loaded, policy, prompts, generation), dtype)
+        return FamilyAgreement(before, stale, _difference(loaded, policy, prompts, generation), loaded.model.dtype)
 
 
 def with_random_lora(model: PreTrainedModel, family: MLLMFamily) -> PeftModel:

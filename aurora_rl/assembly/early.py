@@ -10,6 +10,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.data_sets import entry_options, read_entries
 from aurora_rl.assembly.known_options import SAVED_MASKS, Asked, check_value, names_of, options_of, read_asked
 from aurora_rl.assembly.object_names import check_object
+from aurora_rl.assembly.sampling import read_engine_kwargs
 from aurora_rl.assembly.trackers import check_trackers
 from aurora_rl.data.clip_sources import is_hub_name, is_table
 from aurora_rl.data.splits import SPLIT_READERS, list_splits
@@ -94,6 +96,8 @@ POSITIVE = (
     "gradient_accumulation_steps",
     "reward_timeout_s",
     "vllm_request_timeout_s",
+    "vllm_max_model_length",
+    "vllm_gpu_memory_utilization",
     "clips_per_shard",
     "max_rows",
     "max_cost",
@@ -101,7 +105,7 @@ POSITIVE = (
     "max_step_chars",
     "max_side",
 )
-SHARES = ("replay_share", "lora_dropout")  # from 0 to 1
+SHARES = ("replay_share", "lora_dropout", "vllm_gpu_memory_utilization")  # from 0 to 1
 
 
 def check_command_line(script: str, words: Sequence[str] | None = None) -> None:
@@ -138,6 +142,8 @@ def check_asked(asked: Asked) -> None:
         check_trackers(asked.get("report_to"), name=asked.called("report_to"))
     _check_resumed(asked)
     _check_outputs(asked)
+    if asked.get("use_vllm") and not asked.get("dry_run") and find_spec("vllm") is None:
+        raise ValueError(f"{asked.called('use_vllm')}: vLLM is not installed: run `make vllm`, or leave it out")
 
 
 def check_numbers(asked: Asked) -> None:
@@ -161,8 +167,8 @@ def check_models(asked: Asked) -> None:
         _check_segmenter(asked.get("segmenter"), name=asked.called("segmenter"))
     if asked.get("heads") is not None:
         _check_heads(asked.get("heads"), name=asked.called("heads"))
-    if asked.get("use_vllm") and os.path.isdir(str(asked.get("model"))):
-        _check_lora_for_vllm(asked, Path(asked.get("model")))
+    if asked.get("use_vllm"):
+        _check_vllm(asked, Path(str(asked.get("model"))))
     if asked.get("tower_cache") is not None:
         _check_tower_cache(asked, Path(str(asked.get("model"))))
 
@@ -182,17 +188,20 @@ def _check_tower_cache(asked: Asked, model: Path) -> None:
         )
 
 
-def _check_lora_for_vllm(asked: Asked, model: Path) -> None:
-    """Refuse LoRA on experts, of an adapter that is trained on or of the family, where vLLM samples."""
+def _check_vllm(asked: Asked, model: Path) -> None:
+    """Refuse where vLLM samples a family that it computes otherwise, and LoRA on experts, also of a new adapter."""
     adapter = _fields(model / "adapter_config.json")
     config = _fields(Path(str(adapter.get("base_model_name_or_path", model))) / "config.json")
+    family = MLLM_FAMILIES.get(str(asked.get("family") or config.get("model_type")))
+    if family is not None and family.engine_refusal is not None:
+        raise ValueError(f"{asked.called('use_vllm')}: {family.engine_refusal}: leave it out, the model then samples")
     name = f"{asked.called('model')} {model}"
     if not adapter and asked.get("use_peft"):
-        family = MLLM_FAMILIES.get(str(asked.get("family") or config.get("model_type")))
         adapter = {"target_modules": family.lora_target_modules} if family else {}
         name = asked.called("use_peft")
     if targets := expert_targets(adapter, config):
         raise ValueError(f"{name} {refusal(targets)}")
+    read_engine_kwargs(asked.get("vllm_engine_kwargs"))
 
 
 def check_model(model: str, *, name: str) -> None:

@@ -13,18 +13,20 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from aurora_rl import __version__
+from aurora_rl.assembly.answering import assemble_predictor, start_engine
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments
 from aurora_rl.assembly.benchmarks import check_scorable, find_train_categories, list_test_splits, load_split
 from aurora_rl.assembly.data_sets import DataSet, data_sets, main_set
 from aurora_rl.assembly.encoder import assemble_encoder
 from aurora_rl.assembly.model import assemble_model
+from aurora_rl.assembly.sampling import SamplingArguments
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation.ablations import ABLATIONS, Ablation
 from aurora_rl.evaluation.presets import find_preset
@@ -43,6 +45,9 @@ from aurora_rl.models.loading import LoadedModel
 from aurora_rl.models.read_ahead import encoded_batches
 from aurora_rl.tasks.base import load_task
 
+if TYPE_CHECKING:
+    from aurora_rl.rollout.engine import AuroraVLLMGeneration
+
 logger = logging.getLogger(__name__)
 
 #: Names that resume files have for arguments, so that files of a former version can be resumed.
@@ -50,7 +55,7 @@ RECORDED_AS = {"split": "splits"}
 
 
 @dataclasses.dataclass
-class EvaluationArguments:
+class EvaluationArguments(SamplingArguments):
     """The splits to score, the preset, and how completions are generated."""
 
     output_dir: str | None = dataclasses.field(
@@ -65,22 +70,13 @@ class EvaluationArguments:
     num_samples: int = dataclasses.field(
         default=0, metadata={"help": "Number of completions sampled for a row, beside the greedy one."}
     )
-    temperature: float = dataclasses.field(
-        default=1.0, metadata={"help": "Temperature at which completions are sampled."}
-    )
     ablations: list[str] = dataclasses.field(
         default_factory=list,
         metadata={"help": f"Modalities taken away in further runs: {', '.join(sorted(ABLATIONS))}."},
     )
-    max_completion_length: int = dataclasses.field(
-        default=512, metadata={"help": "Largest number of tokens of a completion."}
-    )
-    batch_size: int = dataclasses.field(default=8, metadata={"help": "Number of sequences generated at once."})
     append_seg: bool = dataclasses.field(
         default=True, metadata={"help": "Close completions without [SEG] by 'It is [SEG].', so that they have masks."}
     )
-    seed: int = dataclasses.field(default=0, metadata={"help": "Seed of the sampled completions."})
-    use_cpu: bool = dataclasses.field(default=False, metadata={"help": "Use the CPU, even where there is a GPU."})
 
     @property
     def folder(self) -> Path:
@@ -129,6 +125,7 @@ def _evaluate_alone(
     loaded = assemble_model(model_args, head=load_task(main_set(sets).args.task).head, is_trainable=False)
     _check_ablations(args.ablations, loaded, sets)
     loaded.model.to(state.device)
+    engine = start_engine(args, loaded)
     scores = {}
     with contextlib.ExitStack() as stack:
         resume_files: list[ResumeFile] = []
@@ -141,7 +138,7 @@ def _evaluate_alone(
                 for name in ("", *_ablations_of(args.ablations, rows[each.name], each.args))
             }
             resume_files += of_passes.values()
-            tables = _evaluate_set(rows[each.name], loaded, model_args.model, each.args, of_set, of_passes)
+            tables = _evaluate_set(rows[each.name], loaded, model_args.model, each.args, of_set, of_passes, engine)
             if state.is_main_process:
                 scores[each.name] = tables
         common = common_tables(scores) if state.is_main_process and data_args.data is not None else scores.get("")
@@ -204,6 +201,7 @@ def _evaluate_set(
     data_args: DataArguments,
     args: EvaluationArguments,
     resume_files: Mapping[str, ResumeFile],
+    engine: AuroraVLLMGeneration | None,
 ) -> dict[str, Any]:
     """Score the model on the rows of one data set, and write its files.
 
@@ -214,18 +212,22 @@ def _evaluate_set(
         data_args: arguments of the data set.
         args: arguments of the scoring, with the data set's folder and preset.
         resume_files: resume file of each pass by the ablation's name, "" for none.
+        engine: vLLM, if it samples.
 
     Returns:
         Content of scores.json; empty in a process that is not the main one.
     """
     train_categories = find_train_categories(data_args)
     passes = {
-        name: mark_novelty(evaluate(samples, loaded, data_args, args, file, ablation=name), train_categories)
+        name: mark_novelty(
+            evaluate(samples, loaded, data_args, args, file, ablation=name, engine=engine), train_categories
+        )
         for name, file in resume_files.items()
     }
     if not PartialState().is_main_process:
         return {}
-    of_all = {"source": source, "asked": asked_how(data_args, args)}
+    sampler = "transformers" if engine is None else "vllm"
+    of_all: dict[str, Any] = {"source": source, "sampler": sampler, "asked": asked_how(data_args, args)}
     if meanings := load_task(data_args.task).meanings:
         of_all["meanings"] = dict(meanings)
     scores = score_tables(passes[""]) | of_all
@@ -268,11 +270,18 @@ def _open_resume_file(
         # The draw of rows during training changes nothing here, and files from before this argument can be resumed.
         "data": {name: value for name, value in data_args.to_record().items() if name != "eval_samples_seed"},
         "samples": fingerprint_bytes(repr(samples).encode()),
-        "arguments": {RECORDED_AS.get(name, name): value for name, value in vars(args).items() if name != "output_dir"},
+        "arguments": _recorded(args),
         "ablation": ablation,
         "process": [state.process_index, state.num_processes],
     }
     return ResumeFile(args.folder / name, identity)
+
+
+def _recorded(args: EvaluationArguments) -> dict[str, Any]:
+    """Return the arguments that results depend on; of vLLM's those that change completions."""
+    left_out = {"output_dir", *(name for name in vars(args) if "vllm" in name)}
+    own = {RECORDED_AS.get(name, name): value for name, value in vars(args).items() if name not in left_out}
+    return own | args.of_vllm
 
 
 def evaluate(
@@ -283,6 +292,7 @@ def evaluate(
     resume_file: ResumeFile,
     *,
     ablation: str = "",
+    engine: AuroraVLLMGeneration | None = None,
 ) -> list[RowResult]:
     """Score every sample; the launched processes share the work, and the results are returned in order.
 
@@ -293,6 +303,7 @@ def evaluate(
         args: arguments of the scoring.
         resume_file: resume file of this process; its rows are not scored again.
         ablation: modality that is removed, a key of `ABLATIONS`; completions are sampled only if it is empty.
+        engine: vLLM with the model's weights, which writes the completions; None where the model does.
     """
     state = PartialState()
     change = ABLATIONS[ablation] if ablation else Ablation()
@@ -307,13 +318,7 @@ def evaluate(
         frames_are_changed=change.changes_frames,
         device=state.device,
     )
-    predictor = Predictor(
-        loaded.model,
-        encode,
-        max_completion_length=args.max_completion_length,
-        batch_size=args.batch_size,
-        append_seg=args.append_seg,
-    )
+    predictor = assemble_predictor(args, loaded, encode, engine, append_seg=args.append_seg)
     results = {result.key: result for result in map(result_from_record, resume_file.records)}
     asked = list(zip(samples, change.change_samples(samples), strict=True))[state.process_index :: state.num_processes]
     num_samples = 0 if ablation else args.num_samples

@@ -60,10 +60,10 @@ def estimate(args: argparse.Namespace) -> tuple[Footprint, Limits]:
         footprint = estimate_answering(
             model_args,
             data_args,
-            batch_size=evaluation_args.batch_size,
-            max_completion_length=evaluation_args.max_completion_length,
+            evaluation_args,
             launch=launch,
             clips=clips,
+            device_memory=_bytes(args.gpu_memory_gb) or limits.device,
         )
         return footprint, limits
     third, training_args = others

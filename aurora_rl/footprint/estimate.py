@@ -251,7 +251,22 @@ def _rollout_parts(
     if args.vllm_mode != "colocate":
         return []
     when = SAMPLING if args.vllm_enable_sleep_mode else ALWAYS
-    weights = total(meta.parts).num_bytes // args.vllm_tensor_parallel_size
+    return engine_parts(meta, args, device_memory, when=when, num_shards=args.vllm_tensor_parallel_size)
+
+
+def engine_parts(
+    meta: MetaModel, args: Any, device_memory: int | None, *, when: str = ALWAYS, num_shards: int = 1
+) -> list[Part]:
+    """Estimate vLLM beside the model: weights of its own, and keys and values in the rest of its share of the device.
+
+    Args:
+        meta: the model.
+        args: arguments with `vllm_gpu_memory_utilization` and `engine_kwargs`.
+        device_memory: memory of the device in bytes, if it is known.
+        when: when vLLM is awake.
+        num_shards: number of processes that share an engine's weights.
+    """
+    weights = total(meta.parts).num_bytes // num_shards
     cache = int(args.engine_kwargs.get("kv_cache_memory_bytes") or 0)
     if not cache and device_memory:
         cache = max(0, round(args.vllm_gpu_memory_utilization * device_memory) - weights)

@@ -306,7 +306,8 @@ class AuroraVLLMClient(VLLMClient):
 
     def reset_prefix_cache(self) -> None:
         """Drop what the old weights have computed, including the towers' outputs, which vLLM caches by clip."""
-        super().reset_prefix_cache()
+        # Requests that an earlier trainer has left there are read anew; by default they keep vLLM from dropping any.
+        self._post(f"{self.base_url}/reset_prefix_cache", params={"reset_running_requests": True})
         self._call("POST", f"{self.base_url}/reset_encoder_cache")
 
     def close_communicator(self) -> None:

@@ -221,8 +221,16 @@ class AuroraVLLMGeneration(VLLMGeneration):
             missing = sorted({name for name, _ in model.named_parameters()} - _as_parameters(loaded))
             if missing:
                 raise RuntimeError(f"no weights came for {len(missing)} of vLLM's parameters: {', '.join(missing[:5])}")
-            self.llm.llm_engine.reset_encoder_cache()
-        self.llm.reset_prefix_cache()
+        self._drop_caches()
+
+    def _drop_caches(self) -> None:
+        """Drop keys, values and clips' embeddings of the old weights; what the processor made of clips stays.
+
+        A family may have a projector beside its towers, which is sent at each sync: the embeddings go, too. By its
+        default vLLM keeps all keys and values where a request still holds some, and only logs it.
+        """
+        self.llm.reset_prefix_cache(reset_running_requests=True)
+        self.llm.llm_engine.reset_encoder_cache()
 
     @property
     def _worker(self) -> Any:
@@ -325,8 +333,9 @@ class AuroraVLLMGeneration(VLLMGeneration):
             prompts, seeds = self._gather_in_group(prompts), self._gather_in_group(seeds)
             first = sum(counts[: torch.distributed.get_rank(group=self.tp_group)])
         with profiler:
+            self._read_first(prompts)
             outputs = self.llm.generate(
-                [_engine_input(prompt) for prompt in prompts],
+                [engine_input(prompt) for prompt in prompts],
                 [self._sampling_params(seed, prompt.said) for seed, prompt in zip(seeds, prompts, strict=True)],
                 use_tqdm=False,
             )[first : first + count]
@@ -336,6 +345,19 @@ class AuroraVLLMGeneration(VLLMGeneration):
             self._llm_weights_sleeping = True
         prompt_ids = [list(output.prompt_token_ids) for output in outputs]
         return prompt_ids, [list(output.outputs[0].token_ids) for output in outputs], logprobs
+
+    def _read_first(self, prompts: Sequence[EnginePrompt]) -> None:
+        """Let vLLM read each of several prompts with media before its copies come.
+
+        A step of vLLM encodes as many embeddings of media as it takes tokens. Requests that come after these begin with
+        the text before their media, and look up no keys again: all copies of such a prompt would be read whole.
+        """
+        distinct = {id(prompt): prompt for prompt in prompts if prompt.media}
+        caches = self.llm.llm_engine.vllm_config.cache_config.enable_prefix_caching
+        if caches and 1 < len(distinct) < len(prompts):
+            params = self._sampling_params(0)
+            params.max_tokens = 1
+            self.llm.generate([engine_input(prompt) for prompt in distinct.values()], params, use_tqdm=False)
 
     def _gather_in_group(self, values: list) -> list:
         gathered: list[Any] = [None] * self.tensor_parallel_size
@@ -416,7 +438,8 @@ def check_prompt_ids(expected: Sequence[int], seen: Sequence[int], tokenizer: An
     )
 
 
-def _engine_input(prompt: EnginePrompt) -> dict[str, Any]:
+def engine_input(prompt: EnginePrompt) -> dict[str, Any]:
+    """Return a prompt as `vllm.LLM.generate` takes it."""
     text = {"prompt_token_ids": prompt.prompt_ids}
     if not prompt.media:
         return text

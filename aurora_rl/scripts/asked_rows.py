@@ -16,10 +16,12 @@ from typing import Any
 from accelerate import PartialState
 from tqdm import tqdm
 
+from aurora_rl.assembly.answering import assemble_predictor, start_engine
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.encoder import assemble_encoder
 from aurora_rl.assembly.model import assemble_model
+from aurora_rl.assembly.sampling import SamplingArguments
 from aurora_rl.data.sample import AVSample
 from aurora_rl.files.atomic import write_whole
 from aurora_rl.files.journal import Journal, RowKey, read_rows, row_key
@@ -28,8 +30,7 @@ from aurora_rl.files.plain import parse_json, read_text_file
 from aurora_rl.inference.predictor import Completion, Predictor, unfinished_batches
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.checkpoint_files import fingerprint_checkpoint
-from aurora_rl.models.encoding import EncodedSample, SampleEncoder
-from aurora_rl.models.loading import LoadedModel
+from aurora_rl.models.encoding import EncodedSample
 from aurora_rl.tasks.base import Task, load_task
 
 #: Arguments that do not change any answer.
@@ -57,7 +58,7 @@ Finish = Callable[[Path, list[dict[str, Any]]], None]
 
 
 @dataclasses.dataclass
-class AskArguments:
+class AskArguments(SamplingArguments):
     """The rows that are asked about, and how answers are generated.
 
     Attributes:
@@ -65,13 +66,6 @@ class AskArguments:
         max_rows: number of rows of `train_split` to ask about, from the first, for a trial; the rows of a clip are
             consecutive, so these are few clips; None for all.
         num_samples: completions drawn for a row; 0 for one, decoded greedily.
-        temperature: temperature at which completions are drawn.
-        max_completion_length: largest number of tokens of a completion.
-        batch_size: number of sequences generated at once.
-        seed: seed of the drawn completions.
-        use_cpu: whether the CPU is used even where there is a GPU.
-        use_vllm: whether vLLM samples the completions, an engine in each process.
-        vllm_gpu_memory_utilization: share of the GPU's memory that vLLM takes beside the model.
     """
 
     output: str = dataclasses.field(metadata={"help": "JSONL file that the results are written to."})
@@ -80,19 +74,6 @@ class AskArguments:
     )
     num_samples: int = dataclasses.field(
         default=0, metadata={"help": "Number of completions sampled for a row; 0 for one, decoded greedily."}
-    )
-    temperature: float = dataclasses.field(
-        default=1.0, metadata={"help": "Temperature at which completions are sampled."}
-    )
-    max_completion_length: int = dataclasses.field(
-        default=512, metadata={"help": "Largest number of tokens of a completion."}
-    )
-    batch_size: int = dataclasses.field(default=8, metadata={"help": "Number of sequences generated at once."})
-    seed: int = dataclasses.field(default=0, metadata={"help": "Seed of the sampled completions."})
-    use_cpu: bool = dataclasses.field(default=False, metadata={"help": "Use the CPU, even where there is a GPU."})
-    use_vllm: bool = dataclasses.field(default=False, metadata={"help": "Sample by vLLM, an engine in each process."})
-    vllm_gpu_memory_utilization: float = dataclasses.field(
-        default=0.6, metadata={"help": "Share of the GPU's memory that vLLM takes beside the model."}
     )
 
 
@@ -137,8 +118,7 @@ def _settings(
     """Return the settings that change answers; parts that were written with other settings are refused."""
     names = ("num_samples", "temperature", "seed", "max_completion_length")
     model: dict[str, Any] = {"model": fingerprint_checkpoint(model_args.model)[:16], "dtype": model_args.dtype}
-    model |= {"use_vllm": True} if args.use_vllm else {}  # it draws other completions from the same distribution
-    return {**model, **own, **{name: getattr(args, name) for name in names}, **data_settings(data_args)}
+    return {**model, **args.of_vllm, **own, **{name: getattr(args, name) for name in names}, **data_settings(data_args)}
 
 
 def data_settings(data_args: DataArguments) -> dict[str, Any]:
@@ -187,23 +167,6 @@ def _ask(
                 yield record(predictor.encode.task, encoded, completions, model)
 
 
-def _predictor(args: AskArguments, loaded: LoadedModel, encode: SampleEncoder) -> Predictor:
-    """Return the predictor that answers: the model itself, or vLLM beside it."""
-    length, size = args.max_completion_length, args.batch_size
-    if not args.use_vllm:
-        return Predictor(loaded.model, encode, max_completion_length=length, batch_size=size)
-    from aurora_rl.scripts.vllm_answers import VLLMPredictor, start_engine
-
-    engine = start_engine(
-        loaded,
-        temperature=args.temperature if args.num_samples else 0.0,
-        max_completion_length=length,
-        batch_size=size,
-        memory=args.vllm_gpu_memory_utilization,
-    )
-    return VLLMPredictor(engine, loaded.model, encode, max_completion_length=length, batch_size=size)
-
-
 def _ask_and_finish(
     model_args: ModelArguments, data_args: DataArguments, args: AskArguments, asking: Asking, state: PartialState
 ) -> None:
@@ -222,7 +185,7 @@ def _ask_and_finish(
     loaded = assemble_model(model_args, head=load_task(data_args.task).head, is_trainable=False)
     loaded.model.to(state.device)
     encode = assemble_encoder(data_args, loaded, samples, is_trainable=False, device=state.device)
-    predictor = _predictor(args, loaded, encode)
+    predictor = assemble_predictor(args, loaded, encode, start_engine(args, loaded))
     with Journal(folder / f"{state.process_index:05d}.jsonl", check=row_key) as log:
         left = sum((sample.uid, sample.row) not in done for sample in share)
         records = _ask(share, done, predictor, args, asking.record, expected["model"])

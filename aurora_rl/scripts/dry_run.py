@@ -132,15 +132,16 @@ def try_evaluation(model_args: ModelArguments, data_args: DataArguments, args: E
     _, encode = _encoder(model_args, data_args, samples)
     _show_batch(samples, encode, args.batch_size)
     launch = Launch(num_processes=state.num_processes, is_gpu=state.device.type == "cuda")
+    memory = device_memory(state.device)
     footprint = estimate_answering(
         model_args,
         main_set(sets).args,
-        batch_size=args.batch_size,
-        max_completion_length=args.max_completion_length,
+        args,
         launch=launch,
         clips=Clips.of(samples),
+        device_memory=memory,
     )
-    limits = Limits.of(model_args, launch, device_memory=device_memory(state.device), host_memory=host_memory())
+    limits = Limits.of(model_args, launch, device_memory=memory, host_memory=host_memory())
     _say(render(footprint, limits=limits, tflops=known_tflops(state.device)))
     answers = len(samples) * (1 + args.num_samples) * (1 + len(args.ablations))
     _show_cost(footprint, math.ceil(answers / args.batch_size / state.num_processes), "batches", state.device)

@@ -2,12 +2,12 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from trl import GRPOConfig
 
+from aurora_rl.assembly.sampling import read_engine_kwargs
 from aurora_rl.logs import is_terminal
 from aurora_rl.trainers.cpu_device import CPUDeviceMixin
 from aurora_rl.trainers.interruption import STOP_GRACE_HELP, STOP_GRACE_S
@@ -155,9 +155,8 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
 
     @property
     def engine_kwargs(self) -> dict[str, Any]:
-        """The dictionary of `vllm_engine_kwargs`, which the command line gives as JSON."""
-        given = self.vllm_engine_kwargs
-        return json.loads(given) if isinstance(given, str) else given or {}
+        """The dictionary of `vllm_engine_kwargs`."""
+        return read_engine_kwargs(self.vllm_engine_kwargs)
 
     def _check_enumeration(self) -> None:
         """Raise a ValueError if an option is set that the exact objective does not read."""

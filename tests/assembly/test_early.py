@@ -135,7 +135,8 @@ ON_ATTENTION = {"target_modules": r"model\.layers\.\d+\.self_attn\.(q_proj|v_pro
 
 
 @pytest.mark.parametrize("targets", [*ON_EXPERTS, {"target_modules": r"model\.layers\.\d+\.(.*)_proj"}])
-def test_lora_on_experts_is_refused_where_vllm_samples(targets, tiny_benchmark, tmp_path):
+def test_lora_on_experts_is_refused_where_vllm_samples(targets, tiny_benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(early, "find_spec", lambda name: name)
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     base.mkdir()
     adapter.mkdir()
@@ -156,3 +157,20 @@ def test_lora_on_experts_is_refused_where_vllm_samples(targets, tiny_benchmark, 
     check(ON_ATTENTION, use_vllm="true", num_experts=8)
     if "target_modules" in targets:  # linear layers in a model without experts
         check(targets, use_vllm="true", num_experts=None)
+
+
+def test_vllm_must_be_installed_where_it_samples_unless_the_run_is_only_tried(
+    tiny_checkpoint, tiny_benchmark, tmp_path, monkeypatch
+):
+    words = ["--model", tiny_checkpoint, "--data_root", str(tiny_benchmark), "--output_dir", str(tmp_path / "out")]
+
+    def check(*more):
+        check_asked(read_asked("recipes/evaluate.py", [*words, *more]))
+
+    monkeypatch.setattr(early, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="--use_vllm: vLLM is not installed: run `make vllm`, or leave it out"):
+        check("--use_vllm", "true")
+    check("--use_vllm", "true", "--dry_run")
+    check("--use_vllm", "false")
+    monkeypatch.setattr(early, "find_spec", lambda name: name)
+    check("--use_vllm", "true")

@@ -12,7 +12,7 @@ from aurora_rl.assembly.arguments import DataArguments, ModelArguments
 from aurora_rl.data.curriculum import read_pass_rates
 from aurora_rl.files.journal import Journal
 from aurora_rl.rollout.base import Rollouts
-from aurora_rl.scripts import vllm_answers
+from aurora_rl.scripts import asked_rows
 from aurora_rl.scripts.pass_rates import PassRateArguments, main
 from tests.data_prep.test_collect_mistakes import answering, right, silent, zebra  # noqa: F401 (a fixture)
 
@@ -77,20 +77,21 @@ def test_tries_with_other_settings_are_not_mixed(answering, count):  # noqa: F81
 
 def test_vllm_is_asked_where_it_is_on(count, train_samples, monkeypatch):
     """An engine that ends each turn at once; what it samples in truth is tested in tests/rollout/test_engine.py."""
-    started, drawn = {}, []
+    started, drawn, temperatures = [], [], []
 
     def generate_rows(prompts, *, seeds: list[int], **options: object) -> Rollouts:
         drawn.extend(seeds)
+        temperatures.append(started[0][1].temperature)
         return Rollouts([[0]] * len(prompts), [[0.0]] * len(prompts))
 
-    def start_engine(loaded, **options: object) -> SimpleNamespace:
-        started.update(options)
-        return SimpleNamespace(generate_rows=generate_rows)
+    def start_engine(args: PassRateArguments, loaded: object) -> SimpleNamespace:
+        started.append((args, SimpleNamespace(generate_rows=generate_rows, max_model_length=None)))
+        return started[0][1]
 
-    monkeypatch.setattr(vllm_answers, "start_engine", start_engine)
+    monkeypatch.setattr(asked_rows, "start_engine", start_engine)
     rates = count(use_vllm=True, num_samples=2)
     assert {(record["passes"], record["tries"]) for record in rates} == {(0, 2)}
     assert len({*drawn}) == 2 * len(train_samples)
-    assert started == {"temperature": 1.0, "memory": 0.6, "max_completion_length": 512, "batch_size": 8}
+    assert len(started) == 1 and started[0][0].use_vllm and {*temperatures} == {1.0}
     with pytest.raises(ValueError, match="begun with other"):
         count(num_samples=2)

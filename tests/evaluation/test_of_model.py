@@ -1,5 +1,6 @@
 """The evaluation of tasks that are answered in words, or by boxes: no masks are asked for, scored or drawn."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from aurora_rl.assembly.arguments import DataArguments
+from aurora_rl.assembly.arguments import DataArguments, ModelArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.cli import main
+from aurora_rl.evaluation.of_model import EvaluationArguments, _open_resume_file
 from aurora_rl.evaluation.records import read_results
 from aurora_rl.inference.predictor import Predictor
 from aurora_rl.models.encoding import EncodedSample
@@ -181,6 +183,20 @@ def test_page_of_a_training_shows_questions_with_their_options(tiny_benchmark, g
     assert "Mask IoU" not in page and 'alt="True mask' not in page and "data:image/png" not in page
     assert "data:image/webp" in page and "data:audio/" in page
     assert "accuracy went from" in page and "audio muted" in page
+
+
+def test_a_half_done_evaluation_is_resumed_by_the_sampler_that_began_it(tmp_path):
+    def identity(**options: Any) -> dict[str, Any]:
+        model_args, data_args = ModelArguments(model="of/hub"), DataArguments(data_root="data")
+        args = EvaluationArguments(output_dir=str(tmp_path), **options)
+        with contextlib.closing(_open_resume_file("", [], model_args, data_args, args)) as file:
+            return file._identity
+
+    plain, engine = identity(), identity(use_vllm=True)
+    assert plain != engine != identity(use_vllm=True, vllm_engine_kwargs={"quantization": "fp8"})
+    assert engine == identity(use_vllm=True, vllm_gpu_memory_utilization=0.3, vllm_max_model_length=4096)
+    assert plain == identity(vllm_gpu_memory_utilization=0.3)
+    assert not [name for name in plain["arguments"] if "vllm" in name]  # files of former versions are resumed
 
 
 # ---- boxes ------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments
+from aurora_rl.assembly.sampling import SamplingArguments
 from aurora_rl.cli import main, parse_arguments
 from aurora_rl.footprint import Clips, Footprint, Launch, estimate_answering
 from aurora_rl.footprint.by_hand import estimate
@@ -24,8 +25,9 @@ def answering(recipe: str, batch_size: int | None = None) -> Footprint:
     return estimate_answering(
         ModelArguments("docs/configs/sft_7b", dtype=content["dtype"]),
         data_args,
-        batch_size=batch_size or content["batch_size"],
-        max_completion_length=content["max_completion_length"],
+        SamplingArguments(
+            batch_size=batch_size or content["batch_size"], max_completion_length=content["max_completion_length"]
+        ),
         launch=Launch(),
         clips=Clips.assumed(data_args),
     )
@@ -56,6 +58,25 @@ def test_answers_by_hand() -> None:
     longer = part(footprint, "pass for the masks") / part(footprint, "prefill")
     assert longer == pytest.approx(2215 / 1703, rel=0.02)  # no keys and values are kept by then
     assert footprint.flops.training == footprint.flops.recomputing == 0 < footprint.flops.scoring
+
+
+def test_vllm_takes_its_share_beside_the_model() -> None:
+    def by_vllm(**options: object) -> Footprint:
+        data_args = DataArguments("data", max_pixels=200704)
+        return estimate_answering(
+            ModelArguments("docs/configs/sft_7b", dtype="bfloat16"),
+            data_args,
+            SamplingArguments(use_vllm=True, batch_size=2, **options),
+            launch=Launch(),
+            clips=Clips.assumed(data_args),
+            device_memory=80_000_000_000,
+        )
+
+    plain, shared = answering("recipes/ref_avs/evaluate.yaml"), by_vllm(vllm_gpu_memory_utilization=0.5)
+    assert part(shared, "vLLM") == 40_000_000_000
+    assert part(shared, "key-value cache") == part(shared, "prefill") == 0 < part(shared, "pass for the masks")
+    assert part(shared, "pass for the masks") == part(plain, "pass for the masks")
+    assert part(by_vllm(vllm_engine_kwargs={"kv_cache_memory_bytes": 1000}), "vLLM: its key-value cache") == 1000
 
 
 def test_the_command_knows_evaluation(capsys: pytest.CaptureFixture[str]) -> None:

@@ -230,6 +230,19 @@ CASES = {
     ),
     "recipe: number": ([*GRPO, "--num_generations", "0"], "--num_generations is 0: it must be above 0"),
     "recipe: share": ([*SFT, "--replay_share", "2"], "--replay_share is 2.0: expected a share from 0 to 1"),
+    "recipe: share of vLLM": (
+        [*EVALUATE, "--vllm_gpu_memory_utilization", "2"],
+        "--vllm_gpu_memory_utilization is 2.0: expected a share from 0 to 1",
+    ),
+    "recipe: room of vLLM": ([*GRPO, "--vllm_max_model_length", "0"], "length is 0: it must be above 0"),
+    "recipe: a family that vLLM computes otherwise": (
+        [*EVALUATE, "--use_vllm", "true", "--family", "gemma4_unified"],
+        "--use_vllm: vLLM 0.31 on a CPU lets the tokens of a frame see only those before them",
+    ),
+    "recipe: arguments of vLLM": (
+        [*EVALUATE, "--use_vllm", "true", "--vllm_engine_kwargs", "{a: 1}"],
+        "vllm_engine_kwargs is '{a: 1}', which is no JSON",
+    ),
     "recipe: segmenter": ([*GRPO[:2], "sam.yaml"], "sam.yaml: segmenter: checkpoint models/sam does not exist"),
     "recipe: type of a segmenter": (
         [*GRPO[:2], "sm.yaml"],

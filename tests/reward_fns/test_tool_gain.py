@@ -55,7 +55,9 @@ def test_in_grpo_the_differential_reward_is_accuracy_where_all_sets_are_readable
 
 def test_a_price_that_a_group_is_scaled_by_is_as_loud_as_an_answer():
     chosen = ["", "0", "0,1", "0,1,2"]
-    found = torch.tensor(rewards(tool_choice_reward, *[(NOBODY_KNOWS, f"<answer>{tools}</answer>") for tools in chosen]))
+    found = torch.tensor(
+        rewards(tool_choice_reward, *[(NOBODY_KNOWS, f"<answer>{tools}</answer>") for tools in chosen])
+    )
     unscaled = found - found.mean()
     assert unscaled == pytest.approx(torch.tensor([0.1, 0.1 / 3, -0.1 / 3, -0.1]), abs=1e-6)
     assert unscaled / found.std() == pytest.approx(torch.tensor([1.162, 0.387, -0.387, -1.162]), abs=1e-3)

@@ -17,13 +17,16 @@ from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.mllm import EncodedPrompt
 from tests.conversations import build_messages
 
+#: Small blocks of keys, as on a GPU, and counters to read.
+ENGINE = {"block_size": 32, "disable_log_stats": False}
+
 
 @pytest.fixture(scope="module")
 def generation(tiny_checkpoint: str) -> Iterator["AuroraVLLMGeneration"]:  # noqa: F821
     """Greedy, with at most 24 tokens; tests that change an option put it back by `monkeypatch`."""
     from benchmarks.vllm_parity import started
 
-    with started(load_model(tiny_checkpoint)) as generation:
+    with started(load_model(tiny_checkpoint), engine_kwargs=ENGINE) as generation:
         generation.sync_weights()
         yield generation
 

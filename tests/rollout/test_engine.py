@@ -11,15 +11,21 @@ from peft import get_peft_model
 from torch import nn
 from transformers import BitsAndBytesConfig
 
+from aurora_rl.assembly.answering import VLLMPredictor
 from aurora_rl.assembly.arguments import ModelArguments
 from aurora_rl.assembly.model import peft_config
-from aurora_rl.inference.predictor import SeededSampling
+from aurora_rl.evaluation import of_model
+from aurora_rl.evaluation.of_model import EvaluationArguments, evaluate_model
+from aurora_rl.evaluation.records import RowResult, read_results
+from aurora_rl.inference.predictor import Predictor, SeededSampling
 from aurora_rl.models.loading import LoadedModel, load_model
+from aurora_rl.models.mllm import EncodedPrompt
 from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 from aurora_rl.models.quantization import not_quantized
+from aurora_rl.rollout.engine import engine_input
 from aurora_rl.rollout.weights import engine_weights
-from aurora_rl.scripts.vllm_answers import VLLMPredictor
 from benchmarks import weight_sync
+from benchmarks.vllm_caches import Counts, ask, counted
 from benchmarks.vllm_parity import AFTER, BEFORE, compare, measure, report
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -204,13 +210,143 @@ def test_a_request_is_repeated_by_its_seed(generation, generate, rows, monkeypat
 def test_a_script_that_asks_gets_the_engines_completions_by_the_seed_of_each_draw(
     generation, generate, rows, monkeypatch
 ):
-    monkeypatch.setattr(generation, "temperature", 1.0)
-    predictor = VLLMPredictor(generation, generation.model, SimpleNamespace(), seg_token_id=0)
+    monkeypatch.setattr(generation, "temperature", generation.temperature)  # put back, as the predictor sets it
+    [greedy] = generate(rows[:1]).completion_ids
+    predictor = VLLMPredictor(generation, generation.model, SimpleNamespace(), seg_token_id=0, max_completion_length=24)
     noise = SeededSampling(["0/a/0", "0/a/1", "0/a/0"], temperature=1.0)
     first, second, again = predictor.generate([SimpleNamespace(prompt=rows[0])] * 3, noise)
     assert first.tolist() == again.tolist() != second.tolist()
     seeds = [generator.initial_seed() % 2**31 for generator in noise.generators]
     assert generate([rows[0]] * 2, seeds=seeds[:2]).completion_ids == [first.tolist(), second.tolist()]
+    assert [ids.tolist() for ids in predictor.generate([SimpleNamespace(prompt=rows[0])])] == [greedy]
+    monkeypatch.setattr(generation, "max_model_length", len(rows[0].prompt_ids) + 23)  # vLLM would end it a token early
+    with pytest.raises(ValueError, match="vllm_max_model_length is .*: set it to that at least"):
+        predictor.generate([SimpleNamespace(prompt=rows[0])])
+
+
+# Evaluation
+
+
+@pytest.fixture
+def evaluate(generation, tiny_checkpoint, data_args, tmp_path, monkeypatch):
+    """Scores the checkpoint that the engine has the weights of: by that engine, or by transformers."""
+    for name, value in {"temperature": generation.temperature, "max_completion_length": 12}.items():
+        monkeypatch.setattr(generation, name, value)
+    monkeypatch.setattr(of_model, "start_engine", lambda args, loaded: generation if args.use_vllm else None)
+
+    def run(*, use_vllm: bool, **changes: object) -> dict[str, list[RowResult]]:
+        folder = tmp_path / f"by_vllm_{use_vllm}"
+        args = EvaluationArguments(
+            output_dir=str(folder),
+            split=["test_s"],
+            num_samples=2,
+            ablations=["audio_muted", "frames_blanked"],
+            max_completion_length=12,
+            use_cpu=True,
+            use_vllm=use_vllm,
+        )
+        data = dataclasses.replace(data_args, **changes)
+        scores = evaluate_model(ModelArguments(model=tiny_checkpoint), data, args)
+        assert scores["sampler"] == ("vllm" if use_vllm else "transformers")
+        passes = {"": folder, **{name: folder / f"scores.{name}.json" for name in args.ablations}}
+        return {name: read_results(path) for name, path in passes.items()}
+
+    return run
+
+
+def test_an_evaluation_by_vllm_finds_what_one_by_transformers_finds(evaluate):
+    ours, vllms = evaluate(use_vllm=False), evaluate(use_vllm=True)
+    pairs = {name: list(zip(ours[name], vllms[name], strict=True)) for name in ours}
+    same = {name: [(a, b) for a, b in pairs[name] if a.greedy.text == b.greedy.text] for name in pairs}
+    assert all(len(same[name]) >= len(pairs[name]) - 1 for name in pairs)  # near ties may fall to either side
+    for a, b in (pair for of_pass in same.values() for pair in of_pass):
+        assert pytest.approx((b.J, b.F, b.S), abs=1e-3) == (a.J, a.F, a.S)
+        assert a.greedy.pred_masks
+    texts = {name: [row.greedy.text for row in rows] for name, rows in vllms.items()}
+    assert texts[""] != texts["audio_muted"] and texts[""] != texts["frames_blanked"]
+    assert all(len(row.sampled) == 2 for row in vllms[""])
+
+
+def test_a_task_without_a_head_asks_the_model_nothing_where_vllm_samples(evaluate, tiny_benchmark, monkeypatch):
+    words = {"task": "aurora_rl.tasks.multiple_choice:MultipleChoice", "benchmark": "questions", "chains": None}
+
+    def refuse(*args, **options):
+        raise AssertionError("the model was asked")
+
+    monkeypatch.setattr(Predictor, "_inputs", refuse)
+    rows = evaluate(use_vllm=True, **words)[""]
+    assert rows and all(row.greedy.text for row in rows)
+    with pytest.raises(AssertionError, match="the model was asked"):
+        evaluate(use_vllm=False, **words)
+
+
+# Caches
+
+
+@pytest.fixture
+def count_copies(generation, make_prompts, monkeypatch):
+    """Counts what some copies of each prompt cost an engine, whose caches are as they are."""
+    monkeypatch.setattr(generation, "max_completion_length", 4)
+
+    def count(prompts: list[EncodedPrompt], copies: int) -> Counts:
+        with counted(generation, prompts * copies) as counts:
+            ask(generation, prompts, copies, "read first")
+        return counts[0]
+
+    return count
+
+
+@pytest.fixture(scope="module")
+def long(generation, make_prompts) -> list[EncodedPrompt]:
+    """Two prompts of several blocks."""
+    return [make_prompts(generation.loaded, kind="separate", seed=i, seconds=6 + i) for i in range(2)]
+
+
+def tokens(generation, prompts: list[EncodedPrompt]) -> tuple[int, int]:
+    """All tokens of some prompts, and those beyond their last whole block, which are read again of each copy."""
+    block = generation.llm.llm_engine.vllm_config.cache_config.block_size
+    lengths = [len(prompt.prompt_ids) for prompt in prompts]
+    assert min(lengths) > 2 * block
+    return sum(lengths), sum((length - 1) % block + 1 for length in lengths)
+
+
+def test_copies_of_a_prompt_are_read_once_and_a_sync_forgets_them(generation, count_copies, long, monkeypatch):
+    whole, beyond = tokens(generation, long)
+    generation.sync_weights()
+    first, again = count_copies(long, 4), count_copies(long, 4)
+    assert first.prompt_tokens == 5 * whole  # four copies, and the one that is read first
+    assert (first.computed, first.encoded, first.media) == (whole + 4 * beyond, 4, 16)  # frames and sound of two clips
+    assert (again.computed, again.encoded) == (5 * beyond, 0)
+    generation.sync_weights()
+    after = count_copies(long, 4)
+    assert (after.computed, after.encoded) == (first.computed, first.encoded)
+    monkeypatch.setattr(generation, "_drop_caches", lambda: None)
+    generation.sync_weights()  # control: what the old weights have computed would be used
+    found = count_copies(long, 4)
+    assert (found.computed, found.encoded) == (again.computed, 0)
+
+
+def test_copies_of_more_media_than_a_step_encodes_are_read_once(generation, count_copies, make_prompts, monkeypatch):
+    prompts = [make_prompts(generation.loaded, kind="silent", seed=i, seconds=59) for i in range(5)]
+    whole, beyond = tokens(generation, prompts)
+    assert whole > generation.llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+    generation.sync_weights()
+    assert count_copies(prompts, 3).computed == whole + 3 * beyond
+    monkeypatch.setattr(generation, "_read_first", lambda prompts: None)
+    generation.sync_weights()
+    assert count_copies(prompts, 3).computed > whole + 2 * beyond + whole // 5  # control: of the last prompt all copies
+
+
+def test_a_request_that_was_left_keeps_no_old_keys(generation, count_copies, long, rows):
+    whole, beyond = tokens(generation, long)
+    count_copies(long, 2)
+    engine = generation.llm.llm_engine
+    engine.add_request("left", engine_input(rows[0].engine), generation._sampling_params(0))
+    engine.step()
+    assert not generation.llm.reset_prefix_cache()  # vLLM's default, which keeps all blocks then
+    generation.sync_weights()
+    engine.abort_request(["left"])
+    assert count_copies(long, 2).computed == whole + 2 * beyond
 
 
 # Weights

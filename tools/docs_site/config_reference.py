@@ -60,6 +60,7 @@ SCRIPTS = [
     "benchmarks/gpu_step.py",
     "benchmarks/f_measure.py",
     "benchmarks/vllm_parity.py",
+    "benchmarks/vllm_caches.py",
 ]
 COMMAND = "aurora_rl/cli/__main__.py"
 #: Starts of a command.
