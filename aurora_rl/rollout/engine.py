@@ -352,9 +352,10 @@ class AuroraVLLMGeneration(VLLMGeneration):
         A step of vLLM encodes as many embeddings of media as it takes tokens. Requests that come after these begin with
         the text before their media, and look up no keys again: all copies of such a prompt would be read whole.
         """
-        distinct = {id(prompt): prompt for prompt in prompts if prompt.media}
+        with_media = [prompt for prompt in prompts if prompt.media]
+        distinct = {id(prompt): prompt for prompt in with_media}
         caches = self.llm.llm_engine.vllm_config.cache_config.enable_prefix_caching
-        if caches and 1 < len(distinct) < len(prompts):
+        if caches and 1 < len(distinct) < len(with_media):
             params = self._sampling_params(0)
             params.max_tokens = 1
             self.llm.generate([engine_input(prompt) for prompt in distinct.values()], params, use_tqdm=False)

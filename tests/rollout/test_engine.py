@@ -267,7 +267,7 @@ def test_an_evaluation_by_vllm_finds_what_one_by_transformers_finds(evaluate):
     assert all(len(row.sampled) == 2 for row in vllms[""])
 
 
-def test_a_task_without_a_head_asks_the_model_nothing_where_vllm_samples(evaluate, tiny_benchmark, monkeypatch):
+def test_a_task_without_a_head_asks_the_model_nothing_where_vllm_samples(evaluate, monkeypatch):
     words = {"task": "aurora_rl.tasks.multiple_choice:MultipleChoice", "benchmark": "questions", "chains": None}
 
     def refuse(*args, **options):
