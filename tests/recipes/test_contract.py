@@ -130,6 +130,7 @@ DRIVEN_ELSEWHERE = {
     "audio_tools/table_7b": "tests/recipes/test_tool_choices.py",
     "audio_tools/grpo_7b": "tests/recipes/test_tool_choices.py",
     "synthetic/state_layers/stages": "tests/recipes/test_compare_stages.py",
+    "synthetic/tenth/stages": "tests/recipes/test_compare_stages.py",
     "synthetic/state_layers/init_2": "tests/recipes/test_compare_stages.py",
     "synthetic/state_layers/init_3": "tests/recipes/test_compare_stages.py",
     "synthetic/state_layers/init_4": "tests/recipes/test_compare_stages.py",
