@@ -316,7 +316,7 @@ def masks_of(row: Mapping[str, Any]) -> Any:
 
 
 def test_yamls_that_share_a_run_are_read_and_built(drive: Drive, tmp_path: Path) -> None:
-    assert SHARED == ["ref_avs/grpo_3b", "ref_avs/sft_3b"]
+    assert SHARED == ["ref_avs/grpo_3b", "ref_avs/sft_3b", "synthetic/tenth/grpo"]
     for name in SHARED:
         went_well, said = drive(Recipe(name), Recipe(name).lane, tmp_path / name, build_only=True)
         assert went_well and "built" in said, said
