@@ -133,8 +133,8 @@ def test_grpo_from_few_chains_is_compared_with_both_trainings_that_continue(
     monkeypatch.chdir(ROOT)
     plan = read_plan(TENTH / "stages.yaml", output_dir=tmp_path)
     evaluated = [name for name in plan.stages if name.startswith("evaluate_")]
-    assert len(evaluated) == 10 and set(plan.stages["table"].needs) == set(evaluated)
-    overlaps = {"tenth": 0.4, "tenth_longer": 0.5, "tenth_answers": 0.7, "tenth_grpo": 0.6}
+    assert len(evaluated) == 11 and set(plan.stages["table"].needs) == set(evaluated)
+    overlaps = {"tenth_early": 0.3, "tenth": 0.4, "tenth_longer": 0.5, "tenth_answers": 0.7, "tenth_grpo": 0.6}
     for name in evaluated:
         stage, _, _ = name.removeprefix("evaluate_").partition("-")
         write_results(tmp_path / name / "results.jsonl", [result(i, overlaps[stage]) for i in range(20)])

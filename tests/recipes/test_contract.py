@@ -222,7 +222,7 @@ class Drive:
         if "segmenter" in shipped and "model" in shipped:
             paths["segmenter"] = {**shipped["segmenter"], "checkpoint": self.toys.sam, "image_size": 64}
         if "model" in shipped:
-            tiny = self.toys.tiny["/".join(recipe.name.split("/")[1:-1])]
+            tiny = self.toys.tiny.get("/".join(recipe.name.split("/")[1:-1]), self.toys.tiny[""])
             family = recipe.name.split("/")[1].rpartition("_")[0]
             usual = self.toys.families.get(bench, (self.toys.omni, self.toys.adapter))
             plain, adapter = self.toys.families.get(family, usual)
