@@ -3,7 +3,7 @@
 python recipes/compare_stages.py --stages outputs/demo_full --output_dir outputs/demo_full/table
 
 It reads <stages>/evaluate_<stage>[-<seed>]/results.jsonl and writes table.json and table.md. The stages are those of
-recipes/synthetic/stages.yaml or of recipes/synthetic/state_layers/stages.yaml.
+recipes/synthetic/stages.yaml, or of stages.yaml in recipes/synthetic/state_layers or recipes/synthetic/tenth.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from aurora_rl.evaluation.intervals import Interval, bootstrap_over_seeds
 from aurora_rl.evaluation.measures import MEASURES
 from aurora_rl.evaluation.records import RowResult, read_results
 from aurora_rl.files.atomic import write_whole
+from aurora_rl.scripts.stage_outputs import processor_seconds
 from aurora_rl.tasks.completions import normalise_category
 from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 
@@ -34,6 +35,11 @@ TITLES = {
     "grpo_after_sft": "GRPO after SFT with distillation",
     "grpo_after_sft_longer": "GRPO after longer training",
     "grpo_after_reflection": "GRPO after reflective training",
+    "tenth_early": "SFT on a tenth, at first",
+    "tenth": "SFT on a tenth",
+    "tenth_longer": "SFT continued on the tenth",
+    "tenth_answers": "SFT on plain answers of all clips",
+    "tenth_grpo": "GRPO on all clips",
     "layer-4": "mask head after layer 4, the last",
     "layer-3": "mask head after layer 3",
     "layer-2": "mask head after layer 2",
@@ -49,6 +55,12 @@ COMPARISONS = (
     ("grpo_after_reflection", "reflection", "GRPO after reflective training"),
     ("grpo_after_sft", "grpo_after_sft_plain", "distillation, after GRPO"),
     ("grpo_after_reflection", "grpo_after_sft_longer", "reflective training, after GRPO"),
+    ("tenth", "tenth_early", "SFT on the tenth to its end"),
+    ("tenth_longer", "tenth", "further steps on the tenth"),
+    ("tenth_answers", "tenth", "plain answers of all clips"),
+    ("tenth_grpo", "tenth", "GRPO on all clips"),
+    ("tenth_grpo", "tenth_longer", "GRPO on all clips, beside further steps on the tenth"),
+    ("tenth_grpo", "tenth_answers", "GRPO on all clips, beside plain answers of them"),
     ("layer-3", "layer-4", "layer 3 instead of the last"),
     ("layer-2", "layer-4", "layer 2 instead of the last"),
 )
@@ -101,14 +113,15 @@ def spread(numbers: Sequence[float]) -> Spread:
     return Spread(sum(numbers) / len(numbers), min(numbers), max(numbers))
 
 
-def scores(runs: Runs) -> dict[str, Spread | None]:
-    """Compute a stage's row of the table."""
+def scores(runs: Runs, seconds: Sequence[float] = ()) -> dict[str, Spread | None]:
+    """Compute a stage's row of the table; `seconds` is the processor time of its trainings, as far as it is known."""
     row: dict[str, Spread | None] = {}
     for measure in COLUMNS:
         seeds = [list(MEASURES[measure].values(results).values()) for results in runs.values()]
         row[measure] = spread([sum(values) / len(values) for values in seeds]) if all(seeds) else None
     row["taken_back"] = spread([sum(map(is_taken_back, results)) / len(results) for results in runs.values()])
     row["right_at_first"], row["right_at_last"] = right_of_taken_back(runs, 0), right_of_taken_back(runs, -1)
+    row["processor_seconds"] = spread(seconds) if seconds else None
     return row
 
 
@@ -128,23 +141,39 @@ def right_of_taken_back(runs: Runs, claim: int) -> Spread | None:
     return spread(shares) if shares else None
 
 
+def of_shared_seeds(after: Runs, before: Runs) -> list[tuple[list[RowResult], list[RowResult]]]:
+    """Pair the models of the seeds that both stages have; one that has been trained once stands before every seed."""
+    if before.keys() == {0} and 0 not in after:
+        before = dict.fromkeys(after, before[0])
+    return [(after[seed], before[seed]) for seed in sorted(after.keys() & before.keys())]
+
+
 def gain(after: Runs, before: Runs, measure: str) -> Interval | None:
-    """Compute a stage's gain: models of the same seed are compared row by row, for the seeds that both stages have.
+    """Compute a stage's gain: models of the same seed are compared row by row, see `of_shared_seeds`.
 
     The result is None if the measure applies to no row.
     """
     differences = []
-    for seed in sorted(after.keys() & before.keys()):
-        later, earlier = (MEASURES[measure].values(of_stage[seed]) for of_stage in (after, before))
+    for pair in of_shared_seeds(after, before):
+        later, earlier = (MEASURES[measure].values(results) for results in pair)
         differences.append({key: later[key] - earlier[key] for key in later})
     return bootstrap_over_seeds(differences) if all(differences) else None
 
 
 def markdown(table: dict[str, dict[str, Spread | None]], gains: list[dict[str, Any]]) -> str:
     """Write both tables as Markdown."""
-    header = ["stage", *map(_label, COLUMNS), "taken back", "of these right at first", "right at last"]
+    header = [
+        "stage",
+        *map(_label, COLUMNS),
+        "taken back",
+        "of these right at first",
+        "right at last",
+        "processor seconds",
+    ]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join([TITLES[stage], *map(_cell, row.values())]) + " |" for stage, row in table.items()]
+    for stage, row in table.items():
+        *numbers, seconds = row.values()
+        lines.append("| " + " | ".join([TITLES[stage], *map(_cell, numbers), _cell(seconds, digits=0)]) + " |")
     header = ["what is added", "seeds", *map(_label, COMPARED)]
     lines += ["", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for entry in gains:
@@ -158,10 +187,11 @@ def _label(name: str) -> str:
     return measure.label if measure.scale == 1 else f"{measure.label}, of {measure.scale:g}"
 
 
-def _cell(value: Spread | None) -> str:
+def _cell(value: Spread | None, *, digits: int = 3) -> str:
     if value is None:
         return "–"
-    return f"{value.mean:.3f}" if value.low == value.high else f"{value.mean:.3f} ({value.low:.3f}–{value.high:.3f})"
+    mean, low, high = (f"{number:.{digits}f}" for number in dataclasses.astuple(value))
+    return mean if value.low == value.high else f"{mean} ({low}–{high})"
 
 
 def _gain_cell(value: Interval | None) -> str:
@@ -177,9 +207,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="folder that the table is written to")
     args = parser.parse_args(argv)
     runs = read_runs(args.stages)
-    table = {stage: scores(of_stage) for stage, of_stage in runs.items()}
+    table = {
+        stage: scores(of_stage, list(processor_seconds(args.stages, stage).values()))
+        for stage, of_stage in runs.items()
+    }
     gains = [
-        {"name": name, "after": after, "before": before, "seeds": len(runs[after].keys() & runs[before].keys())}
+        {"name": name, "after": after, "before": before, "seeds": len(of_shared_seeds(runs[after], runs[before]))}
         | {measure: gain(runs[after], runs[before], measure) for measure in COMPARED}
         for after, before, name in COMPARISONS
         if after in runs and before in runs

@@ -8,7 +8,7 @@ import yaml
 
 from aurora_rl.evaluation.intervals import Interval, bootstrap_over_seeds
 from aurora_rl.evaluation.records import RowResult, write_results
-from aurora_rl.scripts.compare_stages import gain, main, markdown, read_runs, scores
+from aurora_rl.scripts.compare_stages import gain, main, markdown, of_shared_seeds, read_runs, scores
 from aurora_rl.scripts.stage_plan import read_plan
 from tests.row_results import answered
 
@@ -44,6 +44,13 @@ def test_a_gain_pairs_the_rows_of_the_same_seed() -> None:
     before = {0: [result(0, 0.1), result(1, 0.2)], 1: [result(0, 0.5), result(1, 0.5)]}
     after = {1: [result(1, 0.7), result(0, 0.6)], 0: [result(0, 0.3), result(1, 0.4)], 2: [result(0, 0.0)]}
     assert gain(after, before, "greedy_iou").mean == pytest.approx((0.2 + 0.2 + 0.1 + 0.2) / 4)
+
+
+def test_a_stage_that_was_trained_once_stands_before_every_seed() -> None:
+    once, after = {0: [result(0, 0.1)]}, {1: [result(0, 0.2)], 2: [result(0, 0.4)]}
+    assert gain(after, once, "greedy_iou").mean == pytest.approx(0.2)
+    assert len(of_shared_seeds(after, once)) == 2
+    assert of_shared_seeds(after, {0: once[0], 3: once[0]}) == []  # its seeds are others
 
 
 def test_the_interval_knows_of_both_seeds_and_rows() -> None:
@@ -115,3 +122,38 @@ def test_the_three_models_differ_by_the_layer_alone() -> None:
         assert model["segmenter"].pop("state_layer") == layer
         assert model.pop("output_dir").endswith(f"init-{layer}")
     assert models[2] == models[3] == models[4], "init_2.yaml, init_3.yaml and init_4.yaml differ by more"
+
+
+TENTH = ROOT / "recipes/synthetic/tenth"
+
+
+def test_grpo_from_few_chains_is_compared_with_both_trainings_that_continue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    plan = read_plan(TENTH / "stages.yaml", output_dir=tmp_path)
+    evaluated = [name for name in plan.stages if name.startswith("evaluate_")]
+    assert len(evaluated) == 11 and set(plan.stages["table"].needs) == set(evaluated)
+    overlaps = {"tenth_early": 0.3, "tenth": 0.4, "tenth_longer": 0.5, "tenth_answers": 0.7, "tenth_grpo": 0.6}
+    for name in evaluated:
+        stage, _, _ = name.removeprefix("evaluate_").partition("-")
+        write_results(tmp_path / name / "results.jsonl", [result(i, overlaps[stage]) for i in range(20)])
+        record = tmp_path / "stages" / f"{name.removeprefix('evaluate_')}.json"
+        record.parent.mkdir(exist_ok=True)
+        record.write_text('{"cpu_seconds": 99.6}')
+    _, _, *arguments = plan.stages["table"].command
+    main(arguments)
+    text = (tmp_path / "table" / "table.md").read_text()
+    assert "| GRPO on all clips | 3 | **+0.200 [+0.200, +0.200]**" in text
+    assert "| GRPO on all clips, beside further steps on the tenth | 3 | **+0.100 [+0.100, +0.100]**" in text
+    assert "| GRPO on all clips, beside plain answers of them | 3 | **−0.100 [−0.100, −0.100]**" in text
+    assert "| – | 100 |" in text
+
+
+def test_grpo_has_all_clips_and_sft_a_tenth_of_them() -> None:
+    """GRPO has no reward that reads what is truly seen and heard, which only clips with chains would have."""
+    stages = yaml.safe_load((TENTH / "stages.yaml").read_text())["stages"]
+    assert stages["gold"]["options"]["train"] * 10 == stages["data"]["options"]["train"]
+    recipe = yaml.safe_load((TENTH / "grpo.yaml").read_text())
+    assert stages["tenth_grpo"]["options"]["data_root"] == "{data}" and "chains" not in recipe
+    assert not any("perception" in name for name in recipe["reward_funcs"])

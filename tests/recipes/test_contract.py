@@ -130,6 +130,7 @@ DRIVEN_ELSEWHERE = {
     "audio_tools/table_7b": "tests/recipes/test_tool_choices.py",
     "audio_tools/grpo_7b": "tests/recipes/test_tool_choices.py",
     "synthetic/state_layers/stages": "tests/recipes/test_compare_stages.py",
+    "synthetic/tenth/stages": "tests/recipes/test_compare_stages.py",
     "synthetic/state_layers/init_2": "tests/recipes/test_compare_stages.py",
     "synthetic/state_layers/init_3": "tests/recipes/test_compare_stages.py",
     "synthetic/state_layers/init_4": "tests/recipes/test_compare_stages.py",
@@ -221,7 +222,7 @@ class Drive:
         if "segmenter" in shipped and "model" in shipped:
             paths["segmenter"] = {**shipped["segmenter"], "checkpoint": self.toys.sam, "image_size": 64}
         if "model" in shipped:
-            tiny = self.toys.tiny["/".join(recipe.name.split("/")[1:-1])]
+            tiny = self.toys.tiny.get("/".join(recipe.name.split("/")[1:-1]), self.toys.tiny[""])
             family = recipe.name.split("/")[1].rpartition("_")[0]
             usual = self.toys.families.get(bench, (self.toys.omni, self.toys.adapter))
             plain, adapter = self.toys.families.get(family, usual)
@@ -315,7 +316,7 @@ def masks_of(row: Mapping[str, Any]) -> Any:
 
 
 def test_yamls_that_share_a_run_are_read_and_built(drive: Drive, tmp_path: Path) -> None:
-    assert SHARED == ["ref_avs/grpo_3b", "ref_avs/sft_3b"]
+    assert SHARED == ["ref_avs/grpo_3b", "ref_avs/sft_3b", "synthetic/tenth/grpo"]
     for name in SHARED:
         went_well, said = drive(Recipe(name), Recipe(name).lane, tmp_path / name, build_only=True)
         assert went_well and "built" in said, said
