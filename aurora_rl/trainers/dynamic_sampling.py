@@ -73,7 +73,7 @@ class RefillingTrainer(SharedTowersTrainer, OffPolicyTrainer):
             return output
         args, process, indices = self.args, self.accelerator.process_index, self._further_indices()
         living, sizes = self._living, list[int]()
-        dead_before = _dead_share(living)
+        cost: dict[str, float] = {"dead_before": _dead_share(living)}
         while len(sizes) < args.dynamic_sampling_rounds and (size := int((~living).sum(1).max())):
             further = self._further_groups(list(itertools.islice(indices, size * len(living))))
             places = places_to_fill(living, self._living)
@@ -82,27 +82,25 @@ class RefillingTrainer(SharedTowersTrainer, OffPolicyTrainer):
             living = living | places
             sizes.append(size)
         if sizes:
-            output = self._complete(output)
-        self._log_cost(
-            dead_before=dead_before,
-            dead_after=_dead_share(living),
-            rounds=len(sizes),
-            sampled_per_trained=1 + sum(sizes) / living.size(1),
-        )
+            output = self._recounted(output)
+        cost |= {"dead_after": _dead_share(living), "rounds": len(sizes)}
+        cost["sampled_per_trained"] = 1 + sum(sizes) / living.size(1)
+        for name, value in cost.items():
+            self._metrics["train"][f"dynamic_sampling/{name}"].append(value)
         return output
 
     def _further_indices(self) -> Iterator[int]:
-        """Yield rows of the data set without end, which follow from the seed and the step, as a resumed run needs it.
+        """Yield rows of the data set without end; they follow from the seed and the step, so that resuming is exact.
 
-        A shuffled run has an order of its own for each step. A run in order, such as a curriculum's, goes on behind its
-        batch.
+        A shuffled run has an order of its own for each step. A run in order, such as a curriculum's, goes on behind the
+        next batch, whose media are being read.
         """
         assert self._order is not None
         args, step = self.args, self.state.global_step
         order = self._order.rows(-1 - step if self.shuffle_dataset else self._epoch())  # no epoch has a negative number
         batches = (self._step - self._first_step) % args.gradient_accumulation_steps // self._generate_every
         done = round((self.state.epoch or 0) % 1 * len(order))
-        start = done + (1 + batches) * args.generation_batch_size // self.num_generations
+        start = done + (2 + batches) * args.generation_batch_size // self.num_generations
         for place in itertools.count(start):
             yield order[place % len(order)]
 
@@ -123,7 +121,7 @@ class RefillingTrainer(SharedTowersTrainer, OffPolicyTrainer):
             metrics["num_tokens"] = [self.state.num_input_tokens_seen]
             self._metrics["train"] = metrics
 
-    def _complete(self, output: dict[str, Any]) -> dict[str, Any]:
+    def _recounted(self, output: dict[str, Any]) -> dict[str, Any]:
         """Count tokens and masks of a batch anew, and drop what towers have computed for clips that have left it."""
         if (towers := self._tower_outputs["train"]) is not None:
             towers.keep_only(row.prompt.features for row in output["encoded_rows"])
@@ -133,10 +131,6 @@ class RefillingTrainer(SharedTowersTrainer, OffPolicyTrainer):
             weights = output["mask_weights"]
             output["masks_per_forward"] = masks_per_forward(self.accelerator, weights, self.args.steps_per_generation)
         return output
-
-    def _log_cost(self, **cost: float) -> None:
-        for name, value in cost.items():
-            self._metrics["train"][f"dynamic_sampling/{name}"].append(value)
 
 
 def _dead_share(living: Tensor) -> float:
