@@ -96,13 +96,16 @@ def _attend(
         return torch.cat([of_prompt, own], dim=2)  # (G, heads, P - 1 + S, d)
 
     if SHORT * group.shared < longest:
-        inputs = (behind_prompt(states) for states in (query, key, value))
-        output = scaled_dot_product_attention(*inputs, is_causal=True, **options)
+        output = scaled_dot_product_attention(
+            behind_prompt(query), behind_prompt(key), behind_prompt(value), is_causal=True, **options
+        )
         of_prompt, of_branches = output[:1, :, : group.shared], output[:, :, group.shared :]
     else:
         mask = causal_lower_right(longest, group.shared + longest)
-        inputs = (branches(query), behind_prompt(key), behind_prompt(value))
-        of_branches = scaled_dot_product_attention(*inputs, attn_mask=mask, **options)
-        inputs = (states[:, :, group.prompt] for states in (query, key, value))
-        of_prompt = scaled_dot_product_attention(*inputs, is_causal=True, **options)
+        of_branches = scaled_dot_product_attention(
+            branches(query), behind_prompt(key), behind_prompt(value), attn_mask=mask, **options
+        )
+        of_prompt = scaled_dot_product_attention(
+            query[:, :, group.prompt], key[:, :, group.prompt], value[:, :, group.prompt], is_causal=True, **options
+        )
     return torch.cat([of_prompt[0], group.in_row(of_branches.transpose(0, 1))], dim=1)
