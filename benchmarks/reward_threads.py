@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print a table, and write the numbers as JSON."""
     parser = OptionParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=128, help="number of completions of the batch")
-    parser.add_argument("--threads", type=int, default=2, help="number of threads")
+    parser.add_argument("--threads", type=int, default=2, help="parts of a batch, each in a thread of its own")
     parser.add_argument("--rounds", type=int, default=9, help="number of turns of each way")
     parser.add_argument(
         "--shape",

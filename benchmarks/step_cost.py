@@ -66,7 +66,7 @@ class Plan:
 #: Pairs of steps of a task without a head, for each repeat of the others: their ratio is close to 1.
 WORDS_REPEATS = 3
 #: Pairs of passes over a group with a short prompt, and of those and of whole steps for each point of the sweep.
-SHORT_REPEATS, SWEEP_REPEATS = 9, 2
+SHORT_REPEATS, SWEEP_REPEATS = 15, 2
 SMALL = StepShape(hidden_size=256, num_layers=4, num_heads=4)
 TOY = StepShape(
     num_generations=2, num_frames=2, completion_length=6, hidden_size=64, num_layers=2, num_heads=2, frame_size=32

@@ -2,7 +2,8 @@
 
 For each group two calls of PyTorch's attention: the prompt on itself, and every branch on the prompt and itself. No
 mask over the whole row is made. In the second call branches are padded at the right, which needs no mask either: the
-causal mask hides what lies behind a token.
+causal mask hides what lies behind a token. Where the prompt is short one call is faster, of each branch with the prompt
+before it: kernels that are given a mask compute what it hides, too.
 
 The layout reaches the layers as the keyword argument `packed`, so that gradient checkpointing, which runs a layer again
 in the backward pass, runs it with the same one. Without it a call is plain sdpa: sampling, evaluation, other batches.
@@ -24,6 +25,8 @@ from aurora_rl.models.packed_layout import Group, PackedLayout
 
 #: Name of the implementation inside transformers.
 IMPLEMENTATION = "shared_prefix_sdpa"
+#: A prompt of which so many are shorter than the longest branch is attended by each branch anew.
+SHORT = 4
 
 
 def register() -> None:
@@ -82,27 +85,27 @@ def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: Group, options: dict[str, Any]
 ) -> torch.Tensor:
     """Return the output (H, n, d) of a group's n tokens."""
-    prompt_key, prompt_value = key[:, :, group.prompt], value[:, :, group.prompt]
+    longest = group.index.size(1)
 
     def branches(states: torch.Tensor) -> torch.Tensor:
-        return states[0][:, group.index].transpose(0, 1)  # (G, heads, S, d)
+        return group.branches(states[0]).transpose(0, 1)  # (G, heads, S, d)
 
-    def behind_prompt(of_prompt: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    def behind_prompt(states: torch.Tensor) -> torch.Tensor:
         own = branches(states)
-        return torch.cat([of_prompt.expand(len(own), -1, -1, -1), own], dim=2)  # (G, heads, P - 1 + S, d)
+        of_prompt = states[:, :, group.prompt].expand(len(own), -1, -1, -1)
+        return torch.cat([of_prompt, own], dim=2)  # (G, heads, P - 1 + S, d)
 
-    longest = group.index.size(1)
-    output = scaled_dot_product_attention(
-        branches(query),
-        behind_prompt(prompt_key, key),
-        behind_prompt(prompt_value, value),
-        attn_mask=causal_lower_right(longest, group.shared + longest),
-        **options,
-    )
-    output = output.transpose(0, 1).flatten(1, 2)[:, group.kept]
-    if not group.shared:
-        return output
-    of_prompt = scaled_dot_product_attention(
-        query[:, :, group.prompt], prompt_key, prompt_value, is_causal=True, **options
-    )
-    return torch.cat([of_prompt[0], output], dim=1)
+    if SHORT * group.shared < longest:
+        output = scaled_dot_product_attention(
+            behind_prompt(query), behind_prompt(key), behind_prompt(value), is_causal=True, **options
+        )
+        of_prompt, of_branches = output[:1, :, : group.shared], output[:, :, group.shared :]
+    else:
+        mask = causal_lower_right(longest, group.shared + longest)
+        of_branches = scaled_dot_product_attention(
+            branches(query), behind_prompt(key), behind_prompt(value), attn_mask=mask, **options
+        )
+        of_prompt = scaled_dot_product_attention(
+            query[:, :, group.prompt], key[:, :, group.prompt], value[:, :, group.prompt], is_causal=True, **options
+        )
+    return torch.cat([of_prompt[0], group.in_row(of_branches.transpose(0, 1))], dim=1)

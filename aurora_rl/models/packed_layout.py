@@ -42,6 +42,22 @@ class Group:
         """Places of the shared tokens."""
         return slice(self.start, self.start + self.shared)
 
+    def branches(self, of_row: torch.Tensor) -> torch.Tensor:
+        """Return the values (..., N, d) of the row's tokens as those of the branches, (..., G, S, d)."""
+        if not self._has_padding:
+            own = slice(self.prompt.stop, self.prompt.stop + sum(self.lengths))
+            return of_row[..., own, :].unflatten(-2, self.index.shape)
+        return of_row[..., self.index, :]
+
+    def in_row(self, of_branches: torch.Tensor) -> torch.Tensor:
+        """Return values of the branches (..., G, S, d) as those of their tokens in the row, (..., n, d)."""
+        flat = of_branches.flatten(-3, -2)
+        return flat[..., self.kept, :] if self._has_padding else flat
+
+    @property
+    def _has_padding(self) -> bool:
+        return len(self.kept) < self.index.numel()
+
 
 @dataclasses.dataclass(frozen=True)
 class PackedLayout:

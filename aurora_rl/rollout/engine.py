@@ -357,7 +357,7 @@ class AuroraVLLMGeneration(VLLMGeneration):
         caches = self.llm.llm_engine.vllm_config.cache_config.enable_prefix_caching
         if caches and 1 < len(distinct) < len(with_media):
             params = self._sampling_params(0)
-            params.max_tokens = 1
+            params.min_tokens, params.max_tokens = 0, 1
             self.llm.generate([engine_input(prompt) for prompt in distinct.values()], params, use_tqdm=False)
 
     def _gather_in_group(self, values: list) -> list:

@@ -17,6 +17,7 @@ from torch import nn
 
 from aurora_rl.losses import exact_policy_loss
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
+from aurora_rl.models.end_of_turn import end_token_ids
 from aurora_rl.trainers.taught_rows import TaughtRowsTrainer
 
 
@@ -47,7 +48,7 @@ class EnumeratedAnswersTrainer(TaughtRowsTrainer):
                 f"sample {sample.key} has {len(answers)} answers that could be listed, and num_generations is "
                 f"{args.num_generations}: enumerate_answers needs as many; set it so, or leave enumerate_answers out"
             )
-        ids = [*tokenizer(answers[number], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+        ids = [*tokenizer(answers[number], add_special_tokens=False).input_ids, end_token_ids(tokenizer, None)[0]]
         if len(ids) > args.max_completion_length:
             raise ValueError(
                 f"sample {sample.key}: the answer {answers[number]!r} has {len(ids)} tokens, and max_completion_length "

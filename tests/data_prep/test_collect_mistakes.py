@@ -147,7 +147,7 @@ def test_a_run_that_puts_the_clips_otherwise_is_refused(name, value, answering, 
 def test_a_run_with_other_settings_is_refused(answering, collect):
     answering(flawed)
     collect(min_iou=0.5)
-    with pytest.raises(ValueError, match=r"was begun with other \['min_iou'\]: delete it, or choose another `out`"):
+    with pytest.raises(ValueError, match=r"was begun with other \['min_iou'\]: delete it, or choose another `output`"):
         collect(min_iou=0.3)
 
 

@@ -149,6 +149,8 @@ def states_of(packed_ids: torch.Tensor) -> list[torch.Tensor]:
 
 
 LENGTHS = [(prompt, sizes) for prompt in (1, 2, 4) for sizes in ((0,), (3,), (1, 2), (2, 2, 0))]
+#: A prompt much shorter than its completions, which each of them attends anew; completions without padding.
+LENGTHS += [(2, (5, 1)), (2, (5, 5)), (4, (2, 2))]
 
 
 @pytest.mark.parametrize("first", LENGTHS, ids=str)

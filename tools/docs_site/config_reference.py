@@ -61,6 +61,8 @@ SCRIPTS = [
     "benchmarks/f_measure.py",
     "benchmarks/vllm_parity.py",
     "benchmarks/vllm_caches.py",
+    "benchmarks/reward_threads.py",
+    "benchmarks/weight_sync.py",
 ]
 COMMAND = "aurora_rl/cli/__main__.py"
 #: Starts of a command.
