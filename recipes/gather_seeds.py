@@ -25,6 +25,7 @@ SYSTEMS = {
     "temporal": "make seeds",
     "curriculum": "make seeds-full",
     "listening": "make seeds-full",
+    "tenth": "make seeds-full",
 }
 NOT_RUN = "not run"
 

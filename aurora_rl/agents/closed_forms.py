@@ -41,12 +41,10 @@ class ScriptedVoices:
         self.answers = usual | answers
         self.said: list[tuple[str, str]] = []
 
-    async def say(
-        self, role: Role, text: str, *, persona: str = "", modality: str = "both", masks: np.ndarray | None = None
-    ) -> dict[str, str]:
+    async def say(self, role: Role, text: str, **given: Any) -> dict[str, str]:
         """Return what the role's function answers, without a wait."""
         self.said.append((role.name, text))
-        return self.answers[role.name](text=text, persona=persona, modality=modality, masks=masks)
+        return self.answers[role.name](role=role, text=text, **given)
 
     def roles(self) -> list[str]:
         """Return the names of the roles that spoke, in order."""

@@ -4,7 +4,8 @@
                                                                    ^-------- rephrase --------|
 
 Departures from MAR3 (arXiv 2603.27706), whose abstract alone is public: the rule (easy references have one reasoner,
-hard ones N and a judge), the numbers of agents, rounds and checks, and when it ends are ours.
+hard ones N and a judge), the numbers of agents, rounds and checks, and when it ends are ours. `agents.track_choice` has
+the other order, in which the segmenter comes before the reasoners.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Awaitable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -45,6 +46,9 @@ OUTCOMES = FIRST, MENDED, UNCHECKED, NULL, NULL_BY_CHECK = (
 )
 #: Checks that say that there is no such target, at which it is believed.
 NO_TARGET_CHECKS = 2
+#: What the reasoners have before them: the clip alone, or the segmenter's tracks too.
+Evidence = Literal["clip", "tracks"]
+EVIDENCE = CLIP_ALONE, TRACKS = get_args(Evidence)
 
 
 @dataclasses.dataclass
@@ -55,11 +59,17 @@ class AgentArguments:
         agents: number N of agents that recognise a reference, and that reason about a hard one.
         max_rounds: largest number of rounds of the vote about difficulty and modality.
         max_checks: largest number of checks of the masks; 0 takes the first masks as they are.
+        evidence: "clip", whose reasoners describe the target for the segmenter, or "tracks", whose reasoners choose
+            among numbered tracks that the segmenter found before.
     """
 
     agents: int = dataclasses.field(default=3, metadata={"help": "Number of agents that judge and reason."})
     max_rounds: int = dataclasses.field(default=3, metadata={"help": "Largest number of rounds of their vote."})
     max_checks: int = dataclasses.field(default=3, metadata={"help": "Largest number of checks of a row's masks."})
+    evidence: Evidence = dataclasses.field(
+        default="clip",
+        metadata={"help": "What reasoners have: the clip, or also numbered tracks to choose from (clip, tracks)."},
+    )
 
     def __post_init__(self) -> None:
         if not 1 <= self.agents <= len(PERSONAS):
@@ -68,6 +78,8 @@ class AgentArguments:
             raise ValueError(
                 f"max_rounds is {self.max_rounds}, max_checks {self.max_checks}: expected 1 or more, 0 or more"
             )
+        if self.evidence not in EVIDENCE:
+            raise ValueError(f"evidence is {self.evidence!r}: choose from {', '.join(EVIDENCE)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +99,14 @@ class Voices(Protocol):
     """Who plays the roles: an endpoint, or a script in tests."""
 
     async def say(
-        self, role: Role, text: str, *, persona: str = "", modality: str = "both", masks: np.ndarray | None = None
+        self,
+        role: Role,
+        text: str,
+        *,
+        persona: str = "",
+        modality: str = "both",
+        masks: np.ndarray | None = None,
+        tracks: Sequence[np.ndarray] = (),
     ) -> dict[str, str]:
         """Return the fields of an agent's reply.
 
@@ -97,6 +116,7 @@ class Voices(Protocol):
             persona: who it is.
             modality: medium that it is given first.
             masks: (F, H, W) bool masks that are drawn on the frames it sees.
+            tracks: (F, H, W) bool masks of each of several tracks, which it sees with their numbers, from 1.
         """
 
 
@@ -116,12 +136,22 @@ class Attempt:
         score: the segmenter's score.
         verdict: the check's verdict; None for masks that were not checked.
         reason: the check's reason.
+        num_tracks: number of tracks that were found by the phrase; None where tracks are no evidence.
+        track: number of the one that was chosen, from 1; None for none.
     """
 
     phrase: str
     score: float | None
     verdict: str | None = None
     reason: str = ""
+    num_tracks: int | None = None
+    track: int | None = None
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the fields in JSON's types; those of tracks only where there are any."""
+        record = dataclasses.asdict(self)
+        of_tracks = {"num_tracks": record.pop("num_tracks"), "track": record.pop("track")}
+        return record if self.num_tracks is None else {**record, **of_tracks}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +164,8 @@ class Findings:
         target: what is meant; None if nothing is.
         attempts: phrases in order.
         outcome: one of `OUTCOMES`.
-        masks: (F, H, W) bool masks of the end; None for a reference that points at nothing.
-        first_masks: masks of the first phrase.
+        masks: (F, H, W) bool masks of the end; None for a reference that points at nothing, or if no track was found.
+        first_masks: masks of the first phrase, or of the first track that was chosen.
     """
 
     recognition: Consensus
@@ -154,7 +184,7 @@ class Findings:
             "votes": [[dataclasses.asdict(vote) for vote in votes] for votes in self.recognition.rounds],
             "reasonings": list(self.reasonings),
             "target": self.target,
-            "attempts": [dataclasses.asdict(attempt) for attempt in self.attempts],
+            "attempts": [attempt.to_record() for attempt in self.attempts],
             "outcome": self.outcome,
         }
 
@@ -165,9 +195,8 @@ async def investigate(reference: str, voices: Voices, segment: Segment, args: Ag
     Raises:
         NoAnswerError: of a voice that does not answer.
     """
-    recognised = await _recognise(reference, voices, args)
-    difficulty, _, modality = recognised.label.partition(", ")
-    reasonings, target = await _reason(reference, voices, 1 if difficulty == EASY else args.agents, modality)
+    recognised = await recognise(reference, voices, args)
+    reasonings, target = await _reason(reference, voices, *reasoners_and_modality(recognised, args))
     if target is None:
         return Findings(recognised, tuple(reasonings), None, (), NULL)
     attempts: list[Attempt] = []
@@ -179,22 +208,41 @@ async def investigate(reference: str, voices: Voices, segment: Segment, args: Ag
         is_last = number == args.max_checks
         verdict = {} if is_last else await voices.say(CHECK, f"The sentence: {reference}", masks=found.masks)
         attempts.append(Attempt(phrase, found.score, verdict.get("verdict"), verdict.get("reason", "")))
-        denials = sum(attempt.verdict == NO_TARGET for attempt in attempts)
-        if denials >= NO_TARGET_CHECKS:
+        if is_denied(attempts):
             return Findings(recognised, tuple(reasonings), target, tuple(attempts), NULL_BY_CHECK, None, first)
         if is_last or attempts[-1].verdict == ACCEPT:
             break
-    outcome = UNCHECKED if attempts[-1].verdict != ACCEPT else FIRST if len(attempts) == 1 else MENDED
+    outcome = outcome_of(attempts)
     return Findings(recognised, tuple(reasonings), target, tuple(attempts), outcome, found.masks, first)
 
 
-async def _recognise(reference: str, voices: Voices, args: AgentArguments) -> Consensus:
+def is_denied(attempts: Sequence[Attempt]) -> bool:
+    """Tell whether enough attempts ended with no such target for that to be believed."""
+    return sum(attempt.verdict == NO_TARGET for attempt in attempts) >= NO_TARGET_CHECKS
+
+
+def outcome_of(attempts: Sequence[Attempt]) -> str:
+    """Return how a row with masks ended."""
+    if attempts[-1].verdict != ACCEPT:
+        return UNCHECKED
+    return FIRST if len(attempts) == 1 else MENDED
+
+
+def reasoners_and_modality(recognised: Consensus, args: AgentArguments) -> tuple[int, str]:
+    """Return how many agents reason, one about an easy reference, and the medium that decides."""
+    difficulty, _, modality = recognised.label.partition(", ")
+    return 1 if difficulty == EASY else args.agents, modality
+
+
+async def recognise(reference: str, voices: Voices, args: AgentArguments) -> Consensus:
+    """Let the agents vote on how hard a reference is, and which medium decides it."""
+
     async def ask(last: Sequence[Vote]) -> list[Vote]:
         seen = "".join(f"\n- {vote.label}: {vote.reason}" for vote in last)
         others = f"\nIn the last round the votes were, without names:{seen}\nVote again." if last else ""
         text = f"The sentence: {reference}{others}"
         said = (voices.say(RECOGNISE, text, persona=persona) for persona in PERSONAS[: args.agents])
-        return [recognition(reply) for reply in await _all_of(said)]
+        return [recognition(reply) for reply in await all_of(said)]
 
     return await delphi(ask, max_rounds=args.max_rounds, severity=SEVERITY)
 
@@ -205,7 +253,7 @@ async def _reason(
     """Return all reasonings and the target, None for none: of one reasoner its own, of several what a judge says."""
     text = f"The sentence: {reference}"
     said = (voices.say(REASON, text, persona=persona, modality=modality) for persona in PERSONAS[:num_reasoners])
-    replies = await _all_of(said)
+    replies = await all_of(said)
     meant = [Vote(NOTHING if points_at_nothing(reply["target"]) else "something") for reply in replies]
     if has_quorum(meant) and majority(meant)[0] == NOTHING:
         return replies, None
@@ -216,7 +264,7 @@ async def _reason(
     return [*replies, verdict], None if points_at_nothing(verdict["target"]) else verdict["target"]
 
 
-async def _all_of(said: Iterable[Awaitable[dict[str, str]]]) -> list[dict[str, str]]:
+async def all_of(said: Iterable[Awaitable[dict[str, str]]]) -> list[dict[str, str]]:
     """Return all replies, or raise the first error once nobody is waited for any more."""
     replies = await asyncio.gather(*said, return_exceptions=True)
     if failed := next((reply for reply in replies if isinstance(reply, BaseException)), None):

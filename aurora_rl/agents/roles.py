@@ -6,6 +6,8 @@
     phrase      a short noun phrase by which a segmenter finds that thing
     check       do the drawn masks show it: accept, rephrase, or no such target
 
+Where the segmenter's tracks are evidence, `phrase` comes before `reason`, and reasoners and judge name a track.
+
 A reply that cannot be read is a failed attempt of the endpoint (`BadReplyError`), never an opinion: a row without
 readable replies fails, and is not taken for one whose reference points at nothing.
 """
@@ -25,6 +27,8 @@ MODALITIES = ("picture", "sound", "both")
 VERDICTS = ACCEPT, REPHRASE, NO_TARGET = "accept", "rephrase", "no target"
 #: What a reasoner says where the reference points at nothing in the clip.
 NOTHING = "nothing"
+#: What one says where the thing is in the clip, and in no track.
+OTHER = "another thing"
 MAX_CHARS = 600
 
 #: Beginnings of the agents' instructions, one an agent: identical agents would give identical votes.
@@ -80,6 +84,8 @@ class Role:
         fields = {}
         for name, allowed in self.fields.items():
             value = found.get(name)
+            if allowed is not None and type(value) is int:  # a number that is chosen, without its quotes
+                value = str(value)
             if not isinstance(value, str) or not value.strip():
                 raise BadReplyError("invalid_reply", f"the {self.name} has no {name}: {str(found)[:80]!r}")
             fields[name] = " ".join(value.split())[:MAX_CHARS]
@@ -122,6 +128,37 @@ CHECK = Role(
     f'be described better (rephrase); or that no such thing is in the clip ("{NO_TARGET}").',
     {"reason": None, "verdict": VERDICTS},
 )
+#: `PHRASE` where the segmenter comes before the reasoners.
+CONCEPT = Role(
+    "phrase",
+    f"{CLIP} A segmenter finds and follows all things that a short English noun phrase names. It hears nothing, and "
+    "does not know the sentence. Write a phrase of at most four words for the kind of thing that may be meant, wide "
+    "enough that all candidates fit it; not one by which the thing was not found before.",
+    {"phrase": None},
+)
+
+
+def choosing(role: Role, num_tracks: int, *, may_be_other: bool) -> Role:
+    """Return a reasoner's or judge's role with numbered tracks to choose from.
+
+    >>> choosing(REASON, 2, may_be_other=False).fields["target"]
+    ('1', '2', 'nothing')
+
+    Args:
+        role: `REASON` or `JUDGE`.
+        num_tracks: number of tracks.
+        may_be_other: whether "another thing" is a choice, after which the segmenter is asked for another kind.
+    """
+    numbers = tuple(str(number) for number in range(1, num_tracks + 1))
+    people = "Several people have reasoned about it; weigh their reasons. " if role.name == JUDGE.name else ""
+    other = f'; "{OTHER}", if it is in the clip and in no track' if may_be_other else ""
+    return Role(
+        role.name,
+        f"{CLIP} A segmenter has followed things through the frames; its tracks are coloured and numbered. {people}Say "
+        f'which track is the thing that is meant. The target is its number{other}; or "{NOTHING}", if no thing in the '
+        "clip fits the sentence.",
+        {"reason": None, "target": (*numbers, *([OTHER] if may_be_other else []), NOTHING)},
+    )
 
 
 def points_at_nothing(target: str) -> bool:

@@ -5,24 +5,25 @@
     aurora           a model of this package, asked for "The <phrase>." with the clip's sound
     oracle           the true masks, whatever the phrase: what the agents would reach with a perfect segmenter
 
-All answer on the frames' own size. Frames on which nothing is found have empty masks.
+All answer on the frames' own size. Frames on which nothing is found have empty masks. Those that find several things,
+which all but `aurora` do, also follow them through the clip (`TextSegmenter.tracks`).
 """
 
 from __future__ import annotations
 
 import abc
 import threading
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from aurora_rl.agents.investigation import Segmentation
+from aurora_rl.agents.track_pictures import MAX_TRACKS
+from aurora_rl.agents.tracks import Instances, link_instances
 from aurora_rl.data.media import load_clip, read_media
 from aurora_rl.data.sample import AVClip, AVSample
-
-if TYPE_CHECKING:
-    import torch
 
 #: Confidence of a found instance from which its mask is taken, as published for SAM 3 and for Grounding DINO.
 SAM3_THRESHOLD, GROUNDING_THRESHOLD = 0.5, 0.25
@@ -35,6 +36,9 @@ class TextSegmenter(abc.ABC):
         model: folder or hub name of the segmenter's checkpoint.
         device: device that it runs on.
     """
+
+    #: Whether it tells several things of one phrase apart.
+    finds_tracks = False
 
     def __init__(self, model: str | None, *, device: str = "cpu") -> None:
         self.model, self.device = model, device
@@ -51,12 +55,48 @@ class TextSegmenter(abc.ABC):
         with self._lock:
             return self.find(sample, clip, phrase)
 
+    def tracks(self, sample: AVSample, clip: AVClip, phrase: str) -> list[Segmentation]:
+        """Return the tracks of all things that a phrase names, `MAX_TRACKS` at most and possibly none.
+
+        The arguments are those of `__call__`.
+        """
+        with self._lock:
+            return self.find_all(sample, clip, phrase)
+
     @abc.abstractmethod
     def find(self, sample: AVSample, clip: AVClip, phrase: str) -> Segmentation:
         """Do the work of `__call__`."""
 
+    def find_all(self, sample: AVSample, clip: AVClip, phrase: str) -> list[Segmentation]:
+        """Do the work of `tracks`; for those whose `finds_tracks` is true."""
+        raise NotImplementedError(f"{type(self).__name__} finds one thing for a phrase")
 
-class Sam3Segmenter(TextSegmenter):
+
+class PictureSegmenter(TextSegmenter):
+    """Finds what a phrase names on each frame for itself."""
+
+    finds_tracks = True
+
+    @abc.abstractmethod
+    def instances(self, frame: np.ndarray, phrase: str, most: int) -> Instances:
+        """Find the most certain things on a frame.
+
+        Args:
+            frame: (H, W, 3) uint8.
+            phrase: noun phrase.
+            most: largest number of things.
+        """
+
+    def find(self, sample: AVSample, clip: AVClip, phrase: str) -> Segmentation:
+        found = [self.instances(frame, phrase, 1) for frame in clip.frames]
+        masks = [of.masks[0] if len(of.scores) else np.zeros(clip.frames.shape[1:3], bool) for of in found]
+        return Segmentation(np.stack(masks), max(float(of.scores[0]) if len(of.scores) else 0.0 for of in found))
+
+    def find_all(self, sample: AVSample, clip: AVClip, phrase: str) -> list[Segmentation]:
+        return link_instances([self.instances(frame, phrase, MAX_TRACKS) for frame in clip.frames], most=MAX_TRACKS)
+
+
+class Sam3Segmenter(PictureSegmenter):
     """SAM 3 (Carion et al., 2025) by text: of each frame's instances the most confident one."""
 
     def __init__(self, model: str | None, *, device: str = "cpu") -> None:
@@ -67,22 +107,22 @@ class Sam3Segmenter(TextSegmenter):
         self.processor = Sam3Processor.from_pretrained(name)
         self.sam = _whole(Sam3Model, name).to(device)
 
-    def find(self, sample: AVSample, clip: AVClip, phrase: str) -> Segmentation:
+    def instances(self, frame: np.ndarray, phrase: str, most: int) -> Instances:
         import torch
 
-        found = []
-        for frame in clip.frames:
-            inputs = self.processor(images=frame, text=phrase, return_tensors="pt").to(self.device)
-            with torch.inference_mode():
-                outputs = self.sam(**inputs)
-            (of_frame,) = self.processor.post_process_instance_segmentation(
-                outputs, threshold=SAM3_THRESHOLD, target_sizes=[frame.shape[:2]]
-            )
-            found.append(_best(of_frame["masks"], of_frame["scores"], frame.shape[:2]))
-        return _joined(found)
+        inputs = self.processor(images=frame, text=phrase, return_tensors="pt").to(self.device)
+        with torch.inference_mode():
+            outputs = self.sam(**inputs)
+        (found,) = self.processor.post_process_instance_segmentation(
+            outputs, threshold=SAM3_THRESHOLD, target_sizes=[frame.shape[:2]]
+        )
+        best = found["scores"].argsort(descending=True)[:most]
+        if len(best) == 0:
+            return _no_instances(frame)
+        return Instances(found["masks"][best].cpu().numpy().astype(bool), found["scores"][best].cpu().numpy())
 
 
-class GroundedSam2Segmenter(TextSegmenter):
+class GroundedSam2Segmenter(PictureSegmenter):
     """Grounding DINO (Liu et al., 2023) finds a box on each frame, SAM 2 its mask.
 
     Args:
@@ -104,29 +144,25 @@ class GroundedSam2Segmenter(TextSegmenter):
         self.processor = Sam2Processor.from_pretrained(names[1])
         self.sam = _whole(Sam2Model, names[1]).to(device)
 
-    def find(self, sample: AVSample, clip: AVClip, phrase: str) -> Segmentation:
+    def instances(self, frame: np.ndarray, phrase: str, most: int) -> Instances:
         import torch
 
-        found = []
-        for frame in clip.frames:
-            size = frame.shape[:2]
-            asked = self.finder_processor(images=frame, text=f"{phrase.lower().rstrip('.')}.", return_tensors="pt")
-            asked = asked.to(self.device)
-            with torch.inference_mode():
-                boxes = self.finder_processor.post_process_grounded_object_detection(
-                    self.finder(**asked), asked["input_ids"], threshold=GROUNDING_THRESHOLD, target_sizes=[size]
-                )[0]
-            if len(boxes["scores"]) == 0:
-                found.append((np.zeros(size, bool), 0.0))
-                continue
-            best = int(boxes["scores"].argmax())
-            box = [[boxes["boxes"][best].tolist()]]
-            inputs = self.processor(images=frame, input_boxes=box, return_tensors="pt").to(self.device)
-            with torch.inference_mode():
-                outputs = self.sam(**inputs, multimask_output=False)
-            (masks,) = self.processor.post_process_masks(outputs.pred_masks.cpu(), inputs["original_sizes"].cpu())
-            found.append((masks[0, 0].numpy().astype(bool), float(boxes["scores"][best])))
-        return _joined(found)
+        size = frame.shape[:2]
+        asked = self.finder_processor(images=frame, text=f"{phrase.lower().rstrip('.')}.", return_tensors="pt")
+        asked = asked.to(self.device)
+        with torch.inference_mode():
+            found = self.finder_processor.post_process_grounded_object_detection(
+                self.finder(**asked), asked["input_ids"], threshold=GROUNDING_THRESHOLD, target_sizes=[size]
+            )[0]
+        best = found["scores"].argsort(descending=True)[:most]
+        if len(best) == 0:
+            return _no_instances(frame)
+        boxes = [found["boxes"][best].tolist()]
+        inputs = self.processor(images=frame, input_boxes=boxes, return_tensors="pt").to(self.device)
+        with torch.inference_mode():
+            outputs = self.sam(**inputs, multimask_output=False)
+        (masks,) = self.processor.post_process_masks(outputs.pred_masks.cpu(), inputs["original_sizes"].cpu())
+        return Instances(masks[:, 0].numpy().astype(bool), found["scores"][best].cpu().numpy())
 
 
 class AuroraSegmenter(TextSegmenter):
@@ -151,20 +187,68 @@ class AuroraSegmenter(TextSegmenter):
 
 
 class OracleSegmenter(TextSegmenter):
-    """The true masks of the row, for measuring what the agents lose or gain beside the segmenter."""
+    """The true masks of the row, for measuring what the agents lose or gain beside the segmenter.
+
+    Its tracks are the true masks of all things in the clip that any row refers to, whatever the phrase.
+
+    Args:
+        model: not used.
+        device: not used.
+        rows: rows of the benchmark, which hold the other things of a clip.
+    """
+
+    finds_tracks = True
+
+    def __init__(self, model: str | None, *, device: str = "cpu", rows: Sequence[AVSample] = ()) -> None:
+        super().__init__(model, device=device)
+        self._rows: dict[tuple[str, str], list[AVSample]] = defaultdict(list)
+        for row in rows:
+            self._rows[row.dataset, row.media_id].append(row)
 
     def find(self, sample: AVSample, clip: AVClip, phrase: str) -> Segmentation:
         if clip.gt_masks is None or clip.annotated_frames is not None:
             raise ValueError(f"sample {sample.key} has no true masks of all frames, which the oracle gives")
         return Segmentation(clip.gt_masks, 1.0)
 
+    def find_all(self, sample: AVSample, clip: AVClip, phrase: str) -> list[Segmentation]:
+        found: list[Segmentation] = []
+        for row in self._rows[sample.dataset, sample.media_id] or [sample]:
+            track = self.find(row, clip if row.key == sample.key else load_clip(row), phrase)
+            if track.masks.any() and not any(np.array_equal(track.masks, other.masks) for other in found):
+                found.append(track)
+        return found[:MAX_TRACKS]
 
-SEGMENTERS: Mapping[str, Callable[..., TextSegmenter]] = {
+
+SEGMENTERS: Mapping[str, type[TextSegmenter]] = {
     "sam3": Sam3Segmenter,
     "grounded_sam2": GroundedSam2Segmenter,
     "aurora": AuroraSegmenter,
     "oracle": OracleSegmenter,
 }
+
+
+def load_segmenter(
+    name: str, model: str | None, *, device: str, rows: Sequence[AVSample], needs_tracks: bool
+) -> TextSegmenter:
+    """Load a segmenter.
+
+    Args:
+        name: key of `SEGMENTERS`.
+        model: folder or hub name of its checkpoint.
+        device: device that it runs on.
+        rows: rows of the benchmark, for the oracle.
+        needs_tracks: whether the agents choose among tracks.
+
+    Raises:
+        ValueError: if it has no tracks and they are needed, or without a checkpoint that it needs.
+    """
+    kind = SEGMENTERS[name]
+    if needs_tracks and not kind.finds_tracks:
+        able = ", ".join(other for other, of in SEGMENTERS.items() if of.finds_tracks)
+        raise ValueError(
+            f"{name} finds one thing for a phrase, no tracks to choose among: use {able}, or evidence clip"
+        )
+    return kind(model, device=device, rows=rows) if issubclass(kind, OracleSegmenter) else kind(model, device=device)
 
 
 def read_clip(sample: AVSample, segmenter: TextSegmenter) -> AVClip:
@@ -188,13 +272,5 @@ def _whole(model_class: Any, name: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _best(masks: torch.Tensor, scores: torch.Tensor, size: tuple[int, int]) -> tuple[np.ndarray, float]:
-    """Return the mask (H, W) with the best score, and the score; an empty one where there is none."""
-    if len(scores) == 0:
-        return np.zeros(size, bool), 0.0
-    best = int(scores.argmax())
-    return masks[best].cpu().numpy().astype(bool), float(scores[best])
-
-
-def _joined(found: list[tuple[np.ndarray, float]]) -> Segmentation:
-    return Segmentation(np.stack([mask for mask, _ in found]), max(score for _, score in found))
+def _no_instances(frame: np.ndarray) -> Instances:
+    return Instances(np.zeros((0, *frame.shape[:2]), bool), np.zeros(0, np.float32))

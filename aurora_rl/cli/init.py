@@ -88,4 +88,6 @@ def _write(args: argparse.Namespace, files: dict[str, Path]) -> int:
     print("\n".join(f"  {recipe.command}{' --dry_run' * (kind == 'sft')}" for kind, recipe in recipes.items()))
     problems = [f"{files[kind]}: {recipe.problem}" for kind, recipe in recipes.items() if recipe.problem]
     print("".join(f"\n{problem}\n" for problem in problems), end="")
+    if model.unread:
+        print(f"\nThe model's size is not known, so no memory is estimated: {model.unread}")
     return PROBLEMS if problems else CLEAN

@@ -62,14 +62,14 @@ def write_result(
         folder: folder of both files.
         system: name of the system, such as "mcq".
         size: what was measured, in one line: seeds, rows, clips.
-        figures: its figures.
+        figures: its figures; none for a table alone.
         numbers: further numbers by their names, as `results.json` shall hold them.
         table: the table as Markdown, which the figures are appended to.
     """
     rows = [dataclasses.asdict(figure) for figure in figures]
     content = {"system": system, "size": size, "numbers": dict(numbers), "figures": rows}
     write_whole(folder / RESULT_FILE, json.dumps(content, indent=2, default=dataclasses.asdict) + "\n")
-    write_whole(folder / TABLE_FILE, "\n\n".join(filter(None, [table, figure_table(rows)])) + "\n")
+    write_whole(folder / TABLE_FILE, "\n\n".join(filter(None, [table, figure_table(rows) if rows else ""])) + "\n")
 
 
 def figure_table(figures: Sequence[Mapping[str, Any]]) -> str:

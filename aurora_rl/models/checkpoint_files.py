@@ -20,6 +20,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from aurora_rl.files.fingerprint import fingerprint_content, fingerprint_values
 from aurora_rl.files.plain import check_plain_file, parse_json, read_text_file
+from aurora_rl.models.hub import check_hub
 
 INDEX_SUFFIX = ".safetensors.index.json"
 NUM_SHOWN = 3  # weights named in a message
@@ -31,13 +32,15 @@ class CheckpointError(ValueError):
 
 
 def check_checkpoint_files(name_or_path: str | os.PathLike[str]) -> None:
-    """Refuse a folder that holds anything but plain files, before a file is read; a name on the hub passes.
+    """Refuse a folder that holds anything but plain files, before a file is read, and a name on the hub out of reach.
 
     Raises:
+        HubError: if it is no folder, the hub cannot be reached and the cache does not hold it.
         NotPlainFileError: naming the file.
         CheckpointError: if an index names a shard of weights outside the folder.
     """
     if not os.path.isdir(name_or_path):
+        check_hub(os.fspath(name_or_path))
         return
     for path in sorted(Path(name_or_path).iterdir()):
         if not path.is_dir() and path.exists():

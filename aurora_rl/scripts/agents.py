@@ -3,6 +3,7 @@
     aurora-rl agents --config recipes/agents/ref_avs.yaml
     aurora-rl agents --data_root data/ref_avs --split test_s --output outputs/agents/test_s.jsonl \\
         --model NAME --base_url http://localhost:8000/v1 --text_segmenter sam3 --text_segmenter_model facebook/sam3
+    aurora-rl agents --config recipes/agents/ref_avs.yaml --evidence tracks  # choose among what the segmenter follows
 
 A line of <output> is all that was said about a row: votes, reasonings, phrases, scores and verdicts. Masks are beside
 it, in test_s.masks/<row>.npz and, of the first phrase of each row, in test_s.first/, which `aurora-rl evaluate
@@ -26,9 +27,11 @@ from typing import Any
 import numpy as np
 
 from aurora_rl.agents.changes import count_changes
-from aurora_rl.agents.investigation import AgentArguments, Findings, investigate
+from aurora_rl.agents.investigation import TRACKS, AgentArguments, Findings, investigate
 from aurora_rl.agents.roles import Role
-from aurora_rl.agents.text_segmenters import SEGMENTERS, TextSegmenter, read_clip
+from aurora_rl.agents.text_segmenters import SEGMENTERS, TextSegmenter, load_segmenter, read_clip
+from aurora_rl.agents.track_choice import choose_track
+from aurora_rl.agents.track_pictures import draw_tracks
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import load_split
 from aurora_rl.assembly.parser import ConfigParser
@@ -41,7 +44,6 @@ from aurora_rl.endpoint.replies import Usage
 from aurora_rl.endpoint.rows import RowFailedError, RunArguments, RunReport, run_rows
 from aurora_rl.files.atomic import write_whole
 from aurora_rl.files.journal import Record, read_rows
-from aurora_rl.inference.overlay import draw_masks
 from aurora_rl.logs import setup_logging
 
 
@@ -100,25 +102,36 @@ class EndpointVoices:
         self._of_reference = reference_parts(self.sample, self.media)
 
     async def say(
-        self, role: Role, text: str, *, persona: str = "", modality: str = "both", masks: np.ndarray | None = None
+        self,
+        role: Role,
+        text: str,
+        *,
+        persona: str = "",
+        modality: str = "both",
+        masks: np.ndarray | None = None,
+        tracks: Sequence[np.ndarray] = (),
     ) -> dict[str, str]:
         """Ask for the reply of an agent, see `agents.investigation.Voices`."""
         self.calls += 1
-        parts = await asyncio.to_thread(self._parts, modality == "sound", masks)
+        parts = await asyncio.to_thread(self._parts, modality == "sound", masks, tracks)
         content: Any = [*parts, {"type": "text", "text": text}] if parts else text
         messages = [{"role": "system", "content": role.system_prompt(persona)}, {"role": "user", "content": content}]
         return await self.endpoint.ask(
             messages, read=role.read, schema=role.schema, schema_name=role.name, on_usage=self.on_usage
         )
 
-    def _parts(self, sound_first: bool, masks: np.ndarray | None) -> list[dict[str, Any]]:
+    def _parts(self, sound_first: bool, masks: np.ndarray | None, tracks: Sequence[np.ndarray]) -> list[dict[str, Any]]:
         parts = [*self._sound, *self._frames] if sound_first else [*self._frames, *self._sound]
         parts = [*parts, *self._of_reference]
-        if masks is None or self.media.media == "none":
-            return parts
-        drawn = np.stack([draw_masks(frame, [mask]) for frame, mask in zip(self.clip.frames, masks, strict=True)])
-        marked = frame_parts(drawn, self.sample.fps, self.media)
-        return [*parts, {"type": "text", "text": "What the segmenter took for it is coloured here."}, *marked]
+        if tracks and self.media.media != "none":
+            parts += self._drawn("The segmenter's tracks are coloured and numbered here.", tracks, numbered=True)
+        if masks is not None and self.media.media != "none":
+            parts += self._drawn("What the segmenter took for it is coloured here.", [masks], numbered=False)
+        return parts
+
+    def _drawn(self, said: str, tracks: Sequence[np.ndarray], *, numbered: bool) -> list[dict[str, Any]]:
+        drawn = draw_tracks(self.clip.frames, tracks, numbered=numbered)
+        return [{"type": "text", "text": said}, *frame_parts(drawn, self.sample.fps, self.media)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +141,7 @@ class AgentRow:
     Attributes:
         sample: the row.
         segmenter: segmenter of phrases.
-        agents: numbers of agents, rounds and checks.
+        agents: numbers of agents, rounds and checks, and their evidence.
         media: media that are sent.
         masks: function that writes a row's masks of the end and of the first phrase.
     """
@@ -159,13 +172,19 @@ class AgentRow:
         try:
             clip = await asyncio.to_thread(read_clip, self.sample, self.segmenter)
             voices = await asyncio.to_thread(EndpointVoices, endpoint, self.sample, clip, self.media, on_usage)
-            segment = functools.partial(self.segmenter, self.sample, clip)
-            found = await investigate(self.sample.reference, voices, segment, self.agents)
+            found = await self._find(voices, clip)
         except MediaError as error:
             raise RowFailedError("media", str(error)) from error
         await asyncio.to_thread(self.masks, self.sample, found, clip)
         told = {"uid": self.uid, "row": self.row, "split": self.split, "reference": self.sample.reference}
         return {**told, **found.to_record(), "calls": voices.calls, "model": str(endpoint.args.model)}, ()
+
+    async def _find(self, voices: EndpointVoices, clip: AVClip) -> Findings:
+        if self.agents.evidence == TRACKS:
+            find_tracks = functools.partial(self.segmenter.tracks, self.sample, clip)
+            return await choose_track(self.sample.reference, voices, find_tracks, self.agents)
+        segment = functools.partial(self.segmenter, self.sample, clip)
+        return await investigate(self.sample.reference, voices, segment, self.agents)
 
 
 def write_masks(args: RunArguments, sample: AVSample, found: Findings, clip: AVClip) -> None:
@@ -215,11 +234,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ConfigParser(kinds, description=__doc__)
     try:
         data_args, of_segmenter, agents, run_args, media, endpoint_args = parser.parse_args_and_config(argv)
-        samples = load_split(data_args, of_segmenter.split)[: run_args.max_rows]
+        all_samples = load_split(data_args, of_segmenter.split)
+        samples = all_samples[: run_args.max_rows]
         if silent := next((sample for sample in samples if not sample.num_frames), None):
             raise ValueError(f"sample {silent.key} has no frames, in which a segmenter could find anything")
-        segmenter = SEGMENTERS[of_segmenter.text_segmenter](
-            of_segmenter.text_segmenter_model, device=of_segmenter.text_segmenter_device
+        segmenter = load_segmenter(
+            of_segmenter.text_segmenter,
+            of_segmenter.text_segmenter_model,
+            device=of_segmenter.text_segmenter_device,
+            rows=all_samples,
+            needs_tracks=agents.evidence == TRACKS,
         )
         writer = functools.partial(write_masks, run_args)
         rows = [AgentRow(sample, segmenter, agents, media, writer) for sample in samples]

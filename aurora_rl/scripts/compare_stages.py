@@ -2,22 +2,22 @@
 
 python recipes/compare_stages.py --stages outputs/demo_full --output_dir outputs/demo_full/table
 
-It reads <stages>/evaluate_<stage>[-<seed>]/results.jsonl and writes table.json and table.md. The stages are those of
-recipes/synthetic/stages.yaml, or of stages.yaml in recipes/synthetic/state_layers or recipes/synthetic/tenth.
+It reads <stages>/evaluate_<stage>[-<seed>]/results.jsonl and writes table.md and result.json, whose figures are the
+gains that have a bar. The stages are those of recipes/synthetic/stages.yaml, or of stages.yaml in
+recipes/synthetic/state_layers or recipes/synthetic/tenth.
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from aurora_rl.assembly.options import OptionParser
+from aurora_rl.evaluation.figures import TABLE_FILE, Figure, write_result
 from aurora_rl.evaluation.intervals import Interval, bootstrap_over_seeds
 from aurora_rl.evaluation.measures import MEASURES
 from aurora_rl.evaluation.records import RowResult, read_results
-from aurora_rl.files.atomic import write_whole
 from aurora_rl.scripts.stage_outputs import processor_seconds
 from aurora_rl.tasks.completions import normalise_category
 from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
@@ -75,6 +75,8 @@ COLUMNS = (
     "chain_hear",
 )
 COMPARED = ("greedy_iou", "category_accuracy", "sampled_reward")
+#: Measures in which a stage must be better than the one that it is compared with, beyond chance.
+BARS = {("tenth_grpo", "tenth_longer"): ("category_accuracy", "greedy_iou")}
 NOTES = """\
 Means over the seeds, the lowest and the highest seed in brackets. Gold chains of the synthetic benchmark stand in for
 the stronger model that writes chains of thought and corrects mistakes; the mistakes are those of each seed's own SFT
@@ -160,6 +162,18 @@ def gain(after: Runs, before: Runs, measure: str) -> Interval | None:
     return bootstrap_over_seeds(differences) if all(differences) else None
 
 
+def bars(gains: Sequence[dict[str, Any]]) -> list[Figure]:
+    """Return the gains that have a bar, each beside it: the lower end of its interval is above 0."""
+    asked = [(entry, measure) for entry in gains for measure in BARS.get((entry["after"], entry["before"]), ())]
+    return [
+        Figure.of(
+            f"{entry['name']}: {_label(measure)}", entry[measure], bar="interval above 0", met=entry[measure].low > 0
+        )
+        for entry, measure in asked
+        if entry[measure] is not None
+    ]
+
+
 def markdown(table: dict[str, dict[str, Spread | None]], gains: list[dict[str, Any]]) -> str:
     """Write both tables as Markdown."""
     header = [
@@ -205,6 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = OptionParser(description=__doc__)
     parser.add_argument("--stages", type=Path, required=True, help="output folder of recipes/run_stages.py")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder that the table is written to")
+    parser.add_argument("--system", default="stages", help="name of the stages in result.json")
     args = parser.parse_args(argv)
     runs = read_runs(args.stages)
     table = {
@@ -217,8 +232,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         for after, before, name in COMPARISONS
         if after in runs and before in runs
     ]
-    content = {"stages": table, "gains": gains}
-    write_whole(args.output_dir / "table.json", json.dumps(content, indent=2, default=dataclasses.asdict) + "\n")
-    text = f"{NOTES}\n\n{markdown(table, gains)}\n"
-    write_whole(args.output_dir / "table.md", text)
-    print(text)
+    num_seeds = max(map(len, runs.values()))
+    num_rows = max(len(rows) for seeds in runs.values() for rows in seeds.values())
+    write_result(
+        args.output_dir,
+        system=args.system,
+        size=f"{num_seeds} seed{'s' if num_seeds > 1 else ''}, {num_rows:,} held-out rows",
+        figures=bars(gains),
+        numbers={"stages": table, "gains": gains},
+        table=f"{NOTES}\n\n{markdown(table, gains)}",
+    )
+    print((args.output_dir / TABLE_FILE).read_text())

@@ -84,6 +84,7 @@ class Model:
     Attributes:
         name: folder or hub name.
         num_weights: number of weights; None where the config cannot be read, as without a network.
+        unread: why the config cannot be read, and what to do; empty where it is read.
         segmenter: config of its mask decoder; None for a plain MLLM.
         knows_clips: whether the checkpoint records how clips were given to it.
     """
@@ -92,14 +93,15 @@ class Model:
     num_weights: int | None
     segmenter: dict[str, Any] | None
     knows_clips: bool
+    unread: str = ""
 
     @classmethod
     def read(cls, name: str) -> Model:
         """Read the config of a model; a ValueError names one that is no model."""
         try:
             config = build_meta_model(ModelArguments(name), Launch()).base
-        except OSError:
-            return cls(name, None, None, False)
+        except OSError as error:
+            return cls(name, None, None, False, unread=str(error))
         found = head_configs(config.config).get(MaskHead.name)
         return cls(name, config.num_parameters(), found, saved_clip_options(name) is not None)
 

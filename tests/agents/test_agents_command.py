@@ -231,3 +231,30 @@ def test_a_model_of_this_package_answers_phrases():
     clip = read_clip(sample, segmenter)
     found = segmenter(sample, clip, f"the {sample.category}")
     assert found.masks.shape == clip.frames.shape[:3] and found.masks.dtype == bool and found.score is None
+
+
+def test_agents_choose_among_tracks_of_the_segmenter(command, agents, tmp_path, capsys):
+    agents.bodies["reason"] = reply({"reason": "it hums", "target": "1"})
+    assert command(evidence="tracks") == 0
+    found = {record["row"]: record for record in records(tmp_path)}
+    assert found[0]["attempts"][0] | {"reason": ""} == {
+        "phrase": "left drum",
+        "score": 1.0,
+        "verdict": "accept",
+        "reason": "",
+        "num_tracks": 1,
+        "track": 1,
+    }
+    assert [found[row]["outcome"] for row in range(3)] == ["accepted at first", "accepted at first", "nothing found"]
+    assert [mask.all() for mask in masks(tmp_path)] == [True, True, False] * 4
+    by_role = {request.body["response_format"]["json_schema"]["name"]: request.body for request in agents.log}
+    kinds = {name: [part["type"] for part in body["messages"][1]["content"]] for name, body in by_role.items()}
+    assert [kinds[name].count("image_url") for name in ("phrase", "reason", "check")] == [1, 2, 3]
+    schema = by_role["reason"]["response_format"]["json_schema"]["schema"]
+    assert schema["properties"]["target"]["enum"] == ["1", "another thing", "nothing"]
+
+
+def test_tracks_of_a_model_that_finds_one_thing_are_refused(command, capsys):
+    with pytest.raises(SystemExit):
+        command(evidence="tracks", text_segmenter="aurora", text_segmenter_model=MODEL)
+    assert "no tracks to choose among: use sam3" in capsys.readouterr().err

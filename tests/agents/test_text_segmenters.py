@@ -160,3 +160,15 @@ def test_a_checkpoint_without_some_weights_is_refused(kind: type[TextSegmenter],
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="lacks 1 weights"):
         kind(str(tmp_path) if kind is Sam3Segmenter else f"{tmp_path},none")
+
+
+def test_all_instances_of_the_frames_become_tracks(sam3, grounding_dino, sam2, monkeypatch):
+    """Random weights find many things, so that thresholds of 0 give as many tracks as there may be, or fewer."""
+    monkeypatch.setattr("aurora_rl.agents.text_segmenters.SAM3_THRESHOLD", 0.0)
+    monkeypatch.setattr("aurora_rl.agents.text_segmenters.GROUNDING_THRESHOLD", 0.0)
+    for segmenter in (Sam3Segmenter(sam3), GroundedSam2Segmenter(f"{grounding_dino},{sam2}")):
+        tracks = segmenter.tracks(None, CLIP, "the drum")
+        assert 1 <= len(tracks) <= 7
+        assert all(track.masks.shape == (2, 40, 60) and track.masks.dtype == bool for track in tracks)
+        one = segmenter(None, CLIP, "the drum")
+        assert one.score == pytest.approx(max(track.score for track in tracks)) or not one.masks.any()

@@ -106,7 +106,9 @@ def test_each_stage_goes_on_from_the_one_before(out: Path) -> None:
 
 
 def test_the_table_tells_every_stage_and_what_it_adds(out: Path) -> None:
-    table = json.loads((out / "table" / "table.json").read_text())
+    result = json.loads((out / "table" / "result.json").read_text())
+    assert (result["system"], result["size"], result["figures"]) == ("stages", "1 seed, 5 held-out rows", [])
+    table = result["numbers"]
     assert list(table["stages"]) == ["teacher", "sft", "reflection", "grpo_after_reflection"]
     assert [gain["name"] for gain in table["gains"]] == ["GRPO after reflective training"]
     text = (out / "table" / "table.md").read_text()

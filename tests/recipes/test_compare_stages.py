@@ -10,6 +10,7 @@ from aurora_rl.evaluation.intervals import Interval, bootstrap_over_seeds
 from aurora_rl.evaluation.records import RowResult, write_results
 from aurora_rl.scripts.compare_stages import gain, main, markdown, of_shared_seeds, read_runs, scores
 from aurora_rl.scripts.stage_plan import read_plan
+from recipes.gather_seeds import read_result
 from tests.row_results import answered
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,6 +89,7 @@ def test_the_table_marks_what_is_beyond_chance(tmp_path: Path, capsys: pytest.Ca
         write_results(tmp_path / f"evaluate_sft-{seed}/results.jsonl", [result(i, 0.5) for i in range(20)])
     main(["--stages", str(tmp_path), "--output_dir", str(tmp_path / "table")])
     text = (tmp_path / "table" / "table.md").read_text()
+    assert "| figure |" not in text
     assert "| distillation | 2 | **+0.300 [+0.300, +0.300]** | +0.000 [+0.000, +0.000] | – |" in text
     assert text.strip() == capsys.readouterr().out.strip()
 
@@ -131,23 +133,30 @@ def test_grpo_from_few_chains_is_compared_with_both_trainings_that_continue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    plan = read_plan(TENTH / "stages.yaml", output_dir=tmp_path)
+    stages = tmp_path / "tenth"
+    plan = read_plan(TENTH / "stages.yaml", output_dir=stages)
     evaluated = [name for name in plan.stages if name.startswith("evaluate_")]
     assert len(evaluated) == 11 and set(plan.stages["table"].needs) == set(evaluated)
     overlaps = {"tenth_early": 0.3, "tenth": 0.4, "tenth_longer": 0.5, "tenth_answers": 0.7, "tenth_grpo": 0.6}
     for name in evaluated:
         stage, _, _ = name.removeprefix("evaluate_").partition("-")
-        write_results(tmp_path / name / "results.jsonl", [result(i, overlaps[stage]) for i in range(20)])
-        record = tmp_path / "stages" / f"{name.removeprefix('evaluate_')}.json"
-        record.parent.mkdir(exist_ok=True)
+        write_results(stages / name / "results.jsonl", [result(i, overlaps[stage]) for i in range(20)])
+        record = stages / "stages" / f"{name.removeprefix('evaluate_')}.json"
+        record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text('{"cpu_seconds": 99.6}')
     _, _, *arguments = plan.stages["table"].command
     main(arguments)
-    text = (tmp_path / "table" / "table.md").read_text()
+    text = (stages / "table" / "table.md").read_text()
     assert "| GRPO on all clips | 3 | **+0.200 [+0.200, +0.200]**" in text
     assert "| GRPO on all clips, beside further steps on the tenth | 3 | **+0.100 [+0.100, +0.100]**" in text
     assert "| GRPO on all clips, beside plain answers of them | 3 | **−0.100 [−0.100, −0.100]**" in text
     assert "| – | 100 |" in text
+    found = read_result(tmp_path, "tenth")  # as `make seeds-full` reads it
+    assert found is not None and found["size"] == "3 seeds, 20 held-out rows"
+    assert found["numbers"]["gains"][0]["greedy_iou"]["mean"] == pytest.approx(0.1)
+    bars = {figure["name"].rpartition(": ")[2]: (figure["met"], figure["low"]) for figure in found["figures"]}
+    assert bars == {"Category": (False, 0.0), "Mask IoU": (True, pytest.approx(0.1))}
+    assert "beside further steps on the tenth: Category | 0.000 [0.000, 0.000] | interval above 0 | not met |" in text
 
 
 def test_grpo_has_all_clips_and_sft_a_tenth_of_them() -> None:

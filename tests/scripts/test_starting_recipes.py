@@ -112,6 +112,7 @@ def test_what_fits_nowhere_is_told_with_advice(folder, seven_b) -> None:
 
 def test_a_model_that_cannot_be_asked_gets_a_recipe_without_an_estimate(folder) -> None:
     model = Model.read("nobody/has-this-model")
+    assert "hf download nobody/has-this-model" in model.unread
     written = write_recipe("sft", "clips.jsonl", read(folder, LABELLED), model, Machine(2, 80, 500), "sft.yaml")
     keys = yaml.safe_load(written.text)
     assert "Memory: not estimated" in written.text and keys["use_peft"] and keys["segmenter"]["type"] == "sam"
