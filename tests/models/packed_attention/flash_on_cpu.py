@@ -97,7 +97,8 @@ def _backward(
     scale: float | None = None,
     **_windows: Any,
 ) -> tuple[torch.Tensor, ...]:
-    assert dropout == 0 and gradient.is_contiguous() and lse.is_contiguous() and lse.shape == gradient.shape[1::-1]
+    assert dropout == 0 and gradient.stride(-1) == 1
+    assert lse.is_contiguous() and lse.shape == (query.size(1), len(query))
     of_query, of_key, of_value = (torch.empty_like(states) for states in (query, key, value))
     factor, heads = query.size(-1) ** -0.5 if scale is None else scale, query.size(1)
 
