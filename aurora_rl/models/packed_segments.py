@@ -36,7 +36,7 @@ class Segments:
     """Who reads what in a packed row. Prompts with nothing to share are left out of all `Lengths`.
 
     Attributes:
-        sizes: for each group the number of shared tokens, and that of each branch's own.
+        sizes: number of shared tokens of each group, and of each branch's own.
         own: each prompt and each branch, in the row's order.
         read: what each of them reads: the prompt itself; a branch its prompt and itself.
         branches: the branches of each group together, where they have something to share.
