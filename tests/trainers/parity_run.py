@@ -103,10 +103,10 @@ class FailingKernelGRPOTrainer(ReplayedGRPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not self.accelerator.is_main_process:
-            packed_attention._attend = self._fail
+            packed_attention.KERNELS["sdpa"] = self._fail
 
     @staticmethod
-    def _fail(*_: Any) -> torch.Tensor:
+    def _fail(*_: Any, **__: Any) -> torch.Tensor:
         raise RuntimeError("no kernel for this shape")
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -58,6 +58,7 @@ SCRIPTS = [
     "benchmarks/reward_time.py",
     "benchmarks/idle_share.py",
     "benchmarks/gpu_step.py",
+    "benchmarks/packed_kernels.py",
     "benchmarks/f_measure.py",
     "benchmarks/vllm_parity.py",
     "benchmarks/vllm_caches.py",
