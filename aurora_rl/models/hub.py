@@ -34,8 +34,7 @@ def check_hub(name: str) -> None:
     Where the hub cannot be reached, this process asks it for nothing more, and reads the cache alone.
 
     Raises:
-        HubError: if no checkpoint on the hub can have the name, or the hub cannot be reached and the cache does not hold
-            it.
+        HubError: if no checkpoint on the hub can have the name, or if neither hub nor cache can give it.
     """
     try:
         validate_repo_id(name)
