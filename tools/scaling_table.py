@@ -21,7 +21,7 @@ from aurora_rl.footprint.parts import fullest
 
 SFT = "sft --config recipes/ref_avs/sft_7b.yaml --model docs/configs/qwen2_5_omni_7b --launch accelerate_configs/"
 GRPO = "grpo --config recipes/ref_avs/grpo_7b.yaml --model docs/configs/sft_7b --launch accelerate_configs/"
-FULL = "--model docs/configs/qwen2_5_omni_7b --use_peft false"
+FULL_SFT, FULL_GRPO = (f"--model docs/configs/{name} --use_peft false" for name in ("qwen2_5_omni_7b", "sft_full_7b"))
 #: Of the families whose sizes are in docs/configs.
 FAMILIES = {"qwen3_omni_30b": "Qwen3-Omni-30B", "gemma4_12b": "Gemma 4 12B", "qwen3_vl_8b": "Qwen3-VL-8B"}
 CLIPS = "--clips 4002"  # all clips of Ref-AVSBench
@@ -32,19 +32,19 @@ ROWS = {
     "SFT, LoRA on 4 bits, 1 GPU": f"{SFT}single_gpu.yaml --load_in_4bit true",
     "SFT, LoRA, 8 GPUs, ZeRO-2": f"{SFT}zero2.yaml",
     "the same, its teacher beside it": f"{SFT}zero2.yaml --teacher docs/configs/sft_7b",
-    "SFT, full, 8 GPUs, ZeRO-2": f"{SFT}zero2.yaml {FULL}",
-    "SFT, full, 8 GPUs, ZeRO-3": f"{SFT}zero3.yaml {FULL}",
-    "SFT, full, 16 GPUs, ZeRO-3": f"{SFT}zero3.yaml --processes 16 {FULL}",
+    "SFT, full, 8 GPUs, ZeRO-2": f"{SFT}zero2.yaml {FULL_SFT}",
+    "SFT, full, 8 GPUs, ZeRO-3": f"{SFT}zero3.yaml {FULL_SFT}",
+    "SFT, full, 16 GPUs, ZeRO-3": f"{SFT}zero3.yaml --processes 16 {FULL_SFT}",
     "GRPO, LoRA, 1 GPU": f"{GRPO}single_gpu.yaml",
     "GRPO, LoRA, 8 GPUs, ZeRO-2": f"{GRPO}zero2.yaml",
     "the same, no checkpointing": f"{GRPO}zero2.yaml --gradient_checkpointing false",
     "the same, vLLM beside it (35 % of 80 GB)": f"{GRPO}zero2.yaml {VLLM}",
     "the same, a vLLM server elsewhere": f"{GRPO}zero2.yaml --use_vllm true --vllm_mode server",
     "GRPO, LoRA, 8 GPUs, ZeRO-3": f"{GRPO}zero3.yaml",
-    "GRPO, full, 8 GPUs, ZeRO-2": f"{GRPO}zero2.yaml {FULL}",
-    "GRPO, full, 8 GPUs, ZeRO-3": f"{GRPO}zero3.yaml {FULL}",
-    "the same, offloaded to the host": f"{GRPO}zero3_offload.yaml {FULL}",
-    "GRPO, full, 16 GPUs, ZeRO-3": f"{GRPO}zero3.yaml --processes 16 {FULL}",
+    "GRPO, full, 8 GPUs, ZeRO-2": f"{GRPO}zero2.yaml {FULL_GRPO}",
+    "GRPO, full, 8 GPUs, ZeRO-3": f"{GRPO}zero3.yaml {FULL_GRPO}",
+    "the same, offloaded to the host": f"{GRPO}zero3_offload.yaml {FULL_GRPO}",
+    "GRPO, full, 16 GPUs, ZeRO-3": f"{GRPO}zero3.yaml --processes 16 {FULL_GRPO}",
 }
 
 #: The recipes of each other family, and Qwen3-Omni's under the other ZeRO stage.

@@ -20,6 +20,7 @@ from aurora_rl.data.clip_files import ClipBuilder, ClipPaths
 from aurora_rl.data.clip_sources import is_table
 from aurora_rl.data.clip_tables import read_table_rows
 from aurora_rl.data.containers import FilePath, MediaError
+from aurora_rl.data.control_texts import find_control_token
 from aurora_rl.data.doctor import Problem, ProblemKind, SplitFacts, check_clips
 from aurora_rl.data.files import DatasetError, MissingFilesError, UnsafePathError
 from aurora_rl.data.manifest import SUFFIXES, find_manifest, read_manifest
@@ -30,6 +31,11 @@ from aurora_rl.data.sample import AVSample
 #: The kinds by their names in JSON, in the order of a report.
 CLIP_PROBLEMS = {
     "malformed_rows": ProblemKind("malformed rows", "row", "fix or drop them"),
+    "control_tokens": ProblemKind(
+        "texts that spell a control token of a model",
+        "row",
+        "write them in other words: a model that has the token refuses the row",
+    ),
     "unsafe_paths": ProblemKind(
         "paths that leave the manifest's folder", "row", "copy the files in; they were not opened"
     ),
@@ -112,6 +118,7 @@ def examine_clips(
     clips = _group_by_media(chosen)
     check = functools.partial(_check_clip, ClipBuilder(paths, fps=fps, num_frames=num_frames))
     findings = [("malformed_rows", malformed[number]) for number in sorted(malformed)]
+    findings += [finding for row in rows for finding in _check_texts(row)]
     findings += check_clips(clips, check, num_workers=num_workers)
     return ClipsReport(
         rows=len(rows) + len(malformed),
@@ -206,6 +213,12 @@ def _check_masks(row: ManifestRow, sample: AVSample, frames: np.ndarray) -> Iter
         return
     if sample.annotated_frames is not None:
         yield "partial_masks", f"{row}: {len(sample.annotated_frames)} of {sample.num_frames} frames"
+
+
+def _check_texts(row: ManifestRow) -> Iterator[_Finding]:
+    asked, learned = (row.reference, *(row.choices or ())), (row.chain, row.category, row.answer)
+    if found := find_control_token(asked, completions=learned):
+        yield "control_tokens", f"{row} holds {found}"
 
 
 def _by_split(rows: Iterable[ManifestRow]) -> dict[str, list[ManifestRow]]:

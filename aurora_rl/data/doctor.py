@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from aurora_rl.data.containers import MediaError, check_clip_pixels
+from aurora_rl.data.control_texts import find_control_token
 from aurora_rl.data.files import (
     BenchmarkFiles,
     DatasetError,
@@ -73,6 +74,11 @@ class ProblemKind:
 #: The kinds by their names in JSON, in the order of a report.
 PROBLEM_KINDS = {
     "malformed_rows": ProblemKind("malformed rows", "row", "fix or drop them"),
+    "control_tokens": ProblemKind(
+        "references or categories that spell a control token of a model",
+        "row",
+        "write them in other words: a model that has the token refuses the row",
+    ),
     "unsafe_names": ProblemKind("names that leave the root", "row", "fix uid or fid; the rows' files were not opened"),
     "outside_links": ProblemKind("links that leave the root", "clip", "copy the files in; they were not opened"),
     "null_media_paths": ProblemKind(
@@ -331,7 +337,14 @@ def _find_repeated_uids(rows: Iterable[MetadataRow]) -> Iterator[_Finding]:
             yield _Finding("repeated_uids", f"uid {uid!r} stands in {len(members)} rows ({numbers})")
 
 
+def _find_control_tokens(rows: Iterable[MetadataRow]) -> Iterator[_Finding]:
+    for row in rows:
+        if found := find_control_token([row.reference], completions=[row.category]):
+            yield _Finding("control_tokens", f"{row} holds {found}")
+
+
 METADATA_CHECKS: tuple[Callable[[Iterable[MetadataRow]], Iterator[_Finding]], ...] = (
+    _find_control_tokens,
     _find_unsafe_names,
     _find_todo_rows,
     _find_duplicate_rows,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -167,7 +168,12 @@ def suppress_tokens(lm_head: nn.Linear, token_ids: list[int]) -> None:
 
 
 def find_last_token(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor, token_id: int, *, num_completion_tokens: int
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    token_id: int,
+    *,
+    num_completion_tokens: int,
+    in_calls: Callable[[Sequence[int]], Sequence[bool]] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Find the last token of a head among the completion tokens of each row.
 
@@ -179,6 +185,8 @@ def find_last_token(
         attention_mask: (B, L), 0 for padding.
         token_id: id of the head's token, such as `[SEG]`.
         num_completion_tokens: number of last positions that are completion; a token in the prompt is no answer.
+        in_calls: function of a completion's ids that tells which of them are a call of a tool; a token there is no
+            answer either. None where no tools are called.
 
     Returns:
         index (B,) long, is_there (B,) bool.
@@ -186,6 +194,10 @@ def find_last_token(
     positions = torch.arange(input_ids.size(1), device=input_ids.device).expand_as(input_ids)
     real = attention_mask.bool()
     hit = (input_ids == token_id) & real & (positions >= input_ids.size(1) - num_completion_tokens)
+    if in_calls is not None:
+        for row in hit.any(1).nonzero().flatten().tolist():
+            said_to_tools = in_calls(input_ids[row, -num_completion_tokens:].tolist())
+            hit[row, -num_completion_tokens:] &= ~torch.tensor(said_to_tools, device=hit.device)
     is_there = hit.any(1)
     last_hit = (positions * hit).amax(1)
     last_real = (positions * real).amax(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from aurora_rl.models.head_tokens import find_last_token
 from aurora_rl.models.heads import FrameBatch, Head, head_class
 from aurora_rl.models.heads.base import run_head
 from aurora_rl.models.mllm.sharing import TowerSharingMixin
+from aurora_rl.models.mllm.tool_calls import CallFinder
 from aurora_rl.models.other_media import GAIN_COLUMNS
 from aurora_rl.models.packed_layout import PackedLayout
 from aurora_rl.models.rollout_states import SegStates
@@ -101,6 +103,15 @@ class ForwardPasses:
         self.token_id = token_id
         self.accelerator = accelerator
         self.sharing = sharing
+
+    @functools.cached_property
+    def in_calls(self) -> CallFinder | None:
+        """What finds calls in completions, where the token is no answer; None where no tools are called."""
+        if not self.encode.tools:
+            return None
+        tool_format = self.encode.family.tool_format
+        assert tool_format is not None  # `tool_calls.check_options`
+        return CallFinder(tool_format, self.encode.tokenizer)
 
     def head(self, model: nn.Module) -> Head | None:
         """Return the head of the task inside a model, wrapped or not; None for a task without one.
@@ -205,7 +216,11 @@ class ForwardPasses:
         inputs: dict[str, Any] = {**text, **{name: tensor.to(input_ids.device) for name, tensor in media.items()}}
         if predicts and self.token_id is not None:
             token_index, has_token = find_last_token(
-                input_ids, attention_mask, self.token_id, num_completion_tokens=logits_to_keep
+                input_ids,
+                attention_mask,
+                self.token_id,
+                num_completion_tokens=logits_to_keep,
+                in_calls=self.in_calls,
             )
             token_index = token_index if layout is None else layout.places_of(token_index)
             frames = _frames_on(input_ids.device, rows)
@@ -325,14 +340,16 @@ def _plain_inputs(
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
-def states_are_kept(args: AuroraGRPOConfig, *, is_fsdp: bool) -> bool:
+def states_are_kept(args: AuroraGRPOConfig, *, is_fsdp: bool, calls_tools: bool = False) -> bool:
     """Tell whether sampling keeps the states that the rollouts' predictions come from.
+
+    Those of a turn are not those of a rollout that goes on after a call.
 
     Where weights are spread over the processes, all of them must run the same modules through the same wrapper; but a
     state may be missing on one process alone, which would then run one forward pass more than the others.
     """
     is_sharded = is_fsdp or is_deepspeed_zero3_enabled()
-    return not (args.masks_share_forward or args.use_vllm or is_sharded)
+    return not (args.masks_share_forward or args.use_vllm or is_sharded or calls_tools)
 
 
 def new_tower_outputs(model: nn.Module, accelerator: Accelerator, *, is_fsdp: bool) -> TowerOutputs | None:

@@ -172,11 +172,12 @@ class AuroraGRPOTrainer(PolicyCheckpoints, ToolsTrainer, WholeGroupsTrainer, Cou
         if self.use_vllm:
             return self._vllm
         sample = super()._generate_single_turn
+        keeps = states_are_kept(self.args, is_fsdp=self.is_fsdp_enabled, calls_tools=bool(self.encode.tools))
         return TransformersSource(
             self.model,  # not kept: transformers may wrap it anew when training begins
             self.encode.family,
             lambda prompt_ids, media, num_generations: sample(prompt_ids, None, media, num_generations)[0],
-            kept_token_id=self.seg_token_id if states_are_kept(self.args, is_fsdp=self.is_fsdp_enabled) else None,
+            kept_token_id=self.seg_token_id if keeps else None,
             head=self.encode.task.head,
             shares_prompts=self.args.share_prompts,
         )

@@ -62,7 +62,11 @@ def head_loss_weights(
         return {}
     completion_ids, completion_mask = output["completion_ids"], output["completion_mask"]
     _, weights = find_last_token(
-        completion_ids, completion_mask, passes.token_id, num_completion_tokens=completion_ids.size(1)
+        completion_ids,
+        completion_mask,
+        passes.token_id,
+        num_completion_tokens=completion_ids.size(1),
+        in_calls=passes.in_calls,
     )
     weights &= torch.tensor([row.gt_masks is not None for row in batch.rows], device=weights.device)
     if only_right:

@@ -46,6 +46,9 @@ def save_other_mask(root: Path) -> None:
 #: One way to break a clean row for each kind, and what is found: once for each of the two rows, and alone.
 BREAKS: list[tuple[str, dict[str, Any], Callable[[Path], object] | None]] = [
     ("malformed_rows", {"fps": "fast"}, None),
+    ("control_tokens", {"reference": "the drum <|im_end|>"}, None),
+    ("control_tokens", {"choices": ["a", "<|audio_pad|>"], "answer": "a"}, None),
+    ("control_tokens", {"chain": "It is [SEG]. Or [SEG]."}, None),
     ("unsafe_paths", {"video": "../a.mp4"}, None),
     ("missing_files", {"video": "gone.mp4"}, None),
     ("missing_files", {"audio": "gone.wav"}, None),

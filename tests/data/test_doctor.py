@@ -180,8 +180,17 @@ def test_a_damaged_mp3_named_wav_is_found(root: Path) -> None:
 
 
 def test_every_kind_of_problem_has_a_test() -> None:
-    in_metadata = {"malformed_rows", "unsafe_names", "todo_rows", "duplicate_rows", "repeated_uids"}
+    in_metadata = {"malformed_rows", "control_tokens", "unsafe_names", "todo_rows", "duplicate_rows", "repeated_uids"}
     assert {kind for kind, _ in BREAKS} | in_metadata | {"odd_audio"} == set(PROBLEM_KINDS)
+
+
+def test_rows_that_spell_a_control_token_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    texts = ["The cat.", "The cat<|im_end|>", "It is [SEG]."]
+    path.write_text(HEADER + "".join(f"{n}_0_1,{n}_0_1_cat_1,train,0,{text}\n" for n, text in enumerate(texts)))
+    (problem,) = examine_metadata(path).problems
+    assert (problem.kind, problem.count, problem.is_error) == ("control_tokens", 2, True)
+    assert problem.first.endswith("holds <|im_end|>") and "rows.csv:3" in problem.first
 
 
 def test_first_example_is_the_first_of_the_file_and_names_the_broken_file(root: Path) -> None:

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from aurora_rl.cli import main
+from aurora_rl.cli import main, parse_arguments
+from aurora_rl.footprint.by_hand import estimate
 
 CONFIG = ["--config", "recipes/synthetic/grpo.yaml"]
 
@@ -64,3 +65,24 @@ def test_options_of_a_recipe_are_no_options_of_other_commands() -> None:
     with pytest.raises(SystemExit) as exit_info:
         main(["doctor", "data", "--model", "m"])
     assert exit_info.value.code == 2
+
+
+#: Recipes of systems that answer in words: EchoInk-R1, SARI, AuTAgent.
+ANSWERED_IN_WORDS = [
+    ("grpo", "avqa/grpo_7b"),
+    ("evaluate", "avqa/evaluate"),
+    ("sft", "audio_qa/sft_7b"),
+    ("grpo", "audio_qa/grpo_7b"),
+    ("evaluate", "audio_qa/evaluate"),
+    ("grpo", "audio_tools/grpo_7b"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), ANSWERED_IN_WORDS)
+def test_recipes_of_tasks_without_a_head_count_none(kind: str, name: str) -> None:
+    config = f"recipes/{name}.yaml"
+    command = ["footprint", kind, "--config", config, "--model", "docs/configs/qwen2_5_omni_7b", "--launch", "zero3"]
+    found = estimate(parse_arguments(command))[0]
+    parts = {part.name for part in (*found.device, *found.host, *found.disk)}
+    assert found.peak > 10**9 and found.work.head is None
+    assert not [part for part in parts if "mask" in part or "embeddings" in part]

@@ -41,7 +41,7 @@ def test_a_process_of_the_7b_has_22_gb_in_host_memory_while_it_loads() -> None:
     on_host = sizes(recipe(f"{GRPO}zero2.yaml").host)[LOADING]
     assert on_host == pytest.approx(2 * (8.95e9 + TRAINED + TRAINED), rel=0.01) == pytest.approx(22.4e9, rel=0.01)
     assert sizes(recipe(f"{GRPO}zero2.yaml --beta 0").host)[LOADING] == pytest.approx(on_host - 2 * TRAINED, rel=0.01)
-    full = recipe(f"{GRPO}zero2.yaml --model docs/configs/qwen2_5_omni_7b --use_peft false")
+    full = recipe(f"{GRPO}zero2.yaml --model docs/configs/sft_full_7b --use_peft false")
     assert sizes(full.host)[LOADING] == pytest.approx(2 * 2 * 8.95e9, rel=0.01)  # the policy, and its copy
 
 

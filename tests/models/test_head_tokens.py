@@ -1,4 +1,6 @@
+import itertools
 import json
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -147,6 +149,19 @@ def test_seg_is_found_in_each_row():
 
 def test_of_two_segs_the_last_counts():
     assert find([1, 1, 1, SEG, 2, SEG, 3, PAD]) == ([5], [True])
+
+
+def test_seg_in_a_call_is_no_answer():
+    """Tokens 7 and 8 open and close calls; the one in the prompt opens none."""
+
+    def in_calls(ids: Sequence[int]) -> list[bool]:
+        depths = itertools.accumulate((token == 7) - (token == 8) for token in ids)
+        return [depth > 0 or token == 8 for depth, token in zip(depths, ids, strict=True)]
+
+    rows = [[1, 7, 1, SEG, 7, SEG, 8, PAD], [1, 1, 7, 2, 7, SEG, 8, PAD], [1, 1, 1, 7, 8, 7, 8, SEG]]
+    input_ids = torch.tensor(rows)
+    found = find_last_token(input_ids, (input_ids != PAD).long(), SEG, num_completion_tokens=5, in_calls=in_calls)
+    assert [part.tolist() for part in found] == [[3, 6, 7], [True, False, True]]
 
 
 def test_seg_at_the_last_position_counts():

@@ -198,6 +198,19 @@ def test_masks_come_from_the_last_turn_of_the_model(
     assert trainer.environments == before and {environment.told for environment in before} == {""}
 
 
+def test_a_token_inside_a_call_asks_for_no_masks(make_calling: Callable[..., CallingTrainer], rollout: Rollout) -> None:
+    """An argument, or a call that is not closed, is said to a tool; what stands before, between and after counts."""
+    seen: dict[str, Any] = {}
+    gold, asked = "Answer: the target is the drum. It is [SEG].", call("fail").replace("{}", '{"of": "[SEG]"}')
+    open_call = '<tool_call>{"name": "[SEG]'
+    turns = [asked, f"{gold} {asked}", open_call, f"{open_call}</tool_call> {gold}"], ["I see nothing.", "Nothing."]
+    trainer = make_calling(*turns, rewards=remember(seen), mask_loss_on="all", max_completion_length=400)
+    batch = rollout(trainer)
+    assert (batch["completion_ids"] == trainer.seg_token_id).sum(1).tolist() == [1, 2, 1, 2]
+    assert [mask is None for mask in seen["mask_probs"]] == [True, False, True, False]
+    assert batch["mask_weights"].tolist() == [0.0, 1.0, 0.0, 1.0]
+
+
 def test_a_text_of_an_environment_for_the_prompt_is_refused(
     make_calling: Callable[..., CallingTrainer], rollout: Rollout
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -100,6 +101,38 @@ class ToolTurns:
                 text = re.sub(re.escape(ANSWER), lambda _: next(left), part)
                 ids += self._words.encode(text, add_special_tokens=False).ids
         return ids
+
+
+class CallFinder:
+    """Finds the tokens of calls in what a model has written, tags included: what stands there is said to a tool.
+
+    A call that is not closed lasts until its turn ends. What tools answer cannot open or close one: turns are told
+    apart by control tokens, which no answer holds.
+
+    Args:
+        tool_format: the family's format.
+        tokenizer: the model's tokenizer.
+    """
+
+    def __init__(self, tool_format: ToolFormat, tokenizer: PreTrainedTokenizerBase) -> None:
+        tags = tool_format.response["fields"]["tool_calls"]
+        self._call = re.compile(f"{re.escape(tags['open'])}.*?(?:{tags['close_pattern']}|$)", re.DOTALL)
+        added = {token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items()}
+        frame = tool_format.turn_start + tool_format.turn_end
+        self._turn_ids = frozenset(token_id for text, token_id in added.items() if text in frame)
+        self._tokenizer = tokenizer
+
+    def __call__(self, ids: Sequence[int]) -> list[bool]:
+        """Tell of each token of a completion, answering turns included, whether it is one of a call."""
+        inside: list[bool] = []
+        for _, turn in itertools.groupby(ids, key=lambda token_id: token_id in self._turn_ids):
+            texts = self._tokenizer.batch_decode([[token_id] for token_id in turn], skip_special_tokens=False)
+            ends = list(itertools.accumulate(map(len, texts)))
+            found = self._call.finditer("".join(texts))
+            calls = [(match.start(), match.start() + len(match[0].rstrip())) for match in found]
+            starts = [end - len(text) for end, text in zip(ends, texts, strict=True)]
+            inside += [any(first <= start < last for first, last in calls) for start in starts]
+        return inside
 
 
 #: Qwen's format: calls and answers are JSON and text between tags, and tools answer in a turn of the user.

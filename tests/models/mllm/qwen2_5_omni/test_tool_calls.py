@@ -9,7 +9,7 @@ from trl.chat_template_utils import is_chat_template_prefix_preserving, parse_re
 
 from aurora_rl.models.control_tokens import ControlTokenError, control_token_ids
 from aurora_rl.models.loading import LoadedModel
-from aurora_rl.models.mllm.tool_calls import QWEN_TOOLS, ToolTurns
+from aurora_rl.models.mllm.tool_calls import QWEN_TOOLS, CallFinder, ToolTurns
 from tests.conversations import build_messages
 
 PEAK = {
@@ -98,3 +98,27 @@ def test_the_given_processor_stays_as_it_is_and_the_reading_one_can_be_saved(
     assert processor.chat_template == own and getattr(processor.tokenizer, "response_template", None) is None
     reader.save_pretrained(tmp_path)
     assert AutoProcessor.from_pretrained(tmp_path).chat_template == QWEN_TOOLS.template(own)
+
+
+@pytest.mark.parametrize(
+    ("written", "spoken"),
+    [
+        ("It is [SEG].", "It is [SEG]."),
+        ('a <tool_call>{"x": "[SEG]"}</tool_call> b <tool_call>{}</tool_call>', "a  b "),
+        ("a <tool_call>[SEG]<|im_end|>\n<|im_start|>assistant\nb", "a <|im_end|>\n<|im_start|>assistant\nb"),
+        ("a</tool_call> [SEG]", "a</tool_call> [SEG]"),
+    ],
+)
+def test_calls_are_found_token_by_token(loaded: LoadedModel, written: str, spoken: str) -> None:
+    tokenizer: Any = loaded.processor.tokenizer
+    ids = tokenizer(written, add_special_tokens=False).input_ids
+    inside = CallFinder(QWEN_TOOLS, tokenizer)(ids)
+    assert tokenizer.decode([token for token, call in zip(ids, inside, strict=True) if not call]) == spoken
+
+
+def test_what_a_tool_answers_opens_and_closes_no_call(loaded: LoadedModel) -> None:
+    tokenizer: Any = loaded.processor.tokenizer
+    answer = ToolTurns(QWEN_TOOLS, tokenizer).ids(["no <tool_call>"])
+    ids = [*tokenizer("Hm.<|im_end|>").input_ids, *answer, *tokenizer("It is [SEG].").input_ids]
+    inside = CallFinder(QWEN_TOOLS, tokenizer)(ids)
+    assert not inside[ids.index(tokenizer.convert_tokens_to_ids("[SEG]"))]
