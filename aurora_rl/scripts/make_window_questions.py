@@ -20,9 +20,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, and write clips and questions."""
     parser = OptionParser(description=__doc__)
     parser.add_argument("--output_dir", type=Path, required=True, help="folder that all is written to")
-    parser.add_argument("--sft", type=int, default=3200, help="number of questions with calls to imitate, even")
-    parser.add_argument("--train", type=int, default=1600, help="number of questions for rollouts, even")
-    parser.add_argument("--test", type=int, default=300, help="number of held-out questions, even")
+    parser.add_argument("--sft", type=int, default=2880, help="number of questions with calls to imitate, even")
+    parser.add_argument("--train", type=int, default=600, help="number of questions for rollouts, even")
+    parser.add_argument("--test", type=int, default=200, help="number of held-out questions, even")
     parser.add_argument("--seed", type=int, default=0, help="seed of pictures, sounds and questions")
     args = parser.parse_args(argv)
     setup_logging()

@@ -2,7 +2,8 @@
 
 Half of the questions ask for the loudness of a window, which a tool tells (`rollout.clip_tools.Ears`), the others for
 the colour, which the model sees. Each has three options, as often right as each other. The rows of the split "sft" hold
-calls, half of them by lot, whatever they ask: they teach how to call, and nothing about when.
+calls by lot, twice as often where they are needed as elsewhere, and nowhere in most rows: they teach how to call, and
+little about when.
 
     <root>/manifest.jsonl, <root>/pictures/<split>-<n>.png, <root>/sounds/<levels>.wav      (`benchmark: clips`)
 """
@@ -32,6 +33,8 @@ QUESTIONS = {
     "loudness": "How loud is it from {start} to {end} s?",
     "colour": "Which colour is seen from {start} to {end} s?",
 }
+#: Share of rows that show a call, by the kind of their question.
+SHOWN_CALLS = {"loudness": 0.4, "colour": 0.2}
 
 
 def write_window_questions(root: Path, *, sft: int, train: int, test: int, seed: int = 0) -> None:
@@ -94,4 +97,4 @@ def _write_question(root: Path, split: str, number: int, rng: np.random.Generato
         "choices": [str(option) for option in rng.permutation(options)],
         "answer": levels[start] if kind == "loudness" else colour,
     }
-    return record | ({"calls": [call] if rng.integers(2) else []} if split == "sft" else {})
+    return record | ({"calls": [call] if rng.random() < SHOWN_CALLS[kind] else []} if split == "sft" else {})
