@@ -24,9 +24,9 @@ from aurora_rl.synthetic.questions import accuracy_of_sight
 from aurora_rl.synthetic.writer import MOMENTS_FILE
 from aurora_rl.tasks.spans import Span, temporal_iou
 
-#: The stages that are compared, the one to be better last.
-BEFORE, AFTER = "sft_longer", "grpo"
-STAGES = {"sft": "early SFT", BEFORE: "SFT continued", AFTER: "GRPO"}
+#: The stages that are compared: the one that both others start from, and the one to be better last.
+START, BEFORE, AFTER = "sft", "sft_longer", "grpo"
+STAGES = {START: "early SFT", BEFORE: "SFT continued", AFTER: "GRPO"}
 HEARING, MUTED, BLANKED = "results.jsonl", "results.audio_muted.jsonl", "results.frames_blanked.jsonl"
 #: The least gain of GRPO that is called one, and how far muted answers may be above what sight can do.
 LEAST_GAIN, ABOVE_SIGHT = 0.05, 0.05
@@ -128,6 +128,8 @@ def compare(folder: Path, score: str = "accuracy") -> dict[str, Any]:
     blanked = {stage: pool(folder, stage, BLANKED, score) for stage in STAGES if any(folder.glob(f"*/{BLANKED}"))}
     asked = {uid for _, uid in hearing[AFTER].scores}
     gained = gain(hearing[BEFORE], hearing[AFTER])
+    at_start = {uid: value for (_, uid), value in hearing[START].scores.items()}
+    learned = hearing[AFTER].interval(at_start)
     return {
         "score": score,
         "questions": len(asked),
@@ -147,6 +149,8 @@ def compare(folder: Path, score: str = "accuracy") -> dict[str, Any]:
         },
         "gain": gained,
         "grpo_wins": gained.mean >= LEAST_GAIN and hearing[AFTER].interval().low > hearing[BEFORE].interval().high,
+        "learned": learned,
+        "grpo_learns": learned.mean >= LEAST_GAIN and hearing[AFTER].interval().low > hearing[START].interval().high,
         "muted_is_sight_at_most": muted[AFTER].interval(seen).mean <= ABOVE_SIGHT,
     }
 
@@ -157,6 +161,7 @@ def figures(table: Mapping[str, Any]) -> list[Figure]:
     apart, at_most = f"at least {LEAST_GAIN}, intervals of both apart", f"at most {ABOVE_SIGHT}"
     heard = table["muted_is_sight_at_most"]
     return [
+        Figure.of(f"{score}, GRPO - early SFT", table["learned"], bar=apart, met=table["grpo_learns"]),
         Figure.of(f"{score}, GRPO - SFT continued", table["gain"], bar=apart, met=table["grpo_wins"]),
         Figure.of(f"{score}, GRPO muted - best by sight", muted, bar=at_most, met=heard),
         *(Figure.of(f"{score}, {name}", table["stages"][stage][score]) for stage, name in STAGES.items()),
@@ -196,6 +201,7 @@ def markdown(table: Mapping[str, Any]) -> str:
         f"{table['questions']} questions about {table['clips']} clips. "
         f"Best answerer that only sees: {table['best_by_sight']:.3f}; GRPO, muted, beside it: "
         f"{table['stages'][AFTER]['muted_above_sight'].in_words(signed=True)}.",
+        f"GRPO - early SFT, which both start from: {table['learned'].in_words(signed=True)}.",
         f"At least {LEAST_GAIN} above SFT continued, intervals apart: {'yes' if table['grpo_wins'] else 'no'}. "
         f"Muted at most {ABOVE_SIGHT} above sight: {'yes' if table['muted_is_sight_at_most'] else 'no'}.",
     ]

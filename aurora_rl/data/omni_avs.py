@@ -12,8 +12,8 @@ object out of view has null instead of run lengths. The masks are written once a
 says why).
 
 References of other types than text come with a recording or a picture (`omni_references`). They are left out, and the
-log says how many, unless all are asked for: to score saved masks, or to ask a chat endpoint, which is sent the files.
-The models here refuse them.
+log says how many, unless all are asked for: `models.reference_media` tells how a model is given the files, and a chat
+endpoint is sent them.
 """
 
 from __future__ import annotations

@@ -23,10 +23,10 @@ from aurora_rl import __version__
 from aurora_rl.assembly.answering import assemble_predictor, start_engine
 from aurora_rl.assembly.arguments import DataArguments, ModelArguments
 from aurora_rl.assembly.benchmarks import check_scorable, find_train_categories, list_test_splits, load_split
+from aurora_rl.assembly.calling import CALLED, CALLED_MEANS, CallingArguments, assemble_calling_predictor
 from aurora_rl.assembly.data_sets import DataSet, data_sets, main_set
 from aurora_rl.assembly.encoder import assemble_encoder
 from aurora_rl.assembly.model import assemble_model
-from aurora_rl.assembly.sampling import SamplingArguments
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation.ablations import ABLATIONS, Ablation
 from aurora_rl.evaluation.presets import find_preset
@@ -55,7 +55,7 @@ RECORDED_AS = {"split": "splits"}
 
 
 @dataclasses.dataclass
-class EvaluationArguments(SamplingArguments):
+class EvaluationArguments(CallingArguments):
     """The splits to score, the preset, and how completions are generated."""
 
     output_dir: str | None = dataclasses.field(
@@ -228,8 +228,9 @@ def _evaluate_set(
         return {}
     sampler = "transformers" if engine is None else "vllm"
     of_all: dict[str, Any] = {"source": source, "sampler": sampler, "asked": asked_how(data_args, args)}
-    if meanings := load_task(data_args.task).meanings:
-        of_all["meanings"] = dict(meanings)
+    of_calls = {} if args.environment_factory is None else {CALLED: CALLED_MEANS}
+    if meanings := {**load_task(data_args.task).meanings, **of_calls}:
+        of_all["meanings"] = meanings
     scores = score_tables(passes[""]) | of_all
     for name, rows in list(passes.items())[1:]:
         changed = {sample.key for sample in samples if _changes(name, sample, data_args)}
@@ -248,6 +249,7 @@ def asked_how(data_args: DataArguments, args: EvaluationArguments) -> dict[str, 
         "instruction": data_args.asked_instruction(),
         **{name: getattr(data_args, name) for name in given},
         "max_completion_length": args.max_completion_length,
+        **({} if args.environment_factory is None else {"environment_factory": args.environment_factory}),
     }
 
 
@@ -318,7 +320,10 @@ def evaluate(
         frames_are_changed=change.changes_frames,
         device=state.device,
     )
-    predictor = assemble_predictor(args, loaded, encode, engine, append_seg=args.append_seg)
+    if args.environment_factory is None:
+        predictor = assemble_predictor(args, loaded, encode, engine, append_seg=args.append_seg)
+    else:
+        predictor = assemble_calling_predictor(args, loaded, encode, append_seg=args.append_seg)
     results = {result.key: result for result in map(result_from_record, resume_file.records)}
     asked = list(zip(samples, change.change_samples(samples), strict=True))[state.process_index :: state.num_processes]
     num_samples = 0 if ablation else args.num_samples

@@ -13,8 +13,7 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from aurora_rl.assembly.arguments import ModelArguments
 from aurora_rl.footprint.parameters import MetaModel
-from aurora_rl.models import packed_attention
-from aurora_rl.models.packed_attention import IMPLEMENTATION, register
+from aurora_rl.models.packed_attention import IMPLEMENTATION, register, sdpa
 from aurora_rl.models.packed_layout import PackedLayout, pack
 from aurora_rl.models.shared_prefix import REPLACED, reason_against
 
@@ -54,7 +53,7 @@ def packed_on_meta() -> Iterator[None]:
 
     Fused kernels hold none.
     """
-    names = vars(packed_attention)
+    names = vars(sdpa)
     causal_lower_right = names["causal_lower_right"]
     names["causal_lower_right"] = lambda *_: None
     try:

@@ -6,6 +6,7 @@ Evaluation and `AuroraPipeline` call it. For a task without a head no head runs,
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -38,11 +39,13 @@ class Completion:
         mask_probs: (F, H, W) float32 probabilities at the frames' own size; None without a `[SEG]`, and for a task
             without masks.
         prediction: the row of another head (`Head.rows`), on the model's device; None without the head's token.
+        num_calls: number of calls of tools in it, whose text is no part of `text`.
     """
 
     text: str
     mask_probs: torch.Tensor | None = None
     prediction: Any = None
+    num_calls: int = 0
 
 
 def unfinished_batches(
@@ -83,6 +86,12 @@ class SeededSampling(LogitsProcessor):
         seeds = [int.from_bytes(hashlib.sha256(draw.encode()).digest()[:8], "big", signed=True) for draw in draws]
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.temperature = temperature
+
+    def of_rows(self, rows: Sequence[int]) -> SeededSampling:
+        """Return the sampling of some of the sequences, whose draws go on."""
+        chosen = copy.copy(self)
+        chosen.generators = [self.generators[row] for row in rows]
+        return chosen
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         size = scores.size(-1)
@@ -196,11 +205,23 @@ class Predictor:
             pad_token_id=tokenizer.pad_token_id,
             do_sample=False,
         )
-        processors = LogitsProcessorList([] if noise is None else [noise])
         inputs, sharing = self._inputs(rows)
+        processors = LogitsProcessorList(self.logits_processors(rows, noise, inputs["input_ids"].size(1)))
         with sharing, prefill_once(self.model):
             sequences = self.model.generate(**inputs, generation_config=config, logits_processor=processors)
         return until_end(sequences[:, inputs["input_ids"].size(1) :], self.end_ids)
+
+    def logits_processors(
+        self, rows: Sequence[EncodedSample], noise: SeededSampling | None, prompt_length: int
+    ) -> list[LogitsProcessor]:
+        """Return what changes the logits of a generation.
+
+        Args:
+            rows: its rows.
+            noise: sampling noise; None for greedy decoding.
+            prompt_length: number of tokens of the prompts, padding included.
+        """
+        return [] if noise is None else [noise]
 
     def _completion(self, text: str, prediction: Any) -> Completion:
         if self.encode.task.head != MaskHead.name or prediction is None:

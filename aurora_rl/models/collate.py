@@ -29,6 +29,7 @@ class SFTCollator:
         seg_token_id: id of the token at which the task's head predicts; None for a task without a head.
         target: function from a sample to its completion, one of `tasks.targets`.
         names_clips: whether outputs of the towers are read from a cache.
+        earlier_turns: function from a sample to the turns before its target: token ids, and whether they are learned.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class SFTCollator:
         target: Callable[[AVSample], Target],
         *,
         names_clips: bool = False,
+        earlier_turns: Callable[[AVSample], Sequence[tuple[list[int], bool]]] = lambda _: (),
     ) -> None:
         self.names_clips = names_clips
+        self.earlier_turns = earlier_turns
         self.encode = encode
         self.seg_token_id = seg_token_id
         self.target = target
@@ -56,7 +59,7 @@ class SFTCollator:
             [item.prompt.prompt_ids for item in encoded],
             [ids for ids, _ in completions],
             self.encode.tokenizer.pad_token_id,
-            num_given=[count for _, count in completions],
+            learned=[is_learned for _, is_learned in completions],
         )
         media = self.encode.family.collate_features([item.prompt.features for item in encoded], range(len(encoded)))
         datasets = [item.sample.dataset for item in encoded]
@@ -100,20 +103,29 @@ class SFTCollator:
             check_target(self.encode.tokenizer, target, answer_token=answer_token)
         return target
 
-    def _tokenize(self, sample: AVSample) -> tuple[list[int], int]:
-        """Return the token ids of a completion with its end of turn, and how many of them are given.
+    def _tokenize(self, sample: AVSample) -> tuple[list[int], list[bool]]:
+        """Return the token ids of a completion with its end of turn, and which of them are learned.
 
-        Both parts are tokenized as one text, as the model would write it. A token that belongs to both the given and
-        the learned part is learned (in many vocabularies a full stop and the line break after it are one).
+        Both parts of a target are tokenized as one text, as the model would write it. A token that belongs to both the
+        given and the learned part is learned (in many vocabularies a full stop and the line break after it are one).
         """
         tokenizer, target = self.encode.tokenizer, self._checked_target(sample)
         tokens = tokenizer(target.given + target.learned, add_special_tokens=False, return_offsets_mapping=True)
         num_given = sum(end <= len(target.given) for _, end in tokens.offset_mapping)
-        return [*tokens.input_ids, tokenizer.eos_token_id], num_given
+        said = [*tokens.input_ids, tokenizer.eos_token_id]
+        parts = [*self.earlier_turns(sample), (said[:num_given], False), (said[num_given:], True)]
+        return (
+            [token for ids, _ in parts for token in ids],
+            [is_learned for ids, is_learned in parts for _ in ids],
+        )
 
 
 def right_pad(
-    prompts: list[list[int]], completions: list[list[int]], pad_token_id: int, *, num_given: list[int] | None = None
+    prompts: list[list[int]],
+    completions: list[list[int]],
+    pad_token_id: int,
+    *,
+    learned: list[list[bool]] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Join prompts to completions: `input_ids`, `attention_mask` and `labels`, each (B, L).
 
@@ -121,9 +133,8 @@ def right_pad(
         prompts: B lists of token ids, without labels.
         completions: B lists of token ids, with labels.
         pad_token_id: id of the padding at the right.
-        num_given: number of first tokens of each completion without labels; 0 by default.
+        learned: whether each token of the completions has a label; all have one by default.
     """
-    given = num_given or [0] * len(prompts)
     length = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
     input_ids = torch.full((len(prompts), length), pad_token_id)
     attention_mask = torch.zeros_like(input_ids)
@@ -132,7 +143,9 @@ def right_pad(
         end = len(prompt) + len(completion)
         input_ids[row, :end] = torch.tensor(prompt + completion)
         attention_mask[row, :end] = 1
-        labels[row, len(prompt) + given[row] : end] = torch.tensor(completion[given[row] :])
+        labels[row, len(prompt) : end] = torch.tensor(completion)
+        if learned is not None:
+            labels[row, len(prompt) : end][~torch.tensor(learned[row])] = -100
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 

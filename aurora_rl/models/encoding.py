@@ -17,7 +17,12 @@ from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.models.control_tokens import check_messages, naming, texts_of
 from aurora_rl.models.head_tokens import head_token_id
 from aurora_rl.models.mllm import EncodedPrompt, MLLMFamily
-from aurora_rl.models.reference_media import check_reference_media
+from aurora_rl.models.reference_media import (
+    check_reference_media,
+    has_recordings,
+    sentence_about_media,
+    with_reference_media,
+)
 from aurora_rl.tasks.base import PromptMedia, PromptText, Task
 from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 
@@ -156,8 +161,8 @@ class SampleEncoder:
                 model that has nothing else.
         """
         for sample in samples:
-            check_reference_media(self.family, sample)
             self._check_hearing(sample, has_sound=sample.audio_path is not None)
+            check_reference_media(self.family, sample, drop_sound=self.options_of(sample).drop_sound)
         questions = [self._messages(sample) for sample in samples]
         # Thousands of rows share a question.
         first = {tuple(texts_of(question)): index for index, question in reversed(list(enumerate(questions)))}
@@ -167,7 +172,7 @@ class SampleEncoder:
 
     def text_prompt(self, sample: AVSample) -> list[dict[str, Any]]:
         """Return a row's message without its media, which TRL logs and hands to rewards."""
-        return self.task_of(sample).messages(sample, instruction=self.options_of(sample).instruction)
+        return self.task_of(sample).messages(sample, instruction=self._instruction(sample))
 
     def __call__(self, sample: AVSample) -> EncodedSample:
         return self.prepare(sample)()
@@ -185,7 +190,7 @@ class SampleEncoder:
         """Encode several references to one clip, whose media are read already.
 
         The frames go through the image encoder once. The rows share one set of media tensors, so `distinct_media`
-        finds that the towers need to run only once.
+        finds that the towers need to run only once, but where a reference has files of its own.
 
         Args:
             samples: rows on the clip, equal except for their references.
@@ -193,8 +198,9 @@ class SampleEncoder:
         """
         frame_inputs = self._frame_inputs(samples[0], clip)
         rows = [self._encode(sample, clip, frame_inputs) for sample in samples]
-        features = rows[0].prompt.features
-        return [dataclasses.replace(row, prompt=dataclasses.replace(row.prompt, features=features)) for row in rows]
+        shared = {row.sample.reference_media: row.prompt.features for row in reversed(rows)}
+        prompts = [dataclasses.replace(row.prompt, features=shared[row.sample.reference_media]) for row in rows]
+        return [dataclasses.replace(row, prompt=prompt) for row, prompt in zip(rows, prompts, strict=True)]
 
     def prompt_of(self, sample: AVSample, clip: AVClip) -> EncodedPrompt:
         """Encode a row's question about a clip in memory, such as one that has another clip's sound."""
@@ -230,27 +236,33 @@ class SampleEncoder:
                 "to train and answer without it, or choose a model that hears"
             )
 
+    def _instruction(self, sample: AVSample) -> str | None:
+        given, about_media = self.options_of(sample).instruction, sentence_about_media(sample)
+        return about_media + (given or self.task_of(sample).instruction) if about_media else given
+
     def _messages(self, sample: AVSample, media: PromptMedia | None = None) -> list[dict[str, Any]]:
-        options = self.options_of(sample)
-        system = options.system_prompt
+        system = self.options_of(sample).system_prompt
         return self.task_of(sample).messages(
             sample,
             media,
-            instruction=options.instruction,
+            instruction=self._instruction(sample),
             system_prompt=None if system is None else PromptText(system, own=system),
         )
 
     def _encode(self, sample: AVSample, clip: AVClip, frame_inputs: torch.Tensor | None) -> EncodedSample:
-        check_reference_media(self.family, sample)
         options, asks_head = self.options_of(sample), self._asks_head(sample)
         self._check_hearing(sample, has_sound=clip.waveform is not None)
-        waveform = None if options.drop_sound else clip.waveform
+        check_reference_media(self.family, sample, drop_sound=options.drop_sound)
+        shown = with_reference_media(self.family, sample, clip)
+        waveform = None if options.drop_sound else shown.waveform
         limits = {"min_pixels": options.min_pixels, "max_pixels": options.max_pixels}
         sees_frames = len(clip.frames) > 0 and self.family.sees == "video"
-        # A silent clip is frames alone, and where no frames are seen there is nothing to put the sound between.
-        is_interleaved = sample.use_audio_in_video and waveform is not None and sees_frames
+        # A silent clip is frames alone, and where no frames are seen there is nothing to put the sound between. What is
+        # heard after the clip has no frames, either.
+        in_video = sample.use_audio_in_video and not has_recordings(sample)
+        is_interleaved = in_video and waveform is not None and sees_frames
         media = PromptMedia(
-            frames=[Image.fromarray(frame) for frame in clip.frames],
+            frames=[Image.fromarray(frame) for frame in shown.frames],
             has_audio=waveform is not None and not is_interleaved,
             video_options={"sample_fps": sample.fps} | {k: v for k, v in limits.items() if v is not None},
         )

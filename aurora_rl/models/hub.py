@@ -12,7 +12,9 @@ import threading
 from pathlib import Path
 
 from huggingface_hub import constants, get_session
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils._validators import validate_repo_id
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +25,7 @@ CONFIGS = ("config.json", "adapter_config.json")
 
 
 class HubError(OSError):
-    """A checkpoint that is neither here nor in reach; the text says what to do."""
+    """A checkpoint that is neither here nor in reach, or can be in neither place; the text says what to do."""
 
 
 def check_hub(name: str) -> None:
@@ -32,8 +34,12 @@ def check_hub(name: str) -> None:
     Where the hub cannot be reached, this process asks it for nothing more, and reads the cache alone.
 
     Raises:
-        HubError: if the hub cannot be reached and the cache does not hold the checkpoint.
+        HubError: if no checkpoint on the hub can have the name, or if neither hub nor cache can give it.
     """
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise HubError(f"{name} is no folder here, and no name that the hub knows: check the path") from error
     problem = hub_problem()
     if problem is None:
         return

@@ -124,7 +124,11 @@ def _exchange(
         sample = dataclasses.replace(sample, fps=other.sample.fps) if sense is SIGHT else sample
     prompt = encode.prompt_of(sample, sense.put(given, clip))
     givers = {modality: other if each is sense else row for each in SENSES for modality in each.modalities}
-    lenders = {modality: giver for modality, giver in givers.items() if giver is not None}
+    # A tower reads a reference's own files together with the clip's.
+    own = row.sample.reference_media
+    lenders = {
+        each: giver for each, giver in givers.items() if giver is not None and giver.sample.reference_media == own
+    }
     return Exchanged(dataclasses.replace(row, prompt=prompt), other, lenders)
 
 

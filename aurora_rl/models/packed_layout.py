@@ -12,11 +12,14 @@ padded completions, G branches of a group, S tokens of its longest branch.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
+
+from aurora_rl.models.packed_segments import Segments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +97,11 @@ class PackedLayout:
     lengths: torch.Tensor
     num_prompt_columns: int
     errors: list[Exception] | None = None
+
+    @functools.cached_property
+    def segments(self) -> Segments:
+        """The row's prompts and branches as sequences, made once for all layers."""
+        return Segments.of([(group.shared, group.lengths) for group in self.groups], self.source.device)
 
     def inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return `input_ids`, `attention_mask` and `shift_labels`, all (1, N), of padded `input_ids` (B, L).

@@ -117,6 +117,10 @@ class TowerOutputs:
         """Say that every process has run its towers on all of its clips."""
         self._complete.update(self._forms)
 
+    def reopen(self) -> None:
+        """Say that clips come on which no process has run its towers yet."""
+        self._complete.clear()
+
     def read(self, run: TowerRun, clips: Sequence[Mapping[str, torch.Tensor]]) -> tuple[Any, list[ClipOutput]] | None:
         """Return a tower's output for no clip, and what it has computed for each of some; None if it has to run.
 

@@ -1,6 +1,7 @@
 """Tools that measure a clip and tell it in words: loudness in a window of time, colours and their size in a region.
 
-An environment for reference segmentation: `environment_factory: aurora_rl.rollout.clip_tools:ClipTools`.
+An environment for reference segmentation: `environment_factory: aurora_rl.rollout.clip_tools:ClipTools`. `Ears` and
+`Eyes` have the tools of one sense alone.
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ PINK_UNTIL = 345
 NUM_TOLD = 3
 
 
-class ClipTools:
-    """What can be measured in a rollout's clip."""
+class _OfClip:
+    """Remembers the rollout's clip."""
 
     def reset(self, *, read_clip: Callable[[], AVClip], **row: Any) -> None:
         """Begin a rollout on a clip, see `environments.Environment.reset`."""
         self._read_clip = read_clip
+
+
+class Ears(_OfClip):
+    """What can be measured in the sound of a rollout's clip."""
 
     def loudness(self, start_s: float, end_s: float) -> str:
         """Tell how loud the sound is between two times, and how much louder than the whole clip.
@@ -50,6 +55,10 @@ class ClipTools:
         difference = round(level - whole)
         compared = "as loud as" if not difference else f"{abs(difference)} dB {'above' if difference > 0 else 'below'}"
         return f"{level:.0f} dBFS, {compared} the whole clip."
+
+
+class Eyes(_OfClip):
+    """What can be measured in the frames of a rollout's clip."""
 
     def colours(self, frame: int, left: float, top: float, right: float, bottom: float) -> str:
         """Tell which colours a region of a frame has, and how much of the frame each covers.
@@ -73,6 +82,10 @@ class ClipTools:
         most = np.argsort(-counts, kind="stable")[:NUM_TOLD]
         told = (f"{names[i]} {_percent(counts[i], len(region))} of it" for i in most)
         return f"{', '.join(told)}; the region is {_percent(len(region), height * width)} of the frame."
+
+
+class ClipTools(Ears, Eyes):
+    """What can be measured in a rollout's clip."""
 
 
 def _pixels(start: float, end: float, size: int) -> slice:

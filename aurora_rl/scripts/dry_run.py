@@ -43,7 +43,7 @@ from aurora_rl.models.heads import Head, MaskHead, head_class, head_configs
 from aurora_rl.models.heads.segmenters import FRAME_ENCODERS
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.rewards import RewardError, load_guarded
-from aurora_rl.rollout.environments import load_environment, tool_schemas
+from aurora_rl.rollout.calls import Caller
 from aurora_rl.tasks.base import Task, load_task
 from aurora_rl.trainers.grounded_rollouts import Predictions, RolloutBatch, reward_rows
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
@@ -87,6 +87,8 @@ def try_sft(
     samples = _check_samples([*train, *evaluated])
     _, encode = _encoder(model_args, data_args, samples)
     SFTCollator(encode, encode.answer_token_id, target).check(samples)
+    if training_args.environment_factory is not None:
+        Caller(encode, training_args.environment_factory).check(samples)
     _show_batch(train, encode, training_args.per_device_train_batch_size)
     usual = main_set(sets).args
     _show_training(model_args, usual, training_args, samples, len(train), target_args=target_args)
@@ -111,7 +113,7 @@ def try_grpo(
     samples = _check_samples([*train, *evaluated])
     meta, encode = _encoder(model_args, data_args, samples)
     if training_args.environment_factory is not None:
-        encode.tools = tool_schemas(load_environment(training_args.environment_factory))
+        Caller(encode, training_args.environment_factory)  # shows the tools
     group = training_args.num_generations or 1
     batch = _show_batch(train, encode, max(training_args.per_device_train_batch_size // group, NUM_ASKED))
     _show_rewards(reward_funcs, batch, encode, meta)
@@ -130,6 +132,8 @@ def try_evaluation(model_args: ModelArguments, data_args: DataArguments, args: E
     listed = [dataclasses.replace(sample, dataset=each.name) for each in sets for sample in samples_of(each, args)]
     samples = _check_samples(listed)
     _, encode = _encoder(model_args, data_args, samples)
+    if args.environment_factory is not None:
+        Caller(encode, args.environment_factory)  # shows the tools
     _show_batch(samples, encode, args.batch_size)
     launch = Launch(num_processes=state.num_processes, is_gpu=state.device.type == "cuda")
     memory = device_memory(state.device)

@@ -25,6 +25,7 @@ from aurora_rl.logs import log_launch, setup_logging
 from aurora_rl.models.collate import SFTCollator
 from aurora_rl.models.teacher import Teacher
 from aurora_rl.report.run_samples import add_samples
+from aurora_rl.rollout.calls import Caller
 from aurora_rl.tasks.base import load_task
 from aurora_rl.trainers.resumable import alone_in_output
 from aurora_rl.trainers.sft import AuroraSFTTrainer
@@ -80,7 +81,12 @@ def train(
     loaded = assemble_model(model_args, head=load_task(usual.task).head)
     encode = assemble_encoder(data_args, loaded, samples, device=training_args.device)
     reads_towers = model_args.tower_cache is not None
-    chains = SFTCollator(encode, encode.answer_token_id, target, names_clips=reads_towers)
+    options: dict[str, Any] = {"names_clips": reads_towers}
+    if training_args.environment_factory is not None:
+        caller = Caller(encode, training_args.environment_factory)
+        caller.check(samples)
+        options["earlier_turns"] = caller.taught_turns
+    chains = SFTCollator(encode, encode.answer_token_id, target, **options)
     chains.check(samples)
     collate, teacher = with_teacher(chains, samples, model_args, data_args, target_args, training_args)
     trainer = AuroraSFTTrainer(

@@ -34,6 +34,12 @@ class EpochOrder(Sampler):
             self.sampler.generator.manual_seed(self.sampler.seed + epoch)
         return iter(self.sampler)
 
+    def rows(self, epoch: int) -> list[int]:
+        """Return the order of an epoch, each row once."""
+        given = self.sampler
+        seed = given.seed + epoch
+        return list(RepeatSampler(given.data_source, 1, given.batch_size, shuffle=given.shuffle, seed=seed))
+
     def __len__(self) -> int:
         return len(self.sampler)
 
@@ -65,6 +71,10 @@ class MixedOrder(Sampler):
             for _ in range(self.repeats):
                 for index in unit:
                     yield from itertools.repeat(index, self.copies)
+
+    def rows(self, epoch: int) -> list[int]:
+        """Return the order of an epoch without copies."""
+        return list(self.mix.order(epoch))
 
     def __len__(self) -> int:
         return len(self.mix) * self.copies * self.repeats

@@ -9,9 +9,8 @@ A generation batch, in TRL's order (method names are TRL's):
       _calculate_rewards              masks of every completion -> columns of the reward functions
     _compute_loss                     one forward: log-probabilities and masks -> policy loss + mask loss
 
-The seams hand one `RolloutBatch` to one another, which `trainers/grounded_rollouts.py` describes; the forward passes
-are there too. Seams of reading and sampling ahead and of resuming are in the base classes (`trainers/upcoming.py`,
-`off_policy.py`, `resumable.py`).
+The seams hand one `RolloutBatch` to one another (`trainers/grounded_rollouts.py`, with the forward passes). Reading and
+sampling ahead, refilling and resuming are in base classes (`upcoming.py`, `off_policy.py`, `dynamic_sampling.py`, ...).
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ from aurora_rl.rollout.base import RolloutSource, Turn
 from aurora_rl.rollout.transformers_source import TransformersSource
 from aurora_rl.tasks.base import completion_text
 from aurora_rl.trainers.counterfactuals import CounterfactualTrainer
+from aurora_rl.trainers.dynamic_sampling import RefillingTrainer
 from aurora_rl.trainers.grounded_rollouts import ForwardPasses, RolloutBatch, reward_rows, states_are_kept
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.head_loss import head_loss, head_loss_weights, prepare_heads
 from aurora_rl.trainers.health import RolloutHealthCallback
-from aurora_rl.trainers.off_policy import OffPolicyTrainer
 from aurora_rl.trainers.prompt_sharing import WholeGroupsTrainer, share_prompts
 from aurora_rl.trainers.reentrant_checkpoints import check_checkpoints
 from aurora_rl.trainers.reference_model import PolicyCheckpoints, frozen_copy, install_reference
@@ -51,7 +50,7 @@ from aurora_rl.trainers.trl_constructor import as_trl_expects
 from aurora_rl.trainers.vllm_engine import vllm_engine
 
 
-class AuroraGRPOTrainer(PolicyCheckpoints, ToolsTrainer, WholeGroupsTrainer, CounterfactualTrainer, OffPolicyTrainer):
+class AuroraGRPOTrainer(PolicyCheckpoints, ToolsTrainer, WholeGroupsTrainer, CounterfactualTrainer, RefillingTrainer):
     """TRL's GRPOTrainer for omni-modal models, with the head of the run's task.
 
     Args:
@@ -113,8 +112,10 @@ class AuroraGRPOTrainer(PolicyCheckpoints, ToolsTrainer, WholeGroupsTrainer, Cou
     # ---- rollouts -----------------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        rows = self._encode_rows(inputs)
         self.begin_tower_outputs()
+        return self.refilled(self._roll_out(inputs, self._encode_rows(inputs)))
+
+    def _roll_out(self, inputs: list[dict[str, Any]], rows: list[EncodedSample]) -> dict[str, Any]:
         with self._working_on(rows, scoring_predicts=self.args.masks_share_forward):
             output = super()._generate_and_score_completions(inputs)
             only_right = self.args.mask_loss_on == "correct_only"
@@ -218,11 +219,10 @@ class AuroraGRPOTrainer(PolicyCheckpoints, ToolsTrainer, WholeGroupsTrainer, Cou
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
     ) -> torch.Tensor:
-        args, task_of = self.args, self.encode.task_of
-        batch_size = args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
+        size, task_of = self._chunk_size, self.encode.task_of
         texts = list(map(completion_text, completions))
         answers = tuple(task_of(row.sample).parse(text) for row, text in zip(self._batch.rows, texts, strict=True))
-        predictions = self._passes.predictions_of(self.model, self._batch, completion_ids_list, batch_size=batch_size)
+        predictions = self._passes.predictions_of(self.model, self._batch, completion_ids_list, batch_size=size)
         self._learn(answers=answers, predictions=predictions)
         if self.on_eval_rollouts is not None and not self.model.training:
             self.on_eval_rollouts(self._batch, texts)
@@ -231,7 +231,7 @@ class AuroraGRPOTrainer(PolicyCheckpoints, ToolsTrainer, WholeGroupsTrainer, Cou
             self._log_completion_extra(column, values)
         rewards_per_func = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
         local = rewards_per_func[self.accelerator.process_index * len(rows) :][: len(rows)]
-        for name, metric in batch_metrics(task_of, rows, local, self.reward_weights, args.num_generations):
+        for name, metric in batch_metrics(task_of, rows, local, self.reward_weights, self.num_generations):
             self._log_metric(name, metric)
         return rewards_per_func
 

@@ -27,6 +27,16 @@ EXACT = {
     "top_entropy_quantile": 1.0,
     "use_adaptive_entropy": False,
 }
+#: What `dynamic_sampling_rounds` does not work with, by option: the value, and why.
+NOT_REFILLED = {
+    "enumerate_answers": (True, "which samples nothing"),
+    "one_step_off_policy": (True, "whose server samples the next batch by then, from the policy of this one"),
+    "scale_rewards": ("batch", "by which groups that stay would get other advantages from those that come"),
+    "multi_objective_aggregation": (
+        "normalize_then_sum",
+        "by which groups that stay would get other advantages from those that come",
+    ),
+}
 MASK_LOSS_ON = ("all", "correct_only", "off")
 
 
@@ -51,6 +61,8 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
             computes the same.
         skip_zero_advantages: whether completions without an advantage, those of a group of equal rewards above all, are
             left out of the training pass where they give no gradient (`trainers.taught_rows`).
+        dynamic_sampling_rounds: largest number of times that further prompts are sampled for a generation batch, whose
+            groups of equal rewards then give their places to others (`trainers.dynamic_sampling`); 0 for none.
         enumerate_answers: whether each row's answers, which its task must be able to list, are trained on all together,
             each weighed by its probability, and none is sampled (`trainers.enumerated_answers`); `num_generations` is
             their number, and `entropy_coef` the weight of the answers' entropy.
@@ -68,9 +80,9 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
         stop_grace_s: seconds from SIGTERM to the end of a step, see `AuroraSFTConfig`.
 
     Raises:
-        ValueError: if `mask_loss_on` is unknown, `profile_steps` is negative, `generation_kwargs` end completions,
-            `enumerate_answers` or vLLM's options do not work with others, or a checkpoint would be written inside a
-            generation batch.
+        ValueError: if `mask_loss_on` is unknown, a number of steps or rounds is negative, `generation_kwargs` end
+            completions, `enumerate_answers`, `dynamic_sampling_rounds` or vLLM's options do not work with others, or a
+            checkpoint would be written inside a generation batch.
     """
 
     mask_loss_on: str = _option("correct_only", "Completions that teach masks: all, correct_only or off.")
@@ -80,6 +92,9 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
     dice_variant: str = _option("aurora", "Formula of the Dice loss: aurora or lisa.")
     share_prompts: bool = _option(True, "Put a group's prompt through the model once, where that computes the same.")
     skip_zero_advantages: bool = _option(True, "Leave completions without advantage out where they teach nothing.")
+    dynamic_sampling_rounds: int = _option(
+        0, "Largest number of times that groups of equal rewards are replaced by further prompts'."
+    )
     enumerate_answers: bool = _option(False, "Train on all answers that a row can have, instead of samples.")
     router_aux_loss_coef: float | None = _option(0.0, ROUTER_LOSS_HELP)
     environment_factory: str | None = _option(
@@ -119,6 +134,8 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
             )
         if self.enumerate_answers:
             self._check_enumeration()
+        if self.dynamic_sampling_rounds:
+            self._check_dynamic_sampling()
         if self.one_step_off_policy:
             self._check_off_policy()
         if self.use_vllm:
@@ -168,6 +185,24 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
         if self.per_device_train_batch_size % self.num_generations:
             raise ValueError(
                 f"per_device_train_batch_size is {self.per_device_train_batch_size}: enumerate_answers needs whole "
+                f"groups on each device, a multiple of num_generations, {self.num_generations}"
+            )
+
+    def _check_dynamic_sampling(self) -> None:
+        """Raise a ValueError if batches cannot be refilled group by group."""
+        if self.dynamic_sampling_rounds < 0:
+            raise ValueError(
+                f"dynamic_sampling_rounds={self.dynamic_sampling_rounds}: give a number of rounds, 0 for none"
+            )
+        for name, (value, reason) in NOT_REFILLED.items():
+            if getattr(self, name) == value:
+                raise ValueError(
+                    f"dynamic_sampling_rounds does not work with {name} {value!r}, {reason}: leave one of them out"
+                )
+        rows = self.per_device_train_batch_size * self.steps_per_generation
+        if rows % self.num_generations:
+            raise ValueError(
+                f"per_device_train_batch_size x steps_per_generation is {rows}: dynamic_sampling_rounds needs whole "
                 f"groups on each device, a multiple of num_generations, {self.num_generations}"
             )
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from aurora_rl.models.grounding import freeze_other_heads, install_head_forward, segmentation_model
@@ -72,9 +73,20 @@ def head_loss_weights(
         pairs = zip(batch.answers, batch.rows, strict=True)
         is_right = [passes.encode.task_of(row.sample).is_right(answer, row.sample) for answer, row in pairs]
         weights &= torch.tensor(is_right, device=weights.device)
-    num_masks = passes.accelerator.gather(weights.sum()).sum().clamp(min=1)
-    masks_per_forward = num_masks / (passes.accelerator.num_processes * micro_batches)
-    return {"mask_weights": weights.float(), "masks_per_forward": masks_per_forward}
+    count = masks_per_forward(passes.accelerator, weights, micro_batches)
+    return {"mask_weights": weights.float(), "masks_per_forward": count}
+
+
+def masks_per_forward(accelerator: Accelerator, weights: torch.Tensor, micro_batches: int) -> torch.Tensor:
+    """Count the masks that a micro-batch teaches on average over all processes, 1 at least in all of them together.
+
+    Args:
+        accelerator: the trainer's.
+        weights: (B,) `mask_weights` of this process.
+        micro_batches: number of micro-batches of the generation batch.
+    """
+    num_masks = accelerator.gather(weights.sum()).sum().clamp(min=1)
+    return num_masks / (accelerator.num_processes * micro_batches)
 
 
 def head_loss(

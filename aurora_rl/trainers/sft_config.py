@@ -24,6 +24,8 @@ class AuroraSFTConfig(WatchedMixin, CPUDeviceMixin, SFTConfig):
         router_aux_loss_coef: coefficient of the router loss of a model with experts; 0 trains without it, as GRPO does:
             under LoRA the routers are frozen, and an even load is no aim on the narrow data of one task. None, in YAML
             null, takes the checkpoint's own.
+        environment_factory: what makes the environment whose tools the prompts show and rows call in their column
+            `calls`, see `rollout.calls`; None for no tools.
         stop_grace_s: seconds that a rank may take from SIGTERM to the end of its step. After that it exits without a
             checkpoint, because another rank may have failed, and waiting for it would never end. A single process has
             no such limit.
@@ -43,6 +45,10 @@ class AuroraSFTConfig(WatchedMixin, CPUDeviceMixin, SFTConfig):
         default=1.0, metadata={"help": "Weight of the feature distillation, where there is a teacher."}
     )
     router_aux_loss_coef: float | None = dataclasses.field(default=0.0, metadata={"help": ROUTER_LOSS_HELP})
+    environment_factory: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "Tools that rows call in `calls`: a class as 'package.module:Name' or 'path/mine.py:Name'."},
+    )
     stop_grace_s: float = dataclasses.field(default=STOP_GRACE_S, metadata={"help": STOP_GRACE_HELP})
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from trl import GRPOTrainer
 
 from aurora_rl.models.encoding import SampleEncoder
 from aurora_rl.models.mllm.tool_calls import ToolTurns
+from aurora_rl.rollout.calls import tool_format_of
 from aurora_rl.rollout.environments import (
     ToolsError,
     answers_of,
@@ -55,8 +56,7 @@ class ToolsTrainer(GRPOTrainer):
         if environment_factory is not None:
             check_options(encode, environment_factory, kwargs["args"])
             environment_factory = load_environment(environment_factory)
-            tool_format = encode.family.tool_format
-            assert tool_format is not None  # `check_options`
+            tool_format = tool_format_of(encode.family)
             encode.tools = tool_schemas(environment_factory)
             self._tool_turns = ToolTurns(tool_format, encode.tokenizer)
             kwargs["processing_class"] = tool_format.reading(kwargs["processing_class"])
@@ -111,11 +111,7 @@ def check_options(encode: SampleEncoder, environment_factory: Any, args: AuroraG
     """
     if isinstance(environment_factory, Mapping):
         raise ValueError("environment_factory names several environments, but all rows share one: name that one")
-    if encode.family.tool_format is None:
-        raise ValueError(
-            f"environment_factory is set, but {type(encode.family).__name__} has no tool_format, by which its prompts "
-            "show tools: choose another family (docs/tool_calls.md), or give it one once its second turns are tested"
-        )
+    tool_format_of(encode.family)
     if args.use_vllm and args.vllm_mode == "server":
         raise ValueError(
             "environment_factory is set, but vllm_mode is 'server', which would read the tokens of the first turn "

@@ -113,6 +113,11 @@ class ReadAheadTrainer(ResumableTrainer, GRPOTrainer):
             self._upcoming, self._first_step = UpcomingBatches(epoch_iterator), self._step
         return super().get_batch_samples(self._upcoming, num_batches, device)
 
+    @property
+    def _generate_every(self) -> int:
+        """Number of micro-batches from one generation batch to the next."""
+        return self.args.steps_per_generation * self.num_iterations
+
     def _encode_rows(self, inputs: list[dict[str, Any]]) -> list[EncodedSample]:
         """Read each distinct row once, ahead of its turn in training; its G copies share the tensors."""
         encoded = self._ahead.take([AVSample.from_row(row) for row in inputs])
@@ -128,8 +133,7 @@ class ReadAheadTrainer(ResumableTrainer, GRPOTrainer):
         """
         if self._upcoming is None:
             return []
-        generate_every = self.args.steps_per_generation * self.num_iterations
-        distance = generate_every * (1 + further) - self._step % generate_every
+        distance = self._generate_every * (1 + further) - self._step % self._generate_every
         place, per_step = self._step - self._first_step, self.args.gradient_accumulation_steps
         end = place % per_step + distance  # micro-batches from the start of this step to the next rollouts
         steps_left = self.state.max_steps - self.state.global_step

@@ -22,8 +22,6 @@ from aurora_rl.data.omni_avs import load_omni_avs
 from aurora_rl.data.sample import AVSample
 from aurora_rl.data.splits import list_splits
 from aurora_rl.export.manifest_folder import write_manifest
-from aurora_rl.models.mllm import load_family
-from aurora_rl.models.reference_media import check_reference_media
 from aurora_rl.tasks.reference_segmentation import chain_file
 
 WIDTH, HEIGHT, NUM_FRAMES, SECONDS = 6, 4, 7, 3.5
@@ -183,7 +181,7 @@ def test_a_reference_of_another_form_is_told(root: Path, cache: Path, changes: d
         load_omni_avs(root, "train", mask_cache=cache, all_types=True)
 
 
-def test_a_chat_endpoint_is_sent_the_references_files_and_a_model_refuses_them(root: Path, cache: Path) -> None:
+def test_a_chat_endpoint_is_sent_the_references_files(root: Path, cache: Path) -> None:
     write_referrings(root)
     spoken, pointing, words = load_omni_avs(root, "train", mask_cache=cache, all_types=True)
     kinds = [[part["type"] for part in reference_parts(row, MediaArguments())] for row in (spoken, pointing, words)]
@@ -191,14 +189,6 @@ def test_a_chat_endpoint_is_sent_the_references_files_and_a_model_refuses_them(r
     assert len(media_parts(pointing, MediaArguments())) == len(media_parts(words, MediaArguments())) + 2
     with pytest.raises(MediaError, match="'frames' leaves out: set it to 'frames\\+audio'"):
         reference_parts(pointing, MediaArguments(media="frames"))
-    for name, row, why in (
-        ("qwen2_5_omni", pointing, "no place for a second sound"),
-        ("qwen3_vl", spoken, "sound a.wav, which .* it has no ears"),
-        ("audioflamingo3", spoken, "picture c.jpg, which .* it sees nothing"),
-    ):
-        with pytest.raises(MediaError, match=why):
-            check_reference_media(load_family(name), row)
-    check_reference_media(load_family("qwen2_5_omni"), words)
     assert AVSample.from_row(to_dataset([pointing], lambda sample: [])[0]) == pointing
     with pytest.raises(DatasetError, match=r"b\.wav, which a manifest has no place for"):
         write_manifest([words, pointing], root.parent / "out", root=root)

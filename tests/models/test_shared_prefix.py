@@ -9,13 +9,14 @@ import torch
 from torch import nn
 from trl.trainer.utils import add_fused_lm_head
 
-from aurora_rl.models import shared_prefix
+from aurora_rl.models import packed_attention, shared_prefix
 from aurora_rl.models.grounding import install_head_forward, shared_media
 from aurora_rl.models.mllm import FAMILIES, MLLMFamily, get_family
 from aurora_rl.models.mllm.contract import SECOND, Subject
 from aurora_rl.models.packed_attention import IMPLEMENTATION
 from aurora_rl.models.packed_layout import PackedLayout, pack
 from aurora_rl.models.shared_prefix import enable, packed_row, reason_against
+from tests.models.packed_attention.flash_on_cpu import flash_on_cpu
 
 REFUSED = ("qwen3_5", "qwen3_5_moe", "gemma4", "gemma4_unified")
 #: Whose prompt each of six rows has, and its completion.
@@ -146,6 +147,17 @@ def test_checkpointing_runs_each_layer_again_with_the_same_layout(rows: Rows, ch
     with torch.no_grad(), shared_media(rows.model, [0]), packed_row(rows.model, other):
         pass  # what is on between forward and backward pass does not matter
     ours = rows.gradients(shared)
+    rows.model.gradient_checkpointing_disable()
+    assert_same_gradients(rows, ours, rows.gradients(rows.plain()))
+
+
+def test_a_merge_of_two_parts_is_computed_again_by_checkpointing(
+    rows: Rows, checkpointing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU where copies of a prompt would be large."""
+    monkeypatch.setattr(packed_attention, "kernel_for", lambda *_: "merged")
+    with flash_on_cpu():
+        ours = rows.gradients(rows.shared())
     rows.model.gradient_checkpointing_disable()
     assert_same_gradients(rows, ours, rows.gradients(rows.plain()))
 

@@ -48,6 +48,7 @@ def test_seeds_are_pooled_and_paired(stages: Path) -> None:
     table = compare(stages)
     assert table["gain"].mean == pytest.approx(1 / 8)
     assert table["gain"].low == 0.0
+    assert table["learned"].mean == pytest.approx((0.25 + 0.5) / 2) and not table["grpo_learns"]  # intervals overlap
     assert table["stages"]["grpo"]["by_seed"] == {"1": 0.5, "2": 0.75}
     assert table["stages"]["sft"]["accuracy"].mean == 0.25
     assert (table["questions"], table["clips"]) == (4, 3)

@@ -36,7 +36,9 @@ from aurora_rl.trainers.sft import AuroraSFTTrainer
 
 @dataclasses.dataclass
 class FaultArguments:
-    """What to break: `local_masks`, so that a test can show that it would be seen; `kernel`, which a run overcomes."""
+    """What to break: `local_masks`, so that a test can show that it would be seen; `kernel` and `dead_groups`, which a
+    run overcomes.
+    """
 
     fault: str = "none"
 
@@ -101,16 +103,32 @@ class FailingKernelGRPOTrainer(ReplayedGRPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not self.accelerator.is_main_process:
-            packed_attention._attend = self._fail
+            packed_attention.KERNELS["sdpa"] = self._fail
 
     @staticmethod
-    def _fail(*_: Any) -> torch.Tensor:
+    def _fail(*_: Any, **__: Any) -> torch.Tensor:
         raise RuntimeError("no kernel for this shape")
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         assert not self._passes.sharing.is_on
         return loss
+
+
+class DeadGroupsGRPOTrainer(ReplayedGRPOTrainer):
+    """On the second process, what is rolled out first in a step is all alike, and so is what a first round brings.
+
+    All other completions of a group differ in their lengths.
+    """
+
+    rolled_out = -1, 0  # step, and number of batches in it
+
+    def _generate_single_turn(self, prompt_ids: list, images: list, *args: Any) -> tuple[list[list[int]], None]:
+        ids, _ = super()._generate_single_turn(prompt_ids, images, *args)
+        step, number = self.rolled_out
+        self.rolled_out = self.state.global_step, 1 if self.state.global_step != step else number + 1
+        is_dead = not self.accelerator.is_main_process and self.rolled_out[1] <= 2
+        return [ids[0] if is_dead else [*row[: -2 - 9 * index], row[-1]] for index, row in enumerate(ids)], None
 
 
 class LocalMasksSFTTrainer(AuroraSFTTrainer):
@@ -128,6 +146,7 @@ TRAINERS = {
     ("grpo", "none"): ReplayedGRPOTrainer,
     ("grpo", "local_masks"): LocalMasksGRPOTrainer,
     ("grpo", "kernel"): FailingKernelGRPOTrainer,
+    ("grpo", "dead_groups"): DeadGroupsGRPOTrainer,
 }
 
 

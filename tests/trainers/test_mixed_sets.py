@@ -155,6 +155,7 @@ def test_groups_stay_together_and_the_next_epochs_rows_are_known(make: Callable[
     order = list(trainer._get_train_sampler())
     assert order[0::2] == order[1::2] and len(order) == len(trainer._get_train_sampler())
     assert list(trainer._order.of(0)) == order != list(trainer._order.of(1))
+    assert trainer._order.rows(0) == order[::2] != trainer._order.rows(-1)
     sets = [trainer.train_dataset[index]["dataset"] for index in order[::2]]
     assert all(Counter(sets[start : start + 4]) == {"avs": 3, "qa": 1} for start in range(0, len(sets), 4))
 

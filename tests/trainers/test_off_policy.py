@@ -3,6 +3,7 @@
 The server is a thread here; `tests/rollout/test_server.py` has a run by a real one.
 """
 
+import itertools
 import random
 import threading
 import time
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import TrainerCallback
 
 from aurora_rl.data.sample import AVSample
 from aurora_rl.models.mllm import EncodedPrompt
 from aurora_rl.rollout.base import Rollouts
+from aurora_rl.trainers import dynamic_sampling
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 
@@ -136,6 +139,20 @@ def test_without_the_option_each_batch_is_sampled_by_the_weights_that_learn_from
     trainer.train()
     assert [batch[0][0] for batch in trainer.vllm_generation.sampled] == [0, 1]
     assert trainer.vllm_generation.ahead == lags(trainer) == []
+
+
+def test_further_prompts_are_sampled_by_the_weights_of_their_batch_with_seeds_of_their_own(
+    make_off_policy: MakeOffPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each step's batch both groups are said to be dead, and of the further ones none."""
+    live = itertools.cycle([False, True])
+    monkeypatch.setattr(dynamic_sampling, "living_groups", lambda *_: torch.full((2,), next(live)))
+    trainer = make_off_policy(max_steps=2, one_step_off_policy=False, dynamic_sampling_rounds=3)
+    trainer.train()
+    server = trainer.vllm_generation
+    assert [batch[0][0] for batch in server.sampled] == [0, 0, 1, 1] and server.synced == [0, 1]
+    assert len({seed for batch in server.sampled for _, seed in batch}) == 16
+    assert [log["dynamic_sampling/rounds"] for log in trainer.state.log_history[:2]] == [1, 1]
 
 
 @pytest.mark.parametrize(

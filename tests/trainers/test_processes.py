@@ -86,6 +86,8 @@ SAVE = shlex.split("--save_strategy steps --save_steps 2 --save_only_model false
 FAULT = shlex.split("--fault local_masks")
 #: The second process cannot share prompts, and neither may then wait for the other's shards.
 KERNEL = shlex.split("--fault kernel")
+#: One process has dead groups, and both refill their batches.
+REFILLED = shlex.split("--fault dead_groups --dynamic_sampling_rounds 3")
 #: Jobs whose rows have the order of a curriculum; others are shuffled.
 IN_ORDER = ("grpo", "grpo_resumed")
 ORDER = shlex.split("--curriculum easy_to_hard --shuffle_dataset false --pass_rates")
@@ -108,7 +110,7 @@ JOBS: Mapping[str, Mapping[str, list[str]]] = {
         "sft_resumed": QUARTERS,
         "grpo_resumed": QUARTERS,
         "sft_words": HALVES + WORDS[:2] + WAITING,
-        "grpo_words": HALVES + WORDS + WAITING,
+        "grpo_words": HALVES + WORDS + WAITING + REFILLED,
         "sft_fault": HALVES + FAULT,
         "grpo_fault": HALVES + FAULT,
     },
@@ -364,6 +366,13 @@ def test_processes_do_not_wait_for_a_head_that_the_task_has_not(job: str, runs: 
     head = [name for name in run.weights if name.startswith("seg_head.")]
     assert head and all(torch.equal(run.weights[name], start[name]) for name in head)
     assert any(not torch.equal(weight, start[name]) for name, weight in run.weights.items())
+
+
+def test_processes_refill_their_batches_in_as_many_rounds_as_the_one_with_most_dead_groups(runs: Runs) -> None:
+    """A batch is one group on each: that of the second process is dead, and so is the first that comes for it."""
+    names = ("dead_before", "dead_after", "rounds", "sampled_per_trained")
+    costs = [[line[f"dynamic_sampling/{name}"] for name in names] for line in runs("multi_gpu")["grpo_words"].logs]
+    assert costs == [[0.5, 0.0, 2.0, 3.0]] * 3
 
 
 def test_a_plain_model_gets_a_pretrained_sam_decoder_under_zero3(

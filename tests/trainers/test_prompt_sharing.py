@@ -221,7 +221,7 @@ def test_a_kernel_that_fails_on_the_first_batch_leaves_the_plain_pass(
     def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError("no kernel for this shape")
 
-    monkeypatch.setattr(packed_attention, "_attend", fail)
+    monkeypatch.setitem(packed_attention.KERNELS, "sdpa", fail)
     passes: list[int] = []
     last = trainer.accelerator.unwrap_model(trainer.model).get_decoder().norm
     last.register_forward_hook(lambda *_: passes.append(1))

@@ -333,5 +333,6 @@ def test_every_epoch_has_an_order_of_its_own_whatever_went_before(make_grpo: Cal
         epochs.append(list(sampler))
     assert list(sampler) == epochs[2]
     assert epochs[0] != epochs[1] != epochs[2]
+    assert sampler.rows(1) == list(dict.fromkeys(epochs[1])) != sampler.rows(-1)
     assert all(len(order) == len(sampler) and sorted(order) == sorted(epochs[0]) for order in epochs)
     assert all(first == second for first, second in zip(epochs[1][::2], epochs[1][1::2], strict=True)), "groups of two"

@@ -16,6 +16,7 @@ from trl.trainer import callbacks
 from trl.trainer import utils as trainer_utils
 
 from aurora_rl.models.loading import LoadedModel
+from aurora_rl.trainers.dynamic_sampling import RefillingTrainer
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.off_policy import OffPolicyTrainer
 from aurora_rl.trainers.prompt_sharing import WholeGroupsTrainer
@@ -60,6 +61,9 @@ OFF_POLICY_OVERRIDES = {
     "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
     "_save_rng_state": ["output_dir"],
     "_load_rng_state": ["checkpoint"],
+}
+REFILLING_OVERRIDES = {
+    "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
 }
 RESUMABLE_OVERRIDES = {
     "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
@@ -133,6 +137,7 @@ def test_the_seams_are_those_of_the_pinned_release() -> None:
         (PolicyCheckpoints, Trainer, POLICY_CHECKPOINT_OVERRIDES),
         (ReadAheadTrainer, GRPOTrainer, READ_AHEAD_OVERRIDES),
         (OffPolicyTrainer, GRPOTrainer, OFF_POLICY_OVERRIDES),
+        (RefillingTrainer, GRPOTrainer, REFILLING_OVERRIDES),
         (AuroraSFTTrainer, SFTTrainer, SFT_OVERRIDES),
         (CachedTowersTrainer, SFTTrainer, CACHED_TOWERS_OVERRIDES),
         (ResumableTrainer, Trainer, RESUMABLE_OVERRIDES),
@@ -144,6 +149,7 @@ def test_the_seams_are_those_of_the_pinned_release() -> None:
         "policy checkpoints",
         "read ahead",
         "off policy",
+        "refilling",
         "sft",
         "cached towers",
         "resumable",

@@ -20,7 +20,7 @@ from aurora_rl.files.plain import read_text_file
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-#: Stands for a tool's answer in a `ToolFormat`.
+#: Stands for a tool's answer, or a call's JSON, in a `ToolFormat`.
 ANSWER = "{answer}"
 
 
@@ -30,6 +30,7 @@ class ToolFormat:
 
     Attributes:
         prelude_file: Jinja beside this file that changes `messages` before the checkpoint's own template sees them.
+        call: text of a call, with `{answer}` in the place of its JSON, as `prelude_file` writes it.
         response: transformers' `response_template`, which reads calls out of a completion.
         turn_start: text between the end of a call's turn and the first answer.
         answer: text of an answer, with `{answer}` in its place; answers to one turn's calls are lines of one turn.
@@ -37,6 +38,7 @@ class ToolFormat:
     """
 
     prelude_file: str
+    call: str
     response: Mapping[str, Any]
     turn_start: str
     answer: str
@@ -53,6 +55,18 @@ class ToolFormat:
             return {}
         return {"tools": list(tools), "chat_template": self.template(str(processor.chat_template))}
 
+    def shown(self, tools: Sequence[Mapping[str, Any]]) -> str:
+        """Return what a prompt without a system message of its own says of tools."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        template = self.template("{{ messages[0].content }}")
+        texts, _ = render_jinja_template([[{"role": "user", "content": ""}]], tools=list(tools), chat_template=template)
+        return str(texts[0])
+
+    def written(self, call: Mapping[str, Any], answer: str) -> str:
+        """Return a call and the answer to it as text."""
+        return self.call.replace(ANSWER, call_json(call)) + self.turn_start + self.answer.replace(ANSWER, answer)
+
     def reading(self, processor: ProcessorMixin) -> ProcessorMixin:
         """Return a processor that reads and writes calls; the given one, whose parts it shares, stays as it is."""
         reader: Any = copy.copy(processor)
@@ -60,6 +74,11 @@ class ToolFormat:
         reader.chat_template = self.template(str(processor.chat_template))
         reader.tokenizer.response_template = dict(self.response)
         return reader
+
+
+def call_json(call: Mapping[str, Any]) -> str:
+    """Write a call, `name` and `arguments`, as the chat template does."""
+    return json.dumps(dict(call), ensure_ascii=False)
 
 
 class ToolTurns:
@@ -92,7 +111,19 @@ class ToolTurns:
             answers: answers to the calls of one turn, in order.
         """
         frame = self._format.turn_start + "\n".join([self._format.answer] * len(answers)) + self._format.turn_end
-        left = iter(answers)
+        return self._filled(frame, answers)
+
+    def call_ids(self, call: Mapping[str, Any]) -> list[int]:
+        """Return the tokens of a call, as the model would write it, without its end of turn.
+
+        Args:
+            call: `name` and `arguments`; they are text from outside as well.
+        """
+        return self._filled(self._format.call, [call_json(call)])
+
+    def _filled(self, frame: str, texts: Sequence[str]) -> list[int]:
+        """Return the tokens of a text of the format, with texts from outside in the places for them."""
+        left = iter(texts)
         ids: list[int] = []
         for part in self._split.split(frame):
             if part in self._control:
@@ -138,6 +169,7 @@ class CallFinder:
 #: Qwen's format: calls and answers are JSON and text between tags, and tools answer in a turn of the user.
 QWEN_TOOLS = ToolFormat(
     prelude_file="qwen_tools.jinja",
+    call=f"<tool_call>\n{ANSWER}\n</tool_call>",
     response={
         "defaults": {"role": "assistant"},
         "start_anchor": "<|im_start|>assistant\n",

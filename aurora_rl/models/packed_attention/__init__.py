@@ -1,9 +1,8 @@
 """Attention over a packed row, as an attention implementation of transformers.
 
-For each group two calls of PyTorch's attention: the prompt on itself, and every branch on the prompt and itself. No
-mask over the whole row is made. In the second call branches are padded at the right, which needs no mask either: the
-causal mask hides what lies behind a token. Where the prompt is short one call is faster, of each branch with the prompt
-before it: kernels that are given a mask compute what it hides, too.
+The prompt of each group reads itself, and every branch reads the prompt and itself. No mask over the whole row is made.
+Three kernels compute it, one a file, and `choice` tells which: `sdpa` on any device, `varlen` and `merged` on GPUs in
+half precision.
 
 The layout reaches the layers as the keyword argument `packed`, so that gradient checkpointing, which runs a layer again
 in the backward pass, runs it with the same one. Without it a call is plain sdpa: sampling, evaluation, other batches.
@@ -11,22 +10,29 @@ in the backward pass, runs it with the same one. Without it a call is plain sdpa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention.bias import causal_lower_right
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from aurora_rl.models.packed_layout import Group, PackedLayout
+from aurora_rl.models.packed_attention.choice import kernel_for
+from aurora_rl.models.packed_attention.merged import attend_merged
+from aurora_rl.models.packed_attention.sdpa import attend_by_sdpa
+from aurora_rl.models.packed_attention.varlen import attend_by_varlen
+from aurora_rl.models.packed_layout import PackedLayout
 
 #: Name of the implementation inside transformers.
 IMPLEMENTATION = "shared_prefix_sdpa"
-#: A prompt of which so many are shorter than the longest branch is attended by each branch anew.
-SHORT = 4
+#: Query (1, H, N, d), key and value (1, Hkv, N, d), layout, `scaling` and `dropout` to the output (N, H, d).
+KERNELS: dict[str, Callable[..., torch.Tensor]] = {
+    "sdpa": attend_by_sdpa,
+    "varlen": attend_by_varlen,
+    "merged": attend_merged,
+}
 
 
 def register() -> None:
@@ -70,42 +76,12 @@ def shared_prefix_attention(
     if kwargs.get("sliding_window") is not None:
         raise ValueError("a layer with a sliding window cannot read a packed row: set share_prompts to false")
     query, key = query.to(value.dtype), key.to(value.dtype)  # as autocast does for sdpa; rotation has made them float32
-    options = {"dropout_p": dropout, "scale": scaling, "enable_gqa": query.size(1) != key.size(1)}
+    kernel = KERNELS[kernel_for(key, packed, dropout)]
     try:
-        groups = [_attend(query, key, value, group, options) for group in packed.groups]
+        output = kernel(query, key, value, packed, scaling=scaling, dropout=dropout)
     except (RuntimeError, TypeError, ValueError) as error:  # a kernel that refuses the device, dtype or shape
         if packed.errors is None:
             raise
         packed.errors.append(error)
         return torch.full_like(query, torch.nan).transpose(1, 2), None
-    return torch.cat(groups, dim=1).transpose(0, 1)[None].contiguous(), None
-
-
-def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: Group, options: dict[str, Any]
-) -> torch.Tensor:
-    """Return the output (H, n, d) of a group's n tokens."""
-    longest = group.index.size(1)
-
-    def branches(states: torch.Tensor) -> torch.Tensor:
-        return group.branches(states[0]).transpose(0, 1)  # (G, heads, S, d)
-
-    def behind_prompt(states: torch.Tensor) -> torch.Tensor:
-        own = branches(states)
-        of_prompt = states[:, :, group.prompt].expand(len(own), -1, -1, -1)
-        return torch.cat([of_prompt, own], dim=2)  # (G, heads, P - 1 + S, d)
-
-    if SHORT * group.shared < longest:
-        output = scaled_dot_product_attention(
-            behind_prompt(query), behind_prompt(key), behind_prompt(value), is_causal=True, **options
-        )
-        of_prompt, of_branches = output[:1, :, : group.shared], output[:, :, group.shared :]
-    else:
-        mask = causal_lower_right(longest, group.shared + longest)
-        of_branches = scaled_dot_product_attention(
-            branches(query), behind_prompt(key), behind_prompt(value), attn_mask=mask, **options
-        )
-        of_prompt = scaled_dot_product_attention(
-            query[:, :, group.prompt], key[:, :, group.prompt], value[:, :, group.prompt], is_causal=True, **options
-        )
-    return torch.cat([of_prompt[0], group.in_row(of_branches.transpose(0, 1))], dim=1)
+    return output[None].contiguous(), None
