@@ -1,4 +1,4 @@
-"""Write a benchmark as a Hugging Face dataset: parquet tables with the media in them, and a card.
+"""Write the data of a recipe as a Hugging Face dataset; `aurora-rl convert --to hf` writes a benchmark by its form.
 
 The body, with its documentation, is `aurora_rl/scripts/to_hf_dataset.py`.
 """

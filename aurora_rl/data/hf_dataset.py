@@ -1,6 +1,6 @@
 """A benchmark as a Hugging Face dataset: parquet tables that contain the media, one row a reference.
 
-`data_prep/to_hf_dataset.py` writes it, `datasets.load_dataset(folder)` loads it anywhere, and `load_hf_dataset` turns
+`aurora-rl convert --to hf` writes it, `datasets.load_dataset(folder)` loads it anywhere, and `load_hf_dataset` turns
 it into samples again, so that it trains and evaluates like the original folder. A row, whose media are files' bytes:
 
     {"uid": "--KCIeTv6PM_14000_24000_cat_1", "row": 0, "split": "val", "media_id": "--KCIeTv6PM_14000_24000",
@@ -68,7 +68,7 @@ def load_hf_dataset(root: str | os.PathLike[str], split: str, *, media_cache: st
     """List the samples of one split, and unpack media that are not unpacked yet.
 
     Args:
-        root: folder that `data_prep/to_hf_dataset.py` has written, which holds data/.
+        root: folder that `aurora-rl convert --to hf` has written, which holds data/.
         split: name of the split.
         media_cache: folder for the media, which splits and datasets may share.
 
@@ -92,7 +92,7 @@ def read_categories(root: str | os.PathLike[str], split: str) -> set[str]:
 def _find_tables(root: Path, split: str) -> list[Path]:
     folder = root / TABLE_FOLDER
     if not folder.is_dir():
-        raise DatasetError(f"there is no {folder}: root must be a folder that data_prep/to_hf_dataset.py has written")
+        raise DatasetError(f"there is no {folder}: root must be a folder that `aurora-rl convert --to hf` has written")
     tables = {path: match for path in sorted(folder.iterdir()) if (match := TABLE_NAME.fullmatch(path.name))}
     ours = {path: match for path, match in tables.items() if match["split"] == split}
     if not ours:
@@ -153,7 +153,7 @@ def _read_rows(path: Path, columns: Sequence[str] = tuple(FEATURES)) -> Iterator
             there = file.schema_arrow.names
             missing = [name for name in FEATURES if name not in there and name not in NEWER_COLUMNS]
             if missing:
-                raise DatasetError(f"{path} lacks the column(s) {missing}: make it by data_prep/to_hf_dataset.py")
+                raise DatasetError(f"{path} lacks the column(s) {missing}: make it by `aurora-rl convert --to hf`")
             found = [name for name in columns if name in there]
             schema = pa.schema([FEATURES.arrow_schema.field(name) for name in found])
             for group in range(file.num_row_groups):
@@ -192,7 +192,7 @@ def _store(media: Mapping[str, Any] | None, cache: Path, *, place: str) -> str:
     if media is None or media["bytes"] is None:
         raise DatasetError(
             f"{place} names the file {media and media['path']!r} instead of holding it: only media inside the table "
-            "are read, write it by data_prep/to_hf_dataset.py"
+            "are read, write it by `aurora-rl convert --to hf`"
         )
     digest = fingerprint_bytes(media["bytes"])[:32]
     suffix = Path(media["path"] or "").suffix.lower()

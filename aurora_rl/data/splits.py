@@ -19,7 +19,7 @@ from aurora_rl.data.questions import QUESTIONS_FILE, read_questions
 from aurora_rl.data.ref_avs import table_path
 from aurora_rl.files.existing import entries
 
-#: Folder and names of the tables that `data_prep/to_hf_dataset.py` writes.
+#: Folder and names of the tables that `aurora-rl convert --to hf` writes.
 TABLE_FOLDER = "data"
 TABLE_NAME = re.compile(r"(?P<split>\w+(?:\.\w+)*)-(?P<index>\d{5})-of-(?P<count>\d{5})\.parquet")
 OMNI_AVS_TABLE = re.compile(r"meta_expressions_(?P<split>.+)\.jsonl")

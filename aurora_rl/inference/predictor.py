@@ -269,7 +269,11 @@ class Predictor:
         said = pad([torch.ones_like(x) for x in completion_ids], padding_value=0, padding_side="right")
         input_ids, attention_mask = torch.cat([prompt_ids, ids], dim=1), torch.cat([prompt_mask, said], dim=1)
         index, has_token = find_last_token(
-            input_ids, attention_mask, self.seg_token_id, num_completion_tokens=ids.size(1)
+            input_ids,
+            attention_mask,
+            self.seg_token_id,
+            num_completion_tokens=ids.size(1),
+            in_calls=self.encode.in_calls,
         )
         frames = {name: tensor.to(input_ids.device) for name, tensor in collate_frames(rows).items()}
         with sharing, without_projection(self.model.get_output_embeddings()):
@@ -295,9 +299,15 @@ class Predictor:
         )
         ends = torch.tensor(self.end_ids, device=self.model.device)
         return [
-            ids if (ids == self.seg_token_id).any() else torch.cat([ids[~torch.isin(ids, ends)], closing_ids])
+            ids if self._has_answered(ids) else torch.cat([ids[~torch.isin(ids, ends)], closing_ids])
             for ids in completion_ids
         ]
+
+    def _has_answered(self, ids: torch.Tensor) -> bool:
+        """Tell whether a completion (L,) has the head's token outside its calls of tools."""
+        in_calls = self.encode.in_calls
+        inside = [False] * len(ids) if in_calls is None else in_calls(ids.tolist())
+        return any(token == self.seg_token_id and not call for token, call in zip(ids.tolist(), inside, strict=True))
 
     def _inputs(
         self, rows: Sequence[EncodedSample]

@@ -17,6 +17,7 @@ from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.models.control_tokens import check_messages, naming, texts_of
 from aurora_rl.models.head_tokens import head_token_id
 from aurora_rl.models.mllm import EncodedPrompt, MLLMFamily
+from aurora_rl.models.mllm.tool_calls import CallFinder
 from aurora_rl.models.reference_media import (
     check_reference_media,
     has_recordings,
@@ -132,6 +133,12 @@ class SampleEncoder:
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self.processor.tokenizer
+
+    @property
+    def in_calls(self) -> CallFinder | None:
+        """What finds calls of tools in completions, where the head's token is no answer; None where none are made."""
+        tool_format = self.family.tool_format if self.tools else None
+        return None if tool_format is None else CallFinder(tool_format, self.tokenizer)
 
     @property
     def answer_token_id(self) -> int | None:

@@ -1,9 +1,12 @@
-"""Write a benchmark as a Hugging Face dataset: parquet tables with the media in them, and a card.
+"""Write the data of a recipe as a Hugging Face dataset: parquet tables with the media in them, and a card.
+
+`aurora-rl convert --to hf` writes a benchmark that is named by its form, clips whole. This reads a recipe's file, and
+writes what that recipe trains on: its benchmark, sampling (`fps`, `num_frames`), columns and chains.
 
 python data_prep/to_hf_dataset.py --config recipes/ref_avs/sft_7b.yaml --split train val test_s test_u test_n \\
     --output_dir data/ref_avs_hf --source https://gewu-lab.github.io/Ref-AVS
 
-Only the recipe's keys about the data are used. `benchmark: hf_dataset` reads the result.
+Other keys of the recipe are not used. `benchmark: hf_dataset` reads the result.
 """
 
 import dataclasses

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +25,6 @@ from aurora_rl.models.head_tokens import find_last_token
 from aurora_rl.models.heads import FrameBatch, Head, head_class
 from aurora_rl.models.heads.base import run_head
 from aurora_rl.models.mllm.sharing import TowerSharingMixin
-from aurora_rl.models.mllm.tool_calls import CallFinder
 from aurora_rl.models.other_media import GAIN_COLUMNS
 from aurora_rl.models.packed_layout import PackedLayout
 from aurora_rl.models.rollout_states import SegStates
@@ -103,15 +101,6 @@ class ForwardPasses:
         self.token_id = token_id
         self.accelerator = accelerator
         self.sharing = sharing
-
-    @functools.cached_property
-    def in_calls(self) -> CallFinder | None:
-        """What finds calls in completions, where the token is no answer; None where no tools are called."""
-        if not self.encode.tools:
-            return None
-        tool_format = self.encode.family.tool_format
-        assert tool_format is not None  # `tool_calls.check_options`
-        return CallFinder(tool_format, self.encode.tokenizer)
 
     def head(self, model: nn.Module) -> Head | None:
         """Return the head of the task inside a model, wrapped or not; None for a task without one.
@@ -220,7 +209,7 @@ class ForwardPasses:
                 attention_mask,
                 self.token_id,
                 num_completion_tokens=logits_to_keep,
-                in_calls=self.in_calls,
+                in_calls=self.encode.in_calls,
             )
             token_index = token_index if layout is None else layout.places_of(token_index)
             frames = _frames_on(input_ids.device, rows)

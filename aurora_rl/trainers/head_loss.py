@@ -66,7 +66,7 @@ def head_loss_weights(
         completion_mask,
         passes.token_id,
         num_completion_tokens=completion_ids.size(1),
-        in_calls=passes.in_calls,
+        in_calls=passes.encode.in_calls,
     )
     weights &= torch.tensor([row.gt_masks is not None for row in batch.rows], device=weights.device)
     if only_right:

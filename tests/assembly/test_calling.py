@@ -66,6 +66,14 @@ def test_a_row_that_calls_goes_on_with_what_it_is_told(
     )
 
 
+def test_a_token_inside_a_call_asks_for_no_masks(make: Callable[..., Scripted], train_samples: list[AVSample]) -> None:
+    asked = CALL.replace('"end_s": 1', '"end_s": "[SEG]"')
+    for append_seg in (False, True):
+        predictor = make([asked, f"It is [SEG]. {asked}"], ["I see nothing."] * 2, append_seg=append_seg)
+        [one], [other] = predictor.complete(encoded(predictor, train_samples))
+        assert (one.mask_probs is not None) == append_seg and other.mask_probs is not None
+
+
 def test_turns_and_tokens_have_their_limits(make: Callable[..., Scripted], train_samples: list[AVSample]) -> None:
     once = make([CALL] * 2, [CALL] * 2, max_iterations=1)
     assert [(each.text, each.num_calls) for [each] in once.complete(encoded(once, train_samples))] == [("", 2)] * 2

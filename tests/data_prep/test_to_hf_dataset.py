@@ -8,11 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from datasets import Audio, DatasetDict, load_dataset
 from huggingface_hub import DatasetCard
 
 from aurora_rl.assembly.arguments import DataArguments
 from aurora_rl.assembly.benchmarks import find_train_categories, load_split
+from aurora_rl.cli import main as aurora_rl
 from aurora_rl.data.files import DatasetError
 from aurora_rl.data.hf_dataset import FEATURES, TEXT_COLUMNS, load_hf_dataset, read_categories
 from aurora_rl.data.media import load_clip
@@ -97,6 +99,20 @@ def test_card_tells_sizes_fields_source_and_how_to_load(tiny_benchmark: Path, tm
     assert all(f"| `{name}` |" in card.text for name in FEATURES)
     assert "- Source: a paper" in card.text and "To be filled in" not in card.text
     assert 'load_dataset("path/to/this/folder", split="val")' in card.text
+
+
+def test_a_recipe_gives_the_data_that_it_names_and_convert_those_of_a_folder(
+    tiny_benchmark: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "sft.yaml"
+    data = {"data_root": str(tiny_benchmark), "chains": "chains.jsonl", "fps": 2.0, "num_frames": 4}
+    recipe.write_text(yaml.safe_dump({"model": "mine", "learning_rate": 1e-4, **data}))
+    main(["--config", str(recipe), "--split", "val", "--output_dir", str(tmp_path / "of_recipe")])
+    options = ["--from", "ref_avs", "--data_root", str(tiny_benchmark), "--to", "hf", "--split", "val"]
+    assert aurora_rl(["convert", *options, "--output_dir", str(tmp_path / "whole")]) == 0
+    rows = [pq.read_table(tmp_path / name / "data").to_pylist()[0] for name in ("of_recipe", "whole")]
+    assert [row["chain"] is None for row in rows] == [False, True]
+    assert [row["fps"] for row in rows] == [2.0, 1.0] and rows[0]["frames"] == rows[1]["frames"]
 
 
 def test_card_says_what_is_to_be_filled_in(hf_root: Path) -> None:
@@ -280,7 +296,7 @@ def test_tables_of_earlier_versions_have_no_questions(hf_root: Path, tiny_benchm
 
 
 def test_missing_and_damaged_tables_are_errors(hf_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="root must be a folder that data_prep/to_hf_dataset.py has written"):
+    with pytest.raises(DatasetError, match="root must be a folder that `aurora-rl convert --to hf` has written"):
         load_hf_dataset(tmp_path, "val", media_cache=tmp_path)
     with pytest.raises(DatasetError, match=r"no split 'test': expected one of \['test_n', .*'val'\]"):
         load_hf_dataset(hf_root, "test", media_cache=tmp_path)
