@@ -127,6 +127,7 @@ DRIVEN_ELSEWHERE = {
     },
     **{f"audio_qa/{name}": "tests/recipes/test_audio_qa.py" for name in ("sft_7b", "pass_rates", "evaluate")},
     **{f"synthetic/tools/{name}": "tests/recipes/test_tool_choices.py" for name in ("stages", *TOOL_RECIPES)},
+    **{f"synthetic/calls/{name}": "tests/recipes/test_when_to_call.py" for name in ("stages", *TOOL_RECIPES)},
     "audio_tools/table_7b": "tests/recipes/test_tool_choices.py",
     "audio_tools/grpo_7b": "tests/recipes/test_tool_choices.py",
     "synthetic/state_layers/stages": "tests/recipes/test_compare_stages.py",
