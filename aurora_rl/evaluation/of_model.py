@@ -52,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 #: Names that resume files have for arguments, so that files of a former version can be resumed.
 RECORDED_AS = {"split": "splits"}
+#: Arguments that results depend on where tools are called; files of a former version lack them.
+OF_TOOLS = ("environment_factory", "max_tool_calling_iterations", "tool_calls")
 
 
 @dataclasses.dataclass
@@ -281,7 +283,8 @@ def _open_resume_file(
 
 def _recorded(args: EvaluationArguments) -> dict[str, Any]:
     """Return the arguments that results depend on; of vLLM's those that change completions."""
-    left_out = {"output_dir", *(name for name in vars(args) if "vllm" in name)}
+    of_tools = OF_TOOLS if args.environment_factory is None else ()
+    left_out = {"output_dir", *of_tools, *(name for name in vars(args) if "vllm" in name)}
     own = {RECORDED_AS.get(name, name): value for name, value in vars(args).items() if name not in left_out}
     return own | args.of_vllm
 

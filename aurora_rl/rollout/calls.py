@@ -19,6 +19,7 @@ from trl.chat_template_utils import parse_response
 from aurora_rl.data.sample import AVClip, AVSample
 from aurora_rl.files.plain import parse_json
 from aurora_rl.models.encoding import SampleEncoder
+from aurora_rl.models.end_of_turn import end_token_ids
 from aurora_rl.models.mllm import MLLMFamily
 from aurora_rl.models.mllm.tool_calls import ToolFormat, ToolTurns
 from aurora_rl.rollout.environments import Environment, ToolsError, answers_of, load_environment, tool_schemas
@@ -139,7 +140,7 @@ class Caller(ToolRunner):
     def __init__(self, encode: SampleEncoder, environment_factory: str | Callable[[], Environment]) -> None:
         super().__init__(environment_factory, encode.load)
         tool_format = tool_format_of(encode.family)
-        self._end_of_turn = encode.tokenizer.eos_token_id
+        self._end_of_turn = end_token_ids(encode.tokenizer, None)[0]
         self._reader: Any = tool_format.reading(encode.processor)
         self._turns = ToolTurns(tool_format, encode.tokenizer)
         encode.tools = self.schemas
