@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 #: Names that resume files have for arguments, so that files of a former version can be resumed.
 RECORDED_AS = {"split": "splits"}
 #: Arguments that results depend on where tools are called; files of a former version lack them.
-OF_TOOLS = ("environment_factory", "max_tool_calling_iterations", "tool_calls")
+OF_TOOLS = tuple(CallingArguments.__annotations__)
 
 
 @dataclasses.dataclass

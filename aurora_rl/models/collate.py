@@ -53,8 +53,9 @@ class SFTCollator:
         return self.encode.task.head
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        encoded = [self.encode(AVSample.from_row(row)) for row in rows]
-        completions = [self._tokenize(item.sample) for item in encoded]
+        # One row after the other: tools that a row calls are handed its clip, of which the last one read is kept.
+        both = [(self.encode(sample), self._tokenize(sample)) for sample in map(AVSample.from_row, rows)]
+        encoded, completions = [item for item, _ in both], [completion for _, completion in both]
         batch = right_pad(
             [item.prompt.prompt_ids for item in encoded],
             [ids for ids, _ in completions],

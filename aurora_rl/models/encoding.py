@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -137,7 +138,11 @@ class SampleEncoder:
     @property
     def in_calls(self) -> CallFinder | None:
         """What finds calls of tools in completions, where the head's token is no answer; None where none are made."""
-        tool_format = self.family.tool_format if self.tools else None
+        return self._call_finder if self.tools else None
+
+    @functools.cached_property
+    def _call_finder(self) -> CallFinder | None:
+        tool_format = self.family.tool_format
         return None if tool_format is None else CallFinder(tool_format, self.tokenizer)
 
     @property

@@ -27,15 +27,13 @@ EXACT = {
     "top_entropy_quantile": 1.0,
     "use_adaptive_entropy": False,
 }
+OF_OTHER_GROUPS = "by which groups that stay would get other advantages from those that come"
 #: What `dynamic_sampling_rounds` does not work with, by option: the value, and why.
 NOT_REFILLED = {
     "enumerate_answers": (True, "which samples nothing"),
     "one_step_off_policy": (True, "whose server samples the next batch by then, from the policy of this one"),
-    "scale_rewards": ("batch", "by which groups that stay would get other advantages from those that come"),
-    "multi_objective_aggregation": (
-        "normalize_then_sum",
-        "by which groups that stay would get other advantages from those that come",
-    ),
+    "scale_rewards": ("batch", OF_OTHER_GROUPS),
+    "multi_objective_aggregation": ("normalize_then_sum", OF_OTHER_GROUPS),
 }
 MASK_LOSS_ON = ("all", "correct_only", "off")
 
