@@ -26,6 +26,14 @@ def positive(text: str) -> int:
     return number
 
 
+def natural(text: str) -> int:
+    """The type of an argument that is a whole number, 0 or more."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is negative")
+    return number
+
+
 def json_file(text: str) -> Path:
     """The type of an argument that names a JSON file; what lies beside it is named after it."""
     if Path(text).suffix != ".json":

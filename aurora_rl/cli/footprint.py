@@ -6,7 +6,7 @@ import argparse
 
 from aurora_rl.assembly.early import check_models, check_numbers
 from aurora_rl.assembly.known_options import read_asked
-from aurora_rl.cli.arguments import Commands, positive
+from aurora_rl.cli.arguments import Commands, natural, positive
 from aurora_rl.cli.checks import check_positive
 from aurora_rl.cli.console import CLEAN, PROBLEMS, refuse
 from aurora_rl.cli.launching import check_launch
@@ -40,6 +40,12 @@ def register(commands: Commands) -> None:
     parser.add_argument(
         "--frame_size", type=positive, nargs=2, metavar=("H", "W"), help="height and width of the frames, in pixels"
     )
+    parser.add_argument(
+        "--frames", type=natural, help="frames of the longest clip, 0 for sound alone (default: num_frames, or 10)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, help="length of the longest sound (default: the frames', or 10)"
+    )
     parser.add_argument("--gpu_memory_gb", type=float, help="memory of one GPU in GB; vLLM takes its share of it")
     parser.add_argument("--host_memory_gb", type=float, help="memory of one machine in GB, which its processes share")
     parser.add_argument(
@@ -64,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    check_positive(args, "gpu_memory_gb", "host_memory_gb", "tflops")
+    check_positive(args, "seconds", "gpu_memory_gb", "host_memory_gb", "tflops")
     if not 0 < args.utilisation <= 1:
         raise ValueError(f"--utilisation is {args.utilisation}: expected a share above 0, at most 1")
     asked = read_asked(f"recipes/{args.recipe}.py", ["--config", args.config, *args.options])

@@ -23,6 +23,7 @@ class _Batch:
 
     per_device_train_batch_size: int
     max_completion_length: int
+    environment_factory: str | None
     num_generations: int = 1
     steps_per_generation: int = 1
     gradient_accumulation_steps: int = 1
@@ -48,7 +49,7 @@ def estimate_answering(
         device_memory: memory of the device in bytes, of which vLLM takes its share if it samples.
     """
     meta = build_meta_model(model_args, launch, needs=load_task(data_args.task).head)
-    batch = _Batch(args.batch_size, args.max_completion_length)
+    batch = _Batch(args.batch_size, args.max_completion_length, getattr(args, "environment_factory", None))
     work = build_workload(meta.family, meta.base.config, data_args, batch, clips)
     if args.use_vllm:
         sampling = engine_parts(meta, args, device_memory)

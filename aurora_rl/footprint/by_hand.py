@@ -16,6 +16,7 @@ from aurora_rl.footprint.launch import Launch
 from aurora_rl.footprint.limits import Limits
 from aurora_rl.footprint.report import complaint, render
 from aurora_rl.footprint.workload import Clips
+from aurora_rl.tasks.base import load_task
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.sft_config import AuroraSFTConfig
 
@@ -49,9 +50,7 @@ def estimate(args: argparse.Namespace) -> tuple[Footprint, Limits]:
     if data_args.data is not None:
         data_args = main_set(data_sets(data_args)).args
     launch = _launch(args)
-    known = {"size": args.frame_size and tuple(args.frame_size), "count": args.clips}
-    known = {name: value for name, value in known.items() if value is not None}
-    clips = dataclasses.replace(Clips.assumed(data_args), **known)
+    clips = _clips(args, data_args)
     limits = Limits.of(
         model_args, launch, device_memory=_bytes(args.gpu_memory_gb), host_memory=_bytes(args.host_memory_gb)
     )
@@ -81,6 +80,21 @@ def estimate(args: argparse.Namespace) -> tuple[Footprint, Limits]:
 
 def _bytes(gigabytes: float | None) -> int | None:
     return None if gigabytes is None else round(gigabytes * 1e9)
+
+
+def _clips(args: argparse.Namespace, data_args: DataArguments) -> Clips:
+    head = load_task(data_args.task).head
+    if args.frames == 0 and head is not None:
+        raise ValueError(
+            f"--frames is 0, but the task's answers are {head} on frames: give the clips' number of frames"
+        )
+    clips = Clips.assumed(data_args, frames=args.frames)
+    known = {
+        "size": args.frame_size and tuple(args.frame_size),
+        "count": args.clips,
+        "seconds": args.seconds,
+    }
+    return dataclasses.replace(clips, **{name: value for name, value in known.items() if value is not None})
 
 
 def _launch(args: argparse.Namespace) -> Launch:

@@ -136,7 +136,7 @@ def render(
     lines = [
         f"estimated memory of each process ({footprint.launch}):",
         f"  {work.rows} rows of {work.prompt_tokens:,} + {work.completion_tokens:,} tokens, "
-        f"{work.frames} frames of {work.size[1]} x {work.size[0]}",
+        + (f"{work.frames} frames of {work.size[1]} x {work.size[0]}" if work.frames else "sound alone"),
         *([f"  {work.tokens:,} of these {work.row_tokens:,} tokens, as prompts are shared"] * work.shares_prompts),
         *_rows(footprint.device),
         _total("peak", footprint.peak, limits.device),

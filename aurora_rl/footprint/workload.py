@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -15,6 +16,7 @@ from aurora_rl.data.media import read_clip_size, read_waveform
 from aurora_rl.data.sample import AVSample
 from aurora_rl.models.heads import MaskHead
 from aurora_rl.models.mllm import ClipPass, ClipSize, MLLMFamily, TowerPass
+from aurora_rl.rollout.environments import load_environment, tool_schemas
 from aurora_rl.tasks.base import load_task
 
 #: Characters of English text for a token of a large vocabulary; a low value, so that no text is underestimated.
@@ -35,7 +37,7 @@ class Clips:
 
     Attributes:
         count: number of distinct clips; None if no table has been read.
-        frames: F, number of frames of the longest clip.
+        frames: F, number of frames of the longest clip; 0 where all clips are sound alone.
         size: (H, W) of a frame in pixels.
         seconds: length of the longest sound, in seconds.
         completion_tokens: tokens of the longest gold completion.
@@ -48,10 +50,17 @@ class Clips:
     completion_tokens: int = ASSUMED_COMPLETION_TOKENS
 
     @classmethod
-    def assumed(cls, args: DataArguments) -> Self:
-        """Assume sizes from the arguments alone."""
-        frames = args.num_frames or ASSUMED_FRAMES
-        return cls(None, frames, ASSUMED_FRAME, frames / args.fps if frames > 1 else ASSUMED_SECONDS)
+    def assumed(cls, args: DataArguments, *, frames: int | None = None) -> Self:
+        """Assume sizes from the arguments alone.
+
+        Args:
+            args: arguments that say how clips are given to the model.
+            frames: F, if it is known; 0 for clips that are sound alone.
+        """
+        if frames is None:
+            frames = args.num_frames or ASSUMED_FRAMES
+        size = ASSUMED_FRAME if frames else (0, 0)
+        return cls(None, frames, size, frames / args.fps if frames > 1 else ASSUMED_SECONDS)
 
     @classmethod
     def of(cls, samples: Sequence[AVSample]) -> Self:
@@ -159,15 +168,19 @@ def build_workload(
         family: family of the model, which tells what a clip takes.
         config: config of the model.
         data: arguments that say how clips are given to the model.
-        args: TRL's arguments, of SFT or (if they have `num_generations`) GRPO.
+        args: TRL's arguments, of SFT or (if they have `num_generations`) GRPO; the prompt shows the tools of their
+            `environment_factory`.
         clips: sizes of the clips.
+
+    Raises:
+        ToolsError: if the environment cannot be used.
     """
     group = getattr(args, "num_generations", None)
     rows = args.per_device_train_batch_size
     passes = args.steps_per_generation if group else 1
     num_clips = most_groups(rows, group or 1, passes=passes)
     a_clip = clip_pass(family, config, data, clips)
-    text = len(data.asked_instruction() + (data.system_prompt or ""))
+    text = len(data.asked_instruction() + (data.system_prompt or "") + _tools_text(args))
     return Workload(
         rows=rows,
         clips=num_clips,
@@ -181,3 +194,9 @@ def build_workload(
         num_steps=args.gradient_accumulation_steps,
         head=load_task(data.task).head,
     )
+
+
+def _tools_text(args: Any) -> str:
+    """Return the tools as the prompt describes them: in JSON, one a line."""
+    factory = getattr(args, "environment_factory", None)
+    return "" if factory is None else "\n".join(map(json.dumps, tool_schemas(load_environment(factory))))

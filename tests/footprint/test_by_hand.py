@@ -1,11 +1,14 @@
 """The command `aurora-rl footprint`."""
 
+import json
 import re
 
 import pytest
 
 from aurora_rl.cli import main, parse_arguments
 from aurora_rl.footprint.by_hand import estimate
+from aurora_rl.rollout.clip_tools import Ears
+from aurora_rl.rollout.environments import tool_schemas
 
 CONFIG = ["--config", "recipes/synthetic/grpo.yaml"]
 
@@ -86,3 +89,37 @@ def test_recipes_of_tasks_without_a_head_count_none(kind: str, name: str) -> Non
     parts = {part.name for part in (*found.device, *found.host, *found.disk)}
     assert found.peak > 10**9 and found.work.head is None
     assert not [part for part in parts if "mask" in part or "embeddings" in part]
+
+
+#: Configs of the families that hear; sizes of a clip must do without frames in each.
+HEARING = ["qwen2_5_omni_7b", "qwen3_omni_30b", "gemma4_12b"]
+
+
+@pytest.mark.parametrize("name", HEARING)
+def test_clips_of_sound_alone_take_tokens_of_their_sound_alone(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["footprint", "grpo", "--config", "recipes/audio_qa/grpo_7b.yaml", "--model", f"docs/configs/{name}"]
+    heard, longer, seen = (
+        estimate(parse_arguments([*command, *options]))[0]
+        for options in (["--frames", "0"], ["--frames", "0", "--seconds", "20"], ["--frames", "10"])
+    )
+    assert heard.work.frames == 0 and heard.work.size == (0, 0)
+    a_second = (longer.work.prompt_tokens - heard.work.prompt_tokens) / 10
+    assert 12 <= a_second <= 25  # 12.5 or 13 tokens a second in Qwen3-Omni, 25 in the others
+    assert heard.work.prompt_tokens + 500 < seen.work.prompt_tokens and heard.peak < seen.peak
+    assert main([*command, "--frames", "0"]) == 0
+    assert "sound alone" in capsys.readouterr().out
+
+
+def test_masks_need_frames(tiny_checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["footprint", "grpo", *CONFIG, "--model", tiny_checkpoint, "--frames", "0"]) == 2
+    assert "masks on frames" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["sft", "grpo", "evaluate"])
+def test_tools_are_counted_as_the_prompt_shows_them(kind: str) -> None:
+    command = ["footprint", kind, "--config", f"recipes/synthetic/calls/{kind}.yaml"]
+    command += ["--model", "docs/configs/qwen2_5_omni_7b"]
+    more = command + ["--environment_factory", "aurora_rl.rollout.clip_tools:ClipTools"]
+    ears, both = (estimate(parse_arguments(given))[0].work.prompt_tokens for given in (command, more))
+    [schema] = tool_schemas(Ears)
+    assert both > ears > len(json.dumps(schema)) // 3

@@ -36,7 +36,9 @@ def clip_pass(config: Any, clip: ClipSize) -> ClipPass:
 
 
 def tokens_of_frame(height: int, width: int) -> int:
-    """Return the tokens of a frame, which is scaled up or down to as many squares as its form allows."""
+    """Return the tokens of a frame, which is scaled up or down to as many squares as its form allows; 0 of no frame."""
+    if not height or not width:
+        return 0
     scale = math.sqrt(FRAME_TOKENS / (height * width))
     rows, columns = math.floor(height * scale), math.floor(width * scale)
     if not rows or not columns:  # a strip, one token wide
