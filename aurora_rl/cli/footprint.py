@@ -43,9 +43,7 @@ def register(commands: Commands) -> None:
     parser.add_argument(
         "--frames", type=natural, help="frames of the longest clip, 0 for sound alone (default: num_frames, or 10)"
     )
-    parser.add_argument(
-        "--seconds", type=float, help="length of the longest sound (default: the frames', or 10)"
-    )
+    parser.add_argument("--seconds", type=float, help="length of the longest sound (default: the frames', or 10)")
     parser.add_argument("--gpu_memory_gb", type=float, help="memory of one GPU in GB; vLLM takes its share of it")
     parser.add_argument("--host_memory_gb", type=float, help="memory of one machine in GB, which its processes share")
     parser.add_argument(
