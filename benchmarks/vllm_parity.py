@@ -41,6 +41,7 @@ from aurora_rl.models.loading import LoadedModel, load_model
 from aurora_rl.models.mllm import EncodedPrompt, MLLMFamily, load_family
 from aurora_rl.models.mllm.contract import SECOND, Subject
 from aurora_rl.models.mllm.interleaving import InterleavingMixin
+from aurora_rl.models.mllm.tool_calls import ToolTurns
 from aurora_rl.rollout.engine import AuroraVLLMGeneration
 from aurora_rl.rollout.plugin import register_with
 
@@ -242,7 +243,10 @@ def _load_class(family: MLLMFamily) -> None:
 
 
 def prompts_of_all_kinds(subject: Subject) -> list[EncodedPrompt]:
-    """Encode text alone, short and long; frames of several sizes, numbers and rates; sound after and between them."""
+    """Encode text alone, short and long; frames of several sizes, numbers and rates; sound after and between them.
+
+    Where the family calls tools, the last one goes on with a turn of the policy and a tool's answer.
+    """
     family = subject.family
     prompts = [
         subject.encode(frames=0),
@@ -257,6 +261,10 @@ def prompts_of_all_kinds(subject: Subject) -> list[EncodedPrompt]:
         prompts += [subject.encode(sound=31 * SECOND, seed=5)]  # two windows
     if issubclass(family.model_class, InterleavingMixin):
         prompts += [subject.encode(frames=6, sound=3 * SECOND, seed=4, between=True)]
+    if family.tool_format is not None:
+        turns = ToolTurns(family.tool_format, subject.processor.tokenizer)
+        said = turns.call_ids({"name": "loudness", "arguments": {"start_s": 0}})
+        prompts += [prompts[-1].extended([*said, *turns.ids(["loud"])])]
     return prompts
 
 

@@ -9,7 +9,7 @@ import pytest
 from aurora_rl.data.sample import AVSample
 from aurora_rl.models.collate import SFTCollator
 from aurora_rl.models.encoding import SampleEncoder
-from aurora_rl.models.mllm.qwen3_omni import Qwen3OmniFamily
+from aurora_rl.models.mllm.gemma4 import Gemma4Family
 from aurora_rl.rollout.calls import Caller, calls_of, tool_format_of
 from aurora_rl.rollout.environments import ToolsError
 from aurora_rl.tasks.base import Target
@@ -121,4 +121,4 @@ def test_pictures_are_no_answer(encode: SampleEncoder, train_samples: list[AVSam
 
 def test_a_family_without_a_format_is_refused() -> None:
     with pytest.raises(ValueError, match="has no tool_format"):
-        tool_format_of(Qwen3OmniFamily())
+        tool_format_of(Gemma4Family())

@@ -10,16 +10,21 @@ from typing import Any
 
 import pytest
 
+from aurora_rl.assembly.arguments import DataArguments
+from aurora_rl.assembly.encoder import assemble_encoder
 from aurora_rl.data.dataset import to_dataset
 from aurora_rl.data.sample import AVSample
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
-from aurora_rl.models.loading import LoadedModel
+from aurora_rl.models.loading import LoadedModel, load_model
+from aurora_rl.models.mllm import FAMILIES
+from aurora_rl.models.mllm.qwen2_5_omni import Qwen2_5OmniFamily
 from aurora_rl.rollout.base import Turn
 from aurora_rl.rollout.environments import ToolsError
 from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 from aurora_rl.trainers.tool_calls import ToolsTrainer, check_options
+from tests.conftest import SEGMENTER
 from tests.trainers.conftest import COMMON, GRPO
 
 Rollout = Callable[..., dict[str, Any]]
@@ -85,6 +90,25 @@ class CallingTrainer(AuroraGRPOTrainer):
 
 
 @pytest.fixture
+def loaded(request: pytest.FixtureRequest, tiny_checkpoint: str, tmp_path: Any) -> LoadedModel:
+    """The tiny model, or that of the family which a test asks for."""
+    family = getattr(request, "param", Qwen2_5OmniFamily)()
+    if type(family) is Qwen2_5OmniFamily:
+        return load_model(tiny_checkpoint)
+    texts = ["Look: I see a drum.\nListen: I hear a bell.\nAnswer: the target is the drum. It is [SEG]."]
+    model, processor = family.build_tiny(texts, segmenter=SEGMENTER, sizes={"initializer_range": 0.2})
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "checkpoint")
+    return load_model(str(tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def encode(data_args: DataArguments, loaded: LoadedModel, train_samples: list[AVSample]) -> SampleEncoder:
+    args = dataclasses.replace(data_args, drop_sound=not loaded.family.hears)
+    return assemble_encoder(args, loaded, train_samples)
+
+
+@pytest.fixture
 def make_calling(
     loaded: LoadedModel, encode: SampleEncoder, train_samples: list[AVSample], tmp_path: Any
 ) -> Callable[..., CallingTrainer]:
@@ -117,6 +141,11 @@ def with_features(row: EncodedSample, other: EncodedSample) -> EncodedSample:
     return dataclasses.replace(row, prompt=dataclasses.replace(row.prompt, features=other.prompt.features))
 
 
+#: The families whose prompts show tools.
+CALLING = [family for family in FAMILIES if family.tool_format is not None]
+
+
+@pytest.mark.parametrize("loaded", CALLING, ids=lambda family: family.model_types[0], indirect=True)
 def test_a_turn_after_a_call_is_that_of_its_row_alone_and_tools_tokens_teach_nothing(
     make_calling: Callable[..., CallingTrainer], rollout: Rollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +160,7 @@ def test_a_turn_after_a_call_is_that_of_its_row_alone_and_tools_tokens_teach_not
     assert together == alone
     other_clips = [with_features(rows[0], rows[1]), with_features(rows[1], rows[0])]
     with_other_clip = [second_turn(trainer, *asked) for asked in zip(ids, other_clips, strict=True)]
-    assert all(own != other for own, other in zip(alone, with_other_clip, strict=True))
+    assert with_other_clip != alone  # control: clips that are exchanged would be seen
     told = [environment.told for environment in trainer.environments]
     assert told[0] == told[2] == "" and told[1] != told[3]
     decoded = [trainer._tokenizer.decode(own) for own in ids]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from aurora_rl.models.mllm.base import MLLMFamily
+from aurora_rl.models.mllm.tool_calls import QWEN_TOOLS, ToolFormat
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +22,7 @@ class Qwen2_5VLFamily(MLLMFamily):
     tower_names = ("model.visual",)
     hears = False
     position_axes = 3
+    tool_format: ClassVar[ToolFormat | None] = QWEN_TOOLS
     media_limits = {"image": 0, "video": 1}
     engine_architecture = "AuroraQwen2_5_VLForConditionalGeneration"
     engine_class: ClassVar[str | None] = f"{__name__}.engine:AuroraQwen2_5_VLForConditionalGeneration"

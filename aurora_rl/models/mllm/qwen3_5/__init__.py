@@ -18,6 +18,7 @@ class Qwen3_5Family(Qwen2_5VLFamily):
     model_types = ("qwen3_5",)
     engine_architecture = "Qwen3_5ForConditionalGeneration"
     engine_class = None
+    tool_format = None  # its calls are not JSON
     tokens_of_time = 9  # <, 4, ., 5, seconds, >, a digit more, and two delimiters
     lora_target_modules = r"model\.language_model\.layers\.\d+\.(self_attn\.(q_proj|v_proj)|linear_attn\.in_proj_qkv)"
 

@@ -18,7 +18,6 @@ class Qwen3OmniFamily(Qwen2_5OmniFamily):
 
     model_types = ("qwen3_omni_moe", "qwen3_omni_moe_thinker")
     hub_model = None
-    tool_format = None  # second turns are not tested
     engine_architecture = "AuroraQwen3OmniMoeForConditionalGeneration"
     engine_class = f"{__name__}.engine:AuroraQwen3OmniMoeForConditionalGeneration"
     sound_rate = SoundRate(100 / 13, 100 / 13)  # three convolutions of stride 2 over windows of 100 columns

@@ -48,6 +48,13 @@ def test_tools_stand_in_the_system_message_after_the_recipe_s_own(processor: Pro
     assert render(processor, USER, **QWEN_TOOLS.options(processor, [PEAK])).startswith("<|im_start|>system\n# Tools\n")
 
 
+def test_a_template_that_knows_tools_shows_them_once(processor: ProcessorMixin) -> None:
+    knowing = "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}" + processor.chat_template
+    assert '"peak"' in render(processor, USER, tools=[PEAK], chat_template=knowing)
+    shown = render(processor, USER, tools=[PEAK], chat_template=QWEN_TOOLS.template(knowing))
+    assert shown == render(processor, USER, **QWEN_TOOLS.options(processor, [PEAK]))
+
+
 def test_both_ids_of_a_prompt_show_the_tools(loaded: LoadedModel) -> None:
     messages = build_messages("the drum", frames=None, has_audio=False, instruction="{reference}")
     prompt = loaded.family.encode(loaded.processor, messages, waveform=None, fps=1.0, tools=[PEAK])
