@@ -177,3 +177,10 @@ def test_each_family_is_a_row_of_the_page() -> None:
     assert NAMES.keys() == MLLM_FAMILIES.keys()
     missing = [family for family in ROWS if f"| `{family}` |" not in page]
     assert not missing, f"docs/models.md lacks {missing}: run python tools/models_table.py"
+
+
+@pytest.mark.parametrize("family", ROWS)
+def test_the_page_says_how_many_lines_of_code_there_are_now(family: str) -> None:
+    own, engine = models_table.family_lines(family)
+    [line] = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{family}` |")]
+    assert line.split(" | ")[-1] == (f"{own} + {engine} for vLLM |" if engine else f"{own} |")
