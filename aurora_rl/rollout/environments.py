@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -111,6 +112,38 @@ def answers_of(messages: Sequence[Mapping[str, Any]]) -> list[str]:
         if not isinstance(message["content"], str):
             raise ToolsError(f"the tool {message['name']!r} has answered with {message['content']!r}: return a text")
     return [message["content"] for message in messages]
+
+
+def as_logged(completion: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a rollout's messages as they can be printed and stored, whatever the model has put into its calls.
+
+    Arguments become the JSON text of an object: a column of a table has one type, and those of a model any. What UTF-8
+    cannot write, as half of a surrogate pair, becomes a question mark.
+    """
+    messages = [{key: writable(value) for key, value in message.items()} for message in completion]
+    for message in messages:
+        for call in message.get("tool_calls") or ():
+            call["function"]["arguments"] = _object_text(call["function"]["arguments"])
+    return messages
+
+
+def writable(value: Any) -> Any:
+    """Return a copy of plain data whose texts UTF-8 can write."""
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, dict):
+        return {writable(key): writable(item) for key, item in value.items()}
+    return list(map(writable, value)) if isinstance(value, list) else value
+
+
+def _object_text(given: Any) -> str:
+    """Return arguments of a call as the JSON text of an object, which those of a log already are."""
+    try:
+        if isinstance(given, str) and isinstance(json.loads(given), dict):
+            return given
+    except ValueError:
+        pass
+    return json.dumps(given if isinstance(given, dict) else {"arguments": given})
 
 
 def tool_metrics(completion: Sequence[Mapping[str, Any]], max_iterations: int) -> Iterator[tuple[str, float]]:

@@ -4,10 +4,12 @@ _generate_and_score_completions   an environment for each rollout, reset with it
   _generate                       turns of the policy; between them calls are run, whose answers train nothing
     _get_tool_suffix_ids          the answering turn, in which no text becomes a control token
   _calculate_rewards              what the calls came to, logged
+                                  the completions that are printed and stored, whatever stands in their calls
 """
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +22,7 @@ from aurora_rl.rollout.calls import tool_format_of
 from aurora_rl.rollout.environments import (
     ToolsError,
     answers_of,
+    as_logged,
     load_environment,
     tool_metrics,
     tool_schemas,
@@ -77,7 +80,11 @@ class ToolsTrainer(GRPOTrainer):
         if self.environment_factories is not None:
             self._asked = [row["prompt"] for row in inputs]
             inputs = with_clips(inputs, self._batch.rows, self.encode)
-        return super()._generate_and_score_completions(inputs)
+        output = super()._generate_and_score_completions(inputs)
+        if self.environment_factories is not None:
+            completions = self._logs["completion"]
+            self._logs["completion"] = collections.deque(map(as_logged, completions), completions.maxlen)
+        return output
 
     def _generate(self, prompts: list) -> tuple[Any, ...]:
         """Sample as TRL does; the prompts are encoded already, so an environment cannot add to them."""

@@ -32,12 +32,13 @@ from aurora_rl.models.grounding import segmentation_model
 from aurora_rl.trainers import eval_answers
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.sft import AuroraSFTTrainer
+from tests.trainers.calling import call
 
 
 @dataclasses.dataclass
 class FaultArguments:
-    """What to break: `local_masks`, so that a test can show that it would be seen; `kernel` and `dead_groups`, which a
-    run overcomes.
+    """What to break: `local_masks`, so that a test can show that it would be seen; `kernel`, `dead_groups` and `calls`,
+    which a run overcomes.
     """
 
     fault: str = "none"
@@ -80,7 +81,9 @@ class ReplayedGRPOTrainer(AuroraGRPOTrainer):
         self.is_first_batch = False
         return super()._encode_rows(inputs)
 
-    def _generate_single_turn(self, prompt_ids: list, images: list, *args: Any) -> tuple[list[list[int]], None]:
+    def _generate_single_turn(
+        self, prompt_ids: list, images: list, *args: Any, **kwargs: Any
+    ) -> tuple[list[list[int]], None]:
         first = self.accelerator.process_index * len(images)
         texts = [
             replayed_completion(row.sample, index % self.num_generations)
@@ -123,12 +126,28 @@ class DeadGroupsGRPOTrainer(ReplayedGRPOTrainer):
 
     rolled_out = -1, 0  # step, and number of batches in it
 
-    def _generate_single_turn(self, prompt_ids: list, images: list, *args: Any) -> tuple[list[list[int]], None]:
-        ids, _ = super()._generate_single_turn(prompt_ids, images, *args)
+    def _generate_single_turn(
+        self, prompt_ids: list, images: list, *args: Any, **kwargs: Any
+    ) -> tuple[list[list[int]], None]:
+        ids, _ = super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
         step, number = self.rolled_out
         self.rolled_out = self.state.global_step, 1 if self.state.global_step != step else number + 1
         is_dead = not self.accelerator.is_main_process and self.rolled_out[1] <= 2
         return [ids[0] if is_dead else [*row[: -2 - 9 * index], row[-1]] for index, row in enumerate(ids)], None
+
+
+class CallingGRPOTrainer(ReplayedGRPOTrainer):
+    """The second half of all rollouts, those of the second of two processes, ask a tool before they answer."""
+
+    def _generate_single_turn(
+        self, prompt_ids: list, images: list, *args: Any, **kwargs: Any
+    ) -> tuple[list[list[int]], None]:
+        ids, _ = super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
+        first = self.accelerator.process_index * len(images)
+        half = self.accelerator.num_processes * len(images) // 2
+        asked = [*self._tokenizer(call("peak")).input_ids, self._tokenizer.eos_token_id]
+        is_first = all(list(own) == row.prompt.prompt_ids for own, row in zip(prompt_ids, images, strict=True))
+        return [asked if is_first and index >= half else row for index, row in enumerate(ids, start=first)], None
 
 
 class LocalMasksSFTTrainer(AuroraSFTTrainer):
@@ -147,6 +166,7 @@ TRAINERS = {
     ("grpo", "local_masks"): LocalMasksGRPOTrainer,
     ("grpo", "kernel"): FailingKernelGRPOTrainer,
     ("grpo", "dead_groups"): DeadGroupsGRPOTrainer,
+    ("grpo", "calls"): CallingGRPOTrainer,
 }
 
 

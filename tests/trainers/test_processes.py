@@ -88,6 +88,8 @@ FAULT = shlex.split("--fault local_masks")
 KERNEL = shlex.split("--fault kernel")
 #: One process has dead groups, and both refill their batches.
 REFILLED = shlex.split("--fault dead_groups --dynamic_sampling_rounds 3")
+#: One process calls a tool, and the other does not.
+CALLS = shlex.split("--environment_factory tests.trainers.calling:Peak --max_completion_length 240 --fault calls")
 #: Jobs whose rows have the order of a curriculum; others are shuffled.
 IN_ORDER = ("grpo", "grpo_resumed")
 ORDER = shlex.split("--curriculum easy_to_hard --shuffle_dataset false --pass_rates")
@@ -100,6 +102,7 @@ JOBS: Mapping[str, Mapping[str, list[str]]] = {
         "grpo": WHOLE + PLAIN,
         "sft_lora": WHOLE + LORA,
         "grpo_lora": WHOLE + LORA + PLAIN,
+        "grpo_calls": WHOLE + LORA + PLAIN + CALLS,
         "sft_distilled": WHOLE,
     },
     "multi_gpu": {
@@ -114,7 +117,12 @@ JOBS: Mapping[str, Mapping[str, list[str]]] = {
         "sft_fault": HALVES + FAULT,
         "grpo_fault": HALVES + FAULT,
     },
-    "zero2": {"sft": QUARTERS, "grpo": QUARTERS, "sft_words": HALVES + LORA + HALF_PRECISION + WORDS[:2]},
+    "zero2": {
+        "sft": QUARTERS,
+        "grpo": QUARTERS,
+        "sft_words": HALVES + LORA + HALF_PRECISION + WORDS[:2],
+        "grpo_calls": HALVES + LORA + CALLS,
+    },
     "zero3": {
         "sft": HALVES,
         "grpo": HALVES + LISTENING,
@@ -373,6 +381,15 @@ def test_processes_refill_their_batches_in_as_many_rounds_as_the_one_with_most_d
     names = ("dead_before", "dead_after", "rounds", "sampled_per_trained")
     costs = [[line[f"dynamic_sampling/{name}"] for name in names] for line in runs("multi_gpu")["grpo_words"].logs]
     assert costs == [[0.5, 0.0, 2.0, 3.0]] * 3
+
+
+def test_one_process_may_call_tools_while_another_does_not(runs: Runs) -> None:
+    """Processes of one more turn than others end in the same place, as `PARITY` shows; half of the rollouts call."""
+    for config in ("cpu", "zero2"):
+        run = runs(config)["grpo_calls"]
+        assert [line["tools/rollouts_with_a_call"] for line in run.logs] == [0.5] * 3
+        assert [line["tools/failure_frequency"] for line in run.logs] == [0.0] * 3
+        assert all(line["tools/no_room"] == 0.0 and math.isfinite(line["loss"]) for line in run.logs)
 
 
 def test_a_plain_model_gets_a_pretrained_sam_decoder_under_zero3(

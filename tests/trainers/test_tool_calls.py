@@ -4,10 +4,13 @@ The first turn is scripted, since a random model calls nothing; later turns are 
 """
 
 import dataclasses
+import json
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from aurora_rl.assembly.arguments import DataArguments
@@ -23,23 +26,17 @@ from aurora_rl.rollout.environments import ToolsError
 from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
 from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
+from aurora_rl.trainers.health import RolloutHealthCallback
 from aurora_rl.trainers.tool_calls import ToolsTrainer, check_options
 from tests.conftest import SEGMENTER
+from tests.trainers.calling import Peak, call
 from tests.trainers.conftest import COMMON, GRPO
 
 Rollout = Callable[..., dict[str, Any]]
 
 
-class Peak:
-    """Tools on the rollout's clip; its names are short, for a tiny model spells them letter by letter."""
-
-    def reset(self, *, read_clip: Any, uid: str, **row: Any) -> None:
-        self._read_clip, self.uid, self.told = read_clip, uid, ""
-
-    def peak(self) -> str:
-        """Tell the sound's peak."""
-        self.told = f"{abs(self._read_clip().waveform).max():.4f}"
-        return self.told
+class Tools(Peak):
+    """A tool that answers, and two that are trouble."""
 
     def fail(self) -> str:
         """Fail."""
@@ -50,13 +47,9 @@ class Peak:
         return "very " * 200
 
 
-class Talkative(Peak):
+class Talkative(Tools):
     def reset(self, **row: Any) -> str:
         return "Listen."
-
-
-def call(name: str) -> str:
-    return f'<tool_call>{{"name": "{name}", "arguments": {{}}}}</tool_call>'
 
 
 def later_reward(completions: list, **columns: Any) -> list[float]:
@@ -114,7 +107,9 @@ def make_calling(
 ) -> Callable[..., CallingTrainer]:
     """A trainer on two rows of two clips, whose rollouts are scripted turn by turn; greedy afterwards."""
 
-    def make(*turns: list[str], environment: Any = Peak, rewards: Any = later_reward, **options: Any) -> CallingTrainer:
+    def make(
+        *turns: list[str], environment: Any = Tools, rewards: Any = later_reward, **options: Any
+    ) -> CallingTrainer:
         samples = [train_samples[0], train_samples[4]]
         options = {"output_dir": str(tmp_path), **COMMON, **GRPO, "top_k": 1, "max_completion_length": 120, **options}
         trainer = CallingTrainer(
@@ -204,6 +199,38 @@ def test_what_goes_wrong_in_a_call_is_told_to_the_model_and_counted(
     assert metrics["tools/call_frequency"] == 1.0 and metrics["tools/failure_frequency"] == 0.5
     assert metrics["tools/no_room"] == metrics["tools/out_of_iterations"] == 0.25
     assert metrics["tools/rollouts_with_a_call"] == 1.0 and metrics["tools/unreadable"] == 0.0
+
+
+#: Calls that can be read, with arguments that a table of one type a column does not hold, and half a surrogate pair.
+ODD_ARGUMENTS = [
+    "{}",
+    '{"a": 1}',
+    '{"a": "x", "b": {"c": []}}',
+    "[1, 2]",
+    '"x"',
+    '{"\\ud800": "\\ud800"}',
+    "NaN",
+    "null",
+]
+
+
+def test_whatever_stands_in_a_call_is_answered_printed_and_stored(
+    make_calling: Callable[..., CallingTrainer], rollout: Rollout, tmp_path: Path
+) -> None:
+    odd_name = call("\\ud800")
+    for first in range(0, len(ODD_ARGUMENTS), 4):
+        calls = [call("peak").replace("{}", given) for given in ODD_ARGUMENTS[first : first + 4]]
+        trainer = make_calling(
+            [calls[0], odd_name, *calls[2:]], [calls[1], "Oh.", "Oh.", "Oh."], ["Oh."],
+            log_completions=True, max_tool_calling_iterations=2, max_completion_length=400,
+        )  # fmt: skip
+        rollout(trainer)
+        trainer.remove_callback(RolloutHealthCallback)  # which expects a training that has begun
+        trainer.log({})
+        table = pq.read_table(tmp_path / "completions" / "completions_00000.parquet").to_pylist()
+        made = [call["function"] for row in table for turn in row["completion"] for call in turn["tool_calls"] or ()]
+        assert [function["name"] for function in made] == ["peak", "peak", "?", "peak", "peak"]
+        assert all(isinstance(json.loads(function["arguments"]), dict) for function in made)
 
 
 def test_masks_come_from_the_last_turn_of_the_model(

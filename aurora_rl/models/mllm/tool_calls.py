@@ -130,6 +130,8 @@ class ToolTurns:
                 ids.append(self._control[part])
             else:
                 text = re.sub(re.escape(ANSWER), lambda _: next(left), part)
+                # A call's JSON may spell half a surrogate pair, which no tokenizer reads.
+                text = text.encode(errors="replace").decode()
                 ids += self._words.encode(text, add_special_tokens=False).ids
         return ids
 

@@ -83,6 +83,11 @@ def test_what_a_tool_says_is_text_and_never_a_control_token(processor: Processor
     assert f"<tool_response>\n{text}\n</tool_response>" in processor.tokenizer.decode(ids)
 
 
+def test_half_a_surrogate_pair_that_a_tool_repeats_is_a_question_mark(processor: ProcessorMixin) -> None:
+    turns = ToolTurns(QWEN_TOOLS, processor.tokenizer)
+    assert turns.ids(["Tool \ud800 not found."]) == turns.ids(["Tool ? not found."])
+
+
 def test_calls_are_read_and_all_words_around_them_stay_one_text(processor: ProcessorMixin) -> None:
     reader = QWEN_TOOLS.reading(processor)
     begun = reader.tokenizer("<|im_start|>assistant\n").input_ids
