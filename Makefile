@@ -81,7 +81,7 @@ seeds: $(STAMP)  ## matchers, tool table, agents, multiple choice, temporal: eac
 	$(PY) recipes/run_stages.py --config recipes/synthetic/seeds.yaml --jobs 2 $(SEEDS_ARGS); status=$$?; \
 	$(PY) recipes/gather_seeds.py --stages outputs/seeds && exit $$status
 
-seeds-full: $(STAMP)  ## orders of a curriculum, listening, GRPO from few chains: hours, run once by hand
+seeds-full: $(STAMP)  ## orders of a curriculum, listening, GRPO from few chains: two hours of processor time
 	$(PY) recipes/run_stages.py --config recipes/synthetic/seeds_full.yaml --jobs 2 $(SEEDS_ARGS); status=$$?; \
 	$(PY) recipes/gather_seeds.py --stages outputs/seeds && exit $$status
 
