@@ -95,6 +95,20 @@ def test_calls_can_be_barred_and_forced(make: Callable[..., Scripted], train_sam
     assert all(row[0] == 1 and not any(row[1:]) for row in found["always"])
 
 
+def test_a_later_turn_draws_the_same_whatever_the_others_of_its_batch_say() -> None:
+    def second_turn(names: list[str], tokens_of_the_first: int) -> torch.Tensor:
+        noise = SeededSampling(names, temperature=1.0)
+        for _ in range(tokens_of_the_first):
+            noise(torch.empty(0), torch.zeros(len(names), 5))
+        return noise.of_turn(1, [names.index("a")])(torch.empty(0), torch.zeros(1, 5))
+
+    alone = second_turn(["a"], 3)
+    assert torch.equal(second_turn(["b", "a"], 7), alone)
+    first = SeededSampling(["a"], temperature=1.0).of_turn(0, [0])(torch.empty(0), torch.zeros(1, 5))
+    assert not torch.equal(first, alone)
+    assert torch.equal(first, SeededSampling(["a"], temperature=1.0)(torch.empty(0), torch.zeros(1, 5)))
+
+
 @pytest.mark.parametrize(
     "options, told",
     [
