@@ -36,7 +36,7 @@ class CallingArguments(SamplingArguments):
             call, whose rest the model writes.
 
     Raises:
-        ValueError: if `tool_calls` is unknown, or given without tools; or vLLM shall answer.
+        ValueError: if `tool_calls` is unknown, or given without tools; or vLLM shall answer; or a number is too small.
     """
 
     environment_factory: str | None = dataclasses.field(
@@ -51,12 +51,17 @@ class CallingArguments(SamplingArguments):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tool_calls not in CALL_CHOICES:
             raise ValueError(f"tool_calls={self.tool_calls!r}: choose one of {CALL_CHOICES}")
         if self.environment_factory is None and self.tool_calls != "chosen":
             raise ValueError(f"tool_calls is {self.tool_calls!r}, but there are no tools: set environment_factory")
         if self.environment_factory is not None and self.use_vllm:
             raise ValueError("environment_factory is set, but vLLM's answers call no tools yet: leave use_vllm out")
+
+    def least(self) -> dict[str, int]:
+        """Return the smallest values of the numbers that a script adds."""
+        return {**super().least(), "max_tool_calling_iterations": 0}
 
 
 @dataclasses.dataclass

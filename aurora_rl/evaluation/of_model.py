@@ -80,6 +80,10 @@ class EvaluationArguments(CallingArguments):
         default=True, metadata={"help": "Close completions without [SEG] by 'It is [SEG].', so that they have masks."}
     )
 
+    def least(self) -> dict[str, int]:
+        """Return the smallest values of the numbers that a script adds."""
+        return {**super().least(), "num_samples": 0}
+
     @property
     def folder(self) -> Path:
         """The folder of the results.

@@ -74,6 +74,10 @@ class AskArguments(SamplingArguments):
         default=0, metadata={"help": "Number of completions sampled for a row; 0 for one, decoded greedily."}
     )
 
+    def least(self) -> dict[str, int]:
+        """Return the smallest values of the numbers that a script adds."""
+        return {**super().least(), "max_rows": 1, "num_samples": 0}
+
 
 @dataclasses.dataclass(frozen=True)
 class Asking:

@@ -72,7 +72,8 @@ class ToolTableArguments(ToolArguments, AskArguments):
     """The tools, and how the model is asked with their words."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        ToolArguments.__post_init__(self)
+        AskArguments.__post_init__(self)
         check_output(self.output)
         if self.num_samples:
             raise ValueError(f"num_samples is {self.num_samples}: a table holds the one greedy answer, so leave it out")
