@@ -255,7 +255,7 @@ def asked_how(data_args: DataArguments, args: EvaluationArguments) -> dict[str, 
         "instruction": data_args.asked_instruction(),
         **{name: getattr(data_args, name) for name in given},
         "max_completion_length": args.max_completion_length,
-        **({} if args.environment_factory is None else {"environment_factory": args.environment_factory}),
+        **({} if args.environment_factory is None else {name: getattr(args, name) for name in OF_TOOLS}),
     }
 
 

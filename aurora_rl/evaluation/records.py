@@ -253,7 +253,10 @@ def asked_differently(first: str | Path, second: str | Path) -> list[str]:
         ValueError: if a scores.json is damaged.
     """
     one, other = (_read_of_scores(path, "asked") for path in (first, second))
-    return sorted(name for name in one.keys() & other.keys() if one[name] != other[name])
+    if not one or not other:
+        return []
+    # What is not there was not used: an evaluation without tools has no key of theirs.
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
 def _read_of_scores(path: str | Path, name: str) -> dict[str, Any]:
