@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="folder that the table is written to")
     parser.add_argument("--rows", type=int, default=1000, help="number of rows of each simulation")
     args = parser.parse_args(argv)
+    if args.rows < 1:
+        parser.error(f"--rows is {args.rows}: a simulation needs one row at least")
     found = figures(args.rows)
     write_result(
         args.output_dir,

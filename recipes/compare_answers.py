@@ -19,7 +19,7 @@ from aurora_rl.data.questions import QUESTIONS_FILE, QuestionRow, read_questions
 from aurora_rl.evaluation.figures import TABLE_FILE, Figure, write_result
 from aurora_rl.evaluation.intervals import Interval, bootstrap_difference, bootstrap_interval
 from aurora_rl.evaluation.records import RowResult, read_results
-from aurora_rl.scripts.stage_outputs import processor_seconds, results_by_seed
+from aurora_rl.scripts.stage_outputs import check_known, processor_seconds, results_by_seed
 from aurora_rl.synthetic.questions import accuracy_of_sight
 from aurora_rl.synthetic.writer import MOMENTS_FILE
 from aurora_rl.tasks.spans import Span, temporal_iou
@@ -55,7 +55,12 @@ class Pooled:
         return {seed: mean([value for (of, _), value in self.scores.items() if of == seed]) for seed in seeds}
 
     def interval(self, than: Mapping[str, float] | None = None) -> Interval:
-        """Compute the mean with its interval over clips, or how far it is above a value of each question's uid."""
+        """Compute the mean with its interval over clips, or how far it is above a value of each question's uid.
+
+        Raises:
+            ValueError: if a question has no such value.
+        """
+        check_known([uid for _, uid in self.scores], than)
         values = [value - (than[uid] if than else 0.0) for (_, uid), value in self.scores.items()]
         return bootstrap_interval(values, clips=list(self.clips.values()))
 
@@ -77,10 +82,18 @@ def pool(folder: Path, stage: str, file: str, score: str) -> Pooled:
 
 
 def score_of(row: RowResult, name: str) -> float:
-    """Return a score of a row's greedy answer; 0 without an answer. `accuracy` is whether the answer is right."""
+    """Return a score of a row's greedy answer; 0 without an answer. `accuracy` is whether the answer is right.
+
+    Raises:
+        ValueError: if the row's task has no such score.
+    """
     if row.greedy is None:
         return 0.0
-    return float(row.greedy.is_right) if name == "accuracy" else row.greedy.scores[name] or 0.0
+    if name == "accuracy":
+        return float(row.greedy.is_right)
+    if name not in row.greedy.scores:
+        raise ValueError(f"row {row.key!r} has the scores {sorted(row.greedy.scores)}, not {name!r}: choose by --score")
+    return row.greedy.scores[name] or 0.0
 
 
 def gain(before: Pooled, after: Pooled) -> Interval:
@@ -127,6 +140,7 @@ def compare(folder: Path, score: str = "accuracy") -> dict[str, Any]:
     muted = {stage: pool(folder, stage, MUTED, score) for stage in STAGES}
     blanked = {stage: pool(folder, stage, BLANKED, score) for stage in STAGES if any(folder.glob(f"*/{BLANKED}"))}
     asked = {uid for _, uid in hearing[AFTER].scores}
+    check_known(asked, seen)
     gained = gain(hearing[BEFORE], hearing[AFTER])
     at_start = {uid: value for (_, uid), value in hearing[START].scores.items()}
     learned = hearing[AFTER].interval(at_start)
@@ -214,7 +228,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="folder that the table is written to")
     parser.add_argument("--score", choices=sorted(SIGHT), default="accuracy", help="score of the task to compare by")
     args = parser.parse_args(argv)
-    table = compare(args.stages, args.score)
+    with parser.refusing():
+        table = compare(args.stages, args.score)
     write_result(
         args.output_dir,
         system=SYSTEMS[args.score],

@@ -6,13 +6,13 @@ python recipes/count_matchers.py --mmau mmau-test-mini.json --mmar MMAR-meta.jso
 It writes table.md and result.json. MMAU's and MMAR's scripts have one rule.
 """
 
-import json
 import lzma
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from aurora_rl.assembly.options import OptionParser
 from aurora_rl.evaluation.figures import TABLE_FILE, Figure, write_result
+from aurora_rl.files.plain import check_plain_file, parse_json
 from aurora_rl.tasks.matchers import MATCHERS, count_right
 
 #: Counts of the official rule on the authors' files, by the benchmark's name; what is not known is left out.
@@ -35,13 +35,24 @@ def read_questions(path: Path) -> list[Question]:
     """Read a benchmark's questions: a JSON list or JSON lines with `choices` and `answer`, packed by xz or not.
 
     Raises:
-        ValueError: if a row lacks them, or its answer is none of its choices.
+        OSError: if there is no such file.
+        ValueError: if it is damaged or empty, a row lacks them, or its answer is none of its choices.
     """
-    text = (lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()).decode()
-    rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
+    check_plain_file(path)
+    try:
+        text = (lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()).decode()
+        lines = (line for line in text.split("\n") if line.strip())
+        rows = parse_json(text) if text.lstrip().startswith("[") else list(map(parse_json, lines))
+    except (lzma.LZMAError, ValueError) as error:
+        raise ValueError(
+            f"cannot read {path}: {error}; expected a JSON list or JSON lines, packed by xz or not"
+        ) from error
+    if not rows:
+        raise ValueError(f"{path} holds no question: expected a JSON list or JSON lines")
     questions = []
     for number, row in enumerate(rows):
-        if row.get("answer") not in row.get("choices", ()):
+        choices = row.get("choices") if isinstance(row, dict) else None
+        if not isinstance(choices, list) or row.get("answer") not in choices:
             raise ValueError(
                 f"{path}, row {number}: expected `choices` and an `answer` among them, not {str(row)[:120]}"
             )
@@ -74,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="folder that the table is written to")
     args = parser.parse_args(argv)
     files = {name: path for name, path in (("mmau_mini", args.mmau), ("mmar", args.mmar)) if path is not None}
-    questions = {name: read_questions(path) for name, path in files.items()}
+    with parser.refusing():
+        questions = {name: read_questions(path) for name, path in files.items()}
     counted = {name: count(name, of_file) for name, of_file in questions.items()}
     official = {name: by_rule["mmau"] for name, (by_rule, _) in counted.items()}
     write_result(

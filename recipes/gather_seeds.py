@@ -6,15 +6,17 @@ It reads <stages>/<system>/result.json or <stages>/<system>/table/result.json, a
 them, and writes <stages>/results.json and <stages>/results.md.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aurora_rl.assembly.options import OptionParser
-from aurora_rl.evaluation.figures import RESULT_FILE, TABLE_FILE, figure_table
-from aurora_rl.files.atomic import write_whole
-from aurora_rl.files.plain import parse_json
+from aurora_rl.evaluation.figures import RESULT_FILE, TABLE_FILE, Figure, figure_table
+from aurora_rl.files.atomic import whole_files
+from aurora_rl.files.existing import check_folder
+from aurora_rl.files.plain import parse_json, read_text_file
 
 #: The systems in the order of the page, and the command that runs each.
 SYSTEMS = {
@@ -34,18 +36,28 @@ def read_result(folder: Path, system: str) -> dict[str, Any] | None:
     """Read a system's result; None where it was not run.
 
     Raises:
+        OSError: if its table is missing.
         ValueError: if the file is that of another system, or has another form.
     """
     places = [folder / system, folder / system / "table"]
     path = next((place / RESULT_FILE for place in places if (place / RESULT_FILE).is_file()), None)
     if path is None:
         return None
-    found = parse_json(path.read_bytes())
-    if not isinstance(found, dict) or not {"size", "numbers", "figures"} <= set(found) or found.get("system") != system:
+    found = parse_json(read_text_file(path))
+    if not isinstance(found, dict) or found.get("system") != system or not is_result(found):
         raise ValueError(
             f"{path} is no result of {system}: expected what `write_result` of aurora_rl/evaluation/figures.py writes"
         )
-    return {**found, "table": path.with_name(TABLE_FILE).read_text()}
+    return {**found, "table": read_text_file(path.with_name(TABLE_FILE))}
+
+
+def is_result(found: Mapping[str, Any]) -> bool:
+    """Return whether a file's content has the form of a result."""
+    forms = {"size": str, "numbers": dict, "figures": list}
+    if not all(isinstance(found.get(name), form) for name, form in forms.items()):
+        return False
+    names = {field.name for field in dataclasses.fields(Figure)}
+    return all(isinstance(figure, dict) and names <= figure.keys() for figure in found["figures"])
 
 
 def to_object(result: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -82,10 +94,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = OptionParser(description=__doc__)
     parser.add_argument("--stages", type=Path, required=True, help="output folder of the systems' stages")
     args = parser.parse_args(argv)
-    results = {system: read_result(args.stages, system) for system in SYSTEMS}
+    with parser.refusing():
+        check_folder(args.stages, name="--stages")
+        results = {system: read_result(args.stages, system) for system in SYSTEMS}
     content = {system: to_object(result) for system, result in results.items()}
-    write_whole(args.stages / "results.json", json.dumps(content, indent=2) + "\n")
-    write_whole(args.stages / "results.md", markdown(results) + "\n")
+    with whole_files(args.stages / "results.json", args.stages / "results.md") as (numbers, page):
+        numbers.write((json.dumps(content, indent=2) + "\n").encode())
+        page.write((markdown(results) + "\n").encode())
     print(summary(results))
 
 

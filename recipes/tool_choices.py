@@ -34,6 +34,7 @@ def chosen_sets(stages: Path, table: Path, split: str, name: str) -> dict[str, l
 
     Raises:
         FileNotFoundError: if there is none.
+        ValueError: if it is of other questions than the table's.
     """
     samples = {(sample.uid, sample.row): sample for sample in load_tool_questions(table, split)}
     folders = sorted([*stages.glob(f"evaluate_{name}"), *stages.glob(f"evaluate_{name}-[0-9]*")])
@@ -43,7 +44,9 @@ def chosen_sets(stages: Path, table: Path, split: str, name: str) -> dict[str, l
     for folder in folders:
         rows = []
         for result in read_results(folder / "results.jsonl"):
-            sample = samples[result.uid, result.row]
+            sample = samples.get((result.uid, result.row))
+            if sample is None:
+                raise ValueError(f"{folder} has the row {result.key!r}, which split {split!r} of {table} has not")
             text = "" if result.greedy is None else result.greedy.text
             rows.append(ChosenSet(sample.key, rights_of(sample), chosen_tools(task.parse(text), sample)))
         found[folder.name.removeprefix(f"evaluate_{name}").removeprefix("-")] = rows
@@ -83,8 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="folder that the table is written to")
     args = parser.parse_args(argv)
     table = args.data_root or args.stages / "data" / "table"
-    tools = [name for name, _ in read_tools(table / TOOLS_FILE)]
-    by_seed = chosen_sets(args.stages, table, args.split, args.name)
+    with parser.refusing():
+        tools = [name for name, _ in read_tools(table / TOOLS_FILE)]
+        by_seed = chosen_sets(args.stages, table, args.split, args.name)
     rows = [row for of_seed in by_seed.values() for row in of_seed]
     text = markdown(rows, tools)
     write_result(

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from aurora_rl.assembly.calling import CALLED, CALLS
+from aurora_rl.assembly.calling import CALL_CHOICES, CALLED
 from aurora_rl.assembly.options import OptionParser
 from aurora_rl.evaluation.figures import Figure, write_result
 from aurora_rl.evaluation.intervals import Interval, bootstrap_interval
@@ -19,7 +19,7 @@ from aurora_rl.evaluation.records import RowResult, read_results
 #: The policies by their stage, the trained one last.
 START, TRAINED = "sft", "grpo"
 POLICIES = {START: "start", TRAINED: "GRPO"}
-CHOSEN, NEVER, ALWAYS = CALLS
+CHOSEN, NEVER, ALWAYS = CALL_CHOICES
 #: Bars of the trained policy's call rates, and how far its accuracy may be below that of always calling.
 LEAST_NEEDED, MOST_OTHERS, BELOW_ALWAYS = 0.9, 0.1, 0.05
 
@@ -76,8 +76,15 @@ def read_policy(stages: Path, policy: str, tool_calls: str) -> dict[str, list[Ro
 
 
 def call_rate(answers: Sequence[Answered], *, needs_tool: bool) -> float:
-    """Return the share of answers with a call among those to one kind of question."""
+    """Return the share of answers with a call among those to one kind of question.
+
+    Raises:
+        ValueError: if none is of that kind.
+    """
     called = [each.called for each in answers if each.needs_tool == needs_tool]
+    if not called:
+        which = "needs a tool" if needs_tool else "needs none"
+        raise ValueError(f"none of {len(answers)} questions {which}: name the kind that needs one by --needs")
     return sum(called) / len(called)
 
 
@@ -118,8 +125,15 @@ def markdown(results: Mapping[tuple[str, str], Mapping[str, Sequence[RowResult]]
 
 
 def figures(results: Mapping[tuple[str, str], Mapping[str, Sequence[RowResult]]], needs: str) -> list[Figure]:
-    """Compute the trained policy's figures, of each seed, beside their bars."""
-    seeds = {how: {seed: answered(rows, needs) for seed, rows in results[TRAINED, how].items()} for how in CALLS}
+    """Compute the trained policy's figures, of each seed, beside their bars.
+
+    Raises:
+        ValueError: if the ways of calling were not evaluated with the same seeds.
+    """
+    seeds = {how: {seed: answered(rows, needs) for seed, rows in results[TRAINED, how].items()} for how in CALL_CHOICES}
+    if len({frozenset(of_seed) for of_seed in seeds.values()}) > 1:
+        have = ", ".join(f"{how}: {sorted(of_seed)}" for how, of_seed in seeds.items())
+        raise ValueError(f"the seeds of the evaluations differ ({have}): evaluate each way of calling with all")
     needed = [call_rate(answers, needs_tool=True) for answers in seeds[CHOSEN].values()]
     others = [call_rate(answers, needs_tool=False) for answers in seeds[CHOSEN].values()]
     below = [accuracy(seeds[ALWAYS][seed]).mean - accuracy(own).mean for seed, own in seeds[CHOSEN].items()]
@@ -139,8 +153,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--needs", default="loudness", help="kind (reference_type) of the questions that need a tool")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder that the table is written to")
     args = parser.parse_args(argv)
-    results = {(policy, how): read_policy(args.stages, policy, how) for policy in POLICIES for how in CALLS}
-    text, found = markdown(results, args.needs), figures(results, args.needs)
+    with parser.refusing():
+        results = {(policy, how): read_policy(args.stages, policy, how) for policy in POLICIES for how in CALL_CHOICES}
+        text, found = markdown(results, args.needs), figures(results, args.needs)
     trained = results[TRAINED, CHOSEN]
     size = f"{len(trained)} seeds, {len(next(iter(trained.values())))} held-out questions"
     numbers = {

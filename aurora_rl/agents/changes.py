@@ -5,6 +5,7 @@ The agents never see it; it is read when all rows have ended.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from aurora_rl.data.media import read_masks
 from aurora_rl.data.sample import AVSample
 from aurora_rl.metrics import mask_iou
+
+logger = logging.getLogger(__name__)
 
 #: IoU from which masks count as right.
 RIGHT_IOU = 0.5
@@ -28,15 +31,20 @@ CHANGES = {
 
 
 def count_changes(samples: Iterable[AVSample], *, first: Path, last: Path) -> dict[str, int]:
-    """Count what became of rows; those without truth or without masks are left out.
+    """Count what became of rows; those without truth, or whose truth cannot be read, are left out.
 
     Args:
-        samples: the rows.
+        samples: rows that have both masks.
         first: folder of the masks of each row's first phrase, <row>.npz with `masks` (F, H, W).
         last: folder of the masks of each row's end.
     """
-    rows = [sample for sample in samples if sample.has_gt_masks and (last / f"{sample.row}.npz").is_file()]
-    found = Counter(CHANGES[_is_right(row, first), _is_right(row, last)] for row in rows)
+    found: Counter[str] = Counter()
+    for row in samples:
+        if row.has_gt_masks:
+            try:
+                found[CHANGES[_is_right(row, first), _is_right(row, last)]] += 1
+            except (OSError, ValueError) as error:  # MediaError, or masks and truth of two sizes
+                logger.warning("sample %s is left out of the changes: %s", row.key, error)
     return {name: found[name] for name in CHANGES.values()}
 
 

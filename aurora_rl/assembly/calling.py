@@ -18,8 +18,8 @@ from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.rollout.calls import Caller
 
-#: Who decides whether a tool is called: the model, or nobody.
-CALLS = ("chosen", "never", "always")
+#: Values of `tool_calls`: the model decides on calls; it is barred from them; each answer begins with one.
+CALL_CHOICES = ("chosen", "never", "always")
 #: Score of an answer, by name, and what it means.
 CALLED = "called"
 CALLED_MEANS = "the answer called a tool"
@@ -36,7 +36,7 @@ class CallingArguments(SamplingArguments):
             call, whose rest the model writes.
 
     Raises:
-        ValueError: if `tool_calls` is unknown, or given without tools; or vLLM shall answer.
+        ValueError: if `tool_calls` is unknown, or given without tools; or vLLM shall answer; or a number is too small.
     """
 
     environment_factory: str | None = dataclasses.field(
@@ -51,12 +51,17 @@ class CallingArguments(SamplingArguments):
     )
 
     def __post_init__(self) -> None:
-        if self.tool_calls not in CALLS:
-            raise ValueError(f"tool_calls={self.tool_calls!r}: choose one of {CALLS}")
+        super().__post_init__()
+        if self.tool_calls not in CALL_CHOICES:
+            raise ValueError(f"tool_calls={self.tool_calls!r}: choose one of {CALL_CHOICES}")
         if self.environment_factory is None and self.tool_calls != "chosen":
             raise ValueError(f"tool_calls is {self.tool_calls!r}, but there are no tools: set environment_factory")
         if self.environment_factory is not None and self.use_vllm:
             raise ValueError("environment_factory is set, but vLLM's answers call no tools yet: leave use_vllm out")
+
+    def least(self) -> dict[str, int]:
+        """Return the smallest values of the numbers that a script adds."""
+        return {**super().least(), "max_tool_calling_iterations": 0}
 
 
 @dataclasses.dataclass
@@ -82,7 +87,7 @@ class CallingPredictor(Predictor):
     Args:
         caller: what runs calls.
         max_iterations: number of turns with calls that are answered; None for as many as fit.
-        tool_calls: who decides on calls, one of `CALLS`.
+        tool_calls: who decides on calls, one of `CALL_CHOICES`.
         *args, **options: those of `Predictor`.
     """
 
@@ -100,7 +105,7 @@ class CallingPredictor(Predictor):
         environments = [self.caller.environment(row.sample) for row in rows]
         asking, iterations = list(range(len(rows))), 0
         while asking:
-            own_noise = None if noise is None else noise.of_rows(asking)
+            own_noise = None if noise is None else noise.of_turn(iterations, asking)
             turns = self.generate([rollouts[index].row for index in asking], own_noise)
             may_go_on = self.max_iterations is None or iterations < self.max_iterations
             calls = {index: self._say(rollouts[index], turn) for index, turn in zip(asking, turns, strict=True)}

@@ -7,8 +7,9 @@ imports nothing slow.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 #: Former names of options and keys, with their new names; of several names, a parser knows those that fit.
@@ -67,6 +68,14 @@ class OptionParser(argparse.ArgumentParser):
         if new := new_names(name, self.names):
             self.error(f"{option} has another name now: {' or '.join(f'--{now}' for now in new)}")
         return f"--{name}{equals}{value}" if name in self.names else word
+
+    @contextlib.contextmanager
+    def refusing(self) -> Iterator[None]:
+        """End the program as a wrong option does if the block finds unusable files: a message, and no traceback."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            self.error(str(error))
 
     @property
     def names(self) -> set[str]:

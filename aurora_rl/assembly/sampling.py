@@ -23,6 +23,9 @@ class SamplingArguments:
         vllm_max_model_length: number of tokens of the longest prompt, media included, and completion together; None for
             the longest that the model knows, for which vLLM then keeps room.
         vllm_engine_kwargs: further arguments of `vllm.LLM`, such as `{"kv_cache_memory_bytes": 2e9}` on a CPU.
+
+    Raises:
+        ValueError: if a number is too small.
     """
 
     temperature: float = dataclasses.field(
@@ -45,6 +48,20 @@ class SamplingArguments:
     vllm_engine_kwargs: dict[str, Any] | str | None = dataclasses.field(
         default=None, metadata={"help": "Further arguments of vllm.LLM, as JSON."}
     )
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(
+                f"temperature is {self.temperature}: it must be above 0; greedy answers need none, and no num_samples"
+            )
+        for name, least in {"max_completion_length": 1, "batch_size": 1, **self.least()}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}: expected {least} or more")
+
+    def least(self) -> dict[str, int]:
+        """Return the smallest values of the numbers that a script adds."""
+        return {}
 
     @property
     def engine_kwargs(self) -> dict[str, Any]:

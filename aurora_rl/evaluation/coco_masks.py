@@ -32,6 +32,8 @@ from aurora_rl.evaluation.predictions import PredictedMasks, PredictionError, ch
 from aurora_rl.files.fingerprint import fingerprint_values
 from aurora_rl.files.plain import check_plain_file, parse_json, read_records
 
+#: Largest number of frames where nothing but the masks tells it.
+MAX_FRAMES = 100_000
 #: Name of a row or clip (text), number of a row, or None in a file that is one clip's alone.
 Key = str | int | None
 
@@ -118,6 +120,11 @@ class CocoClip:
             numbers = {mask.image for mask in masks}
             if count is None:
                 count = max(numbers, default=0) + 1
+                if count > MAX_FRAMES:
+                    raise PredictionError(
+                        f"{self.path} has a mask of frame {count - 1}, but no clip has more than {MAX_FRAMES} frames: "
+                        "count them from 0"
+                    )
             if outside := sorted(number for number in numbers if number >= count):
                 raise PredictionError(
                     f"{self.path} has a mask of frame {outside[0]}, but the clip has {count} frames, counted from 0"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aurora_rl.evaluation.intervals import Interval
-from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.atomic import whole_files
 
 TABLE_FILE, RESULT_FILE = "table.md", "result.json"
 #: What is said of a figure, by whether its bar is met.
@@ -56,7 +56,7 @@ def write_result(
     numbers: Mapping[str, Any],
     table: str,
 ) -> None:
-    """Write a system's `result.json` and `table.md`.
+    """Write a system's `result.json` and `table.md`, both whole or not at all.
 
     Args:
         folder: folder of both files.
@@ -68,8 +68,10 @@ def write_result(
     """
     rows = [dataclasses.asdict(figure) for figure in figures]
     content = {"system": system, "size": size, "numbers": dict(numbers), "figures": rows}
-    write_whole(folder / RESULT_FILE, json.dumps(content, indent=2, default=dataclasses.asdict) + "\n")
-    write_whole(folder / TABLE_FILE, "\n\n".join(filter(None, [table, figure_table(rows) if rows else ""])) + "\n")
+    page = "\n\n".join(filter(None, [table, figure_table(rows) if rows else ""]))
+    with whole_files(folder / RESULT_FILE, folder / TABLE_FILE) as (result_out, table_out):
+        result_out.write((json.dumps(content, indent=2, default=dataclasses.asdict) + "\n").encode())
+        table_out.write((page + "\n").encode())
 
 
 def figure_table(figures: Sequence[Mapping[str, Any]]) -> str:

@@ -80,6 +80,10 @@ class EvaluationArguments(CallingArguments):
         default=True, metadata={"help": "Close completions without [SEG] by 'It is [SEG].', so that they have masks."}
     )
 
+    def least(self) -> dict[str, int]:
+        """Return the smallest values of the numbers that a script adds."""
+        return {**super().least(), "num_samples": 0}
+
     @property
     def folder(self) -> Path:
         """The folder of the results.
@@ -251,7 +255,7 @@ def asked_how(data_args: DataArguments, args: EvaluationArguments) -> dict[str, 
         "instruction": data_args.asked_instruction(),
         **{name: getattr(data_args, name) for name in given},
         "max_completion_length": args.max_completion_length,
-        **({} if args.environment_factory is None else {"environment_factory": args.environment_factory}),
+        **({} if args.environment_factory is None else {name: getattr(args, name) for name in OF_TOOLS}),
     }
 
 

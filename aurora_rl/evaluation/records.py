@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -252,7 +253,10 @@ def asked_differently(first: str | Path, second: str | Path) -> list[str]:
         ValueError: if a scores.json is damaged.
     """
     one, other = (_read_of_scores(path, "asked") for path in (first, second))
-    return sorted(name for name in one.keys() & other.keys() if one[name] != other[name])
+    if not one or not other:
+        return []
+    # What is not there was not used: an evaluation without tools has no key of theirs.
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
 def _read_of_scores(path: str | Path, name: str) -> dict[str, Any]:
@@ -389,9 +393,13 @@ def result_from_record(record: Mapping[str, Any]) -> RowResult:
     record = _translate_earlier(record)
     if type(record["row"]) is not int or record["row"] < 0:
         raise ValueError(f"row is {record['row']!r}: expected a number from 0")
-    if not all(isinstance(record[name], str) for name in ("uid", "split", "media_id", "category", "reference")):
-        raise ValueError("uid, split, media_id, category and reference must be texts")
-    _check_numbers({name: record[name] for name in ("J", "F", "S", "S_per_frame")})
+    _check_kinds(record, str, "uid", "split", "media_id", "category", "reference", "preset")
+    _check_kinds(record, str | None, "reference_type", "novelty", "answer")
+    _check_kinds(record, str, "dataset", default="")
+    _check_kinds(record, bool, "type_is_derived", "is_missing")
+    _check_kinds(record, list | tuple, "f_curve")
+    check_numbers({name: record[name] for name in ("J", "F", "S", "S_per_frame")})
+    check_numbers({f"f_curve[{index}]": value for index, value in enumerate(record["f_curve"])}, may_be_null=False)
     if len({record[name] is None for name in ("J", "F", "S", "S_per_frame")}) > 1:
         raise ValueError("J, F, S and S_per_frame must be numbers, or all null")
     sampled = tuple(_rollout_of(rollout) for rollout in record["sampled"])
@@ -421,23 +429,41 @@ def _completion_of(greedy: Mapping[str, Any]) -> CompletionScore:
         fields["value"] = fields.pop("category")
         fields["scores"] = {name: fields.pop(key) for key, name in _REFERENCE_KEYS.items()}
         fields["is_right"] = fields["scores"]["category"] == 1.0
-    _check_numbers(fields["scores"])
+    _check_kinds(fields, str, "text")
+    _check_kinds(fields, str | None, "value")
+    _check_kinds(fields, bool, "is_right")
+    check_numbers({**fields["scores"], "iou": fields["iou"]})
     return CompletionScore(**{**fields, **{name: tuple(fields[name]) for name in ("pred_masks", "preset_masks")}})
 
 
 def _rollout_of(rollout: Mapping[str, Any]) -> RolloutScore:
     if "scores" in rollout:
-        _check_numbers(rollout["scores"])
+        _check_kinds(rollout, bool, "is_right")
+        check_numbers({**rollout["scores"], "iou": rollout["iou"]})
         return RolloutScore(**rollout)
+    check_numbers(rollout)
     scores = {name: value for name, value in rollout.items() if name != "iou"}
-    _check_numbers(scores)
     return RolloutScore(scores["category"] == 1.0, scores, rollout["iou"])
 
 
-def _check_numbers(scores: Mapping[str, Any]) -> None:
+def _check_kinds(record: Mapping[str, Any], kind: Any, *names: str, default: Any = None) -> None:
+    for name in names:
+        if not isinstance(record.get(name, default), kind):
+            expected = getattr(kind, "__name__", kind)
+            raise ValueError(f"{name} is {str(record.get(name))[:80]!r}: expected {expected}")
+
+
+def check_numbers(scores: Mapping[str, Any], *, may_be_null: bool = True) -> None:
+    """Check that scores are finite: a NaN among them would make every mean one, and every verdict unclear.
+
+    Raises:
+        ValueError: naming the first score that is none.
+    """
     for name, value in scores.items():
-        if not isinstance(value, int | float | None):
-            raise ValueError(f"{name} is {value!r}: expected a number or null")
+        if value is None and may_be_null:
+            continue
+        if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+            raise ValueError(f"{name} is {value!r}: expected a number{' or null' if may_be_null else ''}")
 
 
 def _translate_earlier(record: Mapping[str, Any]) -> dict[str, Any]:

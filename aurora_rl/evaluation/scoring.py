@@ -19,9 +19,9 @@ from aurora_rl.boundary import boundary_f_measure
 from aurora_rl.data.run_lengths import encode_masks
 from aurora_rl.data.sample import AVSample
 from aurora_rl.evaluation.presets import Preset, find_preset
-from aurora_rl.evaluation.records import CompletionScore, MaskScore, RolloutScore, RowResult, Scores
+from aurora_rl.evaluation.records import CompletionScore, MaskScore, RolloutScore, RowResult, Scores, check_numbers
 from aurora_rl.metrics import MASK_THRESHOLD
-from aurora_rl.tasks.base import Task
+from aurora_rl.tasks.base import Answer, Task
 from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 
 #: The head whose predictions are scored as masks; those of others come as scores by name.
@@ -110,7 +110,7 @@ def score_completion(
         text=text,
         value=answer.value,
         is_right=task.is_right(answer, sample),
-        scores={**task.text_scores(answer, sample), **(head_scores or {})},
+        scores=_scores_of(task, answer, sample, head_scores),
         iou=_iou_reward(mask_probs, gt_masks, sample, task),
         chosen=task.chosen(answer, sample),
         **masks,
@@ -131,7 +131,7 @@ def score_rollout(
     answer = task.parse(text)
     return RolloutScore(
         is_right=task.is_right(answer, sample),
-        scores={**task.text_scores(answer, sample), **(head_scores or {})},
+        scores=_scores_of(task, answer, sample, head_scores),
         iou=_iou_reward(mask_probs, gt_masks, sample, task),
     )
 
@@ -154,6 +154,22 @@ def score_answer(
     if gt_masks is not None and task.head == MASKS:
         score = score_masks(annotated_part(mask_probs, sample), gt_masks, preset=preset)
     return RowResult.of_sample(sample, score, preset=preset, greedy=greedy, sampled=sampled)
+
+
+def _scores_of(task: Task, answer: Answer, sample: AVSample, head_scores: Scores | None) -> Scores:
+    """Return the scores of an answer's words and of its head's prediction.
+
+    Raises:
+        ValueError: naming the sample, if one is no finite number, which no file of results may hold.
+    """
+    scores = {**task.text_scores(answer, sample), **(head_scores or {})}
+    try:
+        check_numbers(scores)
+    except ValueError as error:
+        raise ValueError(
+            f"sample {sample.key}, task {task.name}: the score {error}, or None where it has none"
+        ) from None
+    return scores
 
 
 def annotated_part(masks: Tensor | None, sample: AVSample) -> Tensor | None:

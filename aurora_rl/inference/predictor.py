@@ -6,7 +6,6 @@ Evaluation and `AuroraPipeline` call it. For a task without a head no head runs,
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -83,15 +82,19 @@ class SeededSampling(LogitsProcessor):
     """
 
     def __init__(self, draws: Sequence[str], *, temperature: float) -> None:
+        self.draws = list(draws)
         seeds = [int.from_bytes(hashlib.sha256(draw.encode()).digest()[:8], "big", signed=True) for draw in draws]
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.temperature = temperature
 
-    def of_rows(self, rows: Sequence[int]) -> SeededSampling:
-        """Return the sampling of some of the sequences, whose draws go on."""
-        chosen = copy.copy(self)
-        chosen.generators = [self.generators[row] for row in rows]
-        return chosen
+    def of_turn(self, turn: int, rows: Sequence[int]) -> SeededSampling:
+        """Return the sampling of one turn of some of the sequences, counted from 0; the first turn is this one.
+
+        A turn has draws of its own: where they went on after the last one, they would depend on how long the others of
+        the batch had spoken in it.
+        """
+        names = [self.draws[row] for row in rows]
+        return SeededSampling([f"{name}/turn {turn}" if turn else name for name in names], temperature=self.temperature)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         size = scores.size(-1)

@@ -25,7 +25,7 @@ from aurora_rl.models.mllm.tool_calls import ToolFormat, ToolTurns
 from aurora_rl.rollout.environments import Environment, ToolsError, answers_of, load_environment, tool_schemas
 
 #: Column of a row that holds its calls.
-CALLS = "calls"
+CALLS_COLUMN = "calls"
 
 Call = Mapping[str, Any]
 
@@ -67,7 +67,7 @@ class ToolRunner:
                 if call["name"] not in self.names:
                     raise ToolsError(
                         f"sample {sample.key} calls {call['name']!r}, but the tools are {', '.join(self.names)}: fix "
-                        f"the row's {CALLS}, or name another environment_factory"
+                        f"the row's {CALLS_COLUMN}, or name another environment_factory"
                     )
 
     def environment(self, sample: AVSample) -> Environment:
@@ -175,15 +175,15 @@ def calls_of(sample: AVSample) -> list[Call]:
     Raises:
         ToolsError: naming the row, if the column holds anything else.
     """
-    given = sample.extra_columns.get(CALLS)
+    given = sample.extra_columns.get(CALLS_COLUMN)
     try:
         calls = parse_json(given) if isinstance(given, str) else given or []
     except ValueError as error:
-        raise ToolsError(f"sample {sample.key}: {CALLS} is {given!r}, which is no JSON: {error}") from None
+        raise ToolsError(f"sample {sample.key}: {CALLS_COLUMN} is {given!r}, which is no JSON: {error}") from None
     is_list = isinstance(calls, list) and all(isinstance(call, dict) for call in calls)
     if not is_list or not all(isinstance(c.get("name"), str) and isinstance(c.get("arguments"), dict) for c in calls):
         raise ToolsError(
-            f"sample {sample.key}: {CALLS} is {given!r}: expected a list such as "
+            f"sample {sample.key}: {CALLS_COLUMN} is {given!r}: expected a list such as "
             '[{"name": "loudness", "arguments": {"start_s": 1, "end_s": 2}}], or none'
         )
     return [{"name": call["name"], "arguments": call["arguments"]} for call in calls]

@@ -7,7 +7,7 @@
 
 A line of <output> is all that was said about a row: votes, reasonings, phrases, scores and verdicts. Masks are beside
 it, in test_s.masks/<row>.npz and, of the first phrase of each row, in test_s.first/, which `aurora-rl evaluate
---predictions` and `aurora-rl compare` read. The same command resumes a run that was killed; a row that has no
+--predictions` reads. The same command resumes a run that was killed, another one is refused; a row that has no
 answer fails, and is never taken for a reference that points at nothing. test_s.agents.json sums up: outcomes, calls,
 tokens and price a row, and how many rows the checks mended or broke. The exit status is 1 if a run ended early.
 """
@@ -20,7 +20,7 @@ import functools
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,10 @@ from aurora_rl.endpoint.client import ChatEndpoint
 from aurora_rl.endpoint.replies import Usage
 from aurora_rl.endpoint.rows import RowFailedError, RunArguments, RunReport, run_rows
 from aurora_rl.files.atomic import write_whole
-from aurora_rl.files.journal import Record, read_rows
+from aurora_rl.files.journal import Journal, Record, read_rows, row_key
+from aurora_rl.files.settings import check_settings
 from aurora_rl.logs import setup_logging
+from aurora_rl.scripts.asked_rows import data_settings
 
 
 @dataclasses.dataclass
@@ -203,6 +205,7 @@ def summarise(args: RunArguments, report: RunReport, samples: Sequence[AVSample]
     by those that have a record.
     """
     rows = read_rows(Path(args.output))
+    answered = {row_key(row) for row in rows}  # a kill may leave the masks of a row that has no record
     counts = Counter(row["outcome"] for row in rows)
 
     def mean(values: Sequence[float]) -> float | None:
@@ -215,7 +218,11 @@ def summarise(args: RunArguments, report: RunReport, samples: Sequence[AVSample]
     summary = {
         "rows": len(rows),
         "outcomes": dict(sorted(counts.items())),
-        "changes": count_changes(samples, first=args.path("first"), last=args.path("masks")),
+        "changes": count_changes(
+            (sample for sample in samples if (sample.uid, sample.row) in answered),
+            first=args.path("first"),
+            last=args.path("masks"),
+        ),
         "agreement": mean([row["agreement"] for row in rows]),
         "rounds_a_row": mean([len(row["votes"]) for row in rows]),
         "phrases_a_row": mean([len(row["attempts"]) for row in rows]),
@@ -225,6 +232,23 @@ def summarise(args: RunArguments, report: RunReport, samples: Sequence[AVSample]
     }
     write_whole(args.path("agents.json"), json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def begin_output(args: RunArguments, settings: Mapping[str, Any]) -> None:
+    """Check that an output which is resumed holds the agents' records, made with the same settings.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    output, records = Path(args.output), []
+    if output.exists():
+        with Journal(output) as log:
+            records = log.records
+    if strange := next((record for record in records if "outcome" not in record), None):
+        raise ValueError(
+            f"{output} holds records of something else, such as {str(strange)[:80]}: name another `output`"
+        )
+    check_settings(args.path("settings.json"), settings, of=output, is_empty=not records)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -245,6 +269,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows=all_samples,
             needs_tracks=agents.evidence == TRACKS,
         )
+        asked = {name: getattr(endpoint_args, name) for name in ("model", "temperature", "extra_body")}
+        by = {name: value for name, value in vars(of_segmenter).items() if name != "text_segmenter_device"}
+        begin_output(run_args, {**asked, **by, **vars(agents), **vars(media), **data_settings(data_args)})
         writer = functools.partial(write_masks, run_args)
         rows = [AgentRow(sample, segmenter, agents, media, writer) for sample in samples]
         report = run_rows(rows, endpoint_args, run_args)

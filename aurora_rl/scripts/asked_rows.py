@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,9 @@ from aurora_rl.assembly.encoder import assemble_encoder
 from aurora_rl.assembly.model import assemble_model
 from aurora_rl.assembly.sampling import SamplingArguments
 from aurora_rl.data.sample import AVSample
-from aurora_rl.files.atomic import write_whole
 from aurora_rl.files.journal import Journal, RowKey, read_rows, row_key
 from aurora_rl.files.output_lock import OutputInUseError, hold_output
-from aurora_rl.files.plain import parse_json, read_text_file
+from aurora_rl.files.settings import check_settings
 from aurora_rl.inference.predictor import Completion, Predictor, unfinished_batches
 from aurora_rl.logs import setup_logging
 from aurora_rl.models.checkpoint_files import fingerprint_checkpoint
@@ -75,6 +73,10 @@ class AskArguments(SamplingArguments):
     num_samples: int = dataclasses.field(
         default=0, metadata={"help": "Number of completions sampled for a row; 0 for one, decoded greedily."}
     )
+
+    def least(self) -> dict[str, int]:
+        """Return the smallest values of the numbers that a script adds."""
+        return {**super().least(), "max_rows": 1, "num_samples": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,12 +137,7 @@ def begin_parts(folder: Path, expected: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for part in folder.glob("*.jsonl"):
         Journal(part).close()  # drops an incomplete last line
-    file = folder / "settings.json"
-    if not file.exists():
-        write_whole(file, json.dumps(expected, indent=2).encode())
-    elif (found := parse_json(read_text_file(file))) != expected:
-        differing = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
-        raise ValueError(f"{folder} was begun with other {differing}: delete it, or choose another `output`")
+    check_settings(folder / "settings.json", expected, of=folder)
 
 
 def _ask(

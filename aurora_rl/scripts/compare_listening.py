@@ -17,7 +17,7 @@ from aurora_rl.evaluation.figures import TABLE_FILE, Figure, write_result
 from aurora_rl.evaluation.intervals import Interval, bootstrap_difference, bootstrap_interval
 from aurora_rl.evaluation.records import RowResult, read_results
 from aurora_rl.files.plain import read_records
-from aurora_rl.scripts.stage_outputs import processor_seconds, results_by_seed
+from aurora_rl.scripts.stage_outputs import check_known, processor_seconds, results_by_seed
 
 STAGES = {
     "sft": "early SFT",
@@ -89,8 +89,13 @@ def values_of(rows: Rows, number: Number) -> dict[tuple[str, str], float]:
 
 
 def interval_of(rows: Rows, number: Number, than: Mapping[str, float] | None = None) -> Interval:
-    """Compute the mean of all seeds with its interval over clips, or how far it is above a value of each row."""
+    """Compute the mean of all seeds with its interval over clips, or how far it is above a value of each row.
+
+    Raises:
+        ValueError: if a row has no such value.
+    """
     values = values_of(rows, number)
+    check_known([row for _, row in values], than)
     above = [value - (than[row] if than else 0.0) for (_, row), value in values.items()]
     return bootstrap_interval(above, clips=[rows[key].media_id for key in values])
 
@@ -99,8 +104,14 @@ def difference(before: Rows, after: Rows, number: Number) -> tuple[Interval, int
     """Compute the paired difference, row by row, over the seeds that both stages have, and count these.
 
     A clip is drawn with all of its rows and seeds.
+
+    Raises:
+        ValueError: if they have no seed in common.
     """
     seeds = {seed for seed, _ in before} & {seed for seed, _ in after}
+    if not seeds:
+        have = " and ".join(str(sorted({seed for seed, _ in rows})) for rows in (before, after))
+        raise ValueError(f"two stages were evaluated with the seeds {have}: evaluate both with the same")
     flat = [
         {"/".join(key): value for key, value in values_of(rows, number).items() if key[0] in seeds}
         for rows in (before, after)
@@ -141,6 +152,7 @@ def compare(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if no stage was evaluated.
+        ValueError: if the evaluations are not of the references to sounds of these data.
     """
     read = {stage: {file: read_stage(folder, stage, file) for file in (HEARING, MUTED)} for stage in STAGES}
     stages = {stage: of_stage for stage, of_stage in read.items() if of_stage[HEARING]}
@@ -149,8 +161,12 @@ def compare(folder: Path) -> dict[str, Any]:
     records = [record for _, record in read_records(folder / "data" / "chains.jsonl")]
     sight = accuracies_of_sight(records)
     asked = {row for of_stage in stages.values() for _, row in values_of(of_stage[HEARING], NUMBERS["accuracy"])}
+    if not asked:
+        raise ValueError(f"{folder}: none of the rows that were evaluated refers to a sound, which are compared here")
+    check_known(asked, sight)
     compared = [pair for pair in COMPARISONS if set(pair) <= stages.keys()]
     return {
+        "seeds": max(len({seed for seed, _ in of_stage[HEARING]}) for of_stage in stages.values()),
         "references_to_a_sound": len(asked),
         "best_by_sight": sum(sight[row] for row in asked) / len(asked),
         "stages": {
@@ -211,12 +227,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--stages", type=Path, required=True, help="output folder of recipes/run_stages.py")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder that the table is written to")
     args = parser.parse_args(argv)
-    table = compare(args.stages)
-    seeds = max(entry["seeds"] for entry in table["differences"])
+    with parser.refusing():
+        table = compare(args.stages)
     write_result(
         args.output_dir,
         system="listening",
-        size=f"{seeds} seeds, {table['references_to_a_sound']} references to a sound",
+        size=f"{table['seeds']} seeds, {table['references_to_a_sound']} references to a sound",
         figures=figures(table),
         numbers=table,
         table=markdown(table),

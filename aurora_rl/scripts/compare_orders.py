@@ -216,7 +216,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--stages", type=Path, required=True, help="output folder of recipes/run_stages.py")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder that the table is written to")
     args = parser.parse_args(argv)
-    table = compare(args.stages)
+    with parser.refusing():
+        table = compare(args.stages)
     seeds = max((len(of_seed) for of_seed in table["by_seed"].values()), default=0)
     write_result(
         args.output_dir,

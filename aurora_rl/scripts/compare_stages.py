@@ -18,7 +18,7 @@ from aurora_rl.evaluation.figures import TABLE_FILE, Figure, write_result
 from aurora_rl.evaluation.intervals import Interval, bootstrap_over_seeds
 from aurora_rl.evaluation.measures import MEASURES
 from aurora_rl.evaluation.records import RowResult, read_results
-from aurora_rl.scripts.stage_outputs import processor_seconds
+from aurora_rl.scripts.stage_outputs import check_known, processor_seconds
 from aurora_rl.tasks.completions import normalise_category
 from aurora_rl.tasks.reference_segmentation import ReferenceSegmentation
 
@@ -99,14 +99,17 @@ def read_runs(folder: Path) -> dict[str, Runs]:
     """Read the results of each evaluated stage, by seed; a stage without seeds has seed 0.
 
     Raises:
-        FileNotFoundError: if no stage was evaluated.
+        FileNotFoundError: if none of the stages of `TITLES` was evaluated.
     """
     runs: dict[str, Runs] = {}
     for file in sorted(folder.glob("evaluate_*/results.jsonl")):
         if match := re.fullmatch(r"evaluate_([\w-]+?)(?:-(\d+))?", file.parent.name):
             runs.setdefault(match[1], {})[int(match[2] or 0)] = read_results(file)
-    if not runs:
-        raise FileNotFoundError(f"{folder} holds no evaluate_*/results.jsonl: run the stages first")
+    if not runs.keys() & TITLES.keys():
+        others = f", but of {', '.join(sorted(runs))}" if runs else ""
+        raise FileNotFoundError(
+            f"{folder} holds no evaluate_<stage>/results.jsonl of a stage of this table{others}: run the stages first"
+        )
     return {stage: runs[stage] for stage in TITLES if stage in runs}
 
 
@@ -153,13 +156,17 @@ def of_shared_seeds(after: Runs, before: Runs) -> list[tuple[list[RowResult], li
 def gain(after: Runs, before: Runs, measure: str) -> Interval | None:
     """Compute a stage's gain: models of the same seed are compared row by row, see `of_shared_seeds`.
 
-    The result is None if the measure applies to no row.
+    The result is None if the measure applies to no row, or the stages have no seed in common.
+
+    Raises:
+        ValueError: if two models were not evaluated on the same rows.
     """
     differences = []
     for pair in of_shared_seeds(after, before):
         later, earlier = (MEASURES[measure].values(results) for results in pair)
+        check_known(later, earlier)
         differences.append({key: later[key] - earlier[key] for key in later})
-    return bootstrap_over_seeds(differences) if all(differences) else None
+    return bootstrap_over_seeds(differences) if differences and all(differences) else None
 
 
 def bars(gains: Sequence[dict[str, Any]]) -> list[Figure]:
@@ -221,17 +228,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="folder that the table is written to")
     parser.add_argument("--system", default="stages", help="name of the stages in result.json")
     args = parser.parse_args(argv)
-    runs = read_runs(args.stages)
-    table = {
-        stage: scores(of_stage, list(processor_seconds(args.stages, stage).values()))
-        for stage, of_stage in runs.items()
-    }
-    gains = [
-        {"name": name, "after": after, "before": before, "seeds": len(of_shared_seeds(runs[after], runs[before]))}
-        | {measure: gain(runs[after], runs[before], measure) for measure in COMPARED}
-        for after, before, name in COMPARISONS
-        if after in runs and before in runs
-    ]
+    with parser.refusing():
+        runs = read_runs(args.stages)
+        table = {
+            stage: scores(of_stage, list(processor_seconds(args.stages, stage).values()))
+            for stage, of_stage in runs.items()
+        }
+        gains = [
+            {"name": name, "after": after, "before": before, "seeds": len(of_shared_seeds(runs[after], runs[before]))}
+            | {measure: gain(runs[after], runs[before], measure) for measure in COMPARED}
+            for after, before, name in COMPARISONS
+            if after in runs and before in runs
+        ]
     num_seeds = max(map(len, runs.values()))
     num_rows = max(len(rows) for seeds in runs.values() for rows in seeds.values())
     write_result(

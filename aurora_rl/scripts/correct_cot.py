@@ -40,7 +40,7 @@ from aurora_rl.endpoint.rows import (
     run_rows,
     write_report,
 )
-from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.atomic import whole_files
 from aurora_rl.files.journal import (
     Journal,
     JournalError,
@@ -191,9 +191,9 @@ def correct_by_gold(mistakes: Sequence[Mistake], gold_path: Path, args: RunArgum
             failures.append(failure_record(sample.uid, sample.row, sample.split, error))
             report.failures[error.reason] += 1
     report.answered, report.failed = len(records), len(failures)
-    with hold_output(out, is_folder=False):
-        for path, lines in ((out, records), (args.path("failures.jsonl"), failures)):
-            write_whole(path, to_lines(sort_by_row(lines)))
+    with hold_output(out, is_folder=False), whole_files(out, args.path("failures.jsonl")) as (corrected, failed):
+        corrected.write(to_lines(sort_by_row(records)))
+        failed.write(to_lines(sort_by_row(failures)))
     write_report(report, args)
     return report
 

@@ -44,6 +44,7 @@ class PassRateArguments(AskArguments):
     min_iou: float = dataclasses.field(default=0.0, metadata={"help": "Least IoU of masks of a right answer."})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_samples < 1:
             raise ValueError(f"num_samples={self.num_samples}: a pass rate needs one try at least, such as 16")
 

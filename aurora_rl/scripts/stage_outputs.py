@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from aurora_rl.files.plain import parse_json
@@ -17,6 +18,20 @@ def results_by_seed(folder: Path, stage: str, file: str) -> dict[str, Path]:
     """
     paths = {path.name.removeprefix(f"evaluate_{stage}").removeprefix("-"): path for path in folder.glob("evaluate_*")}
     return {seed: paths[seed] / file for seed in sorted(paths) if seed.isdecimal() or not seed}
+
+
+def check_known(rows: Collection[str], known: Collection[str] | None) -> None:
+    """Check that evaluated rows are those of the data that they are compared with; a ValueError names the first other.
+
+    Args:
+        rows: names of the rows.
+        known: names of the rows that there are; None for no comparison.
+    """
+    if known is not None and (strange := sorted(set(rows) - set(known))):
+        raise ValueError(
+            f"{len(strange)} of {len(set(rows))} rows were evaluated and are not in what they are compared with, the "
+            f"first is {strange[0]!r}: evaluate all stages on the rows of these data"
+        )
 
 
 def processor_seconds(folder: Path, stage: str) -> dict[str, float]:

@@ -31,7 +31,7 @@ from aurora_rl.data.clip_reader import ClipReader
 from aurora_rl.data.containers import SAMPLING_RATE
 from aurora_rl.data.sample import AVSample
 from aurora_rl.data.tool_table import ROWS_FILE, TABLE_FILE, TOOLS_FILE, all_sets
-from aurora_rl.files.atomic import write_whole
+from aurora_rl.files.atomic import whole_files
 from aurora_rl.files.journal import to_lines
 from aurora_rl.inference.predictor import Completion
 from aurora_rl.models.encoding import EncodedSample
@@ -72,7 +72,8 @@ class ToolTableArguments(ToolArguments, AskArguments):
     """The tools, and how the model is asked with their words."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        ToolArguments.__post_init__(self)
+        AskArguments.__post_init__(self)
         check_output(self.output)
         if self.num_samples:
             raise ValueError(f"num_samples is {self.num_samples}: a table holds the one greedy answer, so leave it out")
@@ -122,7 +123,7 @@ class TableRows:
         return "\n".join(self.evidence[sample.key][tool] for tool in self.sets[number])
 
     def write(self, out: Path, asked: Sequence[Mapping[str, Any]]) -> None:
-        """Write the three files of the table of all questions with an answer for each set; log how the reasoner did."""
+        """Write the table of all questions with an answer for each set, all three files or none; log how that went."""
         answered = Counter((record["uid"], record["row"] // len(self.sets)) for record in asked)
         by_key = {
             (sample.uid, sample.row): sample
@@ -142,9 +143,10 @@ class TableRows:
                 {"uid": record["uid"], "row": row, "tools": list(self.sets[number]), "evidence": words, **said}
             )
         described = [[name, describe(tool)] for name, tool in self.tools.items()]
-        write_whole(out.with_name(TOOLS_FILE), (json.dumps(described, ensure_ascii=False, indent=2) + "\n").encode())
-        write_whole(out.with_name(ROWS_FILE), to_lines(_question(sample, out.parent) for sample in by_key.values()))
-        write_whole(out, to_lines(lines))
+        with whole_files(out.with_name(TOOLS_FILE), out.with_name(ROWS_FILE), out) as (tools, rows, table):
+            tools.write((json.dumps(described, ensure_ascii=False, indent=2) + "\n").encode())
+            rows.write(to_lines(_question(sample, out.parent) for sample in by_key.values()))
+            table.write(to_lines(lines))
         right, unread = sum(line["right"] for line in lines), sum(not line["readable"] for line in lines)
         logger.info("%s: %d answers, %d right, %d unreadable (wrong)", out, len(lines), right, unread)
 

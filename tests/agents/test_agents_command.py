@@ -215,6 +215,48 @@ def test_rows_that_the_checks_mended_and_broke_are_counted(train_samples: list[A
     assert list(changes.values()) == [0, 1, 1, 1] and changes["mended"] == 1
 
 
+def test_masks_that_a_kill_left_without_a_record_are_no_change(command, agents, tmp_path):
+    command(max_rows=3)
+    rows = tmp_path / "out" / "rows.jsonl"
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:2]))
+    (tmp_path / "out" / "rows.first" / "2.npz").unlink()  # killed between the two files
+    agents.bodies["recognise"] = reply({})
+    command(max_rows=3, max_attempts=1)
+    summary = json.loads((tmp_path / "out" / "rows.agents.json").read_text())
+    assert (summary["rows"], sum(summary["changes"].values())) == (2, 2)
+
+
+def test_a_row_whose_truth_has_another_size_is_left_out_of_the_changes(train_samples, tmp_path, caplog):
+    row = next(sample for sample in train_samples if not sample.is_null)
+    np.savez(tmp_path / f"{row.row}.npz", masks=np.ones((len(row.mask_paths), 2, 2), bool))
+    assert not any(count_changes([row], first=tmp_path, last=tmp_path).values())
+    assert f"sample {row.key} is left out of the changes" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{"evidence": "tracks"}, {"model": "weak"}, {"agents": 2}])
+def test_an_output_is_not_resumed_with_other_settings(command, capsys, options):
+    command(max_rows=1)
+    assert command(max_rows=2, concurrency=2) == 0
+    with pytest.raises(SystemExit):
+        command(max_rows=2, **options)
+    assert f"was begun with other {list(options)}: delete it, or choose another" in capsys.readouterr().err
+
+
+def test_a_refused_first_run_binds_no_later_one(command, agents, tmp_path):
+    agents.plan = lambda row, attempt: "401"
+    assert command(max_rows=1, model="typo") == 1
+    agents.plan = lambda row, attempt: "good"
+    assert command(max_rows=1) == 0 and len(records(tmp_path)) == 1
+
+
+def test_an_output_of_something_else_is_refused(command, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "rows.jsonl").write_text('{"uid": "a", "row": 0, "steps": {}}\n')
+    with pytest.raises(SystemExit):
+        command()
+    assert "holds records of something else" in capsys.readouterr().err
+
+
 def test_only_the_oracle_is_shown_the_truth(train_samples: list[AVSample]):
     class Other(OracleSegmenter.__base__):
         def find(self, sample, clip, phrase):

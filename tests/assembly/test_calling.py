@@ -1,5 +1,6 @@
 """Answers with calls: their turns are those of a rollout, and who decides on calls may be set."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +9,15 @@ import torch
 
 from aurora_rl.assembly.calling import CallingArguments, CallingPredictor
 from aurora_rl.data.sample import AVSample
+from aurora_rl.evaluation.of_model import EvaluationArguments
 from aurora_rl.inference.predictor import SeededSampling
 from aurora_rl.models.encoding import EncodedSample, SampleEncoder
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.rollout.calls import Caller
+from aurora_rl.scripts.asked_rows import AskArguments
+from aurora_rl.scripts.collect_mistakes import MistakeArguments
+from aurora_rl.scripts.pass_rates import PassRateArguments
+from aurora_rl.scripts.tool_table import ToolTableArguments
 
 CALL = '<tool_call>\n{"name": "loudness", "arguments": {"start_s": 0, "end_s": 1}}\n</tool_call>'
 EARS = "aurora_rl.rollout.clip_tools:Ears"
@@ -95,14 +101,46 @@ def test_calls_can_be_barred_and_forced(make: Callable[..., Scripted], train_sam
     assert all(row[0] == 1 and not any(row[1:]) for row in found["always"])
 
 
+def test_a_later_turn_draws_the_same_whatever_the_others_of_its_batch_say() -> None:
+    def second_turn(names: list[str], tokens_of_the_first: int) -> torch.Tensor:
+        noise = SeededSampling(names, temperature=1.0)
+        for _ in range(tokens_of_the_first):
+            noise(torch.empty(0), torch.zeros(len(names), 5))
+        return noise.of_turn(1, [names.index("a")])(torch.empty(0), torch.zeros(1, 5))
+
+    alone = second_turn(["a"], 3)
+    assert torch.equal(second_turn(["b", "a"], 7), alone)
+    first = SeededSampling(["a"], temperature=1.0).of_turn(0, [0])(torch.empty(0), torch.zeros(1, 5))
+    assert not torch.equal(first, alone)
+    assert torch.equal(first, SeededSampling(["a"], temperature=1.0)(torch.empty(0), torch.zeros(1, 5)))
+
+
 @pytest.mark.parametrize(
     "options, told",
     [
         ({"tool_calls": "often", "environment_factory": EARS}, "choose one of"),
         ({"tool_calls": "never"}, "set environment_factory"),
         ({"environment_factory": EARS, "use_vllm": True}, "leave use_vllm out"),
+        ({"max_tool_calling_iterations": -1}, "max_tool_calling_iterations is -1: expected 0 or more"),
+        ({"temperature": 0.0}, "temperature is 0.0: it must be above 0; greedy answers"),
+        ({"batch_size": 0}, "batch_size is 0: expected 1 or more"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         CallingArguments(**options)
+
+
+def test_no_script_that_asks_a_model_takes_fewer_than_no_samples() -> None:
+    table = functools.partial(ToolTableArguments, output="table.jsonl")
+    rows = [
+        functools.partial(kind, output="rows.jsonl") for kind in (AskArguments, PassRateArguments, MistakeArguments)
+    ]
+    for kind in (EvaluationArguments, table, *rows):
+        with pytest.raises(ValueError, match=r"num_samples is -1: expected 0 or more"):
+            kind(num_samples=-1)
+        with pytest.raises(ValueError, match=r"temperature is -1"):
+            kind(temperature=-1.0)
+    for kind in (table, *rows):
+        with pytest.raises(ValueError, match=r"max_rows is -5: expected 1 or more"):
+            kind(max_rows=-5)

@@ -608,3 +608,11 @@ def test_answers_without_masks_have_nothing_to_score_again(tmp_path):
     write_results(tmp_path / "results.jsonl", [replied(1)])
     predictions = saved_results(tmp_path / "results.jsonl", preset="davis")
     assert not predictions.named and "row 1: its scores are there, but no masks" in predictions.damaged[0]
+
+
+def test_the_number_of_a_frame_alone_asks_for_no_memory(tmp_path):
+    write_truth(tmp_path / "data")
+    (tmp_path / "masks.json").write_text(json.dumps([{"row": WITHOUT_MASKS, "frame": 10**9, "segmentation": None}]))
+    data, predictions = DataArguments(data_root=str(tmp_path / "data")), saved_predictions(tmp_path / "masks.json")
+    with pytest.raises(PredictionError, match="mask of frame 1000000000, but no clip has more than 100000 frames"):
+        rescore(data, predictions, tmp_path / "out", splits=["test_n"])

@@ -157,6 +157,34 @@ def test_mask_scores_in_part_and_scores_that_are_no_numbers_are_refused(changes:
         result_from_record({**record_of(replied(0)), **changes})
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, "1", []])
+@pytest.mark.parametrize("path", [("S",), ("f_curve", 1), ("greedy", "iou"), ("greedy", "see"), ("sampled", 0, "iou")])
+def test_what_is_no_finite_number_is_no_score(path: tuple[Any, ...], value: object, tmp_path: Path):
+    record = json.loads(json.dumps({**record_of(RESULT), "f_curve": [0.5, 0.25]}))
+    place = record
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = value
+    (tmp_path / "results.jsonl").write_text(json.dumps(record) + "\n")
+    with pytest.raises(ValueError, match=r"results.jsonl:1 is no evaluation result \(.*expected a number"):
+        read_results(tmp_path / "results.jsonl")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"reference_type": []}, {"type_is_derived": None}, {"preset": ["refavs"]}, {"is_missing": "no"}),
+        *({"novelty": {}}, {"f_curve": "0.5"}, {"dataset": 3}, {"greedy": {"text": None}}, {"greedy": {"is_right": 1}}),
+    ],
+)
+def test_fields_of_another_kind_are_refused(changes: dict[str, Any]):
+    record = record_of(replied(0))
+    if "greedy" in changes:
+        changes = {"greedy": {**record["greedy"], **changes["greedy"]}}
+    with pytest.raises(ValueError, match=r"is .*: expected (bool|list|str)"):
+        result_from_record({**record, **changes})
+
+
 def test_meanings_of_a_tasks_scores_are_read_from_its_scores(tmp_path: Path):
     meanings = {"brief": "short answers"}
     write_evaluation(tmp_path / "of", [replied(0)], {"preset": "refavs", "meanings": meanings})

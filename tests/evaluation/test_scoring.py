@@ -303,3 +303,14 @@ def test_scores_of_a_box_head_stand_beside_those_of_the_words():
     result = score_answer(DRUM, text, None, TOP_HALF, task=ReferenceBoxes(), head_scores=scores)
     assert result.masks is None and result.completion.is_right
     assert {**scores, "format": 1.0, "category": 1.0}.items() <= result.completion.scores.items()
+
+
+def test_a_score_of_ones_own_task_that_is_no_number_is_an_error_that_names_the_row():
+    class Divides(MultipleChoice):
+        def text_scores(self, answer, sample):
+            return {"brief": float("nan")}
+
+    question = dataclasses.replace(DRUM, choices=("dog", "drum"), answer="drum")
+    for score in (score_completion, score_rollout):
+        with pytest.raises(ValueError, match=r"sample clip_0_1000_drum_1#7, task .*Divides: the score brief is nan"):
+            score("B", None, None, question, task=Divides())

@@ -78,6 +78,11 @@ def test_two_evaluations_with_other_prompts_are_called_so(scores, tmp_path: Path
     assert "The two were asked differently, in instruction:" in capsys.readouterr().out
     assert "asked differently</strong>, in instruction:" in page.read_text()
     assert asked_differently(tmp_path / "base", tmp_path / "base") == []
+    asked = {"instruction": "{reference} Answer.", "fps": 1.0, "environment_factory": "mine.py:Ears"}
+    write_evaluation(tmp_path / "tools", WHOLE, scores | {"asked": asked})
+    assert asked_differently(tmp_path / "base", tmp_path / "tools") == ["environment_factory"]
+    write_evaluation(tmp_path / "unknown", WHOLE, scores)
+    assert asked_differently(tmp_path / "base", tmp_path / "unknown") == []
 
 
 def test_choices_survive_the_file_and_wrong_ones_are_named(tmp_path: Path):

@@ -126,3 +126,11 @@ def test_times_are_compared_by_their_overlap_beside_the_best_single_answer_of_si
     assert table["best_by_sight"] == pytest.approx((0.5 + 0 + 1 + 1) / 4)
     assert table["gain"].mean == pytest.approx(0.1)
     assert table["stages"]["sft"]["iou"].mean == pytest.approx(0.1)
+
+
+def test_questions_of_other_data_are_refused(stages: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    questions = stages / "data" / "questions.jsonl"
+    questions.write_text("".join(questions.read_text().splitlines(keepends=True)[:3]))
+    with pytest.raises(SystemExit):
+        main(["--stages", str(stages), "--output_dir", str(stages / "table")])
+    assert "the first is 'uid3': evaluate all stages on the rows of these data" in capsys.readouterr().err

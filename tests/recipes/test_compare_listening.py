@@ -1,6 +1,7 @@
 """Numbers of the comparison of listening, worked out by hand."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,26 @@ def test_the_last_stage_of_the_recipe_finds_what_its_stages_leave(
 def test_stages_that_were_not_evaluated_are_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="run the stages first"):
         compare(tmp_path)
+
+
+def test_one_stage_alone_has_a_table(stages: Path, tmp_path: Path) -> None:
+    for folder in tmp_path.glob("evaluate_*"):
+        if folder.name != "evaluate_sft":
+            shutil.rmtree(folder)
+    main(["--stages", str(tmp_path), "--output_dir", str(tmp_path / "table")])
+    result = json.loads((tmp_path / "table" / "result.json").read_text())
+    assert result["size"] == "1 seeds, 3 references to a sound" and result["figures"] == []
+
+
+def test_stages_of_other_seeds_or_other_data_are_refused(stages: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (1, 2):
+        (stages / f"evaluate_grpo-{number}").rename(stages / f"evaluate_grpo-{number + 2}")
+    (stages / "data" / "chains.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS[:-1]))
+    words = ["--stages", str(stages), "--output_dir", str(stages / "table")]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "1 of 3 rows were evaluated and are not in" in capsys.readouterr().err
+    (stages / "data" / "chains.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "with the seeds ['1', '2'] and ['3', '4']" in capsys.readouterr().err

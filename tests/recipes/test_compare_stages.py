@@ -166,3 +166,16 @@ def test_grpo_has_all_clips_and_sft_a_tenth_of_them() -> None:
     recipe = yaml.safe_load((TENTH / "grpo.yaml").read_text())
     assert stages["tenth_grpo"]["options"]["data_root"] == "{data}" and "chains" not in recipe
     assert not any("perception" in name for name in recipe["reward_funcs"])
+
+
+def test_stages_without_a_common_seed_have_no_gain() -> None:
+    assert gain({1: [result(0, 0.5)]}, {2: [result(0, 0.2)]}, "greedy_iou") is None
+    with pytest.raises(ValueError, match="1 of 2 rows were evaluated"):
+        gain({1: [result(0, 0.5), result(1, 0.5)]}, {1: [result(0, 0.2)]}, "greedy_iou")
+
+
+def test_a_folder_of_other_stages_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_results(tmp_path / "evaluate_mine-1" / "results.jsonl", [result(0, 0.5)])
+    with pytest.raises(SystemExit):
+        main(["--stages", str(tmp_path), "--output_dir", str(tmp_path / "table")])
+    assert "of a stage of this table, but of mine: run the stages first" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from aurora_rl.evaluation.figures import Figure, write_result
 from aurora_rl.evaluation.intervals import Interval
 from aurora_rl.scripts.stage_plan import read_plan
 from recipes.count_matchers import main as count_matchers
+from recipes.count_matchers import read_questions
 from recipes.gather_seeds import SYSTEMS, main, read_result
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,3 +58,41 @@ def test_each_stage_is_a_system_whose_own_stages_end_in_its_result(path: Path, m
         if stage.config is not None:
             outputs = [f"table/{output}" for output in read_plan(stage.config).stages["table"].outputs]
             assert set(stage.outputs) <= set(outputs)
+
+
+@pytest.mark.parametrize("figures", [{}, [{}], [3]])
+def test_a_result_of_another_form_is_refused(tmp_path: Path, figures: object, capsys) -> None:
+    write_temporal(tmp_path / "temporal")
+    result = tmp_path / "temporal" / "result.json"
+    result.write_text(json.dumps({**json.loads(result.read_text()), "figures": figures}))
+    with pytest.raises(SystemExit):
+        main(["--stages", str(tmp_path)])
+    assert "is no result of temporal" in capsys.readouterr().err
+
+
+def test_a_missing_folder_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        main(["--stages", str(tmp_path / "seed")])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("", "holds no question"),
+        ("[1]", "row 0: expected `choices`"),
+        ('{"choices": null, "answer": "a"}', "row 0: expected `choices`"),
+        ("{", "cannot read"),
+    ],
+)
+def test_files_that_hold_no_questions_are_refused(tmp_path: Path, text: str, said: str, capsys) -> None:
+    (tmp_path / "questions.jsonl").write_text(text)
+    with pytest.raises(SystemExit):
+        count_matchers(["--mmau", str(tmp_path / "questions.jsonl"), "--output_dir", str(tmp_path / "out")])
+    assert said in capsys.readouterr().err
+
+
+def test_a_line_separator_inside_a_question_ends_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"choices": ["a\u2028b", "c"], "answer": "c"}\n', encoding="utf-8")
+    assert read_questions(path) == [(["a\u2028b", "c"], 1)]

@@ -7,8 +7,10 @@ from types import ModuleType
 import pytest
 import yaml
 
+from aurora_rl.evaluation.records import write_results
 from aurora_rl.scripts import evaluate, grpo, init_tiny, make_tool_questions, sft, tool_table
 from recipes import tool_choices
+from tests.row_results import replied
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 #: init.yaml, sft.yaml, grpo.yaml and evaluate.yaml; stages.yaml runs grpo.yaml with the options EXACT as well.
@@ -61,3 +63,11 @@ def test_a_table_is_made_learned_from_and_scored(tmp_path: Path, monkeypatch: py
 def test_the_stages_end_with_the_table() -> None:
     stages = yaml.safe_load((SYNTHETIC / "stages.yaml").read_text())["stages"]
     assert list(stages)[-1] == "table" and stages["table"]["outputs"] == ["table.md", "result.json"]
+
+
+def test_an_evaluation_of_other_questions_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_tool_questions.main(["--output_dir", str(tmp_path / "data"), "--train", "4", "--test", "4"])
+    write_results(tmp_path / "evaluate_grpo" / "results.jsonl", [replied(99, is_right=True)])
+    with pytest.raises(SystemExit):
+        tool_choices.main(["--stages", str(tmp_path), "--output_dir", str(tmp_path / "table")])
+    assert "has the row 'uid99#99', which split 'test' of" in capsys.readouterr().err

@@ -8,9 +8,10 @@ from types import ModuleType
 import pytest
 import yaml
 
-from aurora_rl.evaluation.records import read_results
+from aurora_rl.evaluation.records import CompletionScore, read_results, write_results
 from aurora_rl.scripts import evaluate, grpo, init_tiny, make_window_questions, sft
 from recipes import when_to_call
+from tests.row_results import row
 
 #: init.yaml, sft.yaml, grpo.yaml and evaluate.yaml, which stages.yaml runs.
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "synthetic" / "calls"
@@ -49,3 +50,20 @@ def test_rows_with_calls_are_taught_rolled_out_and_scored(tmp_path: Path, monkey
 def test_the_stages_end_with_the_table() -> None:
     stages = yaml.safe_load((RECIPE / "stages.yaml").read_text())["stages"]
     assert list(stages)[-1] == "table" and stages["table"]["outputs"] == ["table.md", "result.json"]
+
+
+def test_evaluations_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = CompletionScore(text="", value="quiet", is_right=True, scores={"called": 1.0})
+    rows = [row(number, reference_type=kind, greedy=said) for number, kind in enumerate(("loudness", "colour"))]
+    seeds = {"chosen": (1, 2), "never": (1, 2), "always": (1,)}
+    for tool_calls, of in seeds.items():
+        for name in (f"sft-{tool_calls}", *(f"grpo-{tool_calls}-{seed}" for seed in of)):
+            write_results(tmp_path / f"evaluate_{name}" / "results.jsonl", rows)
+    words = ["--stages", str(tmp_path), "--output_dir", str(tmp_path / "table")]
+    for more, told in (
+        ([], "the seeds of the evaluations differ (chosen: ['1', '2']"),
+        (["--needs", "pitch"], "--needs"),
+    ):
+        with pytest.raises(SystemExit):
+            when_to_call.main([*words, *more])
+        assert told in capsys.readouterr().err
