@@ -50,7 +50,7 @@ class SamplingArguments:
     )
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
+        if not 0 < self.temperature < float("inf"):
             raise ValueError(
                 f"temperature is {self.temperature}: it must be above 0; greedy answers need none, and no num_samples"
             )

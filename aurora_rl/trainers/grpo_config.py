@@ -122,6 +122,8 @@ class AuroraGRPOConfig(WatchedMixin, CPUDeviceMixin, GRPOConfig):
         super().__post_init__()
         if self.mask_loss_on not in MASK_LOSS_ON:
             raise ValueError(f"mask_loss_on={self.mask_loss_on!r}: choose one of {MASK_LOSS_ON}")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature={self.temperature}: rollouts are drawn, so it must be a number above 0")
         if self.profile_steps < 0:
             raise ValueError(f"profile_steps={self.profile_steps}: give a number of steps, 0 for none")
         if named := sorted(set(self.generation_kwargs or {}) & set(ENDS)):

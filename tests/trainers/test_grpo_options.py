@@ -10,6 +10,7 @@ import torch
 from aurora_rl.models.grounding import segmentation_model
 from aurora_rl.models.loading import LoadedModel
 from aurora_rl.trainers.grpo import AuroraGRPOTrainer
+from aurora_rl.trainers.grpo_config import AuroraGRPOConfig
 
 OPTIONS = {
     "grpo": {"loss_type": "grpo"},
@@ -158,3 +159,9 @@ def test_checkpoints_between_generation_batches_are_accepted(
     make_grpo: Callable[..., AuroraGRPOTrainer], options: dict
 ) -> None:
     assert make_grpo(save_strategy="steps", **options).args.save_steps == options["save_steps"]
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
+def test_rollouts_need_a_temperature(temperature: float) -> None:
+    with pytest.raises(ValueError, match="must be a number above 0"):
+        AuroraGRPOConfig("out", use_cpu=True, temperature=temperature)
