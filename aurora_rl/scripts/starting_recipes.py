@@ -216,6 +216,8 @@ def _fit(
             machines=None,
             zero=None,
             clips=len({sample.media_id for sample in clips.samples}),
+            frames=None,
+            seconds=None,
             frame_size=(height, width),
             gpu_memory_gb=machine.gpu_memory_gb if machine.num_gpus else None,
             host_memory_gb=machine.host_memory_gb,
